@@ -1,0 +1,56 @@
+"""Multi-agent programs that survive any crash: OpenAI Swarm's API, every model and tool call a checkpoint."""
+
+from durable_swarm.engine import DurableSwarm, Run
+from durable_swarm.errors import (
+    AlreadyAnswered,
+    AmbiguousAgent,
+    ConfigurationError,
+    DurableSwarmError,
+    InvalidAnswer,
+    LimitReached,
+    ModelError,
+    NotInRun,
+    NotSerializable,
+    ReplayMismatch,
+    RequestExpired,
+    RunCancelled,
+    RunConflict,
+    RunFailed,
+    RunNotFound,
+    ToolError,
+    UnknownAgent,
+)
+from durable_swarm.swarm import Swarm
+from durable_swarm.tools import current_call, sleep, sleep_async, step, tool
+from durable_swarm.types import Agent, Response, Result
+
+__all__ = [
+    "Agent",
+    "AlreadyAnswered",
+    "AmbiguousAgent",
+    "ConfigurationError",
+    "DurableSwarm",
+    "DurableSwarmError",
+    "InvalidAnswer",
+    "LimitReached",
+    "ModelError",
+    "NotInRun",
+    "NotSerializable",
+    "ReplayMismatch",
+    "RequestExpired",
+    "Response",
+    "Result",
+    "Run",
+    "RunCancelled",
+    "RunConflict",
+    "RunFailed",
+    "RunNotFound",
+    "Swarm",
+    "ToolError",
+    "UnknownAgent",
+    "current_call",
+    "sleep",
+    "sleep_async",
+    "step",
+    "tool",
+]

@@ -1,0 +1,125 @@
+"""Values to JSON and back: the only format in which anything of a run is stored.
+
+Plain JSON values stay as they are. Python's other common values become `{"$type": NAME, "value": ...}` for the
+names in `_READERS`; so does a dictionary that JSON could not give back unchanged (a key that is not a string, or a
+key `$type`). Everything else raises `NotSerializable`: nothing is ever pickled, and reading runs no code but the
+constructors of this file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from durable_swarm.errors import NotSerializable
+
+TAG = "$type"
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "timedelta": lambda parts: timedelta(*parts),
+    "decimal": Decimal,
+    "uuid": UUID,
+    "bytes": base64.b64decode,
+    "float": float,
+    "text": lambda escaped: json.loads(f'"{escaped}"'),
+    "tuple": lambda items: tuple(decode(item) for item in items),
+    "set": lambda items: {decode(item) for item in items},
+    "frozenset": lambda items: frozenset(decode(item) for item in items),
+    "dict": lambda pairs: {decode(key): decode(value) for key, value in pairs},
+}
+
+_WRITERS: dict[type, Callable[[Any], Any]] = {
+    datetime: lambda value: ("datetime", value.isoformat()),
+    date: lambda value: ("date", value.isoformat()),
+    time: lambda value: ("time", value.isoformat()),
+    timedelta: lambda value: ("timedelta", [value.days, value.seconds, value.microseconds]),
+    Decimal: lambda value: ("decimal", str(value)),
+    UUID: lambda value: ("uuid", str(value)),
+    bytes: lambda value: ("bytes", base64.b64encode(value).decode()),
+}
+
+
+def encode(value: Any, path: str = "value") -> Any:
+    """Give `value` as plain JSON data (dict, list, str, int, float, bool, None).
+
+    `path` names the value in error messages. Raises `NotSerializable`, naming the path of the part that has no JSON form.
+    """
+    try:
+        return _encode(value, path)
+    except RecursionError:
+        raise NotSerializable(f"{path} is nested too deeply, or contains itself", path=path) from None
+
+
+def _encode(value: Any, path: str) -> Any:
+    kind = type(value)
+    if value is None or kind is bool or kind is int:
+        return value
+    if kind is str:
+        return value if _storable(value) else _tagged("text", json.dumps(value)[1:-1])
+    if kind is float:
+        return value if math.isfinite(value) else _tagged("float", repr(value))
+    if kind is list:
+        return [_encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if kind is dict:
+        return _encode_dict(value, path)
+    if kind is tuple:
+        return _tagged("tuple", [_encode(item, f"{path}[{index}]") for index, item in enumerate(value)])
+    if kind is set or kind is frozenset:
+        # Sorted by their encoded text, so that equal sets have equal records.
+        return _tagged(kind.__name__, sorted((_encode(item, path) for item in value), key=dumps))
+    if writer := _WRITERS.get(kind):
+        return _tagged(*writer(value))
+    raise NotSerializable(
+        f"{path} is a {kind.__module__}.{kind.__qualname__}, which cannot be stored as JSON. Keep an id or plain data "
+        "there and make the object where it is used.",
+        path=path,
+    )
+
+
+def _encode_dict(value: dict[Any, Any], path: str) -> Any:
+    if all(type(key) is str and key != TAG and _storable(key) for key in value):
+        return {key: _encode(item, f"{path}[{key!r}]") for key, item in value.items()}
+    return _tagged("dict", [[_encode(key, path), _encode(item, f"{path}[{key!r}]")] for key, item in value.items()])
+
+
+def _storable(text: str) -> bool:
+    """Whether a database takes the text: PostgreSQL refuses NUL, and neither takes half of a surrogate pair."""
+    if text.isascii():
+        return "\0" not in text
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _tagged(name: str, value: Any) -> dict[str, Any]:
+    return {TAG: name, "value": value}
+
+
+def decode(data: Any) -> Any:
+    """Give back the value that `encode` was given. Raises ValueError for a tag this version does not know."""
+    if type(data) is dict:
+        if TAG not in data:
+            return {key: decode(item) for key, item in data.items()}
+        if data[TAG] not in _READERS:
+            raise ValueError(f"unknown stored type {data[TAG]!r}; was it written by a newer version?")
+        return _READERS[data[TAG]](data["value"])
+    if type(data) is list:
+        return [decode(item) for item in data]
+    return data
+
+
+def dumps(data: Any) -> str:
+    """Give JSON data as compact text, the same text for equal data."""
+    return json.dumps(data, separators=(",", ":"), sort_keys=True)
+
+
+def round_trip(value: Any, path: str = "value") -> Any:
+    """Give `value` as it would come back from a checkpoint, sharing nothing with the original."""
+    return decode(encode(value, path))

@@ -1,0 +1,333 @@
+"""`DurableSwarm`: Swarm's methods over the same loop, with every model call and tool call a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
+
+from durable_swarm import codec, errors
+from durable_swarm.engine import database, internals, process, records, workflows
+from durable_swarm.engine.failures import Held
+from durable_swarm.engine.live import LiveRun
+from durable_swarm.engine.process import Process
+from durable_swarm.engine.run import Run
+from durable_swarm.engine.store import Store, state_of
+from durable_swarm.models import Clients
+from durable_swarm.runs import STATES, State
+from durable_swarm.swarm import Request, check_settings
+from durable_swarm.tools import calling
+from durable_swarm.types import Message, Response
+from durable_swarm.waits import background_loop, threads
+
+
+class DurableSwarm:
+    """Runs agents so that no crash loses them: Swarm's client, with checkpoints in a database.
+
+    `client` is anything with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s.
+    `database` is a SQLAlchemy URL, by default `$DURABLE_SWARM_DATABASE_URL`, else `sqlite:///durable_swarm.sqlite`.
+    `name` tells the runs of several swarms on one database apart: a run is recovered by a swarm of its name.
+    `worker_id` names this process in the database, where something outside relies on it; no two may share one.
+    `tool_concurrency` above 1 lets plain functions of one reply run together. `tool_errors="tell"` reports a tool's
+    exception to the model, where `"raise"` ends the run with it.
+
+    Nothing is opened before first use. Use it as a context manager, or call `close`, to give everything back.
+    """
+
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        database: str | None = None,
+        name: str | None = None,
+        worker_id: str | None = None,
+        tool_concurrency: int = 1,
+        tool_errors: str = "raise",
+    ) -> None:
+        check_settings(client, tool_concurrency, tool_errors)
+        self.clients = Clients(client)
+        self.name = _text("name", name)
+        self.tool_concurrency = tool_concurrency
+        self.tool_errors = tool_errors
+        self._database = database if database is None else _text("database", database)
+        self._worker_id = None if worker_id is None else _text("worker_id", worker_id)
+        self._opening = threading.Lock()
+        self._process: Process | None = None
+
+    # Opening and closing
+
+    def _open(self) -> Process:
+        """Launch at first use, then take over what dead processes left unfinished."""
+        with self._opening:
+            if self._process is None:
+                self._process = process.open_for(self, self._database, self._worker_id)
+                self._process.take_over()
+            return self._process
+
+    def _store(self) -> Store:
+        return self._open().store
+
+    def close(self) -> None:
+        """Give everything back. Runs under way stop where they are and stay unfinished; a later use opens again."""
+        with self._opening:
+            if self._process is not None:
+                process.close_for(self)
+                self._process = None
+                self.clients.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # Running
+
+    def run(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: bool = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Response:
+        """Run the agents until one answers without calling a tool; a crash in between loses nothing.
+
+        The same `run_id` again gives the recorded response, or goes on with the run where it stands. Raises what a tool
+        raised, `ModelError`, `RunConflict`, `RunCancelled`, `NotSerializable`, `ConfigurationError`.
+        """
+        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+        prepared = _Prepared(self, asked, run_id)
+        if _has_running_loop():
+            # DBOS refuses to block a thread that has an event loop; a thread beside it may.
+            return threads().submit(internals.outside().run, self._run_here, prepared).result()
+        return internals.outside().run(self._run_here, prepared)
+
+    def _run_here(self, prepared: _Prepared) -> Response:
+        run = self._attach(prepared)
+        if run is not None:
+            return run.result()
+        with self._starting(prepared) as live:
+            try:
+                workflows.run_in_thread(prepared.record)
+            except Held as held:
+                raise held.reason from None
+            except Exception:
+                # The run's own end, recorded; or somebody else's, who was faster. Told below either way.
+                pass
+        return self._started(prepared, live).result()
+
+    async def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: bool = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Response:
+        """Run as `run` does, on the event loop; plain functions run in threads."""
+        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+        run = await self._start_on_loop(_Prepared(self, asked, run_id))
+        return await run.result_async()
+
+    def start(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Run:
+        """Start a run in the background and return once it is recorded. Raises as `run` does before that point."""
+        asked = Request(agent, messages, context_variables, model_override, False, debug, max_turns, execute_tools)
+        prepared = _Prepared(self, asked, run_id)
+        return asyncio.run_coroutine_threadsafe(self._start_on_loop(prepared), background_loop()).result()
+
+    async def start_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Run:
+        """Start as `start` does, on the running event loop."""
+        asked = Request(agent, messages, context_variables, model_override, False, debug, max_turns, execute_tools)
+        return await self._start_on_loop(_Prepared(self, asked, run_id))
+
+    async def _start_on_loop(self, prepared: _Prepared) -> Run:
+        # A task of its own, because a tool may start a run: it must stand outside the tool's workflow.
+        return await asyncio.get_running_loop().create_task(self._begin(prepared), context=internals.outside())
+
+    async def _begin(self, prepared: _Prepared) -> Run:
+        self._open()
+        run = await asyncio.to_thread(self._attach, prepared)
+        if run is not None:
+            return run
+        with self._starting(prepared) as live:
+            await DBOS.start_workflow_async(workflows.run_on_loop, prepared.record)
+        return await asyncio.to_thread(self._started, prepared, live)
+
+    def _attach(self, prepared: _Prepared) -> Run | None:
+        """Give the run if the caller named one that exists already. Raises `RunConflict`."""
+        store = self._store()
+        if not prepared.named:
+            return None
+        row = store.row(prepared.run_id)
+        if row is None:
+            return None
+        prepared.check_same(store.start_record(row))
+        self._lend_agent(prepared)
+        return self._handle(prepared.run_id)
+
+    def _lend_agent(self, prepared: _Prepared) -> None:
+        """A recovered run of this id means the agent that was given with it, whatever others share its name."""
+        opened = self._open()
+        live = opened.runs.get(prepared.run_id)
+        if live is None:
+            opened.lent[prepared.run_id] = prepared.asked.agent
+        else:
+            live.cast.setdefault(prepared.asked.agent.name, prepared.asked.agent)
+
+    @contextlib.contextmanager
+    def _starting(self, prepared: _Prepared) -> Iterator[LiveRun]:
+        opened = self._open()
+        agent = prepared.asked.agent
+        live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
+        opened.expect(live)
+        about = {"agent": agent.name, "swarm": self.name}
+        try:
+            with SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
+                yield live
+        except BaseException:
+            opened.forget(live)
+            raise
+
+    def _started(self, prepared: _Prepared, live: LiveRun) -> Run:
+        """Give the handle of what was started; if another process was faster, of its run."""
+        if live.entered:
+            return self._handle(prepared.run_id, live)
+        store = self._store()
+        row = store.row(prepared.run_id)
+        if row is not None and not live.entered:
+            prepared.check_same(store.start_record(row))
+        return self._handle(prepared.run_id, live if live.entered else None)
+
+    # Looking at runs
+
+    def get(self, run_id: str) -> Run:
+        """Give the handle of a run. Raises `RunNotFound`."""
+        if self._store().row(run_id, load_output=False) is None:
+            raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
+        return self._handle(run_id)
+
+    def runs(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
+        """Give the runs, newest first: all, or those of one status or one agent."""
+        return [self._handle(row.workflow_id) for row in list_rows(self._store(), status, agent, limit)]
+
+    def recover(self) -> list[Run]:
+        """Take over, now, the unfinished runs that no living process executes and whose agents are defined here."""
+        return [self._handle(run_id) for run_id in self._open().take_over()]
+
+    async def get_async(self, run_id: str) -> Run:
+        """Give the handle as `get` does, on the event loop."""
+        self._open()
+        return await asyncio.to_thread(self.get, run_id)
+
+    async def runs_async(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
+        """Give the runs as `runs` does, on the event loop."""
+        self._open()
+        return await asyncio.to_thread(self.runs, status, agent, limit)
+
+    async def recover_async(self) -> list[Run]:
+        """Take over as `recover` does, on the event loop."""
+        self._open()
+        return await asyncio.to_thread(self.recover)
+
+    def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
+        return Run(run_id, self._store, self._open, live)
+
+
+def list_rows(store: Store, status: State | None, agent: str | None, limit: int) -> list[Any]:
+    """Give the rows of runs, newest first. Raises `ConfigurationError` for a status or a limit that is none."""
+    if status is not None and status not in STATES:
+        raise errors.ConfigurationError(f"status must be one of {', '.join(STATES)}, not {status!r}")
+    if limit < 1:
+        raise errors.ConfigurationError("limit must be at least 1")
+    found: list[Any] = []
+    offset, page = 0, max(limit, 100)
+    while len(found) < limit:
+        rows = store.rows(states=None if status is None else [status], limit=page, offset=offset)
+        found += [row for row in rows if status in (None, state_of(row)) and agent in (None, (row.attributes or {}).get("agent"))]
+        offset += page
+        if len(rows) < page:
+            break
+    return found[:limit]
+
+
+class _Prepared:
+    """A request with its id and its record, made before anything runs. Raises `NotSerializable`, `ConfigurationError`."""
+
+    def __init__(self, swarm: DurableSwarm, asked: Request, run_id: str | None) -> None:
+        here = calling()
+        inner = here.next_id() if here is not None and run_id is None and internals.in_workflow() else None
+        self.named = run_id is not None or inner is not None
+        self.run_id = _text("run_id", run_id) if run_id is not None else inner or str(uuid.uuid4())
+        self.asked = asked
+        self.start = asked.start(lambda value: value)
+        self.record = records.start_record(self.start, swarm=swarm.name, at=time.time(), debug=asked.debug)
+        swarm.clients.ready()
+
+    def check_same(self, recorded: records.Record) -> None:
+        """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""
+        differs = [key for key in ("agent", "messages") if codec.dumps(recorded[key]) != codec.dumps(self.record[key])]
+        if differs:
+            raise errors.RunConflict(
+                f"run {self.run_id!r} exists already, with another {' and other '.join(differs).replace('another messages', 'other messages')}; "
+                "use a new run_id, or the same arguments",
+                run_id=self.run_id,
+            )
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "name" and value is None:
+        return ""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise errors.ConfigurationError(f"{name} must be a string that is not empty")
+    return value
+
+
+def _has_running_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+__all__ = ["DurableSwarm", "database"]

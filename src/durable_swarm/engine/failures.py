@@ -1,0 +1,128 @@
+"""How errors cross DBOS: a tool's error never becomes a step's result, an engine's error never becomes a tool's.
+
+`Failed` and `Held` are no `Exception`s, so that neither DBOS records them as the result of a step (then a repaired program
+could not repeat it) nor a tool's `except Exception` swallows them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from durable_swarm import codec, errors
+from durable_swarm.engine.records import Record, failure_record, read_failure
+from durable_swarm.tools import safe_text
+
+log = logging.getLogger("durable_swarm")
+
+
+class Failed(BaseException):
+    """A tool or a model call ended the run with `error`, in the step called `step`."""
+
+    def __init__(self, error: BaseException, step: str) -> None:
+        super().__init__(str(type(error)))
+        self.error = error
+        self.step = step
+
+
+class Held(BaseException):
+    """The run cannot go on in this process for `reason`; in the database it stays unfinished."""
+
+    def __init__(self, reason: errors.DurableSwarmError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class Broken(Exception):
+    """What DBOS stores of a failed run: `data` is the failure's record."""
+
+    def __init__(self, data: Record) -> None:
+        super().__init__(f"{data['type']}: {data.get('message', '')}")
+        self.data = data
+
+
+@contextlib.contextmanager
+def users_code(step: str) -> Iterator[None]:
+    """Round the user's code: what it raises becomes `Failed`; Ctrl+C and cancellation from outside pass."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise Failed(error, step) from None
+    except asyncio.CancelledError as error:
+        if _cancelled_from_outside():
+            raise
+        raise Failed(error, step) from None
+
+
+def _cancelled_from_outside() -> bool:
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0
+
+
+@contextlib.contextmanager
+def engines_code(what: str) -> Iterator[None]:
+    """Round the engine's code: its errors hold the run, which goes on when the cause is mended."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, errors.DurableSwarmError):
+            raise Held(error) from error
+        kind = errors.ReplayMismatch if type(error).__name__ == "DBOSUnexpectedStepError" else errors.ConfigurationError
+        raise Held(kind(f"{what} could not be recorded or read: {safe_text(error)[:500]}")) from error
+
+
+def step_record(value: Any) -> Record:
+    """Give the record of what a `@step` returned. Raises `NotSerializable`."""
+    return {"v": 1, "value": codec.encode(value, "the step's result")}
+
+
+def step_failure(run_id: str, name: str, error: Exception) -> Record:
+    """Give the record of what a `@step` raised, so that it can be raised again as what it was."""
+    record = failure_record(run_id, error, step=name)
+    with contextlib.suppress(errors.NotSerializable):
+        record["args"] = codec.encode(list(error.args))
+        record["state"] = codec.encode(vars(error))
+    if "state" not in record or _class_of(record["type"]) is not type(error):
+        log.warning(
+            "step %r raised a %s, which cannot be rebuilt from the database: after a crash the tool sees RunFailed instead. "
+            "Define the exception at module level, with plain data as its arguments.",
+            name,
+            record["type"],
+        )
+    return {"v": 1, "raised": record}
+
+
+def step_value(record: Record) -> Any:
+    """Give what the step returned, or raise what it raised."""
+    if "raised" not in record:
+        return codec.decode(record["value"])
+    raise rebuild(record["raised"])
+
+
+def rebuild(record: Record) -> Exception:
+    """Give the recorded exception as the class it had, found by name among the modules in use; else `RunFailed`.
+
+    No constructor runs: arguments and attributes are put back as the plain data they are.
+    """
+    kind = _class_of(record["type"])
+    if "own" in record or kind is None or "state" not in record:
+        return read_failure(record)
+    args = codec.decode(record["args"])
+    error = kind.__new__(kind, *args)
+    error.args = tuple(args)
+    vars(error).update(codec.decode(record["state"]))
+    return error
+
+
+def _class_of(qualified: str) -> type[Exception] | None:
+    """Find an exception class by its qualified name, without importing anything."""
+    module, _, name = qualified.rpartition(".")
+    found = getattr(sys.modules.get(module or "builtins"), name, None)
+    return found if isinstance(found, type) and issubclass(found, Exception) else None

@@ -1,0 +1,133 @@
+"""Who this process is: a name that no living process shares, held by a lock that death frees.
+
+The owner of a run stands in the database by this name. A process that finds a run of a name whose lock is free knows
+that its owner is dead, and takes the run over; one whose lock is held is left alone. SQLite: a byte of `<file>.lock`,
+locked through the operating system. PostgreSQL: an advisory lock of a session kept open for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Protocol
+
+import sqlalchemy
+
+from durable_swarm.errors import ConfigurationError
+
+
+class Locks(Protocol):
+    """Named locks that the death of a process frees."""
+
+    def take(self, name: str) -> bool:
+        """Take the lock for this process; False if another living process has it."""
+
+    def give(self, name: str) -> None:
+        """Free the lock."""
+
+    def close(self) -> None:
+        """Free all locks."""
+
+
+def _number(name: str) -> int:
+    """Give the number by which a name is locked: 62 bits, so that two names practically never share one."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
+
+
+class FileLocks:
+    """Locks on the bytes of one file; they are not inherited by a fork and end with the process."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def take(self, name: str) -> bool:
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _number(name))
+        except OSError:
+            return False
+        return True
+
+    def give(self, name: str) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _number(name))
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class PostgresLocks:
+    """Advisory locks of one session. If the session is lost, `take` opens another and takes back what it held."""
+
+    def __init__(self, url: sqlalchemy.URL) -> None:
+        self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+        self._connection = self._engine.connect()
+        self._held: set[str] = set()
+
+    def take(self, name: str) -> bool:
+        try:
+            taken = self._ask("pg_try_advisory_lock", name)
+        except sqlalchemy.exc.DBAPIError:
+            self._reconnect()
+            taken = self._ask("pg_try_advisory_lock", name)
+        if taken:
+            self._held.add(name)
+        return taken
+
+    def give(self, name: str) -> None:
+        self._held.discard(name)
+        self._ask("pg_advisory_unlock", name)
+
+    def _ask(self, function: str, name: str) -> bool:
+        return bool(self._connection.execute(sqlalchemy.text(f"SELECT {function}(:key)"), {"key": _number(name)}).scalar())
+
+    def _reconnect(self) -> None:
+        with contextlib.suppress(sqlalchemy.exc.DBAPIError):
+            self._connection.close()
+        self._connection = self._engine.connect()
+        for name in self._held:
+            self._ask("pg_try_advisory_lock", name)
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlalchemy.exc.DBAPIError):
+            self._connection.close()
+        self._engine.dispose()
+
+
+class Identity:
+    """This process's name in the database, and its knowledge of who else lives."""
+
+    def __init__(self, locks: Locks, name: str | None) -> None:
+        self._locks = locks
+        self._guard = threading.Lock()
+        self.name = name or f"process-{uuid.uuid4()}"
+        with self.alone():
+            if not self._locks.take(self.name):
+                raise ConfigurationError(
+                    f"a living process already works as worker_id {self.name!r}; give each process its own, or none"
+                )
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only process, and the only thread, that looks for runs to take over."""
+        with self._guard:
+            while not self._locks.take("take-over"):
+                threading.Event().wait(0.01)
+            try:
+                yield
+            finally:
+                self._locks.give("take-over")
+
+    def is_dead(self, name: str) -> bool:
+        """Whether no living process has that name. To be asked inside `alone`."""
+        if name == self.name or not self._locks.take(name):
+            return False
+        self._locks.give(name)
+        return True
+
+    def close(self) -> None:
+        """Give the name up."""
+        self._locks.close()

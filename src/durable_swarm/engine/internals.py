@@ -1,0 +1,163 @@
+"""What this package uses of DBOS beyond its public interface, each with its reason.
+
+`tests/engine/test_internals.py` fails when DBOS changes one of them.
+
+- `decorate_workflow`, `run_step`, `run_step_async` with a `DBOS` of our own view: the public decorators write step results with
+  the serializer of the program that launched DBOS, which is pickle unless it says otherwise. Ours are always JSON.
+- `decorate_workflow` once more: a workflow that exists in two colours (in the calling thread, on an event loop) has one
+  name; the public decorator registers, and warns of, both.
+- `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses (plain
+  functions on a thread that has an event loop).
+- `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
+- `_register_internal_queue`: a queue of this process alone, in memory. Public queues are rows that every process polls, so
+  another program would take over runs whose agents it does not have.
+- `DBOSDefaultSerializer`: rows marked as pickle are unpickled whatever the serializer; a database must not run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from dbos import DBOS, DBOSPortableJSONSerializer
+from dbos import _context, _core, _dbos, _serialization
+
+from durable_swarm.errors import ConfigurationError
+
+JSON = DBOSPortableJSONSerializer()
+
+
+class _View:
+    """The launched DBOS, seen with our serializer."""
+
+    _serializer = JSON
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(instance(), name)
+
+
+class _Registry:
+    """DBOS's registry, seen with our view of DBOS; workflows enter it only where `enters` says so."""
+
+    def __init__(self, enters: bool) -> None:
+        self._enters = enters
+
+    @property
+    def dbos(self) -> Any:
+        return None if instance() is None else _VIEW
+
+    def register_wf_function(self, name: str, function: Any) -> None:
+        if self._enters:
+            _dbos._get_or_create_dbos_registry().register_wf_function(name, function)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_dbos._get_or_create_dbos_registry(), name)
+
+
+_VIEW: Any = _View()
+
+
+def instance() -> Any:
+    """Give the process's DBOS object, or None."""
+    return _dbos._dbos_global_instance
+
+
+def launched() -> bool:
+    """Whether this process has a launched DBOS."""
+    return instance() is not None and instance()._launched
+
+
+def workflow(name: str, *, recovers: bool) -> Callable[[Any], Any]:
+    """Make a function a workflow. Of several colours of one name, the one that `recovers` runs what is recovered."""
+    registry: Any = _Registry(recovers)
+    decorate = _core.decorate_workflow(
+        registry, name, 100, serialization_type=_serialization.WorkflowSerializationFormat.PORTABLE
+    )
+    return decorate
+
+
+def reserve() -> Any:
+    """Draw the number of the next step of the workflow under way."""
+    return _context.snapshot_step_context()
+
+
+def run_step(name: str, body: Callable[[], Any], reserved: Any = None) -> Any:
+    """Run a step in this thread."""
+    options: Any = {"name": name}
+    return _core.run_step(_VIEW, reserved or reserve(), body, options, (), {})
+
+
+def run_step_async(name: str, body: Callable[[], Awaitable[Any]], reserved: Any = None) -> Awaitable[Any]:
+    """Run a step on the event loop; its number is drawn at once."""
+    options: Any = {"name": name}
+    function: Any = body
+    return _core.run_step_async(_VIEW, reserved or reserve(), function, options, (), {})
+
+
+def in_workflow() -> bool:
+    """Whether the running code is inside a DBOS workflow or step."""
+    context = _context.get_local_dbos_context()
+    return context is not None and context.is_within_workflow()
+
+
+def outside() -> contextvars.Context:
+    """Give a copy of the current context that stands outside every workflow."""
+    copy = contextvars.copy_context()
+    copy.run(_context._dbos_context_var.set, None)
+    return copy
+
+
+def private_queue(name: str, polling_interval: float) -> Any:
+    """Give a queue that only this process serves."""
+    queue = _dbos._get_or_create_dbos_registry()._register_internal_queue(name)
+    queue._polling_interval_sec = polling_interval
+    return queue
+
+
+def forget_queue(name: str) -> None:
+    """Serve the queue no more, from the next launch on."""
+    _dbos._get_or_create_dbos_registry().internal_queue_map.pop(name, None)
+
+
+_unpickle = _serialization.DBOSDefaultSerializer.deserialize
+_refusing: contextvars.ContextVar[bool] = contextvars.ContextVar("durable_swarm_refusing_pickle", default=False)
+_owns_dbos = False
+
+
+def _guarded(text: str) -> Any:
+    if _owns_dbos or _refusing.get():
+        raise ConfigurationError("a row of the database is a pickle, which is never read: it could run any code")
+    return _unpickle(text)
+
+
+vars(_serialization.DBOSDefaultSerializer)["deserialize"] = _guarded
+
+
+def refuse_pickle(everywhere: bool) -> None:
+    """Refuse pickled rows in the whole process (we launched DBOS), or only where `reading` says so."""
+    global _owns_dbos
+    _owns_dbos = everywhere
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Refuse pickled rows in this context."""
+    token = _refusing.set(True)
+    try:
+        yield
+    finally:
+        _refusing.reset(token)
+
+
+def silence() -> None:
+    """Keep DBOS's own log to itself: it prints statements with their values, and those are the users' data."""
+    logger = logging.getLogger("dbos")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
+
+
+__all__ = ["DBOS", "JSON"]

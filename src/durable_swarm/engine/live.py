@@ -1,0 +1,91 @@
+"""What this process knows of the runs it executes right now: the objects that a database cannot hold."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from durable_swarm.loop import Call, Start
+from durable_swarm.models import Clients, Conversation
+from durable_swarm.tools import Cast, Lane
+from durable_swarm.types import Response
+from durable_swarm.waits import Home
+
+
+class Settings(Protocol):
+    """What a run needs of the `DurableSwarm` it belongs to."""
+
+    clients: Clients
+    tool_concurrency: int
+    tool_errors: str
+    name: str
+
+
+@dataclass
+class LiveRun:
+    """One run under way in this process."""
+
+    run_id: str
+    start: Start
+    swarm: Settings
+    debug: bool = False
+    cast: Cast = field(default_factory=dict)
+    conversation: Conversation = field(default_factory=Conversation)
+    homes: list[Home] = field(default_factory=list)
+    """Threads that wait for this run and lend themselves to its plain functions."""
+    entered: bool = False
+    """Whether the workflow's body was entered in this process: if not, somebody else executes the run."""
+    recovered: bool = False
+    """Whether an earlier life may have begun what has no record yet."""
+    over: threading.Event = field(default_factory=threading.Event)
+    response: Response | None = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One undecorated tool call under way, as its child workflow needs it."""
+
+    run: LiveRun
+    agent: Any
+    call: Call
+    context: dict[str, Any]
+    attempt: int
+    lane: Lane | None
+    """Where the batch runs together: what gives its plain functions their turn."""
+
+
+class Desk:
+    """Where a run lays down what its child workflows need, and where they pick it up, whoever comes first.
+
+    After a crash both are taken over at once, and a child may start before its run has come to the call again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._places: dict[str, Future[ToolCall]] = {}
+
+    def place(self, key: str) -> Future[ToolCall]:
+        """Give the place of one call."""
+        with self._lock:
+            return self._places.setdefault(key, Future())
+
+    def put(self, key: str, call: ToolCall) -> None:
+        """Lay the call down, in place of what an interrupted life of it left."""
+        with self._lock:
+            place = self._places.get(key)
+            if place is None or place.done():
+                place = self._places[key] = Future()
+        place.set_result(call)
+
+    def clear(self, key: str) -> None:
+        """Take the call away."""
+        with self._lock:
+            self._places.pop(key, None)
+
+    def keys(self) -> set[str]:
+        """Give the calls that lie or are waited for here."""
+        with self._lock:
+            return set(self._places)

@@ -1,0 +1,220 @@
+"""Performs the loop's effects as checkpoints: a model call is a step, a tool call a step or a child workflow.
+
+Written once for both colours: `InThread` runs DBOS's steps in the calling thread, `OnEventLoop` awaits them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from durable_swarm import codec, errors, roster
+from durable_swarm.engine import internals, records
+from durable_swarm.engine.failures import Held, engines_code, users_code
+from durable_swarm.engine.live import LiveRun, ToolCall
+from durable_swarm.engine.records import Record
+from durable_swarm.loop import Ask, Call, CallAll, Outcome, Reply, absorb
+from durable_swarm.models import ModelCall, complete
+from durable_swarm.tools import (
+    CurrentCall,
+    Inside,
+    Lane,
+    Recorder,
+    call_in_order,
+    call_together,
+    call_tool,
+    find_tool,
+    plan_calls,
+    runs_together,
+)
+from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish
+
+Body = Callable[[Waits], Awaitable[Record]]
+
+
+class Colour(Protocol):
+    """How steps and child workflows are run: in this thread, or on an event loop.
+
+    Both methods draw the numbers by which DBOS knows a step again before they first suspend: so a batch that is begun in
+    the model's order has the same numbers in every life, whatever the order in which its calls get their turn.
+    """
+
+    waits: Waits
+
+    async def step(self, name: str, body: Body) -> Record:
+        """Run a step and give its record, the recorded one if there is one."""
+
+    async def child(self, key: str) -> Record:
+        """Run the child workflow of the tool call `key` and give its record."""
+
+
+@dataclass(frozen=True)
+class InThread:
+    """Everything in the calling thread."""
+
+    run_child: Callable[[str], Record]
+    waits: Waits = Blocking()
+
+    async def step(self, name: str, body: Body) -> Record:
+        record: Record = internals.run_step(name, lambda: finish(_coroutine(body, self.waits)))
+        return record
+
+    async def child(self, key: str) -> Record:
+        return self.run_child(key)
+
+
+@dataclass(frozen=True)
+class OnEventLoop:
+    """Everything awaited; plain functions go to the pool of `waits`."""
+
+    start_child: Callable[[str], Awaitable[Record]]
+    waits: Waits
+
+    async def step(self, name: str, body: Body) -> Record:
+        async def go() -> Record:
+            return await body(self.waits)
+
+        return await internals.run_step_async(name, go, internals.reserve())
+
+    async def child(self, key: str) -> Record:
+        return await self.start_child(key)
+
+
+async def _coroutine(body: Body, waits: Waits) -> Record:
+    return await body(waits)
+
+
+@dataclass
+class Durable:
+    """Performs the effects of one run."""
+
+    run: LiveRun
+    colour: Colour
+    on_loop: Callable[[Waits], Colour]
+    """Gives the colour for a batch that runs together beside a blocked thread."""
+    place_call: Callable[[str, ToolCall], None]
+    """Lays an undecorated tool call where its child workflow finds it."""
+    replayed: bool = False
+    """Whether the last model call came from its record."""
+
+    async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
+        return await (self._ask(effect) if isinstance(effect, Ask) else self._call_all(effect))
+
+    async def _ask(self, effect: Ask) -> Reply:
+        self.replayed = True
+
+        async def body(waits: Waits) -> Record:
+            self.replayed = False
+            return await self._model_call(effect, waits)
+
+        with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
+            record = await self.colour.step(records.model_step(effect.agent), body)
+            return records.read_reply(records.read(record, "the record of a model call"))
+
+    async def _model_call(self, effect: Ask, waits: Waits) -> Record:
+        run, agent = self.run, self._agent(effect.agent)
+        client = run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None)
+        with users_code(records.model_step(effect.agent)):
+            completion = await complete(
+                client,
+                agent,
+                effect.history,
+                codec.round_trip(effect.context),
+                conversation=run.conversation,
+                model_override=run.start.model_override,
+                debug=run.debug,
+                call=ModelCall(run.run_id, effect.turn),
+                waits=waits,
+            )
+            calls, version = plan_calls(agent, completion.message), roster.fingerprint(agent)
+            return records.reply_record(
+                completion.message, calls, completion.usage, model=completion.model, version=version
+            )
+
+    def _agent(self, name: str) -> Any:
+        """Give the agent of that name: the object this run has met, or after a crash the one found by name."""
+        if name not in self.run.cast:
+            try:
+                self.run.cast[name] = roster.find(name)
+            except (errors.UnknownAgent, errors.AmbiguousAgent) as reason:
+                raise Held(reason) from None
+        return self.run.cast[name]
+
+    async def _call_all(self, effect: CallAll) -> list[Outcome]:
+        if all(call.plan == "tell" for call in effect.calls):
+            return [Outcome(call.text) for call in effect.calls]
+        # Looked up once: a handoff in the batch may bring another agent of the same name.
+        agent = self._agent(effect.agent)
+        if not runs_together(agent, effect.calls, self.run.swarm.tool_concurrency):
+            return await self._in_order(agent, effect)
+        if isinstance(self.colour, InThread):
+            return self._beside(agent, effect)
+        return await call_together(effect.calls, self._maker(agent, effect, self.colour))
+
+    def _beside(self, agent: Any, effect: CallAll) -> list[Outcome]:
+        """Run the batch on the background loop, while this thread makes the calls of plain functions."""
+        home = Home()
+        self.run.homes.append(home)
+        try:
+            return beside(lambda waits: call_together(effect.calls, self._maker(agent, effect, self.on_loop(waits))), home)
+        finally:
+            self.run.homes.remove(home)
+
+    def _maker(self, agent: Any, effect: CallAll, colour: Colour) -> Callable[[Call], Awaitable[Outcome]]:
+        lane = Lane(self.run.swarm.tool_concurrency)
+        return lambda call: self._make(agent, effect, call, effect.context, colour, lane)
+
+    async def _in_order(self, agent: Any, effect: CallAll) -> list[Outcome]:
+        context = dict(effect.context)
+
+        async def one(call: Call) -> Outcome:
+            outcome = await self._make(agent, effect, call, context, self.colour, None)
+            absorb(context, outcome)
+            return outcome
+
+        return await call_in_order(effect.calls, one)
+
+    async def _make(
+        self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], colour: Colour, lane: Lane | None
+    ) -> Outcome:
+        """Make one tool call as planned."""
+        if call.plan == "tell":
+            return Outcome(call.text)
+        run, key = self.run, records.call_key(self.run.run_id, effect.turn, call.index)
+        attempt = 2 if run.recovered and self.replayed else 1
+        made = ToolCall(run, agent, call, context, attempt, lane)
+        with engines_code(f"tool call {key!r}"):
+            if call.plan == "step":
+                record = await colour.step(records.tool_step(call.tool), lambda waits: perform(made, key, None, waits))
+            else:
+                self.place_call(key, made)
+                record = await colour.child(key)
+            return records.read_outcome(records.read(record, f"the record of tool call {key!r}"))
+
+
+async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Waits) -> Record:
+    """Call the tool, when its turn has come, and give the record of what came of it."""
+    run, call = made.run, made.call
+    function = find_tool(made.agent, call.tool)
+    if function is None:
+        raise Held(
+            errors.UnknownAgent(
+                f"agent {made.agent.name!r} has no tool {call.tool!r} any more, but a call of it is open; bring the tool "
+                "back, or cancel the run",
+                agent=made.agent.name,
+            )
+        )
+    current = CurrentCall(run.run_id, made.agent.name, call.tool, call.id, made.attempt, key)
+    change, context = records.Change.watch(made.context)
+    tell = run.swarm.tool_errors == "tell"
+
+    async def body() -> Outcome:
+        return await call_tool(
+            function, call, context, Inside(current, recorder), cast=run.cast, tell_errors=tell, waits=waits
+        )
+
+    with users_code(records.tool_step(call.tool)):
+        outcome = await (body() if made.lane is None else made.lane.run(function, body))
+        return records.outcome_record(change.read(outcome, context))

@@ -1,0 +1,212 @@
+"""The wire format: every name and every record that a run leaves in the database.
+
+A record is a JSON object with a version `v`. What is written here is read by later versions of this package, so names
+and keys only ever gain, never change; `docs/code-changes.md` explains them to users.
+
+    workflow  durable_swarm.run       one run, id = run_id; its input is the start record
+    workflow  durable_swarm.tool      one undecorated tool call, id = <run_id>/<turn>.<index>
+    step      model:<agent>           one model call: reply, plans, version, tokens
+    step      tool:<name>             one call of a `@step` tool: its outcome
+    step      <name>                  one call of a `@step` function inside a tool: its value
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from durable_swarm import codec, errors
+from durable_swarm.loop import Call, Outcome, Reply, Start
+from durable_swarm.models import without_secrets
+from durable_swarm.tools import safe_text
+from durable_swarm.types import Message, Usage
+
+RUN = "durable_swarm.run"
+TOOL = "durable_swarm.tool"
+GET_RESULT = "DBOS.getResult"
+"""The row in which DBOS keeps a child workflow's result for its parent."""
+
+WIRE = "durable-swarm-1"
+"""DBOS's application version: a constant of this format, so that no edit of a program strands its runs."""
+
+VERSION = 1
+
+QUEUE = "durable_swarm:"
+"""Prefix of the queue on which one process takes runs over; its executor id follows."""
+
+UNCLAIMED = f"{QUEUE}unclaimed"
+"""The queue of runs that any process with their agents may take."""
+
+
+def model_step(agent: str) -> str:
+    """Give the name of an agent's model calls."""
+    return f"model:{agent}"
+
+
+def tool_step(name: str) -> str:
+    """Give the name of a tool's calls."""
+    return f"tool:{name}"
+
+
+def call_key(run_id: str, turn: int, index: int) -> str:
+    """Give the id of a tool call, which is its idempotency key too."""
+    return f"{run_id}/{turn}.{index}"
+
+
+Record = dict[str, Any]
+
+
+def read(record: Any, where: str) -> Record:
+    """Check that this is a record of a version this package can read, and give it."""
+    if not isinstance(record, dict) or not isinstance(record.get("v"), int):
+        raise errors.ReplayMismatch(f"{where} is not a record of durable-swarm")
+    if record["v"] > VERSION:
+        raise errors.ConfigurationError(
+            f"{where} was written by a newer version of durable-swarm (record version {record['v']}, this one reads up to "
+            f"{VERSION}); upgrade the package"
+        )
+    return record
+
+
+def _slim(**fields: Any) -> Record:
+    """Give a record of the fields that say something."""
+    return {"v": VERSION, **{key: value for key, value in fields.items() if value not in (None, {}, [], "")}}
+
+
+def start_record(start: Start, *, swarm: str, at: float, debug: bool) -> Record:
+    """Give the input of a run. Raises `NotSerializable`, naming the path of what has no JSON form."""
+    record = _slim(
+        agent=start.agent,
+        swarm=swarm,
+        at=at,
+        model_override=start.model_override,
+        max_turns=start.max_turns,
+        debug=debug or None,
+    )
+    record["messages"] = codec.encode(start.messages, "messages")
+    record["context"] = {
+        key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(start.context).items()
+    }
+    if not start.execute_tools:
+        record["execute_tools"] = False
+    return record
+
+
+def _named(context: dict[str, Any]) -> dict[str, Any]:
+    for key in context:
+        if not isinstance(key, str) or key == codec.TAG:
+            raise errors.NotSerializable(
+                f"context_variables has the key {key!r}; keys must be strings other than {codec.TAG!r}", path="context_variables"
+            )
+    return context
+
+
+def read_start(record: Record) -> Start:
+    """Give the loop's start from a run's input."""
+    return Start(
+        agent=record["agent"],
+        messages=codec.decode(record["messages"]),
+        context=codec.decode(record["context"]),
+        model_override=record.get("model_override"),
+        max_turns=record.get("max_turns"),
+        execute_tools=record.get("execute_tools", True),
+    )
+
+
+def reply_record(message: Message, calls: list[Call], usage: Usage | None, *, model: str, version: str) -> Record:
+    """Give the record of one model call. It holds the reply and never the history it was asked with."""
+    return _slim(
+        message=codec.encode({key: value for key, value in message.items() if value is not None}, "the model's message"),
+        plan=[call.plan if call.plan != "tell" else {"tell": codec.encode(call.text)} for call in calls],
+        model=model,
+        version=version,
+        usage=None if usage is None else list(usage.model_dump().values()),
+    )
+
+
+def read_reply(record: Record) -> Reply:
+    """Give the reply and its plans from the record of a model call."""
+    message = {"role": "assistant", "content": None, "tool_calls": None, **codec.decode(record["message"])}
+    made = message["tool_calls"] or []
+    calls = [_read_call(index, call, plan) for index, (call, plan) in enumerate(zip(made, record.get("plan", []), strict=True))]
+    counts = record.get("usage")
+    return Reply(message, calls, Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None)
+
+
+def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
+    kind, text = ("tell", codec.decode(plan["tell"])) if isinstance(plan, dict) else (plan, "")
+    return Call(index, call["id"], call["function"]["name"], call["function"]["arguments"], kind, text)
+
+
+def outcome_record(outcome: Outcome) -> Record:
+    """Give the record of one tool call. Raises `NotSerializable`."""
+    return _slim(
+        text=codec.encode(outcome.text),
+        agent=outcome.agent,
+        updates=codec.encode(_named(outcome.updates), "the context_variables of the tool's Result"),
+        changed={key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(outcome.changed).items()},
+        removed=outcome.removed,
+    )
+
+
+def read_outcome(record: Record) -> Outcome:
+    """Give what came of a tool call from its record."""
+    return Outcome(
+        text=codec.decode(record.get("text", "")),
+        agent=record.get("agent"),
+        updates=codec.decode(record.get("updates", {})),
+        changed=codec.decode(record.get("changed", {})),
+        removed=record.get("removed", []),
+    )
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a tool did to its context variables in place, found by comparing their JSON before and after."""
+
+    before: dict[str, Any]
+
+    @staticmethod
+    def watch(context: dict[str, Any]) -> tuple[Change, dict[str, Any]]:
+        """Give a private copy of the context for a tool, and what will tell its changes."""
+        encoded = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in context.items()}
+        return Change(encoded), {key: codec.decode(value) for key, value in encoded.items()}
+
+    def read(self, outcome: Outcome, context: dict[str, Any]) -> Outcome:
+        """Give the outcome with the changes the tool made in `context`. Raises `NotSerializable`."""
+        after = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
+        changed = {key: context[key] for key, value in after.items() if key not in self.before or self.before[key] != value}
+        removed = [key for key in self.before if key not in after]
+        return Outcome(outcome.text, outcome.agent, outcome.updates, changed, removed)
+
+
+def failure_record(run_id: str, error: BaseException, *, step: str = "") -> Record:
+    """Give an error that ended a run as plain data, without secrets."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-20)
+    return _slim(
+        run_id=run_id,
+        step=step,
+        type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        message=codec.encode(without_secrets(safe_text(error))),
+        traceback=codec.encode(without_secrets("".join(lines))),
+        own=errors.to_record(error) if _own(error) else None,
+    )
+
+
+def _own(error: BaseException) -> bool:
+    return isinstance(error, errors.DurableSwarmError) and type(error).__module__ == errors.__name__
+
+
+def read_failure(record: Record) -> Exception:
+    """Give the error to raise for a recorded failure: this package's own as they were, others as `RunFailed`."""
+    if "own" in record:
+        return errors.from_record(record["own"])
+    text = codec.decode(record.get("message", ""))
+    return errors.RunFailed(
+        f"run {record['run_id']!r} failed with {record['type']}: {text}",
+        run_id=record["run_id"],
+        error_type=record["type"],
+        error_message=text,
+        traceback=codec.decode(record.get("traceback", "")),
+    )

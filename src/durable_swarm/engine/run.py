@@ -1,0 +1,231 @@
+"""`Run`: the handle of one run, from the process that executes it or from any other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from durable_swarm import errors
+from durable_swarm.engine import records
+from durable_swarm.engine.history import step_infos, story
+from durable_swarm.engine.live import LiveRun
+from durable_swarm.engine.store import Store, state_of
+from durable_swarm.roster import find_or_none
+from durable_swarm.runs import ENDED, State, StepInfo
+from durable_swarm.types import Message, Response, Usage
+from durable_swarm.waits import Home
+
+_PAUSE, _LOOK = 0.005, 0.25
+"""Seconds between looks at the database: for a run that ends here, and for one that runs elsewhere."""
+
+
+class Executor(Protocol):
+    """What a handle needs of the process, if the process can execute runs."""
+
+    runs: dict[str, LiveRun]
+    held: dict[str, errors.DurableSwarmError]
+    queue: str
+
+    def take_over(self, *run_ids: str) -> list[str]:
+        """Take over these runs if no living process executes them and their agents are defined here."""
+
+
+class Run:
+    """One run: its state, its result, its story. Made by `start`, `get` and `runs`; holds no connection of its own."""
+
+    def __init__(self, run_id: str, store: Callable[[], Store], executor: Callable[[], Executor | None], live: LiveRun | None = None):
+        self.id = run_id
+        self._store = store
+        self._executor = executor
+        self._live = live
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r})"
+
+    def _row(self, *, load_output: bool = False) -> Any:
+        row = self._store().row(self.id, load_output=load_output)
+        if row is None:
+            raise errors.RunNotFound(f"there is no run {self.id!r} in this database", run_id=self.id)
+        return row
+
+    @property
+    def status(self) -> State:
+        """`queued`, `running`, `waiting`, `done`, `failed` or `cancelled`, as the database has it now."""
+        return state_of(self._row())
+
+    @property
+    def agent(self) -> str:
+        """The name of the agent the run was started with."""
+        return str((self._row().attributes or {}).get("agent", ""))
+
+    @property
+    def created_at(self) -> datetime:
+        """When the run was started, in UTC."""
+        return datetime.fromtimestamp(self._record()["at"], UTC)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When the run last changed, in UTC: its last checkpoint, or its end."""
+        row = self._row()
+        steps = self._store().steps(self.id)
+        last = max((step.completed_at_epoch_ms or 0 for step in steps), default=0)
+        return max(self.created_at, datetime.fromtimestamp(max(row.updated_at or 0, last) / 1000, UTC))
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens of the run so far, or None where the provider counts none."""
+        return story(self._store(), self._row()).usage
+
+    @property
+    def waits_for(self) -> str | None:
+        """Why the run does not go on in this process, or None."""
+        executor = self._executor()
+        reason = executor.held.get(self.id) if executor else None
+        return str(reason) if reason else None
+
+    def _record(self) -> records.Record:
+        return self._store().start_record(self._row())
+
+    def messages(self) -> list[Message]:
+        """Give the run's new messages so far: always a history that a provider accepts."""
+        return story(self._store(), self._row()).messages
+
+    def steps(self) -> list[StepInfo]:
+        """Give the recorded steps, those inside tools after their tool."""
+        return step_infos(self._store(), self._row(load_output=True))
+
+    def result(self, timeout: float | None = None) -> Response:
+        """Wait for the run's end and give its response.
+
+        `timeout` is in seconds; past it TimeoutError is raised and the run goes on. Raises the error the run ended with
+        (`RunFailed` if that happened in another process), `RunCancelled`, `RunNotFound`, and `AmbiguousAgent` where this
+        process cannot tell which agent is meant.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        home = Home()
+        while True:
+            ended = self._look()
+            if ended is not None:
+                return ended
+            pause = self._pause()
+            if deadline is not None:
+                pause = min(pause, deadline - time.monotonic())
+                if pause <= 0:
+                    raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on")
+            self._serve(home, pause)
+
+    async def result_async(self, timeout: float | None = None) -> Response:
+        """Wait as `result` does, on the event loop."""
+        async with asyncio.timeout(timeout):
+            while True:
+                ended = await asyncio.to_thread(self._look)
+                if ended is not None:
+                    return ended
+                await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        live = self._find_live()
+        return _PAUSE if live is not None and live.over.is_set() else _LOOK if live is None else 0.02
+
+    def _find_live(self) -> LiveRun | None:
+        executor = self._executor()
+        if executor is not None:
+            self._live = executor.runs.get(self.id, self._live)
+        return self._live
+
+    def _serve(self, home: Home, seconds: float) -> None:
+        """Wait, and meanwhile be the thread in which the run's plain functions run."""
+        live = self._find_live()
+        if live is None or live.over.is_set():
+            time.sleep(seconds)
+            return
+        live.homes.append(home)
+        try:
+            home.serve(live.over, seconds)
+        finally:
+            live.homes.remove(home)
+
+    def _look(self) -> Response | None:
+        """Give the response if the run has ended, raise its error, or see to it that somebody executes it."""
+        live = self._find_live()
+        if live is not None and not live.over.is_set():
+            return None
+        row = self._row(load_output=True)
+        if state_of(row) in ENDED:
+            return self._end(row, live)
+        self._raise_if_ambiguous()
+        executor = self._executor()
+        if executor is not None and self.id not in executor.runs:
+            executor.take_over(self.id)
+        return None
+
+    def _raise_if_ambiguous(self) -> None:
+        executor = self._executor()
+        reason = executor.held.get(self.id) if executor else None
+        if isinstance(reason, errors.AmbiguousAgent | errors.ReplayMismatch):
+            raise reason
+
+    def _end(self, row: Any, live: LiveRun | None) -> Response:
+        state = state_of(row)
+        if state == "cancelled":
+            raise errors.RunCancelled(f"run {self.id!r} was cancelled; Run.resume() continues it", run_id=self.id)
+        if state == "failed":
+            raise live.error if live is not None and live.error is not None else error_of(row)
+        if live is not None and live.response is not None:
+            return live.response
+        ending = story(self._store(), row).ending
+        if ending is None:
+            raise errors.ReplayMismatch(f"run {self.id!r} is done, but its records are not complete", run_id=self.id)
+        return Response(
+            messages=ending.messages,
+            agent=find_or_none(ending.agent),
+            context_variables=ending.context,
+            run_id=self.id,
+            usage=ending.usage,
+        )
+
+    def cancel(self) -> None:
+        """Stop the run at its next checkpoint. What is under way ends, but is not recorded; an ended run stays as it is."""
+        if self.status not in ENDED:
+            self._store().cancel(self.id)
+
+    def resume(self) -> None:
+        """Have a failed or cancelled run go on from its first unfinished step; nothing finished is repeated.
+
+        A run that is done or under way stays as it is. It goes on in this process if its agents are defined here, else
+        in the next that defines them.
+        """
+        row = self._row()
+        if state_of(row) in ("failed", "cancelled"):
+            executor = self._executor()
+            self._live = None
+            self._store().resume(row, records.UNCLAIMED)
+            if executor is not None:
+                executor.take_over(self.id)
+
+    async def messages_async(self) -> list[Message]:
+        """Give the messages as `messages` does, on the event loop."""
+        return await asyncio.to_thread(self.messages)
+
+    async def steps_async(self) -> list[StepInfo]:
+        """Give the steps as `steps` does, on the event loop."""
+        return await asyncio.to_thread(self.steps)
+
+    async def cancel_async(self) -> None:
+        """Cancel as `cancel` does, on the event loop."""
+        await asyncio.to_thread(self.cancel)
+
+    async def resume_async(self) -> None:
+        """Resume as `resume` does, on the event loop."""
+        await asyncio.to_thread(self.resume)
+
+
+def error_of(row: Any) -> Exception:
+    """Give the error that ended a failed run, from its row."""
+    data = getattr(row.error, "data", None)
+    if isinstance(data, dict) and "type" in data:
+        return records.read_failure({"run_id": row.workflow_id, **data})
+    return errors.RunFailed(f"run {row.workflow_id!r} failed: {row.error}", run_id=row.workflow_id, error_message=str(row.error))

@@ -1,0 +1,128 @@
+"""Runs as the database has them: looking them up, listing them, reading their records, cancelling and resuming.
+
+Needs no agents and launches nothing, so the command line can look at the runs of a program that is not running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import sqlalchemy
+from dbos import DBOSClient
+
+from durable_swarm import errors
+from durable_swarm.engine import internals, records
+from durable_swarm.engine.database import unfit
+from durable_swarm.runs import State
+
+_STATES: dict[str, State] = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "done",
+    "ERROR": "failed",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+    "CANCELLED": "cancelled",
+}
+UNFINISHED = ["PENDING", "ENQUEUED"]
+
+
+def state_of(row: Any) -> State:
+    """Give a run's status from its row. A run that is being taken over counts as running."""
+    if row.status == "ENQUEUED" and (row.queue_name or "").startswith(records.QUEUE):
+        return "running"
+    return _STATES[row.status]
+
+
+class Store:
+    """The runs of one database."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+        self.url = url
+        self.engine = engine
+        try:
+            self._client = DBOSClient(
+                system_database_url=url.render_as_string(hide_password=False),
+                system_database_engine=engine,
+                serializer=internals.JSON,
+                lazy=True,
+            )
+        except Exception as error:
+            raise unfit(url, error) from error
+
+    def row(self, run_id: str, *, load_output: bool = True) -> Any | None:
+        """Give the row of a run, or None."""
+        with internals.reading():
+            rows = self._client.list_workflows(workflow_ids=[run_id], name=records.RUN, load_output=load_output)
+        return rows[0] if rows else None
+
+    def rows(self, *, states: Iterable[State] | None = None, limit: int | None = None, offset: int = 0) -> list[Any]:
+        """Give the rows of runs, newest first, without what they were given and what they gave."""
+        wanted = [status for status, state in _STATES.items() if states is None or state in set(states)]
+        # A run being taken over is ENQUEUED in the database and running to us.
+        if states is not None and "running" in set(states):
+            wanted.append("ENQUEUED")
+        return self._client.list_workflows(
+            name=records.RUN, status=wanted, limit=limit, offset=offset, sort_desc=True, load_input=False, load_output=False
+        )
+
+    def unfinished(self) -> list[Any]:
+        """Give the rows of all unfinished runs and tool calls of this wire format."""
+        return self._client.list_workflows(
+            name=[records.RUN, records.TOOL],
+            status=UNFINISHED,
+            app_version=records.WIRE,
+            load_input=False,
+            load_output=False,
+        )
+
+    def children(self, run_id: str) -> list[Any]:
+        """Give the rows of a run's undecorated tool calls."""
+        return self._client.list_workflows(
+            name=records.TOOL, parent_workflow_id=run_id, load_input=False, load_output=False
+        )
+
+    def steps(self, workflow_id: str) -> list[Any]:
+        """Give the recorded steps of a run or a tool call, in order."""
+        with internals.reading():
+            return [SimpleNamespace(**step) for step in self._client.list_workflow_steps(workflow_id)]
+
+    def start_record(self, row: Any) -> records.Record:
+        """Give what a run was started with."""
+        try:
+            return records.read(row.input["args"][0], f"run {row.workflow_id!r}")
+        except (TypeError, KeyError, IndexError):
+            raise errors.ReplayMismatch(f"the input of run {row.workflow_id!r} cannot be read", run_id=row.workflow_id) from None
+
+    def cancel(self, run_id: str) -> None:
+        """Cancel a run and the tool calls under way in it."""
+        self._client.cancel_workflow(run_id, cancel_children=True)
+
+    def resume(self, row: Any, queue: str) -> None:
+        """Have a cancelled or failed run go on from its first unfinished step, on `queue`."""
+        run_id = row.workflow_id
+        calls = [child.workflow_id for child in self.children(run_id) if child.status in ("PENDING", "CANCELLED", "ENQUEUED")]
+        for call in calls:
+            self._forget_failed_step(call, queue)
+        if row.status == "ERROR":
+            last = max((step.function_id for step in self.steps(run_id)), default=0)
+            self._client.rewind_workflow(run_id, last + 1, queue_name=queue)
+        self._client.resume_workflows([run_id, *calls], queue_name=queue)
+
+    def _forget_failed_step(self, call: str, queue: str) -> None:
+        """A tool that ended with the error of a step would get the same error from its record for ever."""
+        steps = self.steps(call)
+        if steps and isinstance(steps[-1].output, dict) and "raised" in steps[-1].output:
+            self._client.cancel_workflow(call)
+            self._client.rewind_workflow(call, steps[-1].function_id, queue_name=queue)
+
+    def resume_on(self, workflow_ids: list[str], queue: str) -> None:
+        """Hand unfinished runs and tool calls to the process that serves `queue`."""
+        self._client.resume_workflows(workflow_ids, queue_name=queue)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._client.destroy()
+        self.engine.dispose()

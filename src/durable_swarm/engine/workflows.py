@@ -1,0 +1,155 @@
+"""The workflows, registered when this module is imported: whatever DBOS recovers, their functions are known.
+
+Each exists in two colours under one name. The one in the calling thread serves `run()`; the one on an event loop serves
+everything else, and every recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from dbos import DBOS, SetWorkflowID
+
+from durable_swarm import roster
+from durable_swarm.engine import internals, records
+from durable_swarm.engine.failures import Broken, Failed, Held, engines_code, step_failure, step_record, step_value
+from durable_swarm.engine.live import LiveRun, ToolCall
+from durable_swarm.engine.performer import Colour, Durable, InThread, OnEventLoop, perform
+from durable_swarm.engine.process import Process, current, wait_for_current
+from durable_swarm.engine.records import Record
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.loop import drive, turns
+from durable_swarm.swarm import respond
+from durable_swarm.waits import Blocking, OnLoop, Waits, finish, threads
+
+
+@internals.workflow(records.RUN, recovers=False)
+def run_in_thread(record: Record) -> Record:
+    """Execute a run in the calling thread."""
+    process = current()
+    return finish(_conduct(process, process.enter(_own_id(), record), InThread(_child_in_thread)))
+
+
+@internals.workflow(records.RUN, recovers=True)
+async def run_on_loop(record: Record) -> Record:
+    """Execute a run on the running event loop."""
+    process = await wait_for_current()
+    run = process.enter(_own_id(), record)
+    return await _conduct(process, run, _on_loop(run))
+
+
+@internals.workflow(records.TOOL, recovers=False)
+def tool_in_thread() -> Record:
+    """Execute an undecorated tool call in the calling thread."""
+    key = _own_id()
+    made = current().desk.place(key).result()
+    return finish(_tool(made, key, Blocking()))
+
+
+@internals.workflow(records.TOOL, recovers=True)
+async def tool_on_loop() -> Record:
+    """Execute an undecorated tool call on the running event loop, when its run has come to it."""
+    key = _own_id()
+    process = await wait_for_current()
+    made = await asyncio.wrap_future(process.desk.place(key))
+    return await _tool(made, key, _on_loop(made.run).waits)
+
+
+def _own_id() -> str:
+    return str(DBOS.workflow_id)
+
+
+async def _conduct(process: Process, run: LiveRun, colour: Colour) -> Record:
+    performer = Durable(run, colour, lambda _: _on_loop(run), process.desk.put)
+    try:
+        ending = await drive(turns(run.start), performer)
+        run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run.run_id)
+        return {"v": records.VERSION, "agent": ending.agent}
+    except Failed as failed:
+        run.error = failed.error
+        raise Broken(records.failure_record(run.run_id, failed.error, step=failed.step)) from None
+    except Held as held:
+        process.hold(run, held.reason)
+        raise
+    finally:
+        process.leave(run)
+
+
+async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
+    try:
+        return await perform(made, key, StepRecorder(made.run.run_id), waits)
+    finally:
+        current().desk.clear(key)
+
+
+def _on_loop(run: LiveRun) -> OnEventLoop:
+    return OnEventLoop(_child_on_loop, OnLoop(_Pool(run)))
+
+
+class _Pool:
+    """Where a run's plain functions run: in the thread that waits for the run if there is one, else in a pool."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self._run = run
+
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
+        alone = self._run.swarm.tool_concurrency == 1
+        return (self._run.homes[-1] if self._run.homes and alone else threads()).submit(function, *args)
+
+
+def _child_in_thread(key: str) -> Record:
+    with SetWorkflowID(key):
+        record: Record = tool_in_thread()
+    return record
+
+
+async def _child_on_loop(key: str) -> Record:
+    with SetWorkflowID(key):
+        record: Record = await tool_on_loop()
+    return record
+
+
+class StepRecorder:
+    """Makes the steps of an undecorated tool checkpoints of its child workflow."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+
+    def step(self, name: str, body: Callable[[], Any]) -> Any:
+        if inspect.iscoroutinefunction(body):
+            return self._on_loop(name, body, internals.reserve())
+        with engines_code(f"step {name!r}"):
+            record = internals.run_step(name, functools.partial(self._recorded, name, body))
+        return step_value(record)
+
+    async def _on_loop(self, name: str, body: Callable[[], Awaitable[Any]], reserved: Any) -> Any:
+        async def recorded() -> Record:
+            try:
+                return step_record(await body())
+            except Exception as error:
+                return step_failure(self._run_id, name, error)
+
+        with engines_code(f"step {name!r}"):
+            record = await internals.run_step_async(name, recorded, reserved)
+        return step_value(record)
+
+    def _recorded(self, name: str, body: Callable[[], Any]) -> Record:
+        try:
+            return step_record(body())
+        except Exception as error:
+            return step_failure(self._run_id, name, error)
+
+    def sleep(self, seconds: float) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            DBOS.sleep(seconds)
+        else:
+            raise ConfigurationError("sleep() would stop the event loop; in an async tool use `await sleep_async(...)`")
+
+    async def sleep_async(self, seconds: float) -> None:
+        await DBOS.sleep_async(seconds)

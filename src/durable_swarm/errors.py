@@ -1,0 +1,167 @@
+"""Every exception this package raises on purpose.
+
+    DurableSwarmError
+    ├─ ConfigurationError   the program's fault: a wrong argument, database or setting
+    ├─ NotSerializable      a value that cannot be stored as JSON; carries `path`
+    ├─ UnknownAgent         no agent of that name is defined in this process
+    ├─ AmbiguousAgent       two different agents share one name, so neither can be chosen
+    ├─ NotInRun             a call that only makes sense inside a tool
+    ├─ RunNotFound          no run of that id in this database
+    ├─ RunConflict          the id belongs to a run with another agent or other messages
+    ├─ RunCancelled         the run was cancelled
+    ├─ RunFailed            the run ended with an error that was raised in another process
+    ├─ ModelError           the provider refused, or could not be reached; carries `status`
+    ├─ LimitReached         a budget of the run is spent
+    ├─ ReplayMismatch       a recorded run does not fit the code that replays it
+    ├─ AlreadyAnswered      the request has its answer
+    ├─ InvalidAnswer        the answer is not one of the choices
+    ├─ RequestExpired       nobody answered in time
+    └─ ToolError            raised by a tool to tell the model, instead of ending the run
+
+Each keeps its attributes through the database: `to_record` and `from_record` are the two ends of that trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class DurableSwarmError(Exception):
+    """Base of all errors of this package: a message, and the attributes the class declares."""
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        for name, value in attributes.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} has no attribute {name!r}")
+            setattr(self, name, value)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes given at construction, by name."""
+        return {name: value for name, value in vars(self).items() if name != "message"}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.message, self.attributes))
+
+
+def _rebuild(kind: type[DurableSwarmError], message: str, attributes: dict[str, Any]) -> DurableSwarmError:
+    return kind(message, **attributes)
+
+
+class ConfigurationError(DurableSwarmError):
+    """The program, a setting or the database is not fit for use; the message names the remedy."""
+
+
+class NotSerializable(DurableSwarmError):
+    """A value cannot be stored as JSON; `path` says where it stands, as in `context_variables['db']`."""
+
+    path: str = ""
+
+
+class UnknownAgent(DurableSwarmError):
+    """No agent called `agent` is defined in this process."""
+
+    agent: str = ""
+
+
+class AmbiguousAgent(DurableSwarmError):
+    """Two different agents called `agent` are alive in this process, so a recovered run cannot choose."""
+
+    agent: str = ""
+
+
+class NotInRun(DurableSwarmError):
+    """The call belongs inside a tool that a run has called."""
+
+
+class RunNotFound(DurableSwarmError):
+    """The database holds no run `run_id`."""
+
+    run_id: str = ""
+
+
+class RunConflict(DurableSwarmError):
+    """`run_id` already belongs to a run with another agent or other messages."""
+
+    run_id: str = ""
+
+
+class RunCancelled(DurableSwarmError):
+    """The run `run_id` was cancelled; `Run.resume()` continues it."""
+
+    run_id: str = ""
+
+
+class RunFailed(DurableSwarmError):
+    """The run `run_id` ended with an error in another process or an earlier life of this one.
+
+    `error_type` is the qualified name of the original exception, `error_message` its text and `traceback`
+    the formatted traceback, all as strings: nothing of the original is executed to read them.
+    """
+
+    run_id: str = ""
+    error_type: str = ""
+    error_message: str = ""
+    traceback: str = ""
+
+
+class ModelError(DurableSwarmError):
+    """A model call failed for good: after its retries, or at once when a retry could not help.
+
+    `status` is the HTTP status or None, `error_type` the class name of the client's error, `tries` how often
+    the call was made.
+    """
+
+    status: int | None = None
+    error_type: str = ""
+    tries: int = 1
+
+
+class LimitReached(DurableSwarmError):
+    """A budget of the run is spent; `limit` names it."""
+
+    limit: str = ""
+
+
+class ReplayMismatch(DurableSwarmError):
+    """A recorded run does not fit the code that replays it."""
+
+    run_id: str = ""
+
+
+class AlreadyAnswered(DurableSwarmError):
+    """The request `request_id` has its answer; the first one counts."""
+
+    request_id: str = ""
+
+
+class InvalidAnswer(DurableSwarmError):
+    """The answer is not one of the request's choices; the request stays open."""
+
+    request_id: str = ""
+
+
+class RequestExpired(DurableSwarmError):
+    """Nobody answered the request `request_id` in time."""
+
+    request_id: str = ""
+
+
+class ToolError(DurableSwarmError):
+    """Raise it in a tool to tell the model what went wrong; the run goes on."""
+
+
+def to_record(error: DurableSwarmError) -> dict[str, Any]:
+    """Give the error as plain data: `{"type", "message", "attributes"}`."""
+    return {"type": type(error).__name__, "message": error.message, "attributes": error.attributes}
+
+
+def from_record(record: Mapping[str, Any]) -> DurableSwarmError:
+    """Rebuild what `to_record` gave. A type this version does not know becomes a `DurableSwarmError`."""
+    kinds = {kind.__name__: kind for kind in DurableSwarmError.__subclasses__()}
+    kind = kinds.get(record["type"], DurableSwarmError)
+    known = {name: value for name, value in record["attributes"].items() if hasattr(kind, name)}
+    return kind(record["message"], **known)

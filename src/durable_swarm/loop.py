@@ -1,0 +1,155 @@
+"""The turn loop, written once: a generator that says what to do next and is sent what came of it.
+
+Nothing in this file does I/O, reads a clock or knows a database. `Swarm`, `DurableSwarm` and the reader of recorded
+runs drive the same loop; they differ in how they perform its two effects. All values that cross are plain data, agents
+by name, so a recorded run can be followed where its agents and tools are not defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from durable_swarm.types import Message, Usage
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with; `max_turns` counts messages, as in Swarm, and None means no bound."""
+
+    agent: str
+    messages: list[Message]
+    context: dict[str, Any]
+    model_override: str | None = None
+    max_turns: float | None = None
+    execute_tools: bool = True
+
+
+@dataclass(frozen=True)
+class Call:
+    """One tool call the model asked for, the `index`-th of its reply, and how it is to be made.
+
+    The plan is recorded with the reply, so that a change of the code never changes the order of what is already under
+    way: `step` is one checkpoint, `flow` may contain steps, and `tell` is not made at all: `text` goes to the model.
+    """
+
+    index: int
+    id: str
+    tool: str
+    arguments: str
+    plan: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model answered: the message, and its tool calls with their plans."""
+
+    message: Message
+    calls: list[Call]
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one tool call: text for the model, perhaps a handoff, and the context as the call left it.
+
+    `changed` and `removed` are what the tool did to its context variables in place, `updates` what its `Result` said.
+    """
+
+    text: str
+    agent: str | None = None
+    updates: dict[str, Any] = field(default_factory=dict)
+    changed: dict[str, Any] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Effect: one model call. Answered by a `Reply`."""
+
+    turn: int
+    agent: str
+    history: list[Message]
+    context: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CallAll:
+    """Effect: the tool calls of one reply, one batch in the model's order. Answered by an `Outcome` for each call."""
+
+    turn: int
+    agent: str
+    calls: list[Call]
+    context: dict[str, Any]
+    history: list[Message]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: its new messages, the agent whose turn it is, and the context variables."""
+
+    messages: list[Message]
+    agent: str
+    context: dict[str, Any]
+    usage: Usage | None
+
+
+Turns = Generator[Ask | CallAll, Any, Ending]
+
+
+def turns(start: Start) -> Turns:
+    """Run the agents until one answers without calling a tool, or `max_turns` messages are reached."""
+    agent, context, usage, turn = start.agent, start.context, None, 0
+    history, first = list(start.messages), len(start.messages)
+    while start.max_turns is None or len(history) - first < start.max_turns:
+        reply = yield from ask(Ask(turn, agent, history, context))
+        history.append({**reply.message, "sender": agent})
+        usage = add(usage, reply.usage)
+        if not reply.calls or not start.execute_tools:
+            break
+        outcomes = yield from call_all(CallAll(turn, agent, reply.calls, context, history))
+        for call, outcome in zip(reply.calls, outcomes, strict=True):
+            history.append({"role": "tool", "tool_call_id": call.id, "tool_name": call.tool, "content": outcome.text})
+            absorb(context, outcome)
+            agent = outcome.agent or agent
+        # After the batch, as in Swarm: a call sees what its siblings changed in place, not what they returned.
+        for outcome in outcomes:
+            context.update(outcome.updates)
+        turn += 1
+    return Ending(history[first:], agent, context, usage)
+
+
+def ask(effect: Ask) -> Generator[Ask, Reply, Reply]:
+    """Yield a model call; the helper gives the bare `yield` its type."""
+    return (yield effect)
+
+
+def call_all(effect: CallAll) -> Generator[CallAll, list[Outcome], list[Outcome]]:
+    """Yield a batch of tool calls; the helper gives the bare `yield` its type."""
+    return (yield effect)
+
+
+def absorb(context: dict[str, Any], outcome: Outcome) -> None:
+    """Make in `context` the changes a tool made in place."""
+    for key in outcome.removed:
+        context.pop(key, None)
+    context.update(outcome.changed)
+
+
+def add(total: Usage | None, more: Usage | None) -> Usage | None:
+    """Add two token usages, either of which may be unknown."""
+    return more if total is None else total if more is None else total + more
+
+
+async def drive(loop: Turns, perform: Callable[[Ask | CallAll], Awaitable[Any]]) -> Ending:
+    """Drive the loop to its end with `perform`, which performs one effect and gives its answer."""
+    answer: Any = None
+    while True:
+        try:
+            effect = loop.send(answer)
+        except StopIteration as end:
+            ending: Ending = end.value
+            return ending
+        answer = await perform(effect)

@@ -1,0 +1,337 @@
+"""Performing one model call: the request, the client, the retries, the reply as plain data.
+
+Retries: rate limits, timeouts, lost connections and errors of the server (408, 409, 429, 5xx) are tried again, as often
+as the client's own `max_retries` says (5 where a client has no such setting), after 0.5 s doubling to 8 s, or after
+what `Retry-After` asks for. The caller's mistakes (400, 401, 404, …) are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import random
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from durable_swarm.errors import ConfigurationError, ModelError
+from durable_swarm.schema import tool_schema
+from durable_swarm.types import Message, Usage
+from durable_swarm.waits import Waits
+
+DEFAULT_RETRIES = 5
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
+"""Seconds between tries: the first, the longest of our own, the longest a provider may ask for."""
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """Which model call is being made: the run, and its turn counted from 0."""
+
+    run_id: str
+    turn: int
+
+
+current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_model_call", default=None)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A model's answer as plain data: the message, the tokens if counted, and the model that was asked."""
+
+    message: Message
+    usage: Usage | None
+    model: str
+
+
+class Conversation:
+    """The history as providers accept it, converted once per message and not once per call."""
+
+    def __init__(self) -> None:
+        self._wire: list[Message] = []
+
+    def request(self, system: str, history: list[Message]) -> list[Message]:
+        """Give the messages of one request. `history` only ever grows between calls."""
+        self._wire.extend(to_wire(message) for message in history[len(self._wire) :])
+        return [{"role": "system", "content": system}, *self._wire]
+
+
+def to_wire(message: Message) -> Message:
+    """Give the message without what providers refuse: Swarm's own keys, nulls, arguments that are not JSON."""
+    wire = {key: value for key, value in message.items() if value is not None and key not in ("sender", "tool_name")}
+    if message.get("role") == "assistant":
+        # Providers take a message without content only where it calls tools.
+        wire.setdefault("content", None if wire.get("tool_calls") else "")
+    if "tool_calls" in wire:
+        wire["tool_calls"] = [_repaired(call) for call in wire["tool_calls"]]
+        if not wire["tool_calls"]:
+            del wire["tool_calls"]
+    return wire
+
+
+def _repaired(call: dict[str, Any]) -> dict[str, Any]:
+    """Some servers refuse for ever a history with a broken name or arguments; the model was told about them anyway."""
+    function = dict(call["function"])
+    function["name"] = re.sub(r"[^a-zA-Z0-9_-]", "_", function["name"])[:64] or "_"
+    try:
+        sound = isinstance(json.loads(function["arguments"]), dict)
+    except (ValueError, RecursionError):
+        sound = False
+    return {**call, "function": function if sound else {**function, "arguments": "{}"}}
+
+
+async def complete(
+    client: Any,
+    agent: Any,
+    history: list[Message],
+    context: dict[str, Any],
+    *,
+    conversation: Conversation,
+    model_override: str | None,
+    debug: bool,
+    call: ModelCall,
+    waits: Waits,
+) -> Completion:
+    """Make one model call for `agent`, with its retries.
+
+    Raises `ModelError` when the provider refuses or stays away; other exceptions of the client pass as they are.
+    """
+    system = await instructions(agent, context, waits)
+    request = build_request(agent, conversation.request(system, history), model_override)
+    if debug:
+        say(f"Getting chat completion for...: {request['messages']}")
+    with _called(call):
+        answer = await _with_retries(client, request, waits)
+    message = read_message(answer.choices[0].message, call.turn)
+    if debug:
+        say(f"Received completion: {message}")
+    return Completion(message, _read_usage(answer), request["model"])
+
+
+@contextlib.contextmanager
+def _called(call: ModelCall) -> Iterator[None]:
+    token = current_model_call.set(call)
+    try:
+        yield
+    finally:
+        current_model_call.reset(token)
+
+
+async def instructions(agent: Any, context: dict[str, Any], waits: Waits) -> str:
+    """Give the agent's prompt. A callable gets the context variables, where a missing one reads as ''."""
+    if not callable(agent.instructions):
+        return str(agent.instructions)
+    if not inspect.signature(agent.instructions).parameters:
+        return str(await waits.call(agent.instructions))
+    return str(await waits.call(agent.instructions, defaultdict(str, context)))
+
+
+def build_request(agent: Any, messages: list[Message], model_override: str | None) -> dict[str, Any]:
+    """Give the keyword arguments of `chat.completions.create`, the same as Swarm's."""
+    tools = [tool_schema(function) for function in agent.functions]
+    request = {
+        "model": model_override or agent.model,
+        "messages": messages,
+        "tools": tools or None,
+        "tool_choice": getattr(agent, "tool_choice", None),
+        "stream": False,
+    }
+    if tools:
+        request["parallel_tool_calls"] = getattr(agent, "parallel_tool_calls", True)
+    return {**request, **(getattr(agent, "model_settings", None) or {})}
+
+
+async def _with_retries(client: Any, request: dict[str, Any], waits: Waits) -> Any:
+    retries = getattr(client, "max_retries", None)
+    tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
+    for attempt in range(1, tries + 1):
+        try:
+            return _checked(await _send(client, request, waits))
+        except Exception as error:
+            if not _of_provider(error):
+                raise
+            if attempt == tries or not transient(error):
+                raise _model_error(error, attempt, client) from error
+            await waits.sleep(pause(error, attempt))
+    raise AssertionError("unreachable")
+
+
+async def _send(client: Any, request: dict[str, Any], waits: Waits) -> Any:
+    if not is_openai(client):
+        return await waits.call(client.chat.completions.create, **request)
+    # The official client walks every message of every request in Python. What stands in `extra_body` it sends as it is.
+    body = {key: request[key] for key in ("messages", "tools") if request[key] is not None}
+    body.update(request.get("extra_body") or {})
+    rest = {key: value for key, value in request.items() if key not in ("tools", "stream", "extra_body") and value is not None}
+    bare = client.with_options(max_retries=0)
+    return await waits.call(bare.chat.completions.create, **{**rest, "messages": []}, extra_body=body)
+
+
+def is_openai(client: Any) -> bool:
+    """Whether it is a client of the `openai` package, which is only imported where a program uses it."""
+    openai = sys.modules.get("openai")
+    return openai is not None and isinstance(client, (openai.OpenAI, openai.AsyncOpenAI))
+
+
+class EmptyReply(Exception):
+    """The provider answered without a message."""
+
+
+def _checked(answer: Any) -> Any:
+    choices = getattr(answer, "choices", None)
+    if not choices or getattr(choices[0], "message", None) is None:
+        raise EmptyReply("the provider's answer has no message")
+    return answer
+
+
+def _of_provider(error: Exception) -> bool:
+    """Whether the error speaks of the provider, not of the program."""
+    openai = sys.modules.get("openai")
+    foreign = openai is not None and isinstance(error, openai.OpenAIError)
+    return foreign or isinstance(getattr(error, "status_code", None), int) or transient(error)
+
+
+def transient(error: Exception) -> bool:
+    """Whether the same request may succeed later."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        spent = getattr(error, "code", None) == "insufficient_quota"
+        refused = _headers(error).get("x-should-retry") == "false"
+        return (status in (408, 409, 429) or status >= 500) and not spent and not refused
+    names = {kind.__name__ for kind in type(error).__mro__}
+    # A body that is no JSON (a proxy's page, a cut answer) reaches us as the decoder's error.
+    return isinstance(error, ConnectionError | TimeoutError | EmptyReply | json.JSONDecodeError) or bool(names & {"APIConnectionError", "APITimeoutError"})
+
+
+def pause(error: Exception, attempt: int) -> float:
+    """Give the seconds to wait after try number `attempt`, what the provider asks for going first."""
+    with contextlib.suppress(TypeError, ValueError):
+        asked = float(_headers(error)["retry-after"])
+        if 0 <= asked <= LONGEST_RETRY_AFTER:
+            return asked
+    return float(min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1))
+
+
+def _headers(error: Exception) -> Mapping[str, str]:
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return defaultdict(str) if headers is None else defaultdict(str, {str(k).lower(): v for k, v in headers.items()})
+
+
+def _model_error(error: Exception, tries: int, client: Any) -> ModelError:
+    status = getattr(error, "status_code", None)
+    text = without_secrets(str(error), client)[:1000]
+    times = f" after {tries} tries" if tries > 1 else ""
+    return ModelError(
+        f"the model call failed{times}: {type(error).__name__}: {text}",
+        status=status if isinstance(status, int) else None,
+        error_type=type(error).__name__,
+        tries=tries,
+    )
+
+
+_KEYS = re.compile(r"sk-[\w-]{6,}|(?<=Bearer )\S+")
+
+
+def without_secrets(text: str, client: Any = None) -> str:
+    """Give the text without API keys: the client's, the environment's, and whatever looks like one."""
+    for secret in (getattr(client, "api_key", None), os.environ.get("OPENAI_API_KEY")):
+        if isinstance(secret, str) and len(secret) > 5:
+            text = text.replace(secret, "***")
+    return _KEYS.sub("***", text)
+
+
+def read_message(message: Any, turn: int) -> Message:
+    """Give the assistant message as plain data, with `content` and `tool_calls` always present.
+
+    Accepts mappings, pydantic models and any object with `content` and `tool_calls`. Fields the provider left null are
+    left out; a call without an id gets one, for providers that send none but want it back.
+    """
+    data = _as_dict(message)
+    calls = [_read_call(call, turn, index) for index, call in enumerate(data.pop("tool_calls", None) or [])]
+    rest = {key: value for key, value in data.items() if value is not None and key not in ("role", "content", "sender")}
+    return {"role": "assistant", "content": data.get("content"), **rest, "tool_calls": calls or None}
+
+
+def _as_dict(message: Any) -> dict[str, Any]:
+    if isinstance(message, Mapping):
+        return dict(message)
+    with contextlib.suppress(AttributeError, TypeError, ValueError):
+        dumped = message.model_dump(mode="json")
+        if isinstance(dumped, dict):
+            return dumped
+    return {key: getattr(message, key, None) for key in ("content", "tool_calls")}
+
+
+def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
+    function = call["function"] if isinstance(call, Mapping) else call.function
+    part = function.get if isinstance(function, Mapping) else lambda key: getattr(function, key, None)
+    given = call.get("id") if isinstance(call, Mapping) else getattr(call, "id", None)
+    arguments = part("arguments")
+    if not isinstance(arguments, str):
+        arguments = "" if arguments is None else json.dumps(arguments)
+    return {
+        "id": str(given) if given else f"call_{turn}_{index}",
+        "type": "function",
+        "function": {"name": str(part("name") or ""), "arguments": arguments},
+    }
+
+
+def _read_usage(answer: Any) -> Usage | None:
+    usage = getattr(answer, "usage", None)
+    counts = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    known = {name: count for name, count in counts.items() if isinstance(count, int)}
+    return Usage(requests=1, **known) if known else None
+
+
+def say(text: str) -> None:
+    """Print a debug line, grey, as Swarm does."""
+    print(f"\033[97m[\033[90m durable-swarm \033[97m]\033[90m {text}\033[0m")
+
+
+class Clients:
+    """The model client of a swarm: the one it was given, or `openai`'s, made at first use."""
+
+    def __init__(self, client: Any) -> None:
+        self._given = client
+        self._made: dict[Any, Any] = {}
+
+    def get(self, loop: Any = None) -> Any:
+        """Give the client for calls from a thread, or from the event loop `loop` (connections belong to one loop).
+
+        Raises `ConfigurationError` where there is no API key.
+        """
+        if self._given is not None:
+            return self._given
+        if loop not in self._made:
+            self._made[loop] = _default_client(asynchronous=loop is not None)
+        return self._made[loop]
+
+    def ready(self) -> None:
+        """Check that there is a client to use. Raises `ConfigurationError`."""
+        if self._given is None and not self._made:
+            self.get()
+
+    def close(self) -> None:
+        """Close the blocking client if this object made it; those of event loops end with their loop."""
+        made = self._made.pop(None, None)
+        if made is not None:
+            made.close()
+        self._made.clear()
+
+
+def _default_client(*, asynchronous: bool) -> Any:
+    import openai
+
+    try:
+        kind = openai.AsyncOpenAI if asynchronous else openai.OpenAI
+        return kind(max_retries=DEFAULT_RETRIES)
+    except openai.OpenAIError as error:
+        raise ConfigurationError(
+            f"no model client: {without_secrets(str(error))} Set OPENAI_API_KEY, or pass client= to the swarm."
+        ) from error

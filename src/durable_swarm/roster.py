@@ -1,0 +1,114 @@
+"""Agents by name: how a run finds its agents again after a crash.
+
+Every live `Agent` is known here, and every other object that was given to a run as an agent; both only as long as the
+program itself keeps them. Nothing of an agent is stored but its name and a fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from durable_swarm.codec import dumps
+from durable_swarm.errors import AmbiguousAgent, UnknownAgent
+from durable_swarm.schema import tool_schema
+from durable_swarm.types import agent_defined
+
+_live: dict[int, Callable[[], Any]] = {}
+_watchers: list[Callable[[str], None]] = []
+_lock = threading.Lock()
+
+
+def remember(agent: Any) -> None:
+    """Know the agent from now on, as long as it lives, and tell the watchers its name."""
+    key = id(agent)
+    with _lock:
+        known = _live.get(key)
+        if known is not None and known() is agent:
+            return
+        _live[key] = _reference(agent, key)
+        watchers = list(_watchers)
+    for watcher in watchers:
+        watcher(str(agent.name))
+
+
+def _reference(agent: Any, key: int) -> Callable[[], Any]:
+    try:
+        return weakref.ref(agent, lambda _: _live.pop(key, None))
+    except TypeError:
+        # Some foreign objects cannot be watched (SimpleNamespace); those are kept.
+        return lambda: agent
+
+
+def watch(callback: Callable[[str], None]) -> Callable[[], None]:
+    """Call `callback(name)` for every agent that becomes known; gives the function that ends it."""
+    _watchers.append(callback)
+    return lambda: _watchers.remove(callback)
+
+
+def names() -> set[str]:
+    """Give the names of all agents alive in this process."""
+    return {agent.name for agent in _agents()}
+
+
+def find(name: str) -> Any:
+    """Give the live agent called `name`.
+
+    Several agents of one name are fine if they are defined alike; the newest is given. Raises `UnknownAgent` and
+    `AmbiguousAgent`.
+    """
+    found = [agent for agent in _agents() if agent.name == name]
+    if not found:
+        text = f"no agent named {name!r} is defined in this process; define it, or import its module"
+        raise UnknownAgent(text, agent=name)
+    if len({fingerprint(agent) for agent in found}) > 1:
+        raise AmbiguousAgent(
+            f"{len(found)} different agents named {name!r} are alive in this process; give each a name of its own",
+            agent=name,
+        )
+    return found[-1]
+
+
+def find_or_none(name: str) -> Any | None:
+    """Give the agent as `find` does, or None where there is not exactly one."""
+    try:
+        return find(name)
+    except (UnknownAgent, AmbiguousAgent):
+        return None
+
+
+def _agents() -> list[Any]:
+    with _lock:
+        alive = [reference() for reference in _live.values()]
+    return [agent for agent in alive if agent is not None]
+
+
+def fingerprint(agent: Any) -> str:
+    """Give twelve hex digits that change when the agent's prompt, tools, model or settings change."""
+    definition = [
+        agent.name,
+        agent.model,
+        _source(agent.instructions),
+        [tool_schema(function) for function in agent.functions],
+        str(getattr(agent, "tool_choice", None)),
+        str(getattr(agent, "model_settings", None) or {}),
+    ]
+    return hashlib.sha256(dumps(definition).encode()).hexdigest()[:12]
+
+
+def _source(instructions: Any) -> str:
+    """What the prompt is made of: its text, or the code that makes it (its text varies with the context)."""
+    if not callable(instructions):
+        return str(instructions)
+    try:
+        return inspect.getsource(instructions)
+    except (OSError, TypeError):
+        code = getattr(instructions, "__code__", None)
+        return f"{instructions.__module__}.{instructions.__qualname__}" if code is None else code.co_code.hex()
+
+
+agent_defined.append(remember)

@@ -1,0 +1,106 @@
+"""A run as others see it: its states, its steps, and its story told again from its records.
+
+No database here: `follow` drives the turn loop over records that somebody has read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
+from durable_swarm.types import Message, Usage
+from durable_swarm.waits import finish
+
+State = Literal["queued", "running", "waiting", "done", "failed", "cancelled"]
+STATES: tuple[State, ...] = get_args(State)
+ENDED: frozenset[State] = frozenset({"done", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """One recorded effect of a run, in the order in which they were begun.
+
+    `kind` is `model`, `tool` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed` or `running`.
+    Times are aware UTC. `version` is the fingerprint of agent, prompt, tools and model that answered a model call.
+    """
+
+    number: int
+    name: str
+    kind: Literal["model", "tool", "step"]
+    status: Literal["done", "failed", "running"]
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    output: Any = None
+    error: str | None = None
+    attempts: int = 1
+    version: str | None = None
+
+
+class _NotYet(Exception):
+    """The records end here."""
+
+    def __init__(self, effect: Ask | CallAll, outcomes: list[Outcome | None]) -> None:
+        super().__init__()
+        self.effect = effect
+        self.outcomes = outcomes
+
+
+@dataclass
+class Story:
+    """What the records of a run tell: all of it (`ending`), or as far as they go (`messages`, `usage`)."""
+
+    messages: list[Message]
+    usage: Usage | None
+    ending: Ending | None = None
+
+
+@dataclass
+class _Recorded:
+    """Performs effects by giving what was recorded of them."""
+
+    next_reply: Callable[[], Reply | None]
+    next_outcome: Callable[[Call], Outcome | None]
+    usage: Usage | None = None
+
+    async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
+        if isinstance(effect, Ask):
+            reply = self.next_reply()
+            if reply is None:
+                raise _NotYet(effect, [])
+            self.usage = reply.usage if self.usage is None else self.usage + (reply.usage or Usage())
+            return reply
+        outcomes = [Outcome(call.text) if call.plan == "tell" else self.next_outcome(call) for call in effect.calls]
+        known = [outcome for outcome in outcomes if outcome is not None]
+        if len(known) < len(outcomes):
+            raise _NotYet(effect, outcomes)
+        return known
+
+
+def follow(
+    start: Start, next_reply: Callable[[], Reply | None], next_outcome: Callable[[Call], Outcome | None], *, pending: str
+) -> Story:
+    """Tell a run's story from its records, with the same loop that ran it.
+
+    The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
+    """
+    recorded = _Recorded(next_reply, next_outcome)
+    try:
+        ending = finish(drive(turns(start), recorded))
+    except _NotYet as end:
+        return Story(_so_far(end, len(start.messages), pending), recorded.usage)
+    return Story(ending.messages, ending.usage, ending)
+
+
+def _so_far(end: _NotYet, first: int, pending: str) -> list[Message]:
+    effect = end.effect
+    if isinstance(effect, Ask):
+        return effect.history[first:]
+    history = list(effect.history)
+    for call, outcome in zip(effect.calls, end.outcomes, strict=True):
+        text = pending if outcome is None else outcome.text
+        history.append({"role": "tool", "tool_call_id": call.id, "tool_name": call.tool, "content": text})
+    return history[first:]
+

@@ -1,0 +1,92 @@
+"""Functions as tools: their JSON schema for the model, and the model's argument text as keyword arguments.
+
+Two directions of one border. `function_to_json` and `tool_schema` say what a function takes; `check_arguments` reads
+what the model sent and gives real Python values, or raises `BadArguments` with a text the model can learn from.
+What is found out about a function is kept as long as the function lives, so decorate it before its first use.
+No tool is ever called here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from durable_swarm.schema.arguments import BadArguments, Reader
+from durable_swarm.schema.descriptions import Adapters, adapters_of, describe
+from durable_swarm.schema.signatures import Signature
+
+__all__ = ["BadArguments", "check_arguments", "function_to_json", "tool_schema", "wants_context"]
+
+
+def function_to_json(f: Callable[..., Any]) -> dict[str, Any]:
+    """Describe a function as OpenAI's Swarm does: `{"type": "function", "function": {name, description, parameters}}`.
+
+    For parameters without annotation or of a plain type the result equals Swarm's. Other annotations become JSON
+    schema, with `parameters["$defs"]` for types that are used more than once. A parameter that the docstring documents
+    gets a `description`. `*args`, `**kwargs` and keywords that a `functools.partial` has bound are left out.
+    The result is the caller's own. Raises ValueError if the signature cannot be read, and `ConfigurationError` if an
+    annotation has no JSON schema.
+    """
+    tool = _tool_of(f)
+    return describe(tool.signature, tool.signature.parameters, tool.adapters)
+
+
+def tool_schema(f: Callable[..., Any]) -> dict[str, Any]:
+    """Give `function_to_json(f)` without the parameter `context_variables`: what is sent to the model.
+
+    It is the same dictionary every time, so treat it as read-only. Raises as `function_to_json` does, and
+    `ConfigurationError` for a positional-only parameter, since tools are called with keyword arguments.
+    """
+    return _tool_of(f).schema
+
+
+def wants_context(f: Callable[..., Any]) -> bool:
+    """Whether the function has a parameter named `context_variables`. Raises ValueError as `function_to_json` does."""
+    return _tool_of(f).signature.wants_context
+
+
+def check_arguments(f: Callable[..., Any], text: str) -> dict[str, Any]:
+    """Read the model's argument text for the tool `f` and give the keyword arguments to call it with.
+
+    Values become what the annotations say (an Enum member, a dataclass, a datetime, …); parameters without annotation
+    get the plain JSON value. An empty text counts as `{}`. `context_variables` is never among the result.
+    Raises `BadArguments` for whatever is wrong with the text, and `ConfigurationError` as `tool_schema` does.
+    """
+    return _tool_of(f).reader.read(text)
+
+
+class _Tool:
+    """What is known of one function, each part found out when it is first asked for."""
+
+    def __init__(self, f: Any) -> None:
+        self.signature = Signature(f)
+
+    @functools.cached_property
+    def adapters(self) -> Adapters:
+        return adapters_of(self.signature)
+
+    @functools.cached_property
+    def schema(self) -> dict[str, Any]:
+        self.signature.require_keywords()
+        return describe(self.signature, self.signature.open, self.adapters)
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        return Reader(self.signature, self.adapters)
+
+
+_tools: WeakKeyDictionary[Any, _Tool] = WeakKeyDictionary()
+
+
+def _tool_of(f: Any) -> _Tool:
+    # A callable that has no hash, or takes no weak reference, is looked at anew each time: both are a TypeError.
+    try:
+        return _tools[f]
+    except (KeyError, TypeError):
+        tool = _Tool(f)
+    with contextlib.suppress(TypeError):
+        _tools[f] = tool
+    return tool

@@ -1,0 +1,162 @@
+"""The model's argument text as keyword arguments, or as a complaint that the model can learn from."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+
+from durable_swarm.schema.descriptions import Adapters, describe, label
+from durable_swarm.schema.signatures import ABSENT, Parameter, Signature
+
+MAX_DEPTH = 100
+"""How deep an argument may nest lists and objects: far below Python's recursion limit, also where it is stored."""
+
+MAX_DIGITS = 500
+"""How long a whole number may be: more than any float holds, and below where Python refuses to read on."""
+
+MAX_MESSAGE = 1024
+"""The most bytes a `BadArguments` message takes in UTF-8."""
+
+
+class BadArguments(ValueError):
+    """The model's arguments do not fit the tool. The message is meant for the model and takes 1024 bytes at most."""
+
+
+class Reader:
+    """Reads arguments for one function. Raises `ConfigurationError` if the function cannot be called by keywords."""
+
+    def __init__(self, signature: Signature, adapters: Adapters) -> None:
+        signature.require_keywords()
+        self._signature = signature
+        self._adapters = adapters
+        self._required = [parameter.name for parameter in signature.open if parameter.required]
+        self._converters = {parameter.name: _converter(parameter, adapters) for parameter in signature.open}
+
+    def read(self, text: str | None) -> dict[str, Any]:
+        """Give the keyword arguments that the text stands for. Raises `BadArguments`."""
+        given = self._read_object(text)
+        problems = [f"{name} is missing" for name in self._required if name not in given]
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            if convert := self._converters.get(key):
+                try:
+                    values[key] = convert(value)
+                # A user's own type may raise anything at a value it did not expect.
+                except Exception as error:
+                    problems += _reasons(key, error)
+            elif self._signature.takes_more and key not in self._signature.closed:
+                values[key] = value
+            else:
+                problems.append(f"there is no parameter {_echo(key)}")
+        if problems:
+            self._refuse(f"do not fit: {'; '.join(problems[:20])}")
+        return values
+
+    def _read_object(self, text: str | None) -> dict[str, Any]:
+        if not text or not text.strip():
+            return {}
+        try:
+            value = _decoder.decode(text)
+        except RecursionError:
+            self._refuse("are nested too deep")
+        except ValueError as error:
+            self._refuse(f"are not valid JSON: {_cut(str(error), 200)}. They begin with {_echo(text)}")
+        if not isinstance(value, dict):
+            self._refuse(f"are not a JSON object. They begin with {_echo(text)}")
+        if _too_deep(value):
+            self._refuse("are nested too deep")
+        return value
+
+    def _refuse(self, verdict: str) -> NoReturn:
+        """Raise `BadArguments`; where the text is too long, what is expected stays and the verdict is cut."""
+        ending = f". {self._expected()}."
+        verdict = f"The arguments for {_cut(self._signature.name, 64)} {verdict}"
+        raise BadArguments(_cut(verdict, MAX_MESSAGE - len(ending.encode())) + ending)
+
+    def _expected(self) -> str:
+        takes = self._signature.open
+        properties = describe(self._signature, takes, self._adapters)["function"]["parameters"]["properties"]
+        notes = [f"{p.name} ({_cut(label(properties[p.name]), 60)}{', optional' * (not p.required)})" for p in takes]
+        more = ", and any others" if self._signature.takes_more else ""
+        return _cut(f"Expected is a JSON object with: {', '.join(notes) or 'no parameters'}{more}", 400)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {_echo(twice)} appears twice")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits is too long")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {_echo(digits)} is too large")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_no_constant
+)
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        items = (item for node in level for item in (node.values() if isinstance(node, dict) else node))
+        level = [item for item in items if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _converter(parameter: Parameter, adapters: Adapters) -> Callable[[Any], Any]:
+    if parameter.annotation in (ABSENT, Any, object):
+        return lambda value: value
+    # From text, because pydantic accepts more for JSON than for Python values, as in a model that is strict.
+    read, write = adapters[parameter.name].validate_json, json.dumps
+    if parameter.may_be_null:
+        return lambda value: None if value is None else read(write(value))
+    return lambda value: read(write(value))
+
+
+def _reasons(name: str, error: Exception) -> list[str]:
+    if not isinstance(error, ValidationError):
+        return [f"{name}: {type(error).__name__}: {_cut(str(error), 200)}"]
+    details = error.errors(include_url=False, include_context=False)
+    reasons = [_reason(name, detail["loc"], detail["msg"], detail["input"]) for detail in islice(details, 5)]
+    return reasons if len(details) <= 5 else [*reasons, f"{name}: and {len(details) - 5} more"]
+
+
+def _reason(name: str, place: tuple[int | str, ...], message: str, value: Any) -> str:
+    path = ".".join([name, *map(str, place)])
+    return f"{_cut(path, 100)}: {_cut(message, 200)}, not {_echo(value)}"
+
+
+def _echo(value: Any) -> str:
+    """Show a little of a value that came from the model."""
+    return "null" if value is None else _cut(reprlib.repr(value), 60)
+
+
+def _cut(text: str, size: int) -> str:
+    """Give the text in at most `size` bytes of UTF-8, without what UTF-8 or a database refuses."""
+    data = text.replace("\0", "\\0").encode("utf-8", "backslashreplace")
+    return data.decode() if len(data) <= size else data[: size - 3].decode("utf-8", "ignore") + "…"

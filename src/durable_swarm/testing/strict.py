@@ -1,0 +1,202 @@
+"""What a strict provider refuses: `check_request`, and `ProviderError`, the error it raises.
+
+Providers differ in what they let pass. These checks are the strictest of each, so a request that passes here passes
+everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+MESSAGE_KEYS = frozenset(
+    {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"},
+)
+FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+CLIENT_OPTIONS = frozenset({"timeout", "extra_headers", "extra_query"})
+"""Arguments of `create` that steer the client and are no part of the body."""
+
+
+class ProviderResponse:
+    """The HTTP response behind a `ProviderError`: `status_code`, and `headers` with lower-case names."""
+
+    def __init__(self, status_code: int, headers: dict[str, str]) -> None:
+        self.status_code = status_code
+        self.headers = headers
+
+
+class ProviderError(Exception):
+    """A provider's refusal, shaped like `openai.APIStatusError`.
+
+    `status_code` is the HTTP status (429, 500, …). `retry_after`, in seconds or as an HTTP date, becomes the header
+    `retry-after` of `response.headers`.
+    """
+
+    def __init__(self, message: str, status_code: int = 500, retry_after: float | str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status_code = status_code
+        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+        self.response = ProviderResponse(status_code, headers)
+
+
+def check_request(kwargs: Mapping[str, Any]) -> None:
+    """Check the arguments of `chat.completions.create` as a strict provider would.
+
+    Raises `ProviderError` with status 400, naming the part, for: messages that are no list of well-formed messages;
+    tool calls without exactly one tool message each right after them, and tool messages without their call; tools
+    that are no well-formed list of functions; `parallel_tool_calls` without tools; anything that is not JSON.
+    `tools`, `tool_choice` and `parallel_tool_calls` may be None.
+    """
+    _check_messages(kwargs.get("messages"))
+    tools = kwargs.get("tools")
+    if tools is not None:
+        _check_tools(tools)
+    elif kwargs.get("parallel_tool_calls") is not None:
+        _refuse("parallel_tool_calls is only allowed when tools are given")
+    _check_json({name: value for name, value in kwargs.items() if name not in CLIENT_OPTIONS})
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ProviderError(message, status_code=400)
+
+
+def _check_json(body: dict[str, Any]) -> None:
+    try:
+        json.dumps(body, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        _refuse(f"the request cannot be written as JSON: {error}")
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        _refuse("messages must be a list with at least one message")
+    for index, message in enumerate(messages):
+        _check_message(f"messages[{index}]", message)
+    _check_pairs(messages)
+
+
+def _check_message(where: str, message: Any) -> None:
+    if not isinstance(message, dict):
+        _refuse(f"{where} must be a dict, not {type(message).__name__}")
+    role = message.get("role")
+    if role not in ROLES:
+        _refuse(f"{where}.role {role!r} is none of {', '.join(ROLES)}")
+    if unknown := sorted(map(str, message.keys() - MESSAGE_KEYS)):
+        _refuse(f"{where} has unknown keys: {', '.join(unknown)}")
+    for key, value in message.items():
+        if value is None and (role, key) != ("assistant", "content"):
+            _refuse(f"{where}.{key} must not be null; leave it out")
+    if role == "assistant":
+        _check_reply(where, message)
+    else:
+        _check_input(where, message)
+
+
+def _check_reply(where: str, message: dict[str, Any]) -> None:
+    content = message.get("content")
+    if content is not None:
+        _check_content(where, content)
+    elif message.keys().isdisjoint({"tool_calls", "refusal", "audio", "function_call"}):
+        _refuse(f"{where} needs content or tool_calls")
+    if "tool_calls" not in message:
+        return
+    calls = message["tool_calls"]
+    if not isinstance(calls, list) or not calls:
+        _refuse(f"{where}.tool_calls must be a list with at least one call; leave it out when there is none")
+    for index, call in enumerate(calls):
+        _check_call(f"{where}.tool_calls[{index}]", call)
+
+
+def _check_input(where: str, message: dict[str, Any]) -> None:
+    _check_content(where, message.get("content"))
+    if "tool_calls" in message:
+        _refuse(f"{where}.tool_calls is only allowed when the role is assistant")
+    if message["role"] == "tool":
+        _check_id(f"{where}.tool_call_id", message.get("tool_call_id"))
+
+
+def _check_content(where: str, content: Any) -> None:
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list) or not content:
+        _refuse(f"{where}.content must be a string or a list of parts, not {content!r}")
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            _refuse(f"{where}.content[{index}] must be a part, a dict with a type")
+
+
+def _check_id(where: str, value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        _refuse(f"{where} must be a string that is not empty, not {value!r}")
+
+
+def _check_call(where: str, call: Any) -> None:
+    if not isinstance(call, dict) or call.get("type") != "function" or not isinstance(call.get("function"), dict):
+        _refuse(f"{where} must have the type 'function' and a function")
+    _check_id(f"{where}.id", call.get("id"))
+    _check_name(f"{where}.function.name", call["function"].get("name"))
+    _check_arguments(f"{where}.function.arguments", call["function"].get("arguments"))
+
+
+def _check_name(where: str, name: Any) -> None:
+    if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
+        _refuse(f"{where} {name!r} must be 1 to 64 of the characters a-z A-Z 0-9 _ -")
+
+
+def _check_arguments(where: str, text: Any) -> None:
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        value = None
+    if not isinstance(text, str) or not isinstance(value, dict):
+        _refuse(f"{where} must be the text of a JSON object, not {text!r}")
+
+
+def _check_pairs(messages: list[dict[str, Any]]) -> None:
+    waiting: Counter[str] = Counter()
+    for index, message in enumerate(messages):
+        if message["role"] == "tool":
+            if not waiting[message["tool_call_id"]]:
+                _refuse(f"messages[{index}] answers no tool call of the assistant message before it")
+            waiting[message["tool_call_id"]] -= 1
+            continue
+        _check_answered(f"before messages[{index}]", waiting)
+        waiting = Counter(call["id"] for call in message.get("tool_calls", ()))
+    _check_answered("at the end", waiting)
+
+
+def _check_answered(where: str, waiting: Counter[str]) -> None:
+    if missing := list(waiting.elements()):
+        _refuse(f"tool messages are missing {where}, for the calls {', '.join(missing)}")
+
+
+def _check_tools(tools: Any) -> None:
+    if not isinstance(tools, list) or not tools:
+        _refuse("tools must be a list with at least one tool; leave it out when there is none")
+    names = [_checked_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        _refuse(f"tools has several functions named {', '.join(twice)}")
+
+
+def _checked_tool(where: str, tool: Any) -> str:
+    if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
+        _refuse(f"{where} must have the type 'function' and a function")
+    function = tool["function"]
+    _check_name(f"{where}.function.name", function.get("name"))
+    if not isinstance(function.get("description", ""), str):
+        _refuse(f"{where}.function.description must be a string")
+    if "parameters" in function:
+        _check_parameters(f"{where}.function.parameters", function["parameters"])
+    return str(function["name"])
+
+
+def _check_parameters(where: str, schema: Any) -> None:
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        _refuse(f"{where} must be a JSON schema of the type 'object'")
+    if not isinstance(schema.get("properties", {}), dict):
+        _refuse(f"{where}.properties must be a dict")

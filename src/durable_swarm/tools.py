@@ -1,0 +1,435 @@
+"""Tools: what a tool may use inside (`step`, `sleep`, `current_call`), and performing one tool call.
+
+The vocabulary reaches the engine through `inside`, a context variable the performer sets round a call. Outside a run
+the same functions are plain calls, so tools can be tested as the functions they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import itertools
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, overload
+
+from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
+from durable_swarm.loop import Call, Outcome
+from durable_swarm.models import without_secrets
+from durable_swarm.schema import BadArguments, check_arguments, wants_context
+from durable_swarm.types import Message, Result, ToolSettings, note_settings, settings_of, tool_name
+from durable_swarm.waits import Waits, is_async
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class CurrentCall:
+    """The tool call under way.
+
+    `attempt` counts from 1 and is above 1 when the call may have been entered before: after a crash, or by a retry.
+    `idempotency_key` is the same in every attempt and belongs to no other call: hand it to the outside world.
+    """
+
+    run_id: str
+    agent: str
+    tool: str
+    call_id: str
+    attempt: int
+    idempotency_key: str
+
+
+class Recorder(Protocol):
+    """What the engine offers inside a tool: checkpoints and sleeps that survive a crash."""
+
+    def step(self, name: str, body: Callable[[], Any]) -> Any:
+        """Run `body` once, ever, and give its result; an async `body` gives an awaitable."""
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep to the time first set."""
+
+    async def sleep_async(self, seconds: float) -> None:
+        """Sleep to the time first set, on the event loop."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Where the running code stands: in which call, and what records its steps (None: nothing does).
+
+    `scope` and `numbers` name what the code begins there (steps, runs of its own) the same way in every life and in every
+    attempt; `finished` keeps the steps of failed attempts, which a further attempt does not repeat.
+    """
+
+    call: CurrentCall
+    recorder: Recorder | None
+    scope: str = ""
+    numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
+    finished: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def next_id(self) -> str:
+        """Give the id of the next thing begun here."""
+        return f"{self.scope or self.call.idempotency_key}/{next(self.numbers)}"
+
+    def again(self, attempt: int) -> Inside:
+        """Give the same place for the attempt that follows `attempt` earlier ones."""
+        call = dataclasses.replace(self.call, attempt=self.call.attempt + attempt)
+        return dataclasses.replace(self, call=call, numbers=itertools.count())
+
+
+_inside: ContextVar[Inside | None] = ContextVar("durable_swarm_inside", default=None)
+
+
+@contextlib.contextmanager
+def inside(here: Inside) -> Iterator[None]:
+    """Make `here` what the vocabulary sees in this context."""
+    token = _inside.set(here)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
+def current_call() -> CurrentCall:
+    """Give the tool call under way: `run_id, agent, tool, call_id, attempt, idempotency_key`.
+
+    Raises `NotInRun` outside a tool.
+    """
+    here = _inside.get()
+    if here is None:
+        raise NotInRun("current_call() was called outside a tool; only a tool that a run has called has a call")
+    return here.call
+
+
+def calling() -> Inside | None:
+    """Give where the running code stands, or None outside a tool."""
+    return _inside.get()
+
+
+@overload
+def step(function: F) -> F: ...
+@overload
+def step(*, name: str | None = None, retries: int = 0, backoff: float = 1.0, timeout: float | None = None) -> Callable[[F], F]: ...
+def step(
+    function: Any = None, *, name: str | None = None, retries: int = 0, backoff: float = 1.0, timeout: float | None = None
+) -> Any:
+    """Make each call of a function inside a tool a checkpoint: after a crash it returns what it returned.
+
+    As a tool itself, such a function costs one database write. `retries` more tries follow an exception, the first after
+    `backoff` seconds, doubling; `timeout` bounds one try in seconds. Outside a run it is a plain call.
+    What it returns must be storable as JSON (see `NotSerializable`), and so must what it raises to be the same again.
+    """
+    settings = ToolSettings(retries=retries, backoff=backoff, timeout=timeout, is_step=True)
+    _check_settings("step", settings)
+
+    def decorate(target: Any) -> Any:
+        label = name or tool_name(target)
+
+        @functools.wraps(target)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            here = _inside.get()
+            if here is None or here.recorder is None:
+                return target(*args, **kwargs)
+            return _call_step(here, label, functools.partial(target, *args, **kwargs), settings)
+
+        note_settings(wrapper, dataclasses.replace(settings, name=settings_of(target).name))
+        return _as_coroutine_function(wrapper) if is_async(target) else wrapper
+
+    return decorate if function is None else decorate(function)
+
+
+def _as_coroutine_function(wrapper: Any) -> Any:
+    @functools.wraps(wrapper)
+    async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+        return await wrapper(*args, **kwargs)
+
+    return asynchronous
+
+
+def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: ToolSettings) -> Any:
+    """Make one call of a step, unless an earlier attempt of the tool has finished it."""
+    scope = here.next_id()
+    place = f"{scope} {label}"
+    recorder = here.recorder or IN_MEMORY
+    body = retrying(target, settings, Inside(here.call, None, scope))
+
+    async def on_loop() -> Any:
+        if place not in here.finished:
+            here.finished[place] = await recorder.step(label, body)
+        return here.finished[place]
+
+    if is_async(target):
+        return on_loop()
+    if place not in here.finished:
+        here.finished[place] = recorder.step(label, body)
+    return here.finished[place]
+
+
+@overload
+def tool(function: F) -> F: ...
+@overload
+def tool(
+    *, retries: int = 0, timeout: float | None = None, name: str | None = None, description: str | None = None
+) -> Callable[[F], F]: ...
+def tool(
+    function: Any = None,
+    *,
+    retries: int = 0,
+    timeout: float | None = None,
+    name: str | None = None,
+    description: str | None = None,
+) -> Any:
+    """Say more about a tool: its name and description for the model, retries after an exception, seconds for one try.
+
+    Over `@step` it adds to what that says. A retry does not repeat the tool's finished steps.
+    A plain function cannot be interrupted: past its `timeout` the run goes on with a `TimeoutError`, and the function's
+    thread is left to end by itself.
+    """
+
+    def decorate(target: F) -> F:
+        inner = settings_of(target)
+        settings = dataclasses.replace(
+            inner,
+            name=name or inner.name,
+            description=description or inner.description,
+            retries=retries or inner.retries,
+            timeout=inner.timeout if timeout is None else timeout,
+        )
+        _check_settings("tool", settings)
+        note_settings(target, settings)
+        return target
+
+    return decorate if function is None else decorate(function)
+
+
+def _check_settings(decorator: str, settings: ToolSettings) -> None:
+    if settings.retries < 0 or settings.backoff < 0:
+        raise ConfigurationError(f"@{decorator}: retries and backoff cannot be negative")
+    if settings.timeout is not None and settings.timeout <= 0:
+        raise ConfigurationError(f"@{decorator}: timeout is in seconds and must be above 0")
+
+
+def sleep(seconds: float) -> None:
+    """Sleep. In a tool, a crash does not start the time anew: it ends when it was first meant to end.
+
+    Raises `ConfigurationError` inside a `@step`, which is one checkpoint and cannot keep a time within.
+    """
+    recorder = _recorder("sleep")
+    time.sleep(seconds) if recorder is None else recorder.sleep(seconds)
+
+
+async def sleep_async(seconds: float) -> None:
+    """Sleep as `sleep` does, on the event loop."""
+    recorder = _recorder("sleep_async")
+    await (asyncio.sleep(seconds) if recorder is None else recorder.sleep_async(seconds))
+
+
+class _Memory:
+    """The recorder of runs in memory: nothing is recorded, and steps are plain calls."""
+
+    def step(self, name: str, body: Callable[[], Any]) -> Any:
+        return body()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def sleep_async(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+IN_MEMORY: Recorder = _Memory()
+
+
+def _recorder(word: str) -> Recorder | None:
+    here = _inside.get()
+    if here is not None and here.recorder is None:
+        raise ConfigurationError(
+            f"{word}() inside a @step of tool {here.call.tool!r} would not survive a crash; take @step off the tool, or sleep outside the step"
+        )
+    return here.recorder if here else None
+
+
+def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) -> Callable[[], Any]:
+    """Give `function` with the retries and the timeout of `settings`, async if it is; each attempt knows its number."""
+
+    async def on_loop() -> Any:
+        for attempt in range(settings.retries + 1):
+            try:
+                with inside(here.again(attempt)):
+                    return await asyncio.wait_for(function(), settings.timeout)
+            except Exception as error:
+                if attempt == settings.retries or isinstance(error, ToolError):
+                    raise
+                await asyncio.sleep(settings.backoff * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def in_thread() -> Any:
+        for attempt in range(settings.retries + 1):
+            try:
+                with inside(here.again(attempt)):
+                    return function() if settings.timeout is None else _bounded(function, settings.timeout)
+            except Exception as error:
+                if attempt == settings.retries or isinstance(error, ToolError):
+                    raise
+                time.sleep(settings.backoff * 2**attempt)
+        raise AssertionError("unreachable")
+
+    return on_loop if is_async(function) else in_thread
+
+
+def _bounded(function: Callable[[], Any], timeout: float) -> Any:
+    future: Future[Any] = Future()
+
+    def main() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(main,), daemon=True).start()
+    try:
+        return future.result(timeout)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise TimeoutError(f"the call took longer than its timeout of {timeout:g} s") from None
+
+
+def find_tool(agent: Any, name: str) -> Any | None:
+    """Give the agent's tool of that name, the last one if there are several, or None."""
+    return next((function for function in reversed(agent.functions) if tool_name(function) == name), None)
+
+
+def plan_calls(agent: Any, message: Message) -> list[Call]:
+    """Decide how each tool call of a reply is to be made, by the code as it is now."""
+    calls = message.get("tool_calls") or []
+    return [Call(index, call["id"], **_named(call), **_plan(agent, call)) for index, call in enumerate(calls)]
+
+
+def _named(call: dict[str, Any]) -> dict[str, str]:
+    return {"tool": call["function"]["name"], "arguments": call["function"]["arguments"]}
+
+
+def _plan(agent: Any, call: dict[str, Any]) -> dict[str, str]:
+    name = call["function"]["name"]
+    function = find_tool(agent, name)
+    if function is None:
+        return {"plan": "tell", "text": f"Error: Tool {name[:100]} not found."}
+    try:
+        check_arguments(function, call["function"]["arguments"])
+    except BadArguments as error:
+        return {"plan": "tell", "text": f"Error: {error}"}
+    return {"plan": "step" if settings_of(function).is_step else "flow"}
+
+
+Cast = dict[str, Any]
+"""The agents a run has met in this process, by name: the one it was started with, and those that tools returned."""
+
+
+async def call_tool(
+    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, tell_errors: bool, waits: Waits
+) -> Outcome:
+    """Call a tool with the model's arguments and give what came of it.
+
+    `context` is changed where the tool changes it; an agent the tool returns is put in `cast`. Exceptions of the tool
+    pass, except `ToolError`, and all of them where `tell_errors`: then the model is told.
+    """
+    try:
+        arguments = check_arguments(function, call.arguments)
+    except BadArguments as error:
+        return Outcome(f"Error: {error}")
+    if wants_context(function):
+        arguments["context_variables"] = context
+    settings = settings_of(function)
+    if settings.is_step and here.recorder is not None:
+        settings = ToolSettings()  # The step has its own attempts.
+    try:
+        return read_result(await waits.call(retrying(functools.partial(function, **arguments), settings, here)), cast)
+    except ToolError as error:
+        return Outcome(f"Error: {error}")
+    except Exception as error:
+        if not tell_errors:
+            raise
+        return Outcome(f"Error: {type(error).__name__}: {without_secrets(safe_text(error))}")
+
+
+def read_result(value: Any, cast: Cast) -> Outcome:
+    """Give what a tool returned as an `Outcome`: text, a `Result`, or an agent, which is a handoff and joins `cast`.
+
+    Raises TypeError, as Swarm does, for a value that cannot be made a string.
+    """
+    if isinstance(value, Result) or _has(value, "value", "agent", "context_variables"):
+        return Outcome(str(value.value), _handoff(value.agent, cast), dict(value.context_variables))
+    if _has(value, "name", "instructions", "functions"):
+        return Outcome(json.dumps({"assistant": value.name}), _handoff(value, cast))
+    try:
+        return Outcome(str(value))
+    except Exception as error:
+        raise TypeError(
+            f"Failed to cast response to string: a {type(value).__name__}. Make sure agent functions return a string or "
+            f"Result object. Error: {safe_text(error)}"
+        ) from error
+
+
+def _has(value: Any, *names: str) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, name) for name in names)
+
+
+def _handoff(agent: Any, cast: Cast) -> str | None:
+    if agent is None:
+        return None
+    cast[agent.name] = agent
+    return str(agent.name)
+
+
+def safe_text(error: BaseException) -> str:
+    """Give the error's text, even where making it fails."""
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__} without text>"
+
+
+class Lane:
+    """Lets a batch run together where it may: async tools always, plain functions `width` at a time."""
+
+    def __init__(self, width: int) -> None:
+        self._places = asyncio.Semaphore(width)
+
+    async def run(self, function: Any, body: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Make one call when its turn has come."""
+        if is_async(function):
+            return await body()
+        async with self._places:
+            return await body()
+
+
+async def call_in_order(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
+    """Make the calls one after the other."""
+    return [await one(call) for call in calls]
+
+
+async def call_together(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
+    """Make the calls together; all are heard out, then the first exception in the model's order is raised."""
+    answers = await asyncio.gather(*(one(call) for call in calls), return_exceptions=True)
+    outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
+    errors = [answer for answer in answers if isinstance(answer, BaseException)]
+    # An engine's own signals (cancelled, no longer the owner) are no Exceptions and outrank what tools raised.
+    for error in sorted(errors, key=lambda error: isinstance(error, Exception)):
+        raise error
+    return outcomes
+
+
+def runs_together(agent: Any, calls: list[Call], tool_concurrency: int) -> bool:
+    """Whether a batch runs together: several calls, and one of them is async or plain functions may overlap."""
+    made = [call for call in calls if call.plan != "tell"]
+    if len(made) < 2:
+        return False
+    return tool_concurrency > 1 or any(is_async(find_tool(agent, call.tool)) for call in made)

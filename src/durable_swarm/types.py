@@ -1,0 +1,121 @@
+"""Swarm's data: Agent, Result, Response, the token usage, and what `@tool` and `@step` note on a function.
+
+Data only. Fields, defaults and mutability are those of OpenAI's Swarm; `docs/compatibility.md` lists what was added.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Message = dict[str, Any]
+"""One chat message as the provider's API spells it, plus Swarm's `sender` and `tool_name`."""
+
+agent_defined: list[Callable[[Any], None]] = []
+"""Called with every `Agent` that is constructed; the roster puts itself here."""
+
+
+class Agent(BaseModel):
+    """Who answers: a name, instructions, a model and plain functions as tools.
+
+    `instructions` is a string or a callable that takes the context variables. A function that returns an agent is a
+    handoff. After a crash agents and tools are found again by name, so define agents where the program starts.
+    """
+
+    name: str = "Agent"
+    model: str = "gpt-4o"
+    instructions: str | Callable[..., Any] = "You are a helpful agent."
+    functions: list[Callable[..., Any]] = []
+    tool_choice: Any = None
+    parallel_tool_calls: bool = True
+    model_settings: dict[str, Any] = {}
+    """More arguments for the model client (temperature, seed, …), passed on as they are."""
+
+    def model_post_init(self, _context: Any) -> None:
+        for notify in agent_defined:
+            notify(self)
+
+
+class Result(BaseModel):
+    """What a tool may return to say more than text: a handoff and changes of the context variables."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    value: str = ""
+    agent: Any = None
+    context_variables: dict[str, Any] = {}
+
+
+class Usage(BaseModel):
+    """Tokens of all model calls of a run, as the provider counted them, and the number of calls it counted."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
+
+
+class Response(BaseModel):
+    """What a run gave: its new messages, the agent that spoke last, the context variables as they are now.
+
+    `usage` is None where the provider reported none.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    messages: list[Message] = []
+    agent: Any = None
+    context_variables: dict[str, Any] = Field(default_factory=dict)
+    run_id: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class ToolSettings:
+    """What `@tool` (or `@step`, with `is_step`) says about a function."""
+
+    name: str | None = None
+    description: str | None = None
+    retries: int = 0
+    timeout: float | None = None
+    """Seconds for one attempt."""
+    backoff: float = 1.0
+    """Seconds before the first retry; doubled for each further one."""
+    is_step: bool = False
+
+
+_SETTINGS = "__durable_swarm__"
+_PLAIN = ToolSettings()
+
+
+def note_settings(function: Any, settings: ToolSettings) -> None:
+    """Keep `settings` on the function, where `settings_of` finds them; for a bound method, on its function."""
+    setattr(getattr(function, "__func__", function), _SETTINGS, settings)
+
+
+def settings_of(function: Any) -> ToolSettings:
+    """Give what was noted on the function, also through a bound method or a `functools.partial`."""
+    while True:
+        found = getattr(function, _SETTINGS, None)
+        if isinstance(found, ToolSettings):
+            return found
+        if not isinstance(function, functools.partial):
+            return _PLAIN
+        function = function.func
+
+
+def tool_name(function: Any) -> str:
+    """Give the name by which the model calls the function, and by which it is found after a crash."""
+    named = settings_of(function).name
+    if named:
+        return named
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", None) or type(function).__name__)

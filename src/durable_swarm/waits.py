@@ -1,0 +1,165 @@
+"""The two ways to wait: in the calling thread, or on an event loop.
+
+Everything that performs effects is written once, as `async def` over a `Waits`. With `Blocking` such a coroutine never
+suspends, so `finish` runs it to its end in the calling thread, where tools may use what belongs to that thread (a
+SQLite connection, `input`, Ctrl+C). With an event-loop `Waits` the same coroutine is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Waits(Protocol):
+    """How to call what may block and how to let time pass."""
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function, plain or async, and give its result."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+
+
+class Blocking:
+    """Waits in the calling thread; what is async runs on a background loop meanwhile."""
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return beside(lambda _: _await(result)) if inspect.isawaitable(result) else result
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class OnLoop:
+    """Waits on the running event loop; plain functions go to the threads of `pool`."""
+
+    def __init__(self, pool: Executor | Home | None = None) -> None:
+        self._pool = pool
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if is_async(function):
+            return await function(*args, **kwargs)
+        call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+        result = await asyncio.wrap_future((self._pool or threads()).submit(call))
+        return await result if inspect.isawaitable(result) else result
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine over `Blocking` to its end in this thread."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a coroutine that may not suspend did")
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling the function gives a coroutine; sees through partials and callable objects."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+class Home:
+    """A thread that waits for work on a loop, and meanwhile makes the plain calls of that work itself.
+
+    It is the pool of an `OnLoop`: plain functions keep the thread they belong to.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        """Have the waiting thread call the function."""
+        future: Future[Any] = Future()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function(*args))
+            except BaseException as error:
+                future.set_exception(error)
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+
+        self._jobs.put(job)
+        return future
+
+    def wait(self, future: Future[T]) -> T:
+        """Make the calls that come in until `future` is done, and give its result."""
+        future.add_done_callback(lambda _: self._jobs.put(None))
+        while not future.done():
+            job = self._jobs.get()
+            if job is not None:
+                job()
+        return future.result()
+
+    def serve(self, over: threading.Event, seconds: float) -> None:
+        """Make the calls that come in for some seconds, or until there is nothing more to wait for."""
+        deadline = time.monotonic() + seconds
+        while not over.is_set() and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(Empty):
+                job = self._jobs.get(timeout=left)
+                if job is not None:
+                    job()
+
+
+def beside(make: Callable[[Waits], Coroutine[Any, Any, T]], home: Home | None = None) -> T:
+    """Run `make(waits)` on the background loop, in the caller's context, and block this thread until it is done.
+
+    Plain functions it calls run meanwhile in this thread, as `home`.
+    """
+    home = home or Home()
+    return home.wait(asyncio.run_coroutine_threadsafe(make(OnLoop(home)), background_loop()))
+
+
+_loop: asyncio.AbstractEventLoop | None = None
+_loop_lock = threading.Lock()
+
+
+def background_loop() -> asyncio.AbstractEventLoop:
+    """Give the process's own event loop, which runs in a daemon thread from its first use on."""
+    global _loop
+    with _loop_lock:
+        if _loop is None or _loop.is_closed():
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="durable-swarm-loop", daemon=True).start()
+        return _loop
+
+
+THREADS = 32
+"""How many plain functions run at once in threads of ours; the runs themselves need no thread."""
+
+_threads: ThreadPoolExecutor | None = None
+
+
+def threads() -> Executor:
+    """Give the pool for plain functions that have no thread of their own to run in."""
+    global _threads
+    with _loop_lock:
+        if _threads is None:
+            _threads = ThreadPoolExecutor(THREADS, thread_name_prefix="durable-swarm-tool")
+        return _threads

@@ -1,0 +1,64 @@
+"""Fixtures for all tests: no way to a real model, an own working directory, real databases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.postgres import NoPostgres, fresh_database, running_server
+
+# Port 9 (discard) of loopback: nothing listens there, so a call to a real model fails at once.
+NOWHERE = "http://127.0.0.1:9/v1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that asks for PostgreSQL, so that `-m "not postgres"` leaves it out."""
+    for item in items:
+        if "postgres_database" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.postgres)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep every test away from real models, the user's database and the checkout."""
+    for name in [name for name in os.environ if name.startswith(("OPENAI_", "DURABLE_SWARM_DATABASE_URL"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OPENAI_BASE_URL", NOWHERE)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of a PostgreSQL server: $DURABLE_SWARM_TEST_POSTGRES, else one started for this session.
+
+    Without any PostgreSQL the test is skipped, on a CI machine (CI=true) it fails.
+    """
+    if url := os.environ.get("DURABLE_SWARM_TEST_POSTGRES"):
+        yield url
+        return
+    try:
+        with running_server() as url:
+            yield url
+    except NoPostgres as reason:
+        if os.environ.get("CI", "").lower() in ("", "0", "false"):
+            pytest.skip(str(reason))
+        pytest.fail(str(reason))
+
+
+@pytest.fixture
+def postgres_database(postgres_url: str) -> Iterator[str]:
+    """The URL of a fresh PostgreSQL database, dropped after the test."""
+    with fresh_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh database; the test runs once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/runs.sqlite"
+    url: str = request.getfixturevalue("postgres_database")
+    return url

@@ -1,0 +1,91 @@
+"""Agent, Result and Response have Swarm's fields and defaults."""
+
+from __future__ import annotations
+
+from durable_swarm import Agent, Response, Result
+from durable_swarm.testing import ScriptedModel
+from tests.contract.helpers import MakeSwarm, tool_contents, user
+
+
+def test_agent_defaults() -> None:
+    """An agent without arguments is Swarm's default agent."""
+    agent = Agent()
+    assert agent.name == "Agent"
+    assert agent.model == "gpt-4o"
+    assert agent.instructions == "You are a helpful agent."
+    assert agent.functions == []
+    assert agent.tool_choice is None
+    assert agent.parallel_tool_calls is True
+    assert agent.model_settings == {}
+
+
+def test_result_defaults() -> None:
+    """A result without arguments says nothing, hands off to nobody and changes nothing."""
+    result = Result()
+    assert (result.value, result.agent, result.context_variables) == ("", None, {})
+
+
+def test_response_defaults() -> None:
+    """A response without arguments is empty."""
+    response = Response()
+    assert (response.messages, response.agent, response.context_variables) == ([], None, {})
+    assert (response.run_id, response.usage) == (None, None)
+
+
+def test_defaults_are_not_shared() -> None:
+    """What is put into one agent, result or response does not show in the next."""
+    Agent().functions.append(print)
+    Result().context_variables["key"] = "value"
+    Response().messages.append({"role": "user"})
+    assert Agent().functions == []
+    assert Result().context_variables == {}
+    assert Response().messages == []
+
+
+def test_fields_can_be_changed() -> None:
+    """The fields of an agent can be assigned after its construction, as programs for Swarm do."""
+    agent = Agent(name="Draft")
+    agent.name, agent.model, agent.instructions = "Final", "gpt-4o-mini", "Be brief."
+    assert (agent.name, agent.model, agent.instructions) == ("Final", "gpt-4o-mini", "Be brief.")
+
+
+def test_result_keeps_the_agent_itself() -> None:
+    """A result holds the very agent it was given, not a copy."""
+    agent = Agent(name="Sales")
+    assert Result(agent=agent).agent is agent
+
+
+def test_functions_appended_later_are_tools(make_swarm: MakeSwarm) -> None:
+    """A function appended to `agent.functions` after construction is offered to the model and called."""
+
+    def greet(name: str) -> str:
+        return f"Hello, {name}"
+
+    agent = Agent(name="Greeter")
+    agent.functions.append(greet)
+    model = ScriptedModel([[("greet", {"name": "Ada"})], "Done"])
+    response = make_swarm(model).run(agent, user())
+    assert [tool["function"]["name"] for tool in model.calls[0]["tools"]] == ["greet"]
+    assert tool_contents(response) == ["Hello, Ada"]
+
+
+def test_changes_of_an_agent_during_a_run_count_at_once(make_swarm: MakeSwarm) -> None:
+    """A tool that changes its agent's instructions and functions changes the next model call."""
+
+    def learn() -> str:
+        agent.instructions = "You know more now."
+        agent.functions.append(recall)
+        return "Learned"
+
+    def recall() -> str:
+        return "Recalled"
+
+    agent = Agent(name="Pupil", instructions="You know little.", functions=[learn])
+    model = ScriptedModel([["learn"], ["recall"], "Done"])
+    response = make_swarm(model).run(agent, user())
+    assert [request["messages"][0]["content"] for request in model.calls] == [
+        "You know little.",
+        "You know more now.",
+        "You know more now.",
+    ]
+    assert tool_contents(response) == ["Learned", "Recalled"]

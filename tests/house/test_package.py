@@ -1,0 +1,88 @@
+"""House rules about the package as it is released: names, imports, version and wheel."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import durable_swarm
+
+ROOT = Path(__file__).parents[2]
+EXPORTED: list[str] = list(getattr(durable_swarm, "__all__", []))
+
+
+def _version() -> str:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    version: str = project["version"]
+    return version
+
+
+def _own_methods(kind: type) -> list[str]:
+    return [name for name, value in vars(kind).items() if not name.startswith("_") and inspect.isroutine(value)]
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_every_exported_name_is_documented(name: str) -> None:
+    """Every exported function and class, and every public method of such a class, has a docstring."""
+    value = getattr(durable_swarm, name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        assert inspect.getdoc(value), f"{name} has no docstring"
+    if inspect.isclass(value) and value.__module__.startswith("durable_swarm"):
+        undocumented = [method for method in _own_methods(value) if not inspect.getdoc(getattr(value, method))]
+        assert not undocumented, f"methods of {name} have no docstring: {undocumented}"
+
+
+def test_importing_the_package_does_not_import_openai() -> None:
+    """The model client is imported at its first use, not with the package."""
+    program = "import sys, durable_swarm; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_importing_the_package_touches_nothing() -> None:
+    """An import writes no file, starts no thread and prints nothing."""
+    program = "import durable_swarm, os, threading; assert threading.active_count() == 1; assert os.listdir() == []"
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    """The newest entry of the changelog is for the version that is built."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(\d\S*)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
+    assert newest is not None, "CHANGELOG.md has no entry like '## [1.2.3] - 2030-01-31'"
+    assert newest[1] == _version()
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """No module of the package spells a version number out; who needs it asks importlib.metadata."""
+    spelled = re.compile(r"__version__\s*(:\s*\w+\s*)?=\s*['\"]|['\"]" + re.escape(_version()) + "['\"]")
+    sources = (ROOT / "src").rglob("*.py")
+    assert [str(path) for path in sources if spelled.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_wheel_is_complete(tmp_path: Path) -> None:
+    """The wheel carries every file of the package, the mark `py.typed`, the licence and the version."""
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = [path for path in (ROOT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert {str(path.relative_to(ROOT / "src")) for path in package} <= names
+    assert {"durable_swarm/py.typed", f"durable_swarm-{_version()}.dist-info/licenses/LICENSE"} <= names
+
+
+def test_readme_and_ci_run_the_same_commands() -> None:
+    """The checks that run on every change are those that the README and CONTRIBUTING tell people to run."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "make check" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert re.search(r"^make test$", script, re.MULTILINE)
+    assert re.search(r"^make check$", script, re.MULTILINE)
