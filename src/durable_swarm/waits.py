@@ -163,3 +163,8 @@ def threads() -> Executor:
         if _threads is None:
             _threads = ThreadPoolExecutor(THREADS, thread_name_prefix="durable-swarm-tool")
         return _threads
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Await a plain function in a thread of ours, whatever has become of the loop's own."""
+    return await asyncio.wrap_future(threads().submit(contextvars.copy_context().run, function, *args))

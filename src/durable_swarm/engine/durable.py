@@ -25,7 +25,7 @@ from durable_swarm.runs import STATES, State
 from durable_swarm.swarm import Request, check_settings
 from durable_swarm.tools import calling
 from durable_swarm.types import Message, Response
-from durable_swarm.waits import background_loop, threads
+from durable_swarm.waits import background_loop, in_thread, threads
 
 
 class DurableSwarm:
@@ -185,13 +185,13 @@ class DurableSwarm:
         return await asyncio.get_running_loop().create_task(self._begin(prepared), context=internals.outside())
 
     async def _begin(self, prepared: _Prepared) -> Run:
-        self._open()
-        run = await asyncio.to_thread(self._attach, prepared)
+        self._open().loops.add(asyncio.get_running_loop())
+        run = await in_thread(self._attach, prepared)
         if run is not None:
             return run
         with self._starting(prepared) as live:
             await DBOS.start_workflow_async(workflows.run_on_loop, prepared.record)
-        return await asyncio.to_thread(self._started, prepared, live)
+        return await in_thread(self._started, prepared, live)
 
     def _attach(self, prepared: _Prepared) -> Run | None:
         """Give the run if the caller named one that exists already. Raises `RunConflict`."""
@@ -257,17 +257,17 @@ class DurableSwarm:
     async def get_async(self, run_id: str) -> Run:
         """Give the handle as `get` does, on the event loop."""
         self._open()
-        return await asyncio.to_thread(self.get, run_id)
+        return await in_thread(self.get, run_id)
 
     async def runs_async(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
         """Give the runs as `runs` does, on the event loop."""
         self._open()
-        return await asyncio.to_thread(self.runs, status, agent, limit)
+        return await in_thread(self.runs, status, agent, limit)
 
     async def recover_async(self) -> list[Run]:
         """Take over as `recover` does, on the event loop."""
         self._open()
-        return await asyncio.to_thread(self.recover)
+        return await in_thread(self.recover)
 
     def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
         return Run(run_id, self._store, self._open, live)

@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import logging
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy
@@ -20,6 +22,7 @@ from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.live import Desk, LiveRun, Settings
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.store import Store
+from durable_swarm.waits import background_loop
 
 log = logging.getLogger("durable_swarm")
 
@@ -37,6 +40,8 @@ class Process:
         self.runs: dict[str, LiveRun] = {}
         self.swarms: list[Settings] = []
         self.held: dict[str, errors.DurableSwarmError] = {}
+        self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
+        """The event loops on which runs were executed."""
         self.wanted: set[str] = set()
         """Names of agents for which runs wait; defining one starts a look for them."""
         self.lent: dict[str, Any] = {}
@@ -92,9 +97,16 @@ class Process:
         if not self.hosted:
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
+            self._restore_loops()
         internals.forget_queue(self.queue)
         self.store.close()
         self.identity.close()
+
+    def _restore_loops(self) -> None:
+        """DBOS makes its threads the default pool of every loop it meets, and has now ended them."""
+        loops = [loop for loop in self.loops if not loop.is_closed()]
+        for loop in loops:
+            loop.call_soon_threadsafe(loop.set_default_executor, ThreadPoolExecutor(thread_name_prefix="asyncio"))
 
     # Runs that this process executes
 

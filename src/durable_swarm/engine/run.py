@@ -16,7 +16,7 @@ from durable_swarm.engine.store import Store, state_of
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.types import Message, Response, Usage
-from durable_swarm.waits import Home
+from durable_swarm.waits import Home, in_thread
 
 _PAUSE, _LOOK = 0.005, 0.25
 """Seconds between looks at the database: for a run that ends here, and for one that runs elsewhere."""
@@ -121,7 +121,7 @@ class Run:
         """Wait as `result` does, on the event loop."""
         async with asyncio.timeout(timeout):
             while True:
-                ended = await asyncio.to_thread(self._look)
+                ended = await in_thread(self._look)
                 if ended is not None:
                     return ended
                 await asyncio.sleep(self._pause())
@@ -208,19 +208,19 @@ class Run:
 
     async def messages_async(self) -> list[Message]:
         """Give the messages as `messages` does, on the event loop."""
-        return await asyncio.to_thread(self.messages)
+        return await in_thread(self.messages)
 
     async def steps_async(self) -> list[StepInfo]:
         """Give the steps as `steps` does, on the event loop."""
-        return await asyncio.to_thread(self.steps)
+        return await in_thread(self.steps)
 
     async def cancel_async(self) -> None:
         """Cancel as `cancel` does, on the event loop."""
-        await asyncio.to_thread(self.cancel)
+        await in_thread(self.cancel)
 
     async def resume_async(self) -> None:
         """Resume as `resume` does, on the event loop."""
-        await asyncio.to_thread(self.resume)
+        await in_thread(self.resume)
 
 
 def error_of(row: Any) -> Exception:
