@@ -21,6 +21,12 @@ from durable_swarm.errors import NotSerializable
 
 TAG = "$type"
 
+MAX_DEPTH = 100
+"""How deep containers may be nested: a fixed number, so that what was stored can be read from anywhere in a program."""
+
+_PLAIN_BITS = 2000
+"""Longer integers are stored in hexadecimal: Python may be set to refuse decimals of more than 640 digits."""
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
@@ -30,6 +36,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "uuid": UUID,
     "bytes": base64.b64decode,
     "float": float,
+    "int": lambda digits: int(digits, 16),
     "text": lambda escaped: json.loads(f'"{escaped}"'),
     "tuple": lambda items: tuple(decode(item) for item in items),
     "set": lambda items: {decode(item) for item in items},
@@ -51,33 +58,25 @@ _WRITERS: dict[type, Callable[[Any], Any]] = {
 def encode(value: Any, path: str = "value") -> Any:
     """Give `value` as plain JSON data (dict, list, str, int, float, bool, None).
 
-    `path` names the value in error messages. Raises `NotSerializable`, naming the path of the part that has no JSON form.
+    `path` names the value in error messages. Raises `NotSerializable`, naming the path of what has no JSON form.
     """
-    try:
-        return _encode(value, path)
-    except RecursionError:
-        raise NotSerializable(f"{path} is nested too deeply, or contains itself", path=path) from None
+    return _encode(value, path, MAX_DEPTH)
 
 
-def _encode(value: Any, path: str) -> Any:
+def _encode(value: Any, path: str, depth: int) -> Any:
     kind = type(value)
-    if value is None or kind is bool or kind is int:
+    if value is None or kind is bool:
         return value
+    if kind is int:
+        return value if value.bit_length() <= _PLAIN_BITS else _tagged("int", hex(value))
     if kind is str:
         return value if _storable(value) else _tagged("text", json.dumps(value)[1:-1])
     if kind is float:
         return value if math.isfinite(value) else _tagged("float", repr(value))
-    if kind is list:
-        return [_encode(item, f"{path}[{index}]") for index, item in enumerate(value)]
-    if kind is dict:
-        return _encode_dict(value, path)
-    if kind is tuple:
-        return _tagged("tuple", [_encode(item, f"{path}[{index}]") for index, item in enumerate(value)])
-    if kind is set or kind is frozenset:
-        # Sorted by their encoded text, so that equal sets have equal records.
-        return _tagged(kind.__name__, sorted((_encode(item, path) for item in value), key=dumps))
     if writer := _WRITERS.get(kind):
         return _tagged(*writer(value))
+    if kind in _CONTAINERS:
+        return _encode_container(value, path, depth - 1)
     raise NotSerializable(
         f"{path} is a {kind.__module__}.{kind.__qualname__}, which cannot be stored as JSON. Keep an id or plain data "
         "there and make the object where it is used.",
@@ -85,10 +84,29 @@ def _encode(value: Any, path: str) -> Any:
     )
 
 
-def _encode_dict(value: dict[Any, Any], path: str) -> Any:
+_CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
+
+
+def _encode_container(value: Any, path: str, depth: int) -> Any:
+    if depth < 0:
+        raise NotSerializable(f"{path[:100]}… is nested deeper than {MAX_DEPTH} levels, or contains itself", path=path)
+    if type(value) is dict:
+        return _encode_dict(value, path, depth)
+    if type(value) is list:
+        return [_encode(item, f"{path}[{index}]", depth) for index, item in enumerate(value)]
+    if type(value) is tuple:
+        return _tagged("tuple", [_encode(item, f"{path}[{index}]", depth) for index, item in enumerate(value)])
+    # Sorted by their encoded text, so that equal sets have equal records.
+    return _tagged(type(value).__name__, sorted((_encode(item, path, depth) for item in value), key=dumps))
+
+
+def _encode_dict(value: dict[Any, Any], path: str, depth: int) -> Any:
     if all(type(key) is str and key != TAG and _storable(key) for key in value):
-        return {key: _encode(item, f"{path}[{key!r}]") for key, item in value.items()}
-    return _tagged("dict", [[_encode(key, path), _encode(item, f"{path}[{key!r}]")] for key, item in value.items()])
+        return {key: _encode(item, f"{path}[{key!r}]", depth) for key, item in value.items()}
+    return _tagged(
+        "dict",
+        [[_encode(key, path, depth), _encode(item, f"{path}[{key!r}]", depth)] for key, item in value.items()],
+    )
 
 
 def _storable(text: str) -> bool:
@@ -103,16 +121,22 @@ def _tagged(name: str, value: Any) -> dict[str, Any]:
 
 
 def decode(data: Any) -> Any:
-    """Give back the value that `encode` was given. Raises ValueError for a tag this version does not know."""
+    """Give back the value that `encode` was given. Raises ValueError for what `encode` of this version never wrote."""
     if type(data) is dict:
-        if TAG not in data:
-            return {key: decode(item) for key, item in data.items()}
-        if data[TAG] not in _READERS:
-            raise ValueError(f"unknown stored type {data[TAG]!r}; was it written by a newer version?")
-        return _READERS[data[TAG]](data["value"])
+        return _read(data) if TAG in data else {key: decode(item) for key, item in data.items()}
     if type(data) is list:
         return [decode(item) for item in data]
     return data
+
+
+def _read(data: dict[str, Any]) -> Any:
+    name = data[TAG]
+    if type(name) is not str or name not in _READERS:
+        raise ValueError(f"unknown stored type {name!r}; was it written by a newer version?")
+    try:
+        return _READERS[name](data["value"])
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"a stored {name} cannot be read: {error!r}") from error
 
 
 def dumps(data: Any) -> str:

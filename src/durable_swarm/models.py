@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from durable_swarm.errors import ConfigurationError, ModelError
@@ -168,7 +169,11 @@ async def _send(client: Any, request: dict[str, Any], waits: Waits) -> Any:
     # The official client walks every message of every request in Python. What stands in `extra_body` it sends as it is.
     body = {key: request[key] for key in ("messages", "tools") if request[key] is not None}
     body.update(request.get("extra_body") or {})
-    rest = {key: value for key, value in request.items() if key not in ("tools", "stream", "extra_body") and value is not None}
+    rest = {
+        key: value
+        for key, value in request.items()
+        if key not in ("tools", "stream", "extra_body") and value is not None
+    }
     bare = client.with_options(max_retries=0)
     return await waits.call(bare.chat.completions.create, **{**rest, "messages": []}, extra_body=body)
 
@@ -206,7 +211,9 @@ def transient(error: Exception) -> bool:
         return (status in (408, 409, 429) or status >= 500) and not spent and not refused
     names = {kind.__name__ for kind in type(error).__mro__}
     # A body that is no JSON (a proxy's page, a cut answer) reaches us as the decoder's error.
-    return isinstance(error, ConnectionError | TimeoutError | EmptyReply | json.JSONDecodeError) or bool(names & {"APIConnectionError", "APITimeoutError"})
+    return isinstance(error, ConnectionError | TimeoutError | EmptyReply | json.JSONDecodeError) or bool(
+        names & {"APIConnectionError", "APITimeoutError"}
+    )
 
 
 def pause(error: Exception, attempt: int) -> float:
@@ -269,9 +276,9 @@ def _as_dict(message: Any) -> dict[str, Any]:
 
 
 def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
-    function = call["function"] if isinstance(call, Mapping) else call.function
-    part = function.get if isinstance(function, Mapping) else lambda key: getattr(function, key, None)
-    given = call.get("id") if isinstance(call, Mapping) else getattr(call, "id", None)
+    function = _field(call, "function")
+    part = partial(_field, function)
+    given = _field(call, "id")
     arguments = part("arguments")
     if not isinstance(arguments, str):
         arguments = "" if arguments is None else json.dumps(arguments)
@@ -280,6 +287,10 @@ def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
         "type": "function",
         "function": {"name": str(part("name") or ""), "arguments": arguments},
     }
+
+
+def _field(thing: Any, name: str) -> Any:
+    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
 
 
 def _read_usage(answer: Any) -> Usage | None:

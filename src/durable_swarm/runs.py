@@ -23,8 +23,8 @@ ENDED: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 class StepInfo:
     """One recorded effect of a run, in the order in which they were begun.
 
-    `kind` is `model`, `tool` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed` or `running`.
-    Times are aware UTC. `version` is the fingerprint of agent, prompt, tools and model that answered a model call.
+    `kind` is `model`, `tool` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed` or
+    `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
     """
 
     number: int
@@ -62,7 +62,7 @@ class _Recorded:
     """Performs effects by giving what was recorded of them."""
 
     next_reply: Callable[[], Reply | None]
-    next_outcome: Callable[[Call], Outcome | None]
+    next_outcome: Callable[[int, Call], Outcome | None]
     usage: Usage | None = None
 
     async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
@@ -72,7 +72,9 @@ class _Recorded:
                 raise _NotYet(effect, [])
             self.usage = reply.usage if self.usage is None else self.usage + (reply.usage or Usage())
             return reply
-        outcomes = [Outcome(call.text) if call.plan == "tell" else self.next_outcome(call) for call in effect.calls]
+        outcomes = [
+            Outcome(call.text) if call.plan == "tell" else self.next_outcome(effect.turn, call) for call in effect.calls
+        ]
         known = [outcome for outcome in outcomes if outcome is not None]
         if len(known) < len(outcomes):
             raise _NotYet(effect, outcomes)
@@ -80,7 +82,11 @@ class _Recorded:
 
 
 def follow(
-    start: Start, next_reply: Callable[[], Reply | None], next_outcome: Callable[[Call], Outcome | None], *, pending: str
+    start: Start,
+    next_reply: Callable[[], Reply | None],
+    next_outcome: Callable[[int, Call], Outcome | None],
+    *,
+    pending: str,
 ) -> Story:
     """Tell a run's story from its records, with the same loop that ran it.
 
@@ -103,4 +109,3 @@ def _so_far(end: _NotYet, first: int, pending: str) -> list[Message]:
         text = pending if outcome is None else outcome.text
         history.append({"role": "tool", "tool_call_id": call.id, "tool_name": call.tool, "content": text})
     return history[first:]
-

@@ -118,7 +118,11 @@ class Request:
             raise ConfigurationError("context_variables must be a dictionary")
         if self.stream:
             raise ConfigurationError("stream=True is not available in this version; leave it out")
-        if isinstance(self.max_turns, bool) or not isinstance(self.max_turns, int | float) or self.max_turns != self.max_turns:
+        if (
+            isinstance(self.max_turns, bool)
+            or not isinstance(self.max_turns, int | float)
+            or self.max_turns != self.max_turns
+        ):
             raise ConfigurationError("max_turns must be a number of messages")
         remember(self.agent)
 
@@ -138,7 +142,8 @@ def check_settings(client: Any, tool_concurrency: int, tool_errors: str) -> None
     """Check what both swarms take. Raises `ConfigurationError`."""
     if client is not None and not hasattr(getattr(client, "chat", None), "completions"):
         raise ConfigurationError(
-            f"client is a {type(client).__name__} without chat.completions.create; pass an openai client, or one of its shape"
+            f"client is a {type(client).__name__} without chat.completions.create; "
+            "pass an openai client, or one of its shape"
         )
     if isinstance(tool_concurrency, bool) or not isinstance(tool_concurrency, int) or tool_concurrency < 1:
         raise ConfigurationError("tool_concurrency must be a whole number from 1 up")
@@ -234,6 +239,4 @@ class _InMemory:
         key = f"{self.run_id}/{effect.turn}.{call.index}"
         here = Inside(CurrentCall(self.run_id, effect.agent, call.tool, call.id, 1, key), IN_MEMORY)
         tell = self.swarm.tool_errors == "tell"
-        return await call_tool(
-            function, call, effect.context, here, cast=self.cast, tell_errors=tell, waits=waits
-        )
+        return await call_tool(function, call, effect.context, here, cast=self.cast, tell_errors=tell, waits=waits)

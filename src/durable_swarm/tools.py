@@ -64,8 +64,8 @@ class Recorder(Protocol):
 class Inside:
     """Where the running code stands: in which call, and what records its steps (None: nothing does).
 
-    `scope` and `numbers` name what the code begins there (steps, runs of its own) the same way in every life and in every
-    attempt; `finished` keeps the steps of failed attempts, which a further attempt does not repeat.
+    `scope` and `numbers` name what the code begins there (steps, runs of its own) the same way in every life and in
+    every attempt; `finished` keeps the steps of failed attempts, which a further attempt does not repeat.
     """
 
     call: CurrentCall
@@ -116,14 +116,21 @@ def calling() -> Inside | None:
 @overload
 def step(function: F) -> F: ...
 @overload
-def step(*, name: str | None = None, retries: int = 0, backoff: float = 1.0, timeout: float | None = None) -> Callable[[F], F]: ...
 def step(
-    function: Any = None, *, name: str | None = None, retries: int = 0, backoff: float = 1.0, timeout: float | None = None
+    *, name: str | None = None, retries: int = 0, backoff: float = 1.0, timeout: float | None = None
+) -> Callable[[F], F]: ...
+def step(
+    function: Any = None,
+    *,
+    name: str | None = None,
+    retries: int = 0,
+    backoff: float = 1.0,
+    timeout: float | None = None,
 ) -> Any:
     """Make each call of a function inside a tool a checkpoint: after a crash it returns what it returned.
 
-    As a tool itself, such a function costs one database write. `retries` more tries follow an exception, the first after
-    `backoff` seconds, doubling; `timeout` bounds one try in seconds. Outside a run it is a plain call.
+    As a tool itself, such a function costs one database write. `retries` more tries follow an exception, the first
+    after `backoff` seconds, doubling; `timeout` bounds one try in seconds. Outside a run it is a plain call.
     What it returns must be storable as JSON (see `NotSerializable`), and so must what it raises to be the same again.
     """
     settings = ToolSettings(retries=retries, backoff=backoff, timeout=timeout, is_step=True)
@@ -251,7 +258,8 @@ def _recorder(word: str) -> Recorder | None:
     here = _inside.get()
     if here is not None and here.recorder is None:
         raise ConfigurationError(
-            f"{word}() inside a @step of tool {here.call.tool!r} would not survive a crash; take @step off the tool, or sleep outside the step"
+            f"{word}() inside a @step of tool {here.call.tool!r} would not survive a crash; "
+            "take @step off the tool, or sleep outside the step"
         )
     return here.recorder if here else None
 
@@ -373,8 +381,8 @@ def read_result(value: Any, cast: Cast) -> Outcome:
         return Outcome(str(value))
     except Exception as error:
         raise TypeError(
-            f"Failed to cast response to string: a {type(value).__name__}. Make sure agent functions return a string or "
-            f"Result object. Error: {safe_text(error)}"
+            f"Failed to cast response to string: a {type(value).__name__}. Make sure agent functions return a string "
+            f"or Result object. Error: {safe_text(error)}"
         ) from error
 
 

@@ -15,7 +15,7 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +32,13 @@ class Waits(Protocol):
         """Let time pass."""
 
 
+class Pool(Protocol):
+    """Where plain functions run; an `Executor` is one."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        """Have the function called."""
+
+
 class Blocking:
     """Waits in the calling thread; what is async runs on a background loop meanwhile."""
 
@@ -46,7 +53,7 @@ class Blocking:
 class OnLoop:
     """Waits on the running event loop; plain functions go to the threads of `pool`."""
 
-    def __init__(self, pool: Executor | Home | None = None) -> None:
+    def __init__(self, pool: Pool | None = None) -> None:
         self._pool = pool
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -58,6 +65,14 @@ class OnLoop:
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Give the event loop that runs in this thread, or None."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 async def _await(awaitable: Awaitable[T]) -> T:
@@ -156,7 +171,7 @@ THREADS = 32
 _threads: ThreadPoolExecutor | None = None
 
 
-def threads() -> Executor:
+def threads() -> ThreadPoolExecutor:
     """Give the pool for plain functions that have no thread of their own to run in."""
     global _threads
     with _loop_lock:
@@ -165,6 +180,12 @@ def threads() -> Executor:
         return _threads
 
 
+_errands = ThreadPoolExecutor(8, thread_name_prefix="durable-swarm-errand")
+
+
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Await a plain function in a thread of ours, whatever has become of the loop's own."""
-    return await asyncio.wrap_future(threads().submit(contextvars.copy_context().run, function, *args))
+    """Await a short plain function of this package in a thread.
+
+    Not a thread of `threads`: those may all be taken by tools that wait for what this call is part of.
+    """
+    return await asyncio.wrap_future(_errands.submit(contextvars.copy_context().run, function, *args))

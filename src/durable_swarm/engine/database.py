@@ -35,7 +35,7 @@ def choose(url: str | None) -> sqlalchemy.URL:
         ) from None
     if is_sqlite(chosen):
         if not chosen.database or chosen.database == ":memory:":
-            raise ConfigurationError("a run in memory cannot survive anything; name a file, or use Swarm instead of DurableSwarm")
+            raise ConfigurationError("a database in memory survives nothing; name a file, or use Swarm")
         return chosen.set(database=str(Path(chosen.database).resolve()))
     if chosen.get_backend_name() != "postgresql" or not chosen.database:
         raise ConfigurationError(
@@ -60,8 +60,9 @@ def same(open_url: sqlalchemy.URL, wanted: sqlalchemy.URL) -> None:
     """Check that the database wanted is the one that is open. Raises `ConfigurationError`."""
     if open_url.set(drivername=open_url.get_backend_name()) != wanted.set(drivername=wanted.get_backend_name()):
         raise ConfigurationError(
-            f"this process already works on {open_url.render_as_string()!r} and cannot open {wanted.render_as_string()!r} too: "
-            "one process has one database. Close the first DurableSwarm, or use another process."
+            f"this process already works on {open_url.render_as_string()!r} and cannot open "
+            f"{wanted.render_as_string()!r} too: one process has one database. Close the first DurableSwarm, or use "
+            "another process."
         )
 
 
@@ -79,7 +80,9 @@ def connect(url: sqlalchemy.URL, *, create: bool) -> sqlalchemy.Engine:
 def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
     path = str(url.database)
     if not create and not os.path.exists(path):
-        raise ConfigurationError(f"there is no database {path}; run a program with DurableSwarm there first, or name it with --database")
+        raise ConfigurationError(
+            f"there is no database {path}; run a program with DurableSwarm there first, or name it with --database"
+        )
     if create:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
 
@@ -93,7 +96,9 @@ def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
             connection.create_function("unixepoch", -1, lambda *_: time.time())
         return connection
 
-    engine = sqlalchemy.create_engine("sqlite://", creator=open_file, poolclass=sqlalchemy.QueuePool, pool_size=4, max_overflow=0)
+    engine = sqlalchemy.create_engine(
+        "sqlite://", creator=open_file, poolclass=sqlalchemy.QueuePool, pool_size=4, max_overflow=0
+    )
     with engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     return engine
@@ -111,14 +116,16 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
     try:
         engine.connect().close()
     except DBAPIError as error:
-        if not create or getattr(error.orig, "sqlstate", None) != "3D000" and "does not exist" not in str(error.orig):
+        if not create or (getattr(error.orig, "sqlstate", None) != "3D000" and "does not exist" not in str(error.orig)):
             raise
         _create_postgres(url)
     return engine
 
 
 def _create_postgres(url: sqlalchemy.URL) -> None:
-    server = sqlalchemy.create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    server = sqlalchemy.create_engine(
+        url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+    )
     with server.connect() as connection:
         name = server.dialect.identifier_preparer.quote(str(url.database))
         try:

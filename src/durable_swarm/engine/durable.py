@@ -14,7 +14,7 @@ from typing import Any, Self
 from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
 
 from durable_swarm import codec, errors
-from durable_swarm.engine import database, internals, process, records, workflows
+from durable_swarm.engine import internals, process, records, workflows
 from durable_swarm.engine.failures import Held
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.process import Process
@@ -25,7 +25,7 @@ from durable_swarm.runs import STATES, State
 from durable_swarm.swarm import Request, check_settings
 from durable_swarm.tools import calling
 from durable_swarm.types import Message, Response
-from durable_swarm.waits import background_loop, in_thread, threads
+from durable_swarm.waits import background_loop, in_thread, running_loop, threads
 
 
 class DurableSwarm:
@@ -71,6 +71,12 @@ class DurableSwarm:
                 self._process.take_over()
             return self._process
 
+    def _open_on_loop(self) -> Process:
+        """Open on the running loop: DBOS then executes on it what is recovered, where async tools find their things."""
+        opened = self._open()
+        opened.loops.add(asyncio.get_running_loop())
+        return opened
+
     def _store(self) -> Store:
         return self._open().store
 
@@ -85,7 +91,9 @@ class DurableSwarm:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # Running
@@ -110,7 +118,9 @@ class DurableSwarm:
         """
         asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
         prepared = _Prepared(self, asked, run_id)
-        if _has_running_loop():
+        loop = running_loop()
+        if loop is not None:
+            self._refuse_to_block(loop)
             # DBOS refuses to block a thread that has an event loop; a thread beside it may.
             return threads().submit(internals.outside().run, self._run_here, prepared).result()
         return internals.outside().run(self._run_here, prepared)
@@ -128,6 +138,12 @@ class DurableSwarm:
                 # The run's own end, recorded; or somebody else's, who was faster. Told below either way.
                 pass
         return self._started(prepared, live).result()
+
+    def _refuse_to_block(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop in self._open().loops:
+            raise errors.ConfigurationError(
+                "run() would stop the event loop on which this program's runs are executed; call `await run_async(...)`"
+            )
 
     async def run_async(
         self,
@@ -185,7 +201,7 @@ class DurableSwarm:
         return await asyncio.get_running_loop().create_task(self._begin(prepared), context=internals.outside())
 
     async def _begin(self, prepared: _Prepared) -> Run:
-        self._open().loops.add(asyncio.get_running_loop())
+        self._open_on_loop()
         run = await in_thread(self._attach, prepared)
         if run is not None:
             return run
@@ -256,17 +272,17 @@ class DurableSwarm:
 
     async def get_async(self, run_id: str) -> Run:
         """Give the handle as `get` does, on the event loop."""
-        self._open()
+        self._open_on_loop()
         return await in_thread(self.get, run_id)
 
     async def runs_async(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
         """Give the runs as `runs` does, on the event loop."""
-        self._open()
+        self._open_on_loop()
         return await in_thread(self.runs, status, agent, limit)
 
     async def recover_async(self) -> list[Run]:
         """Take over as `recover` does, on the event loop."""
-        self._open()
+        self._open_on_loop()
         return await in_thread(self.recover)
 
     def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
@@ -283,7 +299,11 @@ def list_rows(store: Store, status: State | None, agent: str | None, limit: int)
     offset, page = 0, max(limit, 100)
     while len(found) < limit:
         rows = store.rows(states=None if status is None else [status], limit=page, offset=offset)
-        found += [row for row in rows if status in (None, state_of(row)) and agent in (None, (row.attributes or {}).get("agent"))]
+        found += [
+            row
+            for row in rows
+            if status in (None, state_of(row)) and agent in (None, (row.attributes or {}).get("agent"))
+        ]
         offset += page
         if len(rows) < page:
             break
@@ -291,7 +311,10 @@ def list_rows(store: Store, status: State | None, agent: str | None, limit: int)
 
 
 class _Prepared:
-    """A request with its id and its record, made before anything runs. Raises `NotSerializable`, `ConfigurationError`."""
+    """A request with its id and its record, made before anything runs.
+
+    Raises `NotSerializable` and `ConfigurationError`.
+    """
 
     def __init__(self, swarm: DurableSwarm, asked: Request, run_id: str | None) -> None:
         here = calling()
@@ -305,13 +328,16 @@ class _Prepared:
 
     def check_same(self, recorded: records.Record) -> None:
         """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""
-        differs = [key for key in ("agent", "messages") if codec.dumps(recorded[key]) != codec.dumps(self.record[key])]
-        if differs:
-            raise errors.RunConflict(
-                f"run {self.run_id!r} exists already, with another {' and other '.join(differs).replace('another messages', 'other messages')}; "
-                "use a new run_id, or the same arguments",
-                run_id=self.run_id,
-            )
+        if recorded["agent"] != self.record["agent"]:
+            self._conflict(f"started with agent {recorded['agent']!r}")
+        if codec.dumps(recorded["messages"]) != codec.dumps(self.record["messages"]):
+            self._conflict("started with other messages")
+
+    def _conflict(self, difference: str) -> None:
+        raise errors.RunConflict(
+            f"run {self.run_id!r} exists already, {difference}; use a new run_id, or the same agent and messages",
+            run_id=self.run_id,
+        )
 
 
 def _text(name: str, value: Any) -> str:
@@ -320,14 +346,3 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise errors.ConfigurationError(f"{name} must be a string that is not empty")
     return value
-
-
-def _has_running_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-__all__ = ["DurableSwarm", "database"]

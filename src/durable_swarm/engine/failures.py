@@ -1,7 +1,7 @@
 """How errors cross DBOS: a tool's error never becomes a step's result, an engine's error never becomes a tool's.
 
-`Failed` and `Held` are no `Exception`s, so that neither DBOS records them as the result of a step (then a repaired program
-could not repeat it) nor a tool's `except Exception` swallows them.
+`Failed` and `Held` are no `Exception`s, so that neither DBOS records them as the result of a step (then a repaired
+program could not repeat it) nor a tool's `except Exception` swallows them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def step_failure(run_id: str, name: str, error: Exception) -> Record:
         record["state"] = codec.encode(vars(error))
     if "state" not in record or _class_of(record["type"]) is not type(error):
         log.warning(
-            "step %r raised a %s, which cannot be rebuilt from the database: after a crash the tool sees RunFailed instead. "
+            "step %r raised a %s, which cannot be rebuilt from the database: after a crash the tool sees RunFailed. "
             "Define the exception at module level, with plain data as its arguments.",
             name,
             record["type"],

@@ -15,34 +15,37 @@ from durable_swarm.runs import ENDED, StepInfo, Story, follow
 
 def story(store: Store, row: Any) -> Story:
     """Tell the run's story as far as it is recorded."""
-    record = store.start_record(row)
-    rows = store.steps(row.workflow_id)
-    replies = (step for step in rows if step.function_name.startswith("model:"))
-    outcomes = (step for step in rows if step.function_name.startswith("tool:") or step.function_name == records.GET_RESULT)
-    waiting = list(outcomes)
+    rows, calls = store.steps(row.workflow_id), _calls(store, row)
+    replies = iter([step for step in rows if step.function_name.startswith("model:")])
+    stepped = [step for step in rows if step.function_name.startswith("tool:")]
 
     def next_reply() -> Reply | None:
         step = next(replies, None)
         return None if step is None else records.read_reply(_record(step, row))
 
-    def next_outcome(call: Call) -> Outcome | None:
-        if not waiting or not _fits(waiting[0], call):
-            return None
-        return records.read_outcome(_record(waiting.pop(0), row))
+    def next_outcome(turn: int, call: Call) -> Outcome | None:
+        if call.plan == "step":
+            known = bool(stepped) and stepped[0].function_name == records.tool_step(call.tool)
+            return records.read_outcome(_record(stepped.pop(0), row)) if known else None
+        child = calls.get(records.call_key(row.workflow_id, turn, call.index))
+        return None if child is None or child.status != "SUCCESS" else records.read_outcome(_output(child))
 
     state = state_of(row)
     pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
-    return follow(records.read_start(record), next_reply, next_outcome, pending=pending)
+    return follow(records.read_start(store.start_record(row)), next_reply, next_outcome, pending=pending)
 
 
-def _fits(step: Any, call: Call) -> bool:
-    if call.plan == "step":
-        return bool(step.function_name == records.tool_step(call.tool))
-    return step.function_name == records.GET_RESULT and str(step.child_workflow_id).endswith(f".{call.index}")
+def _calls(store: Store, row: Any) -> dict[str, Any]:
+    """Give the rows of the run's undecorated tool calls by their id."""
+    return {child.workflow_id: child for child in store.children(row.workflow_id, load_output=True)}
 
 
 def _record(step: Any, row: Any) -> records.Record:
     return records.read(step.output, f"step {step.function_id} ({step.function_name}) of run {row.workflow_id!r}")
+
+
+def _output(child: Any) -> records.Record:
+    return records.read(child.output, f"tool call {child.workflow_id!r}")
 
 
 def step_infos(store: Store, row: Any) -> list[StepInfo]:
@@ -51,13 +54,13 @@ def step_infos(store: Store, row: Any) -> list[StepInfo]:
 
 
 def _fields(store: Store, row: Any) -> Iterator[dict[str, Any]]:
-    rows = store.steps(row.workflow_id)
-    results = {step.child_workflow_id: step for step in rows if step.function_name == records.GET_RESULT}
+    rows, calls = store.steps(row.workflow_id), _calls(store, row)
     names = _tool_names(rows)
     for step in rows:
         if step.function_name == records.TOOL:
-            yield _tool(step, results.get(step.child_workflow_id), names.get(_call_of(step.child_workflow_id), "?"))
-            yield from (_inner(inner) for inner in store.steps(step.child_workflow_id))
+            key = step.child_workflow_id
+            yield _tool(step, calls.get(key), names.get(_call_of(key), "?"))
+            yield from (_inner(inner) for inner in store.steps(key))
         elif step.function_name.startswith(("model:", "tool:")):
             yield _done(step)
 
@@ -68,7 +71,9 @@ def _call_of(key: str) -> str:
 
 def _tool_names(rows: list[Any]) -> dict[str, str]:
     """Give the name of each undecorated call by its `<turn>.<index>`."""
-    replies = [step.output for step in rows if step.function_name.startswith("model:") and isinstance(step.output, dict)]
+    replies = [
+        step.output for step in rows if step.function_name.startswith("model:") and isinstance(step.output, dict)
+    ]
     return {
         f"{turn}.{index}": call["function"]["name"]
         for turn, reply in enumerate(replies)
@@ -76,8 +81,8 @@ def _tool_names(rows: list[Any]) -> dict[str, str]:
     }
 
 
-def _times(step: Any, end: Any = None) -> dict[str, datetime | None]:
-    return {"started_at": _time(step.started_at_epoch_ms), "finished_at": _time((end or step).completed_at_epoch_ms)}
+def _times(step: Any) -> dict[str, datetime | None]:
+    return {"started_at": _time(step.started_at_epoch_ms), "finished_at": _time(step.completed_at_epoch_ms)}
 
 
 def _time(milliseconds: int | None) -> datetime | None:
@@ -98,11 +103,16 @@ def _done(step: Any) -> dict[str, Any]:
     }
 
 
-def _tool(step: Any, result: Any, name: str) -> dict[str, Any]:
-    fields = {"name": records.tool_step(name), "kind": "tool", "status": "running", "started_at": _time(step.started_at_epoch_ms)}
-    if result is not None:
-        record = result.output if isinstance(result.output, dict) else {}
-        fields |= {"status": "done", "output": codec.decode(record.get("text", "")), **_times(step, result)}
+def _tool(step: Any, child: Any, name: str) -> dict[str, Any]:
+    fields = {
+        "name": records.tool_step(name),
+        "kind": "tool",
+        "status": "running",
+        "started_at": _time(step.started_at_epoch_ms),
+    }
+    if child is not None and child.status == "SUCCESS":
+        text = codec.decode(_output(child).get("text", ""))
+        fields |= {"status": "done", "output": text, "finished_at": _time(child.completed_at or child.updated_at)}
     return fields
 
 
@@ -114,6 +124,10 @@ def _inner(step: Any) -> dict[str, Any]:
         "kind": "step",
         "status": "failed" if raised or step.error else "done",
         "output": codec.decode(record.get("value")),
-        "error": f"{raised['type']}: {raised.get('message', '')}" if raised else str(step.error) if step.error else None,
+        "error": f"{raised['type']}: {raised.get('message', '')}"
+        if raised
+        else str(step.error)
+        if step.error
+        else None,
         **_times(step),
     }

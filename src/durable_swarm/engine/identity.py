@@ -82,7 +82,9 @@ class PostgresLocks:
         self._ask("pg_advisory_unlock", name)
 
     def _ask(self, function: str, name: str) -> bool:
-        return bool(self._connection.execute(sqlalchemy.text(f"SELECT {function}(:key)"), {"key": _number(name)}).scalar())
+        return bool(
+            self._connection.execute(sqlalchemy.text(f"SELECT {function}(:key)"), {"key": _number(name)}).scalar()
+        )
 
     def _reconnect(self) -> None:
         with contextlib.suppress(sqlalchemy.exc.DBAPIError):
@@ -120,6 +122,11 @@ class Identity:
                 yield
             finally:
                 self._locks.give("take-over")
+
+    def keep(self) -> None:
+        """Make sure that the name is still held; a lost session of the database takes its locks along."""
+        with self.alone():
+            self._locks.take(self.name)
 
     def is_dead(self, name: str) -> bool:
         """Whether no living process has that name. To be asked inside `alone`."""

@@ -2,15 +2,17 @@
 
 `tests/engine/test_internals.py` fails when DBOS changes one of them.
 
-- `decorate_workflow`, `run_step`, `run_step_async` with a `DBOS` of our own view: the public decorators write step results with
-  the serializer of the program that launched DBOS, which is pickle unless it says otherwise. Ours are always JSON.
+- `decorate_workflow`, `run_step`, `run_step_async` with a `DBOS` of our own view: the public decorators write step
+  results with the serializer of the program that launched DBOS, which is pickle unless it says otherwise. And they
+  record the result of a child workflow twice, in its own row and in its parent's; our view of the database does not.
 - `decorate_workflow` once more: a workflow that exists in two colours (in the calling thread, on an event loop) has one
   name; the public decorator registers, and warns of, both.
-- `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses (plain
-  functions on a thread that has an event loop).
+- `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
+  (plain functions on a thread that has an event loop).
 - `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
-- `_register_internal_queue`: a queue of this process alone, in memory. Public queues are rows that every process polls, so
-  another program would take over runs whose agents it does not have.
+- `_register_internal_queue`: a queue of this process alone, in memory. Public queues are rows that every process
+  polls, so another program would take over runs whose agents it does not have.
+- `_config`, `_sys_db.engine`: the database of a DBOS that the program launched.
 - `DBOSDefaultSerializer`: rows marked as pickle are unpickled whatever the serializer; a database must not run code.
 """
 
@@ -22,18 +24,38 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from dbos import DBOS, DBOSPortableJSONSerializer
-from dbos import _context, _core, _dbos, _serialization
+from dbos import DBOS, DBOSPortableJSONSerializer, _context, _core, _dbos, _serialization
 
 from durable_swarm.errors import ConfigurationError
 
 JSON = DBOSPortableJSONSerializer()
 
 
+class _Database:
+    """The launched DBOS's database, without a second record of what a child workflow's own row tells."""
+
+    def __init__(self, database: Any) -> None:
+        self._database = database
+
+    def record_get_result(self, *_: Any, **__: Any) -> None:
+        """Record nothing: on replay DBOS reads a child's result from the child."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
 class _View:
-    """The launched DBOS, seen with our serializer."""
+    """The launched DBOS, seen with our serializer and our view of its database."""
 
     _serializer = JSON
+    _seen: _Database | None = None
+
+    @property
+    def _sys_db(self) -> Any:
+        database = instance()._sys_db
+        if self._seen is None or self._seen._database is not database:
+            self._seen = _Database(database)
+        return self._seen
 
     def __getattr__(self, name: str) -> Any:
         return getattr(instance(), name)
@@ -70,13 +92,20 @@ def launched() -> bool:
     return instance() is not None and instance()._launched
 
 
+LATE = launched()
+"""Whether this package was imported after DBOS was launched: what DBOS recovered then, it did not know."""
+
+
+def host_database() -> tuple[str, Any]:
+    """Give the URL of the launched DBOS's database, and its connections."""
+    return instance()._config["system_database_url"], instance()._sys_db.engine
+
+
 def workflow(name: str, *, recovers: bool) -> Callable[[Any], Any]:
     """Make a function a workflow. Of several colours of one name, the one that `recovers` runs what is recovered."""
     registry: Any = _Registry(recovers)
-    decorate = _core.decorate_workflow(
-        registry, name, 100, serialization_type=_serialization.WorkflowSerializationFormat.PORTABLE
-    )
-    return decorate
+    portable = _serialization.WorkflowSerializationFormat.PORTABLE
+    return _core.decorate_workflow(registry, name, 100, serialization_type=portable)
 
 
 def reserve() -> Any:
@@ -113,8 +142,13 @@ def outside() -> contextvars.Context:
 def private_queue(name: str, polling_interval: float) -> Any:
     """Give a queue that only this process serves."""
     queue = _dbos._get_or_create_dbos_registry()._register_internal_queue(name)
-    queue._polling_interval_sec = polling_interval
+    set_poll(queue, polling_interval)
     return queue
+
+
+def set_poll(queue: Any, seconds: float) -> None:
+    """Set how often the queue is looked at, from the next look on."""
+    queue._polling_interval_sec = seconds
 
 
 def forget_queue(name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors, roster
@@ -37,11 +37,13 @@ Body = Callable[[Waits], Awaitable[Record]]
 class Colour(Protocol):
     """How steps and child workflows are run: in this thread, or on an event loop.
 
-    Both methods draw the numbers by which DBOS knows a step again before they first suspend: so a batch that is begun in
-    the model's order has the same numbers in every life, whatever the order in which its calls get their turn.
+    Both methods draw the numbers by which DBOS knows a step again before they first suspend: so a batch that is begun
+    in the model's order has the same numbers in every life, whatever the order in which its calls get their turn.
     """
 
-    waits: Waits
+    @property
+    def waits(self) -> Waits:
+        """How the run waits and calls what may block."""
 
     async def step(self, name: str, body: Body) -> Record:
         """Run a step and give its record, the recorded one if there is one."""
@@ -55,7 +57,7 @@ class InThread:
     """Everything in the calling thread."""
 
     run_child: Callable[[str], Record]
-    waits: Waits = Blocking()
+    waits: Waits = field(default_factory=Blocking)
 
     async def step(self, name: str, body: Body) -> Record:
         record: Record = internals.run_step(name, lambda: finish(_coroutine(body, self.waits)))
@@ -76,7 +78,8 @@ class OnEventLoop:
         async def go() -> Record:
             return await body(self.waits)
 
-        return await internals.run_step_async(name, go, internals.reserve())
+        record: Record = await internals.run_step_async(name, go, internals.reserve())
+        return record
 
     async def child(self, key: str) -> Record:
         return await self.start_child(key)
@@ -158,7 +161,9 @@ class Durable:
         home = Home()
         self.run.homes.append(home)
         try:
-            return beside(lambda waits: call_together(effect.calls, self._maker(agent, effect, self.on_loop(waits))), home)
+            return beside(
+                lambda waits: call_together(effect.calls, self._maker(agent, effect, self.on_loop(waits))), home
+            )
         finally:
             self.run.homes.remove(home)
 
@@ -201,8 +206,8 @@ async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Wa
     if function is None:
         raise Held(
             errors.UnknownAgent(
-                f"agent {made.agent.name!r} has no tool {call.tool!r} any more, but a call of it is open; bring the tool "
-                "back, or cancel the run",
+                f"agent {made.agent.name!r} has no tool {call.tool!r} any more, but a call of it is open; "
+                "bring the tool back, or cancel the run",
                 agent=made.agent.name,
             )
         )

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,8 +27,10 @@ from durable_swarm.waits import background_loop
 
 log = logging.getLogger("durable_swarm")
 
-POLL = 0.05
-"""Seconds between looks at the queue of runs this process has taken over."""
+FAST, SLOW = 0.05, 1.0
+"""Seconds between looks at the queue of runs taken over: just after a take-over, and otherwise."""
+KEEP = 2.0
+"""Seconds between looks for runs that somebody resumed from outside."""
 
 
 class Process:
@@ -40,21 +43,29 @@ class Process:
         self.runs: dict[str, LiveRun] = {}
         self.swarms: list[Settings] = []
         self.held: dict[str, errors.DurableSwarmError] = {}
+        self.lent: dict[str, Any] = {}
+        """Agents that were given with the id of a run before it was recovered."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.wanted: set[str] = set()
         """Names of agents for which runs wait; defining one starts a look for them."""
-        self.lent: dict[str, Any] = {}
-        """Agents that were given with the id of a run before it was recovered."""
         self._expected: dict[str, LiveRun] = {}
+        self._interrupted: set[str] = set()
+        """Runs that stopped here without an outcome."""
+        self._strangers = self.hosted and internals.LATE
+        """Whether runs of this process's name may lie idle that it has never seen."""
         self._lock = threading.RLock()
-        self.store = Store(url, database.connect(url, create=True))
+        self._closing = threading.Event()
+        engine = internals.host_database()[1] if self.hosted else database.connect(url, create=True)
+        self.store = Store(url, engine, owns=not self.hosted)
         try:
             self._launch(worker_id)
         except BaseException:
             self.store.close()
             raise
         self._unwatch = roster.watch(self._agent_defined)
+        self._fast_until = time.monotonic() + 3
+        threading.Thread(target=self._keep, name="durable-swarm-keeper", daemon=True).start()
 
     # Launching and closing
 
@@ -63,7 +74,7 @@ class Process:
         try:
             self.identity = Identity(locks, DBOS.executor_id if self.hosted else worker_id)
             self.queue = records.QUEUE + self.identity.name
-            internals.private_queue(self.queue, POLL)
+            self._private = internals.private_queue(self.queue, FAST)
             internals.refuse_pickle(everywhere=not self.hosted)
             if not self.hosted:
                 self._launch_dbos()
@@ -93,6 +104,7 @@ class Process:
 
     def close(self) -> None:
         """Give everything back. Runs under way stay unfinished in the database."""
+        self._closing.set()
         self._unwatch()
         if not self.hosted:
             DBOS.destroy()
@@ -106,7 +118,8 @@ class Process:
         """DBOS makes its threads the default pool of every loop it meets, and has now ended them."""
         loops = [loop for loop in self.loops if not loop.is_closed()]
         for loop in loops:
-            loop.call_soon_threadsafe(loop.set_default_executor, ThreadPoolExecutor(thread_name_prefix="asyncio"))
+            pool = ThreadPoolExecutor(thread_name_prefix="asyncio")
+            loop.call_soon_threadsafe(loop.set_default_executor, pool)
 
     # Runs that this process executes
 
@@ -114,6 +127,12 @@ class Process:
         """Know the objects of a run that is about to start here."""
         with self._lock:
             self._expected[run.run_id] = run
+
+    def forget(self, run: LiveRun) -> None:
+        """Expect the run no more."""
+        with self._lock:
+            if self._expected.get(run.run_id) is run:
+                del self._expected[run.run_id]
 
     def enter(self, run_id: str, record: Record) -> LiveRun:
         """Begin to execute a run: with its own objects if it started here, else with those found by name."""
@@ -123,12 +142,14 @@ class Process:
             run.entered = True
             self.runs[run_id] = run
             self.held.pop(run_id, None)
+            self._interrupted.discard(run_id)
             return run
 
     def _recovered(self, run_id: str, record: Record) -> LiveRun:
-        swarm = self.swarm_named(record.get("swarm", ""))
+        name = record.get("swarm", "")
+        swarm = self.swarm_named(name)
         if swarm is None:
-            raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {record.get('swarm')!r}, not open here")
+            raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
         lent = self.lent.pop(run_id, None)
         cast = {} if lent is None else {lent.name: lent}
         start = records.read_start(record)
@@ -143,12 +164,9 @@ class Process:
         with self._lock:
             if self.runs.get(run.run_id) is run:
                 del self.runs[run.run_id]
+                if run.response is None and run.error is None:
+                    self._interrupted.add(run.run_id)
         run.over.set()
-
-    def forget(self, run: LiveRun) -> None:
-        """Expect the run no more; somebody else executes it."""
-        with self._lock:
-            self._expected.pop(run.run_id, None)
 
     def hold(self, run: LiveRun, reason: errors.DurableSwarmError) -> None:
         """Note why a run cannot go on here, and what would let it."""
@@ -166,25 +184,33 @@ class Process:
         With `run_ids`, only those. Gives the ids of the runs taken over.
         """
         with self.identity.alone():
-            orphans = [row for row in self.store.unfinished() if self._is_orphan(row)]
-            runs = [row for row in orphans if row.name == records.RUN and row.workflow_id in (run_ids or (row.workflow_id,))]
-            taken = {row.workflow_id for row in runs if self._can_run(row)}
-            children = {row.workflow_id for row in orphans if row.parent_workflow_id in taken}
+            rows = self.store.unfinished(DBOS.application_version)
+            orphans = [row for row in rows if self._is_orphan(row)]
+            self._strangers = False
+            wanted = [row for row in orphans if not run_ids or row.workflow_id in run_ids]
+            taken = {row.workflow_id for row in wanted if row.name == records.RUN and self._can_run(row)}
+            calls = {row.workflow_id for row in orphans if row.parent_workflow_id in taken}
             if taken:
-                self.store.resume_on([*taken, *children], self.queue)
+                self._set_poll(FAST)
+                self._interrupted -= taken
+                self.store.resume_on([*taken, *calls], self.queue)
         return sorted(taken)
 
     def _is_orphan(self, row: Any) -> bool:
-        owner = row.executor_id if row.status == "PENDING" else (row.queue_name or "").removeprefix(records.QUEUE)
-        if owner == self.identity.name:
-            mine = row.workflow_id in self.runs or row.workflow_id in self._expected or row.workflow_id in self.desk.keys()
-            return row.status == "PENDING" and not mine
-        return row.queue_name == records.UNCLAIMED or self.identity.is_dead(owner)
+        if row.status == "ENQUEUED":
+            queue = row.queue_name or ""
+            owner = queue.removeprefix(records.QUEUE)
+            return queue == records.UNCLAIMED or (queue != owner and self.identity.is_dead(owner))
+        if row.executor_id == self.identity.name:
+            run_id = row.workflow_id if row.name == records.RUN else row.parent_workflow_id
+            return run_id in self._interrupted or (self._strangers and run_id not in self.runs)
+        return self.identity.is_dead(row.executor_id)
 
     def _can_run(self, row: Any) -> bool:
         about = row.attributes or {}
         agent = str(about.get("agent"))
-        if (agent in roster.names() or row.workflow_id in self.lent) and self.swarm_named(str(about.get("swarm", ""))):
+        known = agent in roster.names() or row.workflow_id in self.lent
+        if known and self.swarm_named(str(about.get("swarm", ""))):
             return True
         if agent not in self.wanted:
             log.warning("run %r waits: its agent %r is not defined in this process", row.workflow_id, agent)
@@ -197,12 +223,28 @@ class Process:
             threading.Thread(target=self._take_over_quietly, name="durable-swarm-take-over", daemon=True).start()
 
     def _take_over_quietly(self) -> None:
-        with contextlib.suppress(Exception):
+        try:
             self.take_over()
+        except Exception as error:
+            if not self._closing.is_set():
+                log.warning("could not look for runs to take over: %s", type(error).__name__)
+
+    def _keep(self) -> None:
+        """Look now and then for what others left for whoever can do it."""
+        while not self._closing.wait(KEEP):
+            if time.monotonic() > self._fast_until:
+                internals.set_poll(self._private, SLOW)
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+                self.identity.keep()
+                if self.store.unclaimed():
+                    self._take_over_quietly()
+
+    def _set_poll(self, seconds: float) -> None:
+        self._fast_until = time.monotonic() + 3
+        internals.set_poll(self._private, seconds)
 
 
 _current: Process | None = None
-_users = 0
 _guard = threading.RLock()
 
 
@@ -215,27 +257,35 @@ def current() -> Process:
 
 async def wait_for_current() -> Process:
     """Give the process's engine as soon as there is one: a host's DBOS may recover runs before it is opened."""
-    while _current is None:
-        await asyncio.sleep(POLL)
-    return _current
+    while True:
+        if _current is not None:
+            return _current
+        await asyncio.sleep(FAST)
 
 
 def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process:
     """Give the process's engine, launched if need be, and count `swarm` among its users.
 
-    Raises `ConfigurationError` if the process already works on another database.
+    Raises `ConfigurationError` if the process already works on another database, or under another `worker_id`.
     """
     global _current
     with _guard:
-        wanted = database.choose(url)
+        at = _current.url if _current is not None else _host_url()
+        wanted = at if at is not None and url is None else database.choose(url)
+        if at is not None:
+            database.same(at, wanted)
         if _current is None:
-            process = Process(wanted, worker_id)
-            process.swarms.append(swarm)
-            _current = process
-        else:
-            database.same(_current.url, wanted)
-            _current.swarms.append(swarm)
+            _current = Process(wanted, worker_id)
+        elif worker_id is not None and worker_id != _current.identity.name:
+            raise errors.ConfigurationError(
+                f"this process already works as worker_id {_current.identity.name!r}; give its swarms that one, or none"
+            )
+        _current.swarms.append(swarm)
         return _current
+
+
+def _host_url() -> sqlalchemy.URL | None:
+    return database.choose(internals.host_database()[0]) if internals.launched() else None
 
 
 def close_for(swarm: Settings) -> None:

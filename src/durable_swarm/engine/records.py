@@ -24,9 +24,6 @@ from durable_swarm.types import Message, Usage
 
 RUN = "durable_swarm.run"
 TOOL = "durable_swarm.tool"
-GET_RESULT = "DBOS.getResult"
-"""The row in which DBOS keeps a child workflow's result for its parent."""
-
 WIRE = "durable-swarm-1"
 """DBOS's application version: a constant of this format, so that no edit of a program strands its runs."""
 
@@ -63,8 +60,8 @@ def read(record: Any, where: str) -> Record:
         raise errors.ReplayMismatch(f"{where} is not a record of durable-swarm")
     if record["v"] > VERSION:
         raise errors.ConfigurationError(
-            f"{where} was written by a newer version of durable-swarm (record version {record['v']}, this one reads up to "
-            f"{VERSION}); upgrade the package"
+            f"{where} was written by a newer version of durable-swarm (record version {record['v']}, this one reads "
+            f"up to {VERSION}); upgrade the package"
         )
     return record
 
@@ -97,7 +94,8 @@ def _named(context: dict[str, Any]) -> dict[str, Any]:
     for key in context:
         if not isinstance(key, str) or key == codec.TAG:
             raise errors.NotSerializable(
-                f"context_variables has the key {key!r}; keys must be strings other than {codec.TAG!r}", path="context_variables"
+                f"context_variables has the key {key!r}; keys must be strings other than {codec.TAG!r}",
+                path="context_variables",
             )
     return context
 
@@ -117,7 +115,9 @@ def read_start(record: Record) -> Start:
 def reply_record(message: Message, calls: list[Call], usage: Usage | None, *, model: str, version: str) -> Record:
     """Give the record of one model call. It holds the reply and never the history it was asked with."""
     return _slim(
-        message=codec.encode({key: value for key, value in message.items() if value is not None}, "the model's message"),
+        message=codec.encode(
+            {key: value for key, value in message.items() if value is not None}, "the model's message"
+        ),
         plan=[call.plan if call.plan != "tell" else {"tell": codec.encode(call.text)} for call in calls],
         model=model,
         version=version,
@@ -129,7 +129,10 @@ def read_reply(record: Record) -> Reply:
     """Give the reply and its plans from the record of a model call."""
     message = {"role": "assistant", "content": None, "tool_calls": None, **codec.decode(record["message"])}
     made = message["tool_calls"] or []
-    calls = [_read_call(index, call, plan) for index, (call, plan) in enumerate(zip(made, record.get("plan", []), strict=True))]
+    calls = [
+        _read_call(index, call, plan)
+        for index, (call, plan) in enumerate(zip(made, record.get("plan", []), strict=True))
+    ]
     counts = record.get("usage")
     return Reply(message, calls, Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None)
 
@@ -145,7 +148,9 @@ def outcome_record(outcome: Outcome) -> Record:
         text=codec.encode(outcome.text),
         agent=outcome.agent,
         updates=codec.encode(_named(outcome.updates), "the context_variables of the tool's Result"),
-        changed={key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(outcome.changed).items()},
+        changed={
+            key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(outcome.changed).items()
+        },
         removed=outcome.removed,
     )
 
@@ -176,7 +181,9 @@ class Change:
     def read(self, outcome: Outcome, context: dict[str, Any]) -> Outcome:
         """Give the outcome with the changes the tool made in `context`. Raises `NotSerializable`."""
         after = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
-        changed = {key: context[key] for key, value in after.items() if key not in self.before or self.before[key] != value}
+        changed = {
+            key: context[key] for key, value in after.items() if key not in self.before or self.before[key] != value
+        }
         removed = [key for key in self.before if key not in after]
         return Outcome(outcome.text, outcome.agent, outcome.updates, changed, removed)
 
@@ -190,18 +197,22 @@ def failure_record(run_id: str, error: BaseException, *, step: str = "") -> Reco
         type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
         message=codec.encode(without_secrets(safe_text(error))),
         traceback=codec.encode(without_secrets("".join(lines))),
-        own=errors.to_record(error) if _own(error) else None,
+        own=_own(error),
     )
 
 
-def _own(error: BaseException) -> bool:
-    return isinstance(error, errors.DurableSwarmError) and type(error).__module__ == errors.__name__
+def _own(error: BaseException) -> Record | None:
+    """Give one of this package's errors with its attributes; a program's own subclass is foreign."""
+    if isinstance(error, errors.DurableSwarmError) and type(error).__module__ == errors.__name__:
+        record: Record = codec.encode(errors.to_record(error))
+        return record
+    return None
 
 
 def read_failure(record: Record) -> Exception:
     """Give the error to raise for a recorded failure: this package's own as they were, others as `RunFailed`."""
     if "own" in record:
-        return errors.from_record(record["own"])
+        return errors.from_record(codec.decode(record["own"]))
     text = codec.decode(record.get("message", ""))
     return errors.RunFailed(
         f"run {record['run_id']!r} failed with {record['type']}: {text}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from durable_swarm.engine.store import Store, state_of
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.types import Message, Response, Usage
-from durable_swarm.waits import Home, in_thread
+from durable_swarm.waits import Home, in_thread, running_loop
 
 _PAUSE, _LOOK = 0.005, 0.25
 """Seconds between looks at the database: for a run that ends here, and for one that runs elsewhere."""
@@ -27,7 +28,7 @@ class Executor(Protocol):
 
     runs: dict[str, LiveRun]
     held: dict[str, errors.DurableSwarmError]
-    queue: str
+    loops: weakref.WeakSet[asyncio.AbstractEventLoop]
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over these runs if no living process executes them and their agents are defined here."""
@@ -36,11 +37,18 @@ class Executor(Protocol):
 class Run:
     """One run: its state, its result, its story. Made by `start`, `get` and `runs`; holds no connection of its own."""
 
-    def __init__(self, run_id: str, store: Callable[[], Store], executor: Callable[[], Executor | None], live: LiveRun | None = None):
+    def __init__(
+        self,
+        run_id: str,
+        store: Callable[[], Store],
+        executor: Callable[[], Executor | None],
+        live: LiveRun | None = None,
+    ):
         self.id = run_id
         self._store = store
         self._executor = executor
         self._live = live
+        self._seen = 0.0
 
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
@@ -100,10 +108,11 @@ class Run:
     def result(self, timeout: float | None = None) -> Response:
         """Wait for the run's end and give its response.
 
-        `timeout` is in seconds; past it TimeoutError is raised and the run goes on. Raises the error the run ended with
-        (`RunFailed` if that happened in another process), `RunCancelled`, `RunNotFound`, and `AmbiguousAgent` where this
-        process cannot tell which agent is meant.
+        `timeout` is in seconds; past it TimeoutError is raised and the run goes on. Raises the error the run ended
+        with (`RunFailed` if that happened in another process), `RunCancelled`, `RunNotFound`, and `AmbiguousAgent`
+        where this process cannot tell which agent is meant.
         """
+        self._refuse_to_block()
         deadline = None if timeout is None else time.monotonic() + timeout
         home = Home()
         while True:
@@ -116,6 +125,13 @@ class Run:
                 if pause <= 0:
                     raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on")
             self._serve(home, pause)
+
+    def _refuse_to_block(self) -> None:
+        executor, loop = self._executor(), running_loop()
+        if loop is not None and executor is not None and loop in executor.loops:
+            raise errors.ConfigurationError(
+                "result() would stop the event loop on which this run is executed; call `await result_async(...)`"
+            )
 
     async def result_async(self, timeout: float | None = None) -> Response:
         """Wait as `result` does, on the event loop."""
@@ -157,10 +173,15 @@ class Run:
         if state_of(row) in ENDED:
             return self._end(row, live)
         self._raise_if_ambiguous()
-        executor = self._executor()
-        if executor is not None and self.id not in executor.runs:
-            executor.take_over(self.id)
+        self._see_to_it()
         return None
+
+    def _see_to_it(self) -> None:
+        """Once a second: if whoever executes the run has died, take it over."""
+        executor, now = self._executor(), time.monotonic()
+        if executor is not None and self.id not in executor.runs and now - self._seen > 1:
+            self._seen = now
+            executor.take_over(self.id)
 
     def _raise_if_ambiguous(self) -> None:
         executor = self._executor()
@@ -188,7 +209,7 @@ class Run:
         )
 
     def cancel(self) -> None:
-        """Stop the run at its next checkpoint. What is under way ends, but is not recorded; an ended run stays as it is."""
+        """Stop the run at its next checkpoint. A call under way ends unrecorded; an ended run stays as it is."""
         if self.status not in ENDED:
             self._store().cancel(self.id)
 
@@ -228,4 +249,6 @@ def error_of(row: Any) -> Exception:
     data = getattr(row.error, "data", None)
     if isinstance(data, dict) and "type" in data:
         return records.read_failure({"run_id": row.workflow_id, **data})
-    return errors.RunFailed(f"run {row.workflow_id!r} failed: {row.error}", run_id=row.workflow_id, error_message=str(row.error))
+    return errors.RunFailed(
+        f"run {row.workflow_id!r} failed: {row.error}", run_id=row.workflow_id, error_message=str(row.error)
+    )

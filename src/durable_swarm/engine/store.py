@@ -39,9 +39,10 @@ def state_of(row: Any) -> State:
 class Store:
     """The runs of one database."""
 
-    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, *, owns: bool = True) -> None:
         self.url = url
         self.engine = engine
+        self._owns = owns
         try:
             self._client = DBOSClient(
                 system_database_url=url.render_as_string(hide_password=False),
@@ -65,24 +66,37 @@ class Store:
         if states is not None and "running" in set(states):
             wanted.append("ENQUEUED")
         return self._client.list_workflows(
-            name=records.RUN, status=wanted, limit=limit, offset=offset, sort_desc=True, load_input=False, load_output=False
-        )
-
-    def unfinished(self) -> list[Any]:
-        """Give the rows of all unfinished runs and tool calls of this wire format."""
-        return self._client.list_workflows(
-            name=[records.RUN, records.TOOL],
-            status=UNFINISHED,
-            app_version=records.WIRE,
+            name=records.RUN,
+            status=wanted,
+            limit=limit,
+            offset=offset,
+            sort_desc=True,
             load_input=False,
             load_output=False,
         )
 
-    def children(self, run_id: str) -> list[Any]:
-        """Give the rows of a run's undecorated tool calls."""
+    def unfinished(self, version: str) -> list[Any]:
+        """Give the rows of all unfinished runs and tool calls of one application version: DBOS runs only its own."""
         return self._client.list_workflows(
-            name=records.TOOL, parent_workflow_id=run_id, load_input=False, load_output=False
+            name=[records.RUN, records.TOOL],
+            status=UNFINISHED,
+            app_version=version,
+            load_input=False,
+            load_output=False,
         )
+
+    def unclaimed(self) -> list[Any]:
+        """Give the rows of runs that wait for any process with their agents."""
+        return self._client.list_workflows(
+            queue_name=records.UNCLAIMED, status="ENQUEUED", name=records.RUN, load_input=False, load_output=False
+        )
+
+    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+        """Give the rows of a run's undecorated tool calls."""
+        with internals.reading():
+            return self._client.list_workflows(
+                name=records.TOOL, parent_workflow_id=run_id, load_input=False, load_output=load_output
+            )
 
     def steps(self, workflow_id: str) -> list[Any]:
         """Give the recorded steps of a run or a tool call, in order."""
@@ -94,7 +108,9 @@ class Store:
         try:
             return records.read(row.input["args"][0], f"run {row.workflow_id!r}")
         except (TypeError, KeyError, IndexError):
-            raise errors.ReplayMismatch(f"the input of run {row.workflow_id!r} cannot be read", run_id=row.workflow_id) from None
+            raise errors.ReplayMismatch(
+                f"the input of run {row.workflow_id!r} cannot be read", run_id=row.workflow_id
+            ) from None
 
     def cancel(self, run_id: str) -> None:
         """Cancel a run and the tool calls under way in it."""
@@ -103,12 +119,14 @@ class Store:
     def resume(self, row: Any, queue: str) -> None:
         """Have a cancelled or failed run go on from its first unfinished step, on `queue`."""
         run_id = row.workflow_id
-        calls = [child.workflow_id for child in self.children(run_id) if child.status in ("PENDING", "CANCELLED", "ENQUEUED")]
+        calls = [
+            child.workflow_id for child in self.children(run_id) if child.status in ("PENDING", "CANCELLED", "ENQUEUED")
+        ]
         for call in calls:
             self._forget_failed_step(call, queue)
         if row.status == "ERROR":
             last = max((step.function_id for step in self.steps(run_id)), default=0)
-            self._client.rewind_workflow(run_id, last + 1, queue_name=queue)
+            self._client.rewind_workflow(run_id, start_step=last + 1, queue_name=queue)
         self._client.resume_workflows([run_id, *calls], queue_name=queue)
 
     def _forget_failed_step(self, call: str, queue: str) -> None:
@@ -116,13 +134,14 @@ class Store:
         steps = self.steps(call)
         if steps and isinstance(steps[-1].output, dict) and "raised" in steps[-1].output:
             self._client.cancel_workflow(call)
-            self._client.rewind_workflow(call, steps[-1].function_id, queue_name=queue)
+            self._client.rewind_workflow(call, start_step=steps[-1].function_id, queue_name=queue)
 
     def resume_on(self, workflow_ids: list[str], queue: str) -> None:
         """Hand unfinished runs and tool calls to the process that serves `queue`."""
         self._client.resume_workflows(workflow_ids, queue_name=queue)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Let go of the database, if this store opened it."""
         self._client.destroy()
-        self.engine.dispose()
+        if self._owns:
+            self.engine.dispose()

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
@@ -24,7 +25,7 @@ from durable_swarm.engine.records import Record
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import drive, turns
 from durable_swarm.swarm import respond
-from durable_swarm.waits import Blocking, OnLoop, Waits, finish, threads
+from durable_swarm.waits import Blocking, OnLoop, Waits, finish, running_loop, threads
 
 
 @internals.workflow(records.RUN, recovers=False)
@@ -96,7 +97,7 @@ class _Pool:
     def __init__(self, run: LiveRun) -> None:
         self._run = run
 
-    def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
         alone = self._run.swarm.tool_concurrency == 1
         return (self._run.homes[-1] if self._run.homes and alone else threads()).submit(function, *args)
 
@@ -144,12 +145,9 @@ class StepRecorder:
             return step_failure(self._run_id, name, error)
 
     def sleep(self, seconds: float) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            DBOS.sleep(seconds)
-        else:
+        if running_loop() is not None:
             raise ConfigurationError("sleep() would stop the event loop; in an async tool use `await sleep_async(...)`")
+        DBOS.sleep(seconds)
 
     async def sleep_async(self, seconds: float) -> None:
         await DBOS.sleep_async(seconds)

@@ -1,0 +1,194 @@
+"""`run_demo_loop`: talk with an agent in the terminal, in a conversation that survives the program.
+
+Every turn of the user is one run, `repl/<starting agent>/<conversation>/<turn>`. It is given the whole history so far, so a
+conversation is stored again with each of its turns: for long ones that is much, and a program of your own should keep
+its history itself. The newest turn says whether the conversation has ended (`conversation`) and which process has it
+(`held_by`, else the process that executed the turn); only a dead process's conversation is continued.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from durable_swarm import roster
+from durable_swarm.engine import DurableSwarm, history, process, records
+from durable_swarm.engine.process import Process
+from durable_swarm.engine.store import state_of
+from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound
+from durable_swarm.models import without_secrets
+from durable_swarm.runs import ENDED
+from durable_swarm.swarm import Swarm, check_agent
+from durable_swarm.types import Message, Response
+
+LOOK_BACK = 1000
+"""How many of the newest runs are searched for a conversation to continue."""
+
+PROMPT = "\033[90mUser\033[0m: "
+
+
+def run_demo_loop(
+    starting_agent: Any,
+    context_variables: dict[str, Any] | None = None,
+    stream: bool = False,
+    debug: bool = False,
+    *,
+    client: Any = None,
+    database: str | None = None,
+    durable: bool = True,
+) -> None:
+    """Talk with an agent in the terminal until Ctrl+D, "exit" or "quit".
+
+    The conversation is kept: killed or interrupted with Ctrl+C and started again, the program shows where it was,
+    finishes the answer it was at, and goes on; one that has ended is followed by a fresh one. Each turn stores the
+    history so far again. `client` and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
+
+    A turn that fails is told in one line, and the conversation goes on. Raises `ConfigurationError` and
+    `NotSerializable` for what cannot be started.
+    """
+    if stream:
+        raise ConfigurationError("stream=True is not available in this version; leave it out")
+    check_agent(starting_agent)
+    roster.remember(starting_agent)
+    talk = Talk(starting_agent, context=dict(context_variables or {}))
+    with DurableSwarm(client, database=database) if durable else Swarm(client) as swarm:
+        swarm.clients.ready()
+        print("Starting Swarm CLI 🐝", flush=True)
+        try:
+            if isinstance(swarm, DurableSwarm):
+                _continue(swarm, talk)
+            _converse(swarm, talk, debug)
+        except KeyboardInterrupt:
+            print("\nInterrupted. Start the program again to continue this conversation." if durable else "", flush=True)
+
+
+def pretty_print_messages(messages: list[Message]) -> None:
+    """Print what the agents among `messages` said and called, in Swarm's colours."""
+    for message in messages:
+        if message["role"] != "assistant":
+            continue
+        print(f"\033[94m{message['sender']}\033[0m:", end=" ")
+        if message["content"]:
+            print(message["content"])
+        calls = message.get("tool_calls") or []
+        if len(calls) > 1:
+            print()
+        for call in calls:
+            print(f"\033[95m{call['function']['name']}\033[0m({_arguments(call['function']['arguments'])})")
+
+
+def _arguments(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False).replace(":", "=")[1:-1]
+    except ValueError:
+        return text
+
+
+@dataclass
+class Talk:
+    """A conversation: whose turn it is, what was said, and the name of its runs; `turn` counts those begun."""
+
+    agent: Any
+    messages: list[Message] = field(default_factory=list)
+    context: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+    turn: int = 0
+
+    def __post_init__(self) -> None:
+        self.key = self.key or f"{prefix(self.agent.name)}{uuid.uuid4().hex}"
+
+    @property
+    def run_id(self) -> str:
+        """The run of the newest turn."""
+        return f"{self.key}/{self.turn}"
+
+    def absorb(self, response: Response) -> None:
+        """Take in what a turn gave."""
+        self.messages += response.messages
+        self.agent = response.agent or self.agent
+        self.context = response.context_variables
+
+
+def prefix(agent: str) -> str:
+    """Give what the ids of the runs of all conversations begun with an agent have in common."""
+    return f"repl/{agent}/"
+
+
+# Talking
+
+
+def _converse(swarm: Swarm | DurableSwarm, talk: Talk, debug: bool) -> None:
+    while (said := _listen()) is not None:
+        if said:
+            _take_turn(swarm, talk, said, debug)
+    if isinstance(swarm, DurableSwarm) and talk.turn:
+        process.current().store.annotate(talk.run_id, conversation="ended")
+
+
+def _listen() -> str | None:
+    """Give what the user says, or None for the wish to leave."""
+    try:
+        said = input(PROMPT)
+    except EOFError:
+        print()
+        return None
+    return None if said.strip().lower() in ("exit", "quit") else said
+
+
+def _take_turn(swarm: Swarm | DurableSwarm, talk: Talk, said: str, debug: bool) -> None:
+    talk.messages.append({"role": "user", "content": said})
+    talk.turn += 1
+    try:
+        response = swarm.run(talk.agent, talk.messages, talk.context, debug=debug, run_id=talk.run_id)
+    except Exception as error:
+        _after_failure(swarm, talk, error)
+    else:
+        _answer(talk, response)
+
+
+def _answer(talk: Talk, response: Response) -> None:
+    pretty_print_messages(response.messages)
+    talk.absorb(response)
+
+
+def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) -> None:
+    """Tell of a turn that failed and take in what it did; what never began, or has not ended, is raised."""
+    if isinstance(swarm, DurableSwarm):
+        row = process.current().store.row(talk.run_id)
+        if row is None or state_of(row) not in ENDED:
+            raise error
+        _recall(talk, row)
+    elif isinstance(error, ConfigurationError):
+        raise error
+    kind = "" if isinstance(error, DurableSwarmError) else f"{type(error).__name__}: "
+    text = " ".join(without_secrets(f"{kind}{error}").split())
+    print(f"\033[91mError\033[0m: {text}", flush=True)
+
+
+# Continuing
+
+
+def _continue(swarm: DurableSwarm, talk: Talk) -> None:
+    """Take up the newest conversation that has not ended, if there is one, and finish its last turn."""
+    swarm.recover()
+    row = _claim(process.current(), talk.agent.name)
+    if row is None:
+        return
+    key, _, turn = row.workflow_id.rpartition("/")
+    talk.key, talk.turn = key, int(turn)
+    ended = state_of(row) in ENDED
+    _recall(talk, row)
+    print("Continuing where you were:")
+    _show(talk.messages)
+    if state_of(row) == "done":
+        return
+    if not ended:
+        talk.messages = list(records.read_start(process.current().store.start_record(row)).messages)
+    try:
+        response = swarm.get(talk.run_id).result()
+    except Exception as error:
+        _after_failure(swarm, talk, error)
+    else:
+        _answer(talk, response)

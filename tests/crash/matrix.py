@@ -1,0 +1,263 @@
+"""The crash matrix: kill a scenario before and after each of its durable boundaries, and compare the next life's end.
+
+What must hold, whatever the place:
+
+- the run ends, with the messages, context variables, agent and tokens of a life that nobody disturbed;
+- every effect happened, under the same idempotency key, and none that does not belong to the scenario;
+- an effect whose checkpoint was in the database when the process died does not happen again;
+- at most the calls in flight happen again, and their tools are told so;
+- the kill really took place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import sqlalchemy
+
+from tests.crash import scenarios
+from tests.crash.boundaries import RUN_PREFIX, Place
+from tests.crash.lives import End, Lives
+
+COLOURS = ("sync", "async")
+WAYS = ("attach", "recover")
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One line of a ledger; `checkpoint` is the row that keeps the effect from happening again, once it is there."""
+
+    key: str
+    label: str
+    attempt: int
+    checkpoint: tuple[str, str]
+
+    @property
+    def what(self) -> tuple[str, str]:
+        """What happened: the same for a repetition."""
+        return self.key, self.label
+
+
+def read_ledger(path: Path, run_id: str) -> list[Effect]:
+    """Give the effects so far, in order, with keys that do not depend on the run's id."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    words = [line.split() for line in lines]
+    return [
+        Effect(key.replace(run_id, "RUN", 1), label, int(attempt), (workflow, number))
+        for key, label, attempt, workflow, number in words
+    ]
+
+
+def recorded(url: str) -> set[tuple[str, str]]:
+    """Give the checkpoints that are in the database: steps by number, and undecorated tools by their ended workflow."""
+    engine = sqlalchemy.create_engine(_with_driver(url), poolclass=sqlalchemy.NullPool)
+    schema = "dbos." if engine.dialect.name == "postgresql" else ""
+    steps = f"SELECT workflow_uuid, function_id FROM {schema}operation_outputs WHERE output IS NOT NULL"
+    ended = f"SELECT workflow_uuid FROM {schema}workflow_status WHERE status = 'SUCCESS'"
+    if not sqlalchemy.inspect(engine).has_table("operation_outputs", schema=schema.rstrip(".") or None):
+        return set()
+    with engine.connect() as connection:
+        found = {(str(run), str(number)) for run, number in connection.execute(sqlalchemy.text(steps))}
+        return found | {(str(run), "None") for (run,) in connection.execute(sqlalchemy.text(ended))}
+
+
+def _with_driver(url: str) -> str:
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+@dataclass
+class Verdict:
+    """What came of one case: where the process was killed, how often, how much was repeated, and what is wrong."""
+
+    case: str
+    kills: int = 0
+    repeats: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Matrix:
+    """Kills one scenario at its boundaries. `in_flight` is how many effects may be under way at once."""
+
+    lives: Lives
+    folder: Path
+    scenario: str
+    in_flight: int = 1
+    url: str | None = None
+    """A database for all cases, each with a run id of its own; by default each case gets a fresh SQLite file."""
+
+    def __post_init__(self) -> None:
+        self._numbers = count(1)
+        self._undisturbed: dict[str, tuple[End, list[Effect]]] = {}
+
+    def undisturbed(self, colour: str) -> tuple[End, list[Effect]]:
+        """Give the end and the effects of a life that nobody disturbed."""
+        if colour not in self._undisturbed:
+            case = self._case()
+            end = case.live(colour, "attach", None)
+            effects = case.effects()
+            assert len({effect.what for effect in effects}) == len(effects), "the scenario's effects cannot be told apart"
+            self._undisturbed[colour] = end, effects
+        return self._undisturbed[colour]
+
+    def places(self, colour: str) -> list[Place]:
+        """Give every place where a life of the scenario can be killed."""
+        end, _ = self.undisturbed(colour)
+        return [place for number in range(1, len(end.passed) + 1) for place in both_sides(number)]
+
+    def _case(self) -> _Case:
+        number = next(self._numbers)
+        run_id = f"{RUN_PREFIX}{self.scenario}-{number}"
+        name = f"{self.scenario}-{number}"
+        url = self.url or f"sqlite:///{self.folder}/{name}.sqlite"
+        return _Case(self, run_id, url, self.folder / f"{name}.ledger")
+
+    def judge(self, colour: str, way: str, *places: Place) -> Verdict:
+        """Kill the scenario's lives at these places, one after the other, and judge the life that follows."""
+        expected, effects = self.undisturbed(colour)
+        label = expected.passed[places[0].number - 1]
+        where = ", then ".join(f"{place.side} boundary {place.number}" for place in places)
+        verdict = Verdict(f"{self.scenario} {colour} {way}: killed {where} ({label})")
+        try:
+            self._case().judge(verdict, colour, way, places, expected, effects)
+        except AssertionError as error:
+            verdict.problems.append(str(error)[-3000:])
+        return verdict
+
+    def judge_all(self, cases: Sequence[tuple[str, str, tuple[Place, ...]]]) -> Report:
+        """Judge many cases, as many at once as there are workers."""
+        for colour in {colour for colour, _, _ in cases}:
+            self.undisturbed(colour)
+        with ThreadPoolExecutor(WORKERS) as pool:
+            verdicts = list(pool.map(lambda case: self.judge(case[0], case[1], *case[2]), cases))
+        return Report(verdicts)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All verdicts of a matrix."""
+
+    verdicts: list[Verdict]
+
+    def check(self, least_kills: int) -> None:
+        """Raise AssertionError if anything is wrong, or if fewer lives were killed than meant: nothing would be proved."""
+        wrong = [verdict for verdict in self.verdicts if verdict.problems]
+        told = "\n".join(f"{verdict.case}\n    " + "\n    ".join(verdict.problems) for verdict in wrong[:12])
+        assert not wrong, f"{len(wrong)} of {len(self.verdicts)} cases are wrong:\n{told}"
+        kills = sum(verdict.kills for verdict in self.verdicts)
+        assert kills >= least_kills > 0, f"only {kills} of {least_kills} lives were killed"
+
+
+@dataclass
+class _Case:
+    """One case under way: a run id, a database, a ledger."""
+
+    matrix: Matrix
+    run_id: str
+    url: str
+    ledger: Path
+
+    def live(self, colour: str, way: str, at: Place | None) -> End:
+        name = self.matrix.scenario
+        return self.matrix.lives.live(scenarios.live, name, self.url, self.run_id, colour, way, ledger=self.ledger, at=at)
+
+    def effects(self) -> list[Effect]:
+        return read_ledger(self.ledger, self.run_id)
+
+    def judge(
+        self,
+        verdict: Verdict,
+        colour: str,
+        way: str,
+        places: Sequence[Place],
+        expected: End,
+        effects: list[Effect],
+    ) -> None:
+        """Live, be killed and live again; note in `verdict` what is wrong."""
+        finished: list[tuple[int, set[tuple[str, str]]]] = []
+        end: End | None = None
+        for at in [*places, None]:
+            end = self.live(colour, "attach" if at is places[0] else way, at)
+            if not end.killed:
+                break
+            verdict.kills += 1
+            so_far = self.effects()
+            rows = recorded(self.url)
+            finished.append((len(so_far), {effect.what for effect in so_far if effect.checkpoint in rows}))
+        assert verdict.kills, "the process was not killed"
+        assert end is not None
+        made = self.effects()
+        verdict.problems += [
+            *_compare(expected.value, end.value),
+            *_misplaced(made, finished[0][0]),
+            *_judge_effects(made, effects, finished, verdict.kills * self.matrix.in_flight),
+        ]
+        verdict.repeats = _repeats(made)
+
+
+def _compare(expected: scenarios.Answer, got: scenarios.Answer) -> Iterator[str]:
+    for part, value in expected.items():
+        if got[part] != value:
+            yield f"{part} differ: {got[part]!r}, undisturbed {value!r}"
+
+
+def _misplaced(made: list[Effect], before_death: int) -> Iterator[str]:
+    """Only a run that had no effect yet may be missing from the database."""
+    if any(effect.label == "not_recorded" for effect in made) and before_death:
+        yield "the run had effects, but the database did not know it"
+
+
+def _judge_effects(
+    made: list[Effect], expected: list[Effect], finished: list[tuple[int, set[tuple[str, str]]]], bound: int
+) -> Iterator[str]:
+    happened = {effect.what for effect in made if effect.label != "not_recorded"}
+    wanted = {effect.what for effect in expected}
+    if lost := wanted - happened:
+        yield f"lost effects: {sorted(lost)}"
+    if foreign := happened - wanted:
+        yield f"effects under another key: {sorted(foreign)}"
+    for lines, done in finished:
+        if again := {effect.what for effect in made[lines:]} & done:
+            yield f"recorded, and executed again: {sorted(again)}"
+    if _repeats(made) > bound:
+        yield f"{_repeats(made)} effects repeated, at most {bound} were in flight"
+    if untold := [effect.what for effect in _repetitions(made) if effect.label != "model" and effect.attempt < 2]:
+        yield f"repeated without telling the tool: {untold}"
+
+
+def _repetitions(made: list[Effect]) -> Iterator[Effect]:
+    seen: Counter[tuple[str, str]] = Counter()
+    for effect in made:
+        seen[effect.what] += 1
+        if seen[effect.what] > 1:
+            yield effect
+
+
+def _repeats(made: list[Effect]) -> int:
+    return sum(1 for _ in _repetitions(made))
+
+
+def both_sides(number: int) -> tuple[Place, Place]:
+    """Give the two places at one boundary."""
+    return Place(number, "before"), Place(number, "after")
+
+
+def every_place(matrix: Matrix, choose: Callable[[int], bool] = lambda _: True) -> list[tuple[str, str, tuple[Place, ...]]]:
+    """Give one case for each place: colours and ways of coming back take turns."""
+    cases = []
+    for shift, colour in enumerate(COLOURS):
+        for index, place in enumerate(matrix.places(colour)):
+            if (index + index // 2 + shift) % 2 == 0 and choose(index // 2):
+                cases.append((colour, WAYS[(index // 2 + shift) % 2], (place,)))
+    return cases
+
+
+def every_combination(matrix: Matrix) -> list[tuple[str, str, tuple[Place, ...]]]:
+    """Give a case for each place, colour and way of coming back."""
+    return [(colour, way, (place,)) for colour in COLOURS for place in matrix.places(colour) for way in WAYS]

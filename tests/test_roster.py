@@ -1,0 +1,202 @@
+"""Agents by name: who is known, who is meant, and what counts as a change."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from durable_swarm import Agent, AmbiguousAgent, UnknownAgent, roster, tool
+
+
+def fresh() -> str:
+    """Give a name that no other test's agent has."""
+    return f"agent-{uuid.uuid4()}"
+
+
+def greet(name: str) -> str:
+    """Greet somebody."""
+    return f"Hello {name}"
+
+
+def test_an_agent_is_known_from_its_construction() -> None:
+    """Defining an agent is all it takes to find it by name."""
+    agent = Agent(name=fresh())
+    assert roster.find(agent.name) is agent
+    assert agent.name in roster.names()
+
+
+def test_a_collected_agent_is_forgotten() -> None:
+    """The roster keeps no agent alive, not even one in a reference cycle with its own tools."""
+    agent = Agent(name=fresh())
+    name = agent.name
+    agent.functions.append(lambda: agent)
+    del agent
+    gc.collect()
+    with pytest.raises(UnknownAgent, match=f"no agent named '{name}' is defined in this process; define it, or import"):
+        roster.find(name)
+
+
+def test_an_unknown_agent_is_named() -> None:
+    """The error for a name nobody has carries the name."""
+    with pytest.raises(UnknownAgent) as caught:
+        roster.find("nobody at all")
+    assert caught.value.agent == "nobody at all"
+    assert roster.find_or_none("nobody at all") is None
+
+
+def test_agents_defined_alike_are_one() -> None:
+    """Of several agents of one name that are defined alike, the newest is meant."""
+    name = fresh()
+    first, second = Agent(name=name, functions=[greet]), Agent(name=name, functions=[greet])
+    assert roster.find(name) is second
+    del second
+    gc.collect()
+    assert roster.find(name) is first
+
+
+def test_different_agents_of_one_name_are_ambiguous() -> None:
+    """Of several agents of one name that differ, none is guessed."""
+    name = fresh()
+    agents = [Agent(name=name, instructions="one"), Agent(name=name, instructions="two")]
+    with pytest.raises(AmbiguousAgent, match=f"2 different agents named '{name}'") as caught:
+        roster.find(name)
+    assert caught.value.agent == agents[0].name
+    assert roster.find_or_none(name) is None
+
+
+def test_a_renamed_agent_is_found_by_its_new_name() -> None:
+    """Names are read when they are asked for, so an agent that is renamed later is found."""
+    agent = Agent(name=fresh())
+    agent.name = fresh()
+    assert roster.find(agent.name) is agent
+
+
+def test_foreign_agents_are_known_once_remembered() -> None:
+    """An object that is no Agent is known from the moment it was given to a run, and only once."""
+    foreign = SimpleNamespace(name=fresh(), model="m", instructions="", functions=[])
+    assert roster.find_or_none(foreign.name) is None
+    roster.remember(foreign)
+    roster.remember(foreign)
+    assert roster.find(foreign.name) is foreign
+
+
+def test_watchers_are_told_of_each_new_agent() -> None:
+    """A watcher hears the name of every agent that becomes known, until it stops watching."""
+    heard: list[str] = []
+    stop = roster.watch(heard.append)
+    first = Agent(name=fresh())
+    roster.remember(first)
+    stop()
+    Agent(name=fresh())
+    assert heard == [first.name]
+
+
+class Prompt:
+    """A prompt that is an object with a call."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, context_variables: dict[str, Any]) -> str:
+        return self.text
+
+    def method(self, context_variables: dict[str, Any]) -> str:
+        return self.text
+
+
+def prompt(context_variables: dict[str, Any], text: str = "") -> str:
+    """Give a prompt."""
+    return text
+
+
+# No source file stands behind it.
+BARE: Any = eval("lambda context_variables: 'x'")
+
+CALLABLES: dict[str, Any] = {
+    "function": prompt,
+    "lambda": lambda context_variables: "x",
+    "partial": functools.partial(prompt, text="x"),
+    "callable object": Prompt("x"),
+    "bound method": Prompt("x").method,
+    "lambda without source": BARE,
+    "partial without source": functools.partial(BARE),
+    "builtin": str,
+    "builtin method": "{}".format,
+}
+
+
+@pytest.mark.parametrize("kind", CALLABLES)
+def test_every_callable_prompt_has_a_fingerprint(kind: str) -> None:
+    """An agent whose instructions are any kind of callable has a fingerprint, the same each time."""
+    agent = Agent(name="A", instructions=CALLABLES[kind])
+    assert roster.fingerprint(agent) == roster.fingerprint(agent)
+    assert len(roster.fingerprint(agent)) == 12
+
+
+def other(name: str) -> str:
+    """Greet somebody else."""
+    return name
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "name": {"name": "B"},
+    "model": {"model": "other"},
+    "instructions": {"instructions": "Be rude."},
+    "callable instructions": {"instructions": prompt},
+    "a tool more": {"functions": [greet, other]},
+    "no tools": {"functions": []},
+    "another tool": {"functions": [other]},
+    "described tool": {"functions": [tool(description="Another text.")(lambda name: name)]},
+    "tool_choice": {"tool_choice": "none"},
+    "model_settings": {"model_settings": {"temperature": 1}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_definition_changes_the_fingerprint(change: str) -> None:
+    """Prompt, tools, model and settings are part of the fingerprint."""
+    base: dict[str, Any] = {"name": "A", "functions": [greet], "instructions": "Be kind."}
+    assert roster.fingerprint(Agent(**base)) != roster.fingerprint(Agent(**base | CHANGES[change]))
+
+
+def test_what_is_no_change() -> None:
+    """Two definitions alike have one fingerprint, also from two evaluations of one line of code."""
+
+    def make() -> Agent:
+        return Agent(name="A", instructions=lambda context_variables: "x", functions=[greet])
+
+    assert roster.fingerprint(make()) == roster.fingerprint(make())
+
+
+def test_agents_come_and_go_in_threads() -> None:
+    """Looking for agents while others are made and collected elsewhere neither fails nor misses one that stays."""
+    stays, over, failures = Agent(name=fresh()), threading.Event(), []
+
+    def churn() -> None:
+        while not over.is_set():
+            agent = Agent(name="churned")
+            agent.functions.append(lambda: agent)
+
+    def look() -> None:
+        try:
+            for _ in range(300):
+                assert roster.find(stays.name) is stays
+        except Exception as error:
+            failures.append(error)
+
+    churners = [threading.Thread(target=churn) for _ in range(2)]
+    lookers = [threading.Thread(target=look) for _ in range(2)]
+    for thread in churners + lookers:
+        thread.start()
+    for thread in lookers:
+        thread.join()
+    over.set()
+    for thread in churners:
+        thread.join()
+    assert failures == []

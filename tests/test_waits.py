@@ -1,0 +1,205 @@
+"""The two ways to wait, and the threads and the loop behind them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from durable_swarm.waits import Blocking, Home, OnLoop, background_loop, beside, finish, in_thread, is_async, threads
+
+LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="none")
+
+
+def plain(number: int = 1) -> int:
+    """Give a number, plainly."""
+    return number + 1
+
+
+async def coroutine(number: int = 1) -> int:
+    """Give a number after a turn of the loop."""
+    await asyncio.sleep(0)
+    return number + 1
+
+
+class PlainCall:
+    """An object with a plain call."""
+
+    def __call__(self, number: int = 1) -> int:
+        return number + 1
+
+
+class AsyncCall:
+    """An object with an async call."""
+
+    async def __call__(self, number: int = 1) -> int:
+        await asyncio.sleep(0)
+        return number + 1
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Any], bool]] = {
+    "function": (plain, False),
+    "coroutine function": (coroutine, True),
+    "partial": (functools.partial(plain, 1), False),
+    "partial of a coroutine function": (functools.partial(functools.partial(coroutine), 1), True),
+    "callable object": (PlainCall(), False),
+    "async callable object": (AsyncCall(), True),
+    "lambda that gives a coroutine": (lambda: coroutine(1), False),
+}
+
+
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_any_function_is_called_either_way(kind: str) -> None:
+    """Plain functions and coroutine functions of every shape give their result on both ways to wait."""
+    function, asynchronous = FUNCTIONS[kind]
+    assert is_async(function) is asynchronous
+    assert finish(Blocking().call(function)) == 2
+    assert asyncio.run(OnLoop().call(function)) == 2
+
+
+def fail() -> None:
+    """Raise, plainly."""
+    raise LookupError("plain")
+
+
+async def fail_later() -> None:
+    """Raise after a turn of the loop."""
+    await asyncio.sleep(0)
+    raise LookupError("later")
+
+
+@pytest.mark.parametrize("function", [fail, fail_later])
+def test_exceptions_come_through(function: Any) -> None:
+    """What a function raises is raised where it was called, as it is."""
+    with pytest.raises(LookupError):
+        finish(Blocking().call(function))
+    with pytest.raises(LookupError):
+        asyncio.run(OnLoop().call(function))
+
+
+def test_sleeping_takes_its_time() -> None:
+    """Both ways to wait let the time pass."""
+    begin = time.monotonic()
+    finish(Blocking().sleep(0.02))
+    asyncio.run(OnLoop().sleep(0.02))
+    assert time.monotonic() - begin >= 0.04
+
+
+def test_finish_refuses_a_coroutine_that_waits() -> None:
+    """A coroutine that suspends is not made for `finish`, which says so and leaves nothing open."""
+    with pytest.raises(RuntimeError, match="may not suspend"):
+        finish(asyncio.sleep(0.01))
+
+
+def test_plain_functions_stay_in_the_calling_thread() -> None:
+    """In a blocked thread plain functions run in that very thread, also where a batch runs beside it."""
+    here = threading.get_ident()
+    assert finish(Blocking().call(threading.get_ident)) == here
+
+    async def batch(waits: Any) -> list[int]:
+        return list(await asyncio.gather(*(waits.call(threading.get_ident) for _ in range(3))))
+
+    assert beside(batch) == [here] * 3
+
+
+def test_plain_functions_leave_the_loop() -> None:
+    """On a loop plain functions run in a thread, in the context of their caller."""
+
+    async def main() -> tuple[int, str]:
+        LABEL.set("mine")
+        waits = OnLoop()
+        return await waits.call(threading.get_ident), await waits.call(LABEL.get)
+
+    thread, label = asyncio.run(main())
+    assert thread != threading.get_ident()
+    assert label == "mine"
+
+
+def test_the_context_of_the_caller_reaches_the_background_loop() -> None:
+    """Work on the background loop sees the context variables of the thread that waits for it."""
+    token = LABEL.set("outer")
+
+    async def read(waits: Any) -> list[str]:
+        return [LABEL.get(), await waits.call(LABEL.get)]
+
+    try:
+        assert beside(read) == ["outer", "outer"]
+    finally:
+        LABEL.reset(token)
+
+
+def test_the_background_loop_is_one() -> None:
+    """A process has one background loop, in a daemon thread."""
+    loops = {id(background_loop()) for _ in range(3)}
+    assert len(loops) == 1
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "durable-swarm-loop"]
+    assert thread.daemon
+
+
+def test_a_home_serves_until_it_is_over() -> None:
+    """A thread that serves makes the calls that come in, stops at once when it is over, and else when time is up."""
+    home, over = Home(), threading.Event()
+    done = [home.submit(plain, number) for number in range(3)]
+    home.submit(over.set)
+    begin = time.monotonic()
+    home.serve(over, 30)
+    assert [future.result(0) for future in done] == [1, 2, 3]
+    home.serve(threading.Event(), 0.05)
+    assert 0.05 <= time.monotonic() - begin < 10
+
+
+def test_an_exception_in_a_home_stays_with_its_call() -> None:
+    """A call that raises, whatever it raises, gives that to whoever waits for it and leaves the home serving."""
+    home, over = Home(), threading.Event()
+
+    def leave() -> None:
+        raise SystemExit(4)
+
+    broken, left, sound = home.submit(fail), home.submit(leave), home.submit(plain)
+    home.submit(over.set)
+    home.serve(over, 30)
+    assert isinstance(broken.exception(0), LookupError)
+    assert isinstance(left.exception(0), SystemExit)
+    assert sound.result(0) == 2
+
+
+def test_ctrl_c_in_a_home_reaches_the_thread_that_waits() -> None:
+    """KeyboardInterrupt ends the waiting thread's call too, as in a plain program."""
+    home = Home()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    future = home.submit(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        home.serve(threading.Event(), 5)
+    assert isinstance(future.exception(0), KeyboardInterrupt)
+
+
+def test_a_cancelled_call_is_not_made() -> None:
+    """A call that was given up before its turn is passed over."""
+    home, over = Home(), threading.Event()
+    made: list[int] = []
+    home.submit(made.append, 1).cancel()
+    home.submit(over.set)
+    home.serve(over, 5)
+    assert made == []
+
+
+def test_in_thread_keeps_the_context() -> None:
+    """`in_thread` runs a function in a thread of ours, in the caller's context."""
+
+    async def main() -> tuple[str, str]:
+        LABEL.set("asked")
+        return await in_thread(LABEL.get), await in_thread(lambda: threading.current_thread().name)
+
+    label, name = asyncio.run(main())
+    assert label == "asked"
+    assert name.startswith("durable-swarm-tool")
+    assert threads() is threads()
