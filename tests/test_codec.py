@@ -61,13 +61,13 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, Decimal):
         return str(one) == str(other)
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(same(*pair) for pair in zip(one, other, strict=True))
     if isinstance(one, dict):
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, set | frozenset):
         return bool(one == other) and {type(item) for item in one} == {type(item) for item in other}
     if isinstance(one, datetime | time):
-        return one == other and one.utcoffset() == other.utcoffset()
+        return bool(one == other) and bool(one.utcoffset() == other.utcoffset())
     return bool(one == other)
 
 

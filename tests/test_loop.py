@@ -179,9 +179,9 @@ def test_history_of_every_prefix_is_legal(length: int) -> None:
 def test_calls_without_result_are_answered_as_pending() -> None:
     """A batch of which some calls are recorded keeps what is known and answers the rest with the pending text."""
     reply = calls(("a", "{}", "step"), ("b", "{", "tell"), ("c", "{}", "flow"))
-    known = iter([None, Outcome("c is done")])
+    known: dict[str, Outcome] = {"c": Outcome("c is done")}
     replies = iter([reply])
-    story = follow(start(), lambda: next(replies, None), lambda _: next(known), pending="waiting")
+    story = follow(start(), lambda: next(replies, None), lambda _, call: known.get(call.tool), pending="waiting")
     assert [message["content"] for message in story.messages] == [None, "waiting", "Error: no", "c is done"]
     assert [message["tool_call_id"] for message in story.messages[1:]] == ["call_0", "call_1", "call_2"]
     assert_legal(story.messages)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import gc
+import sys
 import threading
 import uuid
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,10 +35,13 @@ def test_an_agent_is_known_from_its_construction() -> None:
 
 def test_a_collected_agent_is_forgotten() -> None:
     """The roster keeps no agent alive, not even one in a reference cycle with its own tools."""
-    agent = Agent(name=fresh())
-    name = agent.name
-    agent.functions.append(lambda: agent)
-    del agent
+    name = fresh()
+
+    def define() -> None:
+        agent = Agent(name=name)
+        agent.functions.append(lambda: agent)
+
+    define()
     gc.collect()
     with pytest.raises(UnknownAgent, match=f"no agent named '{name}' is defined in this process; define it, or import"):
         roster.find(name)
@@ -174,20 +179,32 @@ def test_what_is_no_change() -> None:
     assert roster.fingerprint(make()) == roster.fingerprint(make())
 
 
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    """Let threads take turns as often as Python can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty_threads")
 def test_agents_come_and_go_in_threads() -> None:
     """Looking for agents while others are made and collected elsewhere neither fails nor misses one that stays."""
-    stays, over, failures = Agent(name=fresh()), threading.Event(), []
+    crowd = [Agent(name="crowd") for _ in range(200)]
+    stays, over = Agent(name=fresh()), threading.Event()
+    failures: list[BaseException] = []
 
     def churn() -> None:
         while not over.is_set():
-            agent = Agent(name="churned")
-            agent.functions.append(lambda: agent)
+            several = [Agent(name="churned") for _ in range(20)]
+            del several
 
     def look() -> None:
         try:
-            for _ in range(300):
+            for _ in range(100):
                 assert roster.find(stays.name) is stays
-        except Exception as error:
+        except BaseException as error:
             failures.append(error)
 
     churners = [threading.Thread(target=churn) for _ in range(2)]
@@ -200,3 +217,4 @@ def test_agents_come_and_go_in_threads() -> None:
     for thread in churners:
         thread.join()
     assert failures == []
+    assert len(crowd) == 200

@@ -20,6 +20,7 @@ from durable_swarm.errors import (
     ToolError,
     UnknownAgent,
 )
+from durable_swarm.repl import run_demo_loop
 from durable_swarm.swarm import Swarm
 from durable_swarm.tools import current_call, sleep, sleep_async, step, tool
 from durable_swarm.types import Agent, Response, Result
@@ -49,6 +50,7 @@ __all__ = [
     "ToolError",
     "UnknownAgent",
     "current_call",
+    "run_demo_loop",
     "sleep",
     "sleep_async",
     "step",

@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
 from types import ModuleType
@@ -46,7 +47,7 @@ def install(durable: bool = True) -> None:
     imported from then on. Raises ConfigurationError if the original package is already imported.
     """
     _refuse_original()
-    for name, content in _contents(DurableSwarm if durable else Swarm).items():
+    for name, content in _contents(durable).items():
         module = sys.modules[name] = _installed.setdefault(name, _new_module(name))
         vars(module).update(content)
         parent, _, child = name.rpartition(".")
@@ -75,8 +76,9 @@ def _new_module(name: str) -> ModuleType:
     return module_from_spec(ModuleSpec(name, None, is_package=name in _PACKAGES))
 
 
-def _contents(swarm_class: type) -> dict[str, dict[str, Any]]:
+def _contents(durable: bool) -> dict[str, dict[str, Any]]:
     """Give what each module holds, parents first."""
+    swarm_class = DurableSwarm if durable else Swarm
     data = {"Agent": Agent, "Response": Response, "Result": Result}
     types = {**data, "AgentFunction": AgentFunction, "__getattr__": _openai_type}
     util = {
@@ -86,7 +88,7 @@ def _contents(swarm_class: type) -> dict[str, dict[str, Any]]:
         "merge_fields": merge_fields,
     }
     printers = ("pretty_print_messages", "process_and_print_streaming_response")
-    demo = {"run_demo_loop": repl.run_demo_loop}
+    demo = {"run_demo_loop": repl.run_demo_loop if durable else partial(repl.run_demo_loop, durable=False)}
     return {
         "swarm": {"Swarm": swarm_class, **data, "__all__": ["Swarm", *data]},
         "swarm.core": {"Swarm": swarm_class, **types, **util, "__CTX_VARS_NAME__": "context_variables"},

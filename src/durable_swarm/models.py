@@ -8,6 +8,7 @@ what `Retry-After` asks for. The caller's mistakes (400, 401, 404, …) are not.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import json
 import os
@@ -78,13 +79,15 @@ def to_wire(message: Message) -> Message:
 
 def _repaired(call: dict[str, Any]) -> dict[str, Any]:
     """Some servers refuse for ever a history with a broken name or arguments; the model was told about them anyway."""
-    function = dict(call["function"])
-    function["name"] = re.sub(r"[^a-zA-Z0-9_-]", "_", function["name"])[:64] or "_"
+    function = dict(call.get("function") or {})
+    name = re.sub(r"[^a-zA-Z0-9_-]", "_", str(function.get("name") or ""))[:64] or "_"
+    arguments = function.get("arguments")
     try:
-        sound = isinstance(json.loads(function["arguments"]), dict)
-    except (ValueError, RecursionError):
+        arguments = json.dumps(arguments) if isinstance(arguments, Mapping) else arguments
+        sound = isinstance(json.loads(arguments or ""), dict)
+    except (TypeError, ValueError, RecursionError):
         sound = False
-    return {**call, "function": function if sound else {**function, "arguments": "{}"}}
+    return {**call, "function": {**function, "name": name, "arguments": arguments if sound else "{}"}}
 
 
 async def complete(
@@ -149,6 +152,7 @@ def build_request(agent: Any, messages: list[Message], model_override: str | Non
 
 
 async def _with_retries(client: Any, request: dict[str, Any], waits: Waits) -> Any:
+    _remember_key(client)
     retries = getattr(client, "max_retries", None)
     tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
     for attempt in range(1, tries + 1):
@@ -158,7 +162,7 @@ async def _with_retries(client: Any, request: dict[str, Any], waits: Waits) -> A
             if not _of_provider(error):
                 raise
             if attempt == tries or not transient(error):
-                raise _model_error(error, attempt, client) from error
+                raise _model_error(error, attempt) from error
             await waits.sleep(pause(error, attempt))
     raise AssertionError("unreachable")
 
@@ -174,8 +178,19 @@ async def _send(client: Any, request: dict[str, Any], waits: Waits) -> Any:
         for key, value in request.items()
         if key not in ("tools", "stream", "extra_body") and value is not None
     }
-    bare = client.with_options(max_retries=0)
-    return await waits.call(bare.chat.completions.create, **{**rest, "messages": []}, extra_body=body)
+    return await waits.call(_bare(client).chat.completions.create, **{**rest, "messages": []}, extra_body=body)
+
+
+def _bare(client: Any) -> Any:
+    """Give the client without retries of its own, sharing its connections."""
+    try:
+        return client.with_options(max_retries=0)
+    except TypeError:
+        # A program's own subclass, made with other arguments, cannot be made anew; `chat` is bound to the original.
+        bare = copy.copy(client)
+        vars(bare).pop("chat", None)
+        bare.max_retries = 0
+        return bare
 
 
 def is_openai(client: Any) -> bool:
@@ -230,12 +245,13 @@ def _headers(error: Exception) -> Mapping[str, str]:
     return defaultdict(str) if headers is None else defaultdict(str, {str(k).lower(): v for k, v in headers.items()})
 
 
-def _model_error(error: Exception, tries: int, client: Any) -> ModelError:
+def _model_error(error: Exception, tries: int) -> ModelError:
     status = getattr(error, "status_code", None)
-    text = without_secrets(str(error), client)[:1000]
+    # The error stays the cause and is printed with it; a key that the provider repeats must not stand there either.
+    error.args = tuple(without_secrets(part) if isinstance(part, str) else part for part in error.args)
     times = f" after {tries} tries" if tries > 1 else ""
     return ModelError(
-        f"the model call failed{times}: {type(error).__name__}: {text}",
+        f"the model call failed{times}: {type(error).__name__}: {without_secrets(str(error))[:1000]}",
         status=status if isinstance(status, int) else None,
         error_type=type(error).__name__,
         tries=tries,
@@ -243,13 +259,21 @@ def _model_error(error: Exception, tries: int, client: Any) -> ModelError:
 
 
 _KEYS = re.compile(r"sk-[\w-]{6,}|(?<=Bearer )\S+")
+_used_keys: set[str] = set()
+"""The keys of all clients that were used in this process: no error of it may repeat them."""
 
 
-def without_secrets(text: str, client: Any = None) -> str:
-    """Give the text without API keys: the client's, the environment's, and whatever looks like one."""
-    for secret in (getattr(client, "api_key", None), os.environ.get("OPENAI_API_KEY")):
-        if isinstance(secret, str) and len(secret) > 5:
-            text = text.replace(secret, "***")
+def _remember_key(client: Any) -> None:
+    key = getattr(client, "api_key", None)
+    if isinstance(key, str) and len(key) > 5:
+        _used_keys.add(key)
+
+
+def without_secrets(text: str) -> str:
+    """Give the text without API keys: those of clients in use, the environment's, and whatever looks like one."""
+    environment = os.environ.get("OPENAI_API_KEY", "")
+    for secret in {*_used_keys, environment} if len(environment) > 5 else _used_keys:
+        text = text.replace(secret, "***")
     return _KEYS.sub("***", text)
 
 

@@ -1,31 +1,35 @@
 """`run_demo_loop`: talk with an agent in the terminal, in a conversation that survives the program.
 
-Every turn of the user is one run, `repl/<starting agent>/<conversation>/<turn>`. It is given the whole history so far, so a
-conversation is stored again with each of its turns: for long ones that is much, and a program of your own should keep
-its history itself. The newest turn says whether the conversation has ended (`conversation`) and which process has it
-(`held_by`, else the process that executed the turn); only a dead process's conversation is continued.
+Every turn of the user is one run, `repl/<starting agent>/<conversation>/<turn>`. It is given the whole history so far,
+so a conversation is stored again with each of its turns: for a long one that is much. The run of the newest turn says
+whether the conversation has ended (`conversation`) and which process has it (`held_by`, else the process that executed
+the run); only the conversation of a dead process is continued.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
 from durable_swarm import roster
-from durable_swarm.engine import DurableSwarm, history, process, records
+from durable_swarm.engine import DurableSwarm, process, records
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.store import state_of
+from durable_swarm.engine.visitor import visit
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound
 from durable_swarm.models import without_secrets
 from durable_swarm.runs import ENDED
+from durable_swarm.service import RunDetail, Runs
 from durable_swarm.swarm import Swarm, check_agent
 from durable_swarm.types import Message, Response
 
 LOOK_BACK = 1000
-"""How many of the newest runs are searched for a conversation to continue."""
+"""How many of the agent's newest turns are searched for a conversation to continue."""
 
+INTERRUPTED = "\nInterrupted. Start the program again to continue this conversation."
 PROMPT = "\033[90mUser\033[0m: "
 
 
@@ -61,7 +65,7 @@ def run_demo_loop(
                 _continue(swarm, talk)
             _converse(swarm, talk, debug)
         except KeyboardInterrupt:
-            print("\nInterrupted. Start the program again to continue this conversation." if durable else "", flush=True)
+            print(INTERRUPTED if durable else "", flush=True)
 
 
 def pretty_print_messages(messages: list[Message]) -> None:
@@ -110,6 +114,11 @@ class Talk:
         self.agent = response.agent or self.agent
         self.context = response.context_variables
 
+    def take_up(self, run: RunDetail, agent: str, messages: list[Message]) -> None:
+        """Go on from a recorded turn, with the agent of that name where it is defined."""
+        self.agent = roster.find_or_none(agent) or self.agent
+        self.messages, self.context = list(messages), run.context_variables
+
 
 def prefix(agent: str) -> str:
     """Give what the ids of the runs of all conversations begun with an agent have in common."""
@@ -156,15 +165,24 @@ def _answer(talk: Talk, response: Response) -> None:
 def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) -> None:
     """Tell of a turn that failed and take in what it did; what never began, or has not ended, is raised."""
     if isinstance(swarm, DurableSwarm):
-        row = process.current().store.row(talk.run_id)
-        if row is None or state_of(row) not in ENDED:
+        run = _recorded(talk.run_id)
+        if run is None or run.status not in ENDED:
             raise error
-        _recall(talk, row)
+        senders = [message["sender"] for message in run.messages if message["role"] == "assistant"]
+        talk.take_up(run, senders[-1] if senders else run.agent, [*run.asked, *run.messages])
     elif isinstance(error, ConfigurationError):
         raise error
     kind = "" if isinstance(error, DurableSwarmError) else f"{type(error).__name__}: "
     text = " ".join(without_secrets(f"{kind}{error}").split())
     print(f"\033[91mError\033[0m: {text}", flush=True)
+
+
+def _recorded(run_id: str) -> RunDetail | None:
+    with visit(process.current().url) as visitor:
+        try:
+            return Runs(visitor).show(run_id)
+        except RunNotFound:
+            return None
 
 
 # Continuing
@@ -173,22 +191,55 @@ def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) ->
 def _continue(swarm: DurableSwarm, talk: Talk) -> None:
     """Take up the newest conversation that has not ended, if there is one, and finish its last turn."""
     swarm.recover()
-    row = _claim(process.current(), talk.agent.name)
-    if row is None:
+    found = _claim(process.current(), talk.agent.name)
+    run = None if found is None else _recorded(found)
+    if run is None:
         return
-    key, _, turn = row.workflow_id.rpartition("/")
+    key, _, turn = run.id.rpartition("/")
     talk.key, talk.turn = key, int(turn)
-    ended = state_of(row) in ENDED
-    _recall(talk, row)
+    talk.take_up(run, run.agent, run.asked)
     print("Continuing where you were:")
-    _show(talk.messages)
-    if state_of(row) == "done":
-        return
-    if not ended:
-        talk.messages = list(records.read_start(process.current().store.start_record(row)).messages)
+    for message in run.asked:
+        if message["role"] == "user":
+            print(f"{PROMPT}{message['content']}")
+        pretty_print_messages([message])
+    sys.stdout.flush()
     try:
-        response = swarm.get(talk.run_id).result()
+        response = swarm.get(run.id).result()
     except Exception as error:
         _after_failure(swarm, talk, error)
     else:
         _answer(talk, response)
+
+
+def _claim(here: Process, agent: str) -> str | None:
+    """Give the run of the newest turn to continue, which this process holds from now on, or None."""
+    with here.identity.alone():
+        for row in _newest_turns(here, agent):
+            about = row.attributes or {}
+            waits = state_of(row) not in ENDED and about.get("agent") not in roster.names()
+            if about.get("conversation") != "ended" and not waits and not _lives_elsewhere(here, row):
+                here.store.annotate(row.workflow_id, held_by=here.identity.name)
+                return str(row.workflow_id)
+    return None
+
+
+def _newest_turns(here: Process, agent: str) -> list[Any]:
+    """Give the row of the newest turn of each conversation begun with the agent, newest conversation first."""
+    newest: dict[str, Any] = {}
+    for row in here.store.rows(prefix=prefix(agent), limit=LOOK_BACK):
+        key, _, turn = row.workflow_id.rpartition("/")
+        conversation = key.removeprefix(prefix(agent))
+        if key == conversation or "/" in conversation or not turn.isdecimal():
+            continue
+        if key not in newest or int(turn) > int(newest[key].workflow_id.rpartition("/")[2]):
+            newest[key] = row
+    return list(newest.values())
+
+
+def _lives_elsewhere(here: Process, row: Any) -> bool:
+    """Whether another living process has the conversation of this turn. To be asked inside `alone`."""
+    queue = row.queue_name or ""
+    executor = queue.removeprefix(records.QUEUE) if row.status == "ENQUEUED" else row.executor_id
+    holder = (row.attributes or {}).get("held_by") or executor
+    return holder != here.identity.name and not here.identity.is_dead(holder)

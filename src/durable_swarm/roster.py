@@ -6,6 +6,7 @@ program itself keeps them. Nothing of an agent is stored but its name and a fing
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import threading
@@ -82,8 +83,8 @@ def find_or_none(name: str) -> Any | None:
 
 
 def _agents() -> list[Any]:
-    with _lock:
-        alive = [reference() for reference in _live.values()]
+    # Copied in one go: agents are collected, and so leave, at any moment and in any thread.
+    alive = [reference() for reference in list(_live.values())]
     return [agent for agent in alive if agent is not None]
 
 
@@ -104,6 +105,10 @@ def _source(instructions: Any) -> str:
     """What the prompt is made of: its text, or the code that makes it (its text varies with the context)."""
     if not callable(instructions):
         return str(instructions)
+    while isinstance(instructions, functools.partial):
+        instructions = instructions.func
+    if not hasattr(instructions, "__qualname__"):
+        instructions = type(instructions)
     try:
         return inspect.getsource(instructions)
     except (OSError, TypeError):

@@ -6,11 +6,14 @@ new interpreter costs, and shares neither threads nor connections with anything.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,19 +29,20 @@ PATIENCE = 45.0
 """Seconds after which a life that has not ended counts as hanging."""
 
 
+Report = tuple[str, Any, tuple[str, ...]]
+"""What a life tells the test: `said`, `ended` or `failed`; a value or the error's text; the boundaries passed."""
+
+_one_look = threading.Lock()
+
+
 @dataclass(frozen=True)
 class End:
-    """How a life ended: killed, or with a value, or with an error (its text); and the boundaries it passed."""
+    """How a life ended: killed, or with a value; the boundaries it passed, and what it wrote."""
 
     killed: bool
     value: Any = None
-    error: str | None = None
     passed: tuple[str, ...] = ()
     log: str = ""
-
-    def __post_init__(self) -> None:
-        if self.error is not None:
-            raise AssertionError(f"the life failed: {self.error}\n{self.log}")
 
 
 class Life:
@@ -71,43 +75,54 @@ class Life:
 
     def end(self) -> End:
         """Wait for the end. Raises AssertionError if the function failed, or if nothing ends."""
-        report: tuple[str, Any, tuple[str, ...]] | None = None
-        if self._answer.poll(PATIENCE):
+        report = self._report()
+        if report is None:
+            assert self._killed(), f"the life ended by itself, without a word: {self._code()}\n{self.log}"
+            return End(killed=True, log=self.log)
+        kind, value, passed = report
+        assert kind == "ended", f"the life failed: {value}\n{self.log}"
+        assert self._code() is not None or self._gone(), f"the life has ended and stays\n{self._stacks()}"
+        return End(killed=False, value=value, passed=passed, log=self.log)
+
+    def _report(self) -> Report | None:
+        """Wait for what the life says at its end; None if it ends without a word."""
+        while self._answer.poll(PATIENCE):
             try:
-                report = self._answer.recv()
-            except EOFError:
-                report = None
-        self._process.join(PATIENCE)
-        if self._process.exitcode is None:
-            raise AssertionError(f"the life has not ended within {PATIENCE:g} s\n{self._stacks()}")
-        self._answer.close()
-        if report is not None:
-            kind, value, passed = report
-            if kind == "failed":
-                return End(killed=False, error=value, passed=passed, log=self.log)
-            return End(killed=False, value=value, passed=passed, log=self.log)
-        if self._process.exitcode != -signal.SIGKILL:
-            return End(killed=False, error=f"exit code {self._process.exitcode}", log=self.log)
-        return End(killed=True, log=self.log)
+                report: Report = self._answer.recv()
+            except (EOFError, ConnectionResetError):
+                return None
+            if report[0] != "said":
+                return report
+        raise AssertionError(f"the life has not ended within {PATIENCE:g} s\n{self._stacks()}")
+
+    def _gone(self) -> bool:
+        """Whether the process has ended, or does so within some seconds."""
+        return bool(multiprocessing.connection.wait([self._process.sentinel], 10))
+
+    def _killed(self) -> bool:
+        return self._gone() and self._code() == -signal.SIGKILL
+
+    def _code(self) -> int | None:
+        # Every start of a process looks at all others too, and only one look may read how a process ended.
+        with _one_look:
+            return self._process.exitcode
 
     def _stacks(self) -> str:
         """Kill the life, having made it write down where its threads stand."""
         self.send(signal.SIGUSR1)
         time.sleep(0.5)
-        self.send(signal.SIGKILL)
-        self._process.join(PATIENCE)
+        self.kill()
         return self.log
 
     def send(self, number: int) -> None:
         """Send a signal, if the process still lives."""
-        if self._process.is_alive() and self._process.pid is not None:
+        if self._code() is None and self._process.pid is not None:
             os.kill(self._process.pid, number)
 
     def kill(self) -> End:
         """Kill the process and wait until it is gone."""
         self.send(signal.SIGKILL)
-        self._process.join(PATIENCE)
-        return End(killed=self._process.exitcode == -signal.SIGKILL, log=self.log)
+        return End(killed=self._killed(), log=self.log)
 
 
 class Lives:
@@ -127,15 +142,21 @@ class Lives:
         process = self._context.Process(
             target=_live, args=(function, args, str(ledger), at, str(log), str(self._folder), theirs), daemon=True
         )
-        process.start()
+        with _one_look:
+            process.start()
         theirs.close()
         life = Life(process, ours, log)
         self._all.append(life)
         return life
 
-    def live(self, function: Callable[..., Any], *args: Any, ledger: Path, at: Place | None = None) -> End:
-        """Start a life and wait for its end."""
-        return self.start(function, *args, ledger=ledger, at=at).end()
+    def live(self, function: Callable[..., Any], *args: Any, ledger: Path, at: Place | float | None = None) -> End:
+        """Start a life and wait for its end, or kill it: at a place, or after some seconds."""
+        if not isinstance(at, float):
+            return self.start(function, *args, ledger=ledger, at=at).end()
+        life = self.start(function, *args, ledger=ledger)
+        time.sleep(at)
+        life.send(signal.SIGKILL)
+        return life.end()
 
     def close(self) -> None:
         """Kill whatever still lives."""
@@ -186,7 +207,7 @@ def _live(
     watch()
     PROBE.arm(at)
     try:
-        report = ("ended", function(*args), tuple(PROBE.passed))
+        report: Report = ("ended", function(*args), tuple(PROBE.passed))
     except BaseException as error:
         report = ("failed", f"{type(error).__name__}: {error}", tuple(PROBE.passed))
     answer.send(report)

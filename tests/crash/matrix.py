@@ -23,10 +23,19 @@ import sqlalchemy
 from tests.crash import scenarios
 from tests.crash.boundaries import RUN_PREFIX, Place
 from tests.crash.lives import End, Lives
+from tests.crash.scenarios import NOT_RECORDED
 
 COLOURS = ("sync", "async")
 WAYS = ("attach", "recover")
-WORKERS = 2
+WORKERS = 4
+"""Cases at once: a life mostly waits."""
+
+
+Death = Place | float
+"""Where a life is killed, or how many seconds after its start."""
+
+Case = tuple[str, str, *tuple[Death, ...]]
+"""A colour, a way of coming back, and where one life after the other is killed."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +92,13 @@ class Verdict:
 
 @dataclass
 class Matrix:
-    """Kills one scenario at its boundaries. `in_flight` is how many effects may be under way at once."""
+    """Kills one scenario at its boundaries, or at any instant."""
 
     lives: Lives
     folder: Path
     scenario: str
-    in_flight: int = 1
-    url: str | None = None
-    """A database for all cases, each with a run id of its own; by default each case gets a fresh SQLite file."""
+    postgres: str | None = None
+    """A PostgreSQL database after which each case names a fresh one; by default each gets a fresh SQLite file."""
 
     def __post_init__(self) -> None:
         self._numbers = count(1)
@@ -99,9 +107,9 @@ class Matrix:
     def undisturbed(self, colour: str) -> tuple[End, list[Effect]]:
         """Give the end and the effects of a life that nobody disturbed."""
         if colour not in self._undisturbed:
-            case = self._case()
-            end = case.live(colour, "attach", None)
-            effects = case.effects()
+            trial = self._trial()
+            end = trial.live(colour, "attach", None)
+            effects = trial.effects()
             assert len({effect.what for effect in effects}) == len(effects), "the scenario's effects cannot be told apart"
             self._undisturbed[colour] = end, effects
         return self._undisturbed[colour]
@@ -111,31 +119,29 @@ class Matrix:
         end, _ = self.undisturbed(colour)
         return [place for number in range(1, len(end.passed) + 1) for place in both_sides(number)]
 
-    def _case(self) -> _Case:
+    def _trial(self) -> _Trial:
         number = next(self._numbers)
-        run_id = f"{RUN_PREFIX}{self.scenario}-{number}"
         name = f"{self.scenario}-{number}"
-        url = self.url or f"sqlite:///{self.folder}/{name}.sqlite"
-        return _Case(self, run_id, url, self.folder / f"{name}.ledger")
+        url = f"{self.postgres}_{number}" if self.postgres else f"sqlite:///{self.folder}/{name}.sqlite"
+        return _Trial(self, f"{RUN_PREFIX}{name}", url, self.folder / f"{name}.ledger")
 
-    def judge(self, colour: str, way: str, *places: Place) -> Verdict:
-        """Kill the scenario's lives at these places, one after the other, and judge the life that follows."""
+    def judge(self, colour: str, way: str, *deaths: Death) -> Verdict:
+        """Kill the scenario's lives so, one after the other, and judge the life that follows."""
         expected, effects = self.undisturbed(colour)
-        label = expected.passed[places[0].number - 1]
-        where = ", then ".join(f"{place.side} boundary {place.number}" for place in places)
-        verdict = Verdict(f"{self.scenario} {colour} {way}: killed {where} ({label})")
+        where = ", then ".join(_told(death, expected) for death in deaths)
+        verdict = Verdict(f"{self.scenario} {colour} {way}: killed {where}")
         try:
-            self._case().judge(verdict, colour, way, places, expected, effects)
+            self._trial().judge(verdict, colour, way, deaths, expected, effects)
         except AssertionError as error:
             verdict.problems.append(str(error)[-3000:])
         return verdict
 
-    def judge_all(self, cases: Sequence[tuple[str, str, tuple[Place, ...]]]) -> Report:
+    def judge_all(self, cases: Sequence[Case]) -> Report:
         """Judge many cases, as many at once as there are workers."""
-        for colour in {colour for colour, _, _ in cases}:
+        for colour in {case[0] for case in cases}:
             self.undisturbed(colour)
         with ThreadPoolExecutor(WORKERS) as pool:
-            verdicts = list(pool.map(lambda case: self.judge(case[0], case[1], *case[2]), cases))
+            verdicts = list(pool.map(lambda case: self.judge(*case), cases))
         return Report(verdicts)
 
 
@@ -145,25 +151,29 @@ class Report:
 
     verdicts: list[Verdict]
 
+    @property
+    def kills(self) -> int:
+        """How many lives were killed."""
+        return sum(verdict.kills for verdict in self.verdicts)
+
     def check(self, least_kills: int) -> None:
         """Raise AssertionError if anything is wrong, or if fewer lives were killed than meant: nothing would be proved."""
         wrong = [verdict for verdict in self.verdicts if verdict.problems]
         told = "\n".join(f"{verdict.case}\n    " + "\n    ".join(verdict.problems) for verdict in wrong[:12])
         assert not wrong, f"{len(wrong)} of {len(self.verdicts)} cases are wrong:\n{told}"
-        kills = sum(verdict.kills for verdict in self.verdicts)
-        assert kills >= least_kills > 0, f"only {kills} of {least_kills} lives were killed"
+        assert self.kills >= least_kills > 0, f"only {self.kills} of {least_kills} lives were killed"
 
 
 @dataclass
-class _Case:
-    """One case under way: a run id, a database, a ledger."""
+class _Trial:
+    """One trial under way: a run id, a database, a ledger."""
 
     matrix: Matrix
     run_id: str
     url: str
     ledger: Path
 
-    def live(self, colour: str, way: str, at: Place | None) -> End:
+    def live(self, colour: str, way: str, at: Death | None) -> End:
         name = self.matrix.scenario
         return self.matrix.lives.live(scenarios.live, name, self.url, self.run_id, colour, way, ledger=self.ledger, at=at)
 
@@ -175,30 +185,30 @@ class _Case:
         verdict: Verdict,
         colour: str,
         way: str,
-        places: Sequence[Place],
+        deaths: Sequence[Death],
         expected: End,
         effects: list[Effect],
     ) -> None:
         """Live, be killed and live again; note in `verdict` what is wrong."""
         finished: list[tuple[int, set[tuple[str, str]]]] = []
-        end: End | None = None
-        for at in [*places, None]:
-            end = self.live(colour, "attach" if at is places[0] else way, at)
+        for number, death in enumerate([*deaths, None]):
+            end = self.live(colour, way if number else "attach", death)
             if not end.killed:
                 break
             verdict.kills += 1
-            so_far = self.effects()
-            rows = recorded(self.url)
-            finished.append((len(so_far), {effect.what for effect in so_far if effect.checkpoint in rows}))
-        assert verdict.kills, "the process was not killed"
-        assert end is not None
+            finished.append(self._finished())
         made = self.effects()
+        verdict.repeats = _repeats(made)
         verdict.problems += [
             *_compare(expected.value, end.value),
-            *_misplaced(made, finished[0][0]),
-            *_judge_effects(made, effects, finished, verdict.kills * self.matrix.in_flight),
+            *_misplaced(made),
+            *_judge_effects(made, effects, finished, verdict.kills * scenarios.IN_FLIGHT[self.matrix.scenario]),
         ]
-        verdict.repeats = _repeats(made)
+
+    def _finished(self) -> tuple[int, set[tuple[str, str]]]:
+        """Give how many effects there are so far, and those of them that may never happen again."""
+        made, rows = self.effects(), recorded(self.url)
+        return len(made), {effect.what for effect in made if effect.checkpoint in rows}
 
 
 def _compare(expected: scenarios.Answer, got: scenarios.Answer) -> Iterator[str]:
@@ -207,16 +217,17 @@ def _compare(expected: scenarios.Answer, got: scenarios.Answer) -> Iterator[str]
             yield f"{part} differ: {got[part]!r}, undisturbed {value!r}"
 
 
-def _misplaced(made: list[Effect], before_death: int) -> Iterator[str]:
+def _misplaced(made: list[Effect]) -> Iterator[str]:
     """Only a run that had no effect yet may be missing from the database."""
-    if any(effect.label == "not_recorded" for effect in made) and before_death:
+    labels = [effect.label for effect in made]
+    if NOT_RECORDED in labels[sum(label == NOT_RECORDED for label in labels) :]:
         yield "the run had effects, but the database did not know it"
 
 
 def _judge_effects(
     made: list[Effect], expected: list[Effect], finished: list[tuple[int, set[tuple[str, str]]]], bound: int
 ) -> Iterator[str]:
-    happened = {effect.what for effect in made if effect.label != "not_recorded"}
+    happened = {effect.what for effect in made if effect.label != NOT_RECORDED}
     wanted = {effect.what for effect in expected}
     if lost := wanted - happened:
         yield f"lost effects: {sorted(lost)}"
@@ -235,7 +246,7 @@ def _repetitions(made: list[Effect]) -> Iterator[Effect]:
     seen: Counter[tuple[str, str]] = Counter()
     for effect in made:
         seen[effect.what] += 1
-        if seen[effect.what] > 1:
+        if seen[effect.what] > 1 and effect.label != NOT_RECORDED:
             yield effect
 
 
@@ -243,21 +254,28 @@ def _repeats(made: list[Effect]) -> int:
     return sum(1 for _ in _repetitions(made))
 
 
+def _told(death: Death, expected: End) -> str:
+    if isinstance(death, float):
+        return f"after {death:.3f} s"
+    label = expected.passed[death.number - 1] if death.number <= len(expected.passed) else "of a later life"
+    return f"{death.side} boundary {death.number} ({label})"
+
+
 def both_sides(number: int) -> tuple[Place, Place]:
     """Give the two places at one boundary."""
     return Place(number, "before"), Place(number, "after")
 
 
-def every_place(matrix: Matrix, choose: Callable[[int], bool] = lambda _: True) -> list[tuple[str, str, tuple[Place, ...]]]:
+def every_place(matrix: Matrix, choose: Callable[[int], bool] = lambda _: True) -> list[Case]:
     """Give one case for each place: colours and ways of coming back take turns."""
-    cases = []
+    cases: list[Case] = []
     for shift, colour in enumerate(COLOURS):
         for index, place in enumerate(matrix.places(colour)):
             if (index + index // 2 + shift) % 2 == 0 and choose(index // 2):
-                cases.append((colour, WAYS[(index // 2 + shift) % 2], (place,)))
+                cases.append((colour, WAYS[(index // 2 + shift) % 2], place))
     return cases
 
 
-def every_combination(matrix: Matrix) -> list[tuple[str, str, tuple[Place, ...]]]:
+def every_combination(matrix: Matrix) -> list[Case]:
     """Give a case for each place, colour and way of coming back."""
-    return [(colour, way, (place,)) for colour in COLOURS for place in matrix.places(colour) for way in WAYS]
+    return [(colour, way, place) for colour in COLOURS for place in matrix.places(colour) for way in WAYS]

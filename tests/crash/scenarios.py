@@ -19,6 +19,9 @@ from tests.crash.boundaries import effect
 Answer = dict[str, Any]
 """What a program got of a run, as plain data: messages, context variables, the last agent's name."""
 
+NOT_RECORDED = "not_recorded"
+"""The effect of a life that looked for its run and found that it was never recorded."""
+
 PATIENCE = 30.0
 """Seconds after which a run that has not ended counts as stranded."""
 
@@ -241,7 +244,7 @@ def nested() -> Program:
     def research(topic: str, context_variables: dict[str, Any]) -> str:
         messages = [{"role": "user", "content": topic}]
         response = holder[0].run(researcher, messages, {"depth": 1})
-        context_variables["inner"] = response.run_id
+        context_variables["inner"] = str(response.run_id).partition("/")[2]
         return str(response.messages[-1]["content"])
 
     def publish() -> str:
@@ -256,9 +259,11 @@ def nested() -> Program:
 
 
 SCENARIOS: dict[str, Callable[[], Program]] = {
-    function.__name__: function
-    for function in (refund, journey, five_steps, together_async, together_plain, nested)
+    function.__name__: function for function in (refund, journey, five_steps, together_async, together_plain, nested)
 }
+
+IN_FLIGHT = {name: 3 if name.startswith("together") else 1 for name in SCENARIOS}
+"""How many effects of a scenario may be under way at once, and so be repeated after one kill."""
 
 QUESTION = [{"role": "user", "content": "Please."}]
 
@@ -284,7 +289,7 @@ def _live_sync(program: Program, swarm: DurableSwarm, run_id: str, way: str, unu
         try:
             return swarm.get(run_id).result(timeout=PATIENCE)
         except errors.RunNotFound:
-            effect("not_recorded")
+            effect(NOT_RECORDED)
     return swarm.run(program.agents[0], QUESTION, program.context, run_id=run_id)
 
 
@@ -294,7 +299,7 @@ async def _live_async(program: Program, swarm: DurableSwarm, run_id: str, way: s
         try:
             return await (await swarm.get_async(run_id)).result_async(timeout=PATIENCE)
         except errors.RunNotFound:
-            effect("not_recorded")
+            effect(NOT_RECORDED)
     return await swarm.run_async(program.agents[0], QUESTION, program.context, run_id=run_id)
 
 

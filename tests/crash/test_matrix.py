@@ -6,16 +6,56 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.boundaries import Place
 from tests.crash.lives import Lives
-from tests.crash.matrix import Matrix, every_combination, every_place
-
-IN_FLIGHT = {"refund": 1, "journey": 1, "five_steps": 1, "together_async": 3, "together_plain": 3, "nested": 1}
+from tests.crash.matrix import COLOURS, WAYS, Case, Matrix, both_sides, every_combination, every_place
+from tests.crash.scenarios import SCENARIOS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", IN_FLIGHT)
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_run_survives_a_kill_at_every_boundary(scenario: str, lives: Lives, tmp_path: Path, long_form: bool) -> None:
     """Whatever the boundary a process is killed at, the next life ends the run as if nothing had happened."""
-    matrix = Matrix(lives, tmp_path, scenario, IN_FLIGHT[scenario])
+    matrix = Matrix(lives, tmp_path, scenario)
     cases = every_combination(matrix) if long_form else every_place(matrix)
     matrix.judge_all(cases).check(least_kills=len(cases))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["refund", "journey"])
+def test_a_run_on_postgresql_survives_a_kill_at_every_boundary(
+    scenario: str, lives: Lives, tmp_path: Path, postgres_database: str, long_form: bool
+) -> None:
+    """What holds on SQLite holds on PostgreSQL."""
+    matrix = Matrix(lives, tmp_path, scenario, postgres_database)
+    cases = every_combination(matrix) if long_form else every_place(matrix, lambda number: number % 3 == 0)
+    matrix.judge_all(cases).check(least_kills=len(cases))
+
+
+def doubled(matrix: Matrix, every: int) -> list[Case]:
+    """Give a case for every so many places, with a second kill soon after the first."""
+    cases: list[Case] = []
+    for number, place in enumerate(matrix.places("sync")[::every]):
+        # A recovery passes a few boundaries at least: taking over, and the end.
+        second = both_sides(1 + number % 4)[number % 2]
+        cases.append((COLOURS[number % 2], WAYS[number // 2 % 2], place, second))
+    return cases
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["journey"])
+def test_a_crash_during_recovery_is_no_different(
+    scenario: str, lives: Lives, tmp_path: Path, long_form: bool
+) -> None:
+    """A second kill while the run is being recovered loses and repeats no more than any kill does."""
+    matrix = Matrix(lives, tmp_path, scenario)
+    cases = doubled(matrix, every=1 if long_form else 2)
+    matrix.judge_all(cases).check(least_kills=2 * len(cases) - 4)
+
+
+@pytest.mark.slow
+def test_a_run_survives_a_kill_at_each_boundary_in_turn(lives: Lives, tmp_path: Path) -> None:
+    """Twenty lives in a row that all end after one more checkpoint bring the run to its end."""
+    matrix = Matrix(lives, tmp_path, "journey")
+    deaths = [Place(4, "after")] * 20
+    matrix.judge_all([("sync", "attach", *deaths), ("async", "recover", *deaths)]).check(least_kills=10)

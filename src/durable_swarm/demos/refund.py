@@ -1,14 +1,12 @@
 """`durable-swarm demo refund`: a run to interrupt at any moment, which goes on where it stopped when started again.
 
 The agents are in `refund_agents`, a program as a user would write it. Here is the rest: finding a run that was
-interrupted, a scripted model for those without a key, and the transcript.
+interrupted, a scripted model for those without a key, and what is printed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
 import shlex
 import shutil
@@ -21,8 +19,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from durable_swarm import ConfigurationError, DurableSwarm, Response, Run
-from durable_swarm.repl import lives_elsewhere
+from durable_swarm import Agent, ConfigurationError, DurableSwarm
+from durable_swarm.service import NoRuns, Query, RunDetail, open_runs
 from durable_swarm.testing import ScriptedModel, call
 
 AGENT = "Refunds Agent"
@@ -35,40 +33,66 @@ def main(name: str | None = None, database: str | None = None, model: str | None
     """Finish the demo run that was interrupted, else make a new one; print it and give the exit code.
 
     `name` is the user's (asked for where None and stdin is a terminal), `database` a URL, `model` the model to ask.
-    Gives 0, 1 if the run failed, 130 after Ctrl+C. Raises `ConfigurationError`.
+    Gives 0, or 1 if the run failed; Ctrl+C ends the process with 130. Raises `ConfigurationError`.
     """
     print("Connecting to Durable Refund Agent 💵🐝", flush=True)
-    again = _command("demo", "refund", database=database)
-    with DurableSwarm(_client(model), database=database) as swarm:
+    try:
+        return _demonstrate(name, database, model)
+    except KeyboardInterrupt:
+        again = _command("demo", "refund", database=database)
+        print(f"\nInterrupted. Nothing is lost; to go on where it stopped: {again}", flush=True)
+        # At once, like a crash: a tool in another thread would go on printing steps that are not recorded any more.
+        os._exit(130)
+
+
+def _demonstrate(name: str | None, database: str | None, model: str | None) -> int:
+    agent = _define_agents()
+    if model is not None and not _has_key():
+        raise ConfigurationError(f"--model {model} needs OPENAI_API_KEY; set it, or leave --model out to run offline")
+    found = _interrupted(database)
+    if found is not None:
+        model = found.model_override
+    client = _client(model or agent.model)
+    run_id, asked, context = _begin(name) if found is None else _continue(found)
+    with DurableSwarm(client, database=database) as swarm:
         try:
-            run_id, response = _finish_interrupted(swarm) or _make_new(swarm, name, model)
-        except KeyboardInterrupt:
-            print(f"\nInterrupted. Nothing is lost: {again}  goes on where this stopped.")
-            return 130
+            response = swarm.run(agent, asked, context, model, run_id=run_id)
         except ConfigurationError:
             raise
         except Exception as error:
-            print(f"The run failed: {error} Started again, the demo begins a new run.", file=sys.stderr)
+            print(f"\nThe run failed: {error}\nStarted again, the demo begins a new run.", file=sys.stderr)
             return 1
-    _print_transcript(response)
-    print(f"\nIts steps and times: {_command('show', run_id, database=database)}")
+    _print_transcript([*asked, *response.messages])
+    print(f"\nIts steps: {_command('show', run_id, database=database)}")
     return 0
 
 
-def _client(model: str | None) -> Any:
-    """Give the model client: None, which is openai's, where there is a key, else the script."""
-    if os.environ.get("OPENAI_API_KEY"):
-        where = os.environ.get("OPENAI_BASE_URL") or "OpenAI"
-        print(f"The model is {model or _agent().model} at {where}.")
+def _define_agents() -> Agent:
+    try:
+        from durable_swarm.demos.refund_agents import refund_agent
+    except ValueError:
+        raise ConfigurationError("DURABLE_SWARM_DEMO_SECONDS must be a number: the seconds that a step takes") from None
+    return refund_agent
+
+
+# The model
+
+
+def _has_key() -> bool:
+    return bool(os.environ.get("OPENAI_API_KEY"))
+
+
+def _client(model: str) -> ScriptedModel | None:
+    """Give the model client: None, which is openai's, where there is a key, else a script."""
+    if _has_key():
+        print(f"The model is {model}, at {os.environ.get('OPENAI_BASE_URL') or 'OpenAI'}.")
         return None
-    if model is not None:
-        raise ConfigurationError(f"--model {model} needs a key: set OPENAI_API_KEY, or leave --model out to run offline")
     print("There is no OPENAI_API_KEY, so a scripted model answers, offline.")
     return ScriptedModel(scripted_reply)
 
 
 def scripted_reply(request: dict[str, Any]) -> Any:
-    """Answer by what the request holds and nothing else, so that it is the same answer in every life of the program."""
+    """Answer by what the request holds and nothing else: so the answer is the same in every life of the program."""
     messages = request["messages"]
     called = {made["function"]["name"] for message in messages for made in message.get("tool_calls") or ()}
     if "process_refund" not in called:
@@ -80,44 +104,31 @@ def scripted_reply(request: dict[str, Any]) -> Any:
     return f"{name}, item 99 is refunded, and you have a discount of 11%. Have a nice day!"
 
 
-# The run
+# The run: its id, messages and context variables
 
 
-def _agent() -> Any:
-    """Define the demo's agents, at the moment from which an interrupted run may go on."""
+Begun = tuple[str, list[dict[str, Any]], dict[str, Any]]
+
+
+def _interrupted(database: str | None) -> RunDetail | None:
+    """Give the newest demo run that is unfinished and that no living process executes."""
     try:
-        from durable_swarm.demos.refund_agents import refund_agent
-    except ValueError:
-        raise ConfigurationError("DURABLE_SWARM_DEMO_SECONDS must be a number, the seconds a step takes") from None
-    return refund_agent
-
-
-def _finish_interrupted(swarm: DurableSwarm) -> tuple[str, Response] | None:
-    """Finish the newest demo run whose process is dead; None where there is none."""
-    with _quiet():
-        runs = swarm.runs(status="running", agent=AGENT)
-    run = next((run for run in runs if run.id.startswith(PREFIX) and not lives_elsewhere(run.id)), None)
-    if run is None:
+        with open_runs(database) as runs:
+            unfinished = runs.list(Query(status="running", agent=AGENT))
+            idle = next((run.id for run in unfinished if run.idle and run.id.startswith(PREFIX)), None)
+            return None if idle is None else runs.show(idle)
+    except NoRuns:
         return None
-    print(f"Run {run.id} was interrupted. Continuing it from {_place(run)}; what is done is not repeated.", flush=True)
-    _agent()
-    return run.id, run.result()
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back the warning that a run waits for its agents: here they are defined after the look, on purpose."""
-    log = logging.getLogger("durable_swarm")
-    log.disabled, before = True, log.disabled
-    try:
-        yield
-    finally:
-        log.disabled = before
+def _continue(run: RunDetail) -> Begun:
+    print(f"Continuing run {run.id} from {_place(run)}; what is done is not done again.\n", flush=True)
+    return run.id, run.asked, run.context_variables
 
 
-def _place(run: Run) -> str:
+def _place(run: RunDetail) -> str:
     """Say where the run goes on."""
-    done = [info.name for info in run.steps() if info.status == "done"]
+    done = [info.name for info in run.steps if info.status == "done"]
     if not done:
         return "the beginning"
     if "tool:apply_discount" in done:
@@ -127,12 +138,11 @@ def _place(run: Run) -> str:
     return f"step {done.count('refund_step') + 1} of the refund"
 
 
-def _make_new(swarm: DurableSwarm, name: str | None, model: str | None) -> tuple[str, Response]:
+def _begin(name: str | None) -> Begun:
     name = (_ask_name() if name is None else name).strip() or DEFAULT_NAME
-    print(f"Interrupt it at any moment (Ctrl+C, or kill -9 {os.getpid()}) and start it again: it goes on.\n", flush=True)
-    run_id = f"{PREFIX}{uuid.uuid4().hex[:8]}"
-    messages = [{"role": "user", "content": GREETING + name + REQUEST}]
-    return run_id, swarm.run(_agent(), messages, {"user_name": name}, model, run_id=run_id)
+    print(f"Kill it at any moment (Ctrl+C, or kill -9 {os.getpid()}) and start it again: it goes on.\n", flush=True)
+    asked = [{"role": "user", "content": GREETING + name + REQUEST}]
+    return f"{PREFIX}{uuid.uuid4().hex[:8]}", asked, {"user_name": name}
 
 
 def _ask_name() -> str:
@@ -149,21 +159,22 @@ def _ask_name() -> str:
 
 
 def _command(*words: str, database: str | None) -> str:
-    """Give the command line for `words`, as this process was started."""
-    script = sys.argv[0]
-    if Path(script).name != "durable-swarm":
-        start = [Path(sys.executable).name, "-m", "durable_swarm"]
-    else:
-        start = ["durable-swarm" if shutil.which("durable-swarm") == script else script]
+    """Give the command line for `words`, begun as this process was."""
+    own = Path(sys.argv[0]).name == "durable-swarm"
+    start = [_as_typed(sys.argv[0])] if own else [_as_typed(sys.executable), "-m", "durable_swarm"]
     return shlex.join([*start, *words, *([] if database is None else ["--database", database])])
 
 
-def _print_transcript(response: Response) -> None:
-    """Print the whole conversation: in colours where stdout is a terminal."""
+def _as_typed(program: str) -> str:
+    name = Path(program).name
+    return name if shutil.which(name) == program else program
+
+
+def _print_transcript(messages: list[dict[str, Any]]) -> None:
+    """Print a whole conversation: in colours where stdout is a terminal."""
     console = Console(highlight=False)
-    user = {"role": "user", "content": GREETING + response.context_variables["user_name"] + REQUEST}
     console.print("\nTranscript", style="bold")
-    for message in [user, *response.messages]:
+    for message in messages:
         for line in _lines(message):
             console.print(line, soft_wrap=True)
 
@@ -174,15 +185,16 @@ def _lines(message: dict[str, Any]) -> Iterator[Text]:
     elif message["role"] == "tool":
         yield Text.assemble("  ", ("result", "green"), f": {message['content']}")
     else:
+        sender = (message["sender"], "bright_blue")
         if message["content"]:
-            yield Text.assemble((message["sender"], "bright_blue"), f": {message['content']}")
+            yield Text.assemble(sender, f": {message['content']}")
         for made in message["tool_calls"] or ():
-            yield _call_line(message["sender"], made["function"])
+            function = made["function"]
+            yield Text.assemble(sender, ": ", (function["name"], "bright_magenta"), f"({_arguments(function)})")
 
 
-def _call_line(sender: str, function: dict[str, str]) -> Text:
+def _arguments(function: dict[str, str]) -> str:
     try:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in json.loads(function["arguments"]).items())
+        return ", ".join(f"{name}={json.dumps(value)}" for name, value in json.loads(function["arguments"]).items())
     except (ValueError, AttributeError):
-        arguments = function["arguments"]
-    return Text.assemble((sender, "bright_blue"), ": ", (function["name"], "bright_magenta"), f"({arguments})")
+        return function["arguments"]

@@ -14,7 +14,7 @@ from typing import Any, Self
 from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
 
 from durable_swarm import codec, errors
-from durable_swarm.engine import internals, process, records, workflows
+from durable_swarm.engine import internals, process, records, sessions, workflows
 from durable_swarm.engine.failures import Held
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.process import Process
@@ -325,6 +325,9 @@ class _Prepared:
         self.start = asked.start(lambda value: value)
         self.record = records.start_record(self.start, swarm=swarm.name, at=time.time(), debug=asked.debug)
         swarm.clients.ready()
+        default = None if self.named else sessions.default_id(swarm._open, self.record)
+        if default is not None:
+            self.named, self.run_id = True, default
 
     def check_same(self, recorded: records.Record) -> None:
         """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""

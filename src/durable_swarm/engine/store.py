@@ -28,6 +28,9 @@ _STATES: dict[str, State] = {
 }
 UNFINISHED = ["PENDING", "ENQUEUED"]
 
+PROGRAM = "durable_swarm.program"
+"""Name of the row that holds notes about a program; it is never executed."""
+
 
 def state_of(row: Any) -> State:
     """Give a run's status from its row. A run that is being taken over counts as running."""
@@ -59,8 +62,18 @@ class Store:
             rows = self._client.list_workflows(workflow_ids=[run_id], name=records.RUN, load_output=load_output)
         return rows[0] if rows else None
 
-    def rows(self, *, states: Iterable[State] | None = None, limit: int | None = None, offset: int = 0) -> list[Any]:
-        """Give the rows of runs, newest first, without what they were given and what they gave."""
+    def rows(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        prefix: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Any]:
+        """Give the rows of runs, newest first, without what they were given and what they gave.
+
+        `prefix` is what their ids begin with.
+        """
         wanted = [status for status, state in _STATES.items() if states is None or state in set(states)]
         # A run being taken over is ENQUEUED in the database and running to us.
         if states is not None and "running" in set(states):
@@ -68,6 +81,7 @@ class Store:
         return self._client.list_workflows(
             name=records.RUN,
             status=wanted,
+            workflow_id_prefix=prefix,
             limit=limit,
             offset=offset,
             sort_desc=True,
@@ -112,6 +126,10 @@ class Store:
                 f"the input of run {row.workflow_id!r} cannot be read", run_id=row.workflow_id
             ) from None
 
+    def annotate(self, run_id: str, **attributes: Any) -> None:
+        """Note JSON values on a run, beside what is noted there already."""
+        self._client.update_workflow_attributes(run_id, attributes, merge=True)
+
     def cancel(self, run_id: str) -> None:
         """Cancel a run and the tool calls under way in it."""
         self._client.cancel_workflow(run_id, cancel_children=True)
@@ -139,6 +157,17 @@ class Store:
     def resume_on(self, workflow_ids: list[str], queue: str) -> None:
         """Hand unfinished runs and tool calls to the process that serves `queue`."""
         self._client.resume_workflows(workflow_ids, queue_name=queue)
+
+    def notes(self, program: str) -> dict[str, Any]:
+        """Give the notes about the program of this id; empty if there are none."""
+        rows = self._client.list_workflows(workflow_ids=[program], name=PROGRAM, load_input=False, load_output=False)
+        return dict(rows[0].attributes or {}) if rows else {}
+
+    def note(self, program: str, notes: dict[str, Any]) -> None:
+        """Keep notes about a program, in place of the earlier ones: plain JSON data."""
+        self._client.enqueue({"workflow_name": PROGRAM, "queue_name": PROGRAM, "workflow_id": program})
+        self._client.cancel_workflow(program)
+        self._client.update_workflow_attributes(program, notes)
 
     def close(self) -> None:
         """Let go of the database, if this store opened it."""

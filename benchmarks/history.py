@@ -1,0 +1,126 @@
+"""Long histories stay cheap: time per turn at turn 10, 200 and 400, with the official client over real HTTP.
+
+Ours is a durable run; the plain loop calls `chat.completions.create(messages=history)` and keeps nothing. Both talk to
+the same local server, in turn. "Our share" is a durable turn without the request itself. Run: python benchmarks/history.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from durable_swarm import Agent, DurableSwarm, step
+
+SERVER = '''
+import socket, json
+listener = socket.create_server(("127.0.0.1", 0)); print(listener.getsockname()[1], flush=True)
+message = {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function",
+           "function": {"name": "stamp", "arguments": '{"number": 7}'}}]}
+body = json.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [
+       {"index": 0, "finish_reason": "tool_calls", "message": message}]}).encode()
+answer = b"HTTP/1.1 200 OK\\r\\nContent-Type: application/json\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body
+while True:
+    connection, _ = listener.accept(); data = b""
+    while chunk := connection.recv(1 << 20):
+        data += chunk
+        head, found, rest = data.partition(b"\\r\\n\\r\\n")
+        if not found: continue
+        length = int(next(l for l in head.lower().split(b"\\r\\n") if l.startswith(b"content-length")).split(b":")[1])
+        if len(rest) >= length:
+            connection.sendall(answer); data = rest[length:]
+'''
+
+TEXT = "x" * 300
+USER = [{"role": "user", "content": TEXT}]
+MARKS: list[float] = []
+ASKED: list[float] = []
+
+
+@step
+def stamp(number: int) -> str:
+    """Stamp a number."""
+    MARKS.append(time.perf_counter())
+    return TEXT
+
+
+class TimedOpenAI(openai.OpenAI):
+    """The official client, noting how long each request took."""
+
+    def post(self, *args: Any, **kwargs: Any) -> Any:
+        """Make the request and note its time, without what `create` does before it."""
+        begun = time.perf_counter()
+        answer = super().post(*args, **kwargs)
+        ASKED.append(time.perf_counter() - begun)
+        return answer
+
+
+def plain(client: openai.OpenAI, turns: int) -> list[float]:
+    """Run the loop without durability; gives the seconds of each turn."""
+    tools = [{"type": "function", "function": {"name": "stamp", "parameters": {"type": "object", "properties": {}}}}]
+    history: list[dict[str, Any]] = [{"role": "system", "content": "Stamp."}, *USER]
+    times = []
+    for _ in range(turns):
+        begun = time.perf_counter()
+        answer: Any = client.chat.completions.create(model="m", messages=history, tools=tools)  # type: ignore[arg-type]
+        message = json.loads(answer.choices[0].message.model_dump_json(exclude_none=True))
+        history.append(message)
+        for call in message["tool_calls"]:
+            history.append({"role": "tool", "tool_call_id": call["id"], "content": TEXT})
+        times.append(time.perf_counter() - begun)
+    return times
+
+
+def durable(swarm: DurableSwarm, turns: int) -> tuple[list[float], list[float]]:
+    """Run the same durably; gives the seconds of each turn, and of the request in it."""
+    MARKS.clear()
+    ASKED.clear()
+    swarm.run(Agent(name="Stamper", instructions="Stamp.", model="m", functions=[stamp]), USER, max_turns=2 * turns)
+    return [after - before for before, after in zip(MARKS, MARKS[1:], strict=False)], ASKED[1:]
+
+
+def at(values: list[float], turn: int) -> float:
+    """Give the median milliseconds of the ten turns round `turn`."""
+    return statistics.median(values[max(0, turn - 5) : turn + 5]) * 1000
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("database", nargs="?", help="default: a SQLite file in a temporary folder")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    base = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+    client = TimedOpenAI(base_url=base, api_key="sk-none")
+    turns, rows, first = 410, [], []
+    with tempfile.TemporaryDirectory() as folder:
+        url = options.database or f"sqlite:///{Path(folder) / 'bench.sqlite'}"
+        with DurableSwarm(client, database=url) as swarm:
+            for _ in range(options.rounds):
+                bare = plain(client, turns)
+                ours, asked = durable(swarm, turns)
+                share = [turn - request for turn, request in zip(ours, asked, strict=False)]
+                rows.append([(at(bare, n), at(ours, n), at(share, n)) for n in (10, 200, 395)])
+                first.append(sum(ours[:50]) / sum(bare[:50]))
+    server.kill()
+    print(f"{url.split(':')[0]}, medians of {options.rounds} rounds, milliseconds a turn")
+    print("  turn   plain loop   ours, durable   ratio   our share without the request")
+    medians = [[statistics.median(row[i][k] for row in rows) for k in range(3)] for i in range(3)]
+    for turn, (bare_ms, ours_ms, share_ms) in zip((10, 200, 395), medians, strict=True):
+        print(f"  {turn:4} {bare_ms:12.2f} {ours_ms:15.2f} {ours_ms / bare_ms:7.2f} {share_ms:15.2f}")
+    print(f"  the first 50 turns together: {statistics.median(first):.2f}x the plain loop")
+    print(f"  our share grows {medians[2][2] / medians[0][2]:.2f}x from turn 10 to 395")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The command itself, and what becomes of errors.
+
+Exit codes: 0 done, 1 the run failed or a thing was not found, 2 wrong use, 130 interrupted. An error is one line on
+stderr that says what to do; its traceback is shown with `--debug` only.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from durable_swarm.cli.demo import demo
+from durable_swarm.cli.doctor import doctor
+from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.cli.runs import cancel, resume, runs, show
+from durable_swarm.cli.script import run
+from durable_swarm.cli.text import one_line
+from durable_swarm.errors import ConfigurationError, DurableSwarmError
+from durable_swarm.service import NoRuns
+from durable_swarm.service.doctor import installed
+
+NAME = "durable-swarm"
+
+
+class _Interrupted(Exception):
+    """Ctrl+C, so called that click does not print a line of its own for it."""
+
+
+class _Commands(click.Group):
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+
+def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"{NAME} {installed(NAME) or '(run from its sources)'}")
+        context.exit()
+
+
+@click.group(cls=_Commands, invoke_without_command=True)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+)
+@common
+@click.pass_context
+def app(context: click.Context) -> int | None:
+    """Multi-agent programs that survive any crash: run them, and look at their runs."""
+    if context.invoked_subcommand is not None:
+        return None
+    click.echo(context.get_help())
+    return 2
+
+
+for command in (demo, run, runs, show, resume, cancel, doctor):
+    app.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with these arguments (by default the process's) and give the exit code."""
+    settings = Settings()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = app.main(arguments, prog_name=NAME, standalone_mode=False, obj=settings)
+    except Exception as error:
+        if settings.debug:
+            traceback.print_exception(error.__cause__ if isinstance(error, Problem) and error.__cause__ else error)
+        code, text = _explain(error)
+        click.echo(one_line(text), err=True)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Give the exit code and the message of an error."""
+    match error:
+        case _Interrupted() | click.Abort():
+            return 130, "Interrupted."
+        case Problem(code=code):
+            return code, str(error)
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else NAME
+            return 2, f"Error: {error.format_message()} See: {path} --help"
+        case click.ClickException():
+            return error.exit_code, f"Error: {error.format_message()}"
+        case NoRuns():
+            return 1, f"Error: {error}"
+        case ConfigurationError():
+            return 2, f"Error: {error}"
+        case DurableSwarmError():
+            return 1, f"Error: {error}"
+        case _:
+            return 1, f"Error: {type(error).__name__}: {error}. This should not happen: --debug shows where it did."

@@ -1,0 +1,40 @@
+"""`doctor`: is everything fit to keep runs?"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from durable_swarm.cli.options import Settings, as_json, common
+from durable_swarm.cli.text import one_line
+from durable_swarm.service import Check, checkup, to_json
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@click.command()
+@as_json
+@common
+@click.pass_obj
+def doctor(settings: Settings, as_json: bool) -> int:
+    """Check the installation and the database. Exit code 1 if something fails."""
+    checks = checkup(settings.database)
+    if as_json:
+        click.echo(json.dumps([to_json(check) for check in checks], indent=2))
+    else:
+        _draw(checks)
+    return int(any(check.level == "fail" for check in checks))
+
+
+def _draw(checks: list[Check]) -> None:
+    console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        line = Text.assemble(
+            (f"{check.level:4}", _STYLES[check.level]), f"  {check.name:{width}}  {one_line(check.text)}"
+        )
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,190 @@
+"""How runs look: styled in a terminal, the same plain text in a pipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from durable_swarm.cli.text import clock, duration, one_line, shorten, value
+from durable_swarm.runs import StepInfo
+from durable_swarm.service import Failure, RunDetail, RunView
+from durable_swarm.types import Message, Usage
+
+STYLES = {
+    "queued": "cyan",
+    "running": "cyan",
+    "waiting": "yellow",
+    "done": "green",
+    "failed": "bold red",
+    "cancelled": "magenta",
+}
+DIM = "bright_black"
+PIPE_WIDTH = 160
+"""How long a line gets where no terminal says how wide it is."""
+
+
+def draw_runs(views: Sequence[RunView]) -> None:
+    """Print a list of runs."""
+    console = _console()
+    if not views:
+        console.print("No runs.")
+        return
+    rows = [(view.id, _status(view), view.agent, clock(view.created_at), clock(view.updated_at)) for view in views]
+    titles = ("ID", "STATUS", "AGENT", "STARTED", "CHANGED")
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    _print(console, Text(_columns(titles, widths), DIM))
+    for view, row in zip(views, rows, strict=True):
+        line = Text(_columns(row, widths))
+        line.stylize(STYLES[view.status], widths[0] + 2, widths[0] + 2 + len(row[1]))
+        _print(console, line)
+
+
+def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(f"{one_line(cell):{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _status(view: RunView) -> str:
+    return f"{view.status}, idle" if view.idle else view.status
+
+
+def draw_run(run: RunDetail, resume: str) -> None:
+    """Print one run: how it stands, what was asked, its steps, how it ended and what can be done.
+
+    `resume` is the command that lets it go on.
+    """
+    console = _console()
+    width = shutil.get_terminal_size().columns if console.is_terminal else PIPE_WIDTH
+    for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, resume, width)):
+        _print(console, line)
+
+
+def _console() -> Console:
+    return Console(force_terminal=sys.stdout.isatty(), highlight=False)
+
+
+def _print(console: Console, line: Text) -> None:
+    line.rstrip()
+    console.print(line, soft_wrap=True)
+
+
+def _head(run: RunDetail) -> Iterator[Text]:
+    yield _fact("run", Text(one_line(run.id), "bold"))
+    yield _fact("status", Text(_status(run), STYLES[run.status]))
+    yield _fact("agent", Text(one_line(_agents(run))))
+    yield _fact("started", Text(clock(run.created_at)))
+    yield _fact("took", Text(duration((run.updated_at - run.created_at).total_seconds())))
+    if run.usage is not None:
+        yield _fact("tokens", Text(_tokens(run.usage)))
+
+
+def _fact(name: str, text: Text) -> Text:
+    return Text.assemble((f"{name:9}", DIM), text)
+
+
+def _agents(run: RunDetail) -> str:
+    return run.agent if run.last_agent in (None, run.agent) else f"{run.agent}, at last {run.last_agent}"
+
+
+def _tokens(usage: Usage) -> str:
+    calls = "1 model call" if usage.requests == 1 else f"{usage.requests} model calls"
+    parts = f"{usage.prompt_tokens:,} asked, {usage.completion_tokens:,} answered"
+    return f"{usage.total_tokens:,} in {calls} ({parts})"
+
+
+def _asked(run: RunDetail, width: int) -> Iterator[Text]:
+    for message in run.asked[-1:]:
+        role = f"{message.get('role', '')}:"
+        yield Text.assemble((f"{one_line(role)} ", DIM), shorten(value(message.get("content") or ""), width - 12))
+        yield Text()
+
+
+def _steps(run: RunDetail, width: int) -> Iterator[Text]:
+    """Give a line for each step, and another where the agent that answers is no longer the one it was."""
+    versions: dict[str, str] = {}
+    names = max((len(_name(step)) for step in run.steps), default=0)
+    for step in run.steps:
+        before = versions.get(step.name)
+        if step.version and before not in (None, step.version):
+            yield Text(
+                f"     the code changed: {one_line(_name(step).strip())} was version {before} until here", "yellow"
+            )
+        if step.version:
+            versions[step.name] = step.version
+        yield _step(step, min(names, 40), width)
+
+
+def _name(step: StepInfo) -> str:
+    own = step.name.removeprefix(f"{step.kind}:")
+    return f"  {own}" if step.kind == "step" else own
+
+
+def _step(step: StepInfo, names: int, width: int) -> Text:
+    took = ""
+    if step.started_at and step.finished_at:
+        took = duration((step.finished_at - step.started_at).total_seconds())
+    style = {"failed": "red", "running": "cyan"}.get(step.status, "")
+    line = Text.assemble(
+        (f"{step.number:3}  ", DIM),
+        (f"{step.kind:5}  ", DIM),
+        (f"{_shown_name(step, names):{names}}  ", style or "bold"),
+        (f"{took:>9}  ", DIM),
+    )
+    if step.version:
+        line.append(f"version {one_line(step.version)}  ", DIM)
+    room = max(width - len(line), 20)
+    return line.append(shorten(_outcome(step), room), style)
+
+
+def _shown_name(step: StepInfo, names: int) -> str:
+    indent = "  " if step.kind == "step" else ""
+    return indent + shorten(_name(step), names - len(indent))
+
+
+def _outcome(step: StepInfo) -> str:
+    if step.status == "running":
+        return "under way, or to be done again"
+    if step.error:
+        return step.error
+    return _reply(step.output) if step.kind == "model" and isinstance(step.output, dict) else value(step.output)
+
+
+def _reply(message: Message) -> str:
+    calls = ", ".join(_call(call["function"]) for call in message.get("tool_calls") or [])
+    said = value(message.get("content") or message.get("refusal") or "")
+    return "  ".join(part for part in (said, calls and f"→ {calls}") if part)
+
+
+def _call(function: dict[str, Any]) -> str:
+    try:
+        given = json.loads(function["arguments"] or "{}")
+        inside = ", ".join(f"{name}={json.dumps(data, ensure_ascii=False)}" for name, data in given.items())
+    except (ValueError, AttributeError):
+        inside = function["arguments"]
+    return f"{function['name']}({inside})"
+
+
+def _end(run: RunDetail, resume: str, width: int) -> Iterator[Text]:
+    if run.error is not None:
+        yield _failed(run.error, len(run.steps) + 1, width)
+        yield Text()
+        yield Text(one_line(f"Mend the cause, then: {resume}"))
+    elif run.status == "cancelled":
+        yield Text()
+        yield Text(one_line(f"To let it go on: {resume}"))
+    elif run.waits_for is not None:
+        yield Text()
+        yield Text(one_line(f"It waits: {run.waits_for}."), "yellow")
+
+
+def _failed(error: Failure, number: int, width: int) -> Text:
+    kind, _, name = error.step.partition(":")
+    line = Text.assemble((f"{number:3}  ", DIM), (f"{one_line(kind):5}  ", DIM), (f"{one_line(name)}  ", "bold red"))
+    line.append("failed  ", "bold red")
+    text = f"{error.type}: {error.message}" if error.message else error.type
+    return line.append(shorten(text, max(width - len(line), 60)), "red")

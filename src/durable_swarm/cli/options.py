@@ -1,0 +1,72 @@
+"""What every command has: `--database`, `--debug`, and where both are kept."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from durable_swarm.engine.database import without_password
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Settings:
+    """What was given on the command line for all commands, before or after the command's name."""
+
+    database: str | None = None
+    debug: bool = False
+
+    def command(self, *words: str) -> str:
+        """Give a command line to type next, for the same database."""
+        where = ["--database", without_password(self.database)] if self.database else []
+        return shlex.join(["durable-swarm", *words, *where])
+
+
+class Problem(Exception):
+    """A command could not do what it was asked; the message says what to do, `code` is the exit code.
+
+    The cause, if there is one, is what `--debug` shows.
+    """
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
+    if value and option.name:
+        setattr(context.ensure_object(Settings), option.name, value)
+
+
+_OPTIONS = (
+    click.option(
+        "--database",
+        metavar="URL",
+        expose_value=False,
+        callback=_keep,
+        help="Database of the runs. Default: $DURABLE_SWARM_DATABASE_URL, else sqlite:///durable_swarm.sqlite.",
+    ),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_keep,
+        is_eager=True,
+        help="Show the traceback of an error.",
+    ),
+)
+
+
+def common(function: F) -> F:
+    """Give a command the options that every command has."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

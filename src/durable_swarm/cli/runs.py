@@ -1,0 +1,88 @@
+"""`runs`, `show`, `resume`, `cancel`: looking at the runs of a database, and acting on one."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from durable_swarm.cli.drawing import draw_run, draw_runs
+from durable_swarm.cli.options import Settings, as_json, common
+from durable_swarm.cli.text import one_line
+from durable_swarm.runs import STATES, State
+from durable_swarm.service import Query, RunView, open_runs, to_json
+
+
+@click.command()
+@click.option("--status", type=click.Choice(STATES), help="Only runs of this status.")
+@click.option("--agent", metavar="NAME", help="Only runs that were started with this agent.")
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="At most N runs."
+)
+@as_json
+@common
+@click.pass_obj
+def runs(settings: Settings, status: State | None, agent: str | None, limit: int, as_json: bool) -> None:
+    """List runs, newest first."""
+    with open_runs(settings.database) as opened:
+        found = opened.list(Query(status, agent, limit))
+    if as_json:
+        click.echo(json.dumps([to_json(view) for view in found], indent=2))
+    else:
+        draw_runs(found)
+
+
+@click.command()
+@click.argument("run_id", metavar="ID")
+@as_json
+@common
+@click.pass_obj
+def show(settings: Settings, run_id: str, as_json: bool) -> None:
+    """Show a run: what was asked, every step, and how it stands.
+
+    The beginning of the ID will do if it fits no other run. Model steps name the version of the agent that answered:
+    it changes when the agent's prompt, tools or model change.
+    """
+    with open_runs(settings.database) as opened:
+        detail = opened.show(run_id)
+    if as_json:
+        click.echo(json.dumps(to_json(detail), indent=2))
+    else:
+        draw_run(detail, settings.command("resume", detail.id))
+
+
+@click.command()
+@click.argument("run_id", metavar="ID")
+@common
+@click.pass_obj
+def resume(settings: Settings, run_id: str) -> None:
+    """Let a failed or cancelled run go on from its first unfinished step.
+
+    What is finished is not done again. The run goes on in the program that defines its agent: in one that works on
+    this database now, else when it is started next.
+    """
+    with open_runs(settings.database) as opened:
+        view = opened.resume(run_id)
+    click.echo(one_line(_resumed(view)))
+
+
+def _resumed(view: RunView) -> str:
+    if view.status == "done":
+        return f"Run {view.id} is done; there is nothing to resume."
+    if not view.idle:
+        return f"Run {view.id} is {view.status}."
+    return (
+        f"Run {view.id} goes on when the program that defines agent {view.agent!r} runs, or next uses its DurableSwarm."
+    )
+
+
+@click.command()
+@click.argument("run_id", metavar="ID")
+@common
+@click.pass_obj
+def cancel(settings: Settings, run_id: str) -> None:
+    """Stop a run at its next checkpoint. `resume` lets it go on; a run that has ended stays as it is."""
+    with open_runs(settings.database) as opened:
+        view = opened.cancel(run_id)
+    rest = "" if view.status == "cancelled" else "; it has ended, and stays as it is"
+    click.echo(one_line(f"Run {view.id} is {view.status}{rest}."))

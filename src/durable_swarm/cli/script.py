@@ -1,0 +1,105 @@
+"""`run`: an unchanged Swarm program, made durable.
+
+Started again with the same arguments, a program that was killed goes on where it stopped; one that had come to its end
+does everything afresh (`durable_swarm.engine.sessions` says how).
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import click
+
+from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.engine import database, sessions
+from durable_swarm.errors import ConfigurationError
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.argument("script", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@common
+@click.pass_obj
+def run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
+    """Run an unchanged Swarm program durably: `import swarm` gives the durable one.
+
+    Kill it at any moment and start it again the same way: it goes on where it stopped, and what is finished is not done
+    again. Options come before SCRIPT; what follows it belongs to the program.
+    """
+    _prepare(settings, script, arguments)
+    program = sessions.Program(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))
+    sessions.begin(program)
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except KeyboardInterrupt:
+        raise Problem("Interrupted. The same command goes on where this stopped.", 130) from None
+    except SystemExit as end:
+        code = _code(end)
+        _end(program, failed=code != 0)
+        return code
+    except Exception as error:
+        raise _problem(settings, script, error, _end(program, failed=True)) from error
+    finally:
+        sessions.begin(None)
+    _end(program, failed=False)
+    return 0
+
+
+def _prepare(settings: Settings, script: Path, arguments: tuple[str, ...]) -> None:
+    """Make the process what `python SCRIPT ARGUMENTS` would be, with the durable Swarm and the database in it."""
+    from durable_swarm import compat
+
+    # Absolute, so that a program that changes its directory keeps its database.
+    os.environ[database.VARIABLE] = database.choose(settings.database).render_as_string(hide_password=False)
+    compat.install(durable=True)
+    sys.argv = [str(script), *arguments]
+    sys.path.insert(0, str(script.resolve().parent))
+
+
+def _code(end: SystemExit) -> int:
+    if end.code is None or isinstance(end.code, int):
+        return end.code or 0
+    _say(str(end.code))
+    return 1
+
+
+def _end(program: sessions.Program, *, failed: bool) -> str | None:
+    """Note the program's end. Whatever hinders that must not hide how it ended."""
+    try:
+        return program.end(failed=failed)
+    except Exception as error:
+        _say(f"Warning: the end of the program could not be noted, so its next start repeats this one: {error}")
+        return None
+
+
+def _problem(settings: Settings, script: Path, error: Exception, run_id: str | None) -> Problem:
+    """Give what to tell of an exception that ended the program; `run_id` is the run that failed, if one did."""
+    if isinstance(error, ConfigurationError):
+        return Problem(f"Error: {error}", 2)
+    trace = _own_part(error, script)
+    error.__traceback__ = trace or error.__traceback__
+    line = f" (line {trace.tb_lineno})" if trace else ""
+    text = f"Error: {script.name}{line}: {type(error).__name__}: {error}".rstrip(": ").rstrip(".")
+    if run_id is None:
+        return Problem(f"{text}. --debug shows the traceback.")
+    resume = settings.command("resume", run_id)
+    return Problem(
+        f"{text}. See `{settings.command('show', run_id)}`. Once the cause is mended, `{resume}` and this command "
+        "again go on from the failed step; this command alone starts afresh."
+    )
+
+
+def _own_part(error: Exception, script: Path) -> TracebackType | None:
+    """Give the traceback from where the program begins."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
+        trace = trace.tb_next
+    return trace
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,183 @@
+"""A database looked at from outside: its runs, who executes them, facts about it. Nothing is launched or taken over."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import column, func, select, table
+from sqlalchemy.exc import DBAPIError
+
+from durable_swarm.engine import database, process, records
+from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
+from durable_swarm.engine.store import Store, state_of
+from durable_swarm.errors import ConfigurationError
+
+
+class NoRuns(ConfigurationError):
+    """There is no database of that name yet, or nothing of durable-swarm is in it."""
+
+
+class Visitor:
+    """What an outsider may know and do: the store, and which runs no living process executes."""
+
+    def __init__(self, store: Store, identity: Identity) -> None:
+        self.store = store
+        self._identity = identity
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Identity]:
+        """Be the only process that looks for what the dead have left."""
+        with self._identity.alone():
+            yield self._identity
+
+    def idle(self, rows: Iterable[Any]) -> set[str]:
+        """Give the ids of those running runs that no living process executes."""
+        found = [row for row in rows if state_of(row) == "running"]
+        with self.alone() as me:
+            dead = {owner: not owner or me.is_dead(owner) for owner in map(_owner, found)}
+        return {row.workflow_id for row in found if dead[_owner(row)]}
+
+    def facts(self) -> Facts:
+        """Give what there is to know about the database. Reads all of a SQLite file."""
+        with self.store.engine.connect() as connection:
+            here = _sqlite(connection) if database.is_sqlite(self.store.url) else _postgres(connection)
+            return Facts(**here, **_counts(connection, self.store.url))
+
+
+@contextlib.contextmanager
+def visit(url: sqlalchemy.URL) -> Iterator[Visitor]:
+    """Look at a database from outside; in a process that works on it, with the connections it has.
+
+    Raises `NoRuns` where there is nothing to look at, and `ConfigurationError` where it cannot be used.
+    """
+    here = _opened(url)
+    try:
+        if here is not None:
+            yield Visitor(here.store, here.identity)
+        else:
+            with _visit(url) as visitor:
+                yield visitor
+    except (DBAPIError, OSError) as error:
+        raise database.unfit(url, error) from error
+
+
+def _opened(url: sqlalchemy.URL) -> process.Process | None:
+    """Give the engine of this process if it works on that database: its locks must not be opened a second time."""
+    try:
+        here = process.current()
+    except ConfigurationError:
+        return None
+    return here if here.url == url else None
+
+
+@contextlib.contextmanager
+def _visit(url: sqlalchemy.URL) -> Iterator[Visitor]:
+    with contextlib.ExitStack() as stack:
+        engine = _connect(url)
+        stack.callback(engine.dispose)
+        if not sqlalchemy.inspect(engine).has_table("workflow_status", schema=_schema(url)):
+            raise NoRuns(f"the database {_name(url)} holds nothing of durable-swarm; name another with --database")
+        locks = FileLocks(f"{url.database}.lock") if database.is_sqlite(url) else PostgresLocks(url)
+        stack.callback(locks.close)
+        store = Store(url, engine, owns=False)
+        stack.callback(store.close)
+        yield Visitor(store, Identity(locks, None))
+
+
+def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+    if database.is_sqlite(url) and not Path(str(url.database)).exists():
+        raise NoRuns(
+            f"there is no database {_name(url)}; run a program with DurableSwarm there, or name another with --database"
+        )
+    return database.connect(url, create=False)
+
+
+def _name(url: sqlalchemy.URL) -> str:
+    return str(url.database) if database.is_sqlite(url) else url.render_as_string()
+
+
+def _schema(url: sqlalchemy.URL) -> str | None:
+    return None if database.is_sqlite(url) else "dbos"
+
+
+def _owner(row: Any) -> str:
+    """Give the name of the process that executes an unfinished run; '' if it waits for any."""
+    if row.status == "PENDING":
+        return str(row.executor_id or "")
+    queue = str(row.queue_name or "")
+    return "" if queue == records.UNCLAIMED else queue.removeprefix(records.QUEUE)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to know about a database.
+
+    `size` is in bytes. `settings` are those that decide whether a reported commit is on disk. `damage` is what SQLite's
+    own check found, or ''. `states` and `formats` count the runs by state and by wire format, `pickles` those rows of
+    ours that are pickles.
+    """
+
+    kind: str
+    version: str
+    size: int
+    settings: dict[str, str]
+    damage: str = ""
+    states: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, int] = field(default_factory=dict)
+    pickles: int = 0
+
+
+def _sqlite(connection: sqlalchemy.Connection) -> dict[str, Any]:
+    def pragma(name: str) -> Any:
+        return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+
+    levels = {0: "off", 1: "normal", 2: "full", 3: "extra"}
+    found = str(pragma("quick_check(1)"))
+    return {
+        "kind": "SQLite",
+        "version": connection.exec_driver_sql("SELECT sqlite_version()").scalar(),
+        "size": pragma("page_count") * pragma("page_size"),
+        "settings": {"journal_mode": pragma("journal_mode"), "synchronous": levels[pragma("synchronous")]},
+        "damage": "" if found == "ok" else found.strip(),
+    }
+
+
+def _postgres(connection: sqlalchemy.Connection) -> dict[str, Any]:
+    return {
+        "kind": "PostgreSQL",
+        "version": connection.exec_driver_sql("SHOW server_version").scalar(),
+        "size": connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar(),
+        "settings": {
+            name: connection.exec_driver_sql(f"SHOW {name}").scalar() for name in ("synchronous_commit", "fsync")
+        },
+    }
+
+
+def _counts(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str, Any]:
+    names = ("workflow_uuid", "name", "status", "queue_name", "application_version", "serialization")
+    flows = table("workflow_status", *map(column, names), schema=_schema(url))
+    steps = table("operation_outputs", column("workflow_uuid"), column("serialization"), schema=_schema(url))
+    groups = (flows.c.status, flows.c.queue_name, flows.c.application_version)
+    states: dict[str, int] = {}
+    formats: dict[str, int] = {}
+    runs = select(*groups, func.count()).where(flows.c.name == records.RUN).group_by(*groups)
+    for status, queue, version, count in connection.execute(runs):
+        state = state_of(SimpleNamespace(status=status, queue_name=queue))
+        states[state] = states.get(state, 0) + count
+        formats[str(version)] = formats.get(str(version), 0) + count
+    ours = select(flows.c.workflow_uuid).where(flows.c.name.in_([records.RUN, records.TOOL]))
+    pickles = [
+        select(func.count()).where(rows.c.serialization == "py_pickle", rows.c.workflow_uuid.in_(ours))
+        for rows in (flows, steps)
+    ]
+    return {
+        "states": states,
+        "formats": formats,
+        "pickles": sum(connection.execute(query).scalar_one() for query in pickles),
+    }

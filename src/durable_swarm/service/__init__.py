@@ -1,0 +1,23 @@
+"""Use cases for every face (command line, HTTP, console): looking at runs, cancelling and resuming them, checking up.
+
+Nothing here executes a run or takes one over; that is for programs that define agents. Data goes in and out as frozen
+dataclasses, and `to_json` gives all of them as JSON.
+"""
+
+from durable_swarm.engine.visitor import NoRuns
+from durable_swarm.service.doctor import Check, checkup
+from durable_swarm.service.runs import Runs, open_runs
+from durable_swarm.service.views import Failure, Query, RunDetail, RunView, to_json
+
+__all__ = [
+    "Check",
+    "Failure",
+    "NoRuns",
+    "Query",
+    "RunDetail",
+    "RunView",
+    "Runs",
+    "checkup",
+    "open_runs",
+    "to_json",
+]

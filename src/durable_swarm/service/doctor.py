@@ -1,0 +1,162 @@
+"""The check-up: is this installation, and is the database, fit to keep runs?"""
+
+from __future__ import annotations
+
+import os
+import platform
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy
+
+from durable_swarm.engine import database, records
+from durable_swarm.engine.visitor import Facts, NoRuns, Visitor, visit
+from durable_swarm.errors import ConfigurationError
+
+Level = Literal["ok", "warn", "fail"]
+
+PACKAGES = {"durable-swarm": None, "dbos": (3, 4), "openai": (1, 40)}
+"""The packages to look for, and the oldest fit release of each."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: what was looked at, how it stands, and what there is to say (with the remedy, if it is not ok)."""
+
+    name: str
+    level: Level
+    text: str
+
+
+def checkup(url: str | None) -> list[Check]:
+    """Check the installation and the database; `url` is as in `DurableSwarm`.
+
+    Raises `ConfigurationError` for a URL that is none.
+    """
+    chosen = database.choose(url)
+    named = bool(url or os.environ.get(database.VARIABLE))
+    return [*_installation(), *_key(), *_database(chosen, named)]
+
+
+def _installation() -> Iterator[Check]:
+    yield Check("python", "ok", platform.python_version())
+    for name, oldest in PACKAGES.items():
+        version = installed(name)
+        if version is None:
+            level: Level = "warn" if oldest is None else "fail"
+            yield Check(name, level, f"not installed as a package; pip install {name}")
+        elif oldest is not None and _parts(version) < oldest:
+            yield Check(name, "fail", f"{version} is too old; pip install --upgrade {name}")
+        else:
+            yield Check(name, "ok", version)
+
+
+def installed(package: str) -> str | None:
+    """Give the version of an installed package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def _key() -> Iterator[Check]:
+    if os.environ.get("OPENAI_API_KEY"):
+        yield Check("OPENAI_API_KEY", "ok", "set")
+    else:
+        yield Check("OPENAI_API_KEY", "warn", "not set; OpenAI's client needs it, a client of your own may not")
+
+
+def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
+    try:
+        with visit(url) as visitor:
+            facts = visitor.facts()
+            yield Check("database", "ok", f"{facts.kind} {facts.version}, {_where(url)}, {size(facts.size)}")
+            yield from _settings(facts)
+            if database.is_sqlite(url):
+                yield _mode(Path(str(url.database)))
+            yield from _contents(facts)
+            yield _idle(visitor)
+    except NoRuns as error:
+        yield Check("database", "fail" if named else "warn", str(error))
+    except ConfigurationError as error:
+        yield Check("database", "fail", str(error))
+
+
+def _where(url: sqlalchemy.URL) -> str:
+    return str(url.database) if database.is_sqlite(url) else url.render_as_string()
+
+
+def size(count: float) -> str:
+    """Give a number of bytes for people."""
+    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while count >= 1024 and len(units) > 1:
+        count /= 1024
+        units.pop(0)
+    return f"{count:.0f} {units[0]}" if units[0] == "bytes" else f"{count:.1f} {units[0]}"
+
+
+_WANTED = {
+    "journal_mode": ("wal", "other values make processes wait for one another; is the file on a network drive?"),
+    "synchronous": ("full", "a power failure may take back checkpoints that were reported"),
+    "synchronous_commit": ("on", "a crash of the server may take back checkpoints that were reported; SET it to on"),
+    "fsync": ("on", "a crash of the server may damage the database; set it to on"),
+}
+_AS_GOOD = {"extra", "remote_apply"}
+
+
+def _settings(facts: Facts) -> Iterator[Check]:
+    for name, value in facts.settings.items():
+        wanted, otherwise = _WANTED[name]
+        fit = value == wanted or value in _AS_GOOD
+        yield Check(name, "ok" if fit else "warn", value if fit else f"{value}, not {wanted}: {otherwise}")
+    if facts.kind == "SQLite":
+        remedy = "restore the file from a backup, or recover it with the sqlite3 shell"
+        yield Check(
+            "integrity", "fail" if facts.damage else "ok", f"{facts.damage}; {remedy}" if facts.damage else "ok"
+        )
+
+
+def _mode(path: Path) -> Check:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        return Check(
+            "file mode", "warn", f"{mode:04o}: others can open the file, which holds conversations; chmod 600 it"
+        )
+    return Check("file mode", "ok", f"{mode:04o}")
+
+
+def _contents(facts: Facts) -> Iterator[Check]:
+    states = ", ".join(f"{count} {state}" for state, count in sorted(facts.states.items()))
+    yield Check("runs", "ok", states or "none")
+    foreign = {version: count for version, count in facts.formats.items() if version != records.WIRE}
+    found = ", ".join(f"{version} ({count})" for version, count in sorted(facts.formats.items()))
+    if foreign:
+        found += (
+            f"; only {records.WIRE}, or the version of the program that launched DBOS itself, goes on after a crash"
+        )
+    yield Check("wire format", "warn" if foreign else "ok", found or f"{records.WIRE}, no runs yet")
+    if facts.pickles:
+        text = f"{facts.pickles} rows are pickles, which are never read, since they could run any code; who wrote them?"
+        yield Check("pickle", "fail", text)
+    else:
+        yield Check("pickle", "ok", "none")
+
+
+def _idle(visitor: Visitor) -> Check:
+    rows = visitor.store.rows(states=["running"])
+    idle = visitor.idle(rows)
+    agents = sorted({str((row.attributes or {}).get("agent", "")) for row in rows if row.workflow_id in idle})
+    if not idle:
+        return Check("left over", "ok", "every unfinished run has a process that executes it")
+    names = ", ".join(map(repr, agents[:5]))
+    return Check(
+        "left over", "warn", f"{len(idle)} unfinished, executed by no process; start a program that defines {names}"
+    )

@@ -1,0 +1,81 @@
+"""What faces show: a run in a list, a run in full, and all of it as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel
+
+from durable_swarm import codec
+from durable_swarm.runs import State, StepInfo
+from durable_swarm.types import Message, Usage
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which runs to list: of one status, of one agent (the name each was started with), at most `limit`."""
+
+    status: State | None = None
+    agent: str | None = None
+    limit: int = 100
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The error that ended a run: its qualified type, its text, the step it came from and its traceback, as text."""
+
+    type: str
+    message: str
+    step: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run in a list. Times are aware UTC; `agent` is the one it was started with.
+
+    `idle` says that the run is unfinished and no living process executes it: it goes on with the next that defines its
+    agent.
+    """
+
+    id: str
+    status: State
+    agent: str
+    created_at: datetime
+    updated_at: datetime
+    idle: bool
+
+
+@dataclass(frozen=True)
+class RunDetail(RunView):
+    """A run in full: what it was asked, what came of it so far, and why it does not go on.
+
+    `asked` are the messages it was given, `messages` those it made. `waits_for` is a sentence, or None.
+    """
+
+    swarm: str
+    asked: list[Message]
+    context_variables: dict[str, Any]
+    model_override: str | None
+    max_turns: float | None
+    messages: list[Message]
+    steps: list[StepInfo]
+    usage: Usage | None
+    last_agent: str | None
+    error: Failure | None
+    waits_for: str | None
+
+
+def to_json(view: Any) -> Any:
+    """Give a view as plain JSON data: its times as ISO 8601 in UTC, values of tools in the form they are stored in."""
+    if is_dataclass(view) and not isinstance(view, type):
+        return {field.name: to_json(getattr(view, field.name)) for field in fields(view)}
+    if isinstance(view, datetime):
+        return view.isoformat()
+    if isinstance(view, BaseModel):
+        return view.model_dump(mode="json")
+    if isinstance(view, list) and any(is_dataclass(item) for item in view):
+        return [to_json(item) for item in view]
+    return codec.encode(view)

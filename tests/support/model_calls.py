@@ -1,0 +1,82 @@
+"""Making single model calls in tests: the real `complete`, with pauses that are noted and not slept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from durable_swarm import Agent
+from durable_swarm.models import Completion, Conversation, ModelCall, complete
+from durable_swarm.types import Message
+from durable_swarm.waits import Blocking, OnLoop, finish
+
+
+@dataclass
+class Naps:
+    """The pauses that were asked for, in seconds."""
+
+    taken: list[float] = field(default_factory=list)
+
+
+class NappingBlocking(Blocking):
+    """Waits in the calling thread, and only notes how long it should sleep."""
+
+    def __init__(self, naps: Naps) -> None:
+        self._naps = naps
+
+    async def sleep(self, seconds: float) -> None:
+        self._naps.taken.append(seconds)
+
+
+class NappingOnLoop(OnLoop):
+    """Waits on the event loop, and only notes how long it should sleep."""
+
+    def __init__(self, naps: Naps) -> None:
+        super().__init__()
+        self._naps = naps
+
+    async def sleep(self, seconds: float) -> None:
+        self._naps.taken.append(seconds)
+
+
+def ask(
+    client: Any,
+    history: list[Message] | None = None,
+    *,
+    agent: Any = None,
+    context: dict[str, Any] | None = None,
+    model_override: str | None = None,
+    debug: bool = False,
+    naps: Naps | None = None,
+    on_loop: bool = False,
+    turn: int = 0,
+    close: Callable[[], Awaitable[None]] | None = None,
+) -> Completion:
+    """Make one model call, with its retries, in this thread or on an event loop, where `close` ends it."""
+    naps = naps or Naps()
+
+    async def call(waits: Any) -> Completion:
+        return await complete(
+            client,
+            agent or Agent(),
+            [{"role": "user", "content": "Hi"}] if history is None else history,
+            context or {},
+            conversation=Conversation(),
+            model_override=model_override,
+            debug=debug,
+            call=ModelCall("run", turn),
+            waits=waits,
+        )
+
+    async def call_and_close() -> Completion:
+        try:
+            return await call(NappingOnLoop(naps))
+        finally:
+            if close is not None:
+                await close()
+
+    if on_loop:
+        return asyncio.run(call_and_close())
+    return finish(call(NappingBlocking(naps)))
