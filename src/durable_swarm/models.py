@@ -7,16 +7,20 @@ what `Retry-After` asks for. The caller's mistakes (400, 401, 404, …) are not.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
+import functools
 import inspect
 import json
 import os
 import random
 import re
 import sys
+import threading
+import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -25,11 +29,15 @@ from typing import Any
 from durable_swarm.errors import ConfigurationError, ModelError
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import Message, Usage
-from durable_swarm.waits import Waits
+from durable_swarm.waits import Waits, background_loop
 
 DEFAULT_RETRIES = 5
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
 """Seconds between tries: the first, the longest of our own, the longest a provider may ask for."""
+
+
+CLOSING_SECONDS = 5.0
+"""How long closing waits for connections to be given back."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +186,18 @@ async def _send(client: Any, request: dict[str, Any], waits: Waits) -> Any:
         for key, value in request.items()
         if key not in ("tools", "stream", "extra_body") and value is not None
     }
-    return await waits.call(_bare(client).chat.completions.create, **{**rest, "messages": []}, extra_body=body)
+    create = _bare(client).chat.completions.create
+    if client in _at_home:
+        create = functools.partial(_beside, create)
+    return await waits.call(create, **{**rest, "messages": []}, extra_body=body)
+
+
+_at_home: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Async clients of our own making: their connections belong to the background loop, whichever loop asks."""
+
+
+async def _beside(create: Callable[..., Any], **request: Any) -> Any:
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(create(**request), background_loop()))
 
 
 def _bare(client: Any) -> Any:
@@ -334,18 +353,21 @@ class Clients:
 
     def __init__(self, client: Any) -> None:
         self._given = client
-        self._made: dict[Any, Any] = {}
+        self._made: dict[bool, Any] = {}
+        self._lock = threading.Lock()
 
     def get(self, loop: Any = None) -> Any:
-        """Give the client for calls from a thread, or from the event loop `loop` (connections belong to one loop).
+        """Give the client for calls from a thread, or from the event loop `loop`; one serves all loops.
 
         Raises `ConfigurationError` where there is no API key.
         """
         if self._given is not None:
             return self._given
-        if loop not in self._made:
-            self._made[loop] = _default_client(asynchronous=loop is not None)
-        return self._made[loop]
+        asynchronous = loop is not None
+        with self._lock:
+            if asynchronous not in self._made:
+                self._made[asynchronous] = _default_client(asynchronous)
+            return self._made[asynchronous]
 
     def ready(self) -> None:
         """Check that there is a client to use. Raises `ConfigurationError`."""
@@ -353,20 +375,34 @@ class Clients:
             self.get()
 
     def close(self) -> None:
-        """Close the blocking client if this object made it; those of event loops end with their loop."""
-        made = self._made.pop(None, None)
-        if made is not None:
-            made.close()
-        self._made.clear()
+        """Close what this object made; a later `get` makes it anew."""
+        with self._lock:
+            blocking, on_loops = self._made.pop(False, None), self._made.pop(True, None)
+        if blocking is not None:
+            blocking.close()
+        if on_loops is not None:
+            closed = asyncio.run_coroutine_threadsafe(on_loops.close(), background_loop())
+            with contextlib.suppress(TimeoutError):
+                closed.result(0 if _on_background_loop() else CLOSING_SECONDS)
 
 
-def _default_client(*, asynchronous: bool) -> Any:
+def _on_background_loop() -> bool:
+    try:
+        return asyncio.get_running_loop() is background_loop()
+    except RuntimeError:
+        return False
+
+
+def _default_client(asynchronous: bool) -> Any:
     import openai
 
     try:
         kind = openai.AsyncOpenAI if asynchronous else openai.OpenAI
-        return kind(max_retries=DEFAULT_RETRIES)
+        client = kind(max_retries=DEFAULT_RETRIES)
     except openai.OpenAIError as error:
         raise ConfigurationError(
             f"no model client: {without_secrets(str(error))} Set OPENAI_API_KEY, or pass client= to the swarm."
         ) from error
+    if asynchronous:
+        _at_home.add(client)
+    return client

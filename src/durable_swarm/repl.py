@@ -130,7 +130,7 @@ def prefix(agent: str) -> str:
 
 def _converse(swarm: Swarm | DurableSwarm, talk: Talk, debug: bool) -> None:
     while (said := _listen()) is not None:
-        if said:
+        if said.strip():
             _take_turn(swarm, talk, said, debug)
     if isinstance(swarm, DurableSwarm) and talk.turn:
         process.current().store.annotate(talk.run_id, conversation="ended")

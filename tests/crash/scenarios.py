@@ -7,11 +7,13 @@ history alone: they know nothing of earlier lives.
 from __future__ import annotations
 
 import asyncio
+import functools
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from durable_swarm import Agent, DurableSwarm, Response, Result, errors, step
+from durable_swarm import Agent, DurableSwarm, Response, Result, errors, step, tool
 from durable_swarm.models import current_model_call
 from durable_swarm.testing import ScriptedModel
 from tests.crash.boundaries import effect
@@ -258,11 +260,54 @@ def nested() -> Program:
     return Program([editor, researcher], model, with_swarm=holder.append)
 
 
+def shapes() -> Program:
+    """One reply that calls a lambda, a closure, a bound method, a partial and a callable object."""
+
+    class Till:
+        """Something with a state of its own, which no database could hold."""
+
+        lock = threading.Lock()
+
+        def pay(self, amount: int) -> str:
+            with self.lock:
+                effect("pay")
+                return f"paid {amount}"
+
+        def __call__(self, amount: int) -> str:
+            effect("till")
+            return f"till {amount}"
+
+    def times(factor: int) -> Callable[[int], str]:
+        def scale(amount: int) -> str:
+            effect("scale")
+            return str(amount * factor)
+
+        return scale
+
+    def add(first: int, amount: int) -> str:
+        effect("add")
+        return str(first + amount)
+
+    def double(amount: int) -> str:
+        effect("double")
+        return str(2 * amount)
+
+    till = Till()
+    by_name = tool(name="double")(lambda amount: double(amount))
+    agent = Agent(name="Shapes", functions=[by_name, times(3), till.pay, functools.partial(add, 100), till])
+    names = ["double", "scale", "pay", "add", "Till"]
+    script = [[ask(name, amount=index) for index, name in enumerate(names)], "All called."]
+    return Program([agent], ScriptedModel(scripted(script)))
+
+
 SCENARIOS: dict[str, Callable[[], Program]] = {
     function.__name__: function for function in (refund, journey, five_steps, together_async, together_plain, nested)
 }
 
-IN_FLIGHT = {name: 3 if name.startswith("together") else 1 for name in SCENARIOS}
+PROGRAMS = {**SCENARIOS, "shapes": shapes}
+"""The scenarios, and programs that are killed at a few places only."""
+
+IN_FLIGHT = {name: 3 if name.startswith("together") else 1 for name in PROGRAMS}
 """How many effects of a scenario may be under way at once, and so be repeated after one kill."""
 
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -274,7 +319,7 @@ def live(name: str, url: str, run_id: str, colour: str, way: str) -> Answer:
     `colour` is `sync` (`run`) or `async` (`run_async`). `way` is how the life comes to the run: `attach` names it in the
     same call again, `recover` finds what is there and waits for it; if nothing is, the run was never recorded.
     """
-    program = SCENARIOS[name]()
+    program = PROGRAMS[name]()
     swarm = DurableSwarm(program.model, database=url, **program.options)
     program.with_swarm(swarm)
     go = _live_async(program, swarm, run_id, way)

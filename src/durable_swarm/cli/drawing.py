@@ -171,7 +171,8 @@ def _call(function: dict[str, Any]) -> str:
 
 def _end(run: RunDetail, resume: str, width: int) -> Iterator[Text]:
     if run.error is not None:
-        yield _failed(run.error, len(run.steps) + 1, width)
+        if not any(step.status == "failed" and step.error == run.error.line for step in run.steps):
+            yield _failed(run.error, len(run.steps) + 1, width)
         yield Text()
         yield Text(one_line(f"Mend the cause, then: {resume}"))
     elif run.status == "cancelled":
@@ -185,6 +186,4 @@ def _end(run: RunDetail, resume: str, width: int) -> Iterator[Text]:
 def _failed(error: Failure, number: int, width: int) -> Text:
     kind, _, name = error.step.partition(":")
     line = Text.assemble((f"{number:3}  ", DIM), (f"{one_line(kind):5}  ", DIM), (f"{one_line(name)}  ", "bold red"))
-    line.append("failed  ", "bold red")
-    text = f"{error.type}: {error.message}" if error.message else error.type
-    return line.append(shorten(text, max(width - len(line), 60)), "red")
+    return line.append(shorten(error.line, max(width - len(line), 60)), "red")

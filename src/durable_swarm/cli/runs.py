@@ -32,7 +32,7 @@ def runs(settings: Settings, status: State | None, agent: str | None, limit: int
         draw_runs(found)
 
 
-@click.command()
+@click.command(short_help="Show a run and every step of it.")
 @click.argument("run_id", metavar="ID")
 @as_json
 @common
@@ -51,7 +51,7 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
         draw_run(detail, settings.command("resume", detail.id))
 
 
-@click.command()
+@click.command(short_help="Let a failed or cancelled run go on.")
 @click.argument("run_id", metavar="ID")
 @common
 @click.pass_obj
@@ -84,5 +84,5 @@ def cancel(settings: Settings, run_id: str) -> None:
     """Stop a run at its next checkpoint. `resume` lets it go on; a run that has ended stays as it is."""
     with open_runs(settings.database) as opened:
         view = opened.cancel(run_id)
-    rest = "" if view.status == "cancelled" else "; it has ended, and stays as it is"
-    click.echo(one_line(f"Run {view.id} is {view.status}{rest}."))
+    ended = "is cancelled" if view.status == "cancelled" else f"has ended ({view.status}), and stays as it is"
+    click.echo(one_line(f"Run {view.id} {ended}."))

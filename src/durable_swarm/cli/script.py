@@ -19,7 +19,7 @@ from durable_swarm.engine import database, sessions
 from durable_swarm.errors import ConfigurationError
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command(short_help="Run a Swarm program durably.", context_settings={"allow_interspersed_args": False})
 @click.argument("script", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @common

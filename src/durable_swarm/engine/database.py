@@ -79,7 +79,7 @@ def connect(url: sqlalchemy.URL, *, create: bool) -> sqlalchemy.Engine:
 
 def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
     path = str(url.database)
-    if not create and not os.path.exists(path):
+    if not create and not Path(path).exists():
         raise ConfigurationError(
             f"there is no database {path}; run a program with DurableSwarm there first, or name it with --database"
         )
@@ -91,9 +91,10 @@ def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        if connection.execute("SELECT unixepoch('subsec')").fetchone()[0] is None:
-            # SQLite before 3.42 knows no 'subsec', which DBOS uses on Python 3.12 and in the files made there.
-            connection.create_function("unixepoch", -1, lambda *_: time.time())
+        # DBOS's two ways to ask for the time: whole seconds below Python 3.12, and from there one that SQLite before
+        # 3.42 does not know, also in files that were made there.
+        connection.create_function("strftime", 2, _seconds)
+        connection.create_function("unixepoch", 1, lambda _: time.time())
         return connection
 
     engine = sqlalchemy.create_engine(
@@ -102,6 +103,10 @@ def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
     with engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     return engine
+
+
+def _seconds(_format: str, _moment: str) -> str:
+    return f"{time.time():.3f}"
 
 
 def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 import uuid
@@ -12,8 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
+from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import codec, errors
+from durable_swarm.engine import database as databases
 from durable_swarm.engine import internals, process, records, sessions, workflows
 from durable_swarm.engine.failures import Held
 from durable_swarm.engine.live import LiveRun
@@ -26,6 +29,8 @@ from durable_swarm.swarm import Request, check_settings
 from durable_swarm.tools import calling
 from durable_swarm.types import Message, Response
 from durable_swarm.waits import background_loop, in_thread, running_loop, threads
+
+log = logging.getLogger("durable_swarm")
 
 
 class DurableSwarm:
@@ -60,6 +65,8 @@ class DurableSwarm:
         self._worker_id = None if worker_id is None else _text("worker_id", worker_id)
         self._opening = threading.Lock()
         self._process: Process | None = None
+        self._taken: list[str] = []
+        """Runs taken over at opening, which `recover` has not told of yet."""
 
     # Opening and closing
 
@@ -68,7 +75,7 @@ class DurableSwarm:
         with self._opening:
             if self._process is None:
                 self._process = process.open_for(self, self._database, self._worker_id)
-                self._process.take_over()
+                self._taken = self._process.take_over()
             return self._process
 
     def _open_on_loop(self) -> Process:
@@ -134,9 +141,11 @@ class DurableSwarm:
                 workflows.run_in_thread(prepared.record)
             except Held as held:
                 raise held.reason from None
-            except Exception:
-                # The run's own end, recorded; or somebody else's, who was faster. Told below either way.
-                pass
+            except SQLAlchemyError as error:
+                raise databases.unfit(self._open().url, error) from error
+            except Exception as error:
+                # The run's own end, recorded; or that of another process, which was faster. Told below either way.
+                log.debug("run %r ended with %s", prepared.run_id, type(error).__name__)
         return self._started(prepared, live).result()
 
     def _refuse_to_block(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -206,7 +215,10 @@ class DurableSwarm:
         if run is not None:
             return run
         with self._starting(prepared) as live:
-            await DBOS.start_workflow_async(workflows.run_on_loop, prepared.record)
+            try:
+                await DBOS.start_workflow_async(workflows.run_on_loop, prepared.record)
+            except SQLAlchemyError as error:
+                raise databases.unfit(self._open().url, error) from error
         return await in_thread(self._started, prepared, live)
 
     def _attach(self, prepared: _Prepared) -> Run | None:
@@ -267,8 +279,13 @@ class DurableSwarm:
         return [self._handle(row.workflow_id) for row in list_rows(self._store(), status, agent, limit)]
 
     def recover(self) -> list[Run]:
-        """Take over, now, the unfinished runs that no living process executes and whose agents are defined here."""
-        return [self._handle(run_id) for run_id in self._open().take_over()]
+        """Take over, now, the unfinished runs that no living process executes and whose agents are defined here.
+
+        Gives the runs taken over, those of the first use included.
+        """
+        more = self._open().take_over()
+        taken, self._taken = [*self._taken, *more], []
+        return [self._handle(run_id) for run_id in taken]
 
     async def get_async(self, run_id: str) -> Run:
         """Give the handle as `get` does, on the event loop."""

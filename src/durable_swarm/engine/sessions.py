@@ -63,16 +63,17 @@ class Program:
 
     def _claim(self, opened: Process) -> str:
         """Give the session of a start that was interrupted, else a new one; it is this process's from now on."""
-        with opened.identity.alone():
-            known = opened.store.notes(self._key)
-            left = [
-                session
-                for session, about in known.items()
-                if opened.identity.is_dead(about["worker"]) and _goes_on(opened.store, about)
-            ]
+        me, store = opened.identity, opened.store
+        with me.alone():
+            known = store.notes(self._key)
+            # Of this process's own name, but not begun by it: an earlier life of a worker that has a name of its own.
+            dead = {
+                key: about for key, about in known.items() if me.name == about["worker"] or me.is_dead(about["worker"])
+            }
+            left = [key for key, about in dead.items() if _goes_on(store, about)]
             session = left[0] if left else secrets.token_hex(5)
             others = {key: about for key, about in known.items() if "failed" not in about}
-            opened.store.note(self._key, {**others, session: {"worker": opened.identity.name}})
+            store.note(self._key, {**others, session: {"worker": me.name}})
         if left:
             self._continues()
         return session

@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy
 from dbos import DBOSClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
 from durable_swarm.engine import internals, records
@@ -39,27 +40,44 @@ def state_of(row: Any) -> State:
     return _STATES[row.status]
 
 
+class _Client:
+    """DBOS's client: pickled rows are refused, and the database's errors become ours."""
+
+    def __init__(self, client: DBOSClient, url: sqlalchemy.URL) -> None:
+        self._client = client
+        self._url = url
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            try:
+                with internals.reading():
+                    return method(*args, **kwargs)
+            except SQLAlchemyError as error:
+                raise unfit(self._url, error) from error
+
+        return call
+
+
 class Store:
-    """The runs of one database."""
+    """The runs of one database. Every method raises `ConfigurationError` where the database cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, *, owns: bool = True) -> None:
         self.url = url
         self.engine = engine
         self._owns = owns
-        try:
-            self._client = DBOSClient(
-                system_database_url=url.render_as_string(hide_password=False),
-                system_database_engine=engine,
-                serializer=internals.JSON,
-                lazy=True,
-            )
-        except Exception as error:
-            raise unfit(url, error) from error
+        client = DBOSClient(
+            system_database_url=url.render_as_string(hide_password=False),
+            system_database_engine=engine,
+            serializer=internals.JSON,
+            lazy=True,
+        )
+        self._client = _Client(client, url)
 
     def row(self, run_id: str, *, load_output: bool = True) -> Any | None:
         """Give the row of a run, or None."""
-        with internals.reading():
-            rows = self._client.list_workflows(workflow_ids=[run_id], name=records.RUN, load_output=load_output)
+        rows = self._client.list_workflows(workflow_ids=[run_id], name=records.RUN, load_output=load_output)
         return rows[0] if rows else None
 
     def rows(
@@ -78,7 +96,7 @@ class Store:
         # A run being taken over is ENQUEUED in the database and running to us.
         if states is not None and "running" in set(states):
             wanted.append("ENQUEUED")
-        return self._client.list_workflows(
+        rows: list[Any] = self._client.list_workflows(
             name=records.RUN,
             status=wanted,
             workflow_id_prefix=prefix,
@@ -88,34 +106,36 @@ class Store:
             load_input=False,
             load_output=False,
         )
+        return rows
 
     def unfinished(self, version: str) -> list[Any]:
         """Give the rows of all unfinished runs and tool calls of one application version: DBOS runs only its own."""
-        return self._client.list_workflows(
+        rows: list[Any] = self._client.list_workflows(
             name=[records.RUN, records.TOOL],
             status=UNFINISHED,
             app_version=version,
             load_input=False,
             load_output=False,
         )
+        return rows
 
     def unclaimed(self) -> list[Any]:
         """Give the rows of runs that wait for any process with their agents."""
-        return self._client.list_workflows(
+        rows: list[Any] = self._client.list_workflows(
             queue_name=records.UNCLAIMED, status="ENQUEUED", name=records.RUN, load_input=False, load_output=False
         )
+        return rows
 
     def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
         """Give the rows of a run's undecorated tool calls."""
-        with internals.reading():
-            return self._client.list_workflows(
-                name=records.TOOL, parent_workflow_id=run_id, load_input=False, load_output=load_output
-            )
+        rows: list[Any] = self._client.list_workflows(
+            name=records.TOOL, parent_workflow_id=run_id, load_input=False, load_output=load_output
+        )
+        return rows
 
     def steps(self, workflow_id: str) -> list[Any]:
         """Give the recorded steps of a run or a tool call, in order."""
-        with internals.reading():
-            return [SimpleNamespace(**step) for step in self._client.list_workflow_steps(workflow_id)]
+        return [SimpleNamespace(**step) for step in self._client.list_workflow_steps(workflow_id)]
 
     def start_record(self, row: Any) -> records.Record:
         """Give what a run was started with."""

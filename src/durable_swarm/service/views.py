@@ -31,6 +31,11 @@ class Failure:
     step: str = ""
     traceback: str = ""
 
+    @property
+    def line(self) -> str:
+        """The type and the text."""
+        return f"{self.type}: {self.message}" if self.message else self.type
+
 
 @dataclass(frozen=True)
 class RunView:

@@ -1,0 +1,1 @@
+"""The engine: `DurableSwarm` over real databases and real processes."""

@@ -1,0 +1,276 @@
+"""The command line: commands, options, exit codes, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from durable_swarm import Agent, DurableSwarm
+from durable_swarm.cli import drawing, main
+from durable_swarm.testing import ScriptedModel
+
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+
+
+class Shell:
+    """Calls the command line in this process and keeps what it printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str, code: int = 0) -> str:
+        """Call a command that must end with `code`, and give its output; an error must be one line on stderr."""
+        found = main(arguments)
+        out, err = self._capsys.readouterr()
+        assert found == code, err
+        if code == 0:
+            assert err == ""
+            return out
+        assert err.count("\n") == 1, err
+        assert err.endswith("\n")
+        return err
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+def answer(run_id: str, reply: str = "Hello", question: str = "Hi", agent: str = "Clerk") -> None:
+    """Leave a finished run in the default database of the working directory."""
+    with DurableSwarm(ScriptedModel([reply])) as swarm:
+        swarm.run(Agent(name=agent), [{"role": "user", "content": question}], run_id=run_id)
+
+
+def fail(run_id: str) -> None:
+    """Leave a run whose tool raised."""
+
+    def refund(item: str) -> str:
+        raise ValueError("no stock")
+
+    with (
+        DurableSwarm(ScriptedModel([[("refund", {"item": "hat"})]])) as swarm,
+        pytest.raises(ValueError, match="stock"),
+    ):
+        swarm.run(Agent(name="Refunds", functions=[refund]), [{"role": "user", "content": "Refund"}], run_id=run_id)
+
+
+def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    command = [sys.executable, "-m", "durable_swarm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def test_runs_as_text_and_as_json(shell: Shell) -> None:
+    """`runs` lists what is there, newest first, as aligned text or as JSON, and can be narrowed."""
+    answer("one")
+    fail("two")
+    lines = shell("runs").splitlines()
+    assert lines[0].split() == ["ID", "STATUS", "AGENT", "STARTED", "CHANGED"]
+    assert {tuple(line.split()[:3]) for line in lines[1:]} == {("one", "done", "Clerk"), ("two", "failed", "Refunds")}
+    assert {run["id"]: run["status"] for run in json.loads(shell("runs", "--json"))} == {"one": "done", "two": "failed"}
+    assert [run["id"] for run in json.loads(shell("runs", "--status", "failed", "--json"))] == ["two"]
+    assert [run["id"] for run in json.loads(shell("runs", "--agent", "Clerk", "--json"))] == ["one"]
+    assert len(json.loads(shell("runs", "--limit", "1", "--json"))) == 1
+    assert shell("runs", "--status", "cancelled") == "No runs.\n"
+
+
+def test_show_tells_the_story(shell: Shell) -> None:
+    """`show` has the facts, the question, each step with its number and version, the error and the remedy."""
+    fail("two")
+    shown = shell("show", "two")
+    for expected in (
+        r"^run +two$",
+        r"^status +failed$",
+        r"^agent +Refunds$",
+        r"^tokens +\d+ in 1 model call",
+        r"^user: Refund$",
+        r"^  1  model  Refunds  .*version [0-9a-f]{12}  → refund\(item=\"hat\"\)$",
+        r"^  2  tool   refund  .*ValueError: no stock$",
+        r"^Mend the cause, then: durable-swarm resume two$",
+    ):
+        assert re.search(expected, shown, re.MULTILINE), expected
+    assert not CONTROL.search(shown)
+    assert json.loads(shell("show", "tw", "--json"))["id"] == "two"
+
+
+def test_show_marks_where_the_code_changed(shell: Shell) -> None:
+    """Where an agent was changed in the middle of a run, `show` says from which step on."""
+    fail("two")
+    shell("resume", "two")
+
+    def refund(item: str) -> str:
+        return "done"
+
+    with DurableSwarm(ScriptedModel([[("refund", {"item": "hat"})], "Refunded"])) as swarm:
+        _agent = Agent(name="Refunds", instructions="Say it nicely.", functions=[refund])
+        swarm.get("two").result(timeout=20)
+    lines = shell("show", "two").splitlines()
+    [mark] = [index for index, line in enumerate(lines) if "the code changed: Refunds was version" in line]
+    assert lines[mark + 1].startswith("  3  model  Refunds")
+    assert lines[mark + 1].endswith("Refunded")
+
+
+def test_what_was_written_cannot_control_the_terminal(shell: Shell) -> None:
+    """Escape sequences, line breaks and markup of models, users and agents are shown as harmless text."""
+    nasty = "\x1b[2J\x1b]0;title\x07 [red]x[/red]\r\x9b31m\u202e\n\nend"
+    answer("one", reply=nasty, question=nasty, agent=f"Clerk {nasty}")
+    for shown in (shell("show", "one"), shell("runs"), shell("runs", "--json")):
+        assert not CONTROL.search(shown)
+        assert "\u202e" not in shown
+    assert "[red]x[/red]" in shell("show", "one")
+
+
+def test_colours_only_in_a_terminal(monkeypatch: pytest.MonkeyPatch, shell: Shell) -> None:
+    """In a pipe there are no escape sequences, whatever the environment says; in a terminal there are."""
+    fail("two")
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE"):
+        monkeypatch.setenv(name, "1")
+    for command in (("show", "two"), ("runs",), ("doctor",)):
+        assert "\x1b" not in shell(*command)
+    monkeypatch.setattr(
+        drawing, "_console", lambda: Console(force_terminal=True, highlight=False, color_system="standard")
+    )
+    assert "\x1b[" in shell("show", "two")
+
+
+def test_resume_names_what_goes_on(shell: Shell) -> None:
+    """`resume` and `cancel` say what became of the run, and leave runs alone that they do not concern."""
+    answer("one")
+    fail("two")
+    assert "when the program that defines agent 'Refunds' runs" in shell("resume", "two")
+    assert "running, idle" in shell("runs")
+    assert "It waits: no process executes it" in shell("show", "two")
+    assert shell("cancel", "two") == "Run two is cancelled.\n"
+    assert "durable-swarm resume two" in shell("show", "two")
+    assert shell("cancel", "one") == "Run one has ended (done), and stays as it is.\n"
+    assert shell("resume", "one") == "Run one is done; there is nothing to resume.\n"
+
+
+def test_doctor(shell: Shell, tmp_path: Path) -> None:
+    """`doctor` prints a line for each check, or JSON; its exit code is 1 if one fails."""
+    answer("one")
+    lines = shell("doctor").splitlines()
+    assert {line.split()[0] for line in lines} <= {"ok", "warn"}
+    assert any(re.match(r"ok +journal_mode +wal$", line) for line in lines)
+    assert {"name": "integrity", "level": "ok", "text": "ok"} in json.loads(shell("doctor", "--json"))
+    (tmp_path / "bad.sqlite").write_text("no database " * 100)
+    assert main(["doctor", "--database", "sqlite:///bad.sqlite"]) == 1
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_options_before_and_after_the_command(shell: Shell, before: bool) -> None:
+    """`--database` and `--debug` may stand before and after the command's name."""
+    answer("one")
+    Path("durable_swarm.sqlite").rename("other.sqlite")
+    options = ("--database", "sqlite:///other.sqlite", "--debug")
+    assert "one" in shell(*((*options, "runs") if before else ("runs", *options)))
+
+
+def test_the_database_of_the_environment(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `--database` the database is that of the environment."""
+    monkeypatch.setenv("DURABLE_SWARM_DATABASE_URL", "sqlite:///elsewhere.sqlite")
+    assert "elsewhere.sqlite" in shell("runs", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["runs"], 1, "there is no database"),
+        (["show", "x"], 1, "run a program with DurableSwarm there"),
+        (["runs", "--database", "mysql://host/name"], 2, "use sqlite:///FILE or postgresql://"),
+        (["runs", "--database", "nonsense"], 2, "is no database URL"),
+        (["runs", "--database", "postgresql://u:secret@127.0.0.1:9/x"], 2, "Check that the server runs"),
+        (["run", "none.py"], 2, "does not exist"),
+        (["runs", "--nope"], 2, "durable-swarm runs --help"),
+        (["runs", "--limit", "0"], 2, "--limit"),
+        (["runs", "--status", "odd"], 2, "cancelled"),
+        (["show"], 2, "ID"),
+        (["nope"], 2, "durable-swarm --help"),
+    ],
+)
+def test_errors(shell: Shell, arguments: list[str], code: int, text: str) -> None:
+    """An error is one line that says what to do, with the exit code of its kind, and holds no password."""
+    shown = shell(*arguments, code=code)
+    assert shown.startswith("Error: ")
+    assert text in shown
+    assert "secret" not in shown
+
+
+def test_unknown_run(shell: Shell) -> None:
+    """A run that is not there is told so, with exit code 1, by every command that takes an id."""
+    answer("one")
+    for command in ("show", "resume", "cancel"):
+        assert "there is no run 'two'" in shell(command, "two", code=1)
+
+
+def test_a_traceback_needs_debug(capsys: pytest.CaptureFixture[str]) -> None:
+    """With `--debug`, and only then, an error shows its traceback."""
+    answer("one")
+    assert main(["show", "two"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["show", "two", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command has a help text, for itself and for each of its options; without a command, help is shown."""
+    for command in ([], ["demo"], ["demo", "refund"], ["run"], ["runs"], ["show"], ["resume"], ["cancel"], ["doctor"]):
+        assert main([*command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert "--database URL" in shown
+        assert "--debug" in shown
+        assert not re.search(r"^  --\S+( [A-Z]+)?$(?!\n {6,}\S)", shown, re.MULTILINE)
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("Usage: durable-swarm")
+
+
+def test_version(shell: Shell) -> None:
+    """`--version` names the package."""
+    assert shell("--version").startswith("durable-swarm ")
+
+
+def test_as_a_process() -> None:
+    """`python -m durable_swarm` ends with the same exit codes and the same single line on stderr."""
+    done = process("show", "x")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    done = process("runs", "--nope")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    answer("one")
+    done = process("show", "one")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_output_that_nobody_reads() -> None:
+    """A reader that stops early, and a terminal that knows ASCII only, are no errors worth a traceback."""
+    answer("one", reply="¡Hola! 👋")
+    done = process("show", "one", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    command = f"{sys.executable} -m durable_swarm show one --json | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    """Ctrl+C ends a program with exit code 130 and one line, and its next start goes on."""
+    script = tmp_path / "slow.py"
+    script.write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    command = [sys.executable, "-m", "durable_swarm", "run", str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert err == "Interrupted. The same command goes on where this stopped.\n"

@@ -1,0 +1,183 @@
+"""`durable-swarm run`: an unchanged program, killed and started again, goes on; started anew after its end, it begins afresh."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, sys, time
+from types import SimpleNamespace as Data
+
+from swarm import Agent, Swarm
+
+
+class Completions:
+    def create(self, messages, **_):
+        question, answers = messages[1]["content"], [m["content"] for m in messages if m["role"] == "tool"]
+        if answers:
+            reply = Data(role="assistant", content=f"{question}: {answers[-1]}", tool_calls=None)
+        else:
+            function = Data(name="book", arguments='{"what": "%s"}' % question)
+            reply = Data(role="assistant", content=None, tool_calls=[Data(id="call", type="function", function=function)])
+        return Data(choices=[Data(message=reply)])
+
+
+client = Swarm(Data(chat=Data(completions=Completions())))
+
+
+def book(what):
+    with open("effects", "a") as effects:
+        effects.write(what + "\\n")
+    while os.path.exists(f"hold {what}"):
+        time.sleep(0.02)
+    if os.path.exists(f"break {what}"):
+        raise ValueError("sold out")
+    return "booked"
+
+
+agent = Agent(name="Travel", functions=[book])
+"""
+
+TWO_RUNS = """
+for what in ("flight", "hotel"):
+    print(client.run(agent, [{"role": "user", "content": what}]).messages[-1]["content"], flush=True)
+"""
+
+TOGETHER = """
+import asyncio
+
+
+async def main():
+    asked = [client.run_async(agent, [{"role": "user", "content": what}]) for what in ("flight", "hotel", "flight")]
+    print([response.messages[-1]["content"] for response in await asyncio.gather(*asked)])
+
+
+asyncio.run(main())
+"""
+
+
+class Trip:
+    """The program in a folder of its own, its effects, and ways to start, stop and hinder it."""
+
+    def __init__(self, folder: Path, ending: str) -> None:
+        self.folder = folder
+        (folder / "trip.py").write_text(PROGRAM + ending)
+
+    @property
+    def effects(self) -> list[str]:
+        """What the tools did, in order."""
+        path = self.folder / "effects"
+        return path.read_text().split() if path.exists() else []
+
+    def hinder(self, how: str, what: str) -> Path:
+        """Make the booking of `what` "hold" or "break", as long as the file given back exists."""
+        path = self.folder / f"{how} {what}"
+        path.touch()
+        return path
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the program."""
+        command = [sys.executable, "-m", "durable_swarm", "run", "trip.py", *arguments]
+        return subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        )
+
+    def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
+        """Let the program come to its end, and give what it printed on stdout and stderr."""
+        with self.start(*arguments) as running:
+            out, err = running.communicate(timeout=60)
+        assert running.returncode == code, err
+        return out, err
+
+    def kill(self, count: int, *arguments: str) -> None:
+        """Start the program and kill it once there are `count` effects."""
+        with self.start(*arguments) as running:
+            deadline = time.monotonic() + 30
+            while len(self.effects) < count and running.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            running.send_signal(signal.SIGKILL)
+            running.communicate(timeout=30)
+        assert running.returncode == -signal.SIGKILL
+        assert len(self.effects) == count
+
+
+def test_a_killed_program_goes_on(tmp_path: Path) -> None:
+    """Killed in its second run, a program repeats nothing of the first and the call in flight of the second."""
+    trip = Trip(tmp_path, TWO_RUNS)
+    hold = trip.hinder("hold", "hotel")
+    trip.kill(2)
+    hold.unlink()
+    out, err = trip.run()
+    assert out == "flight: booked\nhotel: booked\n"
+    assert err == "Going on where trip.py was interrupted.\n"
+    assert trip.effects == ["flight", "hotel", "hotel"]
+
+
+def test_a_program_that_ended_begins_afresh(tmp_path: Path) -> None:
+    """A program that came to its end does everything again when it is started again; other arguments are another program."""
+    trip = Trip(tmp_path, TWO_RUNS)
+    hold = trip.hinder("hold", "hotel")
+    trip.kill(2, "--for", "Ann")
+    hold.unlink()
+    assert trip.run("--for", "Bob") == ("flight: booked\nhotel: booked\n", "")
+    assert trip.run("--for", "Bob") == ("flight: booked\nhotel: booked\n", "")
+    # Ann's second run was taken over by the first start of the same agent; nothing else of hers was repeated.
+    assert sorted(trip.effects) == ["flight"] * 3 + ["hotel"] * 4
+    assert trip.run("--for", "Ann") == ("flight: booked\nhotel: booked\n", "Going on where trip.py was interrupted.\n")
+    assert len(trip.effects) == 7
+
+
+def test_a_failed_program_goes_on_after_resume(tmp_path: Path) -> None:
+    """A tool's exception is one line with what to do; resumed and started again, the program goes on from that step."""
+    trip = Trip(tmp_path, TWO_RUNS)
+    broken = trip.hinder("break", "hotel")
+    out, err = trip.run(code=1)
+    assert (out, err.count("\n")) == ("flight: booked\n", 1)
+    assert err.startswith("Error: trip.py (line ")
+    assert "ValueError: sold out" in err
+    resume = next(part for part in err.split("`") if part.startswith("durable-swarm resume"))
+    broken.unlink()
+    command = [sys.executable, "-m", "durable_swarm", *resume.split()[1:]]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert trip.run()[0] == "flight: booked\nhotel: booked\n"
+    assert trip.effects == ["flight", "hotel", "hotel"]
+
+
+def test_runs_at_the_same_time_find_themselves_again(tmp_path: Path) -> None:
+    """Runs that an async program makes together, two of them alike, each go on as what they were."""
+    trip = Trip(tmp_path, TOGETHER)
+    hold = trip.hinder("hold", "hotel")
+    trip.kill(3)
+    hold.unlink()
+    time.sleep(0)
+    out, _ = trip.run()
+    assert out == "['flight: booked', 'hotel: booked', 'flight: booked']\n"
+    # Whether the flights' results were recorded before the kill is a matter of luck; that nothing began anew is not.
+    assert trip.effects.count("hotel") == 2
+    assert trip.effects.count("flight") <= 4
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "out", "err"),
+    [
+        ("import sys; print(sys.argv[1:], __name__); sys.exit(3)", 3, "['-x', '--json'] __main__\n", ""),
+        ("import sys; sys.exit('no money')", 1, "", "no money\n"),
+        ("import neighbour; print(neighbour.NAME)", 0, "next door\n", ""),
+        ("1 / 0", 1, "", "Error: trip.py (line 1): ZeroDivisionError: division by zero. --debug shows the traceback.\n"),
+        ("def f(:", 1, "", "Error: trip.py: SyntaxError: invalid syntax (trip.py, line 1). --debug shows the traceback.\n"),
+    ],
+)
+def test_a_program_is_run_as_python_would(tmp_path: Path, ending: str, code: int, out: str, err: str) -> None:
+    """Arguments, imports beside the script, `__main__` and exit codes are as with `python SCRIPT`; errors are one line."""
+    (tmp_path / "neighbour.py").write_text("NAME = 'next door'\n")
+    (tmp_path / "trip.py").write_text(ending + "\n")
+    command = [sys.executable, "-m", "durable_swarm", "run", "trip.py", "-x", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)

@@ -1,0 +1,66 @@
+"""The README's examples run as they stand, and its first one survives `kill -9`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from durable_swarm.testing import call
+from tests.support.provider import Provider
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def model(killing: list[subprocess.Popen[str]]) -> Any:
+    """Give the provider's side of the example; it kills the program in its third request, once."""
+
+    def reply(request: dict[str, Any]) -> Any:
+        done = sum(message["role"] == "assistant" for message in request["messages"])
+        if done == 2 and killing:
+            killing.pop().kill()
+        return [[call("transfer_to_refunds")], [call("process_refund", item_id="99")], "Your refund is on its way."][done]
+
+    return reply
+
+
+def start(provider: Provider, folder: Path) -> subprocess.Popen[str]:
+    """Start the example as a program."""
+    environment = {**os.environ, "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider.base_url}
+    command = [sys.executable, "app.py"]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_first_example_survives_a_kill(tmp_path: Path) -> None:
+    """The twenty lines, killed with SIGKILL in a model call and started again, refund once and answer."""
+    (tmp_path / "app.py").write_text(BLOCKS[0])
+    killing: list[subprocess.Popen[str]] = []
+    with Provider(model(killing)) as provider:
+        first = start(provider, tmp_path)
+        killing.append(first)
+        before, _ = first.communicate(timeout=60)
+        second, third = start(provider, tmp_path), start(provider, tmp_path)
+        after, _ = second.communicate(timeout=60)
+        again, _ = third.communicate(timeout=60)
+    assert (first.returncode, second.returncode, third.returncode) == (-9, 0, 0)
+    assert (before, after) == ("", "Your refund is on its way.\n") or before == "refunding 99\n"
+    assert "refunding" not in after
+    assert again == "Your refund is on its way.\n"
+
+
+def test_the_first_example_is_under_twenty_lines() -> None:
+    """The first example has at most twenty lines of code."""
+    assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) < 20
+
+
+def test_the_other_examples_are_programs() -> None:
+    """The other examples define what they say."""
+    for block in BLOCKS[1:]:
+        names: dict[str, Any] = {"bank": types.SimpleNamespace(charge=lambda *_, **__: "receipt")}
+        exec(compile(block, "README.md", "exec"), names)
+        assert callable(names["book_trip"])
