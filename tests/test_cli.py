@@ -52,17 +52,19 @@ def answer(run_id: str, reply: str = "Hello", question: str = "Hi", agent: str =
         swarm.run(Agent(name=agent), [{"role": "user", "content": question}], run_id=run_id)
 
 
-def fail(run_id: str) -> None:
-    """Leave a run whose tool raised."""
+def fail(run_id: str) -> Agent:
+    """Leave a run whose tool raised, and give its agent."""
 
     def refund(item: str) -> str:
         raise ValueError("no stock")
 
+    agent = Agent(name="Refunds", functions=[refund])
     with (
         DurableSwarm(ScriptedModel([[("refund", {"item": "hat"})]])) as swarm,
         pytest.raises(ValueError, match="stock"),
     ):
-        swarm.run(Agent(name="Refunds", functions=[refund]), [{"role": "user", "content": "Refund"}], run_id=run_id)
+        swarm.run(agent, [{"role": "user", "content": "Refund"}], run_id=run_id)
+    return agent
 
 
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -106,14 +108,14 @@ def test_show_tells_the_story(shell: Shell) -> None:
 
 def test_show_marks_where_the_code_changed(shell: Shell) -> None:
     """Where an agent was changed in the middle of a run, `show` says from which step on."""
-    fail("two")
+    agent = fail("two")
     shell("resume", "two")
 
     def refund(item: str) -> str:
         return "done"
 
+    agent.instructions, agent.functions = "Say it nicely.", [refund]
     with DurableSwarm(ScriptedModel([[("refund", {"item": "hat"})], "Refunded"])) as swarm:
-        _agent = Agent(name="Refunds", instructions="Say it nicely.", functions=[refund])
         swarm.get("two").result(timeout=20)
     lines = shell("show", "two").splitlines()
     [mark] = [index for index, line in enumerate(lines) if "the code changed: Refunds was version" in line]

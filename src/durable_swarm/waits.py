@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 T = TypeVar("T")
 
@@ -97,14 +97,36 @@ def is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
+class Interrupted(BaseException):
+    """Ctrl+C ended a plain function in the thread that lent itself; whoever waits for the function stops as well.
+
+    Not a KeyboardInterrupt, which would end the event loop it is told to.
+    """
+
+
 class Home:
     """A thread that waits for work on a loop, and meanwhile makes the plain calls of that work itself.
 
-    It is the pool of an `OnLoop`: plain functions keep the thread they belong to.
+    It is the pool of an `OnLoop`: plain functions keep the thread they belong to. Used as a context manager; calls that
+    come in later, or were not begun, go to `threads`.
     """
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._open = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._open = False
+        with contextlib.suppress(Empty):
+            while True:
+                job = self._jobs.get_nowait()
+                if job is not None:
+                    threads().submit(job)
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
         """Have the waiting thread call the function."""
@@ -115,12 +137,17 @@ class Home:
                 return
             try:
                 future.set_result(function(*args))
+            except KeyboardInterrupt:
+                future.set_exception(Interrupted())
+                raise
             except BaseException as error:
                 future.set_exception(error)
-                if isinstance(error, KeyboardInterrupt):
-                    raise
 
-        self._jobs.put(job)
+        with self._lock:
+            if self._open:
+                self._jobs.put(job)
+                return future
+        threads().submit(job)
         return future
 
     def wait(self, future: Future[T]) -> T:
@@ -132,14 +159,12 @@ class Home:
                 job()
         return future.result()
 
-    def serve(self, over: threading.Event, seconds: float) -> None:
-        """Make the calls that come in for some seconds, or until there is nothing more to wait for."""
-        deadline = time.monotonic() + seconds
-        while not over.is_set() and (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(Empty):
-                job = self._jobs.get(timeout=left)
-                if job is not None:
-                    job()
+    def serve(self, seconds: float) -> None:
+        """Make the first call that comes in within some seconds."""
+        with contextlib.suppress(Empty):
+            job = self._jobs.get(timeout=seconds)
+            if job is not None:
+                job()
 
 
 def beside(make: Callable[[Waits], Coroutine[Any, Any, T]], home: Home | None = None) -> T:
@@ -147,8 +172,8 @@ def beside(make: Callable[[Waits], Coroutine[Any, Any, T]], home: Home | None = 
 
     Plain functions it calls run meanwhile in this thread, as `home`.
     """
-    home = home or Home()
-    return home.wait(asyncio.run_coroutine_threadsafe(make(OnLoop(home)), background_loop()))
+    with home or Home() as here:
+        return here.wait(asyncio.run_coroutine_threadsafe(make(OnLoop(here)), background_loop()))
 
 
 _loop: asyncio.AbstractEventLoop | None = None

@@ -194,3 +194,39 @@ def test_a_cancelled_run_can_be_resumed(colour: str, lives: Lives, tmp_path: Pat
     assert lives.live(resume_cancelled, database_url, ledger=ledger).value == "Done."
     happened = Counter(effect.label for effect in read_ledger(ledger, RUN))
     assert happened == {"model": 3, "first": 1, "second": 2, "third": 1}
+
+
+def fail_after_crash(url: str, colour: str, way: str) -> tuple[str, str]:
+    """The program again, whose interrupted tool now raises; gives the error and the run's status."""
+    agent, model = cancellable(waits=False)
+
+    def second() -> str:
+        effect("second")
+        raise OSError("the line is dead")
+
+    agent.functions[1] = second
+    swarm = DurableSwarm(model, database=url)
+    try:
+        if way == "recover":
+            swarm.get(RUN).result(timeout=10)
+        elif colour == "sync":
+            swarm.run(agent, QUESTION, run_id=RUN)
+        else:
+            asyncio.run(swarm.run_async(agent, QUESTION, run_id=RUN))
+    except OSError as error:
+        return str(error), swarm.get(RUN).status
+    return "no error", swarm.get(RUN).status
+
+
+@pytest.mark.parametrize("way", ["attach", "recover"])
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_tool_that_raises_after_a_crash_fails_the_run(colour: str, way: str, lives: Lives, tmp_path: Path) -> None:
+    """A tool call that was in flight in a crash and raises when it is repeated ends the run with its exception."""
+    ledger, url = tmp_path / "ledger", f"sqlite:///{tmp_path}/runs.sqlite"
+    life = lives.start(run_until_cancelled, url, colour, ledger=ledger)
+    life.hear()
+    assert life.kill().killed
+    end = lives.live(fail_after_crash, url, colour, way, ledger=ledger)
+    assert end.value == ("the line is dead", "failed")
+    happened = Counter(effect.label for effect in read_ledger(ledger, RUN))
+    assert happened == {"model": 1, "first": 1, "second": 2}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,11 @@ TEXT_COLUMNS = {
 def user(text: str = "Hi") -> list[dict[str, Any]]:
     """Give a conversation of one user message."""
     return [{"role": "user", "content": text}]
+
+
+def unique(name: str = "Clerk") -> str:
+    """Give a name that no other agent of this process has, so that a run goes on with the right one."""
+    return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
 @contextmanager

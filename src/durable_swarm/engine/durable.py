@@ -215,11 +215,16 @@ class DurableSwarm:
         if run is not None:
             return run
         with self._starting(prepared) as live:
+            live.watched = True
             try:
-                await DBOS.start_workflow_async(workflows.run_on_loop, prepared.record)
+                handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.record)
             except SQLAlchemyError as error:
                 raise databases.unfit(self._open().url, error) from error
-        return await in_thread(self._started, prepared, live)
+        if not internals.executes(handle):
+            return await in_thread(self._started, prepared, live)
+        live.entered = True
+        live.watcher = asyncio.get_running_loop().create_task(_watch(handle, live))
+        return self._handle(prepared.run_id, live)
 
     def _attach(self, prepared: _Prepared) -> Run | None:
         """Give the run if the caller named one that exists already. Raises `RunConflict`."""
@@ -304,6 +309,18 @@ class DurableSwarm:
 
     def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
         return Run(run_id, self._store, self._open, live)
+
+
+async def _watch(handle: Any, live: LiveRun) -> None:
+    """Tell when the run's end is recorded, whatever it is."""
+    try:
+        await handle.get_result()
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        log.debug("run %r ended with %s", live.run_id, type(error).__name__)
+    finally:
+        live.over.set_result(None)
 
 
 def list_rows(store: Store, status: State | None, agent: str | None, limit: int) -> list[Any]:

@@ -7,6 +7,7 @@
   record the result of a child workflow twice, in its own row and in its parent's; our view of the database does not.
 - `decorate_workflow` once more: a workflow that exists in two colours (in the calling thread, on an event loop) has one
   name; the public decorator registers, and warns of, both.
+- `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
   (plain functions on a thread that has an event loop).
 - `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
@@ -106,6 +107,11 @@ def workflow(name: str, *, recovers: bool) -> Callable[[Any], Any]:
     registry: Any = _Registry(recovers)
     portable = _serialization.WorkflowSerializationFormat.PORTABLE
     return _core.decorate_workflow(registry, name, 100, serialization_type=portable)
+
+
+def executes(handle: Any) -> bool:
+    """Whether the handle is of a workflow that this process started just now, not of one that existed."""
+    return isinstance(handle, _core.WorkflowHandleAsyncTask)
 
 
 def reserve() -> Any:

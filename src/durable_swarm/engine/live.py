@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -39,7 +40,12 @@ class LiveRun:
     """Whether the workflow's body was entered in this process: if not, somebody else executes the run."""
     recovered: bool = False
     """Whether an earlier life may have begun what has no record yet."""
-    over: threading.Event = field(default_factory=threading.Event)
+    over: Future[None] = field(default_factory=Future)
+    """Done when the run is executed here no more, and its end, if it has come to one, is in the database."""
+    watched: bool = False
+    """Whether somebody awaits the workflow itself, who knows when its end is recorded."""
+    watcher: asyncio.Task[None] | None = None
+    """Who watches; kept, because a loop does not keep its tasks."""
     response: Response | None = None
     error: BaseException | None = None
 

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +24,7 @@ from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.live import Desk, LiveRun, Settings
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.store import Store
-from durable_swarm.waits import background_loop
+from durable_swarm.waits import Home, background_loop
 
 log = logging.getLogger("durable_swarm")
 
@@ -43,6 +44,8 @@ class Process:
         self.runs: dict[str, LiveRun] = {}
         self.swarms: list[Settings] = []
         self.held: dict[str, errors.DurableSwarmError] = {}
+        self.homes: dict[str, list[Home]] = {}
+        """Threads that wait for a run and lend themselves to its plain functions, by the run's id."""
         self.lent: dict[str, Any] = {}
         """Agents that were given with the id of a run before it was recovered."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
@@ -140,6 +143,7 @@ class Process:
             run = self._expected.pop(run_id, None) or self._recovered(run_id, record)
             run.start = records.read_start(records.read(record, f"run {run_id!r}"))
             run.entered = True
+            run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
             self.held.pop(run_id, None)
             self._interrupted.discard(run_id)
@@ -164,9 +168,25 @@ class Process:
         with self._lock:
             if self.runs.get(run.run_id) is run:
                 del self.runs[run.run_id]
+                if not run.homes:
+                    self.homes.pop(run.run_id, None)
                 if run.response is None and run.error is None:
                     self._interrupted.add(run.run_id)
-        run.over.set()
+        if not run.watched:
+            run.over.set_result(None)
+
+    @contextlib.contextmanager
+    def at_home(self, run_id: str) -> Iterator[Home]:
+        """Lend the calling thread to a run's plain functions for as long as it waits for the run."""
+        homes = self.homes.setdefault(run_id, [])
+        with Home() as home:
+            homes.append(home)
+            try:
+                yield home
+            finally:
+                homes.remove(home)
+                if not homes and run_id not in self.runs:
+                    self.homes.pop(run_id, None)
 
     def hold(self, run: LiveRun, reason: errors.DurableSwarmError) -> None:
         """Note why a run cannot go on here, and what would let it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import weakref
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.types import Message, Response, Usage
 from durable_swarm.waits import Home, in_thread, running_loop
 
-_PAUSE, _LOOK = 0.005, 0.25
-"""Seconds between looks at the database: for a run that ends here, and for one that runs elsewhere."""
+_PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
+"""Seconds between looks at the database: for a run that ends here, for one that runs elsewhere; and at a living one."""
 
 
 class Executor(Protocol):
@@ -29,6 +30,9 @@ class Executor(Protocol):
     runs: dict[str, LiveRun]
     held: dict[str, errors.DurableSwarmError]
     loops: weakref.WeakSet[asyncio.AbstractEventLoop]
+
+    def at_home(self, run_id: str) -> contextlib.AbstractContextManager[Home]:
+        """Lend the calling thread to the run's plain functions."""
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over these runs if no living process executes them and their agents are defined here."""
@@ -114,17 +118,21 @@ class Run:
         """
         self._refuse_to_block()
         deadline = None if timeout is None else time.monotonic() + timeout
-        home = Home()
-        while True:
-            ended = self._look()
-            if ended is not None:
-                return ended
-            pause = self._pause()
-            if deadline is not None:
-                pause = min(pause, deadline - time.monotonic())
-                if pause <= 0:
-                    raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on")
-            self._serve(home, pause)
+        with self._home() as home:
+            while True:
+                ended = self._look()
+                if ended is not None:
+                    return ended
+                pause = self._pause()
+                if deadline is not None:
+                    pause = min(pause, deadline - time.monotonic())
+                    if pause <= 0:
+                        raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on")
+                home.serve(pause)
+
+    def _home(self) -> contextlib.AbstractContextManager[Home]:
+        executor = self._executor()
+        return Home() if executor is None else executor.at_home(self.id)
 
     def _refuse_to_block(self) -> None:
         executor, loop = self._executor(), running_loop()
@@ -140,11 +148,17 @@ class Run:
                 ended = await in_thread(self._look)
                 if ended is not None:
                     return ended
-                await asyncio.sleep(self._pause())
+                live = self._find_live()
+                if live is None or live.over.done():
+                    await asyncio.sleep(self._pause())
+                else:
+                    await asyncio.wait([asyncio.wrap_future(live.over)])
 
     def _pause(self) -> float:
         live = self._find_live()
-        return _PAUSE if live is not None and live.over.is_set() else _LOOK if live is None else 0.02
+        if live is None:
+            return _LOOK
+        return _PAUSE if live.over.done() else _LISTEN
 
     def _find_live(self) -> LiveRun | None:
         executor = self._executor()
@@ -152,22 +166,10 @@ class Run:
             self._live = executor.runs.get(self.id, self._live)
         return self._live
 
-    def _serve(self, home: Home, seconds: float) -> None:
-        """Wait, and meanwhile be the thread in which the run's plain functions run."""
-        live = self._find_live()
-        if live is None or live.over.is_set():
-            time.sleep(seconds)
-            return
-        live.homes.append(home)
-        try:
-            home.serve(live.over, seconds)
-        finally:
-            live.homes.remove(home)
-
     def _look(self) -> Response | None:
         """Give the response if the run has ended, raise its error, or see to it that somebody executes it."""
         live = self._find_live()
-        if live is not None and not live.over.is_set():
+        if live is not None and not live.over.done():
             return None
         row = self._row(load_output=True)
         if state_of(row) in ENDED:
