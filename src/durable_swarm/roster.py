@@ -7,6 +7,7 @@ program itself keeps them. Nothing of an agent is stored but its name and a fing
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import inspect
 import threading
@@ -62,16 +63,29 @@ def find(name: str) -> Any:
     Several agents of one name are fine if they are defined alike; the newest is given. Raises `UnknownAgent` and
     `AmbiguousAgent`.
     """
-    found = [agent for agent in _agents() if agent.name == name]
+    found = _named(name)
+    if len(found) > 1 and _differ(found):
+        # Agents and their tools often refer to each other, and then live on unseen until the next collection.
+        del found
+        gc.collect()
+        found = _named(name)
     if not found:
         text = f"no agent named {name!r} is defined in this process; define it, or import its module"
         raise UnknownAgent(text, agent=name)
-    if len({fingerprint(agent) for agent in found}) > 1:
+    if _differ(found):
         raise AmbiguousAgent(
             f"{len(found)} different agents named {name!r} are alive in this process; give each a name of its own",
             agent=name,
         )
     return found[-1]
+
+
+def _named(name: str) -> list[Any]:
+    return [agent for agent in _agents() if agent.name == name]
+
+
+def _differ(agents: list[Any]) -> bool:
+    return len({fingerprint(agent) for agent in agents}) > 1
 
 
 def find_or_none(name: str) -> Any | None:

@@ -190,11 +190,13 @@ def test_resume_after_a_failure(make_anywhere: Make) -> None:
         return "tea"
 
     swarm = make_anywhere(model)
+    agent = Agent(name=unique(), functions=[note, order])
     with pytest.raises(OutOfStock):
-        swarm.run(Agent(name=unique(), functions=[note, order]), user(), run_id="r")
+        swarm.run(agent, user(), run_id="r")
     stock["tea"] = 1
     run = swarm.get("r")
     run.resume()
+    assert run.agent == agent.name
     assert [message["content"] for message in run.result(PATIENCE).messages] == [None, "noted", "tea", "Done"]
     assert run.status == "done"
     assert (len(noted), len(model.calls)) == (1, 2)
@@ -208,11 +210,13 @@ def test_resume_after_a_model_error(make_anywhere: Make) -> None:
         return "noted"
 
     swarm = make_anywhere(model)
+    agent = Agent(name=unique(), functions=[note])
     with pytest.raises(ModelError):
-        swarm.run(Agent(name=unique(), functions=[note]), user(), run_id="r")
+        swarm.run(agent, user(), run_id="r")
     run = swarm.get("r")
     assert run.status == "failed"
     run.resume()
+    assert run.agent == agent.name
     assert [message["content"] for message in run.result(PATIENCE).messages] == [None, "noted", "Done"]
     assert run.usage is not None
 
@@ -238,11 +242,13 @@ def test_resume_of_a_failed_step(make: Make) -> None:
         return f"{pay()}, {ship()}"
 
     swarm = make(ScriptedModel([["order"], "Done"]))
+    agent = Agent(name=unique(), functions=[order])
     with pytest.raises(OutOfStock):
-        swarm.run(Agent(name=unique(), functions=[order]), user(), run_id="r")
+        swarm.run(agent, user(), run_id="r")
     broken.clear()
     run = swarm.get("r")
     run.resume()
+    assert run.agent == agent.name
     assert run.result(PATIENCE).messages[1]["content"] == "paid, shipped"
     assert done == ["paid", "shipped", "shipped"]
 

@@ -25,7 +25,9 @@ def shorten(text: str, width: int) -> str:
 
 
 def value(data: Any) -> str:
-    """Give a value that was stored: text as it is, everything else as JSON."""
+    """Give a value that was stored: text as it is, nothing for None, everything else as JSON."""
+    if data is None:
+        return ""
     return data if isinstance(data, str) else json.dumps(codec.encode(data), ensure_ascii=False)
 
 

@@ -244,6 +244,7 @@ class DurableSwarm:
         live = opened.runs.get(prepared.run_id)
         if live is None:
             opened.lent[prepared.run_id] = prepared.asked.agent
+            opened.held.pop(prepared.run_id, None)
         else:
             live.cast.setdefault(prepared.asked.agent.name, prepared.asked.agent)
 

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from dbos import error as dbos_errors
+
 from durable_swarm import codec, errors
 from durable_swarm.engine.records import Record, failure_record, read_failure
 from durable_swarm.tools import safe_text
@@ -71,9 +73,14 @@ def engines_code(what: str) -> Iterator[None]:
     """Round the engine's code: its errors hold the run, which goes on when the cause is mended."""
     try:
         yield
+    except dbos_errors.DBOSAwaitedWorkflowCancelledError as error:
+        # A call is cancelled with its run only, and for the run DBOS has another signal.
+        raise dbos_errors.DBOSWorkflowCancelledError(str(error)) from error
     except Exception as error:
         if isinstance(error, errors.DurableSwarmError):
             raise Held(error) from error
+        if type(error).__name__ == "DBOSAwaitedWorkflowCancelledError":
+            raise Held(errors.RunCancelled(f"{what} was cancelled; Run.resume() continues the run")) from error
         kind = errors.ReplayMismatch if type(error).__name__ == "DBOSUnexpectedStepError" else errors.ConfigurationError
         raise Held(kind(f"{what} could not be recorded or read: {safe_text(error)[:500]}")) from error
 

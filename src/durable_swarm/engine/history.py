@@ -50,7 +50,20 @@ def _output(child: Any) -> records.Record:
 
 def step_infos(store: Store, row: Any) -> list[StepInfo]:
     """Give the run's steps in the order in which they were begun, with numbers from 1."""
-    return [StepInfo(number, **fields) for number, fields in enumerate(_fields(store, row), 1)]
+    fields = _with_failure(list(_fields(store, row)), getattr(row.error, "data", None))
+    return [StepInfo(number, **step) for number, step in enumerate(fields, 1)]
+
+
+def _with_failure(fields: list[dict[str, Any]], failure: Any) -> list[dict[str, Any]]:
+    """Tell of the step that ended the run: it has no record of its own, since it is to be repeated."""
+    if not isinstance(failure, dict) or not failure.get("step"):
+        return fields
+    ended = {"status": "failed", "error": f"{failure['type']}: {codec.decode(failure.get('message', ''))}"}
+    for step in reversed(fields):
+        if step["name"] == failure["step"] and step["status"] == "running":
+            step.update(ended)
+            return fields
+    return [*fields, {"name": failure["step"], "kind": failure["step"].partition(":")[0], **ended}]
 
 
 def _fields(store: Store, row: Any) -> Iterator[dict[str, Any]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from durable_swarm.engine.records import Record
 from durable_swarm.loop import Call, Start
 from durable_swarm.models import Clients, Conversation
 from durable_swarm.tools import Cast, Lane
@@ -50,6 +52,50 @@ class LiveRun:
     error: BaseException | None = None
 
 
+class Wait:
+    """A run's wait for an undecorated call. After a crash both are taken over, and the call is made by another task.
+
+    What breaks such a call off (its tool raised, or is gone) is no result that the database could pass on.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[Any] | None = None
+        self._error: BaseException | None = None
+
+    async def end(self, child: Callable[[], Awaitable[Record]]) -> Record:
+        """Await the call's record, or raise what broke it off."""
+        self._task = asyncio.current_task()
+        try:
+            if self._error is not None:
+                raise self._error
+            return await child()
+        except asyncio.CancelledError:
+            if self._error is None or self._task is None or self._task.uncancel() > 0:
+                raise
+            raise self._error from None
+        finally:
+            self._task = None
+
+    def break_off(self, error: BaseException) -> None:
+        """Raise the error where the call is waited for, unless it is made there too and raises it by itself."""
+        task = self._task
+        if task is None or task is not _running_task():
+            self._error = error
+        if self._error is not None and task is not None:
+            task.get_loop().call_soon_threadsafe(self._interrupt, task)
+
+    def _interrupt(self, task: asyncio.Task[Any]) -> None:
+        if self._task is task:
+            task.cancel()
+
+
+def _running_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 @dataclass(frozen=True)
 class ToolCall:
     """One undecorated tool call under way, as its child workflow needs it."""
@@ -61,6 +107,7 @@ class ToolCall:
     attempt: int
     lane: Lane | None
     """Where the batch runs together: what gives its plain functions their turn."""
+    wait: Wait = field(default_factory=Wait)
 
 
 class Desk:

@@ -195,7 +195,8 @@ class Durable:
                 record = await colour.step(records.tool_step(call.tool), lambda waits: perform(made, key, None, waits))
             else:
                 self.place_call(key, made)
-                record = await colour.child(key)
+                awaited = isinstance(colour, OnEventLoop)
+                record = await (made.wait.end(lambda: colour.child(key)) if awaited else colour.child(key))
             return records.read_outcome(records.read(record, f"the record of tool call {key!r}"))
 
 

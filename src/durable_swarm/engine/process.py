@@ -190,6 +190,8 @@ class Process:
 
     def hold(self, run: LiveRun, reason: errors.DurableSwarmError) -> None:
         """Note why a run cannot go on here, and what would let it."""
+        if isinstance(reason, errors.RunCancelled):
+            return
         self.held[run.run_id] = reason
         agent = getattr(reason, "agent", None)
         if agent:

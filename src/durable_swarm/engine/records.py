@@ -5,6 +5,7 @@ and keys only ever gain, never change; `docs/code-changes.md` explains them to u
 
     workflow  durable_swarm.run       one run, id = run_id; its input is the start record
     workflow  durable_swarm.tool      one undecorated tool call, id = <run_id>/<turn>.<index>
+    workflow  durable_swarm.program   a script under `durable-swarm run`, never executed: which start it is in
     step      model:<agent>           one model call: reply, plans, version, tokens
     step      tool:<name>             one call of a `@step` tool: its outcome
     step      <name>                  one call of a `@step` function inside a tool: its value

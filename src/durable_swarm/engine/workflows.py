@@ -83,6 +83,9 @@ async def _conduct(process: Process, run: LiveRun, colour: Colour) -> Record:
 async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
     try:
         return await perform(made, key, StepRecorder(made.run.run_id), waits)
+    except (Failed, Held) as broken:
+        made.wait.break_off(broken)
+        raise
     finally:
         current().desk.clear(key)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -16,7 +15,6 @@ from durable_swarm.engine.run import error_of
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.engine.visitor import Visitor, visit
 from durable_swarm.errors import ConfigurationError, RunNotFound
-from durable_swarm.runs import StepInfo
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
 
 CANDIDATES = 5
@@ -106,7 +104,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
     record = store.start_record(row)
     start, told, state = records.read_start(record), story(store, row), state_of(row)
     error = _failure(row) if state == "failed" else None
-    steps = _with_failure(step_infos(store, row), error)
+    steps = step_infos(store, row)
     created = datetime.fromtimestamp(record["at"], UTC)
     moments = [created, _time(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
     return RunDetail(
@@ -128,17 +126,6 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         error=error,
         waits_for=_waits_for(start.agent, record.get("swarm", "")) if idle else None,
     )
-
-
-def _with_failure(steps: list[StepInfo], error: Failure | None) -> list[StepInfo]:
-    """Give the steps with the one that ended the run as failed: it has no result, since it is to be repeated."""
-    last = next(
-        (step for step in reversed(steps) if error and step.status == "running" and step.name == error.step), None
-    )
-    if last is None or error is None:
-        return steps
-    failed = dataclasses.replace(last, status="failed", error=error.line)
-    return [failed if step is last else step for step in steps]
 
 
 def _waits_for(agent: str, swarm: str) -> str:

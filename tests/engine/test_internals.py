@@ -1,0 +1,140 @@
+"""What the package uses of DBOS beyond its public interface is still there, and still does the same."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbos import DBOSClient, _context, _core, _dbos, _serialization, _sys_db
+
+import durable_swarm
+from durable_swarm import Agent
+from durable_swarm.engine import internals
+from durable_swarm.engine.store import _STATES
+from durable_swarm.testing import ScriptedModel
+from tests.engine.conftest import Make
+from tests.engine.helpers import rows, user
+
+PACKAGE = Path(durable_swarm.__file__).parent
+
+SIGNATURES: dict[Any, list[str]] = {
+    _core.decorate_workflow: ["reg", "name", "max_recovery_attempts", "serialization_type"],
+    _core.run_step: ["dbos", "step_ctx", "func", "options", "args", "kwargs"],
+    _core.run_step_async: ["dbos", "step_ctx", "func", "options", "args", "kwargs"],
+    _context.snapshot_step_context: ["reserve_sleep_id"],
+    _context.get_local_dbos_context: [],
+    _dbos._get_or_create_dbos_registry: [],
+    _dbos.DBOSRegistry._register_internal_queue: ["self", "name"],
+    _dbos.DBOSRegistry.register_wf_function: ["self", "name", "wrapped_func"],
+    _sys_db.SystemDatabase.record_get_result: ["self", "result_workflow_id", "output", "error", "serialization"],
+    _serialization.DefaultSerializer.deserialize: ["cls", "serialized_data"],
+    DBOSClient.list_workflow_steps: ["self", "workflow_id"],
+    DBOSClient.resume_workflows: ["self", "workflow_ids", "queue_name"],
+    DBOSClient.rewind_workflow: ["self", "workflow_id", "start_step"],
+    DBOSClient.cancel_workflow: ["self", "workflow_id", "cancel_children"],
+}
+
+
+@pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: function.__qualname__)
+def test_signatures(function: Any) -> None:
+    """Each function that is used takes the arguments it is given, in their order."""
+    parameters = list(inspect.signature(function).parameters)
+    found = [name for name in parameters if name in SIGNATURES[function]]
+    assert found == SIGNATURES[function]
+
+
+def _private_names(path: Path) -> list[tuple[str, str]]:
+    """Give the names that a file takes from DBOS's private modules, as (module, name)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module == "dbos"
+        for alias in node.names
+        if alias.name.startswith("_")
+    }
+    return [
+        (node.value.id, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+    ]
+
+
+def test_every_name_that_is_used_exists() -> None:
+    """Each name that `internals` takes from a private module of DBOS is there."""
+    used = _private_names(PACKAGE / "engine" / "internals.py")
+    assert len(used) > 5
+    assert [name for module, name in used if not hasattr(importlib.import_module(f"dbos.{module}"), name)] == []
+
+
+def test_one_file_knows_the_inside_of_dbos() -> None:
+    """No other file of the package imports a private module of DBOS."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dbos":
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                found += [path.name for name in names if name.startswith("_")]
+    assert set(found) <= {"internals.py"}
+
+
+def test_attributes_of_the_launched_dbos(make: Make) -> None:
+    """The attributes that are read or set on DBOS's objects are there while it runs."""
+    swarm = make(ScriptedModel(["Hello"]))
+    assert internals.launched() is False
+    swarm.run(Agent(), user())
+    assert internals.launched() is True
+    launched = internals.instance()
+    assert launched._launched is True
+    assert launched._serializer.name() == "portable_json"
+    assert launched._config["system_database_url"].endswith("runs.sqlite")
+    assert launched._sys_db.engine.dialect.name == "sqlite"
+    registry = _dbos._get_or_create_dbos_registry()
+    assert [name for name in registry.internal_queue_map if name.startswith("durable_swarm:")]
+    swarm.close()
+    assert internals.launched() is False
+
+
+def test_names_of_the_serializers() -> None:
+    """The marks by which a row says what it is are the known ones."""
+    assert _serialization.DBOSPortableJSON.name() == internals.JSON.name() == "portable_json"
+    assert _serialization.DBOSDefaultSerializer.name() == "py_pickle"
+    assert _serialization.WorkflowSerializationFormat.PORTABLE.value == "portable"
+
+
+def test_a_private_queue_is_forgotten() -> None:
+    """A queue of this process is in the registry until it is forgotten, and polls as often as it was told."""
+    queue = internals.private_queue("durable_swarm:test", 0.25)
+    registry = _dbos._get_or_create_dbos_registry()
+    assert registry.internal_queue_map["durable_swarm:test"] is queue
+    assert queue.polling_interval_sec == 0.25
+    internals.forget_queue("durable_swarm:test")
+    assert "durable_swarm:test" not in registry.internal_queue_map
+
+
+def test_outside_a_workflow() -> None:
+    """Code outside any workflow is seen as such, and so is code taken out of one."""
+    assert internals.in_workflow() is False
+    assert internals.outside().run(internals.in_workflow) is False
+
+
+def test_every_row_is_marked_as_json(make_anywhere: Make, database_url: str) -> None:
+    """Runs, tool calls and steps are written as portable JSON, whatever DBOS's own default is."""
+
+    def double(number: int) -> str:
+        return str(2 * number)
+
+    make_anywhere(ScriptedModel([[("double", {"number": 2})], "4"])).run(Agent(functions=[double]), user())
+    for table in ("workflow_status", "operation_outputs"):
+        found = rows(database_url, "serialization, output", table)
+        assert {mark for mark, _ in found} <= {"portable_json", None}
+        assert [output for _, output in found if output and not output.startswith("{")] == []
+
+
+def test_the_states_are_all_known() -> None:
+    """Every status that DBOS can give a workflow has a state of ours."""
+    assert {status.value for status in _sys_db.WorkflowStatusString} <= set(_STATES)
