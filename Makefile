@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test crash check format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ demo: $(VENV)/.installed ## See a run survive a crash; no key needed
 
 test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+crash: $(VENV)/.installed-dev ## Kill programs at every boundary, in every way; takes long
+	DURABLE_SWARM_LONG=1 $(BIN)/python -m pytest --timeout=7200 tests/crash $(ARGS)
 
 check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors and house rules
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,7 +79,7 @@ PROBE = Probe()
 
 def watch() -> None:
     """Make every commit of this process that changes a run a boundary. To be called once, before the database opens."""
-    commit = DefaultDialect.do_commit
+    commit: Callable[[DefaultDialect, Any], None] = DefaultDialect.do_commit
 
     def watched(dialect: DefaultDialect, connection: Any) -> None:
         tables = connection.info.pop("changed", None)
@@ -89,17 +90,18 @@ def watch() -> None:
         commit(dialect, connection)
         PROBE.after(number)
 
-    setattr(DefaultDialect, "do_commit", watched)
+    patched: Any = DefaultDialect
+    patched.do_commit = watched
     event.listen(Engine, "after_cursor_execute", _note_changes)
     event.listen(Engine, "rollback", lambda connection: connection.info.pop("changed", None))
 
 
 def _note_changes(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
     written = _WRITES.findall(statement)
-    if written and f"'{RUN_PREFIX}" in repr(parameters):
-        # A statement with RETURNING reports its number of rows only once they were fetched.
-        if cursor.rowcount != 0 or "RETURNING" in statement:
-            connection.info.setdefault("changed", []).extend(written)
+    # A statement with RETURNING reports its number of rows only once they were fetched.
+    changed = cursor.rowcount != 0 or "RETURNING" in statement
+    if written and changed and f"'{RUN_PREFIX}" in repr(parameters):
+        connection.info.setdefault("changed", []).extend(written)
 
 
 class Ledger:

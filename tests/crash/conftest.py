@@ -1,4 +1,4 @@
-"""The server of lives, and what says whether the long form is wanted."""
+"""The server of lives: processes that tests start and kill."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 from tests.crash.lives import Lives, fork_server
-
-LONG = os.environ.get("DURABLE_SWARM_LONG", "") not in ("", "0")
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +26,3 @@ def lives(_server: ForkServerContext, tmp_path: Path) -> Iterator[Lives]:
     started = Lives(_server, tmp_path)
     yield started
     started.close()
-
-
-@pytest.fixture(scope="session")
-def long_form() -> bool:
-    """Whether to try everything (`DURABLE_SWARM_LONG=1`), or what a change should wait for."""
-    return LONG

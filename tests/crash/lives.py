@@ -6,7 +6,6 @@ new interpreter costs, and shares neither threads nor connections with anything.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import multiprocessing
 import multiprocessing.connection

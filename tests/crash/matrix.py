@@ -11,6 +11,7 @@ What must hold, whatever the place:
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,9 @@ from tests.crash import scenarios
 from tests.crash.boundaries import RUN_PREFIX, Place
 from tests.crash.lives import End, Lives
 from tests.crash.scenarios import NOT_RECORDED
+
+LONG = os.environ.get("DURABLE_SWARM_LONG", "") not in ("", "0")
+"""Whether to try everything, or what a change should wait for."""
 
 COLOURS = ("sync", "async")
 WAYS = ("attach", "recover")
@@ -110,7 +114,9 @@ class Matrix:
             trial = self._trial()
             end = trial.live(colour, "attach", None)
             effects = trial.effects()
-            assert len({effect.what for effect in effects}) == len(effects), "the scenario's effects cannot be told apart"
+            assert len({effect.what for effect in effects}) == len(effects), (
+                "the scenario's effects cannot be told apart"
+            )
             self._undisturbed[colour] = end, effects
         return self._undisturbed[colour]
 
@@ -157,7 +163,7 @@ class Report:
         return sum(verdict.kills for verdict in self.verdicts)
 
     def check(self, least_kills: int) -> None:
-        """Raise AssertionError if anything is wrong, or if fewer lives were killed than meant: nothing would be proved."""
+        """Raise AssertionError if anything is wrong, or if so few lives were killed that nothing is proved."""
         wrong = [verdict for verdict in self.verdicts if verdict.problems]
         told = "\n".join(f"{verdict.case}\n    " + "\n    ".join(verdict.problems) for verdict in wrong[:12])
         assert not wrong, f"{len(wrong)} of {len(self.verdicts)} cases are wrong:\n{told}"
@@ -175,7 +181,9 @@ class _Trial:
 
     def live(self, colour: str, way: str, at: Death | None) -> End:
         name = self.matrix.scenario
-        return self.matrix.lives.live(scenarios.live, name, self.url, self.run_id, colour, way, ledger=self.ledger, at=at)
+        return self.matrix.lives.live(
+            scenarios.live, name, self.url, self.run_id, colour, way, ledger=self.ledger, at=at
+        )
 
     def effects(self) -> list[Effect]:
         return read_ledger(self.ledger, self.run_id)
@@ -202,7 +210,7 @@ class _Trial:
         verdict.problems += [
             *_compare(expected.value, end.value),
             *_misplaced(made),
-            *_judge_effects(made, effects, finished, verdict.kills * scenarios.IN_FLIGHT[self.matrix.scenario]),
+            *judge_effects(made, effects, finished, verdict.kills * scenarios.IN_FLIGHT[self.matrix.scenario]),
         ]
 
     def _finished(self) -> tuple[int, set[tuple[str, str]]]:
@@ -224,9 +232,14 @@ def _misplaced(made: list[Effect]) -> Iterator[str]:
         yield "the run had effects, but the database did not know it"
 
 
-def _judge_effects(
+def judge_effects(
     made: list[Effect], expected: list[Effect], finished: list[tuple[int, set[tuple[str, str]]]], bound: int
 ) -> Iterator[str]:
+    """Say what is wrong with the effects of all lives of a run.
+
+    `expected` are those of an undisturbed life. `finished` tells, for each death, how many effects there were by then
+    and which of them were recorded. `bound` is how many may be repeated.
+    """
     happened = {effect.what for effect in made if effect.label != NOT_RECORDED}
     wanted = {effect.what for effect in expected}
     if lost := wanted - happened:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -139,7 +140,9 @@ def journey() -> Program:
         return Result(value=f"receipt over {total}", context_variables={"receipt": total})
 
     billing = Agent(name="Billing", functions=[charge, receipt], instructions="Charge.")
-    desk = Agent(name="Desk", functions=[search, reserve, note, to_billing], instructions=lambda c: f"Seen: {c['seen']}")
+    desk = Agent(
+        name="Desk", functions=[search, reserve, note, to_billing], instructions=lambda c: f"Seen: {c['seen']}"
+    )
     script = [
         [ask("search", city="Rome"), ask("reserve", hotel="Roma")],
         [ask("note", text="late"), ask("to_billing")],
@@ -293,18 +296,41 @@ def shapes() -> Program:
         return str(2 * amount)
 
     till = Till()
-    by_name = tool(name="double")(lambda amount: double(amount))
+    by_name = tool(name="double")(lambda amount: double(amount) + " at once")
     agent = Agent(name="Shapes", functions=[by_name, times(3), till.pay, functools.partial(add, 100), till])
     names = ["double", "scale", "pay", "add", "Till"]
     script = [[ask(name, amount=index) for index, name in enumerate(names)], "All called."]
     return Program([agent], ScriptedModel(scripted(script)))
 
 
+def careless() -> Program:
+    """Wrong on purpose: two effects in one tool with nothing recorded between them."""
+
+    def pay_and_mail() -> str:
+        effect("pay")
+        effect("mail")
+        return "paid and mailed"
+
+    agent = Agent(name="Careless", functions=[pay_and_mail])
+    return Program([agent], ScriptedModel(scripted([[ask("pay_and_mail")], "Done."])))
+
+
+def forgetful() -> Program:
+    """Wrong on purpose: what its tool answers depends on the life it is called in."""
+
+    def answer() -> str:
+        effect("answer")
+        return str(os.getpid())
+
+    agent = Agent(name="Forgetful", functions=[answer])
+    return Program([agent], ScriptedModel(scripted([[ask("answer")], "Done."])))
+
+
 SCENARIOS: dict[str, Callable[[], Program]] = {
     function.__name__: function for function in (refund, journey, five_steps, together_async, together_plain, nested)
 }
 
-PROGRAMS = {**SCENARIOS, "shapes": shapes}
+PROGRAMS = {**SCENARIOS, "shapes": shapes, "careless": careless, "forgetful": forgetful}
 """The scenarios, and programs that are killed at a few places only."""
 
 IN_FLIGHT = {name: 3 if name.startswith("together") else 1 for name in PROGRAMS}
@@ -316,8 +342,8 @@ QUESTION = [{"role": "user", "content": "Please."}]
 def live(name: str, url: str, run_id: str, colour: str, way: str) -> Answer:
     """One life of a scenario.
 
-    `colour` is `sync` (`run`) or `async` (`run_async`). `way` is how the life comes to the run: `attach` names it in the
-    same call again, `recover` finds what is there and waits for it; if nothing is, the run was never recorded.
+    `colour` is `sync` (`run`) or `async` (`run_async`). `way` is how the life comes to the run: `attach` names it in
+    the same call again, `recover` finds what is there and waits for it; if nothing is, the run was never recorded.
     """
     program = PROGRAMS[name]()
     swarm = DurableSwarm(program.model, database=url, **program.options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,7 @@ def decorator_added() -> tuple[Agent, list[Any]]:
 def decorator_removed() -> tuple[Agent, list[Any]]:
     """A finished step has become a plain tool."""
     agent, script = original(waits=False)
-    agent.functions[1] = agent.functions[1].__wrapped__
+    agent.functions[1] = inspect.unwrap(agent.functions[1])
     return agent, script
 
 
@@ -77,12 +78,12 @@ def tool_renamed() -> tuple[Agent, list[Any]]:
     """A tool without an open call has another name, by which the model calls it from now on."""
     agent, script = original(waits=False)
 
-    def inspect() -> str:
-        effect("inspect")
-        return "inspected"
+    def examine() -> str:
+        effect("examine")
+        return "examined"
 
-    agent.functions[0] = inspect
-    return agent, [*script[:2], [ask("inspect")], "Sent."]
+    agent.functions[0] = examine
+    return agent, [*script[:2], [ask("examine")], "Sent."]
 
 
 def tool_added() -> tuple[Agent, list[Any]]:
@@ -128,7 +129,7 @@ KEPT = [("look", "looked"), ("weigh", "weighed"), ("send", "sent p1")]
         (new_prompt, [], 2),
         (decorator_added, [], 1),
         (decorator_removed, [], 1),
-        (tool_renamed, [("inspect", "inspected")], 2),
+        (tool_renamed, [("examine", "examined")], 2),
         (tool_added, [("thank", "thanked")], 2),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, errors, step
@@ -168,7 +167,7 @@ def define_late(url: str) -> tuple[list[str], str, str]:
 
 
 def test_a_run_waits_for_its_agent(lives: Lives, tmp_path: Path) -> None:
-    """A run whose agent is not defined stays `running`, a log line names the agent, and it goes on once there is one."""
+    """A run whose agent is not defined stays `running`, a log line names the agent, and it goes on once it can."""
     ledger, url = tmp_path / "ledger", f"sqlite:///{tmp_path}/runs.sqlite"
     kill_in_second_tool(lives, url, ledger)
     end = lives.live(define_late, url, ledger=ledger)

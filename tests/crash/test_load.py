@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import random
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm, Result, ToolError, step
 from durable_swarm.testing import ScriptedModel
 from tests.crash.lives import Lives
+from tests.crash.matrix import LONG
 from tests.crash.scenarios import ask
 
 SEED = int(time.time())
@@ -23,7 +26,7 @@ SEED = int(time.time())
 
 
 def shuffled(request: dict[str, Any]) -> Any:
-    """Answer by the seed in the question: five calls at once, of which two are of one tool, one fails, one hands off."""
+    """Answer by the seed in the question: five calls at once: two of one tool, one fails, one hands off."""
     question = json.loads(request["messages"][1]["content"])
     if any(message["role"] == "tool" for message in request["messages"]):
         return "All in."
@@ -37,6 +40,16 @@ def shuffled(request: dict[str, Any]) -> Any:
     ]
     chance.shuffle(calls)
     return [{"name": name, "arguments": arguments, "id": f"c{index}"} for index, (name, arguments) in enumerate(calls)]
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give an async tool as a plain one."""
+
+    @functools.wraps(function)
+    def called(**arguments: Any) -> Any:
+        return asyncio.run(function(**arguments))
+
+    return called
 
 
 def market(colour: str) -> tuple[Agent, Agent]:
@@ -63,18 +76,8 @@ def market(colour: str) -> tuple[Agent, Agent]:
         await wait(delay)
         return Result(value="handed off", agent=second)
 
-    def plain(function: Any) -> Any:
-        def called(**arguments: Any) -> Any:
-            return asyncio.run(function(**arguments))
-
-        called.__name__ = function.__name__
-        called.__annotations__ = function.__annotations__
-        setattr(called, "__signature__", __import__("inspect").signature(function))
-        return called
-
-    functions = [price, slow, refuse, hand_off]
-    if colour == "sync":
-        functions = [plain(function) for function in functions]
+    tools: list[Callable[..., Any]] = [price, slow, refuse, hand_off]
+    functions = [plain(function) for function in tools] if colour == "sync" else tools
     second = Agent(name="Second")
     return Agent(name="Market", functions=functions), second
 
@@ -92,7 +95,11 @@ def trade(url: str, first: int, count: int, colour: str) -> list[str]:
         return wrong(seed, await swarm.run_async(agent, question, run_id=f"run-{seed}"))
 
     async def main() -> list[str]:
-        return [text for texts in await asyncio.gather(*(one(seed) for seed in range(first, first + count))) for text in texts]
+        return [
+            text
+            for texts in await asyncio.gather(*(one(seed) for seed in range(first, first + count)))
+            for text in texts
+        ]
 
     assert second.name == "Second"
     return asyncio.run(main())
@@ -115,10 +122,10 @@ def wrong(seed: int, response: Any) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("colour", ["async", "sync"])
-def test_parallel_results_belong_to_their_calls(colour: str, lives: Lives, tmp_path: Path, long_form: bool) -> None:
+def test_parallel_results_belong_to_their_calls(colour: str, lives: Lives, tmp_path: Path) -> None:
     """With random delays, failures, handoffs and kills no result is swapped and none is missing."""
     print(f"seed {SEED}")
-    seeds, batch = (1000, 10) if long_form else (100, 10)
+    seeds, batch = (1000, 10) if LONG else (100, 10)
     chance = random.Random(SEED)
 
     def one(first: int) -> tuple[int, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -88,7 +89,7 @@ def test_a_living_process_is_left_alone(lives: Lives, tmp_path: Path, database_u
 
 
 def test_a_dead_process_is_inherited_at_once(lives: Lives, tmp_path: Path, database_url: str) -> None:
-    """A process that lives takes over the run of one that died as soon as it looks, and repeats only the call in flight."""
+    """A process takes over the run of one that died as soon as it looks, and repeats only the call in flight."""
     ledger = tmp_path / "ledger"
     other = lives.start(attend, database_url, "Desk", ledger=ledger)
     assert order(other, "recover") == []
@@ -170,7 +171,7 @@ def test_a_run_id_is_one_run(lives: Lives, tmp_path: Path, database_url: str) ->
 
 @pytest.mark.slow
 def test_a_run_id_belongs_to_one_question(lives: Lives, tmp_path: Path, database_url: str) -> None:
-    """Of simultaneous starts of one run id with different messages one wins, and the others are told of the conflict."""
+    """Of simultaneous starts of one run id with different messages one wins, and the others get the conflict."""
     ledger = tmp_path / "ledger"
     texts = ["Hi", "Ho", "Hi", "Ho"]
     answers = start_from_four(lives, ledger, database_url, texts)
@@ -178,3 +179,20 @@ def test_a_run_id_belongs_to_one_question(lives: Lives, tmp_path: Path, database
     expected = [["Desk is done." if text == won else "conflict"] * 25 for text in texts]
     assert answers == expected
     assert happened(ledger) == {"model": 2, "first": 1, "second": 1}
+
+
+def open_new(url: str, delay: float) -> list[str]:
+    """A program that opens a database and looks at it."""
+    time.sleep(delay)
+    with DurableSwarm(database=url) as swarm:
+        return [run.id for run in swarm.runs()]
+
+
+@pytest.mark.slow
+def test_many_processes_may_open_a_new_file(lives: Lives, tmp_path: Path) -> None:
+    """Six processes that make and open one SQLite file at the same time all come in."""
+    chance = random.Random(1)
+    for number in range(8):
+        url, ledger = f"sqlite:///{tmp_path}/{number}.sqlite", tmp_path / "ledger"
+        opening = [lives.start(open_new, url, chance.uniform(0, 0.1), ledger=ledger) for _ in range(6)]
+        assert [life.end().value for life in opening] == [[]] * 6

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import random
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, Response, Result, ToolError, step
-from durable_swarm.testing import ScriptedModel
 from tests.crash import scenarios
-from tests.crash.boundaries import effect
 from tests.crash.lives import Lives
-from tests.crash.matrix import COLOURS, WAYS, Case, Matrix, Report
+from tests.crash.matrix import COLOURS, LONG, WAYS, Case, Matrix, Report
 
 SEED = int(time.time())
 """Another one in each run; a failure names it."""
@@ -31,14 +22,16 @@ def instants(chance: random.Random) -> list[float]:
 
 
 @pytest.mark.slow
-def test_a_run_survives_kills_at_random_instants(lives: Lives, tmp_path: Path, long_form: bool) -> None:
+def test_a_run_survives_kills_at_random_instants(lives: Lives, tmp_path: Path) -> None:
     """Killed at any instant, up to three times, a run loses nothing and repeats only what was in flight."""
-    wanted = 500 if long_form else 60
+    wanted = 500 if LONG else 60
     print(f"seed {SEED}")
     matrices = [Matrix(lives, tmp_path, name) for name in scenarios.SCENARIOS]
     chance, report = random.Random(SEED), Report([])
     while report.kills < wanted:
         for matrix in matrices:
-            cases: list[Case] = [(colour, chance.choice(WAYS), *instants(chance)) for colour in COLOURS for _ in range(2)]
+            cases: list[Case] = [
+                (colour, chance.choice(WAYS), *instants(chance)) for colour in COLOURS for _ in range(2)
+            ]
             report.verdicts.extend(matrix.judge_all(cases).verdicts)
     report.check(least_kills=wanted)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +22,7 @@ QUESTION = [{"role": "user", "content": "Please."}]
 
 
 def program(kind: str, *, broken: bool) -> tuple[Agent, ScriptedModel]:
-    """Give an agent whose reply calls three tools; the middle one has three steps, of which the last fails if `broken`."""
+    """Give an agent whose reply calls three tools; the middle one has three steps, the last perhaps `broken`."""
 
     @step
     def pick() -> str:
@@ -59,7 +61,7 @@ def program(kind: str, *, broken: bool) -> tuple[Agent, ScriptedModel]:
         effect("note")
         return "noted"
 
-    functions = {"plain": [bill, ship, note], "async": [bill, ship_async, thank]}[kind]
+    functions: list[Callable[..., Any]] = [bill, ship, note] if kind == "plain" else [bill, ship_async, thank]
     script = [[ask(function.__name__) for function in functions], "Done."]
     return Agent(name="Desk", functions=functions), ScriptedModel(scripted(script))
 
@@ -90,7 +92,9 @@ def mend(url: str, kind: str, colour: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("kind", "last"), [("plain", "note"), ("async", "thank")])
-def test_resume_repeats_the_failed_step_only(kind: str, last: str, lives: Lives, tmp_path: Path, database_url: str) -> None:
+def test_resume_repeats_the_failed_step_only(
+    kind: str, last: str, lives: Lives, tmp_path: Path, database_url: str
+) -> None:
     """Once the code is mended, `resume()` repeats the failed step, not the tool's finished steps nor its siblings."""
     ledger = tmp_path / "ledger"
     assert lives.live(fail, database_url, kind, ledger=ledger).value == ("the van is broken", "failed")
@@ -215,6 +219,8 @@ def fail_after_crash(url: str, colour: str, way: str) -> tuple[str, str]:
             asyncio.run(swarm.run_async(agent, QUESTION, run_id=RUN))
     except OSError as error:
         return str(error), swarm.get(RUN).status
+    except errors.RunFailed as error:
+        return str(error.error_message), swarm.get(RUN).status
     return "no error", swarm.get(RUN).status
 
 

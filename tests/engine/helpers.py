@@ -22,10 +22,11 @@ PATIENCE = 20.0
 """Seconds after which something that should have happened counts as never happening."""
 
 TEXT_COLUMNS = {
-    "workflow_status": ("inputs", "output", "error"),
+    "workflow_input": ("inputs",),
+    "workflow_output": ("output", "error"),
     "operation_outputs": ("output", "error"),
 }
-"""The columns of DBOS in which values of ours may stand."""
+"""The columns of DBOS in which values of ours stand."""
 
 
 def user(text: str = "Hi") -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
 
     def open_file() -> sqlite3.Connection:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level="IMMEDIATE", timeout=30)
-        connection.execute("PRAGMA journal_mode=WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         # DBOS's two ways to ask for the time: whole seconds below Python 3.12, and from there one that SQLite before
@@ -103,6 +103,19 @@ def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
     with engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL. Of several processes that open a new file at once SQLite has only one wait its turn."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _seconds(_format: str, _moment: str) -> str:

@@ -250,17 +250,11 @@ class DurableSwarm:
 
     @contextlib.contextmanager
     def _starting(self, prepared: _Prepared) -> Iterator[LiveRun]:
-        opened = self._open()
         agent = prepared.asked.agent
         live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
-        opened.expect(live)
         about = {"agent": agent.name, "swarm": self.name}
-        try:
-            with SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
-                yield live
-        except BaseException:
-            opened.forget(live)
-            raise
+        with process.beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
+            yield live
 
     def _started(self, prepared: _Prepared, live: LiveRun) -> Run:
         """Give the handle of what was started; if another process was faster, of its run."""

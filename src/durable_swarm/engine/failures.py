@@ -79,9 +79,8 @@ def engines_code(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, errors.DurableSwarmError):
             raise Held(error) from error
-        if type(error).__name__ == "DBOSAwaitedWorkflowCancelledError":
-            raise Held(errors.RunCancelled(f"{what} was cancelled; Run.resume() continues the run")) from error
-        kind = errors.ReplayMismatch if type(error).__name__ == "DBOSUnexpectedStepError" else errors.ConfigurationError
+        misfit = isinstance(error, dbos_errors.DBOSUnexpectedStepError)
+        kind = errors.ReplayMismatch if misfit else errors.ConfigurationError
         raise Held(kind(f"{what} could not be recorded or read: {safe_text(error)[:500]}")) from error
 
 

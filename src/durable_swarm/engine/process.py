@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any
 
 import sqlalchemy
@@ -52,7 +53,6 @@ class Process:
         """The event loops on which runs were executed."""
         self.wanted: set[str] = set()
         """Names of agents for which runs wait; defining one starts a look for them."""
-        self._expected: dict[str, LiveRun] = {}
         self._interrupted: set[str] = set()
         """Runs that stopped here without an outcome."""
         self._strangers = self.hosted and internals.LATE
@@ -126,21 +126,11 @@ class Process:
 
     # Runs that this process executes
 
-    def expect(self, run: LiveRun) -> None:
-        """Know the objects of a run that is about to start here."""
-        with self._lock:
-            self._expected[run.run_id] = run
-
-    def forget(self, run: LiveRun) -> None:
-        """Expect the run no more."""
-        with self._lock:
-            if self._expected.get(run.run_id) is run:
-                del self._expected[run.run_id]
-
     def enter(self, run_id: str, record: Record) -> LiveRun:
         """Begin to execute a run: with its own objects if it started here, else with those found by name."""
         with self._lock:
-            run = self._expected.pop(run_id, None) or self._recovered(run_id, record)
+            begun = _beginning.get()
+            run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
             run.start = records.read_start(records.read(record, f"run {run_id!r}"))
             run.entered = True
             run.homes = self.homes.setdefault(run_id, run.homes)
@@ -190,8 +180,6 @@ class Process:
 
     def hold(self, run: LiveRun, reason: errors.DurableSwarmError) -> None:
         """Note why a run cannot go on here, and what would let it."""
-        if isinstance(reason, errors.RunCancelled):
-            return
         self.held[run.run_id] = reason
         agent = getattr(reason, "agent", None)
         if agent:
@@ -211,7 +199,9 @@ class Process:
             self._strangers = False
             wanted = [row for row in orphans if not run_ids or row.workflow_id in run_ids]
             taken = {row.workflow_id for row in wanted if row.name == records.RUN and self._can_run(row)}
-            calls = {row.workflow_id for row in orphans if row.parent_workflow_id in taken}
+            # A call that lies on the desk, waiting for a run that was held, is still under way here.
+            waiting = self.desk.keys()
+            calls = {row.workflow_id for row in orphans if row.parent_workflow_id in taken} - waiting
             if taken:
                 self._set_poll(FAST)
                 self._interrupted -= taken
@@ -264,6 +254,22 @@ class Process:
     def _set_poll(self, seconds: float) -> None:
         self._fast_until = time.monotonic() + 3
         internals.set_poll(self._private, seconds)
+
+
+_beginning: ContextVar[LiveRun | None] = ContextVar("durable_swarm_beginning", default=None)
+
+
+@contextlib.contextmanager
+def beginning(run: LiveRun) -> Iterator[None]:
+    """Have a workflow that is started in this context execute the run with these objects.
+
+    Of several callers that start one run at once, one's workflow executes it, with that caller's objects.
+    """
+    token = _beginning.set(run)
+    try:
+        yield
+    finally:
+        _beginning.reset(token)
 
 
 _current: Process | None = None

@@ -1,0 +1,127 @@
+"""Names of processes: held while the process lives, free when it is dead, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+
+from durable_swarm import ConfigurationError
+from durable_swarm.engine import database
+from durable_swarm.engine.identity import FileLocks, Identity, Locks, PostgresLocks
+from tests.engine.helpers import PATIENCE, Program, connected, wait_until
+
+OTHER = """
+    import sys, threading
+    from durable_swarm.engine import database
+    from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
+
+    url = database.choose(sys.argv[1])
+    locks = FileLocks(f"{url.database}.lock") if database.is_sqlite(url) else PostgresLocks(url)
+    identity = Identity(locks, "other")
+    open("ready", "w").close()
+    threading.Event().wait(60)
+"""
+
+
+def locks_of(url: str) -> Locks:
+    """Give the locks of a database."""
+    chosen = database.choose(url)
+    return FileLocks(f"{chosen.database}.lock") if database.is_sqlite(chosen) else PostgresLocks(chosen)
+
+
+@pytest.fixture
+def me(database_url: str) -> Iterator[Identity]:
+    """This process's identity on a fresh database."""
+    with contextlib.closing(Identity(locks_of(database_url), "me")) as identity:
+        yield identity
+
+
+def test_a_process_lives_until_it_is_killed(me: Identity, database_url: str) -> None:
+    """A living process's name is taken, for everybody; once it is killed the name is free at once."""
+    process = Program(OTHER).start(database_url)
+    try:
+        wait_until(lambda: Path("ready").exists())
+        with me.alone():
+            assert me.is_dead("other") is False
+        with contextlib.closing(locks_of(database_url)) as locks, pytest.raises(ConfigurationError, match="'other'"):
+            Identity(locks, "other")
+    finally:
+        process.kill()
+        process.communicate()
+    deadline = time.monotonic() + 5
+    while True:
+        with me.alone():
+            if me.is_dead("other"):
+                break
+        assert time.monotonic() < deadline
+
+
+def test_names_nobody_has(me: Identity) -> None:
+    """A name that nobody holds is dead, however often one asks, and one's own never is."""
+    with me.alone():
+        assert [me.is_dead("somebody") for _ in range(3)] == [True] * 3
+        assert me.is_dead("me") is False
+    me.keep()
+    with me.alone():
+        assert me.is_dead("me") is False
+
+
+def test_only_one_thread_at_a_time(me: Identity) -> None:
+    """Inside `alone` no other thread of this process is inside too."""
+    inside, most = [], []
+
+    def enter() -> None:
+        for _ in range(5):
+            with me.alone():
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert max(most) == 1
+    assert len(most) == 20
+
+
+def test_names_are_made_where_none_is_given(tmp_path: Path) -> None:
+    """A process without a name of its own gets one that no other has."""
+    names = set()
+    for _ in range(3):
+        with contextlib.closing(Identity(FileLocks(str(tmp_path / "lock")), None)) as identity:
+            names.add(identity.name)
+    assert len(names) == 3
+
+
+def test_a_lost_session_takes_its_names_back(postgres_database: str) -> None:
+    """When PostgreSQL ends the session that holds the name, the next look takes it back."""
+    with contextlib.closing(Identity(locks_of(postgres_database), "me")) as identity:
+        with connected(postgres_database) as connection:
+            ended = connection.execute(
+                sqlalchemy.text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks "
+                    "WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                )
+            )
+            assert ended.fetchall()
+        identity.keep()
+        with contextlib.closing(locks_of(postgres_database)) as others:
+            assert others.take("me") is False
+
+
+def test_the_lock_file_is_private(tmp_path: Path) -> None:
+    """The file of the locks has mode 0600 and stays empty."""
+    path = tmp_path / "lock"
+    with contextlib.closing(Identity(FileLocks(str(path)), None)):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.stat().st_size == 0

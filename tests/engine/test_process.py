@@ -1,0 +1,233 @@
+"""Swarms of one process share one engine on one database; closing gives everything back, and use opens again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dbos import DBOS
+
+from durable_swarm import Agent, ConfigurationError, DurableSwarm
+from durable_swarm.engine import internals
+from durable_swarm.testing import ScriptedModel
+from durable_swarm.waits import background_loop
+from tests.engine.conftest import Make
+from tests.engine.helpers import PATIENCE, Program, rows, unique, user
+
+
+def hello() -> ScriptedModel:
+    """Give a model that always says Hello."""
+    return ScriptedModel(lambda _: "Hello")
+
+
+def test_making_a_swarm_opens_nothing(tmp_path: Path) -> None:
+    """Construction does no I/O: no file, no thread, no launch, whatever the database would be."""
+    before = threading.active_count()
+    DurableSwarm(hello(), database=f"sqlite:///{tmp_path}/a.sqlite")
+    DurableSwarm(hello(), database="postgresql://nobody:secret@127.0.0.1:1/none")
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() == before
+    assert not internals.launched()
+
+
+def test_closing_what_was_never_opened(tmp_path: Path) -> None:
+    """A swarm that was never used closes without opening anything, as often as one likes."""
+    with DurableSwarm(hello(), database=f"sqlite:///{tmp_path}/a.sqlite") as swarm:
+        swarm.close()
+    swarm.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_swarms_share_one_engine(make: Make) -> None:
+    """Several swarms on one database see each other's runs, and the last one closed closes the engine."""
+    first, second = make(hello()), make(hello())
+    first.run(Agent(), user(), run_id="one")
+    second.run(Agent(), user(), run_id="two")
+    assert [run.id for run in first.runs()] == [run.id for run in second.runs()] == ["two", "one"]
+    first.close()
+    assert internals.launched()
+    assert second.get("one").result().messages[-1]["content"] == "Hello"
+    second.close()
+    assert not internals.launched()
+
+
+def test_each_swarm_uses_its_own_client_and_settings(make: Make) -> None:
+    """Client and settings belong to the swarm, not to the engine it shares."""
+
+    def fail() -> str:
+        raise ValueError("broken")
+
+    strict = make(ScriptedModel([["fail"]]))
+    lenient = make(ScriptedModel([["fail"], "Never mind"]), tool_errors="tell")
+    agent = Agent(functions=[fail])
+    assert lenient.run(agent, user()).messages[-1]["content"] == "Never mind"
+    with pytest.raises(ValueError, match="broken"):
+        strict.run(agent, user())
+
+
+def test_two_databases_in_one_process(make: Make, tmp_path: Path) -> None:
+    """A second database is refused with both names and the remedy; after closing the first it can be used."""
+    first = make(hello())
+    first.run(Agent(), user())
+    other = make(hello(), database=f"sqlite:///{tmp_path}/other.sqlite")
+    with pytest.raises(ConfigurationError, match="one process has one database") as caught:
+        other.run(Agent(), user())
+    assert "runs.sqlite" in str(caught.value)
+    assert "other.sqlite" in str(caught.value)
+    assert not (tmp_path / "other.sqlite").exists()
+    assert first.run(Agent(), user()).messages[-1]["content"] == "Hello"
+    first.close()
+    assert other.run(Agent(), user()).messages[-1]["content"] == "Hello"
+
+
+def test_a_refused_database_shows_no_password(make: Make) -> None:
+    """The refusal of a second database names it without its password."""
+    make(hello()).run(Agent(), user())
+    with pytest.raises(ConfigurationError) as caught:
+        make(hello(), database="postgresql://someone:s3cr3t@127.0.0.1:1/x").run(Agent(), user())
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_the_same_file_by_another_path(make: Make, tmp_path: Path) -> None:
+    """One file is one database, whichever way it is spelled."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    make(hello()).run(Agent(), user(), run_id="r")
+    for spelled in ("sqlite:///runs.sqlite", "sqlite:///./runs.sqlite", f"sqlite:///{tmp_path}/link/runs.sqlite"):
+        assert make(hello(), database=spelled).get("r").status == "done"
+
+
+def test_close_and_use_again(make_anywhere: Make) -> None:
+    """After `close` the next use opens again and knows what was recorded; close may be called any number of times."""
+    swarm = make_anywhere(hello())
+    for number in range(3):
+        swarm.run(Agent(), user(), run_id=f"run-{number}")
+        swarm.close()
+        swarm.close()
+        assert not internals.launched()
+    assert len(swarm.runs()) == 3
+    assert swarm.get("run-0").result().messages[-1]["content"] == "Hello"
+
+
+def test_a_handle_outlives_close(make: Make) -> None:
+    """A run's handle opens its swarm again when it is used after `close`."""
+    swarm = make(hello())
+    run = swarm.start(Agent(), user())
+    response = run.result(PATIENCE)
+    swarm.close()
+    assert run.status == "done"
+    assert run.result().messages == response.messages
+
+
+def test_with_statement(make: Make, url: str) -> None:
+    """`with` closes the swarm, also when the block raises."""
+    with pytest.raises(LookupError), DurableSwarm(hello(), database=url) as swarm:
+        swarm.run(Agent(), user())
+        raise LookupError
+    assert not internals.launched()
+
+
+def test_closing_leaves_no_threads(make: Make) -> None:
+    """Opening and closing again and again does not gather threads, and event loops stay usable."""
+    swarm = make(hello())
+
+    async def main() -> str:
+        response = await swarm.run_async(Agent(), user())
+        return str(await asyncio.to_thread(lambda: response.messages[-1]["content"]))
+
+    counts = []
+    for _ in range(4):
+        swarm.run(Agent(), user())
+        assert asyncio.run(main()) == "Hello"
+        swarm.close()
+        counts.append(threading.active_count())
+    assert counts[-1] <= counts[0] + 2
+    answer = asyncio.run_coroutine_threadsafe(asyncio.to_thread(lambda: 5), background_loop())
+    assert answer.result(PATIENCE) == 5
+
+
+def test_closing_while_a_run_is_under_way(make: Make) -> None:
+    """`close` does not wait for a run; the run stays unfinished, and the next opening goes on with it."""
+    entered, opened = threading.Event(), threading.Event()
+
+    def hold() -> str:
+        entered.set()
+        assert opened.wait(PATIENCE)
+        return "held"
+
+    agent = Agent(name=unique(), functions=[hold])
+    swarm = make(ScriptedModel([["hold"], "Done"]))
+    run = swarm.start(agent, user(), run_id="r")
+    assert entered.wait(PATIENCE)
+    swarm.close()
+    opened.set()
+    assert run.status == "running"
+    assert run.result(PATIENCE).messages[-1]["content"] == "Done"
+    assert run.agent == agent.name
+
+
+def test_the_program_may_launch_dbos_later(make: Make, tmp_path: Path) -> None:
+    """After all swarms are closed a program can launch a DBOS of its own in the same process."""
+    swarm = make(hello())
+    swarm.run(Agent(), user())
+    swarm.close()
+    DBOS(config={"name": "own", "system_database_url": f"sqlite:///{tmp_path}/own.sqlite"})
+    try:
+        DBOS.launch()
+        assert DBOS.list_workflows() == []
+    finally:
+        DBOS.destroy()
+
+
+def test_opening_from_many_threads(make: Make) -> None:
+    """Threads that use fresh swarms at the same moment open one engine, and all get their answers."""
+    swarms = [make(hello()) for _ in range(6)]
+    barrier, found = threading.Barrier(6), []
+
+    def use(swarm: DurableSwarm) -> None:
+        barrier.wait(PATIENCE)
+        found.append(swarm.run(Agent(), user()).messages[-1]["content"])
+
+    threads = [threading.Thread(target=use, args=[swarm]) for swarm in swarms]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert found == ["Hello"] * 6
+    assert len({row[0] for row in rows(str(swarms[0]._database), "executor_id")}) == 1
+
+
+def test_the_default_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `database` the environment names it, and without that it is a file in the working directory."""
+    with DurableSwarm(hello()) as swarm:
+        swarm.run(Agent(), user())
+    assert (tmp_path / "durable_swarm.sqlite").exists()
+    monkeypatch.setenv("DURABLE_SWARM_DATABASE_URL", f"sqlite:///{tmp_path}/named.sqlite")
+    with DurableSwarm(hello()) as swarm:
+        swarm.run(Agent(), user())
+    assert (tmp_path / "named.sqlite").exists()
+
+
+def test_one_worker_id_for_two_processes(url: str) -> None:
+    """A worker_id that a living process uses is refused in another process, which works without one."""
+    source = """
+        import json, sys
+        from durable_swarm import Agent, ConfigurationError, DurableSwarm
+        from durable_swarm.testing import ScriptedModel
+
+        found = {}
+        for worker_id in ("me", None):
+            with DurableSwarm(ScriptedModel(["Hello"]), database=sys.argv[1], worker_id=worker_id) as swarm:
+                try:
+                    found[str(worker_id)] = swarm.run(Agent(), []).messages[-1]["content"]
+                except ConfigurationError as error:
+                    found[str(worker_id)] = str(error)
+        print(json.dumps(found))
+    """
+    with DurableSwarm(hello(), database=url, worker_id="me") as swarm:
+        swarm.run(Agent(), user())
+        found: dict[str, Any] = Program(source).run(url)
+    assert "already works as worker_id 'me'" in found["me"]
+    assert found["None"] == "Hello"
