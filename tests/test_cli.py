@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from durable_swarm import Agent, DurableSwarm
+from durable_swarm import Agent, DurableSwarm, sleep
 from durable_swarm.cli import drawing, main
 from durable_swarm.testing import ScriptedModel
 
@@ -123,6 +123,18 @@ def test_show_marks_where_the_code_changed(shell: Shell) -> None:
     assert lines[mark + 1].endswith("Refunded")
 
 
+def test_a_sleep_is_shown_with_its_end(shell: Shell) -> None:
+    """A sleep inside a tool is shown by the local time at which it ends, not by a number."""
+
+    def wait() -> str:
+        sleep(0.01)
+        return "waited"
+
+    with DurableSwarm(ScriptedModel([["wait"], "Done"])) as swarm:
+        swarm.run(Agent(functions=[wait]), [{"role": "user", "content": "Wait"}], run_id="one")
+    assert re.search(r"^  3  step     sleep +until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", shell("show", "one"), re.MULTILINE)
+
+
 def test_what_was_written_cannot_control_the_terminal(shell: Shell) -> None:
     """Escape sequences, line breaks and markup of models, users and agents are shown as harmless text."""
     nasty = "\x1b[2J\x1b]0;title\x07 [red]x[/red]\r\x9b31m\u202e\n\nend"
@@ -151,7 +163,9 @@ def test_resume_names_what_goes_on(shell: Shell) -> None:
     answer("one")
     fail("two")
     assert "when the program that defines agent 'Refunds' runs" in shell("resume", "two")
-    assert "running, idle" in shell("runs")
+    assert re.search(r"^two +interrupted +Refunds ", shell("runs"), re.MULTILINE)
+    [view] = json.loads(shell("runs", "--status", "running", "--json"))
+    assert (view["id"], view["status"], view["idle"]) == ("two", "running", True)
     assert "It waits: no process executes it" in shell("show", "two")
     assert shell("cancel", "two") == "Run two is cancelled.\n"
     assert "durable-swarm resume two" in shell("show", "two")

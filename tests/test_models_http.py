@@ -164,7 +164,7 @@ FAULTS: dict[str, Fault] = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_what_may_pass_is_tried_again(provider: Provider, kind: str, fault: str) -> None:
-    """Rate limits, errors of the server, lost connections, stalls and broken answers: the same request is made again."""
+    """After a rate limit, an error of the server, a lost connection or a broken answer the request is made again."""
     provider.inject(FAULTS[fault])
     naps = Naps()
     answer = ask_provider(provider, kind, max_retries=1, naps=naps, timeout=0.3)

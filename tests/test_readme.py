@@ -14,7 +14,7 @@ from durable_swarm.testing import call
 from tests.support.provider import Provider
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def model(killing: list[subprocess.Popen[str]]) -> Any:
@@ -24,7 +24,9 @@ def model(killing: list[subprocess.Popen[str]]) -> Any:
         done = sum(message["role"] == "assistant" for message in request["messages"])
         if done == 2 and killing:
             killing.pop().kill()
-        return [[call("transfer_to_refunds")], [call("process_refund", item_id="99")], "Your refund is on its way."][done]
+        return [[call("transfer_to_refunds")], [call("process_refund", item_id="99")], "Your refund is on its way."][
+            done
+        ]
 
     return reply
 

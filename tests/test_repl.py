@@ -146,7 +146,7 @@ def test_an_ended_conversation_stays_ended(farewell: str) -> None:
 
 
 def test_ctrl_c_keeps_the_conversation() -> None:
-    """Ctrl+C, at the prompt or in the middle of an answer, ends the program with one line and not the conversation."""
+    """Ctrl+C, at the prompt or in the middle of an answer, ends the program with one line and 130, but not the conversation."""
     for seconds, said, moment in ((0, "hi\n", "number 1.\n" + PROMPT), (60, "call look\n", "looking")):
         with in_terminal(seconds) as terminal:
             terminal.read_until(PROMPT)
@@ -156,7 +156,7 @@ def test_ctrl_c_keeps_the_conversation() -> None:
             time.sleep(0.3)
             terminal.kill(signal.SIGINT)
             output, code = terminal.end()
-        assert code == 0, output
+        assert code == 130, output
         assert output.endswith(f"\n{INTERRUPTED}"), output
     assert f"{FIRST}The tool gave look 11.\n" in piped("")
 

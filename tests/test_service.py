@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound, step
+from durable_swarm.engine.visitor import visit
 from durable_swarm.service import Check, NoRuns, Query, Runs, checkup, open_runs, to_json
 from durable_swarm.testing import ScriptedModel
 
@@ -130,6 +132,29 @@ def test_resuming_leaves_the_run_to_its_program(database_url: str) -> None:
     assert look(database_url, lambda runs: runs.resume("two")).status == "done"
 
 
+def test_the_recorded_reason_for_waiting_goes_first(tmp_path: Path) -> None:
+    """Why an unfinished run was held is told in the words of the process that held it, as long as it is unfinished."""
+    url = f"sqlite:///{tmp_path}/runs.sqlite"
+    fail(url, "two")
+    look(url, lambda runs: runs.resume("two"))
+    with visit(sqlalchemy.make_url(url)) as visitor:
+        visitor.store.annotate("two", waits_for="the tool 'refund' is gone")
+        runs = Runs(visitor)
+        assert runs.show("two").waits_for == runs.list(Query())[0].waits_for == "the tool 'refund' is gone"
+        visitor.store.annotate("two", waits_for=None)
+        assert "no process executes it" in str(runs.show("two").waits_for)
+        visitor.store.annotate("two", waits_for="the tool 'refund' is gone")
+        assert runs.cancel("two").waits_for is None
+
+
+def test_lists_and_full_views_agree(tmp_path: Path) -> None:
+    """A list and the full view give one time for the start of a run: that of the call that started it."""
+    url = f"sqlite:///{tmp_path}/runs.sqlite"
+    say(url, "one")
+    with open_runs(url) as runs:
+        assert runs.list(Query())[0].created_at == runs.show("one").created_at
+
+
 def test_cancelling_a_run_that_nobody_executes(tmp_path: Path) -> None:
     """An unfinished run can be cancelled from outside; an ended one stays as it is."""
     url = f"sqlite:///{tmp_path}/runs.sqlite"
@@ -189,7 +214,10 @@ def test_a_fit_database_passes_the_check_up(database_url: str) -> None:
     checks = checkup(database_url)
     assert "fail" not in levels(checks).values()
     texts = {check.name: check.text for check in checks}
-    assert (texts["runs"], texts["wire format"], texts["pickle"]) == ("1 done, 1 failed", "durable-swarm-1 (2)", "none")
+    assert texts["runs"] == "1 done, 1 failed"
+    assert texts["wire format"].startswith("durable-swarm-1: every run is stored")
+    assert texts["pickle"].startswith("none: everything stored is JSON")
+    assert texts["interrupted runs"].startswith("none")
     assert ("file mode" in texts) == database_url.startswith("sqlite")
 
 
@@ -216,9 +244,9 @@ def test_the_check_up_warns_of_open_files_and_left_runs(tmp_path: Path) -> None:
     look(url, lambda runs: runs.resume("two"))
     (tmp_path / "runs.sqlite").chmod(0o644)
     checks = {check.name: check for check in checkup(url)}
-    assert (checks["file mode"].level, checks["left over"].level) == ("warn", "warn")
+    assert (checks["file mode"].level, checks["interrupted runs"].level) == ("warn", "warn")
     assert "chmod 600" in checks["file mode"].text
-    assert "'Refunds'" in checks["left over"].text
+    assert "'Refunds'" in checks["interrupted runs"].text
 
 
 def test_the_check_up_names_a_damaged_file(tmp_path: Path) -> None:

@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from durable_swarm.waits import Blocking, Home, OnLoop, background_loop, beside, finish, in_thread, is_async, threads
+from durable_swarm.waits import (
+    Blocking,
+    Home,
+    Interrupted,
+    OnLoop,
+    background_loop,
+    beside,
+    finish,
+    in_thread,
+    is_async,
+    threads,
+)
 
 LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="none")
 
@@ -142,35 +153,36 @@ def test_the_background_loop_is_one() -> None:
     assert thread.daemon
 
 
-def test_a_home_serves_until_it_is_over() -> None:
-    """A thread that serves makes the calls that come in, stops at once when it is over, and else when time is up."""
-    home, over = Home(), threading.Event()
-    done = [home.submit(plain, number) for number in range(3)]
-    home.submit(over.set)
+def test_a_home_serves_one_call_at_a_time() -> None:
+    """A thread that serves makes the first call that comes in, in order, and gives up when time is up."""
+    home = Home()
+    done = [home.submit(plain, number) for number in range(2)]
+    home.serve(30)
+    assert (done[0].result(0), done[1].done()) == (1, False)
+    home.serve(30)
+    assert done[1].result(0) == 2
     begin = time.monotonic()
-    home.serve(over, 30)
-    assert [future.result(0) for future in done] == [1, 2, 3]
-    home.serve(threading.Event(), 0.05)
+    home.serve(0.05)
     assert 0.05 <= time.monotonic() - begin < 10
 
 
 def test_an_exception_in_a_home_stays_with_its_call() -> None:
     """A call that raises, whatever it raises, gives that to whoever waits for it and leaves the home serving."""
-    home, over = Home(), threading.Event()
+    home = Home()
 
     def leave() -> None:
         raise SystemExit(4)
 
     broken, left, sound = home.submit(fail), home.submit(leave), home.submit(plain)
-    home.submit(over.set)
-    home.serve(over, 30)
+    for _ in range(3):
+        home.serve(5)
     assert isinstance(broken.exception(0), LookupError)
     assert isinstance(left.exception(0), SystemExit)
     assert sound.result(0) == 2
 
 
 def test_ctrl_c_in_a_home_reaches_the_thread_that_waits() -> None:
-    """KeyboardInterrupt ends the waiting thread's call too, as in a plain program."""
+    """KeyboardInterrupt ends the waiting thread's call too, as in a plain program, and no event loop."""
     home = Home()
 
     def interrupt() -> None:
@@ -178,18 +190,26 @@ def test_ctrl_c_in_a_home_reaches_the_thread_that_waits() -> None:
 
     future = home.submit(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        home.serve(threading.Event(), 5)
-    assert isinstance(future.exception(0), KeyboardInterrupt)
+        home.serve(5)
+    assert isinstance(future.exception(0), Interrupted)
 
 
 def test_a_cancelled_call_is_not_made() -> None:
     """A call that was given up before its turn is passed over."""
-    home, over = Home(), threading.Event()
+    home = Home()
     made: list[int] = []
     home.submit(made.append, 1).cancel()
-    home.submit(over.set)
-    home.serve(over, 5)
+    home.serve(5)
     assert made == []
+
+
+def test_a_thread_that_leaves_hands_its_calls_over() -> None:
+    """Calls that a thread did not come to before it left, and calls that come later, are made in other threads."""
+    with Home() as home:
+        waiting = home.submit(threading.get_ident)
+    later = home.submit(threading.get_ident)
+    assert waiting.result(5) != threading.get_ident()
+    assert later.result(5) != threading.get_ident()
 
 
 def test_in_thread_keeps_the_context() -> None:

@@ -96,7 +96,9 @@ class RunCancelled(DurableSwarmError):
 
 
 class RunFailed(DurableSwarmError):
-    """The run `run_id` ended with an error in another process or an earlier life of this one.
+    """The run `run_id` has ended with an error: what every later look at the failed run raises.
+
+    The call that was there when it happened got the original exception.
 
     `error_type` is the qualified name of the original exception, `error_message` its text and `traceback`
     the formatted traceback, all as strings: nothing of the original is executed to read them.

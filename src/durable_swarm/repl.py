@@ -49,7 +49,7 @@ def run_demo_loop(
     finishes the answer it was at, and goes on; one that has ended is followed by a fresh one. Each turn stores the
     history so far again. `client` and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
 
-    A turn that fails is told in one line, and the conversation goes on. Raises `ConfigurationError` and
+    A turn that fails is told in one line, and the conversation goes on. Ctrl+C raises `SystemExit(130)`. Raises `ConfigurationError` and
     `NotSerializable` for what cannot be started.
     """
     if stream:
@@ -66,6 +66,7 @@ def run_demo_loop(
             _converse(swarm, talk, debug)
         except KeyboardInterrupt:
             print(INTERRUPTED if durable else "", flush=True)
+            raise SystemExit(130) from None
 
 
 def pretty_print_messages(messages: list[Message]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, step
+from durable_swarm import Agent, DurableSwarm, ReplayMismatch, step
 from durable_swarm.testing import ScriptedModel
 from tests.crash.boundaries import effect
 from tests.crash.lives import Lives, hear, say
@@ -157,8 +156,8 @@ def without_tool(url: str) -> tuple[str, str | None]:
     swarm = DurableSwarm(ScriptedModel(scripted(script)), database=url)
     swarm.recover()
     run = swarm.get(RUN)
-    with contextlib.suppress(TimeoutError):
-        run.result(timeout=1)
+    with pytest.raises(ReplayMismatch):
+        run.result(timeout=10)
     return run.status, run.waits_for
 
 

@@ -114,11 +114,11 @@ class Program:
             text=True,
         )
 
-    def run(self, *arguments: str, **environment: str) -> dict[str, Any]:
+    def run(self, *arguments: str, seconds: float = 60, **environment: str) -> dict[str, Any]:
         """Run the program to its end and give the JSON object of its last printed line."""
         process = self.start(*arguments, **environment)
         try:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()

@@ -95,7 +95,14 @@ def test_wrong_arguments_of_a_run(swarm: Any, url: str, kind: str) -> None:
     assert stored_runs(url) == 0
 
 
-CLIENTS: list[Any] = [5, "sk-key", object(), SimpleNamespace(chat=None), SimpleNamespace(chat=SimpleNamespace()), ScriptedModel]
+CLIENTS: list[Any] = [
+    5,
+    "sk-key",
+    object(),
+    SimpleNamespace(chat=None),
+    SimpleNamespace(chat=SimpleNamespace()),
+    ScriptedModel,
+]
 
 
 @pytest.mark.parametrize("kind", [Swarm, DurableSwarm])

@@ -16,7 +16,7 @@ from durable_swarm import Agent, DurableSwarm, NotSerializable, Result, RunFaile
 from durable_swarm.models import to_wire
 from durable_swarm.testing import ScriptedModel, check_request
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, unique, user
+from tests.engine.helpers import PATIENCE, Program, unique, user
 
 
 class Mute(Exception):
@@ -55,13 +55,17 @@ RAISES: dict[str, tuple[Callable[[], None], type[BaseException], str]] = {
     "large": (raising(ValueError("x" * 1_000_000)), ValueError, "x" * 1_000_000),
     "cancelled": (raising(asyncio.CancelledError("by itself")), asyncio.CancelledError, "by itself"),
     "exit": (raising(SystemExit(3)), SystemExit, "3"),
-    "generator exit": (raising(GeneratorExit()), GeneratorExit, ""),
     "recursion": (recursion, RecursionError, "maximum recursion depth exceeded"),
     "memory": (raising(MemoryError()), MemoryError, ""),
     "without text": (raising(Mute()), Mute, "<Mute without text>"),
-    "group": (raising(ExceptionGroup("two", [ValueError("a"), OSError("b")])), ExceptionGroup, "two (2 sub-exceptions)"),
+    "group": (
+        raising(ExceptionGroup("two", [ValueError("a"), OSError("b")])),
+        ExceptionGroup,
+        "two (2 sub-exceptions)",
+    ),
     "not to be rebuilt": (raising(Strict(code=7, lock=threading.Lock())), Strict, "code 7"),
-    "stop iteration": (raising(StopIteration("stop")), StopIteration, "stop"),
+    # Python itself makes a StopIteration that leaves a coroutine a RuntimeError.
+    "stop iteration": (raising(StopIteration("stop")), RuntimeError, "coroutine raised StopIteration"),
     "stop async iteration": (raising(StopAsyncIteration("stop")), StopAsyncIteration, "stop"),
     "timeout": (raising(TimeoutError("late")), TimeoutError, "late"),
 }
@@ -87,8 +91,11 @@ def tools_of(shape: str, body: Callable[[], Any]) -> tuple[list[int], Callable[.
 SHAPES = ["plain", "async", "step", "async step"]
 
 
-@pytest.mark.parametrize("kind", RAISES)
-@pytest.mark.parametrize("shape", SHAPES)
+FEW = ["NUL and surrogate", "cancelled", "without text", "group"]
+CASES = [("plain", kind) for kind in RAISES] + [(shape, kind) for shape in SHAPES[1:] for kind in FEW]
+
+
+@pytest.mark.parametrize(("shape", "kind"), CASES)
 def test_whatever_a_tool_raises(make: Make, shape: str, kind: str) -> None:
     """What a tool raises ends the run as it is; later it is RunFailed with its type and text; the effect is one."""
     body, expected, text = RAISES[kind]
@@ -117,7 +124,7 @@ def test_whatever_a_tool_raises_on_an_event_loop(make: Make, kind: str) -> None:
     swarm = make(ScriptedModel([["act"], "Hello"]))
 
     async def main() -> str:
-        with pytest.raises(expected if expected is not StopIteration else RuntimeError | StopIteration):
+        with pytest.raises(expected):
             await swarm.run_async(Agent(name=unique(), functions=[act]), user(), run_id="r")
         response = await swarm.run_async(Agent(), user())
         return str(response.messages[-1]["content"])
@@ -125,6 +132,40 @@ def test_whatever_a_tool_raises_on_an_event_loop(make: Make, kind: str) -> None:
     assert asyncio.run(main()) == "Hello"
     assert swarm.get("r").status == "failed"
     assert effects == [1]
+
+
+EXIT = """
+    import json, sys
+    from durable_swarm import Agent, DurableSwarm, step
+    from durable_swarm.testing import ScriptedModel
+
+    async def leave() -> str:
+        sys.exit(3)
+
+    async def stay() -> str:
+        return "stayed"
+
+    found = {}
+    user = [{"role": "user", "content": "Hi"}]
+    agent = Agent(functions=[leave if sys.argv[1] == "plain" else step(leave), stay])
+    with DurableSwarm(ScriptedModel([["leave"], ["leave", "stay"], ["stay"], "Done"])) as swarm:
+        for run_id in ("alone", "beside"):
+            try:
+                swarm.run(agent, user, run_id=run_id)
+            except SystemExit as error:
+                found[run_id] = [error.code, swarm.get(run_id).status]
+        found["after"] = swarm.run(agent, user).messages[-1]["content"]
+        print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("shape", ["plain", "step"])
+def test_exit_in_an_async_tool(shape: str) -> None:
+    """SystemExit of an async tool ends its run and reaches the caller; the runs after it work as before."""
+    found = Program(EXIT).run(shape, seconds=20)
+    assert found["alone"] == [3, "failed"]
+    assert found["beside"] == [3, "failed"]
+    assert found["after"] == "Done"
 
 
 TOLD = [kind for kind, (_, expected, _) in RAISES.items() if issubclass(expected, Exception)]
@@ -163,6 +204,8 @@ def generator() -> Iterator[int]:
     yield 1
 
 
+OTHER = Agent(name=unique("Other"))
+
 RETURNS: dict[str, Callable[[], Any]] = {
     "lock": threading.Lock,
     "generator": generator,
@@ -184,13 +227,12 @@ RETURNS: dict[str, Callable[[], Any]] = {
     "datetime": lambda: datetime(2024, 2, 29, tzinfo=UTC),
     "huge integer": lambda: 10**4000,
 }
-OTHER = Agent(name=unique("Other"))
 
 
-@pytest.mark.parametrize("kind", RETURNS)
-@pytest.mark.parametrize("shape", ["plain", "async step"])
-def test_whatever_a_tool_returns(make: Make, shape: str, kind: str) -> None:
+@pytest.mark.parametrize(("number", "kind"), list(enumerate(RETURNS)))
+def test_whatever_a_tool_returns(make: Make, number: int, kind: str) -> None:
     """A tool's value of any kind is recorded once, as text or as what it stands for, and read back the same."""
+    shape = SHAPES[number % len(SHAPES)]
     effects, act = tools_of(shape, RETURNS[kind])
     agent = Agent(name=unique(), functions=[act])
     swarm = make(ScriptedModel([["act"], "Done"]))
@@ -284,7 +326,7 @@ class Lives:
         """Call the step."""
         try:
             value = self._effect()
-            self.seen.append(f"{type(value).__name__} {str(value)[:1000] if isinstance(value, int) and value > 9 else value!r}")
+            self.seen.append(f"{type(value).__name__} {hex(value) if isinstance(value, int) else repr(value)}")
         except Exception as error:
             self.seen.append(f"{type(error).__name__} {error.args!r}")
         if len(self.seen) == 1:

@@ -85,7 +85,9 @@ def test_only_the_user_can_read_the_file(worked: str, tmp_path: Path) -> None:
     """The database and its companions have mode 0600."""
     files = sorted(path.name for path in tmp_path.glob("runs.sqlite*"))
     assert {"runs.sqlite", "runs.sqlite-wal", "runs.sqlite-shm", "runs.sqlite.lock"} <= set(files)
-    assert {name: stat.filemode((tmp_path / name).stat().st_mode) for name in files} == dict.fromkeys(files, "-rw-------")
+    assert {name: stat.filemode((tmp_path / name).stat().st_mode) for name in files} == dict.fromkeys(
+        files, "-rw-------"
+    )
 
 
 def test_a_reported_commit_is_on_disk(worked: str) -> None:

@@ -123,9 +123,14 @@ def test_a_handle_outlives_close(make: Make) -> None:
 
 def test_with_statement(make: Make, url: str) -> None:
     """`with` closes the swarm, also when the block raises."""
-    with pytest.raises(LookupError), DurableSwarm(hello(), database=url) as swarm:
-        swarm.run(Agent(), user())
-        raise LookupError
+
+    def program() -> None:
+        with DurableSwarm(hello(), database=url) as swarm:
+            swarm.run(Agent(), user())
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        program()
     assert not internals.launched()
 
 

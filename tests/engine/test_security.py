@@ -67,7 +67,7 @@ def test_secrets_of_a_good_run(
     caplog.set_level(logging.DEBUG)
     options: dict[str, Any] = {"api_key": CLIENT_KEY, "default_headers": {"X-Secret": HEADER}}
     kinds: dict[str, Any] = {"given": openai.OpenAI, "given, async": openai.AsyncOpenAI}
-    made = kinds[client](**options) if client in kinds else None
+    made: Any = kinds[client](**options) if client in kinds else None
     customer = Customer("canary-object")
     agent = Agent(functions=[customer.greet, note], model_settings={"extra_headers": {"X-More": HEADER}})
 
@@ -99,7 +99,7 @@ def _logged(caplog: pytest.LogCaptureFixture) -> str:
 def test_secrets_of_a_failed_run(
     provider: Provider, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: bool
 ) -> None:
-    """A provider that repeats the key in its refusal does not bring it into the error, the traceback or the database."""
+    """A key that the provider repeats in its refusal reaches neither the error nor the traceback nor the database."""
     caplog.set_level(logging.DEBUG)
     key = CLIENT_KEY if given else ENVIRONMENT_KEY
     provider.inject(status(401, f"Incorrect API key provided: {key}. You sent 'Authorization: Bearer {key}'"))

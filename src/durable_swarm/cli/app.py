@@ -1,7 +1,8 @@
 """The command itself, and what becomes of errors.
 
 Exit codes: 0 done, 1 the run failed or a thing was not found, 2 wrong use, 130 interrupted. An error is one line on
-stderr that says what to do; its traceback is shown with `--debug` only.
+stderr that says what to do; its traceback is shown with `--debug` only. What a program of the user's own raises, under
+`run`, is the program's matter, and shown as Python shows it.
 """
 
 from __future__ import annotations

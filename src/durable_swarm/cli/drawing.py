@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -41,7 +42,7 @@ def draw_runs(views: Sequence[RunView]) -> None:
     _print(console, Text(_columns(titles, widths), DIM))
     for view, row in zip(views, rows, strict=True):
         line = Text(_columns(row, widths))
-        line.stylize(STYLES[view.status], widths[0] + 2, widths[0] + 2 + len(row[1]))
+        line.stylize(_style(view), widths[0] + 2, widths[0] + 2 + len(row[1]))
         _print(console, line)
 
 
@@ -50,7 +51,11 @@ def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _status(view: RunView) -> str:
-    return f"{view.status}, idle" if view.idle else view.status
+    return "interrupted" if view.idle else view.status
+
+
+def _style(view: RunView) -> str:
+    return "yellow" if view.idle else STYLES[view.status]
 
 
 def draw_run(run: RunDetail, resume: str) -> None:
@@ -75,7 +80,7 @@ def _print(console: Console, line: Text) -> None:
 
 def _head(run: RunDetail) -> Iterator[Text]:
     yield _fact("run", Text(one_line(run.id), "bold"))
-    yield _fact("status", Text(_status(run), STYLES[run.status]))
+    yield _fact("status", Text(_status(run), _style(run)))
     yield _fact("agent", Text(one_line(_agents(run))))
     yield _fact("started", Text(clock(run.created_at)))
     yield _fact("took", Text(duration((run.updated_at - run.created_at).total_seconds())))
@@ -120,13 +125,18 @@ def _steps(run: RunDetail, width: int) -> Iterator[Text]:
 
 
 def _name(step: StepInfo) -> str:
-    own = step.name.removeprefix(f"{step.kind}:")
+    own = "sleep" if _is_sleep(step) else step.name.removeprefix(f"{step.kind}:")
     return f"  {own}" if step.kind == "step" else own
+
+
+def _is_sleep(step: StepInfo) -> bool:
+    return step.name == "DBOS.sleep" and isinstance(step.output, int | float)
 
 
 def _step(step: StepInfo, names: int, width: int) -> Text:
     took = ""
-    if step.started_at and step.finished_at:
+    # What is recorded of a sleep is the setting of its end, which takes no time.
+    if step.started_at and step.finished_at and not _is_sleep(step):
         took = duration((step.finished_at - step.started_at).total_seconds())
     style = {"failed": "red", "running": "cyan"}.get(step.status, "")
     line = Text.assemble(
@@ -151,6 +161,8 @@ def _outcome(step: StepInfo) -> str:
         return "under way, or to be done again"
     if step.error:
         return step.error
+    if _is_sleep(step):
+        return f"until {clock(datetime.fromtimestamp(step.output, UTC))}"
     return _reply(step.output) if step.kind == "model" and isinstance(step.output, dict) else value(step.output)
 
 
@@ -180,7 +192,7 @@ def _end(run: RunDetail, resume: str, width: int) -> Iterator[Text]:
         yield Text(one_line(f"To let it go on: {resume}"))
     elif run.waits_for is not None:
         yield Text()
-        yield Text(one_line(f"It waits: {run.waits_for}."), "yellow")
+        yield Text(one_line(f"It waits: {run.waits_for.rstrip('.')}."), "yellow")
 
 
 def _failed(error: Failure, number: int, width: int) -> Text:

@@ -58,7 +58,7 @@ class DurableSwarm:
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors)
         self.clients = Clients(client)
-        self.name = _text("name", name)
+        self.name = sessions.default_name() if name is None else _text("name", name)
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
         self._database = database if database is None else _text("database", database)
@@ -252,7 +252,7 @@ class DurableSwarm:
     def _starting(self, prepared: _Prepared) -> Iterator[LiveRun]:
         agent = prepared.asked.agent
         live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
-        about = {"agent": agent.name, "swarm": self.name}
+        about = {"agent": agent.name, "swarm": self.name, "at": prepared.record["at"]}
         with process.beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
             yield live
 
@@ -373,8 +373,6 @@ class _Prepared:
 
 
 def _text(name: str, value: Any) -> str:
-    if name == "name" and value is None:
-        return ""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise errors.ConfigurationError(f"{name} must be a string that is not empty")
     return value

@@ -7,6 +7,7 @@
   record the result of a child workflow twice, in its own row and in its parent's; our view of the database does not.
 - `decorate_workflow` once more: a workflow that exists in two colours (in the calling thread, on an event loop) has one
   name; the public decorator registers, and warns of, both.
+- `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens; ours notices a cancelled run.
 - `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
   (plain functions on a thread that has an event loop).
@@ -130,6 +131,11 @@ def run_step_async(name: str, body: Callable[[], Awaitable[Any]], reserved: Any 
     options: Any = {"name": name}
     function: Any = body
     return _core.run_step_async(_VIEW, reserved or reserve(), function, options, (), {})
+
+
+def record_sleep(seconds: float) -> float:
+    """Record when a sleep of the workflow under way is to end, or find it recorded; gives the seconds still left."""
+    return _core.record_sleep(_VIEW, reserve(), seconds) if seconds > 0 else 0.0
 
 
 def in_workflow() -> bool:

@@ -206,10 +206,10 @@ async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Wa
     function = find_tool(made.agent, call.tool)
     if function is None:
         raise Held(
-            errors.UnknownAgent(
+            errors.ReplayMismatch(
                 f"agent {made.agent.name!r} has no tool {call.tool!r} any more, but a call of it is open; "
                 "bring the tool back, or cancel the run",
-                agent=made.agent.name,
+                run_id=run.run_id,
             )
         )
     current = CurrentCall(run.run_id, made.agent.name, call.tool, call.id, made.attempt, key)

@@ -181,10 +181,11 @@ class Process:
     def hold(self, run: LiveRun, reason: errors.DurableSwarmError) -> None:
         """Note why a run cannot go on here, and what would let it."""
         self.held[run.run_id] = reason
-        agent = getattr(reason, "agent", None)
-        if agent:
-            self.wanted.add(agent)
+        if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
+            self.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run.run_id, reason)
+        with contextlib.suppress(errors.ConfigurationError):
+            self.store.annotate(run.run_id, waits_for=str(reason))
 
     # Taking over
 
@@ -220,6 +221,8 @@ class Process:
 
     def _can_run(self, row: Any) -> bool:
         about = row.attributes or {}
+        if about.get("waits_for"):
+            self.store.annotate(row.workflow_id, waits_for=None)
         agent = str(about.get("agent"))
         known = agent in roster.names() or row.workflow_id in self.lent
         if known and self.swarm_named(str(about.get("swarm", ""))):

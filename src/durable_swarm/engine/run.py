@@ -76,7 +76,7 @@ class Run:
     @property
     def created_at(self) -> datetime:
         """When the run was started, in UTC."""
-        return datetime.fromtimestamp(self._record()["at"], UTC)
+        return datetime.fromtimestamp(self._row().attributes["at"], UTC)
 
     @property
     def updated_at(self) -> datetime:
@@ -98,9 +98,6 @@ class Run:
         reason = executor.held.get(self.id) if executor else None
         return str(reason) if reason else None
 
-    def _record(self) -> records.Record:
-        return self._store().start_record(self._row())
-
     def messages(self) -> list[Message]:
         """Give the run's new messages so far: always a history that a provider accepts."""
         return story(self._store(), self._row()).messages
@@ -113,12 +110,12 @@ class Run:
         """Wait for the run's end and give its response.
 
         `timeout` is in seconds; past it TimeoutError is raised and the run goes on. Raises the error the run ended
-        with (`RunFailed` if that happened in another process), `RunCancelled`, `RunNotFound`, and `AmbiguousAgent`
-        where this process cannot tell which agent is meant.
+        with (`RunFailed` if it is read back), `RunCancelled`, `RunNotFound`, and what keeps the run from going on in
+        this process, such as `AmbiguousAgent` and `ReplayMismatch`.
         """
         self._refuse_to_block()
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._home() as home:
+        with self._home(lend=timeout is None) as home:
             while True:
                 ended = self._look()
                 if ended is not None:
@@ -130,9 +127,10 @@ class Run:
                         raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on")
                 home.serve(pause)
 
-    def _home(self) -> contextlib.AbstractContextManager[Home]:
+    def _home(self, *, lend: bool) -> contextlib.AbstractContextManager[Home]:
+        """Give what this thread waits with. With a timeout it lends itself to no tool, which might outlast it."""
         executor = self._executor()
-        return Home() if executor is None else executor.at_home(self.id)
+        return Home() if executor is None or not lend else executor.at_home(self.id)
 
     def _refuse_to_block(self) -> None:
         executor, loop = self._executor(), running_loop()
@@ -174,21 +172,24 @@ class Run:
         row = self._row(load_output=True)
         if state_of(row) in ENDED:
             return self._end(row, live)
-        self._raise_if_ambiguous()
+        self._raise_if_held()
         self._see_to_it()
         return None
 
     def _see_to_it(self) -> None:
         """Once a second: if whoever executes the run has died, take it over."""
         executor, now = self._executor(), time.monotonic()
-        if executor is not None and self.id not in executor.runs and now - self._seen > 1:
+        if executor is None or self.id in executor.runs or self.id in executor.held:
+            return
+        if now - self._seen > 1:
             self._seen = now
             executor.take_over(self.id)
 
-    def _raise_if_ambiguous(self) -> None:
+    def _raise_if_held(self) -> None:
+        """Only an agent that is missing may turn up by itself; what else holds a run needs a person."""
         executor = self._executor()
         reason = executor.held.get(self.id) if executor else None
-        if isinstance(reason, errors.AmbiguousAgent | errors.ReplayMismatch):
+        if reason is not None and not isinstance(reason, errors.UnknownAgent):
             raise reason
 
     def _end(self, row: Any, live: LiveRun | None) -> Response:

@@ -41,6 +41,8 @@ class Program:
 
     def __init__(self, script: Path, arguments: Sequence[str], continues: Callable[[], None]) -> None:
         self._name = re.sub(r"[^\w.-]+", "-", script.stem)[:40]
+        self.name = f"{self._name}-{_digest(str(script.resolve()))}"
+        """What its swarms are called: other programs with agents of the same names do not take its runs over."""
         self._key = f"{PROGRAM}/{_digest([str(script.resolve()), *arguments])}"
         self._continues = continues
         self._sessions: dict[sqlalchemy.URL, str] = {}
@@ -115,6 +117,11 @@ def begin(program: Program | None) -> None:
     """Give the runs of this process that are not named the ids of `program`; None ends that."""
     global _program
     _program = program
+
+
+def default_name() -> str:
+    """Give the name of a swarm that its program gave none: under `durable-swarm run`, programs keep to themselves."""
+    return "" if _program is None else _program.name
 
 
 def default_id(open_process: Callable[[], Process], record: records.Record) -> str | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
+from dbos import error as dbos_errors
 
 from durable_swarm import roster
 from durable_swarm.engine import internals, records
@@ -25,7 +27,7 @@ from durable_swarm.engine.records import Record
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import drive, turns
 from durable_swarm.swarm import respond
-from durable_swarm.waits import Blocking, OnLoop, Waits, finish, running_loop, threads
+from durable_swarm.waits import Blocking, OnLoop, Waits, finish, in_thread, running_loop, threads
 
 
 @internals.workflow(records.RUN, recovers=False)
@@ -82,7 +84,7 @@ async def _conduct(process: Process, run: LiveRun, colour: Colour) -> Record:
 
 async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
     try:
-        return await perform(made, key, StepRecorder(made.run.run_id), waits)
+        return await perform(made, key, StepRecorder(made.run.run_id, key), waits)
     except (Failed, Held) as broken:
         made.wait.break_off(broken)
         raise
@@ -120,8 +122,9 @@ async def _child_on_loop(key: str) -> Record:
 class StepRecorder:
     """Makes the steps of an undecorated tool checkpoints of its child workflow."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, key: str) -> None:
         self._run_id = run_id
+        self._key = key
 
     def step(self, name: str, body: Callable[[], Any]) -> Any:
         if inspect.iscoroutinefunction(body):
@@ -150,7 +153,29 @@ class StepRecorder:
     def sleep(self, seconds: float) -> None:
         if running_loop() is not None:
             raise ConfigurationError("sleep() would stop the event loop; in an async tool use `await sleep_async(...)`")
-        DBOS.sleep(seconds)
+        with engines_code("a sleep"):
+            left = internals.record_sleep(seconds)
+        for pause in _pauses(left):
+            time.sleep(pause)
+            self._stop_if_cancelled()
 
     async def sleep_async(self, seconds: float) -> None:
-        await DBOS.sleep_async(seconds)
+        with engines_code("a sleep"):
+            left = await in_thread(internals.record_sleep, seconds)
+        for pause in _pauses(left):
+            await asyncio.sleep(pause)
+            await in_thread(self._stop_if_cancelled)
+
+    def _stop_if_cancelled(self) -> None:
+        with engines_code("a sleep"):
+            cancelled = current().store.is_cancelled(self._key)
+        if cancelled:
+            raise dbos_errors.DBOSWorkflowCancelledError(f"tool call {self._key!r} was cancelled while it slept")
+
+
+def _pauses(seconds: float) -> Iterator[float]:
+    """Divide a sleep into pauses after which to look whether it is still wanted: short ones first."""
+    end, pause = time.monotonic() + seconds, 0.5
+    while (left := end - time.monotonic()) > 0:
+        yield min(left, pause)
+        pause = min(pause * 1.5, 5.0)

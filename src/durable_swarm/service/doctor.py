@@ -136,18 +136,28 @@ def _mode(path: Path) -> Check:
 def _contents(facts: Facts) -> Iterator[Check]:
     states = ", ".join(f"{count} {state}" for state, count in sorted(facts.states.items()))
     yield Check("runs", "ok", states or "none")
-    foreign = {version: count for version, count in facts.formats.items() if version != records.WIRE}
-    found = ", ".join(f"{version} ({count})" for version, count in sorted(facts.formats.items()))
-    if foreign:
-        found += (
-            f"; only {records.WIRE}, or the version of the program that launched DBOS itself, goes on after a crash"
-        )
-    yield Check("wire format", "warn" if foreign else "ok", found or f"{records.WIRE}, no runs yet")
+    yield _formats(facts)
     if facts.pickles:
-        text = f"{facts.pickles} rows are pickles, which are never read, since they could run any code; who wrote them?"
+        text = (
+            f"{facts.pickles} rows are Python pickles, which this package never writes, and never reads since reading "
+            "one can run any code; find out who wrote them"
+        )
         yield Check("pickle", "fail", text)
     else:
-        yield Check("pickle", "ok", "none")
+        yield Check("pickle", "ok", "none: everything stored is JSON, so reading it runs no code")
+
+
+def _formats(facts: Facts) -> Check:
+    """Tell in which format runs are stored: this version goes on with those of its own."""
+    foreign = [version for version in facts.formats if version != records.WIRE]
+    if not foreign:
+        return Check("wire format", "ok", f"{records.WIRE}: every run is stored in the format this version reads")
+    found = ", ".join(f"{count} as {version}" for version, count in sorted(facts.formats.items()))
+    text = (
+        f"runs are stored {found}; after a crash this version goes on with {records.WIRE} only, the others need the "
+        "version of durable-swarm, or the program that launched DBOS itself, that wrote them"
+    )
+    return Check("wire format", "warn", text)
 
 
 def _idle(visitor: Visitor) -> Check:
@@ -155,8 +165,10 @@ def _idle(visitor: Visitor) -> Check:
     idle = visitor.idle(rows)
     agents = sorted({str((row.attributes or {}).get("agent", "")) for row in rows if row.workflow_id in idle})
     if not idle:
-        return Check("left over", "ok", "every unfinished run has a process that executes it")
+        return Check("interrupted runs", "ok", "none: every unfinished run has a process that executes it")
     names = ", ".join(map(repr, agents[:5]))
     return Check(
-        "left over", "warn", f"{len(idle)} unfinished, executed by no process; start a program that defines {names}"
+        "interrupted runs",
+        "warn",
+        f"{len(idle)} unfinished, executed by no process; they go on when a program that defines {names} is started",
     )

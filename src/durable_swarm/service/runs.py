@@ -15,6 +15,7 @@ from durable_swarm.engine.run import error_of
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.engine.visitor import Visitor, visit
 from durable_swarm.errors import ConfigurationError, RunNotFound
+from durable_swarm.runs import ENDED
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
 
 CANDIDATES = 5
@@ -88,12 +89,27 @@ class Runs:
 
 
 def _view(row: Any, idle: bool) -> RunView:
-    created = _time(row.created_at)
-    return RunView(row.workflow_id, state_of(row), _agent(row), created, max(created, _time(row.updated_at)), idle)
+    created = _created(row)
+    return RunView(
+        id=row.workflow_id,
+        status=state_of(row),
+        agent=_about(row, "agent"),
+        created_at=created,
+        updated_at=max(created, _time(row.updated_at)),
+        idle=idle,
+        waits_for=_waits_for(row, idle),
+    )
 
 
-def _agent(row: Any) -> str:
-    return str((row.attributes or {}).get("agent", ""))
+def _about(row: Any, name: str) -> str:
+    """Give a text that was noted on the run, or ''."""
+    return str((row.attributes or {}).get(name) or "")
+
+
+def _created(row: Any) -> datetime:
+    """Give the time of the call that started the run; its row is written a little later."""
+    at = (row.attributes or {}).get("at")
+    return _time(row.created_at) if at is None else datetime.fromtimestamp(at, UTC)
 
 
 def _time(milliseconds: int | None) -> datetime:
@@ -105,7 +121,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
     start, told, state = records.read_start(record), story(store, row), state_of(row)
     error = _failure(row) if state == "failed" else None
     steps = step_infos(store, row)
-    created = datetime.fromtimestamp(record["at"], UTC)
+    created = _created(row)
     moments = [created, _time(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
     return RunDetail(
         id=row.workflow_id,
@@ -124,11 +140,18 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         usage=told.usage,
         last_agent=None if told.ending is None else told.ending.agent,
         error=error,
-        waits_for=_waits_for(start.agent, record.get("swarm", "")) if idle else None,
+        waits_for=_waits_for(row, idle),
     )
 
 
-def _waits_for(agent: str, swarm: str) -> str:
+def _waits_for(row: Any, idle: bool) -> str | None:
+    """Say why an unfinished run does not go on: in the words of the process that held it, where there are any."""
+    if state_of(row) in ENDED:
+        return None
+    recorded = _about(row, "waits_for")
+    if recorded or not idle:
+        return recorded or None
+    agent, swarm = _about(row, "agent"), _about(row, "swarm")
     named = f" in a swarm named {swarm!r}" if swarm else ""
     return (
         f"no process executes it; it goes on when a program that defines agent {agent!r}{named} uses its DurableSwarm"

@@ -42,7 +42,7 @@ class RunView:
     """A run in a list. Times are aware UTC; `agent` is the one it was started with.
 
     `idle` says that the run is unfinished and no living process executes it: it goes on with the next that defines its
-    agent.
+    agent. `waits_for` is a sentence that says why an unfinished run does not go on, or None.
     """
 
     id: str
@@ -51,14 +51,12 @@ class RunView:
     created_at: datetime
     updated_at: datetime
     idle: bool
+    waits_for: str | None
 
 
 @dataclass(frozen=True)
 class RunDetail(RunView):
-    """A run in full: what it was asked, what came of it so far, and why it does not go on.
-
-    `asked` are the messages it was given, `messages` those it made. `waits_for` is a sentence, or None.
-    """
+    """A run in full: what it was asked (`asked`, the messages it was given), and what came of it so far."""
 
     swarm: str
     asked: list[Message]
@@ -70,7 +68,6 @@ class RunDetail(RunView):
     usage: Usage | None
     last_agent: str | None
     error: Failure | None
-    waits_for: str | None
 
 
 def to_json(view: Any) -> Any:
