@@ -87,7 +87,8 @@ class Trip:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start the program."""
         command = [sys.executable, "-m", "durable_swarm", "run", "trip.py", *arguments]
-        return subprocess.Popen(command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         """Let the program come to its end, and give what it printed on stdout and stderr."""

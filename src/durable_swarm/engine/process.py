@@ -6,6 +6,7 @@ If the program has launched DBOS itself, that one is used and never closed.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import threading
@@ -274,6 +275,15 @@ def beginning(run: LiveRun) -> Iterator[None]:
     finally:
         _beginning.reset(token)
 
+
+def _checkpoint_at_exit() -> None:
+    """Put a SQLite file's last commits into the file itself, for those who copy it alone."""
+    if _current is not None and database.is_sqlite(_current.url):
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), _current.store.engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+atexit.register(_checkpoint_at_exit)
 
 _current: Process | None = None
 _guard = threading.RLock()

@@ -141,16 +141,24 @@ class Run:
 
     async def result_async(self, timeout: float | None = None) -> Response:
         """Wait as `result` does, on the event loop."""
-        async with asyncio.timeout(timeout):
-            while True:
-                ended = await in_thread(self._look)
-                if ended is not None:
-                    return ended
-                live = self._find_live()
-                if live is None or live.over.done():
-                    await asyncio.sleep(self._pause())
-                else:
-                    await asyncio.wait([asyncio.wrap_future(live.over)])
+        try:
+            async with asyncio.timeout(timeout) as bound:
+                return await self._end_of_run()
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on") from None
+
+    async def _end_of_run(self) -> Response:
+        while True:
+            ended = await in_thread(self._look)
+            if ended is not None:
+                return ended
+            live = self._find_live()
+            if live is None or live.over.done():
+                await asyncio.sleep(self._pause())
+            else:
+                await asyncio.wait([asyncio.wrap_future(live.over)])
 
     def _pause(self) -> float:
         live = self._find_live()
