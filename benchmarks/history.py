@@ -20,7 +20,7 @@ import openai
 
 from durable_swarm import Agent, DurableSwarm, step
 
-SERVER = '''
+SERVER = """
 import socket, json
 listener = socket.create_server(("127.0.0.1", 0)); print(listener.getsockname()[1], flush=True)
 message = {"role": "assistant", "content": None, "tool_calls": [{"id": "call_1", "type": "function",
@@ -37,7 +37,7 @@ while True:
         length = int(next(l for l in head.lower().split(b"\\r\\n") if l.startswith(b"content-length")).split(b":")[1])
         if len(rest) >= length:
             connection.sendall(answer); data = rest[length:]
-'''
+"""
 
 TEXT = "x" * 300
 USER = [{"role": "user", "content": TEXT}]

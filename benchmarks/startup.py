@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PROGRAM = '''
+PROGRAM = """
 import os, sys, time
 from durable_swarm import Agent, DurableSwarm, step
 from durable_swarm.testing import call
@@ -44,7 +44,7 @@ if sys.argv[3] == "named":
 else:
     for run in swarm.recover() or swarm.runs(limit=1):
         run.result()
-'''
+"""
 
 
 def import_ms(what: str, rounds: int = 7) -> float:
@@ -77,7 +77,9 @@ def main() -> None:
     options = parser.parse_args()
     ours, bare = import_ms("import durable_swarm"), import_ms("pass")
     both = import_ms("import dbos, openai")
-    print(f"import durable_swarm {ours - bare:.0f} ms; import dbos, openai {both - bare:.0f} ms; difference {ours - both:+.0f} ms")
+    print(
+        f"import durable_swarm {ours - bare:.0f} ms; import dbos, openai {both - bare:.0f} ms; difference {ours - both:+.0f} ms"
+    )
     with tempfile.TemporaryDirectory() as folder:
         for tool in ("stepped", "plain"):
             for how in ("named", "by itself"):
@@ -86,7 +88,9 @@ def main() -> None:
                     name = f"{tool}-{how}-{index}"
                     url = options.database or f"sqlite:///{Path(folder) / f'{name}.sqlite'}"
                     times.append(restart_ms(url, tool, how.split()[0], f"{name}-{time.time()}"))
-                print(f"restart to first new model call, {tool} tools, run continued {how}: {statistics.median(times):.0f} ms")
+                print(
+                    f"restart to first new model call, {tool} tools, run continued {how}: {statistics.median(times):.0f} ms"
+                )
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def test_an_ended_conversation_stays_ended(farewell: str) -> None:
 
 
 def test_ctrl_c_keeps_the_conversation() -> None:
-    """Ctrl+C, at the prompt or in the middle of an answer, ends the program with one line and 130, but not the conversation."""
+    """Ctrl+C, at the prompt or in the middle of an answer, ends the program (code 130) and not the conversation."""
     for seconds, said, moment in ((0, "hi\n", "number 1.\n" + PROMPT), (60, "call look\n", "looking")):
         with in_terminal(seconds) as terminal:
             terminal.read_until(PROMPT)

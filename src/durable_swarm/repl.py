@@ -49,8 +49,8 @@ def run_demo_loop(
     finishes the answer it was at, and goes on; one that has ended is followed by a fresh one. Each turn stores the
     history so far again. `client` and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
 
-    A turn that fails is told in one line, and the conversation goes on. Ctrl+C raises `SystemExit(130)`. Raises `ConfigurationError` and
-    `NotSerializable` for what cannot be started.
+    A turn that fails is told in one line, and the conversation goes on. Ctrl+C raises `SystemExit(130)`.
+    Raises `ConfigurationError` and `NotSerializable` for what cannot be started.
     """
     if stream:
         raise ConfigurationError("stream=True is not available in this version; leave it out")

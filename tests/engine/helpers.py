@@ -17,6 +17,8 @@ from typing import Any
 
 import sqlalchemy
 
+import durable_swarm
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0
 """Seconds after which something that should have happened counts as never happening."""
@@ -105,7 +107,7 @@ class Program:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start the program; what it prints is kept."""
-        paths = f"{ROOT / 'src'}:{ROOT}"
+        paths = f"{Path(durable_swarm.__file__).parents[1]}:{ROOT}"
         return subprocess.Popen(
             [sys.executable, "-W", "error::ResourceWarning", str(self.path), *arguments],
             env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment},

@@ -222,11 +222,11 @@ class Process:
 
     def _can_run(self, row: Any) -> bool:
         about = row.attributes or {}
-        if about.get("waits_for"):
-            self.store.annotate(row.workflow_id, waits_for=None)
         agent = str(about.get("agent"))
         known = agent in roster.names() or row.workflow_id in self.lent
         if known and self.swarm_named(str(about.get("swarm", ""))):
+            if about.get("waits_for"):
+                self.store.annotate(row.workflow_id, waits_for=None)
             return True
         if agent not in self.wanted:
             log.warning("run %r waits: its agent %r is not defined in this process", row.workflow_id, agent)
