@@ -1,12 +1,14 @@
 """Long histories stay cheap: time per turn at turn 10, 200 and 400, with the official client over real HTTP.
 
 Ours is a durable run; the plain loop calls `chat.completions.create(messages=history)` and keeps nothing. Both talk to
-the same local server, in turn. "Our share" is a durable turn without the request itself. Run: python benchmarks/history.py
+the same local server, in turn. "Our share" is a durable turn without the request itself.
+Run: python benchmarks/history.py [DATABASE_URL]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -73,8 +75,7 @@ def plain(client: openai.OpenAI, turns: int) -> list[float]:
         answer: Any = client.chat.completions.create(model="m", messages=history, tools=tools)  # type: ignore[arg-type]
         message = json.loads(answer.choices[0].message.model_dump_json(exclude_none=True))
         history.append(message)
-        for call in message["tool_calls"]:
-            history.append({"role": "tool", "tool_call_id": call["id"], "content": TEXT})
+        history += [{"role": "tool", "tool_call_id": call["id"], "content": TEXT} for call in message["tool_calls"]]
         times.append(time.perf_counter() - begun)
     return times
 
@@ -84,7 +85,7 @@ def durable(swarm: DurableSwarm, turns: int) -> tuple[list[float], list[float]]:
     MARKS.clear()
     ASKED.clear()
     swarm.run(Agent(name="Stamper", instructions="Stamp.", model="m", functions=[stamp]), USER, max_turns=2 * turns)
-    return [after - before for before, after in zip(MARKS, MARKS[1:], strict=False)], ASKED[1:]
+    return [after - before for before, after in itertools.pairwise(MARKS)], ASKED[1:]
 
 
 def at(values: list[float], turn: int) -> float:

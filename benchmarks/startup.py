@@ -77,9 +77,7 @@ def main() -> None:
     options = parser.parse_args()
     ours, bare = import_ms("import durable_swarm"), import_ms("pass")
     both = import_ms("import dbos, openai")
-    print(
-        f"import durable_swarm {ours - bare:.0f} ms; import dbos, openai {both - bare:.0f} ms; difference {ours - both:+.0f} ms"
-    )
+    print(f"import durable_swarm {ours - bare:.0f} ms, import dbos and openai {both - bare:.0f} ms")
     with tempfile.TemporaryDirectory() as folder:
         for tool in ("stepped", "plain"):
             for how in ("named", "by itself"):
@@ -89,7 +87,7 @@ def main() -> None:
                     url = options.database or f"sqlite:///{Path(folder) / f'{name}.sqlite'}"
                     times.append(restart_ms(url, tool, how.split()[0], f"{name}-{time.time()}"))
                 print(
-                    f"restart to first new model call, {tool} tools, run continued {how}: {statistics.median(times):.0f} ms"
+                    f"restart to first new model call, {tool} tools, continued {how}: {statistics.median(times):.0f} ms"
                 )
 
 

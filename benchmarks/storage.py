@@ -75,9 +75,8 @@ def main() -> None:
             for turns in (50, 100, 200):
                 url = options.database or f"sqlite:///{Path(folder) / f'{label[0]}{turns}.sqlite'}"
                 total, messages = measure(url, tool, turns)
-                print(
-                    f"{label:17} {turns:4} turns: {total:6.0f} bytes a turn, {total - messages:5.0f} beyond the messages"
-                )
+                beyond = total - messages
+                print(f"{label:17} {turns:4} turns: {total:6.0f} bytes a turn, {beyond:5.0f} beyond the messages")
 
 
 if __name__ == "__main__":

@@ -137,6 +137,7 @@ class Lives:
         """Start a life that executes the module-level function and is killed at `at`, if it gets there."""
         self._started += 1
         log = self._folder / f"life-{self._started}-{os.urandom(3).hex()}.log"
+        log.touch()
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_live, args=(function, args, str(ledger), at, str(log), str(self._folder), theirs), daemon=True
