@@ -70,7 +70,7 @@ def _encode(value: Any, path: str, depth: int) -> Any:
     if kind is int:
         return value if value.bit_length() <= _PLAIN_BITS else _tagged("int", hex(value))
     if kind is str:
-        return value if _storable(value) else _tagged("text", json.dumps(value)[1:-1])
+        return value if storable(value) else _tagged("text", json.dumps(value)[1:-1])
     if kind is float:
         return value if math.isfinite(value) else _tagged("float", repr(value))
     if writer := _WRITERS.get(kind):
@@ -101,7 +101,7 @@ def _encode_container(value: Any, path: str, depth: int) -> Any:
 
 
 def _encode_dict(value: dict[Any, Any], path: str, depth: int) -> Any:
-    if all(type(key) is str and key != TAG and _storable(key) for key in value):
+    if all(type(key) is str and key != TAG and storable(key) for key in value):
         return {key: _encode(item, f"{path}[{key!r}]", depth) for key, item in value.items()}
     return _tagged(
         "dict",
@@ -109,8 +109,8 @@ def _encode_dict(value: dict[Any, Any], path: str, depth: int) -> Any:
     )
 
 
-def _storable(text: str) -> bool:
-    """Whether a database takes the text: PostgreSQL refuses NUL, and neither takes half of a surrogate pair."""
+def storable(text: str) -> bool:
+    """Tell whether a database takes the text: PostgreSQL refuses NUL, and neither takes half of a surrogate pair."""
     if text.isascii():
         return "\0" not in text
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)

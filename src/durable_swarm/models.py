@@ -305,7 +305,10 @@ def read_message(message: Any, turn: int) -> Message:
     data = _as_dict(message)
     calls = [_read_call(call, turn, index) for index, call in enumerate(data.pop("tool_calls", None) or [])]
     rest = {key: value for key, value in data.items() if value is not None and key not in ("role", "content", "sender")}
-    return {"role": "assistant", "content": data.get("content"), **rest, "tool_calls": calls or None}
+    content = data.get("content")
+    if content is not None and not isinstance(content, str | list):
+        content = json.dumps(content, default=str)
+    return {"role": "assistant", "content": content, **rest, "tool_calls": calls or None}
 
 
 def _as_dict(message: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from durable_swarm.codec import storable
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, complete
@@ -154,6 +155,8 @@ def check_settings(client: Any, tool_concurrency: int, tool_errors: str) -> None
 def check_agent(agent: Any) -> None:
     """Check that the object can serve as an agent. Raises `ConfigurationError`."""
     missing = [name for name in ("name", "model", "instructions", "functions") if not hasattr(agent, name)]
+    if not missing and not (isinstance(agent.name, str) and agent.name and storable(agent.name)):
+        raise ConfigurationError(f"an agent's name must be a string that is not empty, not {agent.name!r:.40}")
     if isinstance(agent, type) or missing:
         raise ConfigurationError(
             f"agent must be an Agent, not {agent!r:.80}" + (f" (it has no {', '.join(missing)})" if missing else "")

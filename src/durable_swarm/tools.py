@@ -73,6 +73,8 @@ class Inside:
     scope: str = ""
     numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
     finished: dict[str, Any] = dataclasses.field(default_factory=dict)
+    abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set when the attempt has timed out; its thread may still run, but begins nothing more."""
 
     def next_id(self) -> str:
         """Give the id of the next thing begun here."""
@@ -81,18 +83,23 @@ class Inside:
     def again(self, attempt: int) -> Inside:
         """Give the same place for the attempt that follows `attempt` earlier ones."""
         call = dataclasses.replace(self.call, attempt=self.call.attempt + attempt)
-        return dataclasses.replace(self, call=call, numbers=itertools.count())
+        return dataclasses.replace(self, call=call, numbers=itertools.count(), abandoned=threading.Event())
+
+    def check(self) -> None:
+        """Check that the attempt is still wanted. Raises TimeoutError."""
+        if self.abandoned.is_set():
+            raise TimeoutError(f"tool {self.call.tool!r} has timed out; what its thread goes on with counts no more")
 
 
 _inside: ContextVar[Inside | None] = ContextVar("durable_swarm_inside", default=None)
 
 
 @contextlib.contextmanager
-def inside(here: Inside) -> Iterator[None]:
+def inside(here: Inside) -> Iterator[Inside]:
     """Make `here` what the vocabulary sees in this context."""
     token = _inside.set(here)
     try:
-        yield
+        yield here
     finally:
         _inside.reset(token)
 
@@ -162,6 +169,7 @@ def _as_coroutine_function(wrapper: Any) -> Any:
 
 def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: ToolSettings) -> Any:
     """Make one call of a step, unless an earlier attempt of the tool has finished it."""
+    here.check()
     scope = here.next_id()
     place = f"{scope} {label}"
     recorder = here.recorder or IN_MEMORY
@@ -261,7 +269,10 @@ def _recorder(word: str) -> Recorder | None:
             f"{word}() inside a @step of tool {here.call.tool!r} would not survive a crash; "
             "take @step off the tool, or sleep outside the step"
         )
-    return here.recorder if here else None
+    if here is None:
+        return None
+    here.check()
+    return here.recorder
 
 
 def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) -> Callable[[], Any]:
@@ -281,8 +292,8 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
     def in_thread() -> Any:
         for attempt in range(settings.retries + 1):
             try:
-                with inside(here.again(attempt)):
-                    return function() if settings.timeout is None else _bounded(function, settings.timeout)
+                with inside(here.again(attempt)) as now:
+                    return function() if settings.timeout is None else _bounded(function, settings.timeout, now)
             except Exception as error:
                 if attempt == settings.retries or isinstance(error, ToolError):
                     raise
@@ -292,7 +303,7 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
     return on_loop if is_async(function) else in_thread
 
 
-def _bounded(function: Callable[[], Any], timeout: float) -> Any:
+def _bounded(function: Callable[[], Any], timeout: float, here: Inside) -> Any:
     future: Future[Any] = Future()
 
     def main() -> None:
@@ -307,6 +318,7 @@ def _bounded(function: Callable[[], Any], timeout: float) -> Any:
     except TimeoutError:
         if future.done():
             raise
+        here.abandoned.set()
         raise TimeoutError(f"the call took longer than its timeout of {timeout:g} s") from None
 
 

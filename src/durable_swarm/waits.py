@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -204,6 +205,15 @@ def threads() -> ThreadPoolExecutor:
             _threads = ThreadPoolExecutor(THREADS, thread_name_prefix="durable-swarm-tool")
         return _threads
 
+
+def _forget_after_fork() -> None:
+    """Threads do not survive a fork; the child makes its own at first use."""
+    global _loop, _threads, _errands, _loop_lock
+    _loop, _threads, _loop_lock = None, None, threading.Lock()
+    _errands = ThreadPoolExecutor(8, thread_name_prefix="durable-swarm-errand")
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
 
 _errands = ThreadPoolExecutor(8, thread_name_prefix="durable-swarm-errand")
 

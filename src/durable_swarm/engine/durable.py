@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import threading
 import time
 import uuid
@@ -65,6 +66,7 @@ class DurableSwarm:
         self._worker_id = None if worker_id is None else _text("worker_id", worker_id)
         self._opening = threading.Lock()
         self._process: Process | None = None
+        self._begun: set[asyncio.Task[Run]] = set()
         self._taken: list[str] = []
         """Runs taken over at opening, which `recover` has not told of yet."""
 
@@ -73,7 +75,9 @@ class DurableSwarm:
     def _open(self) -> Process:
         """Launch at first use, then take over what dead processes left unfinished."""
         with self._opening:
-            if self._process is None:
+            if self._process is not None:
+                self._process.check_fork()
+            else:
                 self._process = process.open_for(self, self._database, self._worker_id)
                 self._taken = self._process.take_over()
             return self._process
@@ -187,6 +191,10 @@ class DurableSwarm:
         """Start a run in the background and return once it is recorded. Raises as `run` does before that point."""
         asked = Request(agent, messages, context_variables, model_override, False, debug, max_turns, execute_tools)
         prepared = _Prepared(self, asked, run_id)
+        if running_loop() is background_loop():
+            raise errors.ConfigurationError(
+                "start() would stop the event loop on which runs are executed; call `await start_async(...)`"
+            )
         return asyncio.run_coroutine_threadsafe(self._start_on_loop(prepared), background_loop()).result()
 
     async def start_async(
@@ -206,8 +214,12 @@ class DurableSwarm:
         return await self._start_on_loop(_Prepared(self, asked, run_id))
 
     async def _start_on_loop(self, prepared: _Prepared) -> Run:
-        # A task of its own, because a tool may start a run: it must stand outside the tool's workflow.
-        return await asyncio.get_running_loop().create_task(self._begin(prepared), context=internals.outside())
+        # A task of its own, because a tool may start a run: it must stand outside the tool's workflow. Shielded,
+        # because a start that was cancelled half-way would leave a run that nobody executes.
+        begun = asyncio.get_running_loop().create_task(self._begin(prepared), context=internals.outside())
+        self._begun.add(begun)
+        begun.add_done_callback(self._begun.discard)
+        return await asyncio.shield(begun)
 
     async def _begin(self, prepared: _Prepared) -> Run:
         self._open_on_loop()
@@ -253,8 +265,12 @@ class DurableSwarm:
         agent = prepared.asked.agent
         live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
         about = {"agent": agent.name, "swarm": self.name, "at": prepared.record["at"]}
-        with process.beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
-            yield live
+        try:
+            with process.beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
+                yield live
+        except BaseException:
+            self._open().stop(live)
+            raise
 
     def _started(self, prepared: _Prepared, live: LiveRun) -> Run:
         """Give the handle of what was started; if another process was faster, of its run."""
@@ -349,7 +365,7 @@ class _Prepared:
         here = calling()
         inner = here.next_id() if here is not None and run_id is None and internals.in_workflow() else None
         self.named = run_id is not None or inner is not None
-        self.run_id = _text("run_id", run_id) if run_id is not None else inner or str(uuid.uuid4())
+        self.run_id = _given_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
         self.asked = asked
         self.start = asked.start(lambda value: value)
         self.record = records.start_record(self.start, swarm=swarm.name, at=time.time(), debug=asked.debug)
@@ -372,7 +388,14 @@ class _Prepared:
         )
 
 
+def _given_id(run_id: Any) -> str:
+    text = _text("run_id", run_id)
+    if re.search(r"/\d+\.\d+$", text):
+        raise errors.ConfigurationError(f"run_id {text!r} ends like the id of a tool call (/1.2); choose another")
+    return text
+
+
 def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise errors.ConfigurationError(f"{name} must be a string that is not empty")
+    if not isinstance(value, str) or not value.strip() or not codec.storable(value):
+        raise errors.ConfigurationError(f"{name} must be a string that is not empty and that a database can store")
     return value

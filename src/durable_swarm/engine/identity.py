@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
+import math
 import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Protocol
@@ -19,6 +22,8 @@ from typing import Protocol
 import sqlalchemy
 
 from durable_swarm.errors import ConfigurationError
+
+log = logging.getLogger("durable_swarm")
 
 
 class Locks(Protocol):
@@ -59,6 +64,10 @@ class FileLocks:
         os.close(self._file)
 
 
+_LOST = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.ResourceClosedError)
+"""How a session that is gone shows itself: at once, and once its connection was closed."""
+
+
 class PostgresLocks:
     """Advisory locks of one session. If the session is lost, `take` opens another and takes back what it held."""
 
@@ -70,7 +79,7 @@ class PostgresLocks:
     def take(self, name: str) -> bool:
         try:
             taken = self._ask("pg_try_advisory_lock", name)
-        except sqlalchemy.exc.DBAPIError:
+        except _LOST:
             self._reconnect()
             taken = self._ask("pg_try_advisory_lock", name)
         if taken:
@@ -79,7 +88,8 @@ class PostgresLocks:
 
     def give(self, name: str) -> None:
         self._held.discard(name)
-        self._ask("pg_advisory_unlock", name)
+        with contextlib.suppress(*_LOST):  # A lost session has given it already.
+            self._ask("pg_advisory_unlock", name)
 
     def _ask(self, function: str, name: str) -> bool:
         return bool(
@@ -116,12 +126,17 @@ class Identity:
     def alone(self) -> Iterator[None]:
         """Be the only process, and the only thread, that looks for runs to take over."""
         with self._guard:
-            while not self._locks.take("take-over"):
-                threading.Event().wait(0.01)
+            taken, patience = False, time.monotonic() + 5
             try:
+                while not (taken := self._locks.take("take-over")):
+                    time.sleep(0.01)
+                    if time.monotonic() > patience:
+                        patience = math.inf
+                        log.warning("another process has been looking for runs to take over for 5 s; is it stopped?")
                 yield
             finally:
-                self._locks.give("take-over")
+                if taken:
+                    self._locks.give("take-over")
 
     def keep(self) -> None:
         """Make sure that the name is still held; a lost session of the database takes its locks along."""

@@ -95,7 +95,7 @@ class Durable:
 
     run: LiveRun
     colour: Colour
-    on_loop: Callable[[Waits], Colour]
+    on_loop: Callable[[LiveRun], Colour]
     """Gives the colour for a batch that runs together beside a blocked thread."""
     place_call: Callable[[str, ToolCall], None]
     """Lays an undecorated tool call where its child workflow finds it."""
@@ -162,7 +162,7 @@ class Durable:
         self.run.homes.append(home)
         try:
             return beside(
-                lambda waits: call_together(effect.calls, self._maker(agent, effect, self.on_loop(waits))), home
+                lambda _: call_together(effect.calls, self._maker(agent, effect, self.on_loop(self.run))), home
             )
         finally:
             self.run.homes.remove(home)

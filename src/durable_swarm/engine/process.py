@@ -9,6 +9,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import os
 import threading
 import time
 import weakref
@@ -41,6 +42,7 @@ class Process:
 
     def __init__(self, url: sqlalchemy.URL, worker_id: str | None) -> None:
         self.url = url
+        self.pid = os.getpid()
         self.hosted = internals.launched()
         self.desk = Desk()
         self.runs: dict[str, LiveRun] = {}
@@ -179,14 +181,31 @@ class Process:
                 if not homes and run_id not in self.runs:
                     self.homes.pop(run_id, None)
 
-    def hold(self, run: LiveRun, reason: errors.DurableSwarmError) -> None:
+    def stop(self, run: LiveRun) -> None:
+        """Note that starting a run was interrupted here: if it is recorded, it may be taken over again."""
+        with self._lock:
+            if self.runs.get(run.run_id, run) is run:
+                self.runs.pop(run.run_id, None)
+                if run.response is None and run.error is None:
+                    self._interrupted.add(run.run_id)
+
+    def check_fork(self) -> None:
+        """Check that this is the process that opened the database: neither connections nor locks survive a fork."""
+        if self.pid != os.getpid():
+            raise errors.ConfigurationError(
+                "this process was forked from one that uses DurableSwarm, and cannot use its database connection; "
+                'start it with the "spawn" method, or fork before the first use'
+            )
+
+    def hold(self, run_id: str, reason: errors.DurableSwarmError) -> None:
         """Note why a run cannot go on here, and what would let it."""
-        self.held[run.run_id] = reason
+        self.held[run_id] = reason
+        self._interrupted.add(run_id)
         if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
             self.wanted.add(reason.agent)
-        log.warning("run %r waits: %s", run.run_id, reason)
+        log.warning("run %r waits: %s", run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
-            self.store.annotate(run.run_id, waits_for=str(reason))
+            self.store.annotate(run_id, waits_for=str(reason))
 
     # Taking over
 
@@ -250,7 +269,7 @@ class Process:
         while not self._closing.wait(KEEP):
             if time.monotonic() > self._fast_until:
                 internals.set_poll(self._private, SLOW)
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, errors.DurableSwarmError):
                 self.identity.keep()
                 if self.store.unclaimed():
                     self._take_over_quietly()
@@ -316,8 +335,12 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
         if at is not None:
             database.same(at, wanted)
         if _current is None:
-            _current = Process(wanted, worker_id)
-        elif worker_id is not None and worker_id != _current.identity.name:
+            opened = Process(wanted, worker_id)
+            opened.swarms.append(swarm)  # Before anything that DBOS recovers can look for it.
+            _current = opened
+            return opened
+        _current.check_fork()
+        if worker_id is not None and worker_id != _current.identity.name:
             raise errors.ConfigurationError(
                 f"this process already works as worker_id {_current.identity.name!r}; give its swarms that one, or none"
             )

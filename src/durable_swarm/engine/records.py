@@ -183,7 +183,9 @@ class Change:
         """Give the outcome with the changes the tool made in `context`. Raises `NotSerializable`."""
         after = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
         changed = {
-            key: context[key] for key, value in after.items() if key not in self.before or self.before[key] != value
+            key: context[key]
+            for key, value in after.items()
+            if key not in self.before or codec.dumps(self.before[key]) != codec.dumps(value)
         }
         removed = [key for key in self.before if key not in after]
         return Outcome(outcome.text, outcome.agent, outcome.updates, changed, removed)

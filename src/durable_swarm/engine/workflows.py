@@ -33,16 +33,13 @@ from durable_swarm.waits import Blocking, OnLoop, Waits, finish, in_thread, runn
 @internals.workflow(records.RUN, recovers=False)
 def run_in_thread(record: Record) -> Record:
     """Execute a run in the calling thread."""
-    process = current()
-    return finish(_conduct(process, process.enter(_own_id(), record), InThread(_child_in_thread)))
+    return finish(_conduct(current(), _own_id(), record, lambda _: InThread(_child_in_thread)))
 
 
 @internals.workflow(records.RUN, recovers=True)
 async def run_on_loop(record: Record) -> Record:
     """Execute a run on the running event loop."""
-    process = await wait_for_current()
-    run = process.enter(_own_id(), record)
-    return await _conduct(process, run, _on_loop(run))
+    return await _conduct(await wait_for_current(), _own_id(), record, _on_loop)
 
 
 @internals.workflow(records.TOOL, recovers=False)
@@ -66,20 +63,24 @@ def _own_id() -> str:
     return str(DBOS.workflow_id)
 
 
-async def _conduct(process: Process, run: LiveRun, colour: Colour) -> Record:
-    performer = Durable(run, colour, lambda _: _on_loop(run), process.desk.put)
+async def _conduct(process: Process, run_id: str, record: Record, colour: Callable[[LiveRun], Colour]) -> Record:
+    run: LiveRun | None = None
     try:
-        ending = await drive(turns(run.start), performer)
-        run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run.run_id)
+        with engines_code(f"the start of run {run_id!r}"):
+            run = process.enter(run_id, record)
+        ending = await drive(turns(run.start), Durable(run, colour(run), _on_loop, process.desk.put))
+        run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run_id)
         return {"v": records.VERSION, "agent": ending.agent}
     except Failed as failed:
-        run.error = failed.error
-        raise Broken(records.failure_record(run.run_id, failed.error, step=failed.step)) from None
+        if run is not None:
+            run.error = failed.error
+        raise Broken(records.failure_record(run_id, failed.error, step=failed.step)) from None
     except Held as held:
-        process.hold(run, held.reason)
+        process.hold(run_id, held.reason)
         raise
     finally:
-        process.leave(run)
+        if run is not None:
+            process.leave(run)
 
 
 async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
@@ -104,7 +105,8 @@ class _Pool:
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
         alone = self._run.swarm.tool_concurrency == 1
-        return (self._run.homes[-1] if self._run.homes and alone else threads()).submit(function, *args)
+        homes = self._run.homes[-1:] if alone else []
+        return (homes[0] if homes else threads()).submit(function, *args)
 
 
 def _child_in_thread(key: str) -> Record:
