@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from durable_swarm.codec import storable
+from durable_swarm.checks import check_text, check_whole
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, complete
@@ -94,6 +94,8 @@ class Swarm:
         self.close()
 
     async def _run(self, asked: Request, run_id: str | None, waits: Waits, client: Any) -> Response:
+        if run_id is not None:
+            check_text("run_id", run_id)
         performer = _InMemory(self, asked, run_id or str(uuid.uuid4()), waits, client)
         ending = await drive(turns(asked.start(copy.deepcopy)), performer)
         return respond(ending, performer.cast[ending.agent], run_id)
@@ -117,6 +119,8 @@ class Request:
         check_messages(self.messages)
         if self.context_variables is not None and not isinstance(self.context_variables, Mapping):
             raise ConfigurationError("context_variables must be a dictionary")
+        if self.model_override is not None:
+            check_text("model_override", self.model_override)
         if self.stream:
             raise ConfigurationError("stream=True is not available in this version; leave it out")
         if (
@@ -146,8 +150,7 @@ def check_settings(client: Any, tool_concurrency: int, tool_errors: str) -> None
             f"client is a {type(client).__name__} without chat.completions.create; "
             "pass an openai client, or one of its shape"
         )
-    if isinstance(tool_concurrency, bool) or not isinstance(tool_concurrency, int) or tool_concurrency < 1:
-        raise ConfigurationError("tool_concurrency must be a whole number from 1 up")
+    check_whole("tool_concurrency", tool_concurrency, 1)
     if tool_errors not in ("raise", "tell"):
         raise ConfigurationError(f"tool_errors must be 'raise' or 'tell', not {tool_errors!r}")
 
@@ -155,12 +158,13 @@ def check_settings(client: Any, tool_concurrency: int, tool_errors: str) -> None
 def check_agent(agent: Any) -> None:
     """Check that the object can serve as an agent. Raises `ConfigurationError`."""
     missing = [name for name in ("name", "model", "instructions", "functions") if not hasattr(agent, name)]
-    if not missing and not (isinstance(agent.name, str) and agent.name and storable(agent.name)):
-        raise ConfigurationError(f"an agent's name must be a string that is not empty, not {agent.name!r:.40}")
     if isinstance(agent, type) or missing:
         raise ConfigurationError(
             f"agent must be an Agent, not {agent!r:.80}" + (f" (it has no {', '.join(missing)})" if missing else "")
         )
+    check_text("the agent's name", agent.name)
+    if not isinstance(agent.functions, list | tuple) or not all(callable(function) for function in agent.functions):
+        raise ConfigurationError(f"agent {agent.name!r}: functions must be a list of functions")
 
 
 def check_messages(messages: Any) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -21,6 +22,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, overload
 
+from durable_swarm.checks import check_seconds, check_whole
+from durable_swarm.codec import storable
 from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
 from durable_swarm.loop import Call, Outcome
 from durable_swarm.models import without_secrets
@@ -29,6 +32,7 @@ from durable_swarm.types import Message, Result, ToolSettings, note_settings, se
 from durable_swarm.waits import Waits, is_async
 
 F = TypeVar("F", bound=Callable[..., Any])
+_NOT_GIVEN: Any = object()
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def step(
     *, name: str | None = None, retries: int = 0, backoff: float = 1.0, timeout: float | None = None
 ) -> Callable[[F], F]: ...
 def step(
-    function: Any = None,
+    function: Any = _NOT_GIVEN,
     *,
     name: str | None = None,
     retries: int = 0,
@@ -142,8 +146,11 @@ def step(
     """
     settings = ToolSettings(retries=retries, backoff=backoff, timeout=timeout, is_step=True)
     _check_settings("step", settings)
+    if name is not None and not (isinstance(name, str) and name and storable(name)):
+        raise ConfigurationError(f"@step: name must be a string that is not empty, not {name!r:.80}")
 
     def decorate(target: Any) -> Any:
+        _check_function("step", target)
         label = name or tool_name(target)
 
         @functools.wraps(target)
@@ -156,7 +163,7 @@ def step(
         note_settings(wrapper, dataclasses.replace(settings, name=settings_of(target).name))
         return _as_coroutine_function(wrapper) if is_async(target) else wrapper
 
-    return decorate if function is None else decorate(function)
+    return decorate if function is _NOT_GIVEN else decorate(function)
 
 
 def _as_coroutine_function(wrapper: Any) -> Any:
@@ -194,7 +201,7 @@ def tool(
     *, retries: int = 0, timeout: float | None = None, name: str | None = None, description: str | None = None
 ) -> Callable[[F], F]: ...
 def tool(
-    function: Any = None,
+    function: Any = _NOT_GIVEN,
     *,
     retries: int = 0,
     timeout: float | None = None,
@@ -209,10 +216,11 @@ def tool(
     """
 
     def decorate(target: F) -> F:
+        _check_function("tool", target)
         inner = settings_of(target)
         settings = dataclasses.replace(
             inner,
-            name=name or inner.name,
+            name=inner.name if name is None else name,
             description=description or inner.description,
             retries=retries or inner.retries,
             timeout=inner.timeout if timeout is None else timeout,
@@ -221,14 +229,26 @@ def tool(
         note_settings(target, settings)
         return target
 
-    return decorate if function is None else decorate(function)
+    return decorate if function is _NOT_GIVEN else decorate(function)
 
 
 def _check_settings(decorator: str, settings: ToolSettings) -> None:
-    if settings.retries < 0 or settings.backoff < 0:
-        raise ConfigurationError(f"@{decorator}: retries and backoff cannot be negative")
-    if settings.timeout is not None and settings.timeout <= 0:
-        raise ConfigurationError(f"@{decorator}: timeout is in seconds and must be above 0")
+    check_whole(f"@{decorator}: retries", settings.retries, 0)
+    check_seconds(f"@{decorator}: backoff", settings.backoff)
+    if settings.timeout is not None:
+        check_seconds(f"@{decorator}: timeout", settings.timeout, above_zero=True)
+    if settings.name is not None and not (isinstance(settings.name, str) and TOOL_NAME.fullmatch(settings.name)):
+        raise ConfigurationError(
+            f"@{decorator}: name must be 1 to 64 letters, digits, _ or -, as providers ask, not {settings.name!r:.80}"
+        )
+
+
+def _check_function(decorator: str, target: Any) -> None:
+    if not callable(target):
+        raise ConfigurationError(f"@{decorator} decorates a function, not {target!r:.80}")
+
+
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 def sleep(seconds: float) -> None:
@@ -236,13 +256,13 @@ def sleep(seconds: float) -> None:
 
     Raises `ConfigurationError` inside a `@step`, which is one checkpoint and cannot keep a time within.
     """
-    recorder = _recorder("sleep")
+    recorder = _recorder("sleep", seconds)
     time.sleep(seconds) if recorder is None else recorder.sleep(seconds)
 
 
 async def sleep_async(seconds: float) -> None:
     """Sleep as `sleep` does, on the event loop."""
-    recorder = _recorder("sleep_async")
+    recorder = _recorder("sleep_async", seconds)
     await (asyncio.sleep(seconds) if recorder is None else recorder.sleep_async(seconds))
 
 
@@ -262,7 +282,8 @@ class _Memory:
 IN_MEMORY: Recorder = _Memory()
 
 
-def _recorder(word: str) -> Recorder | None:
+def _recorder(word: str, seconds: float) -> Recorder | None:
+    check_seconds(f"{word}: seconds", seconds)
     here = _inside.get()
     if here is not None and here.recorder is None:
         raise ConfigurationError(

@@ -17,6 +17,7 @@ from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import codec, errors
+from durable_swarm.checks import check_text, check_whole
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import internals, process, records, sessions, workflows
 from durable_swarm.engine.failures import Held
@@ -59,11 +60,11 @@ class DurableSwarm:
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors)
         self.clients = Clients(client)
-        self.name = sessions.default_name() if name is None else _text("name", name)
+        self.name = sessions.default_name() if name is None else check_text("name", name)
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
-        self._database = database if database is None else _text("database", database)
-        self._worker_id = None if worker_id is None else _text("worker_id", worker_id)
+        self._database = database if database is None else check_text("database", database)
+        self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
         self._opening = threading.Lock()
         self._process: Process | None = None
         self._begun: set[asyncio.Task[Run]] = set()
@@ -286,7 +287,7 @@ class DurableSwarm:
 
     def get(self, run_id: str) -> Run:
         """Give the handle of a run. Raises `RunNotFound`."""
-        if self._store().row(run_id, load_output=False) is None:
+        if self._store().row(check_text("run_id", run_id), load_output=False) is None:
             raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
         return self._handle(run_id)
 
@@ -336,10 +337,11 @@ async def _watch(handle: Any, live: LiveRun) -> None:
 
 def list_rows(store: Store, status: State | None, agent: str | None, limit: int) -> list[Any]:
     """Give the rows of runs, newest first. Raises `ConfigurationError` for a status or a limit that is none."""
-    if status is not None and status not in STATES:
+    if status is not None and (not isinstance(status, str) or status not in STATES):
         raise errors.ConfigurationError(f"status must be one of {', '.join(STATES)}, not {status!r}")
-    if limit < 1:
-        raise errors.ConfigurationError("limit must be at least 1")
+    if agent is not None and not isinstance(agent, str):
+        raise errors.ConfigurationError(f"agent must be an agent's name, not {agent!r:.40}")
+    check_whole("limit", limit, 1)
     found: list[Any] = []
     offset, page = 0, max(limit, 100)
     while len(found) < limit:
@@ -389,13 +391,7 @@ class _Prepared:
 
 
 def _given_id(run_id: Any) -> str:
-    text = _text("run_id", run_id)
+    text = check_text("run_id", run_id)
     if re.search(r"/\d+\.\d+$", text):
         raise errors.ConfigurationError(f"run_id {text!r} ends like the id of a tool call (/1.2); choose another")
     return text
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or not codec.storable(value):
-        raise errors.ConfigurationError(f"{name} must be a string that is not empty and that a database can store")
-    return value

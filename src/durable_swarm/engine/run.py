@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from durable_swarm import errors
+from durable_swarm.checks import check_seconds
 from durable_swarm.engine import records
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.live import LiveRun
@@ -113,6 +114,7 @@ class Run:
         with (`RunFailed` if it is read back), `RunCancelled`, `RunNotFound`, and what keeps the run from going on in
         this process, such as `AmbiguousAgent` and `ReplayMismatch`.
         """
+        _check_timeout(timeout)
         self._refuse_to_block()
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._home(lend=timeout is None) as home:
@@ -141,6 +143,7 @@ class Run:
 
     async def result_async(self, timeout: float | None = None) -> Response:
         """Wait as `result` does, on the event loop."""
+        _check_timeout(timeout)
         try:
             async with asyncio.timeout(timeout) as bound:
                 return await self._end_of_run()
@@ -253,6 +256,11 @@ class Run:
     async def resume_async(self) -> None:
         """Resume as `resume` does, on the event loop."""
         await in_thread(self.resume)
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is not None:
+        check_seconds("timeout", timeout)
 
 
 def error_of(row: Any) -> Exception:

@@ -1,0 +1,30 @@
+"""Checks of arguments, each with one clear `ConfigurationError` that names the argument and says what it must be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from durable_swarm.codec import storable
+from durable_swarm.errors import ConfigurationError
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Check that it is a whole number from `least` up."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name} must be a whole number from {least} up, not {value!r:.40}")
+
+
+def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> None:
+    """Check that it is a number of seconds: 0 or more, or more than 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    if not number or value < 0 or (above_zero and value == 0):
+        least = "above 0" if above_zero else "from 0 up"
+        raise ConfigurationError(f"{name} must be a number of seconds {least}, not {value!r:.40}")
+
+
+def check_text(name: str, value: Any) -> str:
+    """Check that it is a string that is not empty and that a database can store, and give it."""
+    if not isinstance(value, str) or not value.strip() or not storable(value):
+        raise ConfigurationError(f"{name} must be a string that is not empty and that a database can store")
+    return value
