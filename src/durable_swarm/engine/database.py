@@ -28,10 +28,11 @@ def choose(url: str | None) -> sqlalchemy.URL:
     """
     text = url or os.environ.get(VARIABLE) or DEFAULT_URL
     try:
-        chosen = sqlalchemy.make_url(text)
-    except ArgumentError:
+        chosen = sqlalchemy.make_url(text.replace("postgres://", "postgresql://", 1))
+    except (ArgumentError, ValueError):
+        # The text is not shown: it may hold a password where none belongs.
         raise ConfigurationError(
-            f"{without_password(text)!r} is no database URL; use sqlite:///FILE or postgresql://USER@HOST/NAME"
+            "the database is not given as a URL; use sqlite:///FILE or postgresql://USER@HOST:PORT/NAME"
         ) from None
     if is_sqlite(chosen):
         if not chosen.database or chosen.database == ":memory:":
