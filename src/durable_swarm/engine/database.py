@@ -32,7 +32,7 @@ def choose(url: str | None) -> sqlalchemy.URL:
     except (ArgumentError, ValueError):
         # The text is not shown: it may hold a password where none belongs.
         raise ConfigurationError(
-            "the database is not given as a URL; use sqlite:///FILE or postgresql://USER@HOST:PORT/NAME"
+            "the database is not given as a URL; use sqlite:///FILE or postgresql://USER@HOST/NAME"
         ) from None
     if is_sqlite(chosen):
         if not chosen.database or chosen.database == ":memory:":
