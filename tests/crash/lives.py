@@ -49,6 +49,9 @@ class Life:
 
     def __init__(self, process: BaseProcess, answer: Connection, log: Path) -> None:
         self._process = process
+        assert process.pid
+        self._pid = process.pid
+        self._ended: int | None = None
         self._answer = answer
         self._log = log
 
@@ -75,12 +78,13 @@ class Life:
     def end(self) -> End:
         """Wait for the end. Raises AssertionError if the function failed, or if nothing ends."""
         report = self._report()
+        self._answer.close()
         if report is None:
             assert self._killed(), f"the life ended by itself, without a word: {self._code()}\n{self.log}"
             return End(killed=True, log=self.log)
         kind, value, passed = report
         assert kind == "ended", f"the life failed: {value}\n{self.log}"
-        assert self._code() is not None or self._gone(), f"the life has ended and stays\n{self._stacks()}"
+        assert self._gone(), f"the life has ended and stays\n{self._stacks()}"
         return End(killed=False, value=value, passed=passed, log=self.log)
 
     def _report(self) -> Report | None:
@@ -96,15 +100,21 @@ class Life:
 
     def _gone(self) -> bool:
         """Whether the process has ended, or does so within some seconds."""
-        return bool(multiprocessing.connection.wait([self._process.sentinel], 10))
+        return self._code() is not None or bool(
+            multiprocessing.connection.wait([self._process.sentinel], 10) and self._code() is not None
+        )
 
     def _killed(self) -> bool:
         return self._gone() and self._code() == -signal.SIGKILL
 
     def _code(self) -> int | None:
+        """Give how the process ended, or None; one that has ended gives back its files."""
         # Every start of a process looks at all others too, and only one look may read how a process ended.
         with _one_look:
-            return self._process.exitcode
+            if self._ended is None and self._process.exitcode is not None:
+                self._ended = self._process.exitcode
+                self._process.close()
+            return self._ended
 
     def _stacks(self) -> str:
         """Kill the life, having made it write down where its threads stand."""
@@ -115,8 +125,8 @@ class Life:
 
     def send(self, number: int) -> None:
         """Send a signal, if the process still lives."""
-        if self._code() is None and self._process.pid is not None:
-            os.kill(self._process.pid, number)
+        if self._code() is None:
+            os.kill(self._pid, number)
 
     def kill(self) -> End:
         """Kill the process and wait until it is gone."""

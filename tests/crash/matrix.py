@@ -205,6 +205,7 @@ class _Trial:
                 break
             verdict.kills += 1
             finished.append(self._finished())
+        assert not end.killed, "the last life was killed too, by nobody here"
         made = self.effects()
         verdict.repeats = _repeats(made)
         verdict.problems += [
