@@ -29,7 +29,7 @@ from durable_swarm.loop import Call, Outcome
 from durable_swarm.models import without_secrets
 from durable_swarm.schema import BadArguments, check_arguments, wants_context
 from durable_swarm.types import Message, Result, ToolSettings, note_settings, settings_of, tool_name
-from durable_swarm.waits import Waits, is_async
+from durable_swarm.waits import Waits, contained, is_async
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_GIVEN: Any = object()
@@ -303,7 +303,8 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
         for attempt in range(settings.retries + 1):
             try:
                 with inside(here.again(attempt)):
-                    return await asyncio.wait_for(function(), settings.timeout)
+                    async with asyncio.timeout(settings.timeout):
+                        return await function()
             except Exception as error:
                 if attempt == settings.retries or isinstance(error, ToolError):
                     raise
@@ -459,13 +460,18 @@ async def call_in_order(calls: list[Call], one: Callable[[Call], Awaitable[Outco
 
 async def call_together(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
     """Make the calls together; all are heard out, then the first exception in the model's order is raised."""
-    answers = await asyncio.gather(*(one(call) for call in calls), return_exceptions=True)
+    made = await asyncio.gather(*(contained(_awaited(one(call))) for call in calls), return_exceptions=True)
+    answers = [part for answer in made for part in (answer if isinstance(answer, tuple) else (answer,))]
     outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
     errors = [answer for answer in answers if isinstance(answer, BaseException)]
     # An engine's own signals (cancelled, no longer the owner) are no Exceptions and outrank what tools raised.
     for error in sorted(errors, key=lambda error: isinstance(error, Exception)):
         raise error
     return outcomes
+
+
+async def _awaited(awaitable: Awaitable[Outcome]) -> Outcome:
+    return await awaitable
 
 
 def runs_together(agent: Any, calls: list[Call], tool_concurrency: int) -> bool:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -60,12 +60,28 @@ class OnLoop:
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if is_async(function):
             return await function(*args, **kwargs)
-        call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
+        call = functools.partial(contextvars.copy_context().run, _plain, function, *args, **kwargs)
         result = await asyncio.wrap_future((self._pool or threads()).submit(call))
         return await result if inspect.isawaitable(result) else result
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+
+
+def _plain(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        # A future refuses it, and whoever waits for the future would wait for ever; Python's own words for it.
+        raise RuntimeError("coroutine raised StopIteration") from error
+
+
+async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple[None, BaseException]:
+    """Await the coroutine and give its result, or what would end the event loop (SystemExit) or lose its kind."""
+    try:
+        return await coroutine, None
+    except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+        return None, error
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -174,7 +190,11 @@ def beside(make: Callable[[Waits], Coroutine[Any, Any, T]], home: Home | None = 
     Plain functions it calls run meanwhile in this thread, as `home`.
     """
     with home or Home() as here:
-        return here.wait(asyncio.run_coroutine_threadsafe(make(OnLoop(here)), background_loop()))
+        running = asyncio.run_coroutine_threadsafe(contained(make(OnLoop(here))), background_loop())
+        result, error = here.wait(running)
+    if error is not None:
+        raise error
+    return cast("T", result)
 
 
 _loop: asyncio.AbstractEventLoop | None = None

@@ -16,6 +16,7 @@ from typing import Any
 from dbos import error as dbos_errors
 
 from durable_swarm import codec, errors
+from durable_swarm.engine import internals
 from durable_swarm.engine.records import Record, failure_record, read_failure
 from durable_swarm.tools import safe_text
 
@@ -51,7 +52,8 @@ class Broken(Exception):
 def users_code(step: str) -> Iterator[None]:
     """Round the user's code: what it raises becomes `Failed`; Ctrl+C and cancellation from outside pass."""
     try:
-        yield
+        with internals.trusting():
+            yield
     except (Exception, SystemExit) as error:
         raise Failed(error, step) from None
     except asyncio.CancelledError as error:

@@ -183,7 +183,7 @@ vars(_serialization.DBOSDefaultSerializer)["deserialize"] = _guarded
 
 
 def refuse_pickle(everywhere: bool) -> None:
-    """Refuse pickled rows in the whole process (we launched DBOS), or only where `reading` says so."""
+    """Refuse pickled rows in the whole process (we launched DBOS), or only where `reading` says so (our runs)."""
     global _owns_dbos
     _owns_dbos = everywhere
 
@@ -192,6 +192,16 @@ def refuse_pickle(everywhere: bool) -> None:
 def reading() -> Iterator[None]:
     """Refuse pickled rows in this context."""
     token = _refusing.set(True)
+    try:
+        yield
+    finally:
+        _refusing.reset(token)
+
+
+@contextlib.contextmanager
+def trusting() -> Iterator[None]:
+    """Round the user's code: what it reads with DBOS is the program's own affair again."""
+    token = _refusing.set(False)
     try:
         yield
     finally:

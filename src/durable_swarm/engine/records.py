@@ -13,7 +13,9 @@ and keys only ever gain, never change; `docs/code-changes.md` explains them to u
 
 from __future__ import annotations
 
+import contextlib
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,14 +105,23 @@ def _named(context: dict[str, Any]) -> dict[str, Any]:
 
 def read_start(record: Record) -> Start:
     """Give the loop's start from a run's input."""
-    return Start(
-        agent=record["agent"],
-        messages=codec.decode(record["messages"]),
-        context=codec.decode(record["context"]),
-        model_override=record.get("model_override"),
-        max_turns=record.get("max_turns"),
-        execute_tools=record.get("execute_tools", True),
-    )
+    with _reading("the input of a run"):
+        return Start(
+            agent=record["agent"],
+            messages=codec.decode(record["messages"]),
+            context=codec.decode(record["context"]),
+            model_override=record.get("model_override"),
+            max_turns=record.get("max_turns"),
+            execute_tools=record.get("execute_tools", True),
+        )
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise errors.ReplayMismatch(f"the record of {what} is damaged: {error!r:.200}") from error
 
 
 def reply_record(message: Message, calls: list[Call], usage: Usage | None, *, model: str, version: str) -> Record:
@@ -128,6 +139,11 @@ def reply_record(message: Message, calls: list[Call], usage: Usage | None, *, mo
 
 def read_reply(record: Record) -> Reply:
     """Give the reply and its plans from the record of a model call."""
+    with _reading("a model call"):
+        return _reply(record)
+
+
+def _reply(record: Record) -> Reply:
     message = {"role": "assistant", "content": None, "tool_calls": None, **codec.decode(record["message"])}
     made = message["tool_calls"] or []
     calls = [
@@ -158,13 +174,14 @@ def outcome_record(outcome: Outcome) -> Record:
 
 def read_outcome(record: Record) -> Outcome:
     """Give what came of a tool call from its record."""
-    return Outcome(
-        text=codec.decode(record.get("text", "")),
-        agent=record.get("agent"),
-        updates=codec.decode(record.get("updates", {})),
-        changed=codec.decode(record.get("changed", {})),
-        removed=record.get("removed", []),
-    )
+    with _reading("a tool call"):
+        return Outcome(
+            text=codec.decode(record.get("text", "")),
+            agent=record.get("agent"),
+            updates=codec.decode(record.get("updates", {})),
+            changed=codec.decode(record.get("changed", {})),
+            removed=record.get("removed", []),
+        )
 
 
 @dataclass(frozen=True)

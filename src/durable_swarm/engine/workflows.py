@@ -68,7 +68,8 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
     try:
         with engines_code(f"the start of run {run_id!r}"):
             run = process.enter(run_id, record)
-        ending = await drive(turns(run.start), Durable(run, colour(run), _on_loop, process.desk.put))
+        with internals.reading():
+            ending = await drive(turns(run.start), Durable(run, colour(run), _on_loop, process.desk.put))
         run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run_id)
         return {"v": records.VERSION, "agent": ending.agent}
     except Failed as failed:
@@ -84,13 +85,14 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
 
 
 async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
+    desk = current().desk  # Now: the process may be closed when the tool ends.
     try:
         return await perform(made, key, StepRecorder(made.run.run_id, key), waits)
     except (Failed, Held) as broken:
         made.wait.break_off(broken)
         raise
     finally:
-        current().desk.clear(key)
+        desk.clear(key)
 
 
 def _on_loop(run: LiveRun) -> OnEventLoop:
@@ -131,24 +133,26 @@ class StepRecorder:
     def step(self, name: str, body: Callable[[], Any]) -> Any:
         if inspect.iscoroutinefunction(body):
             return self._on_loop(name, body, internals.reserve())
-        with engines_code(f"step {name!r}"):
+        with engines_code(f"step {name!r}"), internals.reading():
             record = internals.run_step(name, functools.partial(self._recorded, name, body))
         return step_value(record)
 
     async def _on_loop(self, name: str, body: Callable[[], Awaitable[Any]], reserved: Any) -> Any:
         async def recorded() -> Record:
             try:
-                return step_record(await body())
+                with internals.trusting():
+                    return step_record(await body())
             except Exception as error:
                 return step_failure(self._run_id, name, error)
 
-        with engines_code(f"step {name!r}"):
+        with engines_code(f"step {name!r}"), internals.reading():
             record = await internals.run_step_async(name, recorded, reserved)
         return step_value(record)
 
     def _recorded(self, name: str, body: Callable[[], Any]) -> Record:
         try:
-            return step_record(body())
+            with internals.trusting():
+                return step_record(body())
         except Exception as error:
             return step_failure(self._run_id, name, error)
 
