@@ -23,6 +23,7 @@ from dbos import DBOS, DBOSConfig
 
 from durable_swarm import errors, roster
 from durable_swarm.engine import database, internals, records
+from durable_swarm.engine.failures import Held
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.live import Desk, LiveRun, Settings
 from durable_swarm.engine.records import Record
@@ -189,6 +190,11 @@ class Process:
                 if run.response is None and run.error is None:
                     self._interrupted.add(run.run_id)
 
+    def still_open(self) -> None:
+        """Check that this engine was not closed. Raises `Held`."""
+        if self._closing.is_set():
+            raise Held(errors.ConfigurationError("the DurableSwarm was closed while the run was under way"))
+
     def check_fork(self) -> None:
         """Check that this is the process that opened the database: neither connections nor locks survive a fork."""
         if self.pid != os.getpid():
@@ -199,6 +205,8 @@ class Process:
 
     def hold(self, run_id: str, reason: errors.DurableSwarmError) -> None:
         """Note why a run cannot go on here, and what would let it."""
+        if self._closing.is_set():
+            return
         self.held[run_id] = reason
         self._interrupted.add(run_id)
         if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):

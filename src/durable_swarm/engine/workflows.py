@@ -69,7 +69,9 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         with engines_code(f"the start of run {run_id!r}"):
             run = process.enter(run_id, record)
         with internals.reading():
-            ending = await drive(turns(run.start), Durable(run, colour(run), _on_loop, process.desk.put))
+            ending = await drive(
+                turns(run.start), Durable(run, colour(run), _on_loop, process.desk.put, process.still_open)
+            )
         run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run_id)
         return {"v": records.VERSION, "agent": ending.agent}
     except Failed as failed:
