@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= 3
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
@@ -23,8 +24,8 @@ help: ## Show this list
 demo: $(VENV)/.installed ## See a run survive a crash; no key needed
 	$(BIN)/durable-swarm demo refund $(ARGS)
 
-test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest, JOBS=1 runs them one by one
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 crash: $(VENV)/.installed-dev ## Kill programs at every boundary, in every way; takes long
 	DURABLE_SWARM_LONG=1 $(BIN)/python -m pytest --timeout=7200 tests/crash $(ARGS)

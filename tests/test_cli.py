@@ -205,7 +205,7 @@ def test_the_database_of_the_environment(shell: Shell, monkeypatch: pytest.Monke
         (["runs"], 1, "there is no database"),
         (["show", "x"], 1, "run a program with DurableSwarm there"),
         (["runs", "--database", "mysql://host/name"], 2, "use sqlite:///FILE or postgresql://"),
-        (["runs", "--database", "nonsense"], 2, "is no database URL"),
+        (["runs", "--database", "nonsense"], 2, "is not given as a URL"),
         (["runs", "--database", "postgresql://u:secret@127.0.0.1:9/x"], 2, "Check that the server runs"),
         (["run", "none.py"], 2, "does not exist"),
         (["runs", "--nope"], 2, "durable-swarm runs --help"),

@@ -167,7 +167,7 @@ def test_what_may_pass_is_tried_again(provider: Provider, kind: str, fault: str)
     """After a rate limit, an error of the server, a lost connection or a broken answer the request is made again."""
     provider.inject(FAULTS[fault])
     naps = Naps()
-    answer = ask_provider(provider, kind, max_retries=1, naps=naps, timeout=0.3)
+    answer = ask_provider(provider, kind, max_retries=1, naps=naps, timeout=1)
     assert answer.message["content"] == "Hello"
     assert len(provider.requests) == 2
     assert provider.requests[0].body == provider.requests[1].body

@@ -98,7 +98,7 @@ def test_wrong_arguments_of_a_run(swarm: Any, url: str, kind: str) -> None:
 CLIENTS: list[Any] = [
     5,
     "sk-key",
-    object(),
+    pytest.param(object(), id="object"),
     SimpleNamespace(chat=None),
     SimpleNamespace(chat=SimpleNamespace()),
     ScriptedModel,

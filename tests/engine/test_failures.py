@@ -9,7 +9,8 @@ import pytest
 from dbos import error as dbos_errors
 
 from durable_swarm import errors
-from durable_swarm.engine.failures import Failed, Held, engines_code, rebuild, step_failure, step_value, users_code
+from durable_swarm.engine.failures import engines_code, rebuild, step_failure, step_value, users_code
+from durable_swarm.engine.signals import Failed, Held
 
 FOREIGN = [kind for _, kind in inspect.getmembers(dbos_errors, inspect.isclass) if issubclass(kind, Exception)]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from dbos import DBOSClient, _context, _core, _dbos, _serialization, _sys_db
 import durable_swarm
 from durable_swarm import Agent
 from durable_swarm.engine import internals
+from durable_swarm.engine.signals import Broken, Held
 from durable_swarm.engine.store import _STATES
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
@@ -133,6 +136,19 @@ def test_every_row_is_marked_as_json(make_anywhere: Make, database_url: str) -> 
         found = rows(database_url, "serialization, output", table)
         assert {mark for mark, _ in found} <= {"portable_json", None}
         assert [output for _, output in found if output and not output.startswith("{")] == []
+
+
+@pytest.mark.parametrize(("reason", "refused"), [(OSError("disk full"), True), (Broken({"type": "E"}), False)])
+def test_an_outcome_that_cannot_be_recorded_is_no_outcome(reason: Exception, refused: bool) -> None:
+    """Only a failure of ours ends a run; a failure to record its success leaves the run as it is."""
+    written = []
+    database = internals._Database(SimpleNamespace(update_workflow_outcome=lambda *a, **k: written.append(a)))
+    with pytest.raises(Held, match="disk full") if refused else contextlib.nullcontext():
+        try:
+            raise reason
+        except Exception:
+            database.update_workflow_outcome("r", "ERROR", error="{}")
+    assert written == ([] if refused else [("r", "ERROR")])
 
 
 def test_the_states_are_all_known() -> None:

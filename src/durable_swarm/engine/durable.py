@@ -20,10 +20,10 @@ from durable_swarm import codec, errors
 from durable_swarm.checks import check_text, check_whole
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import internals, process, records, sessions, workflows
-from durable_swarm.engine.failures import Held
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.run import Run
+from durable_swarm.engine.signals import Held
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.models import Clients
 from durable_swarm.runs import STATES, State

@@ -1,8 +1,4 @@
-"""How errors cross DBOS: a tool's error never becomes a step's result, an engine's error never becomes a tool's.
-
-`Failed` and `Held` are no `Exception`s, so that neither DBOS records them as the result of a step (then a repaired
-program could not repeat it) nor a tool's `except Exception` swallows them.
-"""
+"""How errors cross DBOS: a tool's error never becomes a step's result, an engine's error never becomes a tool's."""
 
 from __future__ import annotations
 
@@ -18,34 +14,10 @@ from dbos import error as dbos_errors
 from durable_swarm import codec, errors
 from durable_swarm.engine import internals
 from durable_swarm.engine.records import Record, failure_record, read_failure
+from durable_swarm.engine.signals import Failed, Held
 from durable_swarm.tools import safe_text
 
 log = logging.getLogger("durable_swarm")
-
-
-class Failed(BaseException):
-    """A tool or a model call ended the run with `error`, in the step called `step`."""
-
-    def __init__(self, error: BaseException, step: str) -> None:
-        super().__init__(str(type(error)))
-        self.error = error
-        self.step = step
-
-
-class Held(BaseException):
-    """The run cannot go on in this process for `reason`; in the database it stays unfinished."""
-
-    def __init__(self, reason: errors.DurableSwarmError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-class Broken(Exception):
-    """What DBOS stores of a failed run: `data` is the failure's record."""
-
-    def __init__(self, data: Record) -> None:
-        super().__init__(f"{data['type']}: {data.get('message', '')}")
-        self.data = data
 
 
 @contextlib.contextmanager

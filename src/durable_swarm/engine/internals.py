@@ -7,6 +7,8 @@
   record the result of a child workflow twice, in its own row and in its parent's; our view of the database does not.
 - `decorate_workflow` once more: a workflow that exists in two colours (in the calling thread, on an event loop) has one
   name; the public decorator registers, and warns of, both.
+- `update_workflow_outcome`: when the success of an async workflow cannot be recorded (a full disk), DBOS records this
+  error as the workflow's own, for good. Ours lets only a failure of ours end a run.
 - `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens; ours notices a cancelled run.
 - `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
@@ -23,11 +25,14 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from dbos import DBOS, DBOSPortableJSONSerializer, _context, _core, _dbos, _serialization
+from dbos._sys_db import WorkflowStatusString
 
+from durable_swarm.engine.signals import Broken, Held, closed
 from durable_swarm.errors import ConfigurationError
 
 JSON = DBOSPortableJSONSerializer()
@@ -42,6 +47,13 @@ class _Database:
     def record_get_result(self, *_: Any, **__: Any) -> None:
         """Record nothing: on replay DBOS reads a child's result from the child."""
 
+    def update_workflow_outcome(self, workflow_id: str, status: str, **outcome: Any) -> bool:
+        """Record how a workflow ended, unless DBOS takes a failure to record its success for its own failure."""
+        reason = sys.exception()
+        if status == WorkflowStatusString.ERROR.value and not isinstance(reason, Broken):
+            raise Held(ConfigurationError(f"{workflow_id!r} could not be recorded: {reason}"))
+        return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
 
@@ -54,7 +66,9 @@ class _View:
 
     @property
     def _sys_db(self) -> Any:
-        database = instance()._sys_db
+        database = instance() and instance()._sys_db_field
+        if database is None:
+            raise closed()
         if self._seen is None or self._seen._database is not database:
             self._seen = _Database(database)
         return self._seen

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from durable_swarm import codec, errors, roster
 from durable_swarm.engine import internals, records
-from durable_swarm.engine.failures import Held, engines_code, users_code
+from durable_swarm.engine.failures import engines_code, users_code
 from durable_swarm.engine.live import LiveRun, ToolCall
 from durable_swarm.engine.records import Record
+from durable_swarm.engine.signals import Held
 from durable_swarm.loop import Ask, Call, CallAll, Outcome, Reply, absorb
 from durable_swarm.models import ModelCall, complete
 from durable_swarm.tools import (

@@ -23,10 +23,10 @@ from dbos import DBOS, DBOSConfig
 
 from durable_swarm import errors, roster
 from durable_swarm.engine import database, internals, records
-from durable_swarm.engine.failures import Held
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.live import Desk, LiveRun, Settings
 from durable_swarm.engine.records import Record
+from durable_swarm.engine.signals import closed
 from durable_swarm.engine.store import Store
 from durable_swarm.waits import Home, background_loop
 
@@ -193,7 +193,7 @@ class Process:
     def still_open(self) -> None:
         """Check that this engine was not closed. Raises `Held`."""
         if self._closing.is_set():
-            raise Held(errors.ConfigurationError("the DurableSwarm was closed while the run was under way"))
+            raise closed()
 
     def check_fork(self) -> None:
         """Check that this is the process that opened the database: neither connections nor locks survive a fork."""

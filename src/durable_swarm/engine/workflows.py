@@ -19,11 +19,12 @@ from dbos import error as dbos_errors
 
 from durable_swarm import roster
 from durable_swarm.engine import internals, records
-from durable_swarm.engine.failures import Broken, Failed, Held, engines_code, step_failure, step_record, step_value
+from durable_swarm.engine.failures import engines_code, step_failure, step_record, step_value
 from durable_swarm.engine.live import LiveRun, ToolCall
 from durable_swarm.engine.performer import Colour, Durable, InThread, OnEventLoop, perform
 from durable_swarm.engine.process import Process, current, wait_for_current
 from durable_swarm.engine.records import Record
+from durable_swarm.engine.signals import Broken, Failed, Held
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import drive, turns
 from durable_swarm.swarm import respond

@@ -1,0 +1,41 @@
+"""How a run leaves its workflow when it has no response: what failed, what holds it, and what DBOS stores of it.
+
+`Failed` and `Held` are no `Exception`s, so that neither DBOS records them as the result of a step (then a repaired
+program could not repeat it) nor a tool's `except Exception` swallows them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from durable_swarm import errors
+
+
+class Failed(BaseException):
+    """A tool or a model call ended the run with `error`, in the step called `step`."""
+
+    def __init__(self, error: BaseException, step: str) -> None:
+        super().__init__(str(type(error)))
+        self.error = error
+        self.step = step
+
+
+class Held(BaseException):
+    """The run cannot go on in this process for `reason`; in the database it stays unfinished."""
+
+    def __init__(self, reason: errors.DurableSwarmError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+class Broken(Exception):
+    """What DBOS stores of a failed run: `data` is the failure's record."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        super().__init__(f"{data['type']}: {data.get('message', '')}")
+        self.data = data
+
+
+def closed() -> Held:
+    """Give what a run meets when the engine under it was closed; it goes on where the database is opened next."""
+    return Held(errors.ConfigurationError("the DurableSwarm was closed while the run was under way"))
