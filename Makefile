@@ -16,7 +16,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test crash check format bench clean
+.PHONY: help demo test crash faults check format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest, JOBS=1
 
 crash: $(VENV)/.installed-dev ## Kill programs at every boundary, in every way; takes long
 	DURABLE_SWARM_LONG=1 $(BIN)/python -m pytest --timeout=7200 tests/crash $(ARGS)
+
+faults: $(VENV)/.installed-dev ## Have the disk fail at every write; takes half an hour; ARGS='--every 7 kill power' takes less
+	$(BIN)/python -m faults.disk $(ARGS)
 
 check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors and house rules
 	$(BIN)/ruff format --check .

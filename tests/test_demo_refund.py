@@ -14,7 +14,7 @@ import pytest
 import durable_swarm
 from durable_swarm import ConfigurationError
 from durable_swarm.demos import refund, refund_agents
-from tests.support.provider import Provider, status
+from durable_swarm.testing import http_error, serve_scripted
 from tests.support.terminal import Terminal
 
 PROGRAM = (
@@ -138,9 +138,9 @@ def test_a_living_demo_is_left_alone() -> None:
 def test_a_model_is_asked_and_a_failed_run_is_no_obstacle(tmp_path: Path) -> None:
     """With a key that model answers; a run it failed is told in one line, and the next start begins a new one."""
     database = f"sqlite:///{tmp_path}/other.sqlite"
-    with Provider(refund.scripted_reply) as provider:
+    with serve_scripted(refund.scripted_reply) as provider:
         key = {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": provider.base_url}
-        provider.inject(status(401, "wrong key"))
+        provider.inject(http_error(401, "wrong key"))
         failed = piped(key, name="Ann", database=database)
         worked = piped(key, name="Ben", database=database, model="my-model")
     assert failed.returncode == 1

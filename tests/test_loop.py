@@ -11,7 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, absorb, add, drive, turns
+from durable_swarm.loop import (
+    Ask,
+    Call,
+    CallAll,
+    Detour,
+    Ending,
+    Outcome,
+    Reply,
+    Start,
+    Turn,
+    absorb,
+    add,
+    drive,
+    turns,
+)
 from durable_swarm.models import to_wire
 from durable_swarm.runs import Story, follow
 from durable_swarm.testing import check_request
@@ -258,3 +272,42 @@ def test_generated_runs(script: list[Any], max_turns: int | None, execute_tools:
         if execute_tools:
             assert_legal(story.messages)
     assert retell(script, max_turns=max_turns, execute_tools=execute_tools).ending == ending
+
+
+def kept_turns(script: list[Any]) -> list[Turn]:
+    """Give a whole run's answers as its turns."""
+    found, answers = [], list(script)
+    while answers:
+        reply = answers.pop(0)
+        found.append(Turn(reply, [Outcome(c.text) if c.plan == "tell" else answers.pop(0) for c in reply.calls]))
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(scripts(), st.data())
+def test_a_fork_ends_as_its_run(script: list[Any], data: st.DataObject) -> None:
+    """A run that keeps any number of first turns asks for the others only, and ends as the run did."""
+    told = kept_turns(script)
+    count = data.draw(st.integers(0, len(told)))
+    rest = [answer for turn in told[count:] for answer in answers_of(turn)]
+    journal, ending = perform(rest, kept=kept_turns(copy.deepcopy(script))[:count])
+    assert len(journal.requests) == len(told) - count
+    assert ending == perform(script)[1]
+
+
+def answers_of(turn: Turn) -> list[Any]:
+    """Give what a turn's effects were answered with."""
+    made = zip(turn.reply.calls, turn.outcomes, strict=True)
+    return [turn.reply, *(outcome for call, outcome in made if call.plan != "tell")]
+
+
+def test_a_detour_changes_agent_and_history() -> None:
+    """A detour hands over and adds messages, which max_turns does not count; after an end it goes on."""
+    said = {"role": "user", "content": "More"}
+    _, ending = perform([text("One."), text("Two.")], max_turns=2, detours={1: Detour("B", [said])})
+    assert [(message.get("sender"), message["content"]) for message in ending.messages] == [
+        ("A", "One."),
+        (None, "More"),
+        ("B", "Two."),
+    ]
+    assert ending.agent == "B"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Swarm
-from tests.support.provider import Provider, Stall, status
+from durable_swarm.testing import ScriptedServer, http_error, rate_limited, serve_scripted, timed_out
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 KEY = "canary-key-4711"
@@ -29,9 +29,9 @@ def swarm(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     """A provider that says Hello, to which the environment points."""
-    with Provider(lambda _: "Hello") as running:
+    with serve_scripted(lambda _: "Hello") as running:
         monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         yield running
@@ -64,7 +64,9 @@ def test_a_missing_key_is_told_before_anything_is_recorded(swarm: Any, method: s
     assert recorded_runs() == 0
 
 
-def test_the_swarm_works_once_the_key_is_there(swarm: Any, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_swarm_works_once_the_key_is_there(
+    swarm: Any, provider: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A failed first use does not spoil the swarm: the key may come later."""
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ConfigurationError):
@@ -73,7 +75,7 @@ def test_the_swarm_works_once_the_key_is_there(swarm: Any, provider: Provider, m
     assert swarm.run(Agent(), MESSAGES).messages[-1]["content"] == "Hello"
 
 
-def test_the_environment_is_used(swarm: Any, provider: Provider) -> None:
+def test_the_environment_is_used(swarm: Any, provider: ScriptedServer) -> None:
     """Base URL and key of the environment reach the provider, over one connection for all calls."""
     for _ in range(3):
         assert swarm.run(Agent(), MESSAGES).messages[-1]["content"] == "Hello"
@@ -81,7 +83,7 @@ def test_the_environment_is_used(swarm: Any, provider: Provider) -> None:
     assert provider.connections == 1
 
 
-def test_two_event_loops(swarm: Any, provider: Provider) -> None:
+def test_two_event_loops(swarm: Any, provider: ScriptedServer) -> None:
     """Runs on one event loop after another, several on each and a blocking one between, all work."""
 
     async def main() -> list[str]:
@@ -93,7 +95,7 @@ def test_two_event_loops(swarm: Any, provider: Provider) -> None:
     assert asyncio.run(main()) == ["Hello"] * 3
 
 
-def test_connections_outlive_event_loops(swarm: Any, provider: Provider) -> None:
+def test_connections_outlive_event_loops(swarm: Any, provider: ScriptedServer) -> None:
     """A program that makes a new event loop for each run still keeps its one connection."""
 
     async def main() -> None:
@@ -104,9 +106,9 @@ def test_connections_outlive_event_loops(swarm: Any, provider: Provider) -> None
     assert provider.connections == 1
 
 
-def test_a_cancelled_run_ends_its_request(swarm: Any, provider: Provider) -> None:
+def test_a_cancelled_run_ends_its_request(swarm: Any, provider: ScriptedServer) -> None:
     """Cancelling `run_async` in the middle of a model call does not wait for the answer."""
-    provider.inject(Stall(20))
+    provider.inject(timed_out())
 
     async def main() -> None:
         async with asyncio.timeout(0.3):
@@ -118,21 +120,21 @@ def test_a_cancelled_run_ends_its_request(swarm: Any, provider: Provider) -> Non
     assert time.monotonic() - begin < 5
 
 
-def test_started_runs_use_the_background_loop(provider: Provider) -> None:
+def test_started_runs_use_the_background_loop(provider: ScriptedServer) -> None:
     """`start` needs no event loop of the caller, with the default client too."""
     with DurableSwarm() as swarm:
         runs = [swarm.start(Agent(), MESSAGES) for _ in range(3)]
         assert [run.result(10).messages[-1]["content"] for run in runs] == ["Hello"] * 3
 
 
-def test_the_default_client_tries_again(swarm: Any, provider: Provider) -> None:
+def test_the_default_client_tries_again(swarm: Any, provider: ScriptedServer) -> None:
     """The default client is patient: a rate limit that passes does not end a run."""
-    provider.inject(status(429, retry_after=0), status(503, retry_after=0), status(500, retry_after=0))
+    provider.inject(rate_limited(), http_error(503, retry_after=0), http_error(500, retry_after=0))
     assert swarm.run(Agent(), MESSAGES).messages[-1]["content"] == "Hello"
     assert len(provider.requests) == 4
 
 
-def test_a_closed_swarm_opens_again(swarm: Any, provider: Provider) -> None:
+def test_a_closed_swarm_opens_again(swarm: Any, provider: ScriptedServer) -> None:
     """After `close` a further run makes a new client."""
     swarm.run(Agent(), MESSAGES)
     swarm.close()
@@ -140,7 +142,7 @@ def test_a_closed_swarm_opens_again(swarm: Any, provider: Provider) -> None:
     assert provider.connections == 2
 
 
-def test_a_client_that_was_given_stays_open(provider: Provider) -> None:
+def test_a_client_that_was_given_stays_open(provider: ScriptedServer) -> None:
     """A client the program made is the program's to close."""
     with provider.client() as client:
         for maker in MAKERS.values():

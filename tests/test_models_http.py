@@ -13,33 +13,33 @@ import pytest
 
 from durable_swarm import Agent, ModelError, Swarm, tool
 from durable_swarm.models import Completion
+from durable_swarm.testing import (
+    ScriptedServer,
+    cut,
+    dropped,
+    garbled,
+    http_error,
+    no_choices,
+    proxy_page,
+    serve_scripted,
+    timed_out,
+)
 from durable_swarm.types import Usage
 from durable_swarm.waits import background_loop
 from tests.support.model_calls import Naps, ask
-from tests.support.provider import (
-    Cut,
-    Fault,
-    Provider,
-    Reset,
-    Stall,
-    bad_json,
-    empty_choices,
-    html,
-    status,
-)
 
 KINDS = ["sync", "sync on a loop", "async", "async in a thread"]
 KEY = "canary-key-0815"
 
 
 @pytest.fixture
-def provider() -> Iterator[Provider]:
+def provider() -> Iterator[ScriptedServer]:
     """A provider that says Hello."""
-    with Provider(lambda _: "Hello") as running:
+    with serve_scripted(lambda _: "Hello") as running:
         yield running
 
 
-def ask_provider(provider: Provider, kind: str, *, naps: Naps | None = None, **options: Any) -> Completion:
+def ask_provider(provider: ScriptedServer, kind: str, *, naps: Naps | None = None, **options: Any) -> Completion:
     """Make one model call with a client of this kind, and close the client."""
     given = {"base_url": provider.base_url, "api_key": KEY, "max_retries": options.pop("max_retries", 0)}
     timeout = options.pop("timeout", 5.0)
@@ -62,7 +62,7 @@ def add(a: int, b: int = 1) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_whole_request_arrives(provider: Provider, kind: str) -> None:
+def test_the_whole_request_arrives(provider: ScriptedServer, kind: str) -> None:
     """Prompt, history, tools, choice and settings stand in the body that arrives, and nothing that is null."""
     agent = Agent(
         name="A",
@@ -121,7 +121,7 @@ def _call(arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_smallest_request(provider: Provider, kind: str) -> None:
+def test_the_smallest_request(provider: ScriptedServer, kind: str) -> None:
     """An agent without tools sends model and messages, and nothing else."""
     answer = ask_provider(provider, kind)
     assert provider.requests[0].body.keys() == {"model", "messages"}
@@ -130,13 +130,13 @@ def test_the_smallest_request(provider: Provider, kind: str) -> None:
     assert answer.usage == Usage(requests=1, prompt_tokens=6, completion_tokens=1, total_tokens=7)
 
 
-def test_the_override_names_the_model(provider: Provider) -> None:
+def test_the_override_names_the_model(provider: ScriptedServer) -> None:
     """`model_override` is the model that is asked, and that the answer is noted with."""
     answer = ask_provider(provider, "sync", model_override="gpt-small")
     assert provider.requests[0].body["model"] == answer.model == "gpt-small"
 
 
-def test_extra_body_may_replace(provider: Provider) -> None:
+def test_extra_body_may_replace(provider: ScriptedServer) -> None:
     """What `extra_body` says wins over everything else, as the client itself has it."""
     settings = {"temperature": 0, "extra_body": {"messages": [{"role": "user", "content": "mine"}], "temperature": 1}}
     ask_provider(provider, "sync", agent=Agent(model_settings=settings))
@@ -144,26 +144,26 @@ def test_extra_body_may_replace(provider: Provider) -> None:
     assert provider.requests[0].body["temperature"] == 1
 
 
-FAULTS: dict[str, Fault] = {
-    "408": status(408),
-    "409": status(409),
-    "429": status(429),
-    "500": status(500),
-    "503": status(503),
-    "529": status(529),
-    "page of a proxy": html(502),
-    "page instead of JSON": html(200),
-    "broken JSON": bad_json(),
-    "no choices": empty_choices(),
-    "cut body": Cut(),
-    "reset": Reset(),
-    "stall": Stall(3),
+FAULTS: dict[str, Any] = {
+    "408": http_error(408),
+    "409": http_error(409),
+    "429": http_error(429),
+    "500": http_error(500),
+    "503": http_error(503),
+    "529": http_error(529),
+    "page of a proxy": proxy_page(502),
+    "page instead of JSON": proxy_page(200),
+    "broken JSON": garbled(),
+    "no choices": no_choices(),
+    "cut body": cut("Hello"),
+    "reset": dropped(),
+    "stall": timed_out(),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_what_may_pass_is_tried_again(provider: Provider, kind: str, fault: str) -> None:
+def test_what_may_pass_is_tried_again(provider: ScriptedServer, kind: str, fault: str) -> None:
     """After a rate limit, an error of the server, a lost connection or a broken answer the request is made again."""
     provider.inject(FAULTS[fault])
     naps = Naps()
@@ -176,7 +176,7 @@ def test_what_may_pass_is_tried_again(provider: Provider, kind: str, fault: str)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_tries_are_those_of_the_client(provider: Provider, fault: str) -> None:
+def test_tries_are_those_of_the_client(provider: ScriptedServer, fault: str) -> None:
     """The request is made once more than the client's `max_retries` says; then the error tells what happened."""
     provider.inject(*[FAULTS[fault]] * 5)
     with pytest.raises(ModelError, match="the model call failed after 3 tries: ") as caught:
@@ -193,9 +193,9 @@ REFUSALS = {400: "BadRequestError", 401: "AuthenticationError", 403: "Permission
 
 @pytest.mark.parametrize("code", REFUSALS)
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_refusals_are_not_tried_again(provider: Provider, kind: str, code: int) -> None:
+def test_refusals_are_not_tried_again(provider: ScriptedServer, kind: str, code: int) -> None:
     """A refusal ends the call at its first try, with status, kind and the provider's own words."""
-    provider.inject(status(code, "you may not"))
+    provider.inject(http_error(code, "you may not"))
     naps = Naps()
     with pytest.raises(ModelError, match="you may not") as caught:
         ask_provider(provider, kind, max_retries=5, naps=naps)
@@ -206,7 +206,7 @@ def test_refusals_are_not_tried_again(provider: Provider, kind: str, code: int) 
 
 def test_nobody_listens() -> None:
     """A server that cannot be reached is tried again, then named as a lost connection without a status."""
-    with Provider([]) as gone:
+    with serve_scripted([]) as gone:
         pass
     with pytest.raises(ModelError) as caught:
         ask_provider(gone, "sync", max_retries=2)
@@ -214,9 +214,11 @@ def test_nobody_listens() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_retry_after_is_asked_for(provider: Provider, kind: str) -> None:
+def test_retry_after_is_asked_for(provider: ScriptedServer, kind: str) -> None:
     """The pause before each try is the one its answer asked for, not one of our own."""
-    provider.inject(status(429, retry_after=0.75), status(503, retry_after=7), status(500, retry_after="soon"))
+    provider.inject(
+        http_error(429, retry_after=0.75), http_error(503, retry_after=7), http_error(500, retry_after="soon")
+    )
     naps = Naps()
     ask_provider(provider, kind, max_retries=3, naps=naps)
     assert naps.taken[:2] == [0.75, 7]
@@ -224,9 +226,9 @@ def test_retry_after_is_asked_for(provider: Provider, kind: str) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_retry_after_is_waited(provider: Provider, asynchronous: bool) -> None:
+def test_retry_after_is_waited(provider: ScriptedServer, asynchronous: bool) -> None:
     """A run really waits what Retry-After says, and hardly longer."""
-    provider.inject(status(429, retry_after=0.2))
+    provider.inject(http_error(429, retry_after=0.2))
     begin = time.monotonic()
     with provider.client(max_retries=1) as client:
         swarm = Swarm(client)
@@ -237,25 +239,25 @@ def test_retry_after_is_waited(provider: Provider, asynchronous: bool) -> None:
     assert 0.2 <= time.monotonic() - begin < 1.5
 
 
-def test_the_server_may_forbid_a_retry(provider: Provider) -> None:
+def test_the_server_may_forbid_a_retry(provider: ScriptedServer) -> None:
     """An answer with `x-should-retry: false` is not tried again."""
-    provider.inject(status(500, x_should_retry="false"))
+    provider.inject(http_error(500, headers={"x-should-retry": "false"}))
     with pytest.raises(ModelError) as caught:
         ask_provider(provider, "sync", max_retries=3)
     assert (caught.value.status, caught.value.tries) == (500, 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_key_that_the_provider_repeats_is_masked(provider: Provider, kind: str) -> None:
+def test_a_key_that_the_provider_repeats_is_masked(provider: ScriptedServer, kind: str) -> None:
     """The key stands neither in the error nor in its cause nor in the traceback, even where the provider repeats it."""
-    provider.inject(status(401, f"Incorrect API key provided: {KEY}. Header was 'Authorization: Bearer {KEY}'."))
+    provider.inject(http_error(401, f"Incorrect API key provided: {KEY}. Header was 'Authorization: Bearer {KEY}'."))
     with pytest.raises(ModelError, match="Incorrect API key provided: ") as caught:
         ask_provider(provider, kind)
     assert isinstance(caught.value.__cause__, openai.AuthenticationError)
     assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
-def test_connections_are_kept(provider: Provider) -> None:
+def test_connections_are_kept(provider: ScriptedServer) -> None:
     """The calls of a run share a connection."""
     with provider.client() as client:
         for _ in range(5):
@@ -266,7 +268,7 @@ def test_connections_are_kept(provider: Provider) -> None:
 def test_broken_arguments_are_sent_mended_and_shown_as_they_were() -> None:
     """What the model wrote stays in the response; the strict provider gets a history it takes."""
     replies = [[("add", '{"a": '), ("add", "[1]"), ("füg hinzu", '{"a": 1}')], "Sorry"]
-    with Provider(replies) as strict, strict.client() as client:
+    with serve_scripted(replies) as strict, strict.client() as client:
         response = Swarm(client).run(Agent(functions=[add]), [{"role": "user", "content": "Hi"}])
     shown = [call["function"] for call in response.messages[0]["tool_calls"]]
     assert shown == [
@@ -283,14 +285,14 @@ def test_broken_arguments_are_sent_mended_and_shown_as_they_were() -> None:
     assert [message["content"][:6] for message in response.messages[1:4]] == ["Error:"] * 3
 
 
-def test_an_odd_subclass_of_the_client(provider: Provider) -> None:
+def test_an_odd_subclass_of_the_client(provider: ScriptedServer) -> None:
     """A client class of the program's own, made with other arguments, works and keeps its number of tries."""
 
     class Gateway(openai.OpenAI):
         def __init__(self, url: str) -> None:
             super().__init__(base_url=url, api_key=KEY, max_retries=1)
 
-    provider.inject(status(500))
+    provider.inject(http_error(500))
     with Gateway(provider.base_url) as client:
         assert ask(client).message["content"] == "Hello"
     assert len(provider.requests) == 2

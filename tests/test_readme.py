@@ -10,8 +10,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from durable_swarm.testing import call
-from tests.support.provider import Provider
+from durable_swarm.testing import ScriptedServer, call, serve_scripted
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -31,7 +30,7 @@ def model(killing: list[subprocess.Popen[str]]) -> Any:
     return reply
 
 
-def start(provider: Provider, folder: Path) -> subprocess.Popen[str]:
+def start(provider: ScriptedServer, folder: Path) -> subprocess.Popen[str]:
     """Start the example as a program."""
     environment = {**os.environ, "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider.base_url}
     command = [sys.executable, "app.py"]
@@ -42,7 +41,7 @@ def test_the_first_example_survives_a_kill(tmp_path: Path) -> None:
     """The twenty lines, killed with SIGKILL in a model call and started again, refund once and answer."""
     (tmp_path / "app.py").write_text(BLOCKS[0])
     killing: list[subprocess.Popen[str]] = []
-    with Provider(model(killing)) as provider:
+    with serve_scripted(model(killing)) as provider:
         first = start(provider, tmp_path)
         killing.append(first)
         before, _ = first.communicate(timeout=60)

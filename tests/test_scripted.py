@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import pickle
 import threading
+import time
 from contextvars import copy_context
 from typing import Any
 
 import pytest
 
+from durable_swarm import Agent, Swarm
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.models import ModelCall, current_model_call
-from durable_swarm.testing import ProviderError, ScriptedModel, call, check_request
+from durable_swarm.testing import AsyncScriptedModel, ProviderError, ScriptedModel, call, check_request, slowly
+from durable_swarm.waits import running_loop
 
 HELLO = [{"role": "user", "content": "hello there"}]
 CALLED: dict[str, Any] = {
@@ -184,12 +188,72 @@ def test_a_wrong_reply_is_refused_at_once(replies: Any, text: str) -> None:
         ScriptedModel(replies)
 
 
-def test_streaming_is_refused() -> None:
-    """A request with stream=True gets a clear error; stream=False is an ordinary request."""
-    model = ScriptedModel(["Hi"])
-    with pytest.raises(ConfigurationError, match="cannot stream"):
-        ask(model, stream=True)
-    assert ask(model, stream=False).choices[0].message.content == "Hi"
+def test_an_injected_reply_comes_first() -> None:
+    """Injected replies strike one request each, before script and strict checks; None lets one pass."""
+    model = ScriptedModel(["first", "second"])
+    model.inject(TimeoutError(), None, "between")
+    with pytest.raises(TimeoutError):
+        ask(model, [*HELLO, ANSWER])
+    assert [ask(model).choices[0].message.content for _ in range(3)] == ["first", "between", "second"]
+    assert len(model.calls) == 4
+    with pytest.raises(ConfigurationError, match="cannot give the reply 3"):
+        model.inject(3)
+
+
+def test_latency_comes_before_the_answer() -> None:
+    """The model's latency precedes each reply, and a reply may have its own."""
+    model = ScriptedModel(["Hi", slowly("Ho", latency=0)], latency=0.3)
+    began = time.monotonic()
+    assert ask(model).choices[0].message.content == "Hi"
+    middle = time.monotonic()
+    assert ask(model).choices[0].message.content == "Ho"
+    assert middle - began >= 0.3 > time.monotonic() - middle
+
+
+def test_a_requests_timeout_is_kept_to() -> None:
+    """A request that waits no longer than its `timeout` ends then, as the real client's does."""
+    model = ScriptedModel(lambda _: "Hi", latency=5)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"timeout of 0\.05 s"):
+        ask(model, timeout=0.05)
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_a_wait_that_is_none_is_refused(seconds: float) -> None:
+    """Latency and pace are finite seconds, not below 0."""
+    for make in (
+        lambda: ScriptedModel([], latency=seconds),
+        lambda: ScriptedModel([], pace=seconds),
+        lambda: slowly("", latency=seconds),
+        lambda: slowly("", pace=seconds),
+    ):
+        with pytest.raises(ConfigurationError, match="seconds, 0 or more"):
+            make()
+
+
+def test_the_async_model_is_awaited() -> None:
+    """An `AsyncScriptedModel` answers `await`, several requests side by side, from one script."""
+    model = AsyncScriptedModel([str(number) for number in range(8)], latency=0.2)
+
+    async def main() -> list[str]:
+        asked = [model.chat.completions.create(messages=HELLO) for _ in range(8)]
+        return [answer.choices[0].message.content for answer in await asyncio.gather(*asked)]
+
+    began = time.monotonic()
+    assert asyncio.run(main()) == list("01234567")
+    assert 0.2 <= time.monotonic() - began < 8 * 0.2
+    assert len(model.calls) == 8
+
+
+@pytest.mark.parametrize("on_loop", [False, True])
+def test_runs_use_the_async_model(on_loop: bool) -> None:
+    """A swarm takes the async client, and makes its calls on an event loop."""
+    loops: list[bool] = []
+    model = AsyncScriptedModel(lambda _: loops.append(running_loop() is not None) or "Hi")
+    swarm, agent = Swarm(model), Agent()
+    response = asyncio.run(swarm.run_async(agent, HELLO)) if on_loop else swarm.run(agent, HELLO)
+    assert (response.messages[-1]["content"], loops) == ("Hi", [True])
 
 
 def test_a_restarted_program_goes_on_in_the_script() -> None:
@@ -242,8 +306,10 @@ def test_strict_can_be_turned_off() -> None:
 
 def test_provider_errors_survive_pickling() -> None:
     """Status and headers are still there after pickling."""
-    error = pickle.loads(pickle.dumps(ProviderError("busy", status_code=503, retry_after=0.5)))
-    assert (error.message, error.status_code, error.response.headers) == ("busy", 503, {"retry-after": "0.5"})
+    given = ProviderError("busy", status_code=503, retry_after=0.5, code="full", headers={"X-A": "b"})
+    error = pickle.loads(pickle.dumps(given))
+    assert (error.message, error.status_code, error.code) == ("busy", 503, "full")
+    assert error.response.headers == {"retry-after": "0.5", "x-a": "b"}
 
 
 def request_of(*messages: Any, **more: Any) -> dict[str, Any]:
@@ -268,6 +334,7 @@ def request_of(*messages: Any, **more: Any) -> dict[str, Any]:
             ANSWER,
         ),
         request_of({**CALLED, "tool_calls": CALLED["tool_calls"] * 2}, ANSWER, ANSWER),
+        request_of(stream=True, stream_options={"include_usage": True}),
         request_of(timeout=object(), extra_headers={"Idempotency-Key": "k"}),
     ],
 )
@@ -339,6 +406,7 @@ REFUSED = [
     (with_tool(parameters={"type": "object", "properties": []}), "properties must be a dict"),
     (request_of(parallel_tool_calls=False), "only allowed when tools are given"),
     (request_of(tools=None, parallel_tool_calls=True), "only allowed when tools are given"),
+    (request_of(stream_options={"include_usage": True}), "only allowed when stream is true"),
     (request_of(metadata=object()), "cannot be written as JSON"),
     (request_of(temperature=float("nan")), "cannot be written as JSON"),
 ]

@@ -23,6 +23,17 @@ def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> None:
         raise ConfigurationError(f"{name} must be a number of seconds {least}, not {value!r:.40}")
 
 
+def check_codec(codec: Any) -> None:
+    """Check that it is a codec: something with `encode` and `decode`; or None."""
+    if isinstance(codec, type):
+        raise ConfigurationError(f"codec must be a codec, not the class {codec.__name__}; make one of it")
+    if codec is not None and not all(callable(getattr(codec, name, None)) for name in ("encode", "decode")):
+        raise ConfigurationError(
+            f"codec must have the methods encode(data, place) and decode(stored, place); {type(codec).__name__!r} "
+            "objects have not"
+        )
+
+
 def check_text(name: str, value: Any) -> str:
     """Check that it is a string that is not empty and that a database can store, and give it."""
     if not isinstance(value, str) or not value.strip() or not storable(value):

@@ -4,6 +4,8 @@ Plain JSON values stay as they are. Python's other common values become `{"$type
 names in `_READERS`; so does a dictionary that JSON could not give back unchanged (a key that is not a string, or a
 key `$type`). Everything else raises `NotSerializable`: nothing is ever pickled, and reading runs no code but the
 constructors of this file.
+
+`Codec` is the hook for a program's own treatment of what is stored, such as encryption: it gets that JSON data.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from durable_swarm.errors import NotSerializable
@@ -23,6 +26,10 @@ TAG = "$type"
 
 MAX_DEPTH = 100
 """How deep containers may be nested: a fixed number, so that what was stored can be read from anywhere in a program."""
+
+MAX_TEXT = 200_000_000
+"""How long a text or bytes may be: no database stores a gigabyte in one row, and JSON and encryption add to it. Such a
+value would fail only after minutes, with ten times its memory in use."""
 
 _PLAIN_BITS = 2000
 """Longer integers are stored in hexadecimal: Python may be set to refuse decimals of more than 640 digits."""
@@ -55,6 +62,38 @@ _WRITERS: dict[type, Callable[[Any], Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a record stands: what an authenticated encryption binds it to, so that it can be moved nowhere else.
+
+    `run_id` is the id of the run, or of a tool call (`<run id>/<turn>.<index>`). `step` is the step's name
+    (`model:Clerk`, `tool:refund`, a `@step`'s own), or `input`, `output`, `error` for what a run or call was given,
+    gave or ended with. `number` counts the steps of that run or call. `beside` is what stands readable next to it.
+    """
+
+    run_id: str
+    step: str
+    number: int = 0
+    beside: Mapping[str, Any] = field(default_factory=dict)
+
+    def associated(self) -> bytes:
+        """Give all of it as bytes, the same in every process: the associated data for an encryption."""
+        return dumps([self.run_id, self.step, self.number, dict(self.beside)]).encode()
+
+
+class Codec(Protocol):
+    """What `DurableSwarm(codec=...)` takes: all data of users passes through it on its way to the database and back.
+
+    Both methods are called from many threads. What they raise keeps the run from going on, and is no result of it.
+    """
+
+    def encode(self, data: dict[str, Any], place: Place) -> dict[str, Any] | str:
+        """Give what is stored for `data`, a record's fields as JSON data: a text, or JSON data with the same keys."""
+
+    def decode(self, stored: dict[str, Any] | str, place: Place) -> dict[str, Any]:
+        """Give the fields back. Gets a dictionary where the record was stored without a codec, or by another one."""
+
+
 def encode(value: Any, path: str = "value") -> Any:
     """Give `value` as plain JSON data (dict, list, str, int, float, bool, None).
 
@@ -69,6 +108,12 @@ def _encode(value: Any, path: str, depth: int) -> Any:
         return value
     if kind is int:
         return value if value.bit_length() <= _PLAIN_BITS else _tagged("int", hex(value))
+    if kind in (str, bytes) and len(value) > MAX_TEXT:
+        raise NotSerializable(
+            f"{path} is {len(value):,} characters or bytes long, and at most {MAX_TEXT:,} are stored in one value. "
+            "Keep it in a file or an object store, and its name in the run.",
+            path=path,
+        )
     if kind is str:
         return value if storable(value) else _tagged("text", json.dumps(value)[1:-1])
     if kind is float:

@@ -15,18 +15,6 @@ from durable_swarm.types import Message, Usage
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a run begins with; `max_turns` counts messages, as in Swarm, and None means no bound."""
-
-    agent: str
-    messages: list[Message]
-    context: dict[str, Any]
-    model_override: str | None = None
-    max_turns: float | None = None
-    execute_tools: bool = True
-
-
-@dataclass(frozen=True)
 class Call:
     """One tool call the model asked for, the `index`-th of its reply, and how it is to be made.
 
@@ -63,6 +51,39 @@ class Outcome:
     updates: dict[str, Any] = field(default_factory=dict)
     changed: dict[str, Any] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A whole turn as it was: the reply, and what came of each of its calls; empty where they were not made."""
+
+    reply: Reply
+    outcomes: list[Outcome]
+
+
+@dataclass(frozen=True)
+class Detour:
+    """What is changed just before a turn begins: another agent has it, and messages are added to the history."""
+
+    agent: str | None = None
+    messages: list[Message] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with; `max_turns` counts messages, as in Swarm, and None means no bound.
+
+    `kept` are the first turns of a fork: they are taken as they are, and performed by nobody. `detours` are by turn.
+    """
+
+    agent: str
+    messages: list[Message]
+    context: dict[str, Any]
+    model_override: str | None = None
+    max_turns: float | None = None
+    execute_tools: bool = True
+    kept: list[Turn] = field(default_factory=list)
+    detours: dict[int, Detour] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,14 +124,20 @@ def turns(start: Start) -> Turns:
     """Run the agents until one answers without calling a tool, or `max_turns` messages are reached."""
     agent, context, usage, turn = start.agent, start.context, None, 0
     history, first = list(start.messages), len(start.messages)
-    while start.max_turns is None or len(history) - first < start.max_turns:
-        reply = yield from ask(Ask(turn, agent, history, context))
+    given = first
+    while start.max_turns is None or len(history) - given < start.max_turns:
+        if detour := start.detours.get(turn):
+            history.extend(detour.messages)
+            given += len(detour.messages)
+            agent = detour.agent or agent
+        reply = yield from ask(start, Ask(turn, agent, history, context))
         history.append({**reply.message, "sender": agent})
         usage = add(usage, reply.usage)
-        if not reply.calls or not start.execute_tools:
+        calls = reply.calls if start.execute_tools else []
+        if not calls and turn + 1 not in start.detours:
             break
-        outcomes = yield from call_all(CallAll(turn, agent, reply.calls, context, history))
-        for call, outcome in zip(reply.calls, outcomes, strict=True):
+        outcomes = yield from call_all(start, CallAll(turn, agent, calls, context, history))
+        for call, outcome in zip(calls, outcomes, strict=True):
             history.append({"role": "tool", "tool_call_id": call.id, "tool_name": call.tool, "content": outcome.text})
             absorb(context, outcome)
             agent = outcome.agent or agent
@@ -121,14 +148,16 @@ def turns(start: Start) -> Turns:
     return Ending(history[first:], agent, context, usage)
 
 
-def ask(effect: Ask) -> Generator[Ask, Reply, Reply]:
-    """Yield a model call; the helper gives the bare `yield` its type."""
-    return (yield effect)
+def ask(start: Start, effect: Ask) -> Generator[Ask, Reply, Reply]:
+    """Yield a model call, unless its turn is kept."""
+    return start.kept[effect.turn].reply if effect.turn < len(start.kept) else (yield effect)
 
 
-def call_all(effect: CallAll) -> Generator[CallAll, list[Outcome], list[Outcome]]:
-    """Yield a batch of tool calls; the helper gives the bare `yield` its type."""
-    return (yield effect)
+def call_all(start: Start, effect: CallAll) -> Generator[CallAll, list[Outcome], list[Outcome]]:
+    """Yield a batch of tool calls, unless there is none or its turn is kept."""
+    if not effect.calls:
+        return []
+    return start.kept[effect.turn].outcomes if effect.turn < len(start.kept) else (yield effect)
 
 
 def absorb(context: dict[str, Any], outcome: Outcome) -> None:

@@ -42,10 +42,11 @@ CLOSING_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class ModelCall:
-    """Which model call is being made: the run, and its turn counted from 0."""
+    """Which model call is being made: the run, and its turn counted from 0, with the turns that a fork has `kept`."""
 
     run_id: str
     turn: int
+    kept: int = 0
 
 
 current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_model_call", default=None)
@@ -278,6 +279,7 @@ def _model_error(error: Exception, tries: int) -> ModelError:
 
 
 _KEYS = re.compile(r"sk-[\w-]{6,}|(?<=Bearer )\S+")
+_PASSWORDS = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)")
 _used_keys: set[str] = set()
 """The keys of all clients that were used in this process: no error of it may repeat them."""
 
@@ -289,11 +291,15 @@ def _remember_key(client: Any) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """Give the text without API keys: those of clients in use, the environment's, and whatever looks like one."""
-    environment = os.environ.get("OPENAI_API_KEY", "")
-    for secret in {*_used_keys, environment} if len(environment) > 5 else _used_keys:
-        text = text.replace(secret, "***")
-    return _KEYS.sub("***", text)
+    """Give the text without keys and the passwords of URLs.
+
+    Keys are those of clients in use, the environment's, and whatever looks like one.
+    """
+    environment = ",".join(os.environ.get(name, "") for name in ("OPENAI_API_KEY", "DURABLE_SWARM_ENCRYPTION_KEYS"))
+    for secret in {*_used_keys, *map(str.strip, environment.split(","))}:
+        if len(secret) > 5:
+            text = text.replace(secret, "***")
+    return _PASSWORDS.sub(r"\1***", _KEYS.sub("***", text))
 
 
 def read_message(message: Any, turn: int) -> Message:

@@ -5,12 +5,13 @@ No database here: `follow` drives the turn loop over records that somebody has r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
+from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, add, drive, turns
 from durable_swarm.types import Message, Usage
 from durable_swarm.waits import finish
 
@@ -25,6 +26,7 @@ class StepInfo:
 
     `kind` is `model`, `tool` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed` or
     `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
+    `turn` is the turn it belongs to, counted from 0. `kept` says that a fork has it from the run it was forked from.
     """
 
     number: int
@@ -37,6 +39,8 @@ class StepInfo:
     error: str | None = None
     attempts: int = 1
     version: str | None = None
+    turn: int | None = None
+    kept: bool = False
 
 
 class _NotYet(Exception):
@@ -70,7 +74,7 @@ class _Recorded:
             reply = self.next_reply()
             if reply is None:
                 raise _NotYet(effect, [])
-            self.usage = reply.usage if self.usage is None else self.usage + (reply.usage or Usage())
+            self.usage = add(self.usage, reply.usage)
             return reply
         outcomes = [
             Outcome(call.text) if call.plan == "tell" else self.next_outcome(effect.turn, call) for call in effect.calls
@@ -92,7 +96,8 @@ def follow(
 
     The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
     """
-    recorded = _Recorded(next_reply, next_outcome)
+    kept = functools.reduce(add, (turn.reply.usage for turn in start.kept), None)
+    recorded = _Recorded(next_reply, next_outcome, kept)
     try:
         ending = finish(drive(turns(start), recorded))
     except _NotYet as end:

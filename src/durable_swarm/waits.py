@@ -244,3 +244,12 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     Not a thread of `threads`: those may all be taken by tools that wait for what this call is part of.
     """
     return await asyncio.wrap_future(_errands.submit(contextvars.copy_context().run, function, *args))
+
+
+def exiting() -> bool:
+    """Whether the program has come to its end and waits for its threads: then none of them may wait for anything."""
+    try:
+        _errands.submit(int)
+    except RuntimeError:
+        return True
+    return False

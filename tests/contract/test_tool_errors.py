@@ -42,6 +42,14 @@ def test_unknown_tool(make_swarm: MakeSwarm, run: Run) -> None:
     assert response.messages[-1]["content"] == "Sorry."
 
 
+@pytest.mark.parametrize("name", ["Refund", "REFUND", "refund_", "functions.refund"])
+def test_a_tool_is_called_by_its_exact_name(make_swarm: MakeSwarm, name: str) -> None:
+    """A name that is almost a tool's is unknown, and nothing is called."""
+    response = make_swarm(ScriptedModel([[(name, {"order": "A1"})], "Sorry."])).run(Agent(functions=[refund]), user())
+    assert tool_contents(response) == [f"Error: Tool {name} not found."]
+    assert called == []
+
+
 def test_tool_of_another_agent(make_swarm: MakeSwarm) -> None:
     """A tool that only another agent has is unknown: no agent borrows the rights of another."""
     Agent(name="Cashier", functions=[refund])

@@ -1,107 +1,22 @@
-"""The durable boundaries of a life: every commit that changed a run, and every effect on the outside world.
+"""The effects of our own scenarios on the outside world: boundaries of the crash kit, with lines that tell more.
 
-`watch` makes each of them a place where this process can kill itself with SIGKILL: before it or after it. The process
-that is killed has no time for anything: no `finally`, no `atexit`, no buffer that is still written.
+A line says which checkpoint would keep the effect from happening again, so that the matrix can tell a repetition that
+was in flight from one that was finished.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import signal
-import threading
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
 
 from dbos import DBOS
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
-from sqlalchemy.engine.default import DefaultDialect
 
 from durable_swarm import current_call
 from durable_swarm.errors import NotInRun
 from durable_swarm.models import current_model_call
-
-Side = Literal["before", "after"]
+from durable_swarm.testing.crash.boundaries import PROBE
 
 RUN_PREFIX = "run-"
-"""How the ids of runs under test begin: it tells writes to their rows from the engine's housekeeping."""
-
-_WRITES = re.compile(
-    r"\b(?:INSERT INTO|UPDATE|DELETE FROM)\s+(?:\"?\w+\"?\.)?\"?"
-    r"(workflow_status|workflow_input|workflow_output|operation_outputs)\b",
-    re.IGNORECASE,
-)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where to kill a life: at its `number`-th boundary, counted from 1, before or after it."""
-
-    number: int
-    side: Side
-
-
-class Probe:
-    """Numbers the boundaries of this process as they are reached, and kills it at one of them."""
-
-    def __init__(self) -> None:
-        self.passed: list[str] = []
-        self._at: Place | None = None
-        self._lock = threading.Lock()
-
-    def arm(self, at: Place | None) -> None:
-        """Kill this process at `at`; with None count only."""
-        self._at = at
-
-    def before(self, label: str) -> int:
-        """Reach a boundary and give its number."""
-        with self._lock:
-            self.passed.append(label)
-            number = len(self.passed)
-        self._die_if(number, "before")
-        return number
-
-    def after(self, number: int) -> None:
-        """Leave the boundary of that number."""
-        self._die_if(number, "after")
-
-    def _die_if(self, number: int, side: Side) -> None:
-        if self._at == Place(number, side):
-            os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60)
-
-
-PROBE = Probe()
-
-
-def watch() -> None:
-    """Make every commit of this process that changes a run a boundary. To be called once, before the database opens."""
-    commit: Callable[[DefaultDialect, Any], None] = DefaultDialect.do_commit
-
-    def watched(dialect: DefaultDialect, connection: Any) -> None:
-        tables = connection.info.pop("changed", None)
-        if tables is None:
-            commit(dialect, connection)
-            return
-        number = PROBE.before(f"commit {' '.join(dict.fromkeys(tables))}")
-        commit(dialect, connection)
-        PROBE.after(number)
-
-    patched: Any = DefaultDialect
-    patched.do_commit = watched
-    event.listen(Engine, "after_cursor_execute", _note_changes)
-    event.listen(Engine, "rollback", lambda connection: connection.info.pop("changed", None))
-
-
-def _note_changes(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-    written = _WRITES.findall(statement)
-    # A statement with RETURNING reports its number of rows only once they were fetched.
-    changed = cursor.rowcount != 0 or "RETURNING" in statement
-    if written and changed and f"'{RUN_PREFIX}" in repr(parameters):
-        connection.info.setdefault("changed", []).extend(written)
+"""How the ids of runs under test begin."""
 
 
 class Ledger:

@@ -22,7 +22,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.crash.boundaries import PROBE, Place, keep_ledger, watch
+from durable_swarm.testing.crash.boundaries import PROBE, Place, watch
+from tests.crash.boundaries import keep_ledger
 
 PATIENCE = 45.0
 """Seconds after which a life that has not ended counts as hanging."""
@@ -86,6 +87,15 @@ class Life:
         assert kind == "ended", f"the life failed: {value}\n{self.log}"
         assert self._gone(), f"the life has ended and stays\n{self._stacks()}"
         return End(killed=False, value=value, passed=passed, log=self.log)
+
+    def outcome(self) -> tuple[int, Any]:
+        """Wait for the end, whatever it is, and give the exit code and the value; None if it ended without a word."""
+        report = self._report()
+        assert self._gone(), f"the life does not end\n{self._stacks()}"
+        code = self._code()
+        assert code is not None
+        assert report is None or report[0] == "ended", f"the life failed: {report}\n{self.log}"
+        return code, report and report[1]
 
     def _report(self) -> Report | None:
         """Wait for what the life says at its end; None if it ends without a word."""

@@ -21,8 +21,10 @@ from pathlib import Path
 
 import sqlalchemy
 
-from tests.crash import scenarios
-from tests.crash.boundaries import RUN_PREFIX, Place
+from durable_swarm.testing.crash.boundaries import Place
+from faults.shim import Fault
+from tests.crash import disk, scenarios
+from tests.crash.boundaries import RUN_PREFIX
 from tests.crash.lives import End, Lives
 from tests.crash.scenarios import NOT_RECORDED
 
@@ -35,8 +37,8 @@ WORKERS = 4
 """Cases at once: a life mostly waits."""
 
 
-Death = Place | float
-"""Where a life is killed, or how many seconds after its start."""
+Death = Place | float | Fault
+"""Where a life is killed, or how many seconds after its start; or what goes wrong with its disk."""
 
 Case = tuple[str, str, *tuple[Death, ...]]
 """A colour, a way of coming back, and where one life after the other is killed."""
@@ -181,6 +183,8 @@ class _Trial:
 
     def live(self, colour: str, way: str, at: Death | None) -> End:
         name = self.matrix.scenario
+        if isinstance(at, Fault):
+            return self.matrix.lives.live(disk.live, at, name, self.url, self.run_id, colour, way, ledger=self.ledger)
         return self.matrix.lives.live(
             scenarios.live, name, self.url, self.run_id, colour, way, ledger=self.ledger, at=at
         )
@@ -204,6 +208,8 @@ class _Trial:
             if not end.killed:
                 break
             verdict.kills += 1
+            if isinstance(death, Fault):
+                verdict.problems += disk.damages(disk.file_of(self.url))
             finished.append(self._finished())
         assert not end.killed, "the last life was killed too, by nobody here"
         made = self.effects()
@@ -271,6 +277,8 @@ def _repeats(made: list[Effect]) -> int:
 def _told(death: Death, expected: End) -> str:
     if isinstance(death, float):
         return f"after {death:.3f} s"
+    if isinstance(death, Fault):
+        return str(death)
     label = expected.passed[death.number - 1] if death.number <= len(expected.passed) else "of a later life"
     return f"{death.side} boundary {death.number} ({label})"
 

@@ -12,6 +12,7 @@ import sqlalchemy.dialects.sqlite
 
 import durable_swarm
 import durable_swarm.testing
+import tests.crash.disk
 import tests.crash.lives
 import tests.crash.scenarios
 

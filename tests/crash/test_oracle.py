@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.boundaries import Place
+from durable_swarm.testing.crash.boundaries import Place
 from tests.crash.lives import Lives
 from tests.crash.matrix import Effect, Matrix, Report, every_place, judge_effects
 from tests.crash.test_tools import place_of

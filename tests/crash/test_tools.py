@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from durable_swarm.testing.crash.boundaries import Place, Side
 from tests.crash import scenarios
-from tests.crash.boundaries import Place, Side
 from tests.crash.lives import Lives
 from tests.crash.matrix import COLOURS, Case, Matrix, both_sides, read_ledger
 

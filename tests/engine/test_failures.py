@@ -9,7 +9,7 @@ import pytest
 from dbos import error as dbos_errors
 
 from durable_swarm import errors
-from durable_swarm.engine.failures import engines_code, rebuild, step_failure, step_value, users_code
+from durable_swarm.engine.failures import engines_code, rebuild, step_done, step_failure, users_code
 from durable_swarm.engine.signals import Failed, Held
 
 FOREIGN = [kind for _, kind in inspect.getmembers(dbos_errors, inspect.isclass) if issubclass(kind, Exception)]
@@ -62,7 +62,7 @@ def test_what_a_tool_raises_ends_the_run_and_ctrl_c_passes() -> None:
 def test_a_step_raises_again_what_it_raised() -> None:
     """An exception of a `@step` comes back from its record as the class it was, with its attributes."""
     with pytest.raises(Declined) as declined:
-        step_value(step_failure("r", "charge", Declined(51)))
+        step_done(step_failure("r", "charge", Declined(51))).value()
     assert (declined.value.code, declined.value.advice, declined.value.args) == (51, "call the bank", (51,))
 
 

@@ -34,6 +34,7 @@ SIGNATURES: dict[Any, list[str]] = {
     _dbos.DBOSRegistry._register_internal_queue: ["self", "name"],
     _dbos.DBOSRegistry.register_wf_function: ["self", "name", "wrapped_func"],
     _sys_db.SystemDatabase.record_get_result: ["self", "result_workflow_id", "output", "error", "serialization"],
+    _sys_db.db_retry: ["initial_backoff", "max_backoff", "sys_db"],
     _serialization.DefaultSerializer.deserialize: ["cls", "serialized_data"],
     DBOSClient.list_workflow_steps: ["self", "workflow_id"],
     DBOSClient.resume_workflows: ["self", "workflow_ids", "queue_name"],
@@ -154,3 +155,18 @@ def test_an_outcome_that_cannot_be_recorded_is_no_outcome(reason: Exception, ref
 def test_the_states_are_all_known() -> None:
     """Every status that DBOS can give a workflow has a state of ours."""
     assert {status.value for status in _sys_db.WorkflowStatusString} <= set(_STATES)
+
+
+def test_a_lost_database_is_tried_again_soon() -> None:
+    """Whatever DBOS tries again after the database was lost, it tries within seconds, not after a minute."""
+    internals.shorten_pauses()
+    pauses = [
+        inspect.getclosurevars(method).nonlocals["max_backoff"]
+        for method in vars(_sys_db.SystemDatabase).values()
+        if "max_backoff" in getattr(getattr(method, "__code__", None), "co_freevars", ())
+    ]
+    defaults = _sys_db.db_retry.__defaults__
+    assert len(pauses) > 20
+    assert defaults is not None
+    assert {*pauses, defaults[1]} == {internals.LONGEST_PAUSE / 1.5}
+    assert defaults[0] == 1.0

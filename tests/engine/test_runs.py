@@ -282,3 +282,20 @@ def test_messages_grow(make: Make) -> None:
     assert lengths == [2, 4]
     wait_until(lambda: len(run.messages()) == 5)
     assert run.messages() == response.messages
+
+
+def test_calls_together_see_the_context_as_it_was(make: Make) -> None:
+    """Calls that run together each have a context of their own: what one changes in place, no sibling sees."""
+
+    async def write(context_variables: dict[str, Any]) -> str:
+        context_variables["written"] = True
+        await asyncio.sleep(0.02)
+        return "written"
+
+    async def look(context_variables: dict[str, Any]) -> str:
+        await asyncio.sleep(0.01)
+        return str(sorted(context_variables))
+
+    response = make(ScriptedModel([["write", "look"], "Done"])).run(Agent(functions=[write, look]), user())
+    assert [message["content"] for message in response.messages[1:3]] == ["written", "[]"]
+    assert response.context_variables == {"written": True}

@@ -14,8 +14,11 @@ import openai
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, ModelError, step
-from tests.engine.helpers import PATIENCE, user
-from tests.support.provider import Provider, status
+from durable_swarm.cli import main
+from durable_swarm.encryption import new_key
+from durable_swarm.testing import ScriptedModel, ScriptedServer, http_error, serve_scripted
+from tests.engine.conftest import Make
+from tests.engine.helpers import PATIENCE, stored_texts, unique, user
 
 ENVIRONMENT_KEY = "canary-env-9f31"
 CLIENT_KEY = "canary-client-77aa"
@@ -35,9 +38,9 @@ class Customer:
 
 
 @pytest.fixture
-def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provider]:
+def provider(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     """A provider to which the environment points."""
-    with Provider([[("greet", {"name": "Ada"}), ("note", {})], "Done"]) as running:
+    with serve_scripted([[("greet", {"name": "Ada"}), ("note", {})], "Done"]) as running:
         monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", ENVIRONMENT_KEY)
         yield running
@@ -61,7 +64,7 @@ def assert_clean(folder: Path, *texts: str) -> None:
 
 @pytest.mark.parametrize("client", ["of the environment", "given", "given, async"])
 def test_secrets_of_a_good_run(
-    provider: Provider, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, client: str
+    provider: ScriptedServer, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, client: str
 ) -> None:
     """Keys, headers, the client itself and objects behind the tools reach neither the database nor the log."""
     caplog.set_level(logging.DEBUG)
@@ -97,12 +100,12 @@ def _logged(caplog: pytest.LogCaptureFixture) -> str:
 
 @pytest.mark.parametrize("given", [False, True])
 def test_secrets_of_a_failed_run(
-    provider: Provider, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: bool
+    provider: ScriptedServer, url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, given: bool
 ) -> None:
     """A key that the provider repeats in its refusal reaches neither the error nor the traceback nor the database."""
     caplog.set_level(logging.DEBUG)
     key = CLIENT_KEY if given else ENVIRONMENT_KEY
-    provider.inject(status(401, f"Incorrect API key provided: {key}. You sent 'Authorization: Bearer {key}'"))
+    provider.inject(http_error(401, f"Incorrect API key provided: {key}. You sent 'Authorization: Bearer {key}'"))
     client = openai.OpenAI(api_key=CLIENT_KEY) if given else None
     with DurableSwarm(client, database=url) as swarm:
         with pytest.raises(ModelError, match="Incorrect API key provided") as caught:
@@ -116,7 +119,7 @@ def test_secrets_of_a_failed_run(
 
 
 @pytest.mark.parametrize("tool_errors", ["raise", "tell"])
-def test_secrets_in_a_tools_exception(provider: Provider, url: str, tmp_path: Path, tool_errors: str) -> None:
+def test_secrets_in_a_tools_exception(provider: ScriptedServer, url: str, tmp_path: Path, tool_errors: str) -> None:
     """The key in the text of a tool's exception reaches neither the database nor the model."""
 
     def greet(name: str) -> str:
@@ -138,7 +141,7 @@ def test_secrets_in_a_tools_exception(provider: Provider, url: str, tmp_path: Pa
 
 
 def test_values_of_statements_are_not_logged(
-    provider: Provider, url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+    provider: ScriptedServer, url: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing of what users say and tools return is logged or printed by an ordinary run."""
     caplog.set_level(logging.DEBUG)
@@ -148,3 +151,54 @@ def test_values_of_statements_are_not_logged(
     assert "Hello Ada" not in _logged(caplog)
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
+
+
+DATABASE_PASSWORD = "canary-password-5b1d"
+ENCRYPTION_KEY = new_key()
+
+
+def test_secrets_of_the_environment_in_an_exception(
+    make: Make,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Encryption keys and the passwords of URLs in a tool's exception reach no file, no log and no output."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("DURABLE_SWARM_ENCRYPTION_KEYS", ENCRYPTION_KEY)
+
+    def connect(context_variables: dict[str, Any]) -> str:
+        context_variables["key"] = "kept"
+        raise ConnectionError(f"postgresql://ada:{DATABASE_PASSWORD}@host/db with {ENCRYPTION_KEY}")
+
+    with make(ScriptedModel([["connect"]])) as swarm, pytest.raises(ConnectionError):
+        swarm.run(Agent(name=unique(), functions=[connect]), user(), run_id="r")
+    for options in (["r"], ["r", "--json"]):
+        assert main(["show", *options, "--database", url]) == 0
+    shown = capsys.readouterr()
+    assert "postgresql://ada:***@host/db with ***" in shown.out
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("runs.sqlite*"))
+    for secret in (DATABASE_PASSWORD, ENCRYPTION_KEY):
+        assert secret not in shown.out + shown.err + _logged(caplog)
+        assert secret.encode() not in stored
+
+
+def test_only_the_context_is_stored_of_a_program(make: Make, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the environment, nor instructions, nor settings of the model, nor what a closure holds is stored."""
+    canaries = {name: f"canary-{name}-71" for name in ("environment", "instructions", "settings", "closure", "global")}
+    monkeypatch.setenv("SOME_TOKEN", canaries["environment"])
+    monkeypatch.setitem(globals(), "SOME_GLOBAL", canaries["global"])
+    held = canaries["closure"]
+
+    def look() -> str:
+        return str(len(held))
+
+    settings = {"extra_headers": {"X": canaries["settings"]}}
+    agent = Agent(name=unique(), functions=[look], instructions=canaries["instructions"], model_settings=settings)
+    with make(ScriptedModel([["look"], "Done"])) as swarm:
+        swarm.run(agent, user("hello there"))
+    texts = "\n".join(stored_texts(url))
+    assert "hello there" in texts
+    assert [name for name, canary in canaries.items() if canary in texts] == []

@@ -17,6 +17,7 @@ import click
 
 from durable_swarm.cli.demo import demo
 from durable_swarm.cli.doctor import doctor
+from durable_swarm.cli.exports import export, fork, import_
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.runs import cancel, resume, runs, show
 from durable_swarm.cli.script import run
@@ -60,7 +61,7 @@ def app(context: click.Context) -> int | None:
     return 2
 
 
-for command in (demo, run, runs, show, resume, cancel, doctor):
+for command in (demo, run, runs, show, resume, cancel, fork, export, import_, doctor):
     app.add_command(command)
 
 

@@ -82,6 +82,8 @@ def _head(run: RunDetail) -> Iterator[Text]:
     yield _fact("run", Text(one_line(run.id), "bold"))
     yield _fact("status", Text(_status(run), _style(run)))
     yield _fact("agent", Text(one_line(_agents(run))))
+    if run.forked_from is not None:
+        yield _fact("forked", Text(one_line(f"from turn {run.turn} of run {run.forked_from}")))
     yield _fact("started", Text(clock(run.created_at)))
     yield _fact("took", Text(duration((run.updated_at - run.created_at).total_seconds())))
     if run.usage is not None:
@@ -103,6 +105,9 @@ def _tokens(usage: Usage) -> str:
 
 
 def _asked(run: RunDetail, width: int) -> Iterator[Text]:
+    if run.closed is not None:
+        yield Text(one_line(f"(encrypted) It cannot be read here: {run.closed.rstrip('.')}."), "yellow")
+        yield Text()
     for message in run.asked[-1:]:
         role = f"{message.get('role', '')}:"
         yield Text.assemble((f"{one_line(role)} ", DIM), shorten(value(message.get("content") or ""), width - 12))
@@ -134,7 +139,7 @@ def _is_sleep(step: StepInfo) -> bool:
 
 
 def _step(step: StepInfo, names: int, width: int) -> Text:
-    took = ""
+    took = "kept" if step.kept else ""
     # What is recorded of a sleep is the setting of its end, which takes no time.
     if step.started_at and step.finished_at and not _is_sleep(step):
         took = duration((step.finished_at - step.started_at).total_seconds())
@@ -145,6 +150,8 @@ def _step(step: StepInfo, names: int, width: int) -> Text:
         (f"{_shown_name(step, names):{names}}  ", style or "bold"),
         (f"{took:>9}  ", DIM),
     )
+    if step.kind == "model" and step.turn is not None:
+        line.append(f"turn {step.turn}  ", DIM)
     if step.version:
         line.append(f"version {one_line(step.version)}  ", DIM)
     room = max(width - len(line), 20)

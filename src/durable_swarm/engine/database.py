@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from durable_swarm.errors import ConfigurationError
 
@@ -67,28 +69,55 @@ def same(open_url: sqlalchemy.URL, wanted: sqlalchemy.URL) -> None:
         )
 
 
-def connect(url: sqlalchemy.URL, *, create: bool) -> sqlalchemy.Engine:
+def connect(url: sqlalchemy.URL, *, create: bool, on_write: Callable[[], None] | None = None) -> sqlalchemy.Engine:
     """Give connections to the database, made if it does not exist and `create` says so.
 
-    Raises `ConfigurationError`, naming the remedy, if it cannot be reached or used.
+    `on_write` is called after each commit that changed a SQLite file. Raises `ConfigurationError`, naming the remedy,
+    if it cannot be reached or used.
     """
     try:
-        return _sqlite(url, create) if is_sqlite(url) else _postgres(url, create)
+        return _sqlite(url, create, on_write) if is_sqlite(url) else _postgres(url, create)
     except (DBAPIError, OSError, sqlite3.Error) as error:
         raise unfit(url, error) from error
 
 
-def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
+class _Connection(sqlite3.Connection):
+    """A connection that tells when something was written."""
+
+    on_write: Callable[[], None] | None = None
+    _written = 0
+
+    def commit(self) -> None:
+        super().commit()
+        if self.on_write is not None and self.total_changes > self._written:
+            self._written = self.total_changes
+            self.on_write()
+
+
+def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | None) -> sqlalchemy.Engine:
     path = str(url.database)
     if not create and not Path(path).exists():
         raise ConfigurationError(
             f"there is no database {path}; run a program with DurableSwarm there first, or name it with --database"
         )
-    if create:
+    if create and not Path(path).exists():
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        _sync_folder(path)
+
+    first = file_number(path)
 
     def open_file() -> sqlite3.Connection:
-        connection = sqlite3.connect(path, check_same_thread=False, isolation_level="IMMEDIATE", timeout=30)
+        if file_number(path) != first:
+            raise gone()
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode=rw",  # Without creating it: an empty file in its place would be no database.
+            uri=True,
+            check_same_thread=False,
+            isolation_level="IMMEDIATE",
+            timeout=30,
+            factory=_Connection,
+        )
+        connection.on_write = on_write
         _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
@@ -99,11 +128,40 @@ def _sqlite(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
         return connection
 
     engine = sqlalchemy.create_engine(
-        "sqlite://", creator=open_file, poolclass=sqlalchemy.QueuePool, pool_size=4, max_overflow=0
+        "sqlite://",
+        creator=open_file,
+        poolclass=sqlalchemy.QueuePool,
+        pool_size=4,
+        max_overflow=0,
+        hide_parameters=True,
     )
     with engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     return engine
+
+
+def _sync_folder(path: str) -> None:
+    """Have the system write down that there is this file: a power cut could lose it, with all that was written."""
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def file_number(path: str) -> int | None:
+    """Give the number by which the system knows the file, another one if it was replaced; None if it is gone."""
+    try:
+        return Path(path).stat().st_ino
+    except OSError:
+        return None
+
+
+def gone() -> sqlite3.OperationalError:
+    """Give the error for a SQLite file that is not there any more."""
+    error = sqlite3.OperationalError("the file was deleted or replaced while in use")
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+    return error
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -124,7 +182,9 @@ def _seconds(_format: str, _moment: str) -> str:
 
 
 def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
-    engine = sqlalchemy.create_engine(url, pool_size=20, max_overflow=0, connect_args={"connect_timeout": 10})
+    engine = sqlalchemy.create_engine(
+        url, pool_size=20, max_overflow=0, hide_parameters=True, connect_args={"connect_timeout": 10}
+    )
 
     @event.listens_for(engine, "connect")
     def end_frozen_transactions(connection: Any, _record: Any) -> None:
@@ -135,23 +195,42 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
     try:
         engine.connect().close()
     except DBAPIError as error:
-        if not create or (getattr(error.orig, "sqlstate", None) != "3D000" and "does not exist" not in str(error.orig)):
+        if not create or not is_missing(error):
             raise
         _create_postgres(url)
     return engine
 
 
 def _create_postgres(url: sqlalchemy.URL) -> None:
+    try:
+        _on_server(url, "CREATE DATABASE {}")
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in ("42P04", "23505"):  # Another process was faster.
+            raise
+
+
+def is_missing(error: BaseException | None) -> bool:
+    """Whether the error says that the server has no database of that name."""
+    reason = getattr(error, "orig", None)
+    return getattr(reason, "sqlstate", None) == "3D000" or "does not exist" in str(reason)
+
+
+def drop(url: sqlalchemy.URL) -> None:
+    """Remove a PostgreSQL database, whoever is connected to it. Raises `ConfigurationError` if that is refused."""
+    try:
+        _on_server(url, "DROP DATABASE IF EXISTS {} WITH (FORCE)")
+    except DBAPIError as error:
+        raise unfit(url, error) from error
+
+
+def _on_server(url: sqlalchemy.URL, statement: str) -> None:
     server = sqlalchemy.create_engine(
-        url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool
+        url.set(drivername="postgresql+psycopg", database="postgres"),
+        isolation_level="AUTOCOMMIT",
+        poolclass=sqlalchemy.NullPool,
     )
     with server.connect() as connection:
-        name = server.dialect.identifier_preparer.quote(str(url.database))
-        try:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) not in ("42P04", "23505"):  # Another process was faster.
-                raise
+        connection.exec_driver_sql(statement.format(server.dialect.identifier_preparer.quote(str(url.database))))
 
 
 def unfit(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
@@ -161,10 +240,36 @@ def unfit(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
     return ConfigurationError(f"the database {where} cannot be used: {text}. {_remedy(url, text)}")
 
 
+def told(error: BaseException) -> str:
+    """Give the text of an error of the database without the statement and its values, which are users' data."""
+    line = str(getattr(error, "orig", None) or error).strip().partition("\n")[0][:500]
+    return ". ".join(part for part in (line, size_hint(line)) if part)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether what the database refused may go through when it is tried again: not a value that is too large."""
+    return isinstance(error, SQLAlchemyError) and not size_hint(told(error))
+
+
+def size_hint(text: str) -> str:
+    """Give what to do about an error of the database, if it is about a value's size, else ''."""
+    if any(sign in text for sign in ("too big", "too large", "too long", "invalid memory alloc")):
+        return "One value is larger than the database stores: keep it elsewhere, and its name in the run"
+    return ""
+
+
 def _remedy(url: sqlalchemy.URL, text: str) -> str:
     if "not a database" in text or "malformed" in text:
         return "The file is not SQLite, or damaged: name another file, or restore this one from a backup."
-    if "readonly" in text or "Permission" in text or "permission" in text:
+    if "deleted or replaced" in text:
+        return "Put the file back, or stop this program: what it records now would be lost."
+    if hint := size_hint(text):
+        return f"{hint}."
+    if "is full" in text or "No space" in text:
+        return "Free some space on its disk."
+    if "I/O error" in text:
+        return "Check its disk."
+    if "readonly" in text or "read-only" in text or "Permission" in text or "permission" in text:
         return "Give this user the right to write it and its folder, or name another database."
     if is_sqlite(url):
         return "Check that its folder exists and can be written, or name another database."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import threading
 import time
 import uuid
@@ -17,12 +16,15 @@ from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import codec, errors
-from durable_swarm.checks import check_text, check_whole
+from durable_swarm.checks import check_codec, check_text, check_whole
+from durable_swarm.codec import Codec
 from durable_swarm.engine import database as databases
-from durable_swarm.engine import internals, process, records, sessions, workflows
+from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
 from durable_swarm.engine.live import LiveRun
+from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.run import Run
+from durable_swarm.engine.sealing import Seal, input_of
 from durable_swarm.engine.signals import Held
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.models import Clients
@@ -43,7 +45,8 @@ class DurableSwarm:
     `name` tells the runs of several swarms on one database apart: a run is recovered by a swarm of its name.
     `worker_id` names this process in the database, where something outside relies on it; no two may share one.
     `tool_concurrency` above 1 lets plain functions of one reply run together. `tool_errors="tell"` reports a tool's
-    exception to the model, where `"raise"` ends the run with it.
+    exception to the model, where `"raise"` ends the run with it. `codec` is what all data of users passes through on
+    its way to the database and back, such as `durable_swarm.encryption.EncryptionCodec`.
 
     Nothing is opened before first use. Use it as a context manager, or call `close`, to give everything back.
     """
@@ -57,8 +60,11 @@ class DurableSwarm:
         worker_id: str | None = None,
         tool_concurrency: int = 1,
         tool_errors: str = "raise",
+        codec: Codec | None = None,
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors)
+        check_codec(codec)
+        self.codec = codec
         self.clients = Clients(client)
         self.name = sessions.default_name() if name is None else check_text("name", name)
         self.tool_concurrency = tool_concurrency
@@ -143,9 +149,10 @@ class DurableSwarm:
             return run.result()
         with self._starting(prepared) as live:
             try:
-                workflows.run_in_thread(prepared.record)
+                workflows.run_in_thread(prepared.stored)
             except Held as held:
-                raise held.reason from None
+                if not held.passes or not live.entered:
+                    raise held.reason from None
             except SQLAlchemyError as error:
                 raise databases.unfit(self._open().url, error) from error
             except Exception as error:
@@ -230,7 +237,7 @@ class DurableSwarm:
         with self._starting(prepared) as live:
             live.watched = True
             try:
-                handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.record)
+                handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.stored)
             except SQLAlchemyError as error:
                 raise databases.unfit(self._open().url, error) from error
         if not internals.executes(handle):
@@ -248,18 +255,8 @@ class DurableSwarm:
         if row is None:
             return None
         prepared.check_same(store.start_record(row))
-        self._lend_agent(prepared)
+        self._open().lend(prepared.run_id, prepared.asked.agent)
         return self._handle(prepared.run_id)
-
-    def _lend_agent(self, prepared: _Prepared) -> None:
-        """A recovered run of this id means the agent that was given with it, whatever others share its name."""
-        opened = self._open()
-        live = opened.runs.get(prepared.run_id)
-        if live is None:
-            opened.lent[prepared.run_id] = prepared.asked.agent
-            opened.held.pop(prepared.run_id, None)
-        else:
-            live.cast.setdefault(prepared.asked.agent.name, prepared.asked.agent)
 
     @contextlib.contextmanager
     def _starting(self, prepared: _Prepared) -> Iterator[LiveRun]:
@@ -304,6 +301,35 @@ class DurableSwarm:
         taken, self._taken = [*self._taken, *more], []
         return [self._handle(run_id) for run_id in taken]
 
+    def export(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:
+        """Give everything that is recorded of a run as one document of plain JSON data.
+
+        `redact(path, value)` gets every value of users (texts, numbers, what tools gave) with its path in the document,
+        as in `start.messages[0].content`, and gives what is written in its place. Raises `RunNotFound`.
+        """
+        row = self._store().row(check_text("run_id", run_id))
+        if row is None:
+            raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
+        return exports.export(self._store(), row, redact)
+
+    def import_run(self, document: dict[str, Any]) -> Run:
+        """Put an exported run into this database: ended, to be looked at, replayed and forked.
+
+        Nothing is executed. The same run again changes nothing. Raises `ConfigurationError` for what is no exported
+        run, and `RunConflict` where its id belongs to another run.
+        """
+        return self._handle(imports.import_run(self._store(), document))
+
+    async def export_async(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:
+        """Export as `export` does, on the event loop."""
+        self._open_on_loop()
+        return await in_thread(lambda: self.export(run_id, redact=redact))
+
+    async def import_run_async(self, document: dict[str, Any]) -> Run:
+        """Import as `import_run` does, on the event loop."""
+        self._open_on_loop()
+        return await in_thread(self.import_run, document)
+
     async def get_async(self, run_id: str) -> Run:
         """Give the handle as `get` does, on the event loop."""
         self._open_on_loop()
@@ -320,7 +346,7 @@ class DurableSwarm:
         return await in_thread(self.recover)
 
     def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
-        return Run(run_id, self._store, self._open, live)
+        return Run(run_id, self._store, self._open, live, self.name)
 
 
 async def _watch(handle: Any, live: LiveRun) -> None:
@@ -367,7 +393,7 @@ class _Prepared:
         here = calling()
         inner = here.next_id() if here is not None and run_id is None and internals.in_workflow() else None
         self.named = run_id is not None or inner is not None
-        self.run_id = _given_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
+        self.run_id = records.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
         self.asked = asked
         self.start = asked.start(lambda value: value)
         self.record = records.start_record(self.start, swarm=swarm.name, at=time.time(), debug=asked.debug)
@@ -375,12 +401,16 @@ class _Prepared:
         default = None if self.named else sessions.default_id(swarm._open, self.record)
         if default is not None:
             self.named, self.run_id = True, default
+        self._seal, self._place = Seal(swarm.codec), input_of(self.run_id)
+        self.stored = self._seal.close(self.record, self._place)
+        """The record as it goes to the database."""
 
     def check_same(self, recorded: records.Record) -> None:
         """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""
-        if recorded["agent"] != self.record["agent"]:
+        asked = self._seal.open(self.stored, self._place, "what was asked")  # As it is after a codec that changes it.
+        if recorded["agent"] != asked["agent"]:
             self._conflict(f"started with agent {recorded['agent']!r}")
-        if codec.dumps(recorded["messages"]) != codec.dumps(self.record["messages"]):
+        if codec.dumps(recorded["messages"]) != codec.dumps(asked["messages"]):
             self._conflict("started with other messages")
 
     def _conflict(self, difference: str) -> None:
@@ -388,10 +418,3 @@ class _Prepared:
             f"run {self.run_id!r} exists already, {difference}; use a new run_id, or the same agent and messages",
             run_id=self.run_id,
         )
-
-
-def _given_id(run_id: Any) -> str:
-    text = check_text("run_id", run_id)
-    if re.search(r"/\d+\.\d+$", text):
-        raise errors.ConfigurationError(f"run_id {text!r} ends like the id of a tool call (/1.2); choose another")
-    return text

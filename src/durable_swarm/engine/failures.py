@@ -7,13 +7,16 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from dbos import error as dbos_errors
+from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.engine import internals
-from durable_swarm.engine.records import Record, failure_record, read_failure
+from durable_swarm.engine.database import may_pass, told
+from durable_swarm.engine.records import Record, failure_record, read_failure, reading
 from durable_swarm.engine.signals import Failed, Held
 from durable_swarm.tools import safe_text
 
@@ -55,7 +58,8 @@ def engines_code(what: str) -> Iterator[None]:
             raise Held(error) from error
         misfit = isinstance(error, dbos_errors.DBOSUnexpectedStepError)
         kind = errors.ReplayMismatch if misfit else errors.ConfigurationError
-        raise Held(kind(f"{what} could not be recorded or read: {safe_text(error)[:500]}")) from error
+        reason = told(error) if isinstance(error, SQLAlchemyError) else safe_text(error)[:500]
+        raise Held(kind(f"{what} could not be recorded or read: {reason}"), passes=may_pass(error)) from error
 
 
 def step_record(value: Any) -> Record:
@@ -76,14 +80,27 @@ def step_failure(run_id: str, name: str, error: Exception) -> Record:
             name,
             record["type"],
         )
-    return {"v": 1, "raised": record}
+    return {"v": 1, "failed": True, "raised": record}
 
 
-def step_value(record: Record) -> Any:
-    """Give what the step returned, or raise what it raised."""
-    if "raised" not in record:
-        return codec.decode(record["value"])
-    raise rebuild(record["raised"])
+@dataclass(frozen=True)
+class Done:
+    """How a `@step` ended: with what it returned, or with what it raised."""
+
+    returned: Any = None
+    raised: Exception | None = None
+
+    def value(self) -> Any:
+        """Give what the step returned, or raise what it raised."""
+        if self.raised is not None:
+            raise self.raised
+        return self.returned
+
+
+def step_done(record: Record) -> Done:
+    """Give how a step ended, from its record. Raises `ReplayMismatch` for a record that is damaged."""
+    with reading("a step"):
+        return Done(raised=rebuild(record["raised"])) if "raised" in record else Done(codec.decode(record["value"]))
 
 
 def rebuild(record: Record) -> Exception:
@@ -104,5 +121,6 @@ def rebuild(record: Record) -> Exception:
 def _class_of(qualified: str) -> type[Exception] | None:
     """Find an exception class by its qualified name, without importing anything."""
     module, _, name = qualified.rpartition(".")
-    found = getattr(sys.modules.get(module or "builtins"), name, None)
+    # Not getattr: a module may answer for a name by importing something.
+    found = getattr(sys.modules.get(module or "builtins"), "__dict__", {}).get(name)
     return found if isinstance(found, type) and issubclass(found, Exception) else None

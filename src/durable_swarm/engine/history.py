@@ -2,61 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from durable_swarm import codec
+from durable_swarm import codec, errors
 from durable_swarm.engine import records
-from durable_swarm.engine.store import Store, state_of
+from durable_swarm.engine.sealing import CLOSED, Sealed
+from durable_swarm.engine.store import state_of
+from durable_swarm.engine.turns import Rows, calls_of, kept_steps, recorded_turns
 from durable_swarm.loop import Call, Outcome, Reply
 from durable_swarm.runs import ENDED, StepInfo, Story, follow
 
 
-def story(store: Store, row: Any) -> Story:
+def story(store: Rows, row: Any) -> Story:
     """Tell the run's story as far as it is recorded."""
-    rows, calls = store.steps(row.workflow_id), _calls(store, row)
-    replies = iter([step for step in rows if step.function_name.startswith("model:")])
-    stepped = [step for step in rows if step.function_name.startswith("tool:")]
+    record = store.start_record(row)
+    start, told = records.read_start(record), recorded_turns(store, row, record)
+    replies = iter(told[len(start.kept) :])
 
     def next_reply() -> Reply | None:
-        step = next(replies, None)
-        return None if step is None else records.read_reply(_record(step, row))
+        turn = next(replies, None)
+        return None if turn is None else turn.read()
 
     def next_outcome(turn: int, call: Call) -> Outcome | None:
-        if call.plan == "step":
-            known = bool(stepped) and stepped[0].function_name == records.tool_step(call.tool)
-            return records.read_outcome(_record(stepped.pop(0), row)) if known else None
-        child = calls.get(records.call_key(row.workflow_id, turn, call.index))
-        return None if child is None or child.status != "SUCCESS" else records.read_outcome(_output(child))
+        outcome = told[turn].outcomes[call.index]
+        return None if outcome is None else records.read_outcome(outcome)
 
     state = state_of(row)
     pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
-    return follow(records.read_start(store.start_record(row)), next_reply, next_outcome, pending=pending)
+    return follow(start, next_reply, next_outcome, pending=pending)
 
 
-def _calls(store: Store, row: Any) -> dict[str, Any]:
-    """Give the rows of the run's undecorated tool calls by their id."""
-    return {child.workflow_id: child for child in store.children(row.workflow_id, load_output=True)}
+def step_infos(store: Rows, row: Any) -> list[StepInfo]:
+    """Give the run's steps in the order in which they were begun, with numbers from 1; those a fork has kept first.
+
+    What was stored through a codec that this process lacks is shown as `(encrypted)`.
+    """
+    with records.reading(f"a step of run {row.workflow_id!r}"):
+        start = _opened(lambda of, _: store.start_record(of), row, row)
+        first = len(start.get("kept", []))
+        own = list(_in_turns(_fields(store, row, first), first))
+        fields = _with_failure([*kept_steps(start), *own], _failure(store, row))
+        return [StepInfo(number, **step) for number, step in enumerate(fields, 1)]
 
 
-def _record(step: Any, row: Any) -> records.Record:
-    return records.read(step.output, f"step {step.function_id} ({step.function_name}) of run {row.workflow_id!r}")
+def _failure(store: Rows, row: Any) -> records.Record | None:
+    try:
+        return store.failure_record(row)
+    except Sealed:
+        return {**row.error.data, "message": CLOSED}
 
 
-def _output(child: Any) -> records.Record:
-    return records.read(child.output, f"tool call {child.workflow_id!r}")
-
-
-def step_infos(store: Store, row: Any) -> list[StepInfo]:
-    """Give the run's steps in the order in which they were begun, with numbers from 1."""
-    fields = _with_failure(list(_fields(store, row)), getattr(row.error, "data", None))
-    return [StepInfo(number, **step) for number, step in enumerate(fields, 1)]
-
-
-def _with_failure(fields: list[dict[str, Any]], failure: Any) -> list[dict[str, Any]]:
+def _with_failure(fields: list[dict[str, Any]], failure: records.Record | None) -> list[dict[str, Any]]:
     """Tell of the step that ended the run: it has no record of its own, since it is to be repeated."""
-    if not isinstance(failure, dict) or not failure.get("step"):
+    if failure is None or not failure.get("step"):
         return fields
     ended = {"status": "failed", "error": f"{failure['type']}: {codec.decode(failure.get('message', ''))}"}
     for step in reversed(fields):
@@ -66,30 +66,45 @@ def _with_failure(fields: list[dict[str, Any]], failure: Any) -> list[dict[str, 
     return [*fields, {"name": failure["step"], "kind": failure["step"].partition(":")[0], **ended}]
 
 
-def _fields(store: Store, row: Any) -> Iterator[dict[str, Any]]:
-    rows, calls = store.steps(row.workflow_id), _calls(store, row)
-    names = _tool_names(rows)
+def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str, Any]]:
+    turn = first - 1
+    for step in fields:
+        turn += step["kind"] == "model"
+        yield {**step, "turn": turn}
+
+
+def _fields(store: Rows, row: Any, first: int) -> Iterator[dict[str, Any]]:
+    rows, calls = store.steps(row.workflow_id), calls_of(store, row)
+    opened = {step.function_id: _opened(store.step_record, step, row) for step in rows}
+    names = _tool_names([opened[step.function_id] for step in rows if step.function_name.startswith("model:")], first)
     for step in rows:
         if step.function_name == records.TOOL:
             key = step.child_workflow_id
-            yield _tool(step, calls.get(key), names.get(_call_of(key), "?"))
-            yield from (_inner(inner) for inner in store.steps(key))
+            yield _tool(store, row, step, calls.get(key), names.get(_call_of(key), CLOSED))
+            yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in store.steps(key))
         elif step.function_name.startswith(("model:", "tool:")):
-            yield _done(step)
+            yield _done(step, opened[step.function_id])
+
+
+def _opened(read: Callable[[Any, Any], records.Record], stored: Any, row: Any) -> records.Record:
+    """Give a record as far as it can be read: what is not a record has no fields, and of a closed one it is known."""
+    try:
+        return read(stored, row)
+    except Sealed:
+        return {"closed": True}
+    except errors.ReplayMismatch:
+        return {}
 
 
 def _call_of(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def _tool_names(rows: list[Any]) -> dict[str, str]:
+def _tool_names(replies: list[records.Record], first: int) -> dict[str, str]:
     """Give the name of each undecorated call by its `<turn>.<index>`."""
-    replies = [
-        step.output for step in rows if step.function_name.startswith("model:") and isinstance(step.output, dict)
-    ]
     return {
         f"{turn}.{index}": call["function"]["name"]
-        for turn, reply in enumerate(replies)
+        for turn, reply in enumerate(replies, first)
         for index, call in enumerate(reply.get("message", {}).get("tool_calls") or [])
     }
 
@@ -102,21 +117,23 @@ def _time(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def _done(step: Any) -> dict[str, Any]:
+def _value(record: records.Record, field: str, default: Any = None) -> Any:
+    return CLOSED if record.get("closed") else codec.decode(record.get(field, default))
+
+
+def _done(step: Any, record: records.Record) -> dict[str, Any]:
     kind = step.function_name.partition(":")[0]
-    record = step.output if isinstance(step.output, dict) else {}
-    output = record.get("message") if kind == "model" else record.get("text", "")
     return {
         "name": step.function_name,
         "kind": kind,
         "status": "done",
-        "output": codec.decode(output),
-        "version": record.get("version"),
+        "output": _value(record, "message") if kind == "model" else _value(record, "text", ""),
+        "version": step.output.get("version") if isinstance(step.output, dict) else None,
         **_times(step),
     }
 
 
-def _tool(step: Any, child: Any, name: str) -> dict[str, Any]:
+def _tool(store: Rows, row: Any, step: Any, child: Any, name: str) -> dict[str, Any]:
     fields = {
         "name": records.tool_step(name),
         "kind": "tool",
@@ -124,23 +141,27 @@ def _tool(step: Any, child: Any, name: str) -> dict[str, Any]:
         "started_at": _time(step.started_at_epoch_ms),
     }
     if child is not None and child.status == "SUCCESS":
-        text = codec.decode(_output(child).get("text", ""))
+        text = _value(_opened(store.output_record, child, row), "text", "")
         fields |= {"status": "done", "output": text, "finished_at": _time(child.completed_at or child.updated_at)}
     return fields
 
 
-def _inner(step: Any) -> dict[str, Any]:
-    record = step.output if isinstance(step.output, dict) else {"value": step.output}
-    raised = record.get("raised")
+def _inner(step: Any, record: records.Record) -> dict[str, Any]:
+    stored = step.output if isinstance(step.output, dict) else {}
+    failed = bool(step.error) or "failed" in stored or "raised" in stored
     return {
         "name": step.function_name,
         "kind": "step",
-        "status": "failed" if raised or step.error else "done",
-        "output": codec.decode(record.get("value")),
-        "error": f"{raised['type']}: {raised.get('message', '')}"
-        if raised
-        else str(step.error)
-        if step.error
-        else None,
+        "status": "failed" if failed else "done",
+        # A step of DBOS's own, such as a sleep, has no record of ours.
+        "output": _value(record, "value") if record else step.output,
+        "error": _error(step, record) if failed else None,
         **_times(step),
     }
+
+
+def _error(step: Any, record: records.Record) -> str:
+    raised = record.get("raised")
+    if raised:
+        return f"{raised['type']}: {codec.decode(raised.get('message', ''))}"
+    return CLOSED if record.get("closed") else str(step.error)

@@ -21,6 +21,7 @@ from typing import Protocol
 
 import sqlalchemy
 
+from durable_swarm.engine.database import file_number
 from durable_swarm.errors import ConfigurationError
 
 log = logging.getLogger("durable_swarm")
@@ -48,16 +49,42 @@ class FileLocks:
     """Locks on the bytes of one file; they are not inherited by a fork and end with the process."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._held: set[str] = set()
 
     def take(self, name: str) -> bool:
+        self._make_sure()
+        if taken := self._lock(name):
+            self._held.add(name)
+        return taken
+
+    def _lock(self, name: str) -> bool:
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _number(name))
         except OSError:
             return False
         return True
 
+    def _make_sure(self) -> None:
+        """If the file was deleted, which others would lock anew, lock there too what is held."""
+        if file_number(self._path) == os.fstat(self._file).st_ino:
+            return
+        log.error(
+            "the file %s was deleted or replaced: it tells which programs live, and until now others could take this "
+            "program's runs for orphans. It is made again; leave it where it is.",
+            self._path,
+        )
+        try:
+            lost, self._file = self._file, os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            return  # A full disk, or a folder that is gone: told above, and tried again at the next look.
+        os.close(lost)
+        for name in self._held:
+            self._lock(name)
+
     def give(self, name: str) -> None:
+        self._held.discard(name)
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _number(name))
 
     def close(self) -> None:

@@ -12,11 +12,15 @@
 - `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens; ours notices a cancelled run.
 - `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
-  (plain functions on a thread that has an event loop).
+  (plain functions on a thread that has an event loop). Its `workflow_id` and `function_id` are where the record will
+  stand, to which an encryption binds it.
 - `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
 - `_register_internal_queue`: a queue of this process alone, in memory. Public queues are rows that every process
   polls, so another program would take over runs whose agents it does not have.
+- `_schemas.system_database.SystemSchema`: the tables, to bring in runs that have ended elsewhere. DBOS has no way to.
 - `_config`, `_sys_db.engine`: the database of a DBOS that the program launched.
+- `db_retry`: DBOS tries what failed for a lost connection again after pauses that double up to 90 s; a run should not
+  stand still for a minute after the database is back.
 - `DBOSDefaultSerializer`: rows marked as pickle are unpickled whatever the serializer; a database must not run code.
 """
 
@@ -29,9 +33,12 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from dbos import DBOS, DBOSPortableJSONSerializer, _context, _core, _dbos, _serialization
+import sqlalchemy
+from dbos import DBOS, DBOSPortableJSONSerializer, _context, _core, _dbos, _schemas, _serialization, _sys_db
 from dbos._sys_db import WorkflowStatusString
 
+from durable_swarm.codec import Place
+from durable_swarm.engine.database import may_pass, told
 from durable_swarm.engine.signals import Broken, Held, closed
 from durable_swarm.errors import ConfigurationError
 
@@ -51,7 +58,9 @@ class _Database:
         """Record how a workflow ended, unless DBOS takes a failure to record its success for its own failure."""
         reason = sys.exception()
         if status == WorkflowStatusString.ERROR.value and not isinstance(reason, Broken):
-            raise Held(ConfigurationError(f"{workflow_id!r} could not be recorded: {reason}"))
+            text = told(reason) if reason else status
+            unrecorded = ConfigurationError(f"{workflow_id!r} could not be recorded: {text}")
+            raise Held(unrecorded, passes=may_pass(reason))
         return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
 
     def __getattr__(self, name: str) -> Any:
@@ -134,6 +143,11 @@ def reserve() -> Any:
     return _context.snapshot_step_context()
 
 
+def place_of(reserved: Any, name: str) -> Place:
+    """Give the place of a step whose number was drawn; outside every workflow nothing is recorded."""
+    return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))
+
+
 def run_step(name: str, body: Callable[[], Any], reserved: Any = None) -> Any:
     """Run a step in this thread."""
     options: Any = {"name": name}
@@ -182,6 +196,20 @@ def forget_queue(name: str) -> None:
     _dbos._get_or_create_dbos_registry().internal_queue_map.pop(name, None)
 
 
+LONGEST_PAUSE = 5.0
+"""Seconds, at most, between two tries to write what a lost database refused."""
+
+
+def shorten_pauses() -> None:
+    """Have DBOS try again soon where the database was lost."""
+    longest = LONGEST_PAUSE / 1.5  # DBOS draws a pause between half and one and a half times what it is.
+    _sys_db.db_retry.__defaults__ = (1.0, longest)  # For what it decorates at each call.
+    for method in vars(_sys_db.SystemDatabase).values():
+        code = getattr(method, "__code__", None)
+        if code is not None and "max_backoff" in code.co_freevars and method.__closure__:
+            method.__closure__[code.co_freevars.index("max_backoff")].cell_contents = longest
+
+
 _unpickle = _serialization.DBOSDefaultSerializer.deserialize
 _refusing: contextvars.ContextVar[bool] = contextvars.ContextVar("durable_swarm_refusing_pickle", default=False)
 _owns_dbos = False
@@ -220,6 +248,16 @@ def trusting() -> Iterator[None]:
         yield
     finally:
         _refusing.reset(token)
+
+
+def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Write rows of DBOS's tables, all or none; `schema` is where the tables are."""
+    tables = _schemas.system_database.SystemSchema
+    mapped = engine.execution_options(schema_translate_map={_schemas.SCHEMA_PLACEHOLDER: schema})
+    with mapped.begin() as connection:
+        for name, some in rows.items():
+            if some:
+                connection.execute(sqlalchemy.insert(getattr(tables, name)), some)
 
 
 def silence() -> None:

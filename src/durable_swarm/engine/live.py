@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from durable_swarm.codec import Codec
 from durable_swarm.engine.records import Record
+from durable_swarm.engine.sealing import Seal
 from durable_swarm.loop import Call, Start
 from durable_swarm.models import Clients, Conversation
 from durable_swarm.tools import Cast, Lane
@@ -24,6 +27,7 @@ class Settings(Protocol):
     tool_concurrency: int
     tool_errors: str
     name: str
+    codec: Codec | None
 
 
 @dataclass
@@ -50,6 +54,21 @@ class LiveRun:
     """Who watches; kept, because a loop does not keep its tasks."""
     response: Response | None = None
     error: BaseException | None = None
+
+    @property
+    def seal(self) -> Seal:
+        """What closes and opens the run's records."""
+        return Seal(self.swarm.codec)
+
+
+class Trials(Protocol):
+    """What counts how often a call was executed that a crash left open."""
+
+    def trial(self, run_id: str, key: str, tool: str, *, flow: bool) -> contextlib.AbstractAsyncContextManager[None]:
+        """Round the execution of such a call."""
+
+    def until_recorded(self, key: str) -> contextlib.AbstractContextManager[None]:
+        """Round all that leads to the call's record."""
 
 
 class Wait:
@@ -107,6 +126,8 @@ class ToolCall:
     attempt: int
     lane: Lane | None
     """Where the batch runs together: what gives its plain functions their turn."""
+    trials: Trials | None = None
+    """What counts the executions of the call, if an earlier life may have begun it."""
     wait: Wait = field(default_factory=Wait)
 
 

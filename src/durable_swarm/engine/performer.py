@@ -6,6 +6,7 @@ Written once for both colours: `InThread` runs DBOS's steps in the calling threa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,8 +14,9 @@ from typing import Any, Protocol
 from durable_swarm import codec, errors, roster
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, users_code
-from durable_swarm.engine.live import LiveRun, ToolCall
+from durable_swarm.engine.live import LiveRun, ToolCall, Trials
 from durable_swarm.engine.records import Record
+from durable_swarm.engine.sealing import Seal, output_of
 from durable_swarm.engine.signals import Held
 from durable_swarm.loop import Ask, Call, CallAll, Outcome, Reply, absorb
 from durable_swarm.models import ModelCall, complete
@@ -36,7 +38,7 @@ Body = Callable[[Waits], Awaitable[Record]]
 
 
 class Colour(Protocol):
-    """How steps and child workflows are run: in this thread, or on an event loop.
+    """How steps and child workflows are run: in this thread, or on an event loop. Records pass through the run's codec.
 
     Both methods draw the numbers by which DBOS knows a step again before they first suspend: so a batch that is begun
     in the model's order has the same numbers in every life, whatever the order in which its calls get their turn.
@@ -58,14 +60,19 @@ class InThread:
     """Everything in the calling thread."""
 
     run_child: Callable[[str], Record]
+    seal: Seal
     waits: Waits = field(default_factory=Blocking)
 
     async def step(self, name: str, body: Body) -> Record:
-        record: Record = internals.run_step(name, lambda: finish(_coroutine(body, self.waits)))
-        return record
+        reserved = internals.reserve()
+        place = internals.place_of(reserved, name)
+        record = internals.run_step(
+            name, lambda: self.seal.close_step(finish(_coroutine(body, self.waits)), place), reserved
+        )
+        return self.seal.open(record, place, f"the record of step {name!r}")
 
     async def child(self, key: str) -> Record:
-        return self.run_child(key)
+        return self.seal.open(self.run_child(key), output_of(key), f"the record of tool call {key!r}")
 
 
 @dataclass(frozen=True)
@@ -73,17 +80,21 @@ class OnEventLoop:
     """Everything awaited; plain functions go to the pool of `waits`."""
 
     start_child: Callable[[str], Awaitable[Record]]
+    seal: Seal
     waits: Waits
 
     async def step(self, name: str, body: Body) -> Record:
-        async def go() -> Record:
-            return await body(self.waits)
+        reserved = internals.reserve()
+        place = internals.place_of(reserved, name)
 
-        record: Record = await internals.run_step_async(name, go, internals.reserve())
-        return record
+        async def go() -> Record:
+            return self.seal.close_step(await body(self.waits), place)
+
+        record = await internals.run_step_async(name, go, reserved)
+        return self.seal.open(record, place, f"the record of step {name!r}")
 
     async def child(self, key: str) -> Record:
-        return await self.start_child(key)
+        return self.seal.open(await self.start_child(key), output_of(key), f"the record of tool call {key!r}")
 
 
 async def _coroutine(body: Body, waits: Waits) -> Record:
@@ -102,6 +113,8 @@ class Durable:
     """Lays an undecorated tool call where its child workflow finds it."""
     still_open: Callable[[], None]
     """Raises `Held` once the process's engine was closed: what goes on then belongs to whoever opens it next."""
+    trials: Trials
+    """Counts the calls that are executed once more after a crash."""
     replayed: bool = False
     """Whether the last model call came from its record."""
 
@@ -118,7 +131,7 @@ class Durable:
 
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             record = await self.colour.step(records.model_step(effect.agent), body)
-            return records.read_reply(records.read(record, "the record of a model call"))
+            return records.read_reply(record)
 
     async def _model_call(self, effect: Ask, waits: Waits) -> Record:
         run, agent = self.run, self._agent(effect.agent)
@@ -128,11 +141,11 @@ class Durable:
                 client,
                 agent,
                 effect.history,
-                codec.round_trip(effect.context),
+                {key: codec.round_trip(value) for key, value in effect.context.items()},
                 conversation=run.conversation,
                 model_override=run.start.model_override,
                 debug=run.debug,
-                call=ModelCall(run.run_id, effect.turn),
+                call=ModelCall(run.run_id, effect.turn, len(run.start.kept)),
                 waits=waits,
             )
             calls, version = plan_calls(agent, completion.message), roster.fingerprint(agent)
@@ -193,15 +206,16 @@ class Durable:
             return Outcome(call.text)
         run, key = self.run, records.call_key(self.run.run_id, effect.turn, call.index)
         attempt = 2 if run.recovered and self.replayed else 1
-        made = ToolCall(run, agent, call, context, attempt, lane)
-        with engines_code(f"tool call {key!r}"):
+        made = ToolCall(run, agent, call, context, attempt, lane, None if attempt == 1 else self.trials)
+        counted = contextlib.nullcontext() if made.trials is None else made.trials.until_recorded(key)
+        with engines_code(f"tool call {key!r}"), counted:
             if call.plan == "step":
                 record = await colour.step(records.tool_step(call.tool), lambda waits: perform(made, key, None, waits))
             else:
                 self.place_call(key, made)
                 awaited = isinstance(colour, OnEventLoop)
                 record = await (made.wait.end(lambda: colour.child(key)) if awaited else colour.child(key))
-            return records.read_outcome(records.read(record, f"the record of tool call {key!r}"))
+            return records.read_outcome(record)
 
 
 async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Waits) -> Record:
@@ -221,10 +235,17 @@ async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Wa
     tell = run.swarm.tool_errors == "tell"
 
     async def body() -> Outcome:
-        return await call_tool(
-            function, call, context, Inside(current, recorder), cast=run.cast, tell_errors=tell, waits=waits
-        )
+        async with _trial(made, key):
+            return await call_tool(
+                function, call, context, Inside(current, recorder), cast=run.cast, tell_errors=tell, waits=waits
+            )
 
     with users_code(records.tool_step(call.tool)):
         outcome = await (body() if made.lane is None else made.lane.run(function, body))
         return records.outcome_record(change.read(outcome, context))
+
+
+def _trial(made: ToolCall, key: str) -> contextlib.AbstractAsyncContextManager[None]:
+    if made.trials is None:
+        return contextlib.nullcontext()
+    return made.trials.trial(made.run.run_id, key, made.call.tool, flow=made.call.plan == "flow")

@@ -22,12 +22,17 @@ import sqlalchemy
 from dbos import DBOS, DBOSConfig
 
 from durable_swarm import errors, roster
+from durable_swarm.codec import Codec
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.live import Desk, LiveRun, Settings
+from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
-from durable_swarm.engine.signals import closed
+from durable_swarm.engine.sealing import input_of
+from durable_swarm.engine.signals import Held, closed
 from durable_swarm.engine.store import Store
+from durable_swarm.engine.trials import Trials
+from durable_swarm.loop import Start
 from durable_swarm.waits import Home, background_loop
 
 log = logging.getLogger("durable_swarm")
@@ -63,8 +68,16 @@ class Process:
         """Whether runs of this process's name may lie idle that it has never seen."""
         self._lock = threading.RLock()
         self._closing = threading.Event()
-        engine = internals.host_database()[1] if self.hosted else database.connect(url, create=True)
-        self.store = Store(url, engine, owns=not self.hosted)
+        self.parked: dict[str, str] = {}
+        """Why runs wait that the database could not be written for; they are tried again by themselves."""
+        self.outage = Outage(url, _is_under_way)
+        engine = (
+            internals.host_database()[1]
+            if self.hosted
+            else database.connect(url, create=True, on_write=self.outage.end)
+        )
+        self.store = Store(url, engine, self.codec_for, owns=not self.hosted)
+        self.trials = Trials(self.store, self.still_open)
         try:
             self._launch(worker_id)
         except BaseException:
@@ -103,16 +116,20 @@ class Process:
             "notification_listener_polling_interval_sec": 0.1,  # How long closing may take.
         }
         try:
+            internals.shorten_pauses()
             DBOS(config=config)
             DBOS.launch()
         except Exception as error:
             DBOS.destroy()
             raise database.unfit(self.url, error) from error
+        self.outage.watch(self.store.engine)
 
     def close(self) -> None:
         """Give everything back. Runs under way stay unfinished in the database."""
         self._closing.set()
+        self.outage.close()
         self._unwatch()
+        self.trials.close()
         if not self.hosted:
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
@@ -135,7 +152,8 @@ class Process:
         with self._lock:
             begun = _beginning.get()
             run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
-            run.start = records.read_start(records.read(record, f"run {run_id!r}"))
+            opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
+            run.start = records.read_start(opened)
             run.entered = True
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
@@ -144,18 +162,35 @@ class Process:
             return run
 
     def _recovered(self, run_id: str, record: Record) -> LiveRun:
-        name = record.get("swarm", "")
+        name = records.read(record, f"the input of run {run_id!r}").get("swarm", "")
         swarm = self.swarm_named(name)
         if swarm is None:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
         lent = self.lent.pop(run_id, None)
         cast = {} if lent is None else {lent.name: lent}
-        start = records.read_start(record)
-        return LiveRun(run_id, start, swarm, debug=record.get("debug", False), cast=cast, recovered=True)
+        not_yet_read = Start("", [], {})
+        return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=True)
 
     def swarm_named(self, name: str) -> Settings | None:
         """Give the newest open swarm of that name."""
         return next((swarm for swarm in reversed(self.swarms) if swarm.name == name), None)
+
+    def codec_for(self, name: str) -> Codec | None:
+        """Give the codec of the swarm of that name; for runs of a swarm that is not open here, whatever codec is."""
+        named = self.swarm_named(name)
+        if named is not None:
+            return named.codec
+        return next((swarm.codec for swarm in reversed(self.swarms) if swarm.codec is not None), None)
+
+    def admit(self, swarm: Settings) -> None:
+        """Count `swarm` among the users. Raises `ConfigurationError` if one of its name has another codec."""
+        if any(other.name == swarm.name and other.codec != swarm.codec for other in self.swarms):
+            named = f"named {swarm.name!r}" if swarm.name else "without a name"
+            raise errors.ConfigurationError(
+                f"a DurableSwarm {named} is open in this process with another codec; give both the same codec, or each "
+                "a name= of its own"
+            )
+        self.swarms.append(swarm)
 
     def leave(self, run: LiveRun) -> None:
         """End executing a run, whatever came of it."""
@@ -166,6 +201,8 @@ class Process:
                     self.homes.pop(run.run_id, None)
                 if run.response is None and run.error is None:
                     self._interrupted.add(run.run_id)
+                else:
+                    self.parked.pop(run.run_id, None)
         if not run.watched:
             run.over.set_result(None)
 
@@ -203,17 +240,30 @@ class Process:
                 'start it with the "spawn" method, or fork before the first use'
             )
 
-    def hold(self, run_id: str, reason: errors.DurableSwarmError) -> None:
+    def hold(self, run_id: str, held: Held) -> None:
         """Note why a run cannot go on here, and what would let it."""
         if self._closing.is_set():
             return
-        self.held[run_id] = reason
+        reason = held.reason
         self._interrupted.add(run_id)
+        if held.passes:
+            # Told once, and not noted in the database, which could not be written just now.
+            if self.parked.get(run_id) != str(reason):
+                log.warning("run %r waits: %s", run_id, reason)
+            self.parked[run_id] = str(reason)
+            return
+        self.held[run_id] = reason
         if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
             self.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
             self.store.annotate(run_id, waits_for=str(reason))
+
+    def waits_for(self, run_id: str) -> str | None:
+        """Why a run does not go on in this process, or None."""
+        if run_id in self.held:
+            return str(self.held[run_id])
+        return self.outage.reason if run_id in self.runs else self.parked.get(run_id)
 
     # Taking over
 
@@ -234,8 +284,34 @@ class Process:
             if taken:
                 self._set_poll(FAST)
                 self._interrupted -= taken
-                self.store.resume_on([*taken, *calls], self.queue)
+                try:
+                    self.store.resume_on([*taken, *calls], self.queue)
+                except BaseException:
+                    self._interrupted |= taken
+                    raise
         return sorted(taken)
+
+    @property
+    def version(self) -> str:
+        """The application version whose runs DBOS executes here."""
+        return DBOS.application_version
+
+    def lend(self, run_id: str, agent: Any) -> None:
+        """Have a recovered run of this id mean this agent, whatever others share its name."""
+        live = self.runs.get(run_id)
+        if live is None:
+            self.lent[run_id] = agent
+            self.held.pop(run_id, None)
+        else:
+            live.cast.setdefault(agent.name, agent)
+
+    def queue_for(self, agent: str, swarm: str) -> str:
+        """Give the queue on which a new run of the agent begins soonest: this process's own, if it can execute it."""
+        if agent in roster.names() and self.swarm_named(swarm) is not None:
+            self._set_poll(FAST)
+            return self.queue
+        self.wanted.add(agent)
+        return records.UNCLAIMED
 
     def _is_orphan(self, row: Any) -> bool:
         if row.status == "ENQUEUED":
@@ -279,8 +355,11 @@ class Process:
                 internals.set_poll(self._private, SLOW)
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, errors.DurableSwarmError):
                 self.identity.keep()
+                self.outage.look()
                 if self.store.unclaimed():
                     self._take_over_quietly()
+                elif self.parked and (stopped := self.parked.keys() & self._interrupted):
+                    self.take_over(*stopped)
 
     def _set_poll(self, seconds: float) -> None:
         self._fast_until = time.monotonic() + 3
@@ -288,6 +367,12 @@ class Process:
 
 
 _beginning: ContextVar[LiveRun | None] = ContextVar("durable_swarm_beginning", default=None)
+
+
+def _is_under_way() -> bool:
+    """Whether this code belongs to a run that has begun; one that was not recorded yet fails at once."""
+    begun = _beginning.get()
+    return internals.in_workflow() and (begun is None or begun.entered)
 
 
 @contextlib.contextmanager
@@ -303,14 +388,19 @@ def beginning(run: LiveRun) -> Iterator[None]:
         _beginning.reset(token)
 
 
-def _checkpoint_at_exit() -> None:
-    """Put a SQLite file's last commits into the file itself, for those who copy it alone."""
-    if _current is not None and database.is_sqlite(_current.url):
+def _end_in_order() -> None:
+    """What `close` does for a program that does not: and put a SQLite file's last commits into the file itself."""
+    if _current is None or _current.pid != os.getpid():
+        return
+    _current.outage.close()
+    _current.trials.close()
+    if database.is_sqlite(_current.url):
+        # For those who copy the file alone.
         with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), _current.store.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-atexit.register(_checkpoint_at_exit)
+atexit.register(_end_in_order)
 
 _current: Process | None = None
 _guard = threading.RLock()
@@ -344,7 +434,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
             database.same(at, wanted)
         if _current is None:
             opened = Process(wanted, worker_id)
-            opened.swarms.append(swarm)  # Before anything that DBOS recovers can look for it.
+            opened.admit(swarm)  # Before anything that DBOS recovers can look for it.
             _current = opened
             return opened
         _current.check_fork()
@@ -352,7 +442,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
             raise errors.ConfigurationError(
                 f"this process already works as worker_id {_current.identity.name!r}; give its swarms that one, or none"
             )
-        _current.swarms.append(swarm)
+        _current.admit(swarm)
         return _current
 
 

@@ -14,13 +14,16 @@ and keys only ever gain, never change; `docs/code-changes.md` explains them to u
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from durable_swarm import codec, errors
-from durable_swarm.loop import Call, Outcome, Reply, Start
+from durable_swarm.checks import check_text
+from durable_swarm.loop import Call, Detour, Outcome, Reply, Start, Turn
 from durable_swarm.models import without_secrets
 from durable_swarm.tools import safe_text
 from durable_swarm.types import Message, Usage
@@ -52,6 +55,14 @@ def tool_step(name: str) -> str:
 def call_key(run_id: str, turn: int, index: int) -> str:
     """Give the id of a tool call, which is its idempotency key too."""
     return f"{run_id}/{turn}.{index}"
+
+
+def check_id(run_id: Any) -> str:
+    """Check that a run may have this id, and give it. Raises `ConfigurationError`."""
+    text = check_text("run_id", run_id)
+    if re.search(r"/\d+\.\d+$", text):
+        raise errors.ConfigurationError(f"run_id {text!r} ends like the id of a tool call (/1.2); choose another")
+    return text
 
 
 Record = dict[str, Any]
@@ -105,23 +116,74 @@ def _named(context: dict[str, Any]) -> dict[str, Any]:
 
 def read_start(record: Record) -> Start:
     """Give the loop's start from a run's input."""
-    with _reading("the input of a run"):
+    with reading("the input of a run"):
         return Start(
-            agent=record["agent"],
-            messages=codec.decode(record["messages"]),
-            context=codec.decode(record["context"]),
-            model_override=record.get("model_override"),
-            max_turns=record.get("max_turns"),
-            execute_tools=record.get("execute_tools", True),
+            agent=_checked(record["agent"], str),
+            messages=_each(codec.decode(record["messages"]), dict),
+            context=_values(record["context"]),
+            model_override=_checked(record.get("model_override"), str, NoneType),
+            max_turns=_checked(record.get("max_turns"), int, float, NoneType),
+            execute_tools=_checked(record.get("execute_tools", True), bool),
+            kept=[read_turn(turn) for turn in record.get("kept", [])],
+            detours={int(turn): _read_detour(detour) for turn, detour in record.get("detours", {}).items()},
         )
 
 
+def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], **fields: Any) -> Record:
+    """Give the input of a fork, from that of the run it comes from and the turns of it that are kept."""
+    same = {key: value for key, value in start.items() if key not in ("swarm", "at", "forked", "kept", "detours")}
+    return {**same, **_slim(kept=kept, detours=detours, **fields)}
+
+
+def turn_record(agent: str, reply: Record, outcomes: list[Record | None]) -> Record:
+    """Give the record of a turn that a fork keeps; None stands for a call that was not made, but told."""
+    return {"agent": agent, "reply": reply, "outcomes": outcomes}
+
+
+def read_turn(record: Record) -> Turn:
+    """Give a kept turn from its record."""
+    with reading("a kept turn"):
+        reply = _reply(record["reply"])
+        made = zip(reply.calls, record["outcomes"], strict=True)
+        return Turn(reply, [Outcome(call.text) if outcome is None else read_outcome(outcome) for call, outcome in made])
+
+
+def detour_record(agent: str | None, messages: list[Any]) -> Record:
+    """Give the record of what a fork changes before a turn; `messages` are encoded already."""
+    return _slim(agent=agent, messages=messages)
+
+
+def _read_detour(record: Record) -> Detour:
+    messages = _each(codec.decode(record.get("messages", [])), dict)
+    return Detour(_checked(record.get("agent"), str, NoneType), messages)
+
+
 @contextlib.contextmanager
-def _reading(what: str) -> Iterator[None]:
+def reading(what: str) -> Iterator[None]:
+    """Round the reading of a record: one of another shape than was ever written becomes `ReplayMismatch`."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise errors.ReplayMismatch(f"the record of {what} is damaged: {error!r:.200}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(f"{error!r:.200}".split())
+        raise errors.ReplayMismatch(f"the record of {what} is damaged: {reason}") from error
+
+
+def _checked(value: Any, *kinds: type) -> Any:
+    """Give a value that is of one of these types, as everything is that was written here."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"a {type(value).__name__} where {' or '.join(kind.__name__ for kind in kinds)} was written")
+    return value
+
+
+def _each(values: Any, kind: type) -> list[Any]:
+    return [_checked(value, kind) for value in _checked(values, list)]
+
+
+def _values(data: Any) -> dict[str, Any]:
+    """Give values by name, as context variables are stored."""
+    decoded: dict[str, Any] = _checked(codec.decode(data), dict)
+    _each(list(decoded), str)
+    return decoded
 
 
 def reply_record(message: Message, calls: list[Call], usage: Usage | None, *, model: str, version: str) -> Record:
@@ -139,24 +201,26 @@ def reply_record(message: Message, calls: list[Call], usage: Usage | None, *, mo
 
 def read_reply(record: Record) -> Reply:
     """Give the reply and its plans from the record of a model call."""
-    with _reading("a model call"):
+    with reading("a model call"):
         return _reply(record)
 
 
 def _reply(record: Record) -> Reply:
-    message = {"role": "assistant", "content": None, "tool_calls": None, **codec.decode(record["message"])}
-    made = message["tool_calls"] or []
+    message = {"role": "assistant", "content": None, "tool_calls": None, **_values(record["message"])}
+    made = _each(message["tool_calls"] or [], dict)
     calls = [
         _read_call(index, call, plan)
         for index, (call, plan) in enumerate(zip(made, record.get("plan", []), strict=True))
     ]
-    counts = record.get("usage")
+    counts = _each(record.get("usage") or [], int)
     return Reply(message, calls, Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None)
 
 
 def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
     kind, text = ("tell", codec.decode(plan["tell"])) if isinstance(plan, dict) else (plan, "")
-    return Call(index, call["id"], call["function"]["name"], call["function"]["arguments"], kind, text)
+    function = call["function"]
+    _each([call["id"], function["name"], function["arguments"], kind, text], str)
+    return Call(index, call["id"], function["name"], function["arguments"], kind, text)
 
 
 def outcome_record(outcome: Outcome) -> Record:
@@ -174,13 +238,13 @@ def outcome_record(outcome: Outcome) -> Record:
 
 def read_outcome(record: Record) -> Outcome:
     """Give what came of a tool call from its record."""
-    with _reading("a tool call"):
+    with reading("a tool call"):
         return Outcome(
-            text=codec.decode(record.get("text", "")),
-            agent=record.get("agent"),
-            updates=codec.decode(record.get("updates", {})),
-            changed=codec.decode(record.get("changed", {})),
-            removed=record.get("removed", []),
+            text=_checked(codec.decode(record.get("text", "")), str),
+            agent=_checked(record.get("agent"), str, NoneType),
+            updates=_values(record.get("updates", {})),
+            changed=_values(record.get("changed", {})),
+            removed=_each(record.get("removed", []), str),
         )
 
 
@@ -231,13 +295,14 @@ def _own(error: BaseException) -> Record | None:
 
 def read_failure(record: Record) -> Exception:
     """Give the error to raise for a recorded failure: this package's own as they were, others as `RunFailed`."""
-    if "own" in record:
-        return errors.from_record(codec.decode(record["own"]))
-    text = codec.decode(record.get("message", ""))
-    return errors.RunFailed(
-        f"run {record['run_id']!r} failed with {record['type']}: {text}",
-        run_id=record["run_id"],
-        error_type=record["type"],
-        error_message=text,
-        traceback=codec.decode(record.get("traceback", "")),
-    )
+    with reading("the failure of a run"):
+        if "own" in record:
+            return errors.from_record(codec.decode(record["own"]))
+        text = str(codec.decode(record.get("message", "")))
+        return errors.RunFailed(
+            f"run {record['run_id']!r} failed with {record['type']}: {text}",
+            run_id=record["run_id"],
+            error_type=str(record["type"]),
+            error_message=text,
+            traceback=str(codec.decode(record.get("traceback", ""))),
+        )

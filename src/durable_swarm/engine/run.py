@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from durable_swarm import errors
 from durable_swarm.checks import check_seconds
-from durable_swarm.engine import records
+from durable_swarm.engine import forks, records
+from durable_swarm.engine.forks import ForkRequest
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.store import Store, state_of
@@ -25,11 +26,12 @@ _PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
 """Seconds between looks at the database: for a run that ends here, for one that runs elsewhere; and at a living one."""
 
 
-class Executor(Protocol):
+class Executor(forks.Host, Protocol):
     """What a handle needs of the process, if the process can execute runs."""
 
     runs: dict[str, LiveRun]
     held: dict[str, errors.DurableSwarmError]
+    parked: dict[str, str]
     loops: weakref.WeakSet[asyncio.AbstractEventLoop]
 
     def at_home(self, run_id: str) -> contextlib.AbstractContextManager[Home]:
@@ -37,6 +39,9 @@ class Executor(Protocol):
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over these runs if no living process executes them and their agents are defined here."""
+
+    def waits_for(self, run_id: str) -> str | None:
+        """Why a run does not go on in this process, or None."""
 
 
 class Run:
@@ -48,8 +53,10 @@ class Run:
         store: Callable[[], Store],
         executor: Callable[[], Executor | None],
         live: LiveRun | None = None,
+        swarm: str | None = None,
     ):
         self.id = run_id
+        self._swarm = swarm
         self._store = store
         self._executor = executor
         self._live = live
@@ -96,8 +103,7 @@ class Run:
     def waits_for(self) -> str | None:
         """Why the run does not go on in this process, or None."""
         executor = self._executor()
-        reason = executor.held.get(self.id) if executor else None
-        return str(reason) if reason else None
+        return executor.waits_for(self.id) if executor else None
 
     def messages(self) -> list[Message]:
         """Give the run's new messages so far: always a history that a provider accepts."""
@@ -180,7 +186,13 @@ class Run:
         live = self._find_live()
         if live is not None and not live.over.done():
             return None
-        row = self._row(load_output=True)
+        try:
+            row = self._row(load_output=True)
+        except errors.ConfigurationError:
+            executor = self._executor()
+            if executor is not None and self.id in executor.parked:
+                return None  # The database's trouble is why the run waits; it goes on by itself.
+            raise
         if state_of(row) in ENDED:
             return self._end(row, live)
         self._raise_if_held()
@@ -208,7 +220,7 @@ class Run:
         if state == "cancelled":
             raise errors.RunCancelled(f"run {self.id!r} was cancelled; Run.resume() continues it", run_id=self.id)
         if state == "failed":
-            raise live.error if live is not None and live.error is not None else error_of(row)
+            raise live.error if live is not None and live.error is not None else error_of(self._store(), row)
         if live is not None and live.response is not None:
             return live.response
         ending = story(self._store(), row).ending
@@ -241,6 +253,39 @@ class Run:
             if executor is not None:
                 executor.take_over(self.id)
 
+    def fork(
+        self,
+        turn: int,
+        *,
+        agent: Any = None,
+        messages: Sequence[Message] | None = None,
+        run_id: str | None = None,
+    ) -> Run:
+        """Start a new run that keeps the turns before `turn`, counted from 0, and goes on from there.
+
+        A turn is one model reply and its tool calls. Nothing kept is executed again. From there on the fork has the
+        code as it is now: the agent whose turn it is, or `agent` (an agent or its name), which need not have taken part
+        so far. `messages` are added behind what is kept. It is executed here if its agent is defined here, else by the
+        next process that defines it. The run itself, which may have ended or not, stays as it is.
+
+        The same `run_id` again, with the same arguments, gives the fork that exists. Raises `ConfigurationError` for a
+        turn that is not recorded as finished or not there, `RunConflict`, `NotSerializable`, `RunNotFound`.
+        """
+        asked = ForkRequest(turn, agent, messages, run_id)
+        fork_id = forks.fork(self._store(), self._executor(), self._row(), asked, self._swarm)
+        return Run(fork_id, self._store, self._executor, swarm=self._swarm)
+
+    async def fork_async(
+        self,
+        turn: int,
+        *,
+        agent: Any = None,
+        messages: Sequence[Message] | None = None,
+        run_id: str | None = None,
+    ) -> Run:
+        """Fork as `fork` does, on the event loop."""
+        return await in_thread(lambda: self.fork(turn, agent=agent, messages=messages, run_id=run_id))
+
     async def messages_async(self) -> list[Message]:
         """Give the messages as `messages` does, on the event loop."""
         return await in_thread(self.messages)
@@ -263,11 +308,11 @@ def _check_timeout(timeout: float | None) -> None:
         check_seconds("timeout", timeout)
 
 
-def error_of(row: Any) -> Exception:
+def error_of(store: Store, row: Any) -> Exception:
     """Give the error that ended a failed run, from its row."""
-    data = getattr(row.error, "data", None)
-    if isinstance(data, dict) and "type" in data:
-        return records.read_failure({"run_id": row.workflow_id, **data})
+    record = store.failure_record(row)
+    if record is not None:
+        return records.read_failure(record)
     return errors.RunFailed(
         f"run {row.workflow_id!r} failed: {row.error}", run_id=row.workflow_id, error_message=str(row.error)
     )

@@ -21,18 +21,22 @@ class Failed(BaseException):
 
 
 class Held(BaseException):
-    """The run cannot go on in this process for `reason`; in the database it stays unfinished."""
+    """The run cannot go on in this process for `reason`; in the database it stays unfinished.
 
-    def __init__(self, reason: errors.DurableSwarmError) -> None:
+    `passes` says that the database could not be written: no person's matter, so the run is tried again by itself.
+    """
+
+    def __init__(self, reason: errors.DurableSwarmError, *, passes: bool = False) -> None:
         super().__init__(str(reason))
         self.reason = reason
+        self.passes = passes
 
 
 class Broken(Exception):
     """What DBOS stores of a failed run: `data` is the failure's record."""
 
     def __init__(self, data: dict[str, Any]) -> None:
-        super().__init__(f"{data['type']}: {data.get('message', '')}")
+        super().__init__(f"{data['type']}: {data.get('message', '')}".removesuffix(": "))
         self.data = data
 
 

@@ -5,17 +5,19 @@ Needs no agents and launches nothing, so the command line can look at the runs o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy
-from dbos import DBOSClient
+from dbos import DBOSClient, WorkflowSerializationFormat
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
+from durable_swarm.codec import Codec, Place
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.database import unfit
+from durable_swarm.engine.sealing import Seal, failure_of, input_of, output_of
 from durable_swarm.runs import State
 
 _STATES: dict[str, State] = {
@@ -28,6 +30,9 @@ _STATES: dict[str, State] = {
     "CANCELLED": "cancelled",
 }
 UNFINISHED = ["PENDING", "ENQUEUED"]
+
+TRIED = "tried:"
+"""Prefix of the notes on a run of how often its open calls were executed; resuming it clears them."""
 
 PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
@@ -60,12 +65,27 @@ class _Client:
         return call
 
 
-class Store:
-    """The runs of one database. Every method raises `ConfigurationError` where the database cannot be used."""
+def _no_codec(_swarm: str) -> None:
+    return None
 
-    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, *, owns: bool = True) -> None:
+
+class Store:
+    """The runs of one database. Every method raises `ConfigurationError` where the database cannot be used.
+
+    `codec_for` gives the codec of the swarm of a name. What reads records raises `Sealed` where it does not open them.
+    """
+
+    def __init__(
+        self,
+        url: sqlalchemy.URL,
+        engine: sqlalchemy.Engine,
+        codec_for: Callable[[str], Codec | None] = _no_codec,
+        *,
+        owns: bool = True,
+    ) -> None:
         self.url = url
         self.engine = engine
+        self._codec_for = codec_for
         self._owns = owns
         client = DBOSClient(
             system_database_url=url.render_as_string(hide_password=False),
@@ -135,16 +155,65 @@ class Store:
 
     def steps(self, workflow_id: str) -> list[Any]:
         """Give the recorded steps of a run or a tool call, in order."""
-        return [SimpleNamespace(**step) for step in self._client.list_workflow_steps(workflow_id)]
+        steps = self._client.list_workflow_steps(workflow_id)
+        return [SimpleNamespace(**step, workflow_id=workflow_id) for step in steps]
+
+    def seal(self, row: Any) -> Seal:
+        """Give what opens the records of a run, by its row."""
+        about = row.attributes if isinstance(row.attributes, dict) else {}
+        return Seal(self._codec_for(str(about.get("swarm") or "")))
 
     def start_record(self, row: Any) -> records.Record:
         """Give what a run was started with."""
+        run_id = row.workflow_id
         try:
-            return records.read(row.input["args"][0], f"run {row.workflow_id!r}")
+            stored = row.input["args"][0]
         except (TypeError, KeyError, IndexError):
-            raise errors.ReplayMismatch(
-                f"the input of run {row.workflow_id!r} cannot be read", run_id=row.workflow_id
-            ) from None
+            raise errors.ReplayMismatch(f"the input of run {run_id!r} cannot be read", run_id=run_id) from None
+        return self.seal(row).open(stored, input_of(run_id), f"the input of run {run_id!r}")
+
+    def step_record(self, step: Any, row: Any) -> records.Record:
+        """Give the record of a step, of a run or of an undecorated tool call in it; `row` is the run's."""
+        place = Place(step.workflow_id, step.function_name, step.function_id)
+        what = f"step {step.function_id} ({step.function_name}) of run {step.workflow_id!r}"
+        return self.seal(row).open(step.output, place, what)
+
+    def output_record(self, child: Any, row: Any) -> records.Record:
+        """Give what an undecorated tool call gave; `row` is its run's."""
+        call = child.workflow_id
+        return self.seal(row).open(child.output, output_of(call), f"tool call {call!r}")
+
+    def failure_record(self, row: Any) -> records.Record | None:
+        """Give the error that ended a failed run; None if it is no record of this package."""
+        data = getattr(row.error, "data", None)
+        if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+            return None
+        run_id = row.workflow_id
+        record = self.seal(row).open({"v": 1, **data}, failure_of(run_id), f"the error of run {run_id!r}")
+        return {"run_id": run_id, **record}
+
+    def settled(self, run_id: str, record: records.Record, swarm: str) -> records.Record:
+        """Give a run's start record as it will be read after the swarm's codec."""
+        return Seal(self._codec_for(swarm)).settle(record, input_of(run_id))
+
+    def enqueue(self, run_id: str, record: records.Record, about: dict[str, Any], queue: str, version: str) -> None:
+        """Record a new run that is executed by whoever serves `queue`; `about` are its notes.
+
+        Raises DBOS's `DBOSWorkflowIDInUseError` for an id that is taken.
+        """
+        stored = Seal(self._codec_for(about["swarm"])).close(record, input_of(run_id))
+        self._client.enqueue(
+            {
+                "workflow_name": records.RUN,
+                "queue_name": queue,
+                "workflow_id": run_id,
+                "workflow_id_reuse_policy": "reject",
+                "app_version": version,
+                "attributes": about,
+                "serialization_type": WorkflowSerializationFormat.PORTABLE,
+            },
+            stored,
+        )
 
     def annotate(self, run_id: str, **attributes: Any) -> None:
         """Note JSON values on a run, beside what is noted there already."""
@@ -172,12 +241,16 @@ class Store:
         if row.status == "ERROR":
             last = max((step.function_id for step in self.steps(run_id)), default=0)
             self._client.rewind_workflow(run_id, start_step=last + 1, queue_name=queue)
+        if forgiven := {name: None for name in row.attributes or {} if name.startswith(TRIED)}:
+            self.annotate(run_id, **forgiven)
         self._client.resume_workflows([run_id, *calls], queue_name=queue)
 
     def _forget_failed_step(self, call: str, queue: str) -> None:
         """A tool that ended with the error of a step would get the same error from its record for ever."""
         steps = self.steps(call)
-        if steps and isinstance(steps[-1].output, dict) and "raised" in steps[-1].output:
+        last = steps[-1].output if steps else None
+        # `failed` stands in records since they can be encrypted; `raised` is in the others.
+        if isinstance(last, dict) and ("failed" in last or "raised" in last):
             self._client.cancel_workflow(call)
             self._client.rewind_workflow(call, start_step=steps[-1].function_id, queue_name=queue)
 

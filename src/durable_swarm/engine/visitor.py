@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ import sqlalchemy
 from sqlalchemy import column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
+from durable_swarm.codec import Codec
 from durable_swarm.engine import database, process, records
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.store import Store, state_of
@@ -51,9 +52,10 @@ class Visitor:
 
 
 @contextlib.contextmanager
-def visit(url: sqlalchemy.URL) -> Iterator[Visitor]:
-    """Look at a database from outside; in a process that works on it, with the connections it has.
+def visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = lambda: None) -> Iterator[Visitor]:
+    """Look at a database from outside; in a process that works on it, with the connections and the codecs it has.
 
+    `codec` gives what opens the records, and is asked at the first one.
     Raises `NoRuns` where there is nothing to look at, and `ConfigurationError` where it cannot be used.
     """
     here = _opened(url)
@@ -61,7 +63,7 @@ def visit(url: sqlalchemy.URL) -> Iterator[Visitor]:
         if here is not None:
             yield Visitor(here.store, here.identity)
         else:
-            with _visit(url) as visitor:
+            with _visit(url, codec) as visitor:
                 yield visitor
     except (DBAPIError, OSError) as error:
         raise database.unfit(url, error) from error
@@ -77,7 +79,7 @@ def _opened(url: sqlalchemy.URL) -> process.Process | None:
 
 
 @contextlib.contextmanager
-def _visit(url: sqlalchemy.URL) -> Iterator[Visitor]:
+def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[Visitor]:
     with contextlib.ExitStack() as stack:
         engine = _connect(url)
         stack.callback(engine.dispose)
@@ -85,7 +87,7 @@ def _visit(url: sqlalchemy.URL) -> Iterator[Visitor]:
             raise NoRuns(f"the database {_name(url)} holds nothing of durable-swarm; name another with --database")
         locks = FileLocks(f"{url.database}.lock") if database.is_sqlite(url) else PostgresLocks(url)
         stack.callback(locks.close)
-        store = Store(url, engine, owns=False)
+        store = Store(url, engine, lambda _: codec(), owns=False)
         stack.callback(store.close)
         yield Visitor(store, Identity(locks, None))
 
@@ -95,7 +97,12 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
         raise NoRuns(
             f"there is no database {_name(url)}; run a program with DurableSwarm there, or name another with --database"
         )
-    return database.connect(url, create=False)
+    try:
+        return database.connect(url, create=False)
+    except ConfigurationError as error:
+        if database.is_missing(error.__cause__):
+            raise NoRuns(f"there is no database {_name(url)}; run a program with DurableSwarm there first") from None
+        raise
 
 
 def _name(url: sqlalchemy.URL) -> str:

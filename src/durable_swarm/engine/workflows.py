@@ -18,12 +18,14 @@ from dbos import DBOS, SetWorkflowID
 from dbos import error as dbos_errors
 
 from durable_swarm import roster
+from durable_swarm.codec import Place
 from durable_swarm.engine import internals, records
-from durable_swarm.engine.failures import engines_code, step_failure, step_record, step_value
+from durable_swarm.engine.failures import engines_code, step_done, step_failure, step_record
 from durable_swarm.engine.live import LiveRun, ToolCall
 from durable_swarm.engine.performer import Colour, Durable, InThread, OnEventLoop, perform
 from durable_swarm.engine.process import Process, current, wait_for_current
 from durable_swarm.engine.records import Record
+from durable_swarm.engine.sealing import Seal, failure_of, output_of
 from durable_swarm.engine.signals import Broken, Failed, Held
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import drive, turns
@@ -34,7 +36,7 @@ from durable_swarm.waits import Blocking, OnLoop, Waits, finish, in_thread, runn
 @internals.workflow(records.RUN, recovers=False)
 def run_in_thread(record: Record) -> Record:
     """Execute a run in the calling thread."""
-    return finish(_conduct(current(), _own_id(), record, lambda _: InThread(_child_in_thread)))
+    return finish(_conduct(current(), _own_id(), record, lambda run: InThread(_child_in_thread, run.seal)))
 
 
 @internals.workflow(records.RUN, recovers=True)
@@ -71,26 +73,39 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
             run = process.enter(run_id, record)
         with internals.reading():
             ending = await drive(
-                turns(run.start), Durable(run, colour(run), _on_loop, process.desk.put, process.still_open)
+                turns(run.start),
+                Durable(run, colour(run), _on_loop, process.desk.put, process.still_open, process.trials),
             )
         run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run_id)
         return {"v": records.VERSION, "agent": ending.agent}
     except Failed as failed:
-        if run is not None:
-            run.error = failed.error
-        raise Broken(records.failure_record(run_id, failed.error, step=failed.step)) from None
+        raise _broken(process, run_id, run, failed) from None
     except Held as held:
-        process.hold(run_id, held.reason)
+        process.hold(run_id, held)
         raise
     finally:
         if run is not None:
             process.leave(run)
 
 
+def _broken(process: Process, run_id: str, run: LiveRun | None, failed: Failed) -> Broken | Held:
+    """Give what ends the run with a failure; if the failure's record cannot be made, what holds the run."""
+    seal = Seal(None if run is None else run.swarm.codec)
+    try:
+        record = seal.close_step(records.failure_record(run_id, failed.error, step=failed.step), failure_of(run_id))
+    except Held as held:
+        process.hold(run_id, held)
+        return held
+    if run is not None:
+        run.error = failed.error
+    return Broken(record)
+
+
 async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
     desk = current().desk  # Now: the process may be closed when the tool ends.
     try:
-        return await perform(made, key, StepRecorder(made.run.run_id, key), waits)
+        record = await perform(made, key, StepRecorder(made.run.run_id, key, made.run.seal), waits)
+        return made.run.seal.close_step(record, output_of(key))
     except (Failed, Held) as broken:
         made.wait.break_off(broken)
         raise
@@ -99,7 +114,7 @@ async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
 
 
 def _on_loop(run: LiveRun) -> OnEventLoop:
-    return OnEventLoop(_child_on_loop, OnLoop(_Pool(run)))
+    return OnEventLoop(_child_on_loop, run.seal, OnLoop(_Pool(run)))
 
 
 class _Pool:
@@ -129,35 +144,42 @@ async def _child_on_loop(key: str) -> Record:
 class StepRecorder:
     """Makes the steps of an undecorated tool checkpoints of its child workflow."""
 
-    def __init__(self, run_id: str, key: str) -> None:
+    def __init__(self, run_id: str, key: str, seal: Seal) -> None:
         self._run_id = run_id
         self._key = key
+        self._seal = seal
 
     def step(self, name: str, body: Callable[[], Any]) -> Any:
+        reserved = internals.reserve()
+        place = internals.place_of(reserved, name)
         if inspect.iscoroutinefunction(body):
-            return self._on_loop(name, body, internals.reserve())
+            return self._on_loop(place, body, reserved)
         with engines_code(f"step {name!r}"), internals.reading():
-            record = internals.run_step(name, functools.partial(self._recorded, name, body))
-        return step_value(record)
+            record = internals.run_step(name, functools.partial(self._recorded, place, body), reserved)
+            done = step_done(self._seal.open(record, place, f"the record of step {name!r}"))
+        return done.value()
 
-    async def _on_loop(self, name: str, body: Callable[[], Awaitable[Any]], reserved: Any) -> Any:
+    async def _on_loop(self, place: Place, body: Callable[[], Awaitable[Any]], reserved: Any) -> Any:
         async def recorded() -> Record:
             try:
                 with internals.trusting():
-                    return step_record(await body())
+                    record = step_record(await body())
             except Exception as error:
-                return step_failure(self._run_id, name, error)
+                record = step_failure(self._run_id, place.step, error)
+            return self._seal.close_step(record, place)
 
-        with engines_code(f"step {name!r}"), internals.reading():
-            record = await internals.run_step_async(name, recorded, reserved)
-        return step_value(record)
+        with engines_code(f"step {place.step!r}"), internals.reading():
+            record = await internals.run_step_async(place.step, recorded, reserved)
+            done = step_done(self._seal.open(record, place, f"the record of step {place.step!r}"))
+        return done.value()
 
-    def _recorded(self, name: str, body: Callable[[], Any]) -> Record:
+    def _recorded(self, place: Place, body: Callable[[], Any]) -> Record:
         try:
             with internals.trusting():
-                return step_record(body())
+                record = step_record(body())
         except Exception as error:
-            return step_failure(self._run_id, name, error)
+            record = step_failure(self._run_id, place.step, error)
+        return self._seal.close_step(record, place)
 
     def sleep(self, seconds: float) -> None:
         if running_loop() is not None:

@@ -4,9 +4,11 @@ Nothing here executes a run or takes one over; that is for programs that define 
 dataclasses, and `to_json` gives all of them as JSON.
 """
 
+from durable_swarm.engine.exports import read_document
+from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.visitor import NoRuns
 from durable_swarm.service.doctor import Check, checkup
-from durable_swarm.service.runs import Runs, open_runs
+from durable_swarm.service.runs import Runs, import_run, open_runs
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView, to_json
 
 __all__ = [
@@ -14,10 +16,13 @@ __all__ = [
     "Failure",
     "NoRuns",
     "Query",
+    "Redact",
     "RunDetail",
     "RunView",
     "Runs",
     "checkup",
+    "import_run",
     "open_runs",
+    "read_document",
     "to_json",
 ]

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from durable_swarm import codec
-from durable_swarm.engine import Run, database, records
+from durable_swarm.encryption import VARIABLE, codec_of_environment
+from durable_swarm.engine import DurableSwarm, Run, database, imports, records
 from durable_swarm.engine.durable import list_rows
+from durable_swarm.engine.exports import Exported, export
 from durable_swarm.engine.history import step_infos, story
+from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.run import error_of
+from durable_swarm.engine.sealing import CLOSED, Sealed
 from durable_swarm.engine.store import Store, state_of
-from durable_swarm.engine.visitor import Visitor, visit
+from durable_swarm.engine.visitor import NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError, RunNotFound
-from durable_swarm.runs import ENDED
+from durable_swarm.loop import Start
+from durable_swarm.runs import ENDED, Story
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
+from durable_swarm.types import Message
 
 CANDIDATES = 5
 """How many runs an ambiguous id names."""
@@ -26,10 +34,27 @@ CANDIDATES = 5
 def open_runs(url: str | None) -> Iterator[Runs]:
     """Give the runs of a database; `url` is as in `DurableSwarm`.
 
-    Raises `NoRuns` where there is no database yet, and `ConfigurationError` where it cannot be used.
+    What was encrypted is read with the keys of the environment, where there are any. Raises `NoRuns` where there is no
+    database yet, and `ConfigurationError` where it cannot be used.
     """
-    with visit(database.choose(url)) as visitor:
+    with visit(database.choose(url), functools.cache(codec_of_environment)) as visitor:
         yield Runs(visitor)
+
+
+def import_run(url: str | None, document: Any) -> RunView:
+    """Put an exported run into a database, which is made if there is none; gives the run as it is then.
+
+    Raises `ConfigurationError` for what is no exported run, and `RunConflict` where its id belongs to another run.
+    """
+    Exported(document)
+    try:
+        with open_runs(url) as opened:
+            return opened.load(document)
+    except NoRuns:
+        with DurableSwarm(database=url) as swarm:
+            swarm.runs(limit=1)
+    with open_runs(url) as opened:
+        return opened.load(document)
 
 
 class Runs:
@@ -64,8 +89,34 @@ class Runs:
         """
         return self._after(self._run(run_id), Run.resume)
 
+    def fork(
+        self,
+        run_id: str,
+        turn: int,
+        *,
+        agent: str | None = None,
+        messages: Sequence[Message] | None = None,
+        new_id: str | None = None,
+    ) -> RunView:
+        """Start a new run from a turn of this one, as `Run.fork` does, and give it as it is then.
+
+        It goes on with the next program that defines its agent.
+        """
+        return self._seen(self._run(run_id).fork(turn, agent=agent, messages=messages, run_id=new_id))
+
+    def export(self, run_id: str, redact: Redact | None = None) -> dict[str, Any]:
+        """Give a run as a document, as `DurableSwarm.export` does."""
+        return export(self._store, self._store.row(self._find(run_id)), redact)
+
+    def load(self, document: Any) -> RunView:
+        """Put an exported run into the database, as `DurableSwarm.import_run` does, and give it as it is then."""
+        return self._seen(self._run(imports.import_run(self._store, document)))
+
     def _after(self, run: Run, change: Any) -> RunView:
         change(run)
+        return self._seen(run)
+
+    def _seen(self, run: Run) -> RunView:
         row = self._store.row(run.id, load_output=False)
         return _view(row, bool(self._visitor.idle([row])))
 
@@ -98,7 +149,13 @@ def _view(row: Any, idle: bool) -> RunView:
         updated_at=max(created, _time(row.updated_at)),
         idle=idle,
         waits_for=_waits_for(row, idle),
+        **_origin(row),
     )
+
+
+def _origin(row: Any) -> dict[str, Any]:
+    turn = (row.attributes or {}).get("turn")
+    return {"forked_from": _about(row, "forked_from") or None, "turn": turn if isinstance(turn, int) else None}
 
 
 def _about(row: Any, name: str) -> str:
@@ -117,20 +174,20 @@ def _time(milliseconds: int | None) -> datetime:
 
 
 def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
-    record = store.start_record(row)
-    start, told, state = records.read_start(record), story(store, row), state_of(row)
-    error = _failure(row) if state == "failed" else None
+    state = state_of(row)
+    start, told, closed = _told(store, row)
+    error = _failure(store, row) if state == "failed" else None
     steps = step_infos(store, row)
     created = _created(row)
     moments = [created, _time(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
     return RunDetail(
         id=row.workflow_id,
         status=state,
-        agent=start.agent,
+        agent=_about(row, "agent") or start.agent,
         created_at=created,
         updated_at=max(moments),
         idle=idle,
-        swarm=record.get("swarm", ""),
+        swarm=_about(row, "swarm"),
         asked=start.messages,
         context_variables=start.context if told.ending is None else told.ending.context,
         model_override=start.model_override,
@@ -141,7 +198,21 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         last_agent=None if told.ending is None else told.ending.agent,
         error=error,
         waits_for=_waits_for(row, idle),
+        closed=closed,
+        **_origin(row),
     )
+
+
+def _told(store: Store, row: Any) -> tuple[Start, Story, str | None]:
+    """Give what the run was asked and its story; where they cannot be opened here, nothing, and a sentence why."""
+    try:
+        return records.read_start(store.start_record(row)), story(store, row), None
+    except Sealed as error:
+        without_keys = (
+            "what was said in it was stored through a codec, such as encryption; "
+            f"set {VARIABLE} to its keys to read it here, or read it in its own program"
+        )
+        return Start("", [], {}), Story([], None), str(error) if os.environ.get(VARIABLE) else without_keys
 
 
 def _waits_for(row: Any, idle: bool) -> str | None:
@@ -158,10 +229,13 @@ def _waits_for(row: Any, idle: bool) -> str | None:
     )
 
 
-def _failure(row: Any) -> Failure:
-    record = getattr(row.error, "data", None)
-    if not isinstance(record, dict) or "type" not in record:
-        return Failure(type(row.error).__name__, str(error_of(row)))
+def _failure(store: Store, row: Any) -> Failure:
+    try:
+        record = store.failure_record(row)
+    except Sealed:
+        return Failure(row.error.data["type"], CLOSED, str(row.error.data.get("step", "")))
+    if record is None:
+        return Failure(type(row.error).__name__, str(error_of(store, row)))
     return Failure(
         record["type"],
         codec.decode(record.get("message", "")),

@@ -42,7 +42,8 @@ class RunView:
     """A run in a list. Times are aware UTC; `agent` is the one it was started with.
 
     `idle` says that the run is unfinished and no living process executes it: it goes on with the next that defines its
-    agent. `waits_for` is a sentence that says why an unfinished run does not go on, or None.
+    agent. `waits_for` is a sentence that says why an unfinished run does not go on, or None. A fork keeps the turns
+    before `turn` of the run `forked_from`; both are None for other runs.
     """
 
     id: str
@@ -52,11 +53,16 @@ class RunView:
     updated_at: datetime
     idle: bool
     waits_for: str | None
+    forked_from: str | None
+    turn: int | None
 
 
 @dataclass(frozen=True)
 class RunDetail(RunView):
-    """A run in full: what it was asked (`asked`, the messages it was given), and what came of it so far."""
+    """A run in full: what it was asked (`asked`, the messages it was given), and what came of it so far.
+
+    `closed` is a sentence that says why nothing of what was said can be read here, such as encryption, or None.
+    """
 
     swarm: str
     asked: list[Message]
@@ -68,6 +74,7 @@ class RunDetail(RunView):
     usage: Usage | None
     last_agent: str | None
     error: Failure | None
+    closed: str | None = None
 
 
 def to_json(view: Any) -> Any:

@@ -1,12 +1,62 @@
-"""Tools to test agent programs without a model: a scripted client, and the checks a strict provider makes.
+"""Tools to test agent programs: crash tests, replay, scripted models, and a server that the real client asks.
 
-`ScriptedModel(["Hello"])` answers with the replies of a list, `ScriptedModel(lambda request: ...)` with what a callable
-makes of each request; hand it to `DurableSwarm(client)` or `Swarm(client)`. `call` writes a tool call in a reply.
-Each request is checked by `check_request`, which raises `ProviderError` for what a strict provider would refuse; raise
-that error from a script, with a status of your choice, to see a program meet a provider's failure.
+`crash_test` kills a program of yours at each of its durable boundaries and compares; its tools report with `effect`.
+
+`ScriptedModel(["Hello"])` answers with the replies of a list, `ScriptedModel([when(said="refund", reply=...)])` by
+rules, `ScriptedModel(lambda request: ...)` with what a callable makes of each request; hand it to
+`DurableSwarm(client)` or `Swarm(client)`. `AsyncScriptedModel` is the same for `await`, `serve_scripted` the same over
+HTTP. `call` writes a tool call in a reply; `rate_limited`, `timed_out`, `cut` and their like are replies that go wrong
+(`testing/faults.py` lists them). Each request is checked by `check_request`, which raises `ProviderError` for what a
+strict provider would refuse.
 """
 
-from durable_swarm.testing.scripted import ScriptedModel, call
+from durable_swarm.testing.crash import CrashReport, CrashTestFailed, Finding, crash_test, effect
+from durable_swarm.testing.faults import (
+    cut,
+    dropped,
+    garbled,
+    http_error,
+    no_choices,
+    proxy_page,
+    rate_limited,
+    slowly,
+    timed_out,
+)
+from durable_swarm.testing.golden import assert_replays, record_golden
+from durable_swarm.testing.replay import Difference, Replay, replay
+from durable_swarm.testing.replies import call
+from durable_swarm.testing.rules import otherwise, when
+from durable_swarm.testing.scripted import AsyncScriptedModel, ScriptedModel
+from durable_swarm.testing.server import ScriptedServer, serve_scripted
 from durable_swarm.testing.strict import ProviderError, check_request
 
-__all__ = ["ProviderError", "ScriptedModel", "call", "check_request"]
+__all__ = [
+    "AsyncScriptedModel",
+    "CrashReport",
+    "CrashTestFailed",
+    "Difference",
+    "Finding",
+    "ProviderError",
+    "Replay",
+    "ScriptedModel",
+    "ScriptedServer",
+    "assert_replays",
+    "call",
+    "check_request",
+    "crash_test",
+    "cut",
+    "dropped",
+    "effect",
+    "garbled",
+    "http_error",
+    "no_choices",
+    "otherwise",
+    "proxy_page",
+    "rate_limited",
+    "record_golden",
+    "replay",
+    "serve_scripted",
+    "slowly",
+    "timed_out",
+    "when",
+]

@@ -32,16 +32,27 @@ class ProviderResponse:
 class ProviderError(Exception):
     """A provider's refusal, shaped like `openai.APIStatusError`.
 
-    `status_code` is the HTTP status (429, 500, …). `retry_after`, in seconds or as an HTTP date, becomes the header
-    `retry-after` of `response.headers`.
+    `status_code` is the HTTP status (429, 500, …), `code` openai's own word for the error. `retry_after`, in seconds or
+    as an HTTP date, becomes the header `retry-after` of `response.headers`; `headers` are further ones.
     """
 
-    def __init__(self, message: str, status_code: int = 500, retry_after: float | str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status_code: int = 500,
+        retry_after: float | str | None = None,
+        *,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.status_code = status_code
-        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-        self.response = ProviderResponse(status_code, headers)
+        self.code = code
+        sent = {name.lower(): text for name, text in (headers or {}).items()}
+        if retry_after is not None:
+            sent["retry-after"] = str(retry_after)
+        self.response = ProviderResponse(status_code, sent)
 
 
 def check_request(kwargs: Mapping[str, Any]) -> None:
@@ -49,8 +60,8 @@ def check_request(kwargs: Mapping[str, Any]) -> None:
 
     Raises `ProviderError` with status 400, naming the part, for: messages that are no list of well-formed messages;
     tool calls without exactly one tool message each right after them, and tool messages without their call; tools
-    that are no well-formed list of functions; `parallel_tool_calls` without tools; anything that is not JSON.
-    `tools`, `tool_choice` and `parallel_tool_calls` may be None.
+    that are no well-formed list of functions; `parallel_tool_calls` without tools; `stream_options` without `stream`;
+    anything that is not JSON. `tools`, `tool_choice`, `parallel_tool_calls` and `stream_options` may be None.
     """
     _check_messages(kwargs.get("messages"))
     tools = kwargs.get("tools")
@@ -58,6 +69,8 @@ def check_request(kwargs: Mapping[str, Any]) -> None:
         _check_tools(tools)
     elif kwargs.get("parallel_tool_calls") is not None:
         _refuse("parallel_tool_calls is only allowed when tools are given")
+    if kwargs.get("stream_options") is not None and not kwargs.get("stream"):
+        _refuse("stream_options is only allowed when stream is true")
     _check_json({name: value for name, value in kwargs.items() if name not in CLIENT_OPTIONS})
 
 

@@ -1,0 +1,251 @@
+"""Wrong engines: each mutant breaks one promise in one place, and a test of the ordinary suite must turn red.
+
+    python -m faults.mutants              all of them, about six minutes on two cores
+    python -m faults.mutants late-ids     some of them
+
+Prints a line for each and ends with 1 if a mutant stays green, or if the place it breaks is not there any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import durable_swarm
+
+SOURCE = Path(durable_swarm.__file__).parent
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one place: in `file`, `right` becomes `wrong`; `tests` are the tests that must notice."""
+
+    name: str
+    promise: str
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...]
+
+
+MATRIX = "tests/crash/test_matrix.py::test_a_run_survives_a_kill_at_every_boundary"
+
+MUTANTS = [
+    Mutant(
+        "late-ids",
+        "step numbers follow the model's order, not the order in which calls get their turn",
+        "engine/performer.py",
+        "        return self.seal.open(await self.start_child(key)",
+        """        import random
+
+        await asyncio.sleep(random.random() / 50)
+        return self.seal.open(await self.start_child(key)""",
+        (f"{MATRIX}[together_async]",),
+    ),
+    Mutant(
+        "key-of-the-attempt",
+        "the idempotency key is the same in every attempt",
+        "engine/performer.py",
+        "made.attempt, key)",
+        'made.attempt, f"{key}#{made.attempt}")',
+        (f"{MATRIX}[five_steps]",),
+    ),
+    Mutant(
+        "silent-repetition",
+        "a tool is told that its call is repeated",
+        "engine/performer.py",
+        "attempt = 2 if run.recovered and self.replayed else 1",
+        "attempt = 1",
+        (f"{MATRIX}[five_steps]",),
+    ),
+    Mutant(
+        "context-in-place",
+        "what a tool changed in its context is recorded, not remembered",
+        "engine/records.py",
+        "return Outcome(outcome.text, outcome.agent, outcome.updates, changed, removed)",
+        "return Outcome(outcome.text, outcome.agent, outcome.updates, {}, [])",
+        ("tests/contract/test_context.py",),
+    ),
+    Mutant(
+        "shared-context",
+        "a tool gets a private copy of the context, the same before and after a crash",
+        "engine/records.py",
+        "return Change(encoded), {key: codec.decode(value) for key, value in encoded.items()}",
+        "return Change(encoded), context",
+        ("tests/engine/test_runs.py",),
+    ),
+    Mutant(
+        "errors-become-results",
+        "a tool's exception is no result of its step: a repaired program repeats it",
+        "engine/signals.py",
+        "class Failed(BaseException)",
+        "class Failed(Exception)",
+        ("tests/crash/test_resume.py", "tests/engine/test_failures.py"),
+    ),
+    Mutant(
+        "swallowed-signals",
+        "an engine's trouble is not something a tool can catch",
+        "engine/signals.py",
+        "class Held(BaseException)",
+        "class Held(Exception)",
+        ("tests/engine/test_failures.py", "tests/engine/test_run_ends.py", "tests/engine/test_bad_tools.py"),
+    ),
+    Mutant(
+        "failure-to-record-is-failure",
+        "a success that cannot be recorded is no failure of the run",
+        "engine/internals.py",
+        "if status == WorkflowStatusString.ERROR.value and not isinstance(reason, Broken):",
+        "if False:",
+        ("tests/engine/test_internals.py",),
+    ),
+    Mutant(
+        "one-name-for-all",
+        "each process has a name of its own",
+        "engine/identity.py",
+        'f"process-{uuid.uuid4()}"',
+        '"local"',
+        ("tests/engine/test_identity.py", "tests/crash/test_processes.py"),
+    ),
+    Mutant(
+        "everybody-is-dead",
+        "the runs of a living process are not taken over",
+        "engine/identity.py",
+        "if name == self.name or not self._locks.take(name):\n            return False",
+        "if name == self.name:\n            return False\n        return True",
+        ("tests/engine/test_identity.py", "tests/crash/test_processes.py"),
+    ),
+    Mutant(
+        "pickle-is-read",
+        "nothing from the database is unpickled",
+        "engine/internals.py",
+        "if _owns_dbos or _refusing.get():",
+        "if False:",
+        ("tests/engine/test_pickle.py",),
+    ),
+    Mutant(
+        "commits-not-on-disk",
+        "a commit that was reported is on disk",
+        "engine/database.py",
+        "PRAGMA synchronous=FULL",
+        "PRAGMA synchronous=OFF",
+        ("tests/engine/test_database.py",),
+    ),
+    Mutant(
+        "readable-by-all",
+        "the database is the user's alone",
+        "engine/database.py",
+        "os.O_RDWR | os.O_CREAT, 0o600",
+        "os.O_RDWR | os.O_CREAT, 0o644",
+        ("tests/engine/test_database.py", "tests/engine/test_security.py"),
+    ),
+    Mutant(
+        "any-run-will-do",
+        "a run id with other messages is a conflict",
+        "engine/durable.py",
+        'if codec.dumps(recorded["messages"]) != codec.dumps(asked["messages"]):',
+        "if False:",
+        ("tests/engine/test_runs.py", "tests/crash/test_processes.py"),
+    ),
+    Mutant(
+        "arguments-that-kill",
+        "arguments that do not fit go back to the model, and never end the run",
+        "tools.py",
+        "    except BadArguments as error:\n        return {",
+        "    except ZeroDivisionError as error:\n        return {",
+        ("tests/contract/test_tool_errors.py", "tests/contract/test_documented.py"),
+    ),
+    Mutant(
+        "wrong-case-will-do",
+        "a tool is called by its exact name only",
+        "tools.py",
+        "if tool_name(function) == name), None)",
+        "if tool_name(function).lower() == name.lower()), None)",
+        ("tests/contract/test_tool_errors.py",),
+    ),
+    Mutant(
+        "undecorated-is-a-step",
+        "an undecorated tool with steps goes on after its last finished step",
+        "tools.py",
+        'return {"plan": "step" if settings_of(function).is_step else "flow"}',
+        'return {"plan": "step"}',
+        (f"{MATRIX}[five_steps]",),
+    ),
+    Mutant(
+        "handoffs-by-object",
+        "after a crash an agent is found by its name",
+        "loop.py",
+        "agent = outcome.agent or agent",
+        "agent = agent",
+        ("tests/contract/test_handoffs.py",),
+    ),
+    Mutant(
+        "orphaned-calls",
+        "every tool call has its message",
+        "loop.py",
+        '            history.append({"role": "tool"',
+        '            call.plan == "tell" or history.append({"role": "tool"',
+        ("tests/contract/test_tool_errors.py",),
+    ),
+    Mutant(
+        "sleep-from-the-start",
+        "a sleep ends when it was first to end",
+        "engine/workflows.py",
+        "left = internals.record_sleep(seconds)",
+        "left = seconds",
+        ("tests/crash/test_sleeps.py",),
+    ),
+]
+
+
+def is_red(mutant: Mutant) -> bool:
+    """Whether the tests notice. Raises `ValueError` if the place is not there, or is there more than once."""
+    with tempfile.TemporaryDirectory() as name:
+        package = Path(name) / "durable_swarm"
+        shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
+        file = package / mutant.file
+        text = file.read_text()
+        if text.count(mutant.right) != 1:
+            raise ValueError(f"{mutant.name}: its place is {text.count(mutant.right)} times in {mutant.file}")
+        file.write_text(text.replace(mutant.right, mutant.wrong))
+        path = os.pathsep.join([name, *filter(None, [os.environ.get("PYTHONPATH")])])
+        made = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=100", *mutant.tests],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            check=False,
+        )
+    if made.returncode not in (0, 1):
+        raise ValueError(f"{mutant.name}: its tests cannot be run\n{made.stdout.decode()[-2000:]}")
+    return made.returncode == 1
+
+
+def main() -> int:
+    """Try the mutants and print what came of each."""
+    parser = argparse.ArgumentParser(description="Break the engine in one place after the other; a test must notice.")
+    parser.add_argument("names", nargs="*", help="the mutants to try; all by default")
+    wanted = parser.parse_args().names
+    chosen = [mutant for mutant in MUTANTS if not wanted or mutant.name in wanted]
+    green = 0
+    for mutant in chosen:
+        began = time.monotonic()
+        red = is_red(mutant)
+        green += not red
+        print(
+            f"{'red' if red else 'GREEN':6}{mutant.name:30}{mutant.promise} ({time.monotonic() - began:.0f} s)",
+            flush=True,
+        )
+    print(f"{len(chosen) - green} of {len(chosen)} mutants are red")
+    return 1 if green or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The records of a run by its turns: those that a fork has kept, then its own; from a database or an exported run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from durable_swarm import codec
+from durable_swarm.engine import records
+from durable_swarm.loop import Call, Reply
+
+
+class Rows(Protocol):
+    """Where the rows of runs are read and their records opened: a database, or the file of an exported run."""
+
+    def steps(self, workflow_id: str) -> list[Any]:
+        """Give the recorded steps of a run or a tool call, in order."""
+
+    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+        """Give the rows of a run's undecorated tool calls."""
+
+    def start_record(self, row: Any) -> records.Record:
+        """Give what a run was started with."""
+
+    def step_record(self, step: Any, row: Any) -> records.Record:
+        """Give the record of a step, of a run or of an undecorated tool call in it."""
+
+    def output_record(self, child: Any, row: Any) -> records.Record:
+        """Give what an undecorated tool call gave."""
+
+    def failure_record(self, row: Any) -> records.Record | None:
+        """Give the error that ended a failed run, if it is a record of this package."""
+
+
+@dataclass(frozen=True)
+class TurnRecords:
+    """The records of one turn: its agent's name, the reply's, and for each call the outcome's, or None."""
+
+    agent: str
+    reply: records.Record
+    outcomes: list[records.Record | None]
+
+    def read(self) -> Reply:
+        """Give the reply. Raises `ReplayMismatch` for a record that is damaged."""
+        return records.read_reply(self.reply)
+
+    @property
+    def whole(self) -> bool:
+        """Whether each call has come to something."""
+        made = zip(self.read().calls, self.outcomes, strict=True)
+        return all(record is not None or call.plan == "tell" for call, record in made)
+
+
+def calls_of(store: Rows, row: Any) -> dict[str, Any]:
+    """Give the rows of the run's undecorated tool calls by their id."""
+    return {child.workflow_id: child for child in store.children(row.workflow_id, load_output=True)}
+
+
+def recorded_turns(store: Rows, row: Any, start: records.Record) -> list[TurnRecords]:
+    """Give the records of a run, which was started with `start`, by its turns."""
+    rows, calls = store.steps(row.workflow_id), calls_of(store, row)
+    stepped = [step for step in rows if step.function_name.startswith("tool:")]
+
+    def outcome(turn: int, call: Call) -> records.Record | None:
+        if call.plan == "step":
+            known = bool(stepped) and stepped[0].function_name == records.tool_step(call.tool)
+            return store.step_record(stepped.pop(0), row) if known else None
+        child = calls.get(records.call_key(row.workflow_id, turn, call.index))
+        ended = call.plan != "tell" and child is not None and child.status == "SUCCESS"
+        return store.output_record(child, row) if ended else None
+
+    with records.reading("a kept turn"):
+        turns = [TurnRecords(turn["agent"], turn["reply"], turn["outcomes"]) for turn in start.get("kept", [])]
+    for step in rows:
+        if step.function_name.startswith("model:"):
+            reply = store.step_record(step, row)
+            made = [outcome(len(turns), call) for call in records.read_reply(reply).calls]
+            turns.append(TurnRecords(step.function_name.removeprefix("model:"), reply, made))
+    return turns
+
+
+def kept_steps(start: records.Record) -> Iterator[dict[str, Any]]:
+    """Give the steps of the turns that a fork has from another run; what was done inside their tools stayed there."""
+    for turn, record in enumerate(start.get("kept", [])):
+        common = {"status": "done", "turn": turn, "kept": True}
+        reply = record["reply"]
+        output = codec.decode(reply["message"])
+        yield {
+            "name": records.model_step(record["agent"]),
+            "kind": "model",
+            "output": output,
+            "version": reply.get("version"),
+            **common,
+        }
+        for call, outcome in zip(records.read_reply(reply).calls, record["outcomes"], strict=True):
+            if outcome is not None:
+                text = codec.decode(outcome.get("text", ""))
+                yield {"name": records.tool_step(call.tool), "kind": "tool", "output": text, **common}

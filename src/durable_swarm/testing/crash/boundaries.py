@@ -1,0 +1,154 @@
+"""The durable boundaries of a process: every commit that changes a row, and every effect on the outside world.
+
+`watch` makes each of them a place where this process can kill itself with SIGKILL, before it or after it. A process
+that is killed has no time for anything: no `finally`, no `atexit`, no buffer that is still written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from sqlalchemy.engine.default import DefaultDialect
+
+Side = Literal["before", "after"]
+
+_WRITES = re.compile(r"\b(?:INSERT\s+INTO|(?<!DO )UPDATE|DELETE\s+FROM)\s+(?:\"?\w+\"?\.)?\"?(\w+)", re.IGNORECASE)
+_READS = re.compile(r"\s*(?:SELECT|PRAGMA|BEGIN|SET|CREATE|ALTER|DROP)\b", re.IGNORECASE)
+_ENGINE = re.compile(r"workflow_\w+|operation_outputs|notifications|streams|queues|application_versions|dbos_\w+")
+"""The engine's tables: its polling writes to them too, and then names no workflow."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to kill a process: at its `number`-th boundary, counted from 1, before or after it."""
+
+    number: int
+    side: Side
+
+
+class Probe:
+    """Numbers the boundaries of this process as they are reached, and kills it at one of them."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self._at: Place | None = None
+        self._lock = threading.Lock()
+
+    def arm(self, at: Place | None) -> None:
+        """Kill this process at `at`; with None count only."""
+        self._at = at
+
+    def before(self, label: str) -> int:
+        """Reach a boundary and give its number."""
+        with self._lock:
+            self.passed.append(label)
+            number = len(self.passed)
+        self._die_if(number, "before")
+        return number
+
+    def after(self, number: int) -> None:
+        """Leave the boundary of that number."""
+        self._die_if(number, "after")
+
+    def _die_if(self, number: int, side: Side) -> None:
+        if self._at == Place(number, side):
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
+
+
+PROBE = Probe()
+
+
+def watch() -> None:
+    """Make every commit of this process that changes a row a boundary. To be called once, before a database opens."""
+    commit: Callable[[DefaultDialect, Any], None] = DefaultDialect.do_commit
+
+    def watched(dialect: DefaultDialect, connection: Any) -> None:
+        labels = connection.info.pop("durable_swarm_changed", None)
+        if labels is None:
+            commit(dialect, connection)
+            return
+        number = PROBE.before(" and ".join(dict.fromkeys(labels)))
+        commit(dialect, connection)
+        PROBE.after(number)
+
+    patched: Any = DefaultDialect
+    patched.do_commit = watched
+    event.listen(Engine, "before_cursor_execute", _begin)
+    event.listen(Engine, "after_cursor_execute", _note)
+    event.listen(Engine, "rollback", lambda connection: connection.info.pop("durable_swarm_changed", None))
+
+
+def _begin(connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool) -> None:
+    """A statement outside a transaction is a commit of its own: the engine ends runs so on PostgreSQL."""
+    labels = _labels(statement, _named(parameters, context)) if _commits_itself(connection) else []
+    if labels:
+        connection.info["durable_swarm_number"] = PROBE.before(labels[0])
+
+
+def _note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, _many: bool) -> None:
+    if _commits_itself(connection):
+        number = connection.info.pop("durable_swarm_number", None)
+        if number is not None:
+            PROBE.after(number)
+        return
+    # A statement with RETURNING reports its number of rows only once they were fetched, SQLite none for some inserts.
+    if cursor.rowcount != 0 or "RETURNING" in statement:
+        labels = _labels(statement, _named(parameters, context))
+        if labels:
+            connection.info.setdefault("durable_swarm_changed", []).extend(labels)
+
+
+def _commits_itself(connection: Any) -> bool:
+    return bool(connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT")
+
+
+def _named(parameters: Any, context: Any) -> Mapping[str, Any]:
+    compiled = getattr(context, "compiled_parameters", None) if getattr(context, "compiled", None) else None
+    if compiled and compiled[0]:
+        found: Mapping[str, Any] = compiled[0]
+        return found
+    return parameters if isinstance(parameters, Mapping) else {}
+
+
+def _labels(statement: str, parameters: Mapping[str, Any]) -> list[str]:
+    """Say what a statement writes, in the words of somebody who knows agents and no tables."""
+    tables = [] if _READS.match(statement) else _WRITES.findall(statement)
+    if not tables:
+        return []
+    foreign = [table for table in tables if not _ENGINE.fullmatch(table)]
+    if foreign:
+        return [f"commit to table {table}" for table in foreign]
+    workflow = next((str(value) for name, value in parameters.items() if _names_a_workflow(name, value)), None)
+    return [] if workflow is None else _engine_label(tables, workflow, str(parameters.get("function_name", "")))
+
+
+def _names_a_workflow(name: str, value: Any) -> bool:
+    return isinstance(value, str) and (name.startswith("workflow_uuid") or name == "wf_id")
+
+
+def _engine_label(tables: list[str], workflow: str, step: str) -> list[str]:
+    what = f"tool call {workflow}" if "/" in workflow else f"run {workflow}"
+    if "operation_outputs" in tables:
+        kind, colon, name = step.partition(":")
+        if step.startswith("durable_swarm."):
+            return []
+        return [f"checkpoint of the model call of agent {name}" if kind == "model" and colon else _of_step(kind, name)]
+    if "workflow_output" in tables:
+        return [f"checkpoint of {what}" if "/" in workflow else f"end of {what}"]
+    if "workflow_input" in tables:
+        return [f"start of {what}"]
+    return []
+
+
+def _of_step(kind: str, name: str) -> str:
+    return f"checkpoint of tool {name}" if kind == "tool" and name else f"checkpoint of step {name or kind}"

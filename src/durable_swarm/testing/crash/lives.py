@@ -1,0 +1,243 @@
+"""Lives: processes that execute a scenario, and are killed on the way.
+
+They are forks of a server process that has imported the package and launched nothing: a life costs a tenth of what a
+new interpreter costs, and shares neither threads nor connections with anything.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import importlib.util
+import inspect
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+
+from durable_swarm import codec
+from durable_swarm.engine.database import VARIABLE
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.testing.crash.boundaries import PROBE, Place, watch
+from durable_swarm.testing.crash.ledger import keep_ledger
+from durable_swarm.testing.crash.outcome import renumbered
+from durable_swarm.types import Response
+
+PRELOAD = ["durable_swarm.testing.crash.lives", "asyncio", "sqlite3", "psycopg", "sqlalchemy.dialects.sqlite"]
+
+_starting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The user's function, as another process finds it: by module, file and name."""
+
+    module: str
+    file: str
+    name: str
+    takes_database: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def scenario_of(function: Callable[..., Any]) -> Scenario:
+    """Describe a scenario. Raises `ConfigurationError` for one that another process could not find."""
+    if not inspect.isfunction(function) or "<" in function.__qualname__ or "." in function.__qualname__:
+        raise ConfigurationError(
+            f"a crash test starts its scenario in fresh processes, which find it by name: {function!r} must be a "
+            "function at module level"
+        )
+    needed = [
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed not in ([], ["database"]):
+        raise ConfigurationError(
+            f"the scenario {function.__name__} takes {', '.join(needed)}; a scenario takes nothing, or one argument "
+            "named `database`: the URL of the database to work on"
+        )
+    file = str(Path(inspect.getfile(function)).resolve())
+    return Scenario(function.__module__, file, function.__name__, "database" in inspect.signature(function).parameters)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a life is to do: execute `scenario` on a database, in a folder, and die at a place, if it gets there."""
+
+    scenario: Scenario
+    database: str
+    folder: Path
+    number: int
+    at: Place | None = None
+
+    @property
+    def ledger(self) -> Path:
+        """Where the effects of all lives in this folder are written."""
+        return self.folder / "effects.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What this life writes to stdout and stderr."""
+        return self.folder / f"life-{self.number}.log"
+
+
+@dataclass(frozen=True)
+class End:
+    """How a life ended: with a value, with an error, killed, or not at all. `passed` are its boundaries."""
+
+    how: Literal["returned", "raised", "killed", "hung"]
+    value: Any = None
+    passed: tuple[str, ...] = ()
+    seconds: float = 0.0
+    log: str = ""
+
+
+def live(task: Task, *, timeout: float, kill_after: float | None = None) -> End:
+    """Live one life to its end. `kill_after` and `timeout` are in seconds after its start."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    task.log.touch()
+    ours, theirs = _server().Pipe()
+    process = _server().Process(target=_live, args=(task, theirs))
+    began = time.monotonic()
+    with _starting:  # Starting a process looks at all others, and two looks at once trip over each other.
+        process.start()
+    theirs.close()
+    try:
+        report = _report(ours, timeout if kill_after is None else kill_after)
+        seconds = time.monotonic() - began
+        hung = report is None and kill_after is None and not _gone(process)
+        log = _stacks(task, process) if hung else ""
+    finally:
+        code = _end(process)
+        ours.close()
+    return _judged(report, code, hung, seconds, log or task.log.read_text(errors="replace"))
+
+
+def _judged(report: Any, code: int | None, hung: bool, seconds: float, log: str) -> End:
+    if hung:
+        return End("hung", seconds=seconds, log=log)
+    if report is not None:
+        how, value, passed = report
+        return End(how, value, passed, seconds, log)
+    if code == -signal.SIGKILL:
+        return End("killed", seconds=seconds, log=log)
+    return End("raised", f"the program ended by itself, with exit code {code}", seconds=seconds, log=log)
+
+
+def _server() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _report(answer: Connection, seconds: float) -> Any:
+    """Wait for what the life says at its end; None if it says nothing."""
+    try:
+        return answer.recv() if answer.poll(seconds) else None
+    except (EOFError, ConnectionResetError):
+        return None
+
+
+def _gone(process: BaseProcess) -> bool:
+    return bool(multiprocessing.connection.wait([process.sentinel], 0.2))
+
+
+def _end(process: BaseProcess) -> int | None:
+    """Kill the process if it still lives, and give how it ended."""
+    process.kill()
+    with _starting:
+        process.join(10)
+        code = process.exitcode
+        process.close()
+    return code
+
+
+def _stacks(task: Task, process: BaseProcess) -> str:
+    """Give the log of a life that hangs, after it wrote down where its threads stand."""
+    if process.pid is not None:
+        os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(0.3)
+    return task.log.read_text(errors="replace")
+
+
+def _live(task: Task, answer: Connection) -> None:
+    """Be a life."""
+    _redirect(task)
+    watch()
+    PROBE.arm(task.at)
+    try:
+        function = _load(task.scenario)
+        value = function(task.database) if task.scenario.takes_database else function()
+        report = ("returned", plain(value), tuple(PROBE.passed))
+    except BaseException as error:
+        traceback.print_exc()
+        report = ("raised", f"{type(error).__name__}: {error}", tuple(PROBE.passed))
+    answer.send(report)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # As abrupt as any end: a program that closes nothing must lose nothing.
+    os._exit(0)
+
+
+def _redirect(task: Task) -> None:
+    file = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(task.folder)
+    os.environ[VARIABLE] = task.database
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    keep_ledger(task.ledger)
+
+
+def _load(scenario: Scenario) -> Callable[..., Any]:
+    """Find the scenario again: as the module it was, else from its file."""
+    module = None
+    if scenario.module != "__main__" and importlib.util.find_spec(scenario.module.partition(".")[0]) is not None:
+        module = _imported(scenario)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(Path(scenario.file).stem, scenario.file)
+        if spec is None or spec.loader is None:
+            raise ConfigurationError(
+                f"the scenario {scenario.name} cannot be found again: {scenario.file} is no module"
+            )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    function: Callable[..., Any] = getattr(module, scenario.name)
+    return function
+
+
+def _imported(scenario: Scenario) -> Any:
+    try:
+        module = importlib.import_module(scenario.module)
+    except ModuleNotFoundError:
+        return None
+    same = getattr(module, "__file__", None) and Path(str(module.__file__)).resolve() == Path(scenario.file)
+    return module if same else None
+
+
+def plain(value: Any) -> Any:
+    """Give what a scenario returned as data that can be compared; what is no data is left out."""
+    if isinstance(value, Response):
+        agent = None if value.agent is None else value.agent.name
+        return codec.encode(
+            {"messages": renumbered(value.messages), "agent": agent, "context_variables": value.context_variables}
+        )
+    try:
+        return codec.encode(value)
+    except Exception:
+        return None

@@ -1,0 +1,136 @@
+"""The report of a crash test, in the words of somebody who wrote the agent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from durable_swarm.testing.crash.boundaries import Place
+from durable_swarm.testing.crash.outcome import Difference
+
+Death = Place | float
+"""Where a life is killed, or how many seconds after its start."""
+
+ADVICE = {
+    "repeated effect": "give the service current_call().idempotency_key and the effect the same `key`, so that a "
+    "repeated call is recognised",
+    "another key": "the key must be the same in every attempt: use current_call().idempotency_key, nothing made of "
+    "time, chance or the process",
+    "lost effect": "it must happen inside the tool, before the tool returns, and not in a thread, a buffer or after a "
+    "mark that says it is done",
+    "another run": "the restarted program began a new run: give the run a run_id",
+    "lost run": "the restarted program never started it again",
+    "not ended": "the restarted program must define the same agents under the same names",
+    "agent": "agents are found by name: give them the same names in every process",
+    "messages": "a tool or a prompt depends on time, chance or memory: put what varies into a @step",
+    "context": "a crash loses globals and attributes: keep state in context_variables",
+    "steps": "a tool must take the same steps in every life: put what it decides by into a @step",
+    "status": "",
+    "value": "what it returns depends on time, chance or memory",
+    "raised": "",
+    "hung": "",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that went wrong: what differed, when the program was killed, and what to do about it.
+
+    `kind` is a key of `ADVICE`, or `missed`; `tool` the tool that it concerns, if any; `case` names the boundary.
+    """
+
+    kind: str
+    text: str
+    tool: str | None
+    when: str
+    advice: str
+    case: str
+
+    def __str__(self) -> str:
+        return f"{self.text} when killed {self.when}{'; ' + self.advice if self.advice else ''}  [{self.case}]"
+
+
+@dataclass(frozen=True)
+class CrashReport:
+    """What a crash test found.
+
+    `boundaries` are the durable boundaries of the undisturbed program, `cases` how many times it was killed and started
+    again, `kills` how many processes were killed on the way. A program that differs from itself undisturbed is not
+    killed at all: its findings are those differences.
+    """
+
+    scenario: str
+    boundaries: tuple[str, ...]
+    findings: list[Finding]
+    cases: int = 0
+    kills: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def check(self) -> None:
+        """Raise `CrashTestFailed` if anything was found."""
+        if not self.ok:
+            raise CrashTestFailed(self)
+
+    def __str__(self) -> str:
+        head = (
+            f"crash test of {self.scenario}: {len(self.boundaries)} boundaries, {self.cases} cases, {self.kills} "
+            f"processes killed in {self.seconds:.0f} s, "
+        )
+        return head + ("nothing differs" if self.ok else f"{len(self.findings)} findings\n" + "\n".join(self._lines()))
+
+    def _lines(self) -> list[str]:
+        """Give each finding once, with how many cases show it."""
+        shown: dict[tuple[str, str], list[Finding]] = {}
+        for finding in self.findings:
+            shown.setdefault((finding.kind, finding.tool or finding.text), []).append(finding)
+        return [
+            f"- {found[0]}" + (f" and in {len(found) - 1} more" if len(found) > 1 else "") for found in shown.values()
+        ]
+
+
+class CrashTestFailed(AssertionError):
+    """A crash test found something; `report` is the `CrashReport`, the message its text."""
+
+    def __init__(self, report: CrashReport) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+def finding(difference: Difference, deaths: Sequence[Death], boundaries: Sequence[str]) -> Finding:
+    """Word a difference."""
+    case = ", then ".join(_where(death, boundaries) for death in deaths)
+    when = _when(difference, deaths[0], boundaries) if len(deaths) == 1 else case
+    return Finding(difference.kind, difference.text, difference.tool, when, ADVICE[difference.kind], case)
+
+
+def undisturbed(found: Iterable[Difference]) -> list[Finding]:
+    """Word what differs between two lives that nobody disturbed."""
+    advice = "a crash test compares lives: what depends on time, chance or the process must be the same in each"
+    return [
+        Finding(difference.kind, difference.text, difference.tool, "never, just run twice", advice, "undisturbed")
+        for difference in found
+    ]
+
+
+def _when(difference: Difference, death: Death, boundaries: Sequence[str]) -> str:
+    if not isinstance(death, Place) or death.number > len(boundaries):
+        return _where(death, boundaries)
+    label = boundaries[death.number - 1]
+    after_effect = death.side == "after" and label.startswith("effect ")
+    before_checkpoint = death.side == "before" and re.match(r"checkpoint of (?:tool|step) ", label)
+    if difference.kind in ("repeated effect", "another key") and (after_effect or before_checkpoint):
+        return "after its effect and before its checkpoint"
+    return f"{death.side} the {label}"
+
+
+def _where(death: Death, boundaries: Sequence[str]) -> str:
+    if isinstance(death, float):
+        return f"{death:.3f} s after its start"
+    label = boundaries[death.number - 1] if death.number <= len(boundaries) else "of a later life"
+    return f"{death.side} boundary {death.number} ({label})"

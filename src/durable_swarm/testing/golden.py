@@ -1,0 +1,69 @@
+"""Golden runs: a past run in a file, which every later version of the code must replay."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from durable_swarm.engine.exports import FORMAT, Exported
+from durable_swarm.engine.masking import Redact, redacted
+from durable_swarm.errors import AmbiguousAgent, ConfigurationError, ReplayMismatch
+from durable_swarm.testing.replay import Recording, Replaying, document, replay
+
+
+def record_golden(
+    run_id: str,
+    path: str | os.PathLike[str],
+    *,
+    database: str | None = None,
+    redact: Redact | None = None,
+    agent: Any = None,
+) -> None:
+    """Write a past run to a file for `assert_replays`: a regression test of the agents that made it.
+
+    If the run's agents are defined in this process and are as they were, the file also has what the model was asked
+    with, and a later difference is shown in full; else only that there is one. `agent` is the one the run was started
+    with, where its name alone does not tell. `redact(path, value)` gives what is written for a value, as in
+    `DurableSwarm.export`; a prompt that it changes is left out. A file that exists is written anew. Raises
+    `RunNotFound`, and `ConfigurationError` where the file cannot be written.
+    """
+    run = document(run_id, database)
+    if redact is not None:
+        run = Exported(redacted(run, redact)).document()
+    golden = {"format": f"{FORMAT}, golden", "version": 1, "run": run, "requests": _requests(run, agent, redact)}
+    try:
+        Path(path).write_text(json.dumps(golden, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; name another file") from error
+
+
+def _requests(run: dict[str, Any], agent: Any, redact: Redact | None) -> list[dict[str, Any] | None]:
+    """Give what each turn was asked with, or None where this process does not know it any more."""
+    replaying = Replaying(Recording.of(run), agent, None)
+    try:
+        found = replaying.go()
+    except (ReplayMismatch, AmbiguousAgent):
+        return []
+    changed = {difference.turn for difference in found.differences}
+    return [
+        None if turn in changed or _changes(request, turn, redact) else request
+        for turn, request in enumerate(replaying.requests)
+    ]
+
+
+def _changes(request: dict[str, Any], turn: int, redact: Redact | None) -> bool:
+    text = request["instructions"]
+    return redact is not None and redact(f"requests[{turn}].instructions", text) != text
+
+
+def assert_replays(path: str | os.PathLike[str], agent: Any = None, model: Any = None) -> None:
+    """Replay a run from a file of `record_golden` (or an exported run), and fail if anything differs.
+
+    `agent` and `model` are as in `replay`. Raises AssertionError, which shows the differences turn by turn;
+    `ReplayMismatch` where an agent or a tool of the recording is gone; `ConfigurationError` for another file.
+    """
+    replayed = replay(Path(path), agent, model)
+    if not replayed.same:
+        raise AssertionError(str(replayed))

@@ -1,0 +1,368 @@
+"""Replay: a recorded run once more, with the tools' recorded answers, against the code, prompt or model of today.
+
+No tool is called and nothing is stored. The same turn loop runs as did then, and what differs is noted turn by turn.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from durable_swarm import codec, roster
+from durable_swarm.engine import process, records
+from durable_swarm.engine.exports import Exported, read_document
+from durable_swarm.engine.turns import recorded_turns
+from durable_swarm.errors import ConfigurationError, ReplayMismatch, UnknownAgent
+from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
+from durable_swarm.models import Clients, Conversation, ModelCall, build_request, complete, instructions
+from durable_swarm.runs import State
+from durable_swarm.service import open_runs
+from durable_swarm.swarm import check_agent, check_settings
+from durable_swarm.tools import find_tool, plan_calls
+from durable_swarm.types import Message
+from durable_swarm.waits import Blocking, finish
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not as it was recorded: `what` it is, in which `turn` (from 0; None: the run's end).
+
+    `recorded` and `now` are plain data; None where there is nothing of the kind.
+    """
+
+    turn: int | None
+    what: str
+    recorded: Any
+    now: Any
+
+    def __str__(self) -> str:
+        lines = [f"  {self.what}", *(f"    {line}" for line in _compared(self.recorded, self.now))]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of replaying a run: print it, or look at `same` and `differences`.
+
+    `turns` is how many turns were replayed and `messages` are the new messages of the replay. `stopped` says why it did
+    not come to an end of its own, or is None.
+    """
+
+    run_id: str
+    turns: int
+    differences: list[Difference]
+    messages: list[Message]
+    stopped: str | None = None
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not self.differences
+
+    def __str__(self) -> str:
+        count = len(self.differences)
+        found = "no difference" if not count else "1 difference" if count == 1 else f"{count} differences"
+        lines = [f"Replay of run {self.run_id}: {self.turns} turns, {found}"]
+        places = sorted({item.turn for item in self.differences if item.turn is not None})
+        for place in [*places, None]:
+            here = [str(item) for item in self.differences if item.turn == place]
+            if here:
+                lines += ["the end" if place is None else f"turn {place}", *here]
+        return "\n".join(lines if self.stopped is None else [*lines, f"It stopped: {self.stopped}."])
+
+
+def replay(
+    run: str | Path | dict[str, Any], agent: Any = None, model: Any = None, *, database: str | None = None
+) -> Replay:
+    """Run a recorded run again, in memory, and give what differs. Tools answer as recorded and are not called.
+
+    `run` is a run's id, the document of an exported run, or the path of its file. `agent` takes the place of the agent
+    the run was started with; other agents are found by name. Functions of agents serve as schemas only.
+
+    Without `model` its recorded replies are used too: this shows whether today's code sends the same requests
+    (instructions, tools, model) and treats the replies as then. `model` is a client, which is asked anew, or the name
+    of a model for the default client; then prompts may differ, and replies and tool calls are compared.
+
+    A tool call that the recording does not have is a difference, at which the replay stops: nobody knows its answer.
+    `database` is as in `DurableSwarm`, by default the one that is open in this process.
+
+    Raises `ReplayMismatch` where an agent is gone, or a tool that the recorded replies call; `RunNotFound`;
+    `ConfigurationError` for a document that is no exported run; and what the client raises.
+    """
+    recording = Recording.of(document(run, database))
+    return Replaying(recording, agent, model).go()
+
+
+def document(run: str | Path | dict[str, Any], database: str | None) -> dict[str, Any]:
+    """Give the document of a run: from a file, or from the database."""
+    if isinstance(run, Path):
+        try:
+            found = read_document(run.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(
+                f"{run} cannot be read ({error.strerror}); name the file of an exported run"
+            ) from None
+        return found if isinstance(found, dict) else {}
+    if isinstance(run, dict):
+        return run
+    if not isinstance(run, str):
+        raise ConfigurationError(f"a run is given as its id, its document or a Path, not as {type(run).__name__}")
+    with open_runs(database or _open_here()) as opened:
+        return opened.export(run)
+
+
+def _open_here() -> str | None:
+    try:
+        return process.current().url.render_as_string(hide_password=False)
+    except ConfigurationError:
+        return None
+
+
+@dataclass(frozen=True)
+class RecordedTurn:
+    """One turn as it was recorded; `version` is the fingerprint of the agent that answered."""
+
+    agent: str
+    reply: Reply
+    outcomes: list[Outcome | None]
+    version: str | None
+    model: str | None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded run, read. `requests` are what the turns asked with, where a golden file has it."""
+
+    run_id: str
+    status: State
+    start: Start
+    turns: list[RecordedTurn]
+    ending: Ending | None
+    requests: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(data: Any) -> Recording:
+        """Read a document. Raises `ConfigurationError` if it is not that of an exported run, or a golden file."""
+        run, requests = (
+            (data.get("run"), data.get("requests")) if isinstance(data, dict) and "run" in data else (data, {})
+        )
+        exported = Exported(run)
+        record = exported.start_record(exported.row)
+        found = [
+            RecordedTurn(
+                turn.agent,
+                turn.read(),
+                [None if outcome is None else records.read_outcome(outcome) for outcome in turn.outcomes],
+                turn.reply.get("version"),
+                turn.reply.get("model"),
+            )
+            for turn in recorded_turns(exported, exported.row, record)
+        ]
+        start = records.read_start(record)
+        by_turn = {index: request for index, request in enumerate(requests or []) if isinstance(request, dict)}
+        return Recording(
+            exported.data.id, exported.data.status, replace(start, kept=[]), found, exported.story().ending, by_turn
+        )
+
+
+class _Stopped(Exception):
+    """The replay cannot go on."""
+
+
+class Replaying:
+    """Performs the effects of a replay, and notes what differs."""
+
+    def __init__(self, recording: Recording, agent: Any, model: Any) -> None:
+        if agent is not None:
+            check_agent(agent)
+        self.recording = recording
+        self.cast: dict[str, Any] = {} if agent is None else {agent.name: agent}
+        start = recording.start if agent is None else replace(recording.start, agent=agent.name)
+        self.start = replace(start, model_override=model) if isinstance(model, str) else start
+        client = None if isinstance(model, str) else model
+        check_settings(client, 1, "raise")
+        self.client = None if model is None else Clients(client).get()
+        self.requests: list[dict[str, Any]] = []
+        """What each turn asks with today."""
+        self.differences: list[Difference] = []
+        self._conversation = Conversation()
+        self._used: set[tuple[int, int]] = set()
+        self._history: list[Message] = self.start.messages
+        self._first = len(self.start.messages)
+
+    def go(self) -> Replay:
+        """Replay the run to its end, or as far as the recording goes."""
+        stopped: str | None = None
+        try:
+            ending = finish(drive(turns(self.start), self))
+        except _Stopped as stop:
+            messages, stopped = self._history[self._first :], str(stop)
+        else:
+            self._compare_end(ending)
+            messages = ending.messages
+        return Replay(self.recording.run_id, len(self.requests), self.differences, messages, stopped)
+
+    async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
+        self._history = effect.history
+        if isinstance(effect, Ask):
+            return await self._ask(effect)
+        return [self._answer(effect.turn, call) for call in effect.calls]
+
+    def _note(self, turn: int | None, what: str, recorded: Any, now: Any) -> None:
+        if recorded != now:
+            self.differences.append(Difference(turn, what, recorded, now))
+
+    # Model calls
+
+    async def _ask(self, effect: Ask) -> Reply:
+        turn = effect.turn
+        recorded = self.recording.turns[turn] if turn < len(self.recording.turns) else None
+        if recorded is None and self.client is None:
+            if self.recording.status == "done":
+                self._note(turn, "the run goes on after its recorded end", None, f"{effect.agent} is asked")
+            raise _Stopped(f"the recording ends with turn {turn - 1} ({self.recording.status})")
+        agent = self._agent(effect.agent, turn)
+        if recorded is not None:
+            self._note(turn, "agent", recorded.agent, effect.agent)
+        context = codec.round_trip(effect.context)
+        request = await _request(agent, context, self.start.model_override)
+        self.requests.append(request)
+        if recorded is not None and self.client is None:
+            self._compare_request(turn, agent, recorded, request)
+            return self._planned(turn, agent, recorded)
+        return await self._ask_anew(effect, agent, context, recorded)
+
+    def _agent(self, name: str, turn: int) -> Any:
+        if name not in self.cast:
+            try:
+                self.cast[name] = roster.find(name)
+            except UnknownAgent as error:
+                raise ReplayMismatch(
+                    f"run {self.recording.run_id!r} needs agent {name!r} in turn {turn}, which is not defined in this "
+                    "process; define it, or import its module",
+                    run_id=self.recording.run_id,
+                ) from error
+        return self.cast[name]
+
+    def _compare_request(self, turn: int, agent: Any, recorded: RecordedTurn, request: dict[str, Any]) -> None:
+        known = self.recording.requests.get(turn)
+        if known is not None:
+            for part in sorted(known.keys() | request.keys()):
+                self._note(turn, part, known.get(part), request.get(part))
+            return
+        now = roster.fingerprint(agent)
+        if recorded.version is not None and recorded.version != now:
+            what = f"version of agent {recorded.agent!r}: its instructions, tools, model or settings changed"
+            self._note(turn, what, recorded.version, now)
+
+    def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
+        """Give the recorded reply, its calls planned by today's code."""
+        calls = plan_calls(agent, recorded.reply.message)
+        for was, now in zip(recorded.reply.calls, calls, strict=True):
+            if was.plan != "tell" and find_tool(agent, now.tool) is None:
+                raise ReplayMismatch(
+                    f"run {self.recording.run_id!r} calls tool {now.tool!r} in turn {turn}, which agent {agent.name!r} "
+                    "has no more; bring the tool back, or replay with a model that is asked anew",
+                    run_id=self.recording.run_id,
+                )
+            self._note(turn, f"what the model is told of {_call(now)}", was.text or None, now.text or None)
+        return Reply(recorded.reply.message, calls, recorded.reply.usage)
+
+    async def _ask_anew(self, effect: Ask, agent: Any, context: dict[str, Any], recorded: RecordedTurn | None) -> Reply:
+        completion = await complete(
+            self.client,
+            agent,
+            effect.history,
+            context,
+            conversation=self._conversation,
+            model_override=self.start.model_override,
+            debug=False,
+            call=ModelCall(self.recording.run_id, effect.turn),
+            waits=Blocking(),
+        )
+        calls = plan_calls(agent, completion.message)
+        was = None if recorded is None else recorded.reply
+        self._note(effect.turn, "reply", was and was.message.get("content"), completion.message.get("content"))
+        self._note(
+            effect.turn, "tool calls", [_call(call) for call in was.calls] if was else None, list(map(_call, calls))
+        )
+        return Reply(completion.message, calls, completion.usage)
+
+    # Tool calls
+
+    def _answer(self, turn: int, call: Call) -> Outcome:
+        if call.plan == "tell":
+            return Outcome(call.text)
+        for place in self._places(turn, call):
+            outcome = self.recording.turns[place[0]].outcomes[place[1]]
+            if outcome is not None:
+                self._used.add(place)
+                return outcome
+            if place[0] == turn and self.recording.turns[turn].reply.calls[place[1]].plan != "tell":
+                raise _Stopped(f"the recording has no result of {_call(call)} in turn {turn} ({self.recording.status})")
+        self._note(turn, "a tool call without a recorded answer", None, _call(call))
+        raise _Stopped(f"the recording has no answer to {_call(call)} in turn {turn}")
+
+    def _places(self, turn: int, call: Call) -> Iterator[tuple[int, int]]:
+        """Give the places of the same call in the recording: the same place first, then the others in order."""
+        same = [
+            (at, recorded.index)
+            for at, then in enumerate(self.recording.turns)
+            for recorded in then.reply.calls
+            if _call(recorded) == _call(call) and (at, recorded.index) not in self._used
+        ]
+        yield from sorted(same, key=lambda place: (place != (turn, call.index), place[0] != turn, place))
+
+    # The end
+
+    def _compare_end(self, now: Ending) -> None:
+        then = self.recording.ending
+        if then is None:
+            self._note(None, "the run comes to its end", self.recording.status, "done")
+            return
+        self._note(None, "turns", len(self.recording.turns), len(self.requests))
+        self._note(None, "agent", then.agent, now.agent)
+        self._note(None, "context_variables", codec.encode(then.context), codec.encode(now.context))
+
+
+async def _request(agent: Any, context: dict[str, Any], model_override: str | None) -> dict[str, Any]:
+    """Give what a model call is made with, beside the messages, as plain JSON data."""
+    system = await instructions(agent, context, Blocking())
+    request = build_request(agent, [], model_override)
+    settings = {key: value for key, value in request.items() if key != "messages" and value is not None}
+    plain: dict[str, Any] = json.loads(json.dumps({"instructions": system, **settings}, default=str))
+    return plain
+
+
+def _call(call: Call) -> str:
+    """Give a tool call in one line, the same for the same arguments however they are written."""
+    try:
+        given = json.loads(call.arguments or "{}")
+    except (ValueError, RecursionError):
+        return f"{call.tool}({call.arguments})"
+    if not isinstance(given, dict):
+        return f"{call.tool}({call.arguments})"
+    return f"{call.tool}({', '.join(f'{name}={json.dumps(given[name], sort_keys=True)}' for name in sorted(given))})"
+
+
+def _compared(recorded: Any, now: Any) -> Iterator[str]:
+    then, today = _lines(recorded), _lines(now)
+    if len(then) == len(today) == 1:
+        yield f"recorded: {then[0]}"
+        yield f"now:      {today[0]}"
+        return
+    yield from difflib.unified_diff(then, today, "recorded", "now", lineterm="", n=2)
+
+
+def _lines(value: Any) -> list[str]:
+    """Give a value as lines without anything that could control a terminal."""
+    if value is None:
+        return ["(nothing)"]
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+    if not isinstance(value, str) and len(text) < 100:
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return ["".join(char if char.isprintable() else repr(char)[1:-1] for char in line) for line in text.split("\n")]

@@ -1,0 +1,56 @@
+"""The pytest plugin: a fixture `crash_test`, and the options that decide how it kills.
+
+It stands beside the package, so that a pytest run that tests no agents does not import the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from durable_swarm.testing import CrashReport
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of crash tests."""
+    group = parser.getgroup("durable_swarm", "crash tests of agents (durable-swarm)")
+    group.addoption(
+        "--crash-random", type=int, default=0, metavar="N", help="kill at N random instants, not at each boundary"
+    )
+    group.addoption("--crash-pairs", action="store_true", help="kill the restarted program too, while it recovers")
+    group.addoption("--crash-workers", type=int, default=4, metavar="N", help="how many cases to try at once")
+    group.addoption(
+        "--crash-database", metavar="URL", help="a PostgreSQL server and database name to derive databases from"
+    )
+    _add_seed(group)
+
+
+def _add_seed(group: Any) -> None:
+    names, about = ["--crash-seed", "--seed"], "the seed of --crash-random and --crash-pairs"
+    try:
+        group.addoption(*names, type=int, default=0, dest="crash_seed", metavar="N", help=about)
+    except ValueError:  # Another plugin has a --seed.
+        group.addoption(names[0], type=int, default=0, dest="crash_seed", metavar="N", help=about)
+
+
+@pytest.fixture
+def crash_test(request: pytest.FixtureRequest) -> Callable[..., CrashReport]:
+    """`durable_swarm.testing.crash_test`, with the options of the command line where the call gives none."""
+    from durable_swarm.testing import crash_test
+
+    option = request.config.getoption
+    given = {
+        "random": option("crash_random"),
+        "pairs": option("crash_pairs"),
+        "workers": option("crash_workers"),
+        "database": option("crash_database"),
+        "seed": option("crash_seed"),
+    }
+
+    def run(scenario: Callable[..., Any], **options: Any) -> CrashReport:
+        return crash_test(scenario, **given | options)
+
+    return run

@@ -1,0 +1,72 @@
+"""The demo and the examples as scenarios: scripted models, and services that report their effects."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from durable_swarm import DurableSwarm, Response
+from durable_swarm.testing import ScriptedModel, call, effect
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(name: str) -> Any:
+    """Import an example from its file."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def refund() -> str:
+    """`examples/refund.py` with a payment service that reports."""
+    module = load("refund")
+
+    class Reporting(module.Payments):  # type: ignore[misc]
+        def refund(self, amount: int, key: str) -> str:
+            effect("payment", key=key)
+            return str(super().refund(amount, key))
+
+    module.payments = Reporting()
+    found: str = module.main(ScriptedModel([[call("refund", order="Z9")], [call("refund", order="A1")], "Refunded."]))
+    return found
+
+
+def travel() -> Any:
+    """`examples/travel.py` with a booking service that reports."""
+    module = load("travel")
+
+    class Reporting(module.Hotels):  # type: ignore[misc]
+        def book(self, city: str, nights: int, reference: str) -> str:
+            effect("booking", key=reference)
+            return str(super().book(city, nights, reference))
+
+    module.hotels = Reporting()
+    booked = [call("book_hotel", city="Rome", nights=2)]
+    return module.main(ScriptedModel([["transfer_to_hotels"], booked, "Enjoy Rome."]))
+
+
+def research() -> str:
+    """`examples/research.py`."""
+    searches = [call("search", source=source, topic="tea") for source in ("library", "archive", "press")]
+    found: str = load("research").main("tea", ScriptedModel([searches, "Tea is old."]))
+    return found
+
+
+def demo() -> Response:
+    """The agents of `durable-swarm demo refund`, without the pauses."""
+    os.environ["DURABLE_SWARM_DEMO_SECONDS"] = "0"
+    from durable_swarm.demos.refund_agents import refund_agent
+
+    model = ScriptedModel([[call("process_refund", item_id="99")], ["apply_discount"], "Refunded, and 11 % off."])
+    asked = [{"role": "user", "content": "I want to refund item 99. And can I get a discount?"}]
+    with DurableSwarm(model) as swarm:
+        return swarm.run(refund_agent, asked, {"user_name": "Max"}, run_id="demo")
+
+
+PROGRAMS = [refund, travel, research, demo]

@@ -1,0 +1,31 @@
+"""The demo and every example survive a kill at each of their boundaries, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from durable_swarm.testing import crash_test
+from tests.crash.matrix import LONG
+from tests.kit.programs import EXAMPLES, PROGRAMS
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_on_sqlite(program: Callable[[], Any]) -> None:
+    """Killed before and after each boundary, the program ends as if nothing had happened."""
+    report = crash_test(program)
+    assert report.kills == 2 * len(report.boundaries)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_on_postgresql(program: Callable[[], Any], postgres_database: str) -> None:
+    """What holds on SQLite holds on PostgreSQL."""
+    report = crash_test(program, database=postgres_database, only=None if LONG else [1, 4, 5])
+    assert report.kills == report.cases >= 6
+
+
+def test_every_example_is_tested() -> None:
+    """No example is left out."""
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= {program.__name__ for program in PROGRAMS}
