@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-JOBS ?= 3
+JOBS ?= 4
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
@@ -25,7 +25,7 @@ demo: $(VENV)/.installed ## See a run survive a crash; no key needed
 	$(BIN)/durable-swarm demo refund $(ARGS)
 
 test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest, JOBS=1 runs them one by one
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 crash: $(VENV)/.installed-dev ## Kill programs at every boundary, in every way; takes long
 	DURABLE_SWARM_LONG=1 $(BIN)/python -m pytest --timeout=7200 tests/crash $(ARGS)
@@ -38,7 +38,6 @@ check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors and house
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/house
 
 format: $(VENV)/.installed-dev ## Put the sources into shape
 	$(BIN)/ruff check --fix-only .

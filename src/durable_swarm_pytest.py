@@ -13,6 +13,8 @@ import pytest
 if TYPE_CHECKING:
     from durable_swarm.testing import CrashReport
 
+SEED = {"type": int, "default": 0, "metavar": "N", "help": "the seed of --crash-random and --crash-pairs"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of crash tests."""
@@ -25,15 +27,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--crash-database", metavar="URL", help="a PostgreSQL server and database name to derive databases from"
     )
-    _add_seed(group)
+    group.addoption("--crash-seed", dest="crash_seed", **SEED)
 
 
-def _add_seed(group: Any) -> None:
-    names, about = ["--crash-seed", "--seed"], "the seed of --crash-random and --crash-pairs"
-    try:
-        group.addoption(*names, type=int, default=0, dest="crash_seed", metavar="N", help=about)
-    except ValueError:  # Another plugin has a --seed.
-        group.addoption(names[0], type=int, default=0, dest="crash_seed", metavar="N", help=about)
+@pytest.hookimpl(trylast=True)
+def pytest_load_initial_conftests(parser: pytest.Parser) -> None:
+    """Add `--seed` as a short name, now that everybody else has named their options, and if nobody took it."""
+    if "--seed" in parser.parse_known_and_unknown_args(["--seed", "1"])[1]:
+        parser.getgroup("durable_swarm").addoption("--seed", dest="crash_seed", **SEED)
 
 
 @pytest.fixture
@@ -51,6 +52,9 @@ def crash_test(request: pytest.FixtureRequest) -> Callable[..., CrashReport]:
     }
 
     def run(scenario: Callable[..., Any], **options: Any) -> CrashReport:
-        return crash_test(scenario, **given | options)
+        __tracebackhide__ = True
+        # To repeat what a report names, whatever the command line says.
+        chosen = {**given, "random": 0, "pairs": False} if "only" in options else given
+        return crash_test(scenario, **{**chosen, **options})
 
     return run

@@ -167,6 +167,39 @@ def test_a_failed_program_goes_on_after_resume(tmp_path: Path) -> None:
     assert trip.effects == ["flight", "hotel", "hotel"]
 
 
+def test_a_program_waits_for_the_runs_it_took_over(tmp_path: Path) -> None:
+    """A fork that was made from outside is executed beside what the program starts itself, and waited for."""
+    trip = Trip(tmp_path, "client.run(agent, [{'role': 'user', 'content': 'flight'}], run_id=sys.argv[1])\nsys.exit(0)")
+    trip.run("first")
+    durable = [sys.executable, "-m", "durable_swarm"]
+    fork = [*durable, "fork", "first", "--turn", "0", "--message", "hotel", "--id", "forked"]
+    told = subprocess.run(fork, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert "does whatever else it does when it starts" in told
+    hold = trip.hinder("hold", "flight")
+    with trip.start("second") as running:
+        trip.wait(3, running)
+        assert running.stderr is not None
+        hold.unlink()
+        _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (0, "")
+    runs = subprocess.run([*durable, "runs"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
+    assert runs.stdout.count(" done ") == 3
+
+
+def test_a_run_that_was_taken_over_and_fails_is_told(tmp_path: Path) -> None:
+    """A run of an earlier start that fails in this one is told in one line; the program itself has ended well."""
+    trip = Trip(tmp_path, "client.run(agent, [{'role': 'user', 'content': sys.argv[1]}], run_id=sys.argv[1])")
+    broken = trip.hinder("break", "hotel")
+    trip.run("hotel", code=1)
+    resume = [sys.executable, "-m", "durable_swarm", "resume", "hotel"]
+    subprocess.run(resume, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    _, err = trip.run("flight")
+    assert broken.exists()
+    assert err == (
+        "Run hotel of an earlier start is not done: ValueError: sold out. See `durable-swarm show hotel`.\n"
+    )
+
+
 def test_runs_at_the_same_time_find_themselves_again(tmp_path: Path) -> None:
     """Runs that an async program makes together, two of them alike, each go on as what they were."""
     trip = Trip(tmp_path, TOGETHER)
@@ -230,7 +263,9 @@ def test_ctrl_c_in_a_conversation(tmp_path: Path) -> None:
     with trip.start() as running:
         assert running.stdout is not None
         assert running.stdout.readline().startswith("Starting Swarm CLI")
-        time.sleep(0.3)
+        prompt = ""
+        while "User" not in prompt:
+            prompt += running.stdout.read(1)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
     assert (running.returncode, err) == (130, "")

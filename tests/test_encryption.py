@@ -127,7 +127,7 @@ def test_a_key_in_either_base64() -> None:
 BAD_KEYS = ["hunter2-is-short", base64.b64encode(b"x" * 16).decode(), KEY[:-4], "ä" * 43 + "=", f"{KEY},short"]
 
 
-@pytest.mark.parametrize("key", BAD_KEYS)
+@pytest.mark.parametrize("key", BAD_KEYS, ids=range(len(BAD_KEYS)))
 def test_what_is_no_key(key: str) -> None:
     """A key of another length or alphabet is refused by its number, and is not shown."""
     with pytest.raises(ConfigurationError, match=r"encryption key \d is not 32 bytes in base64; make one") as caught:

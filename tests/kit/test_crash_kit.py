@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
@@ -53,22 +60,32 @@ def test_a_case_is_repeated_by_its_number() -> None:
     assert report.findings[0].case == "after boundary 4 (effect charge)"
 
 
-def test_an_effect_that_may_be_repeated() -> None:
+@pytest.mark.parametrize("names", [["charge"], "charge"])
+def test_an_effect_that_may_be_repeated(names: Any) -> None:
     """An effect named in `at_least_once` may happen again."""
-    assert crash_test(doubled_charge, at_least_once=["charge"]).ok
+    assert crash_test(doubled_charge, at_least_once=names, only=[4]).ok
+
+
+def test_an_async_scenario() -> None:
+    """A scenario may be an `async` function."""
+    assert crash_test(asynchronous, only=[2, 3]).kills == 4
 
 
 def test_random_instants() -> None:
-    """Kills at random instants are drawn from a seed, as many as wanted."""
+    """Kills at random instants are drawn from a seed, as many as wanted, and fall between the boundaries."""
     report = crash_test(keyed_charge, random=12, seed=5)
     assert report.cases == 12
-    assert report.kills >= 6
+    assert report.kills >= 8
+    found = crash_test(answer_by_memory, random=20, check=False)
+    assert "messages" in {finding.kind for finding in found.findings}
 
 
 def test_pairs_of_crashes() -> None:
-    """With `pairs` the second life is killed too, where it gets so far."""
+    """With `pairs` each case is tried again, and the second life killed too, at a boundary that it has."""
     report = crash_test(handoff, pairs=True, only=[1, 3, 5])
-    assert report.cases == 6 < report.kills
+    assert (report.cases, report.kills) == (12, 6 + 2 * 6)
+    found = crash_test(doubled_charge, pairs=True, only=4, check=False)
+    assert all(", then " in finding.case for finding in found.findings if finding.case.startswith("before"))
 
 
 def test_on_postgresql(postgres_database: str) -> None:
@@ -97,7 +114,7 @@ def test_a_kill_that_misses_is_told() -> None:
     """A planned kill that does not take place is a finding: such a test proves nothing."""
     report = crash_test(unsteady, only=[9, 10], check=False, workers=1)
     assert [finding.text for finding in report.findings if finding.kind == "missed"] == [
-        "only 0 of 4 programs reached their boundary"
+        "only 0 of 4 planned deaths took place"
     ]
 
 
@@ -121,8 +138,109 @@ def elsewhere() -> Any:
         return swarm.run(Agent(), QUESTION, run_id="r")
 
 
+def in_another_process(database: str) -> None:
+    """Have another process make the run."""
+    program = (
+        "from durable_swarm import Agent, DurableSwarm\nfrom durable_swarm.testing import ScriptedModel\n"
+        "DurableSwarm(ScriptedModel(['Hi'])).run(Agent(), [], run_id='r')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def dies_the_second_time() -> Any:
+    """Be killed whenever it finds that it has lived before."""
+    if Path("lived").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path("lived").touch()
+    return run(["Hi"])
+
+
+def leaves_a_process() -> Any:
+    """Start a process that outlives the tool."""
+
+    def begin() -> str:
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "left-by-a-crash-test"])
+        return "begun"
+
+    return run([["begin"], "Done."], begin)
+
+
+class Receipt:
+    """What is no data, but can be compared."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def gives_an_object() -> Receipt:
+    """Return an object that differs after a crash."""
+    first = not Path("lived").exists()
+    Path("lived").touch()
+    run(["Hi"])
+    return Receipt("first" if first else "second")
+
+
+def test_a_restarted_program_that_dies_is_found() -> None:
+    """A program that is killed by something else when it starts again does not pass."""
+    report = crash_test(dies_the_second_time, only=[2], check=False)
+    assert {finding.text for finding in report.findings} == {"the restarted program was killed, by nobody here"}
+
+
+def test_objects_are_compared() -> None:
+    """What a scenario returns is compared by class and attributes where it is no data."""
+    assert "value" in {finding.kind for finding in crash_test(gives_an_object, only=[2], check=False).findings}
+
+
+def test_processes_of_a_life_end_with_it() -> None:
+    """A process that a tool has started does not outlive its life, nor does it make a case wait."""
+    began = time.monotonic()
+    crash_test(leaves_a_process, only=[5])
+    assert time.monotonic() - began < 20
+    left = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "left-by-a-crash-test" in (process.info["cmdline"] or [])
+    ]
+    assert left == []
+
+
 def takes_too_much(database: str, more: int) -> None:
     """Take what nobody gives."""
+
+
+def does_not_wait(database: str) -> None:
+    """Start a run and leave it."""
+    swarm = DurableSwarm(ScriptedModel([["wait"], "Done."]), database=database)
+    swarm.start(Agent(functions=[wait]), QUESTION, run_id="r")
+
+
+def wait() -> str:
+    """Take some time."""
+    time.sleep(1)
+    return "waited"
+
+
+async def asynchronous() -> Any:
+    """Run on an event loop of its own."""
+    with DurableSwarm(ScriptedModel([["wait_async"], "Done."])) as swarm:
+        return await swarm.run_async(Agent(functions=[wait_async]), QUESTION, run_id="r")
+
+
+async def wait_async() -> str:
+    """Take a little time."""
+    await asyncio.sleep(0.01)
+    return "waited"
+
+
+def answer_by_memory() -> Any:
+    """Answer with what only this life knows, in every tool."""
+    asked: list[int] = []
+
+    def ask() -> str:
+        asked.append(1)
+        return f"asked {len(asked)} times"
+
+    return run([["ask"], ["ask"], ["ask"], "Done."], ask)
 
 
 def inner() -> Callable[[], None]:
@@ -144,7 +262,14 @@ def inner() -> Callable[[], None]:
         (lambda: None, {}, "must be a function at module level"),
         (functools.partial(keyed_charge), {}, "must be a function at module level"),
         (5, {}, "must be a function at module level"),
-        (keyed_charge, {"only": [99]}, "there is no boundary 99: the scenario passes 7"),
+        (in_another_process, {}, "made its runs in another process, where they cannot be watched"),
+        (does_not_wait, {}, "returned before its run 'r' had ended; wait for it with Run.result()"),
+        (keyed_charge, {"only": [99]}, r"must name boundaries from 1 to 7, which the scenario passes; not \[99\]"),
+        (keyed_charge, {"only": []}, "must name boundaries from 1 to 7"),
+        (keyed_charge, {"only": ["a"]}, "must name boundaries from 1 to 7"),
+        (keyed_charge, {"only": [1], "random": 3}, "exclude each other"),
+        (keyed_charge, {"timeout": 0}, "timeout must be a number of seconds above 0"),
+        (keyed_charge, {"database": "sqlite:///x.sqlite"}, "must be a postgresql:// URL"),
         (keyed_charge, {"random": -1}, "random must be a whole number from 0 up"),
         (keyed_charge, {"workers": 0}, "workers must be a whole number from 1 up"),
     ],

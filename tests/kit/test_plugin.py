@@ -68,6 +68,19 @@ def test_options_of_the_command_line(tmp_path: Path) -> None:
     assert "--crash-pairs" in shown
 
 
+def test_a_project_with_a_seed_of_its_own(tmp_path: Path) -> None:
+    """A `--seed` of the project is the project's; ours is `--crash-seed` then."""
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--seed', default='own')\n"
+    )
+    (tmp_path / "test_own.py").write_text(
+        "def test_own(request):\n    assert request.config.getoption('seed') == 'mine'\n"
+        "    assert request.config.getoption('crash_seed') == 4\n"
+    )
+    shown = pytest_in(tmp_path, "--seed", "mine", "--crash-seed", "4", "test_own.py")
+    assert "1 passed" in shown, shown
+
+
 def test_a_pytest_run_without_agents_does_not_import_the_package(tmp_path: Path) -> None:
     """The plugin itself costs nothing: neither the package nor the engine is imported for it."""
     (tmp_path / "test_other.py").write_text(

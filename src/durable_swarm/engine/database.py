@@ -82,15 +82,19 @@ def connect(url: sqlalchemy.URL, *, create: bool, on_write: Callable[[], None] |
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that tells when something was written."""
+    """A connection that tells when something was written, and writes nothing to a file that was taken away."""
 
     on_write: Callable[[], None] | None = None
+    is_gone: Callable[[], bool]
     _written = 0
 
     def commit(self) -> None:
+        writes = self.total_changes > self._written
+        if writes and self.is_gone():
+            raise gone()
         super().commit()
-        if self.on_write is not None and self.total_changes > self._written:
-            self._written = self.total_changes
+        self._written = self.total_changes
+        if writes and self.on_write is not None:
             self.on_write()
 
 
@@ -106,8 +110,11 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
 
     first = file_number(path)
 
+    def is_gone() -> bool:
+        return file_number(path) != first
+
     def open_file() -> sqlite3.Connection:
-        if file_number(path) != first:
+        if is_gone():
             raise gone()
         connection = sqlite3.connect(
             f"file:{quote(path)}?mode=rw",  # Without creating it: an empty file in its place would be no database.
@@ -117,7 +124,7 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
             timeout=30,
             factory=_Connection,
         )
-        connection.on_write = on_write
+        connection.on_write, connection.is_gone = on_write, is_gone
         _use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")

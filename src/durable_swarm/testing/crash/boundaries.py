@@ -35,15 +35,29 @@ class Place:
     side: Side
 
 
+@dataclass(frozen=True)
+class Instant:
+    """When to kill a process: so many seconds after it has left its `number`-th boundary."""
+
+    number: int
+    seconds: float
+
+
+Death = Place | Instant
+"""Where or when to kill a process."""
+
+
 class Probe:
-    """Numbers the boundaries of this process as they are reached, and kills it at one of them."""
+    """Numbers the boundaries of this process as they are reached, and kills it where it is told to."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
-        self._at: Place | None = None
+        self.times: list[float] = []
+        """When each boundary was reached."""
+        self._at: Death | None = None
         self._lock = threading.Lock()
 
-    def arm(self, at: Place | None) -> None:
+    def arm(self, at: Death | None) -> None:
         """Kill this process at `at`; with None count only."""
         self._at = at
 
@@ -51,6 +65,7 @@ class Probe:
         """Reach a boundary and give its number."""
         with self._lock:
             self.passed.append(label)
+            self.times.append(time.monotonic())
             number = len(self.passed)
         self._die_if(number, "before")
         return number
@@ -58,6 +73,8 @@ class Probe:
     def after(self, number: int) -> None:
         """Leave the boundary of that number."""
         self._die_if(number, "after")
+        if isinstance(self._at, Instant) and self._at.number == number:
+            threading.Timer(self._at.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     def _die_if(self, number: int, side: Side) -> None:
         if self._at == Place(number, side):

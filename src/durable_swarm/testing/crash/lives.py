@@ -6,6 +6,8 @@ new interpreter costs, and shares neither threads nor connections with anything.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import faulthandler
 import importlib
 import importlib.util
@@ -29,7 +31,7 @@ from typing import Any, Literal
 from durable_swarm import codec
 from durable_swarm.engine.database import VARIABLE
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.testing.crash.boundaries import PROBE, Place, watch
+from durable_swarm.testing.crash.boundaries import PROBE, Death, watch
 from durable_swarm.testing.crash.ledger import keep_ledger
 from durable_swarm.testing.crash.outcome import renumbered
 from durable_swarm.types import Response
@@ -82,7 +84,7 @@ class Task:
     database: str
     folder: Path
     number: int
-    at: Place | None = None
+    at: Death | None = None
 
     @property
     def ledger(self) -> Path:
@@ -102,40 +104,39 @@ class End:
     how: Literal["returned", "raised", "killed", "hung"]
     value: Any = None
     passed: tuple[str, ...] = ()
-    seconds: float = 0.0
+    times: tuple[float, ...] = ()
+    """When each boundary was reached, in seconds."""
     log: str = ""
 
 
-def live(task: Task, *, timeout: float, kill_after: float | None = None) -> End:
-    """Live one life to its end. `kill_after` and `timeout` are in seconds after its start."""
+def live(task: Task, *, timeout: float) -> End:
+    """Live one life to its end; one that has not ended `timeout` seconds after its start hangs."""
     task.folder.mkdir(parents=True, exist_ok=True)
     task.log.touch()
     ours, theirs = _server().Pipe()
     process = _server().Process(target=_live, args=(task, theirs))
-    began = time.monotonic()
     with _starting:  # Starting a process looks at all others, and two looks at once trip over each other.
         process.start()
     theirs.close()
     try:
-        report = _report(ours, timeout if kill_after is None else kill_after)
-        seconds = time.monotonic() - began
-        hung = report is None and kill_after is None and not _gone(process)
+        report = _report(ours, process, timeout)
+        hung = report is None and not _gone(process)
         log = _stacks(task, process) if hung else ""
     finally:
         code = _end(process)
         ours.close()
-    return _judged(report, code, hung, seconds, log or task.log.read_text(errors="replace"))
+    return _judged(report, code, hung, log or task.log.read_text(errors="replace"))
 
 
-def _judged(report: Any, code: int | None, hung: bool, seconds: float, log: str) -> End:
+def _judged(report: Any, code: int | None, hung: bool, log: str) -> End:
     if hung:
-        return End("hung", seconds=seconds, log=log)
+        return End("hung", log=log)
     if report is not None:
-        how, value, passed = report
-        return End(how, value, passed, seconds, log)
+        how, value, passed, times = report
+        return End(how, value, passed, times, log)
     if code == -signal.SIGKILL:
-        return End("killed", seconds=seconds, log=log)
-    return End("raised", f"the program ended by itself, with exit code {code}", seconds=seconds, log=log)
+        return End("killed", log=log)
+    return End("raised", f"it ended by itself, with exit code {code}", log=log)
 
 
 def _server() -> ForkServerContext:
@@ -144,10 +145,12 @@ def _server() -> ForkServerContext:
     return context
 
 
-def _report(answer: Connection, seconds: float) -> Any:
+def _report(answer: Connection, process: BaseProcess, seconds: float) -> Any:
     """Wait for what the life says at its end; None if it says nothing."""
+    # For both: a process that the life has started may hold its end of the connection open.
+    multiprocessing.connection.wait([answer, process.sentinel], seconds)
     try:
-        return answer.recv() if answer.poll(seconds) else None
+        return answer.recv() if answer.poll() else None
     except (EOFError, ConnectionResetError):
         return None
 
@@ -157,7 +160,9 @@ def _gone(process: BaseProcess) -> bool:
 
 
 def _end(process: BaseProcess) -> int | None:
-    """Kill the process if it still lives, and give how it ended."""
+    """Kill the process if it still lives, with those it started, and give how it ended."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
     process.kill()
     with _starting:
         process.join(10)
@@ -176,16 +181,18 @@ def _stacks(task: Task, process: BaseProcess) -> str:
 
 def _live(task: Task, answer: Connection) -> None:
     """Be a life."""
+    os.setsid()
     _redirect(task)
     watch()
     PROBE.arm(task.at)
     try:
         function = _load(task.scenario)
         value = function(task.database) if task.scenario.takes_database else function()
-        report = ("returned", plain(value), tuple(PROBE.passed))
+        value = asyncio.run(value) if inspect.iscoroutine(value) else value
+        report = ("returned", plain(value), tuple(PROBE.passed), tuple(PROBE.times))
     except BaseException as error:
         traceback.print_exc()
-        report = ("raised", f"{type(error).__name__}: {error}", tuple(PROBE.passed))
+        report = ("raised", f"{type(error).__name__}: {error}", tuple(PROBE.passed), tuple(PROBE.times))
     answer.send(report)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -231,13 +238,11 @@ def _imported(scenario: Scenario) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Give what a scenario returned as data that can be compared; what is no data is left out."""
+    """Give what a scenario returned as data that can be compared; of other objects their class and attributes."""
     if isinstance(value, Response):
         agent = None if value.agent is None else value.agent.name
-        return codec.encode(
-            {"messages": renumbered(value.messages), "agent": agent, "context_variables": value.context_variables}
-        )
-    try:
-        return codec.encode(value)
-    except Exception:
-        return None
+        value = {"messages": renumbered(value.messages), "agent": agent, "context_variables": value.context_variables}
+    for data in (value, vars(value) if hasattr(value, "__dict__") else {}):
+        with contextlib.suppress(Exception):
+            return {"class": type(value).__qualname__, "data": codec.encode(data)}
+    return {"class": type(value).__qualname__}

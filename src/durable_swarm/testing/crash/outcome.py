@@ -46,6 +46,11 @@ class Difference:
 
 def differences(expected: Outcome, got: Outcome, at_least_once: Collection[str]) -> Iterator[Difference]:
     """Say how an outcome differs from that of the undisturbed program."""
+    if len(got.runs) != len(expected.runs):
+        kind = "another run" if len(got.runs) > len(expected.runs) else "lost run"
+        # Whatever else differs follows from that.
+        yield Difference(kind, f"there are {len(got.runs)} runs, undisturbed {len(expected.runs)}")
+        return
     found = [*_runs(expected.runs, got.runs), *_effects(expected.effects, got.effects, at_least_once)]
     yield from found
     # What the scenario returns is mostly made of its runs, and differs with them.
@@ -54,10 +59,6 @@ def differences(expected: Outcome, got: Outcome, at_least_once: Collection[str])
 
 
 def _runs(expected: Sequence[RunDetail], got: Sequence[RunDetail]) -> Iterator[Difference]:
-    if len(got) != len(expected):
-        kind = "another run" if len(got) > len(expected) else "lost run"
-        yield Difference(kind, f"there are {len(got)} runs, undisturbed {len(expected)}")
-        return
     for undisturbed, run in zip(*_paired(expected, got), strict=True):
         yield from _run(undisturbed, run)
 

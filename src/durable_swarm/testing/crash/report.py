@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from durable_swarm.testing.crash.boundaries import Place
+from durable_swarm.testing.crash.boundaries import Death, Instant, Place
 from durable_swarm.testing.crash.outcome import Difference
-
-Death = Place | float
-"""Where a life is killed, or how many seconds after its start."""
 
 ADVICE = {
     "repeated effect": "give the service current_call().idempotency_key and the effect the same `key`, so that a "
@@ -30,6 +28,7 @@ ADVICE = {
     "value": "what it returns depends on time, chance or memory",
     "raised": "",
     "hung": "",
+    "missed": "the scenario must pass the same boundaries in each process",
 }
 
 
@@ -37,7 +36,7 @@ ADVICE = {
 class Finding:
     """One thing that went wrong: what differed, when the program was killed, and what to do about it.
 
-    `kind` is a key of `ADVICE`, or `missed`; `tool` the tool that it concerns, if any; `case` names the boundary.
+    `kind` is a key of `ADVICE`; `tool` the tool that it concerns, if any; `case` names the boundary.
     """
 
     kind: str
@@ -48,7 +47,7 @@ class Finding:
     case: str
 
     def __str__(self) -> str:
-        return f"{self.text} when killed {self.when}{'; ' + self.advice if self.advice else ''}  [{self.case}]"
+        return f"{self.text} {self.when}{'; ' + self.advice if self.advice else ''} [{self.case}]"
 
 
 @dataclass(frozen=True)
@@ -74,24 +73,23 @@ class CrashReport:
 
     def check(self) -> None:
         """Raise `CrashTestFailed` if anything was found."""
+        __tracebackhide__ = True
         if not self.ok:
             raise CrashTestFailed(self)
 
     def __str__(self) -> str:
-        head = (
-            f"crash test of {self.scenario}: {len(self.boundaries)} boundaries, {self.cases} cases, {self.kills} "
-            f"processes killed in {self.seconds:.0f} s, "
-        )
-        return head + ("nothing differs" if self.ok else f"{len(self.findings)} findings\n" + "\n".join(self._lines()))
+        counts = [_count(len(self.boundaries), "boundary"), _count(self.cases, "case"), _count(self.kills, "process")]
+        head = f"crash test of {self.scenario}: {', '.join(counts)} killed in {self.seconds:.0f} s, "
+        found = f"{_count(len(self.findings), 'finding')}\n" + "\n".join(self._lines())
+        return head + ("nothing differs" if self.ok else found)
 
     def _lines(self) -> list[str]:
         """Give each finding once, with how many cases show it."""
         shown: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             shown.setdefault((finding.kind, finding.tool or finding.text), []).append(finding)
-        return [
-            f"- {found[0]}" + (f" and in {len(found) - 1} more" if len(found) > 1 else "") for found in shown.values()
-        ]
+        texts = [f"{found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "") for found in shown.values()]
+        return [textwrap.fill(text, 110, initial_indent="- ", subsequent_indent="  ") for text in texts]
 
 
 class CrashTestFailed(AssertionError):
@@ -102,10 +100,15 @@ class CrashTestFailed(AssertionError):
         self.report = report
 
 
-def finding(difference: Difference, deaths: Sequence[Death], boundaries: Sequence[str]) -> Finding:
-    """Word a difference."""
-    case = ", then ".join(_where(death, boundaries) for death in deaths)
-    when = _when(difference, deaths[0], boundaries) if len(deaths) == 1 else case
+def _count(number: int, noun: str) -> str:
+    plural = {"boundary": "boundaries", "process": "processes"}.get(noun, f"{noun}s")
+    return f"{number} {noun if number == 1 else plural}"
+
+
+def finding(difference: Difference, deaths: Sequence[Death], boundaries: Sequence[Sequence[str]]) -> Finding:
+    """Word a difference; `boundaries` are those that each life has without its death."""
+    case = ", then ".join(_where(death, passed) for death, passed in zip(deaths, boundaries, strict=True))
+    when = f"when killed {_when(difference, deaths[0], boundaries[0]) if len(deaths) == 1 else case}"
     return Finding(difference.kind, difference.text, difference.tool, when, ADVICE[difference.kind], case)
 
 
@@ -113,13 +116,13 @@ def undisturbed(found: Iterable[Difference]) -> list[Finding]:
     """Word what differs between two lives that nobody disturbed."""
     advice = "a crash test compares lives: what depends on time, chance or the process must be the same in each"
     return [
-        Finding(difference.kind, difference.text, difference.tool, "never, just run twice", advice, "undisturbed")
+        Finding(difference.kind, difference.text, difference.tool, "when it is run twice", advice, "undisturbed")
         for difference in found
     ]
 
 
 def _when(difference: Difference, death: Death, boundaries: Sequence[str]) -> str:
-    if not isinstance(death, Place) or death.number > len(boundaries):
+    if not isinstance(death, Place):
         return _where(death, boundaries)
     label = boundaries[death.number - 1]
     after_effect = death.side == "after" and label.startswith("effect ")
@@ -130,7 +133,6 @@ def _when(difference: Difference, death: Death, boundaries: Sequence[str]) -> st
 
 
 def _where(death: Death, boundaries: Sequence[str]) -> str:
-    if isinstance(death, float):
-        return f"{death:.3f} s after its start"
-    label = boundaries[death.number - 1] if death.number <= len(boundaries) else "of a later life"
-    return f"{death.side} boundary {death.number} ({label})"
+    if isinstance(death, Instant):
+        return f"{death.seconds * 1000:.1f} ms after boundary {death.number} ({boundaries[death.number - 1]})"
+    return f"{death.side} boundary {death.number} ({boundaries[death.number - 1]})"
