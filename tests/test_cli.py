@@ -166,8 +166,10 @@ def test_resume_names_what_goes_on(shell: Shell) -> None:
     assert re.search(r"^two +interrupted +Refunds ", shell("runs"), re.MULTILINE)
     [view] = json.loads(shell("runs", "--status", "running", "--json"))
     assert (view["id"], view["status"], view["idle"]) == ("two", "running", True)
+    assert json.loads(shell("runs", "--status", "interrupted", "--json")) == [view]
     assert "It waits: no process executes it" in shell("show", "two")
     assert shell("cancel", "two") == "Run two is cancelled.\n"
+    assert shell("runs", "--status", "interrupted") == "No runs.\n"
     assert "durable-swarm resume two" in shell("show", "two")
     assert shell("cancel", "one") == "Run one has ended (done), and stays as it is.\n"
     assert shell("resume", "one") == "Run one is done; there is nothing to resume.\n"

@@ -15,6 +15,7 @@ import pytest
 
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.cli import main
+from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.testing import ScriptedModel, assert_replays, call
 
 
@@ -43,6 +44,11 @@ def charge(card: str) -> str:
     return f"{card} was charged"
 
 
+def lose() -> str:
+    """Fail."""
+    raise KeyError("where")
+
+
 @pytest.fixture
 def agent() -> Agent:
     """The agent of a finished run `one` in the default database."""
@@ -66,6 +72,19 @@ def test_a_run_is_exported_and_imported(shell: Shell, agent: Agent, tmp_path: Pa
     assert_replays("run.json", agent)
 
 
+def test_a_run_is_imported_under_another_id(shell: Shell, agent: Agent) -> None:
+    """--id lets a run stand beside one that has its id, with all that belongs to it; also one that failed."""
+    shell("export", "one", "--output", "run.json")
+    assert shell("import", "run.json", "--id", "again").startswith("Run again (done) is there")
+    assert shell("show", "again").replace("again", "one").splitlines()[3:] == shell("show", "one").splitlines()[3:]
+    assert "id" in shell("import", "run.json", "--id", "", code=2)
+    with DurableSwarm(ScriptedModel([["lose"]])) as swarm, pytest.raises(KeyError):
+        swarm.run(Agent(name="Loser", functions=[lose]), [{"role": "user", "content": "Go"}], run_id="lost")
+    shell("export", "lost", "--output", "lost.json")
+    assert shell("import", "lost.json", "--id", "found").startswith("Run found (failed) is there")
+    assert "KeyError" in shell("show", "found")
+
+
 def test_secrets_are_masked(shell: Shell, agent: Agent) -> None:
     """--redact masks what matches, in texts and arguments, and may be given more than once."""
     masked = shell("export", "one", "--redact", r"4\d+", "--redact", "Charge")
@@ -75,6 +94,19 @@ def test_secrets_are_masked(shell: Shell, agent: Agent) -> None:
     arguments = document["steps"][0]["record"]["message"]["tool_calls"][0]["function"]["arguments"]
     assert json.loads(arguments) == {"card": "[redacted]"}
     assert "regular expression" in shell("export", "one", "--redact", "(", code=2)
+
+
+def test_an_encrypted_run_needs_its_keys(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the keys `export` and `fork` say as `show` does where they go; with them, the file is in the clear."""
+    key = new_key()
+    with DurableSwarm(ScriptedModel(["Secret."]), codec=EncryptionCodec(key)) as swarm:
+        swarm.run(Agent(name="Spy"), [{"role": "user", "content": "Hi"}], run_id="closed")
+    for command in (["export", "closed"], ["fork", "closed", "--turn", "0"]):
+        told = shell(*command, code=2)
+        assert "run 'closed' cannot be read here" in told
+        assert "set DURABLE_SWARM_ENCRYPTION_KEYS to its keys" in told
+    monkeypatch.setenv("DURABLE_SWARM_ENCRYPTION_KEYS", key)
+    assert "Secret." in shell("export", "closed")
 
 
 def test_import_reads_standard_input(shell: Shell, agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,15 +149,22 @@ def test_a_fork_goes_on_in_the_program(shell: Shell, agent: Agent) -> None:
     shown = shell("show", "two")
     assert re.search(r"^forked +from turn 1 of run one$", shown, re.MULTILINE)
     assert re.search(r"^  1  model  .* kept  turn 0  version .* → charge", shown, re.MULTILINE)
+    added = r"added  user: Again\?\n +added  user: Please\.$"
+    assert re.search(added, shown, re.MULTILINE)
+    assert json.loads(shell("show", "two", "--json"))["added"]["1"][1]["content"] == "Please."
     with DurableSwarm(ScriptedModel(["No."])) as swarm:
         messages = swarm.get("two").result(timeout=20).messages
     assert [message["content"] for message in messages[-3:]] == ["Again?", "Please.", "No."]
-    assert re.search(r"^  3  model  .* turn 1  version .* No\.$", shell("show", "two"), re.MULTILINE)
+    assert re.search(added + r"\n  3  model  .* turn 1  version .* No\.$", shell("show", "two"), re.MULTILINE)
 
 
-def test_a_fork_as_json(shell: Shell, agent: Agent) -> None:
-    """`fork --json` prints the new run, which may go on with another agent."""
-    made: dict[str, Any] = json.loads(shell("fork", "one", "--turn", "0", "--agent", "Boss", "--json"))
+def test_a_fork_as_json(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
+    """`fork --json` prints the new run, which may go on with another agent; one the run has not is warned of."""
+    shell = Shell(capsys)
+    assert main(["fork", "one", "--turn", "0", "--agent", "Boss", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ("Warning: run one has no agent 'Boss'; check the name. The new run waits for a program with it.\n")
+    made: dict[str, Any] = json.loads(out)
     assert (made["forked_from"], made["turn"], made["agent"], made["idle"]) == ("one", 0, "Boss", True)
     assert {run["id"]: run["forked_from"] for run in json.loads(shell("runs", "--json"))} == {
         "one": None,

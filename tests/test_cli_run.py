@@ -195,9 +195,7 @@ def test_a_run_that_was_taken_over_and_fails_is_told(tmp_path: Path) -> None:
     subprocess.run(resume, cwd=tmp_path, check=True, capture_output=True, timeout=60)
     _, err = trip.run("flight")
     assert broken.exists()
-    assert err == (
-        "Run hotel of an earlier start is not done: ValueError: sold out. See `durable-swarm show hotel`.\n"
-    )
+    assert err == ("Run hotel of an earlier start is not done: ValueError: sold out. See `durable-swarm show hotel`.\n")
 
 
 def test_runs_at_the_same_time_find_themselves_again(tmp_path: Path) -> None:

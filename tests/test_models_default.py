@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, Swarm
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, Swarm
 from durable_swarm.testing import ScriptedServer, http_error, rate_limited, serve_scripted, timed_out
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -62,6 +62,27 @@ def test_a_missing_key_is_told_before_anything_is_recorded(swarm: Any, method: s
     with pytest.raises(ConfigurationError, match="Set OPENAI_API_KEY, or pass client= to the swarm"):
         asyncio.run(call())
     assert recorded_runs() == 0
+
+
+@pytest.mark.parametrize("method", ["run", "run_async", "start", "start_async"])
+def test_what_has_ended_is_read_without_a_key(
+    provider: ScriptedServer, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The same call again gives the recorded answer in a process without a key; another call says what is missing."""
+
+    async def call(run_id: str) -> Any:
+        with DurableSwarm() as swarm:
+            found = getattr(swarm, method)(Agent(), MESSAGES, run_id=run_id)
+            if asyncio.iscoroutine(found):
+                found = await found
+            return await found.result_async() if isinstance(found, Run) else found
+
+    asyncio.run(call("r"))
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert asyncio.run(call("r")).messages[-1]["content"] == "Hello"
+    with pytest.raises(ConfigurationError, match="Set OPENAI_API_KEY"):
+        asyncio.run(call("other"))
+    assert (recorded_runs(), len(provider.requests)) == (1, 1)
 
 
 def test_the_swarm_works_once_the_key_is_there(

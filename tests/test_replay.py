@@ -83,6 +83,9 @@ def test_runs_are_named_by_id_document_or_file(tmp_path: Path) -> None:
         replay("two", database=f"sqlite:///{tmp_path}/other.sqlite")
     with pytest.raises(ConfigurationError, match="cannot be read"):
         replay(tmp_path / "none.json")
+    with pytest.raises(ConfigurationError, match=r"give Path\('none\.json'\)"):
+        replay("none.json", database=f"sqlite:///{tmp_path}/other.sqlite")
+    assert_replays(document)
     with pytest.raises(ConfigurationError, match="not as int"):
         replay(5)  # type: ignore[arg-type]
 
@@ -241,7 +244,29 @@ def test_wrong_golden_files(tmp_path: Path, text: str) -> None:
     """A file that is no golden run gets one error."""
     path = tmp_path / "golden.json"
     path.write_text(text)
-    with pytest.raises(ConfigurationError, match="not a run that"):
+    with pytest.raises(ConfigurationError, match=r"not a (run that|file that record_golden wrote)"):
+        assert_replays(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"requests": 5}, "requests is not a list"),
+        ({"requests": "abc"}, "requests is not a list"),
+        ({"requests": [5]}, "requests is not a list"),
+        ({"requests": None}, "requests is not a list"),
+        ({"version": 99}, "written by a newer version.*upgrade"),
+        ({"version": True}, "its version is not a whole number"),
+        ({"version": "1"}, "its version is not a whole number"),
+        ({"format": "other"}, "its format is not 'durable-swarm run, golden'"),
+    ],
+)
+def test_changed_golden_files(tmp_path: Path, changed: dict[str, Any], text: str) -> None:
+    """A golden file whose frame was changed, or is newer, gets one error that says so."""
+    shop, path = Shop(), tmp_path / "golden.json"
+    record_golden(run(shop, shop.clerk()), path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(ConfigurationError, match=text):
         assert_replays(path)
 
 
@@ -253,3 +278,12 @@ def test_a_replay_is_printed_without_control_characters() -> None:
     assert "\x1b" not in str(replayed)
     assert "\u202e" not in str(replayed)
     assert "\\x1b[31mred" in str(replayed)
+
+
+def test_a_model_by_name_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key `replay(model="name")` says what to set or to give."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    shop = Shop()
+    agent = shop.clerk()
+    with pytest.raises(ConfigurationError, match="set OPENAI_API_KEY, or give a client of your own as model="):
+        replay(run(shop, agent), agent, "gpt-x")

@@ -162,7 +162,7 @@ def test_a_script_that_ran_out_says_so() -> None:
     """The error names the number of replies and the last message."""
     model = ScriptedModel(["Hi"])
     ask(model)
-    with pytest.raises(ConfigurationError, match=r"has 1 replies .* add a reply.*user: hello there"):
+    with pytest.raises(ConfigurationError, match=r"has 1 reply .* add a reply.*user: hello there"):
         ask(model)
 
 

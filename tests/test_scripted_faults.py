@@ -163,6 +163,7 @@ def test_a_swarm_meets_them_all() -> None:
     [
         (lambda: http_error(200), "status from 400 to 599"),
         (lambda: http_error(600), "status from 400 to 599"),
+        (lambda: http_error("500"), "status from 400 to 599 is needed here, not '500'"),  # type: ignore[arg-type]
         (lambda: proxy_page(100), "status from 200 to 599"),
         (lambda: cut("Hi", after=-1), "0 or more, not -1"),
         (lambda: ScriptedModel([cut(3)]), "cannot give the reply 3"),
@@ -172,3 +173,12 @@ def test_a_wrong_fault_is_refused_at_once(write: Any, text: str) -> None:
     """A fault that cannot be is refused where it is written."""
     with pytest.raises(ConfigurationError, match=text):
         write()
+
+
+def test_a_port_that_is_taken() -> None:
+    """A port that another server has, or that is none, is refused by its number."""
+    with serve_scripted(["Hi"]) as server:
+        port = int(server.base_url.split(":")[2].split("/")[0])
+        for wrong in (port, 70000, "80"):
+            with pytest.raises(ConfigurationError, match=f"cannot listen on port '?{wrong}'?: "):
+                serve_scripted(["Hi"], port=wrong).start()  # type: ignore[arg-type]

@@ -144,6 +144,7 @@ def test_no_rule_fits() -> None:
         (lambda: when(offers=["a"], reply="Hi"), r"when\(offers=\.\.\.\) takes the name of one tool"),
         (lambda: when(where="a", reply="Hi"), r"when\(where=\.\.\.\) takes a function"),
         (lambda: ScriptedModel([otherwise("Hi"), "Ho"]), "not both in one list"),
+        (lambda: ScriptedModel([otherwise("Hi"), when(said="a", reply="Ho")]), "would never answer; put it last"),
     ],
 )
 def test_a_wrong_rule_is_refused_at_once(write: Any, text: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from durable_swarm import roster
 from durable_swarm.engine import DurableSwarm, process, records
 from durable_swarm.engine.process import Process
-from durable_swarm.engine.store import state_of
+from durable_swarm.engine.store import notes_on, state_of
 from durable_swarm.engine.visitor import visit
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound
 from durable_swarm.models import without_secrets
@@ -217,9 +217,9 @@ def _claim(here: Process, agent: str) -> str | None:
     """Give the run of the newest turn to continue, which this process holds from now on, or None."""
     with here.identity.alone():
         for row in _newest_turns(here, agent):
-            about = row.attributes or {}
-            waits = state_of(row) not in ENDED and about.get("agent") not in roster.names()
-            if about.get("conversation") != "ended" and not waits and not _lives_elsewhere(here, row):
+            noted = notes_on(row)
+            waits = state_of(row) not in ENDED and noted.get("agent") not in roster.names()
+            if noted.get("conversation") != "ended" and not waits and not _lives_elsewhere(here, row):
                 here.store.annotate(row.workflow_id, held_by=here.identity.name)
                 return str(row.workflow_id)
     return None
@@ -242,5 +242,5 @@ def _lives_elsewhere(here: Process, row: Any) -> bool:
     """Whether another living process has the conversation of this turn. To be asked inside `alone`."""
     queue = row.queue_name or ""
     executor = queue.removeprefix(records.QUEUE) if row.status == "ENQUEUED" else row.executor_id
-    holder = (row.attributes or {}).get("held_by") or executor
+    holder = notes_on(row).get("held_by") or executor
     return holder != here.identity.name and not here.identity.is_dead(holder)

@@ -141,6 +141,26 @@ def slow(url: str) -> None:
         raise AssertionError(answer(swarm, RUN))
 
 
+def stream(url: str, life: int) -> str:
+    """A program with a tool that takes a while, and each time one more run whose tool ends the process."""
+
+    def work() -> str:
+        time.sleep(0.6)
+        return "worked"
+
+    def drink() -> str:
+        effect("drink")
+        time.sleep(0.2)
+        end_process("kill")
+        return "well"
+
+    with DurableSwarm(ScriptedModel(call_once), database=url) as swarm:
+        swarm.start(Agent(name="Worker", functions=[work]), QUESTION, run_id=RUN)
+        time.sleep(0.1)
+        swarm.start(Agent(name="Drinker", functions=[drink]), QUESTION, run_id=f"run-{life}")
+        return answer(swarm, RUN)
+
+
 def drinks(ledger: Path) -> int:
     """Count how often the tool was executed."""
     return sum(effect.label == "drink" for effect in read_ledger(ledger, RUN))
@@ -183,6 +203,17 @@ def test_other_runs_of_the_process_finish(lives: Lives, tmp_path: Path) -> None:
     worked = Counter(effect.key for effect in read_ledger(ledger, RUN) if effect.label == "work")
     assert len(worked) == len(HEALTHY)
     assert max(worked.values()) <= trials.EXECUTIONS + 1
+
+
+def test_a_healthy_tool_is_not_blamed_for_new_ones(lives: Lives, tmp_path: Path) -> None:
+    """Though another tool ends the process in each life, for the first time or the second, it comes to its end."""
+    url, ledger = f"sqlite:///{tmp_path}/runs.sqlite", tmp_path / "ledger"
+    for number in range(12):
+        told = lives.start(stream, url, number, ledger=ledger).outcome()[1]
+        if told is not None:
+            break
+    assert told == "Done."
+    assert number >= trials.EXECUTIONS - 1
 
 
 def test_a_tool_that_sleeps_is_not_what_ends_its_process(lives: Lives, tmp_path: Path) -> None:

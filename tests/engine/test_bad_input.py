@@ -156,6 +156,8 @@ def test_wrong_settings_of_a_durable_swarm(tmp_path: Path, name: str, value: Any
         DurableSwarm(Counting(), **{name: value})
     assert_clear(caught.value, name)
     assert list(tmp_path.iterdir()) == []
+    if isinstance(value, Path):
+        assert "use 'sqlite:///x.sqlite'" in str(caught.value)
 
 
 LISTS: list[tuple[str, Any]] = [

@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -183,6 +184,19 @@ def test_a_hook_masks_every_value(make: Make, url: str) -> None:
     assert SECRET not in json.dumps(everything)
 
 
+def test_a_hook_that_gives_what_cannot_stand_there(make: Make, url: str) -> None:
+    """A hook that gives no text for a text is told so, with the path; so is a path in the place of a document."""
+    made(url, bank())
+    swarm = make(ScriptedModel([]))
+    with pytest.raises(ConfigurationError, match=r"redact gave None for start\.\S+; a text is needed"):
+        swarm.export("one", redact=lambda path, value: None)
+    with pytest.raises(ConfigurationError, match="a text, a number or None is needed"):
+        swarm.export("one", redact=lambda path, value: value if isinstance(value, str) else object())
+    for wrong in ("run.json", Path("run.json")):
+        with pytest.raises(ConfigurationError, match=r"json\.loads\(Path"):
+            swarm.import_run(wrong)  # type: ignore[arg-type]
+
+
 def test_a_document_is_open_and_what_is_imported_is_closed(tmp_path: Path) -> None:
     """A document holds what the codec opened; the database it is imported into stores it through its own codec."""
     first, second = (f"sqlite:///{tmp_path}/{name}.sqlite" for name in ("first", "second"))
@@ -263,6 +277,45 @@ def test_every_value_of_a_document_may_be_hostile(make: Make, url: str, tmp_path
         swarm.export(run.id, redact=lambda _, value: value)
     assert 100 < len(errors) < 600
     assert not [error for error in errors if "\n" in error]
+
+
+def _forged(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    call_data = document["calls"]["0.1"]
+    yield {"status": "cancelled", "steps": []}
+    yield {"status": "cancelled", "steps": [step for step in document["steps"] if step["name"] == "tool:check"]}
+    yield {"start": {**document["start"], "execute_tools": False}}
+    for key in ("0.0", "0.2", "0.7", "5.0"):
+        yield {"calls": {**document["calls"], key: call_data}}
+    for number, name in ((3, "tool:charge"), (7, "tool:check"), (2, "tool:other")):
+        forged = {"number": number, "name": name, "record": {"v": 1, "text": "forged"}}
+        yield {"steps": [*(step for step in document["steps"] if step["number"] != number), forged]}
+
+
+def test_no_document_hides_results_of_tools(make: Make, url: str, tmp_path: Path) -> None:
+    """A result of a call that no recorded reply makes, which nobody sees until the run goes on with it, is refused."""
+    document = as_file(made(url, bank()))
+    with DurableSwarm(ScriptedModel([]), database=f"sqlite:///{tmp_path}/other.sqlite") as swarm:
+        for changed in _forged(document):
+            with pytest.raises(ConfigurationError, match="it was changed"):
+                swarm.import_run({**document, **changed})
+        assert swarm.runs() == []
+
+
+def test_what_a_call_gave_is_read_when_it_is_imported(make: Make, url: str) -> None:
+    """A call whose output is no outcome is refused at once, not when the run needs it."""
+    document = made(url, bank())
+    document["calls"]["0.1"]["output"] = {"v": 1, "text": 7}
+    with pytest.raises(ConfigurationError, match="it was changed: the record of a tool call is damaged"):
+        make(ScriptedModel([])).import_run(document)
+
+
+@pytest.mark.parametrize("key", ["\ud800", "0.0/1", "", "0", "\u0660.1", "0.1\n"])
+def test_a_step_begins_a_call_of_this_run(make: Make, url: str, key: str) -> None:
+    """What is not <turn>.<index> as the call of a step gets one error, also what no database stores."""
+    document = made(url, bank())
+    next(step for step in document["steps"] if "call" in step)["call"] = key
+    with pytest.raises(ConfigurationError, match=r"begins call .* which is not <turn>"):
+        make(ScriptedModel([])).import_run(document)
 
 
 def test_importing_makes_the_database(tmp_path: Path) -> None:

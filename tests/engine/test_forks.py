@@ -18,10 +18,12 @@ from durable_swarm import (
     NotSerializable,
     Result,
     RunConflict,
+    RunFailed,
     RunNotFound,
     step,
 )
 from durable_swarm.codec import Place
+from durable_swarm.engine.exports import Exported
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
@@ -213,6 +215,63 @@ def test_a_fork_with_an_id_is_made_once(make_anywhere: Make) -> None:
     for other in ({"turn": 0}, {"turn": 1, "messages": user("More")}, {"turn": 1, "agent": "Somebody"}):
         with pytest.raises(RunConflict):
             run.fork(run_id="two", **other)  # type: ignore[arg-type]
+
+
+def test_a_turn_whose_calls_were_not_made_is_not_kept(make: Make) -> None:
+    """With execute_tools=False a reply's calls have no results, told or not, so no fork goes on behind them."""
+    shop = Shop()
+    swarm = make(ScriptedModel([[call("gone")], [call("pay")], "Hello."]))
+    for run_id in ("told", "known"):
+        swarm.run(shop.clerk, user(), run_id=run_id, execute_tools=False)
+        for messages in (None, user("Go on")):
+            with pytest.raises(ConfigurationError, match=r"were not made \(execute_tools=False\); take 0 to 0"):
+                swarm.get(run_id).fork(1, messages=messages)
+    assert contents(swarm.get("told").fork(0).result(timeout=20).messages) == ["Hello."]
+
+
+def _race(shop: Shop) -> Any:
+    """Give a tool that is one step, whose first call ends last, or fails when the others are done."""
+
+    @step
+    async def race(number: int) -> str:
+        """Run."""
+        await asyncio.sleep(0.3 if number == 1 else 0)
+        if number == 1 and shop.broken:
+            raise ValueError("fell")
+        return f"{number} is there"
+
+    return race
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_parallel_calls_of_one_step_keep_their_results(make: Make, background: bool) -> None:
+    """A result belongs to the call that gave it, whichever was recorded first: in messages, exports and replays."""
+    shop = Shop()
+    shop.broken = True
+    racer = Agent(name=unique(), functions=[_race(shop), shop.look, shop.price])
+    calls = [
+        call("race", number=1),
+        call("look", item="hat"),
+        call("gone"),
+        call("race", number=2),
+        call("price", item="hat"),
+    ]
+    swarm = make(ScriptedModel([calls, "All there."]), tool_concurrency=2)
+    with pytest.raises((ValueError, RunFailed), match="fell"):
+        (swarm.start(racer, user(), run_id="one").result() if background else swarm.run(racer, user(), run_id="one"))
+    run, open_ = swarm.get("one"), "Error: this call has no result; the run is failed."
+    told = contents(run.messages())
+    assert told[1:3] + told[4:] == [open_, "hat is here", "2 is there", "5"]
+    assert Exported(swarm.export("one")).story().messages == run.messages()
+    with pytest.raises(ConfigurationError, match="turn 0 is not finished"):
+        run.fork(1)
+    shop.broken = False
+    run.resume()
+    run.result(timeout=20)
+    told = contents(run.messages())
+    assert told[1:3] + told[4:] == ["1 is there", "hat is here", "2 is there", "5", "All there."]
+    assert sorted(shop.called) == ["look hat", "price hat"]
+    assert contents(run.fork(1).messages())[1:3] == told[1:3]
 
 
 def test_max_turns_counts_what_is_kept(make: Make) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, DurableSwarmError, step
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, DurableSwarmError, step
 from durable_swarm.cli import main
 from durable_swarm.codec import decode
 from durable_swarm.testing import ScriptedModel
@@ -161,6 +161,67 @@ def test_reading_hostile_rows(make: Make, url: str, place: str, capsys: pytest.C
                 assert len(str(error)) < 1000
             assert main(["show", "r", "--database", url]) in (0, 1, 2)
             assert "should not happen" not in capsys.readouterr().err, text[:200]
+
+
+NOTES = ["[1]", '"x"', "5", "null", '{"agent":[1],"swarm":{},"at":"x"}', '{"at":1e300}', '{"at":-1,"agent":5}', "{"]
+DAMAGED = NOTES[-1]
+"""What PostgreSQL refuses in a JSON column."""
+
+
+def note(url: str, text: str, more: str = "") -> bool:
+    """Put a text in the place of the notes on the run `bad`; False if the database refuses it."""
+    if text == DAMAGED and not url.startswith("sqlite"):
+        return False
+    value = ":text" if url.startswith("sqlite") else "CAST(:text AS jsonb)"
+    change(
+        url,
+        f"UPDATE {{schema}}workflow_status SET attributes = {value}{more} WHERE workflow_uuid = 'bad'",
+        text=text,
+    )
+    return True
+
+
+def test_hostile_notes_are_none(make: Make, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Notes on a run that have not the form they are written in count as none, for it and for lists of runs."""
+    with make(ScriptedModel(["Done", "Done"])) as swarm:
+        for run_id in ("good", "bad"):
+            swarm.run(Agent(), user(), run_id=run_id)
+        began = swarm.get("bad").created_at
+        for text in filter(lambda text: note(url, text), NOTES):
+            assert looks(swarm, "bad") == [], text
+            assert {run.id for run in swarm.runs()} == {"good", "bad"}
+            assert abs((swarm.get("bad").created_at - began).total_seconds()) < PATIENCE, text
+            assert main(["runs", "--database", url]) == 0
+            assert "bad" in capsys.readouterr().out
+        change(url, "UPDATE {schema}workflow_status SET created_at = 8000000000000000 WHERE workflow_uuid = 'bad'")
+        assert swarm.get("bad").created_at.year == 1970
+
+
+@pytest.mark.parametrize("text", NOTES)
+def test_hostile_notes_keep_no_other_run_from_being_taken_over(make: Make, url: str, text: str) -> None:
+    """A run whose notes tell nothing stays where it is, and the others of its dead process are taken over."""
+    agent = Agent(name=unique())
+    with make(ScriptedModel(["Done", "Done"])) as swarm:
+        for run_id in ("good", "bad"):
+            swarm.run(agent, user(), run_id=run_id)
+    dead = ", status = 'PENDING', executor_id = 'dead'"
+    if not note(url, text, dead):
+        pytest.skip("the database refuses it")
+    change(url, f"UPDATE {{schema}}workflow_status SET {dead[2:]} WHERE workflow_uuid = 'good'")
+    with make(ScriptedModel([])) as swarm:
+        assert [run.id for run in swarm.recover()] == ["good"]
+        assert swarm.get("good").result(PATIENCE).messages[-1]["content"] == "Done"
+        assert swarm.get("bad").status == "running"
+
+
+def test_a_status_of_another_version(make: Make, url: str) -> None:
+    """A row of a status that this version does not know has one clear error, and lists go on without it."""
+    with make(ScriptedModel(["Done"])) as swarm:
+        swarm.run(Agent(), user(), run_id="bad")
+        change(url, "UPDATE {schema}workflow_status SET status = 'LATER' WHERE workflow_uuid = 'bad'")
+        with pytest.raises(ConfigurationError, match="status 'LATER', which this version"):
+            print(swarm.get("bad").status)
+        assert swarm.runs() == []
 
 
 LIVES = """

@@ -12,10 +12,12 @@ from dbos import DBOS
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
 from durable_swarm.engine import internals
+from durable_swarm.engine.live import Desk
+from durable_swarm.engine.signals import Held
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.waits import background_loop
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, Program, rows, unique, user
+from tests.engine.helpers import PATIENCE, Program, change, rows, unique, user
 
 
 def hello() -> ScriptedModel:
@@ -52,6 +54,33 @@ def test_swarms_share_one_engine(make: Make) -> None:
     assert second.get("one").result().messages[-1]["content"] == "Hello"
     second.close()
     assert not internals.launched()
+
+
+def test_a_run_that_waits_says_for_what(make: Make, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that is not taken over has one line in the log, with what is missing: its agent, or its swarm."""
+    agent = Agent(name=unique())
+    with make(hello(), name="sales") as swarm:
+        for run_id in ("here", "nowhere"):
+            swarm.run(agent, user(), run_id=run_id)
+    change(url, "UPDATE {schema}workflow_status SET status = 'PENDING', executor_id = 'dead'")
+    missing = '{"agent": "Nobody", "swarm": "sales"}'
+    change(url, "UPDATE {schema}workflow_status SET attributes = :text WHERE workflow_uuid = 'nowhere'", text=missing)
+    with make(hello(), name="support") as swarm:
+        assert swarm.recover() == []
+    told = sorted(record.getMessage() for record in caplog.records if "waits" in record.getMessage())
+    assert told == [
+        "run 'here' waits: a swarm named 'sales' is not open in this process",
+        "run 'nowhere' waits: its agent 'Nobody' is not defined in this process",
+    ]
+
+
+def test_closing_ends_the_wait_for_a_call_that_is_not_laid_down() -> None:
+    """A tool call that was taken over before its run came to it waits for that no longer than the engine is open."""
+    desk = Desk()
+    place = desk.place("run/0.0")
+    desk.close()
+    with pytest.raises(Held, match="was closed while the run was under way"):
+        place.result(timeout=PATIENCE)
 
 
 def test_each_swarm_uses_its_own_client_and_settings(make: Make) -> None:

@@ -25,6 +25,8 @@ STYLES = {
     "failed": "bold red",
     "cancelled": "magenta",
 }
+INTERRUPTED = "interrupted"
+"""What a run is called that is running, and that no living process executes."""
 DIM = "bright_black"
 PIPE_WIDTH = 160
 """How long a line gets where no terminal says how wide it is."""
@@ -51,7 +53,7 @@ def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _status(view: RunView) -> str:
-    return "interrupted" if view.idle else view.status
+    return INTERRUPTED if view.idle else view.status
 
 
 def _style(view: RunView) -> str:
@@ -109,16 +111,29 @@ def _asked(run: RunDetail, width: int) -> Iterator[Text]:
         yield Text(one_line(f"(encrypted) It cannot be read here: {run.closed.rstrip('.')}."), "yellow")
         yield Text()
     for message in run.asked[-1:]:
-        role = f"{message.get('role', '')}:"
-        yield Text.assemble((f"{one_line(role)} ", DIM), shorten(value(message.get("content") or ""), width - 12))
+        yield _said(message, width)
         yield Text()
 
 
+def _said(message: Message, width: int) -> Text:
+    role = f"{message.get('role', '')}:"
+    return Text.assemble((f"{one_line(role)} ", DIM), shorten(value(message.get("content") or ""), width - 12))
+
+
+def _added(messages: Sequence[Message], width: int) -> Iterator[Text]:
+    """Give a line for each message that a fork added."""
+    for message in messages:
+        yield Text("     added  ", DIM).append_text(_said(message, width - 12))
+
+
 def _steps(run: RunDetail, width: int) -> Iterator[Text]:
-    """Give a line for each step, and another where the agent that answers is no longer the one it was."""
+    """Give a line for each step, for what a fork added, and where an agent that answers is no longer what it was."""
     versions: dict[str, str] = {}
+    added = dict(run.added)
     names = max((len(_name(step)) for step in run.steps), default=0)
     for step in run.steps:
+        if step.kind == "model":
+            yield from _added(added.pop(str(step.turn), []), width)
         before = versions.get(step.name)
         if step.version and before not in (None, step.version):
             yield Text(
@@ -127,6 +142,8 @@ def _steps(run: RunDetail, width: int) -> Iterator[Text]:
         if step.version:
             versions[step.name] = step.version
         yield _step(step, min(names, 40), width)
+    for messages in added.values():
+        yield from _added(messages, width)
 
 
 def _name(step: StepInfo) -> str:

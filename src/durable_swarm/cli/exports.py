@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from durable_swarm.cli.options import Problem, Settings, as_json, common
+from durable_swarm.cli.options import STARTS, Problem, Settings, as_json, common
 from durable_swarm.cli.text import one_line
 from durable_swarm.redaction import Redacting
-from durable_swarm.service import Redact, import_run, open_runs, read_document, to_json
+from durable_swarm.service import Redact, RunDetail, import_run, open_runs, read_document, renamed, to_json
 
 
 @click.command(short_help="Write a run to a JSON file.")
@@ -27,8 +27,9 @@ from durable_swarm.service import Redact, import_run, open_runs, read_document, 
 def export(settings: Settings, run_id: str, output: Path | None, redact: tuple[str, ...]) -> None:
     """Write everything that is recorded of a run as one JSON document, which `import` reads.
 
-    It holds all that was said, also secrets: --redact masks them. Keys of dictionaries and the names of agents, tools
-    and steps are written as they are.
+    It holds all that was said, in the clear, also what is encrypted in the database (with the keys of
+    $DURABLE_SWARM_ENCRYPTION_KEYS): --redact masks secrets. Keys of dictionaries and the names of agents, tools and
+    steps are written as they are.
     """
     with open_runs(settings.database) as opened:
         document = opened.export(run_id, _masking(redact))
@@ -64,16 +65,18 @@ def _write(path: Path, text: str) -> None:
 
 @click.command("import", short_help="Put an exported run into the database.")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--id", "new_id", metavar="ID", help="The id it gets here. Default: the one it had.")
 @as_json
 @common
 @click.pass_obj
-def import_(settings: Settings, file: Path, as_json: bool) -> None:
+def import_(settings: Settings, file: Path, new_id: str | None, as_json: bool) -> None:
     """Put a run that `export` wrote into the database, which is made if it does not exist. `-` is standard input.
 
     The run has ended there: it can be shown, replayed and forked. Nothing is executed. The same file again changes
     nothing.
     """
-    view = import_run(settings.database, read_document(_read(file)))
+    document = read_document(_read(file))
+    view = import_run(settings.database, document if new_id is None else renamed(document, new_id))
     text = f"Run {view.id} ({view.status}) is there; see: {settings.command('show', view.id)}"
     click.echo(json.dumps(to_json(view), indent=2) if as_json else one_line(text))
 
@@ -113,8 +116,19 @@ def fork(
     messages = [{"role": "user", "content": text} for text in message] or None
     with open_runs(settings.database) as opened:
         view = opened.fork(run_id, turn, agent=agent, messages=messages, new_id=new_id)
+        known = opened.show(run_id)
+    if agent is not None and agent not in _agents(known):
+        text = (
+            f"Warning: run {known.id} has no agent {agent!r}; check the name. The new run waits for a program with it."
+        )
+        click.echo(one_line(text), err=True)
     text = (
         f"Run {view.id} goes on from turn {turn} of run {view.forked_from} when the program that defines agent "
-        f"{view.agent!r} runs, or next uses its DurableSwarm."
+        f"{view.agent!r} runs, or next uses its DurableSwarm. {STARTS}"
     )
     click.echo(json.dumps(to_json(view), indent=2) if as_json else one_line(text))
+
+
+def _agents(run: RunDetail) -> set[str | None]:
+    """Give the names of the agents that took part in a run."""
+    return {run.agent, run.last_agent, *(step.name.partition(":")[2] for step in run.steps if step.kind == "model")}

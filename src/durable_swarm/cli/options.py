@@ -13,6 +13,9 @@ from durable_swarm.engine.database import without_password
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+STARTS = "That program does whatever else it does when it starts, too."
+"""Said where a run is left to a program."""
+
 
 @dataclass
 class Settings:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import cast
 
 import click
 
-from durable_swarm.cli.drawing import draw_run, draw_runs
-from durable_swarm.cli.options import Settings, as_json, common
+from durable_swarm.cli.drawing import INTERRUPTED, draw_run, draw_runs
+from durable_swarm.cli.options import STARTS, Settings, as_json, common
 from durable_swarm.cli.text import one_line
 from durable_swarm.runs import STATES, State
 from durable_swarm.service import Query, RunView, open_runs, to_json
 
 
 @click.command()
-@click.option("--status", type=click.Choice(STATES), help="Only runs of this status.")
+@click.option("--status", type=click.Choice([*STATES, INTERRUPTED]), help="Only runs of this status.")
 @click.option("--agent", metavar="NAME", help="Only runs that were started with this agent.")
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="At most N runs."
@@ -22,10 +23,15 @@ from durable_swarm.service import Query, RunView, open_runs, to_json
 @as_json
 @common
 @click.pass_obj
-def runs(settings: Settings, status: State | None, agent: str | None, limit: int, as_json: bool) -> None:
-    """List runs, newest first."""
+def runs(settings: Settings, status: str | None, agent: str | None, limit: int, as_json: bool) -> None:
+    """List runs, newest first.
+
+    An interrupted run is one that is running, and that no living process executes: it goes on in the next program that
+    defines its agent. As JSON its status is "running", and "idle" is true.
+    """
+    idle = status == INTERRUPTED
     with open_runs(settings.database) as opened:
-        found = opened.list(Query(status, agent, limit))
+        found = opened.list(Query("running" if idle else cast(State | None, status), agent, limit, idle))
     if as_json:
         click.echo(json.dumps([to_json(view) for view in found], indent=2))
     else:
@@ -72,7 +78,8 @@ def _resumed(view: RunView) -> str:
     if not view.idle:
         return f"Run {view.id} is {view.status}."
     return (
-        f"Run {view.id} goes on when the program that defines agent {view.agent!r} runs, or next uses its DurableSwarm."
+        f"Run {view.id} goes on when the program that defines agent {view.agent!r} runs, or next uses its "
+        f"DurableSwarm. {STARTS}"
     )
 
 

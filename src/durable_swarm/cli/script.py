@@ -16,10 +16,15 @@ import click
 
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.engine import database, sessions
+from durable_swarm.engine.run import Run
 from durable_swarm.errors import ConfigurationError, RunFailed
+from durable_swarm.runs import ENDED
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl+C has ended; also one that a program may give itself."""
+
+PATIENCE = 2.0
+"""Seconds of waiting before a line says for what."""
 
 
 @click.command(short_help="Run a Swarm program durably.", context_settings={"allow_interspersed_args": False})
@@ -37,20 +42,27 @@ def run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
     program = sessions.Program(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))
     sessions.begin(program)
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        code = _execute(settings, script)
     except KeyboardInterrupt:
         raise Problem("Interrupted. The same command goes on where this stopped.", INTERRUPTED) from None
-    except SystemExit as end:
-        code = _code(end)
-        if code != INTERRUPTED:
-            _end(program, failed=code != 0)
-        return code
     except Exception as error:
         raise _problem(settings, script, error, _end(program, failed=True)) from error
     finally:
         sessions.begin(None)
-    _end(program, failed=False)
-    return 0
+    if code != INTERRUPTED:
+        _end(program, failed=code != 0)
+    return code
+
+
+def _execute(settings: Settings, script: Path) -> int:
+    code = 0
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        code = _code(end)
+    if code == 0:
+        _finish(settings)
+    return code
 
 
 def _prepare(settings: Settings, script: Path, arguments: tuple[str, ...]) -> None:
@@ -95,8 +107,35 @@ def _problem(settings: Settings, script: Path, error: Exception, run_id: str | N
     resume = settings.command("resume", run_id)
     return Problem(
         f"{text}. See `{settings.command('show', run_id)}`. Once the cause is mended, `{resume}` and this command "
-        "again go on from the failed step; this command alone starts afresh."
+        "again go on from the failed step. This command alone starts afresh; after that, only the run itself can go "
+        "on, beside what is new."
     )
+
+
+def _finish(settings: Settings) -> None:
+    """Wait for the runs of earlier starts that this one has taken over, and tell of those that did not get done."""
+    for run in sessions.taken_over():
+        trouble, told = _trouble(run), False
+        while trouble is None and run.status not in ENDED:
+            if not told:
+                _say(f"Waiting for run {run.id} of an earlier start; Ctrl+C leaves it for the next.")
+                told = True
+            trouble = _trouble(run)
+        if trouble is not None:
+            _say(f"Run {run.id} of an earlier start is not done: {trouble}. See `{settings.command('show', run.id)}`.")
+
+
+def _trouble(run: Run) -> str | None:
+    """Wait for a run for a while, and say why it cannot end, or how it failed, or None."""
+    try:
+        run.result(timeout=PATIENCE)
+    except TimeoutError as error:
+        return str(error) if run.status in ENDED else run.waits_for
+    except RunFailed as error:
+        return f"{error.error_type}: {error.error_message}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _own_part(error: Exception, script: Path) -> TracebackType | None:

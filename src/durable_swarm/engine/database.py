@@ -5,6 +5,7 @@ SQLite runs in WAL mode with `synchronous=FULL`: a commit that was reported is o
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import time
@@ -59,13 +60,17 @@ def without_password(text: str) -> str:
     return f"{head.rsplit(':', 1)[0]}:***{at}{tail}" if at and head.count(":") > 1 else text
 
 
+def shown(url: sqlalchemy.URL) -> str:
+    """Give the database as users write it, without its password."""
+    return str(url.database) if is_sqlite(url) else url.set(drivername="postgresql").render_as_string()
+
+
 def same(open_url: sqlalchemy.URL, wanted: sqlalchemy.URL) -> None:
     """Check that the database wanted is the one that is open. Raises `ConfigurationError`."""
     if open_url.set(drivername=open_url.get_backend_name()) != wanted.set(drivername=wanted.get_backend_name()):
         raise ConfigurationError(
-            f"this process already works on {open_url.render_as_string()!r} and cannot open "
-            f"{wanted.render_as_string()!r} too: one process has one database. Close the first DurableSwarm, or use "
-            "another process."
+            f"this process already works on {shown(open_url)!r} and cannot open {shown(wanted)!r} too: one process has "
+            "one database. Close the first DurableSwarm, or use another process."
         )
 
 
@@ -141,10 +146,19 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
         pool_size=4,
         max_overflow=0,
         hide_parameters=True,
+        json_deserializer=_json,
     )
     with engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     return engine
+
+
+def _json(text: str) -> Any:
+    """Give the value of a JSON column, None if it is damaged: one row must not keep others from being read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError, TypeError):
+        return None
 
 
 def _sync_folder(path: str) -> None:
@@ -243,7 +257,7 @@ def _on_server(url: sqlalchemy.URL, statement: str) -> None:
 def unfit(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
     """Give the one clear error for a database that cannot be used."""
     text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-    where = url.render_as_string(hide_password=True) if not is_sqlite(url) else str(url.database)
+    where = shown(url)
     return ConfigurationError(f"the database {where} cannot be used: {text}. {_remedy(url, text)}")
 
 

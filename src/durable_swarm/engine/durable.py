@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 import uuid
@@ -26,9 +27,9 @@ from durable_swarm.engine.process import Process
 from durable_swarm.engine.run import Run
 from durable_swarm.engine.sealing import Seal, input_of
 from durable_swarm.engine.signals import Held
-from durable_swarm.engine.store import Store, state_of
+from durable_swarm.engine.store import Store, notes_on, state_of
 from durable_swarm.models import Clients
-from durable_swarm.runs import STATES, State
+from durable_swarm.runs import ENDED, STATES, State
 from durable_swarm.swarm import Request, check_settings
 from durable_swarm.tools import calling
 from durable_swarm.types import Message, Response
@@ -69,7 +70,7 @@ class DurableSwarm:
         self.name = sessions.default_name() if name is None else check_text("name", name)
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
-        self._database = database if database is None else check_text("database", database)
+        self._database = database if database is None else _check_database(database)
         self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
         self._opening = threading.Lock()
         self._process: Process | None = None
@@ -249,9 +250,13 @@ class DurableSwarm:
     def _attach(self, prepared: _Prepared) -> Run | None:
         """Give the run if the caller named one that exists already. Raises `RunConflict`."""
         store = self._store()
+        if prepared.caller is not None:
+            self._open().trials.lend(prepared.run_id, prepared.caller)
         if not prepared.named:
             return None
         row = store.row(prepared.run_id)
+        if row is None or state_of(row) not in ENDED:
+            self.clients.ready()  # What has ended is read without a model client.
         if row is None:
             return None
         prepared.check_same(store.start_record(row))
@@ -349,6 +354,12 @@ class DurableSwarm:
         return Run(run_id, self._store, self._open, live, self.name)
 
 
+def _check_database(database: Any) -> str:
+    if isinstance(database, os.PathLike):
+        raise errors.ConfigurationError(f"database must be a URL, not a path; use 'sqlite:///{database}'")
+    return check_text("database", database)
+
+
 async def _watch(handle: Any, live: LiveRun) -> None:
     """Tell when the run's end is recorded, whatever it is."""
     try:
@@ -373,9 +384,7 @@ def list_rows(store: Store, status: State | None, agent: str | None, limit: int)
     while len(found) < limit:
         rows = store.rows(states=None if status is None else [status], limit=page, offset=offset)
         found += [
-            row
-            for row in rows
-            if status in (None, state_of(row)) and agent in (None, (row.attributes or {}).get("agent"))
+            row for row in rows if status in (None, state_of(row)) and agent in (None, notes_on(row).get("agent"))
         ]
         offset += page
         if len(rows) < page:
@@ -392,12 +401,15 @@ class _Prepared:
     def __init__(self, swarm: DurableSwarm, asked: Request, run_id: str | None) -> None:
         here = calling()
         inner = here.next_id() if here is not None and run_id is None and internals.in_workflow() else None
+        self.caller = None if here is None else here.call.idempotency_key
+        """The tool call that asks, or None."""
         self.named = run_id is not None or inner is not None
         self.run_id = records.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
         self.asked = asked
         self.start = asked.start(lambda value: value)
         self.record = records.start_record(self.start, swarm=swarm.name, at=time.time(), debug=asked.debug)
-        swarm.clients.ready()
+        if not self.named:
+            swarm.clients.ready()  # Before a session is claimed: a program that ends with an error gives it up.
         default = None if self.named else sessions.default_id(swarm._open, self.record)
         if default is not None:
             self.named, self.run_id = True, default

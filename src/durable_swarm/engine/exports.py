@@ -7,6 +7,8 @@ rows. `Exported` gives it the face of a database, so that whatever reads a run r
 from __future__ import annotations
 
 import json
+import os
+import re
 from importlib import metadata
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from durable_swarm.engine import records
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.masking import Redact, redacted
 from durable_swarm.engine.store import Store, state_of
-from durable_swarm.engine.turns import Rows, calls_of
+from durable_swarm.engine.turns import Rows, calls_of, numbered
 from durable_swarm.runs import ENDED, State, Story
 
 FORMAT = "durable-swarm run"
@@ -117,16 +119,16 @@ class Exported:
         records.check_id(self.data.id)
         numbered = [(self.data.id, step) for step in self.data.steps]
         for key, call in self.data.calls.items():
-            turn, _, index = key.partition(".")
-            if not (turn.isdecimal() and index.isdecimal() and key.isascii()):
-                raise ValueError(f"calls has the key {key[:40]!r}")
+            _check_key("calls has the key", key)
             numbered += [(key, step) for step in call.steps]
-        if len({(key, step.number) for key, step in numbered}) < len(numbered):
-            raise ValueError("two steps have the same number")
             if call.output is not None:
                 records.read_outcome(records.read(call.output, f"tool call {key}"))
+        if len({(key, step.number) for key, step in numbered}) < len(numbered):
+            raise ValueError("two steps have the same number")
         for _, step in numbered:
             check_text("a step's name", step.name)
+            if step.call is not None:
+                _check_key(f"step {step.number} begins call", step.call)
             if step.record is not None:
                 records.read(step.record, f"step {step.number}")
         for text in (self.data.agent, self.data.swarm or "-", self.data.forked_from or "-"):
@@ -135,9 +137,20 @@ class Exported:
             records.read_failure({"run_id": self.data.id, **self.data.failure})
         redacted(self.document(), lambda _, value: value)  # This decodes every value.
         told = self.story()
+        self._check_calls()
         step_infos(self, self.row)
         if self.data.status == "done" and told.ending is None:
             raise ValueError("the run is done, but its records are not complete")
+
+    def _check_calls(self) -> None:
+        """Refuse results of calls that no recorded reply makes: nobody would see them until the run used them."""
+        children, steps = _calls_made(self.data.start, self.data.steps)
+        for key in self.data.calls:
+            if key not in children:
+                raise ValueError(f"no recorded reply makes the tool call {key}")
+        for step in self.data.steps:
+            if step.name.startswith("tool:") and steps.get(step.number) != step.name:
+                raise ValueError(f"no recorded reply makes the tool call of step {step.number} ({step.name[:40]!r})")
 
     def story(self) -> Story:
         """Tell the run's story as far as it is recorded."""
@@ -196,6 +209,11 @@ class Exported:
         return None if self.data.failure is None else {"run_id": self.data.id, **self.data.failure}
 
 
+def _check_key(what: str, key: str) -> None:
+    if re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", key) is None:
+        raise ValueError(f"{what} {key[:40]!a}, which is not <turn>.<index>")
+
+
 def _wrong(reason: str) -> errors.ConfigurationError:
     return errors.ConfigurationError(
         f"this is not a run that `durable-swarm export` wrote, or it was changed: {reason}. Export the run again"
@@ -203,6 +221,10 @@ def _wrong(reason: str) -> errors.ConfigurationError:
 
 
 def _checked(data: Any) -> RunData:
+    if isinstance(data, str | bytes | os.PathLike):
+        raise errors.ConfigurationError(
+            "a run is given here as its document, a dictionary; of a file that is json.loads(Path(...).read_text())"
+        )
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise _wrong(f"it is not an object with format {FORMAT!r}")
     version = data.get("version")
@@ -219,6 +241,13 @@ def _checked(data: Any) -> RunData:
         raise _wrong(f"{where}: {first['msg']}"[:300]) from None
 
 
+def renamed(document: Any, run_id: str) -> Any:
+    """Give the document of a run with another id. Raises `ConfigurationError` for an id that is none."""
+    Exported(document)
+    named = {**document, "id": records.check_id(run_id)}
+    return {**named, "failure": {**document["failure"], "run_id": run_id}} if "failure" in document else named
+
+
 def read_document(text: str | bytes) -> Any:
     """Give the JSON value of a file's text. Raises `ConfigurationError` if it has none."""
     try:
@@ -231,6 +260,10 @@ def export(store: Store, row: Any, redact: Redact | None = None) -> dict[str, An
     """Give a run as a document. Raises `Sealed` where its records cannot be opened here."""
     start, about = store.start_record(row), row.attributes if isinstance(row.attributes, dict) else {}
     state = state_of(row)
+    # The steps first: a run may be under way, and of the calls those count that a reply read here makes.
+    steps = [_step(store, row, step) for step in store.steps(row.workflow_id)]
+    made, _ = _calls_made(start, steps)
+    children = {key.rpartition("/")[2]: child for key, child in calls_of(store, row).items()}
     data = RunData(
         format="durable-swarm run",
         version=VERSION,
@@ -245,14 +278,28 @@ def export(store: Store, row: Any, redact: Redact | None = None) -> dict[str, An
         started=row.created_at,
         finished=row.updated_at if state in ENDED else None,
         start=start,
-        steps=[_step(store, row, step) for step in store.steps(row.workflow_id)],
-        calls={key.rpartition("/")[2]: _call(store, row, child) for key, child in calls_of(store, row).items()},
+        steps=steps,
+        calls={key: _call(store, row, child) for key, child in children.items() if key in made},
         failure=store.failure_record(row),
     )
     document = data.model_dump(mode="json", exclude_none=True)
     if redact is not None:
         document = redacted(document, redact)
     return Exported(document).document()
+
+
+def _calls_made(start: records.Record, steps: list[StepData]) -> tuple[set[str], dict[int, str]]:
+    """Give which tool calls the replies among a run's steps make: keys of `calls`, and step names by their numbers."""
+    keys: set[str] = set()
+    names: dict[int, str] = {}
+    replies = [step for step in sorted(steps, key=lambda step: step.number) if step.name.startswith("model:")]
+    for turn, step in enumerate(replies if start.get("execute_tools", True) else [], len(start.get("kept", []))):
+        for call, number in numbered(records.read_reply(step.record or {}).calls, step.number):
+            if call.plan == "step":
+                names[number] = records.tool_step(call.tool)
+            elif call.plan != "tell":
+                keys.add(f"{turn}.{call.index}")
+    return keys, names
 
 
 def _package() -> str | None:

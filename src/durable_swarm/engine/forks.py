@@ -17,7 +17,7 @@ from dbos import error as dbos_errors
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text, check_whole
 from durable_swarm.engine import internals, records
-from durable_swarm.engine.store import Store
+from durable_swarm.engine.store import Store, notes_on
 from durable_swarm.engine.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.loop import Ask, CallAll, Start, turns
 from durable_swarm.roster import remember
@@ -86,16 +86,17 @@ def fork(store: Store, host: Host | None, row: Any, asked: ForkRequest, swarm: s
 
     Raises `ConfigurationError` for a turn that cannot be forked at, `RunConflict` for an id that is taken.
     """
-    own = swarm if swarm is not None else str((row.attributes or {}).get("swarm") or "")
+    own = swarm if swarm is not None else notes_on(row).get("swarm", "")
     planned = plan(store, row, asked, own)
     fork_id = asked.run_id or _inner_id() or str(uuid.uuid4())
     known = store.row(fork_id, load_output=False) is not None
+    stored = {} if known else store.closed_like(row, fork_id, planned.record, own)
     if known:
         _check_same(store, fork_id, planned)
     if host is not None and asked.agent is not None and not isinstance(asked.agent, str):
         host.lend(fork_id, asked.agent)
     if not known:
-        _record(store, host, fork_id, planned, own, row.app_version)
+        _record(store, host, fork_id, planned, stored, row.app_version)
     return fork_id
 
 
@@ -105,10 +106,13 @@ def _inner_id() -> str | None:
     return here.next_id() if here is not None and internals.in_workflow() else None
 
 
-def _record(store: Store, host: Host | None, fork_id: str, planned: Planned, swarm: str, version: str) -> None:
-    queue = records.UNCLAIMED if host is None else host.queue_for(planned.agent, swarm)
+def _record(
+    store: Store, host: Host | None, fork_id: str, planned: Planned, stored: records.Record, version: str
+) -> None:
+    about = planned.about()
+    queue = records.UNCLAIMED if host is None else host.queue_for(planned.agent, about["swarm"])
     try:
-        store.enqueue(fork_id, planned.record, planned.about(), queue, version if host is None else host.version)
+        store.enqueue(fork_id, stored, about, queue, version if host is None else host.version)
     except dbos_errors.DBOSWorkflowIDInUseError as error:
         if store.row(fork_id, load_output=False) is None:
             text = f"the id {fork_id!r} is taken by something else in this database; use another run_id"
@@ -133,7 +137,7 @@ def plan(store: Rows, row: Any, asked: ForkRequest, swarm: str) -> Planned:
     """Give the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
     start, turn = store.start_record(row), asked.turn
     told = recorded_turns(store, row, start)
-    kept = _kept(row.workflow_id, told, turn)
+    kept = _kept(row.workflow_id, told, turn, calls=start.get("execute_tools", True))
     detours = {at: detour for at, detour in start.get("detours", {}).items() if int(at) <= turn}
     here = detours.pop(str(turn), {})
     messages = here.get("messages", []) if asked.messages is None else _plain_data(asked.messages)
@@ -154,10 +158,12 @@ def _plain_data(messages: Sequence[Message]) -> list[Any]:
     return [codec.encode(plain(message), f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _kept(run_id: str, told: list[TurnRecords], turn: int) -> list[records.Record]:
-    whole = next((number for number, record in enumerate(told) if not record.whole), len(told))
+def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> list[records.Record]:
+    """Give the turns before `turn`; `calls` is whether the run makes the calls of its replies at all."""
+    whole = next((at for at, one in enumerate(told) if not (one.whole if calls else not one.read().calls)), len(told))
     if turn > whole:
-        reason = f"turn {whole} is not finished" if whole < len(told) else f"it has {len(told)} turns, counted from 0"
+        open_ = "is not finished" if calls else "has tool calls that were not made (execute_tools=False)"
+        reason = f"turn {whole} {open_}" if whole < len(told) else f"it has {len(told)} turns, counted from 0"
         raise errors.ConfigurationError(f"run {run_id!r} cannot be forked at turn {turn}: {reason}; take 0 to {whole}")
     return [records.turn_record(record.agent, record.reply, record.outcomes) for record in told[:turn]]
 
@@ -168,9 +174,9 @@ def _next(run_id: str, start: Start) -> Ask | CallAll:
     try:
         return next(loop)
     except StopIteration:
+        bound = "" if start.max_turns is None else f" its max_turns of {start.max_turns:g} messages"
         raise errors.ConfigurationError(
-            f"run {run_id!r} has reached its max_turns of {start.max_turns:g} messages there; fork it at an earlier "
-            "turn"
+            f"run {run_id!r} has reached{bound or ' its end'} there; fork it at an earlier turn"
         ) from None
     finally:
         loop.close()

@@ -29,7 +29,7 @@ def import_run(store: Store, data: Any) -> str:
     """
     run = Exported(data)
     if not _is_there(store, run):
-        rows = _Rows(run, store.seal(run.row), int(time.time() * 1000))
+        rows = _Rows(run, _seal(store, run), int(time.time() * 1000))
         try:
             internals.insert(store.engine, None if is_sqlite(store.url) else "dbos", rows.tables())
         except IntegrityError:
@@ -38,6 +38,18 @@ def import_run(store: Store, data: Any) -> str:
         except SQLAlchemyError as error:
             raise unfit(store.url, error) from error
     return run.data.id
+
+
+def _seal(store: Store, run: Exported) -> Seal:
+    """Give what closes the imported run. Raises `ConfigurationError` where it would be open beside sealed ones."""
+    seal = store.seal(run.row)
+    if seal.codec is None and store.holds_sealed(run.data.swarm):
+        raise errors.ConfigurationError(
+            f"the runs of swarm {run.data.swarm!r} in this database are stored through a codec, such as encryption, "
+            "and this one would be stored in the clear; import it with DurableSwarm(codec=...).import_run, or on the "
+            "command line with the keys in DURABLE_SWARM_ENCRYPTION_KEYS"
+        )
+    return seal
 
 
 def _is_there(store: Store, run: Exported) -> bool:
@@ -55,7 +67,8 @@ def _same_part(run: Exported) -> str:
 
 def _taken(run_id: str) -> errors.RunConflict:
     return errors.RunConflict(
-        f"this database has another run {run_id!r}; import into another database, or change the file's `id`",
+        f"this database has another run {run_id!r}; import into another database, or under another id "
+        "(`durable-swarm import --id ID`, or the document's `id`)",
         run_id=run_id,
     )
 

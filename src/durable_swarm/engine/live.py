@@ -8,16 +8,17 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from durable_swarm.codec import Codec
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal
+from durable_swarm.engine.signals import closed
 from durable_swarm.loop import Call, Start
 from durable_swarm.models import Clients, Conversation
 from durable_swarm.tools import Cast, Lane
 from durable_swarm.types import Response
-from durable_swarm.waits import Home
+from durable_swarm.waits import Home, Waits
 
 
 class Settings(Protocol):
@@ -61,14 +62,25 @@ class LiveRun:
         return Seal(self.swarm.codec)
 
 
-class Trials(Protocol):
-    """What counts how often a call was executed that a crash left open."""
+class Again(NamedTuple):
+    """A tool call that an earlier life may have begun."""
 
-    def trial(self, run_id: str, key: str, tool: str, *, flow: bool) -> contextlib.AbstractAsyncContextManager[None]:
-        """Round the execution of such a call."""
+    run_id: str
+    tool: str
+    flow: bool
+    """Whether the call has records of its own."""
+
+
+class Trials(Protocol):
+    """What counts how often a call was executed that a crash left open, and says when a call may begin."""
+
+    def execution(
+        self, key: str, waits: Waits, again: Again | None = None
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Round the execution of a tool or model call."""
 
     def until_recorded(self, key: str) -> contextlib.AbstractContextManager[None]:
-        """Round all that leads to the call's record."""
+        """Round all that leads to the record of a call that is executed once more."""
 
 
 class Wait:
@@ -126,8 +138,7 @@ class ToolCall:
     attempt: int
     lane: Lane | None
     """Where the batch runs together: what gives its plain functions their turn."""
-    trials: Trials | None = None
-    """What counts the executions of the call, if an earlier life may have begun it."""
+    trials: Trials
     wait: Wait = field(default_factory=Wait)
 
 
@@ -152,12 +163,19 @@ class Desk:
             place = self._places.get(key)
             if place is None or place.done():
                 place = self._places[key] = Future()
-        place.set_result(call)
+            place.set_result(call)
 
     def clear(self, key: str) -> None:
         """Take the call away."""
         with self._lock:
             self._places.pop(key, None)
+
+    def close(self) -> None:
+        """Have nobody wait any more for what is not here."""
+        with self._lock:
+            for place in self._places.values():
+                if not place.done():
+                    place.set_exception(closed())
 
     def keys(self) -> set[str]:
         """Give the calls that lie or are waited for here."""

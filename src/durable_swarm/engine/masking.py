@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from durable_swarm import codec
+from durable_swarm.errors import ConfigurationError
 
 Redact = Callable[[str, Any], Any]
 """Gets the path of a value in the document (`start.messages[0].content`) and the value; gives what is written."""
@@ -24,7 +25,8 @@ _NAMES = _FACTS | {"role", "id", "tool_call_id", "tool_name", "sender", "name"}
 def redacted(document: dict[str, Any], redact: Redact) -> dict[str, Any]:
     """Give the document with every value of users as `redact` gives it.
 
-    Keys of dictionaries, and the names of agents, tools and steps, stay as they are. Raises `NotSerializable`.
+    Keys of dictionaries, and the names of agents, tools and steps, stay as they are. Raises `NotSerializable`, and
+    `ConfigurationError` where `redact` gives what cannot stand there.
     """
     masked = {
         **document,
@@ -109,4 +111,8 @@ def _walk(value: Any, path: str, redact: Redact) -> Any:
         return {key: _walk(item, f"{path}.{key}", redact) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return type(value)(_walk(item, f"{path}[{index}]", redact) for index, item in enumerate(value))
-    return redact(path, value)
+    given = redact(path, value)
+    if not isinstance(given, str if isinstance(value, str) else str | int | float | None | type(value)):
+        needed = "a text" if isinstance(value, str) else "a text, a number or None"
+        raise ConfigurationError(f"redact gave {given!r:.40} for {path}; {needed} is needed")
+    return given

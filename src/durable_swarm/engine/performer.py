@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from durable_swarm import codec, errors, roster
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, users_code
-from durable_swarm.engine.live import LiveRun, ToolCall, Trials
+from durable_swarm.engine.live import Again, LiveRun, ToolCall, Trials
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal, output_of
 from durable_swarm.engine.signals import Held
@@ -127,7 +127,8 @@ class Durable:
 
         async def body(waits: Waits) -> Record:
             self.replayed = False
-            return await self._model_call(effect, waits)
+            async with self.trials.execution(f"{self.run.run_id}/{effect.turn}", waits):
+                return await self._model_call(effect, waits)
 
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             record = await self.colour.step(records.model_step(effect.agent), body)
@@ -206,8 +207,8 @@ class Durable:
             return Outcome(call.text)
         run, key = self.run, records.call_key(self.run.run_id, effect.turn, call.index)
         attempt = 2 if run.recovered and self.replayed else 1
-        made = ToolCall(run, agent, call, context, attempt, lane, None if attempt == 1 else self.trials)
-        counted = contextlib.nullcontext() if made.trials is None else made.trials.until_recorded(key)
+        made = ToolCall(run, agent, call, context, attempt, lane, self.trials)
+        counted = contextlib.nullcontext() if attempt == 1 else self.trials.until_recorded(key)
         with engines_code(f"tool call {key!r}"), counted:
             if call.plan == "step":
                 record = await colour.step(records.tool_step(call.tool), lambda waits: perform(made, key, None, waits))
@@ -233,9 +234,10 @@ async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Wa
     current = CurrentCall(run.run_id, made.agent.name, call.tool, call.id, made.attempt, key)
     change, context = records.Change.watch(made.context)
     tell = run.swarm.tool_errors == "tell"
+    again = None if made.attempt == 1 else Again(run.run_id, call.tool, call.plan == "flow")
 
     async def body() -> Outcome:
-        async with _trial(made, key):
+        async with made.trials.execution(key, waits, again):
             return await call_tool(
                 function, call, context, Inside(current, recorder), cast=run.cast, tell_errors=tell, waits=waits
             )
@@ -243,9 +245,3 @@ async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Wa
     with users_code(records.tool_step(call.tool)):
         outcome = await (body() if made.lane is None else made.lane.run(function, body))
         return records.outcome_record(change.read(outcome, context))
-
-
-def _trial(made: ToolCall, key: str) -> contextlib.AbstractAsyncContextManager[None]:
-    if made.trials is None:
-        return contextlib.nullcontext()
-    return made.trials.trial(made.run.run_id, key, made.call.tool, flow=made.call.plan == "flow")

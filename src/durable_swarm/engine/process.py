@@ -30,7 +30,7 @@ from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import input_of
 from durable_swarm.engine.signals import Held, closed
-from durable_swarm.engine.store import Store
+from durable_swarm.engine.store import Store, notes_on
 from durable_swarm.engine.trials import Trials
 from durable_swarm.loop import Start
 from durable_swarm.waits import Home, background_loop
@@ -60,6 +60,8 @@ class Process:
         """Agents that were given with the id of a run before it was recovered."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
+        self.taken: set[str] = set()
+        """Runs that were ever taken over here."""
         self.wanted: set[str] = set()
         """Names of agents for which runs wait; defining one starts a look for them."""
         self._interrupted: set[str] = set()
@@ -83,11 +85,14 @@ class Process:
         except BaseException:
             self.store.close()
             raise
+        self._start_keeping()
+
+    # Launching and closing
+
+    def _start_keeping(self) -> None:
         self._unwatch = roster.watch(self._agent_defined)
         self._fast_until = time.monotonic() + 3
         threading.Thread(target=self._keep, name="durable-swarm-keeper", daemon=True).start()
-
-    # Launching and closing
 
     def _launch(self, worker_id: str | None) -> None:
         locks = FileLocks(f"{self.url.database}.lock") if database.is_sqlite(self.url) else PostgresLocks(self.url)
@@ -130,6 +135,7 @@ class Process:
         self.outage.close()
         self._unwatch()
         self.trials.close()
+        self.desk.close()
         if not self.hosted:
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
@@ -284,6 +290,7 @@ class Process:
             if taken:
                 self._set_poll(FAST)
                 self._interrupted -= taken
+                self.taken |= taken
                 try:
                     self.store.resume_on([*taken, *calls], self.queue)
                 except BaseException:
@@ -324,17 +331,24 @@ class Process:
         return self.identity.is_dead(row.executor_id)
 
     def _can_run(self, row: Any) -> bool:
-        about = row.attributes or {}
-        agent = str(about.get("agent"))
+        noted = notes_on(row)
+        agent, swarm = noted.get("agent", ""), noted.get("swarm", "")
         known = agent in roster.names() or row.workflow_id in self.lent
-        if known and self.swarm_named(str(about.get("swarm", ""))):
-            if about.get("waits_for"):
-                self.store.annotate(row.workflow_id, waits_for=None)
-            return True
+        if known and self.swarm_named(swarm):
+            return not noted.get("waits_for") or self._forget_waiting(row.workflow_id)
         if agent not in self.wanted:
-            log.warning("run %r waits: its agent %r is not defined in this process", row.workflow_id, agent)
+            lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
+            log.warning("run %r waits: %s in this process", row.workflow_id, lack)
             self.wanted.add(agent)
         return False
+
+    def _forget_waiting(self, run_id: str) -> bool:
+        try:
+            self.store.annotate(run_id, waits_for=None)
+        except errors.ConfigurationError as error:
+            log.warning("run %r cannot be taken over: %s", run_id, error)
+            return False
+        return True
 
     def _agent_defined(self, name: str) -> None:
         if name in self.wanted:

@@ -7,7 +7,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Protocol
 
 from durable_swarm import errors
@@ -16,7 +16,7 @@ from durable_swarm.engine import forks, records
 from durable_swarm.engine.forks import ForkRequest
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.live import LiveRun
-from durable_swarm.engine.store import Store, state_of
+from durable_swarm.engine.store import Store, moment, notes_on, started_at, state_of
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.types import Message, Response, Usage
@@ -79,12 +79,12 @@ class Run:
     @property
     def agent(self) -> str:
         """The name of the agent the run was started with."""
-        return str((self._row().attributes or {}).get("agent", ""))
+        return str(notes_on(self._row()).get("agent", ""))
 
     @property
     def created_at(self) -> datetime:
         """When the run was started, in UTC."""
-        return datetime.fromtimestamp(self._row().attributes["at"], UTC)
+        return started_at(self._row())
 
     @property
     def updated_at(self) -> datetime:
@@ -92,7 +92,7 @@ class Run:
         row = self._row()
         steps = self._store().steps(self.id)
         last = max((step.completed_at_epoch_ms or 0 for step in steps), default=0)
-        return max(self.created_at, datetime.fromtimestamp(max(row.updated_at or 0, last) / 1000, UTC))
+        return max(self.created_at, moment(row.updated_at), moment(last))
 
     @property
     def usage(self) -> Usage | None:

@@ -34,6 +34,11 @@ class Sealed(errors.ConfigurationError):
     """A record cannot be opened here: the codec is missing, has another key, or refuses the record."""
 
 
+def is_sealed(stored: Any) -> bool:
+    """Whether a record was closed into a text, so that nobody reads it without the codec."""
+    return isinstance(stored, dict) and SEALED in stored
+
+
 def input_of(run_id: str) -> Place:
     """Give the place of what a run was started with."""
     return Place(run_id, "input")

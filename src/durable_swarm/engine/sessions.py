@@ -24,10 +24,12 @@ from typing import Any
 import sqlalchemy
 
 from durable_swarm import codec
-from durable_swarm.engine import records
+from durable_swarm.engine import process, records
 from durable_swarm.engine.process import Process
+from durable_swarm.engine.run import Run
 from durable_swarm.engine.store import PROGRAM, Store, state_of
 from durable_swarm.engine.visitor import visit
+from durable_swarm.errors import ConfigurationError
 
 REMEMBERED = 20
 """How many runs that failed a session remembers: the newest."""
@@ -127,3 +129,12 @@ def default_name() -> str:
 def default_id(open_process: Callable[[], Process], record: records.Record) -> str | None:
     """Give the id of a run that its caller did not name, or None where no program has begun."""
     return None if _program is None else _program.run_id(open_process(), record)
+
+
+def taken_over() -> list[Run]:
+    """Give the runs of earlier starts that this process has taken over, those that have ended meanwhile included."""
+    try:
+        here = process.current()
+    except ConfigurationError:
+        return []
+    return [Run(run_id, lambda: here.store, lambda: here) for run_id in sorted(here.taken)]

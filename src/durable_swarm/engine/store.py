@@ -6,6 +6,7 @@ Needs no agents and launches nothing, so the command line can look at the runs o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from durable_swarm import errors
 from durable_swarm.codec import Codec, Place
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.database import unfit
-from durable_swarm.engine.sealing import Seal, failure_of, input_of, output_of
+from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
 from durable_swarm.runs import State
 
 _STATES: dict[str, State] = {
@@ -39,10 +40,51 @@ PROGRAM = "durable_swarm.program"
 
 
 def state_of(row: Any) -> State:
-    """Give a run's status from its row. A run that is being taken over counts as running."""
+    """Give a run's status from its row. A run that is being taken over counts as running.
+
+    Raises `ConfigurationError` for a row of a kind that this version does not know.
+    """
     if row.status == "ENQUEUED" and (row.queue_name or "").startswith(records.QUEUE):
         return "running"
+    if row.status not in _STATES:
+        raise errors.ConfigurationError(
+            f"the database has a run of status {row.status!r}, which this version of durable-swarm does not know; "
+            "install the version that wrote it"
+        )
     return _STATES[row.status]
+
+
+def notes_on(row: Any) -> dict[str, Any]:
+    """Give what is noted on a run; a note that has not the form it was written in is none."""
+    noted = row.attributes if isinstance(row.attributes, dict) else {}
+    return {name: value for name, value in noted.items() if name not in _NOTED or _NOTED[name](value)}
+
+
+def started_at(row: Any) -> datetime:
+    """Give when a run was started, in UTC: its row is written a little later. 1970 if nothing tells."""
+    at = notes_on(row).get("at")
+    return moment(row.created_at) if at is None else datetime.fromtimestamp(at, UTC)
+
+
+def moment(milliseconds: Any) -> datetime:
+    """Give a time of the database, in UTC; 1970 if it is none."""
+    seconds = milliseconds / 1000 if isinstance(milliseconds, int) else 0
+    return datetime.fromtimestamp(seconds if _is_time(seconds) else 0, UTC)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _YEAR_9999
+
+
+_YEAR_9999 = 253_370_764_800
+_NOTED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
+    "at": _is_time,
+}
 
 
 class _Client:
@@ -65,6 +107,14 @@ class _Client:
         return call
 
 
+def _argument(row: Any) -> Any:
+    """Give a run's start record as it is stored, or None where there is none."""
+    try:
+        return row.input["args"][0]
+    except (TypeError, KeyError, IndexError):
+        return None
+
+
 def _no_codec(_swarm: str) -> None:
     return None
 
@@ -73,6 +123,7 @@ class Store:
     """The runs of one database. Every method raises `ConfigurationError` where the database cannot be used.
 
     `codec_for` gives the codec of the swarm of a name. What reads records raises `Sealed` where it does not open them.
+    `guesses` says that this codec need not be the one the program has: what is written then looks like what is there.
     """
 
     def __init__(
@@ -82,11 +133,13 @@ class Store:
         codec_for: Callable[[str], Codec | None] = _no_codec,
         *,
         owns: bool = True,
+        guesses: bool = False,
     ) -> None:
         self.url = url
         self.engine = engine
         self._codec_for = codec_for
         self._owns = owns
+        self._guesses = guesses
         client = DBOSClient(
             system_database_url=url.render_as_string(hide_password=False),
             system_database_engine=engine,
@@ -160,16 +213,14 @@ class Store:
 
     def seal(self, row: Any) -> Seal:
         """Give what opens the records of a run, by its row."""
-        about = row.attributes if isinstance(row.attributes, dict) else {}
-        return Seal(self._codec_for(str(about.get("swarm") or "")))
+        return Seal(self._codec_for(notes_on(row).get("swarm", "")))
 
     def start_record(self, row: Any) -> records.Record:
         """Give what a run was started with."""
         run_id = row.workflow_id
-        try:
-            stored = row.input["args"][0]
-        except (TypeError, KeyError, IndexError):
-            raise errors.ReplayMismatch(f"the input of run {run_id!r} cannot be read", run_id=run_id) from None
+        stored = _argument(row)
+        if stored is None:
+            raise errors.ReplayMismatch(f"the input of run {run_id!r} cannot be read", run_id=run_id)
         return self.seal(row).open(stored, input_of(run_id), f"the input of run {run_id!r}")
 
     def step_record(self, step: Any, row: Any) -> records.Record:
@@ -192,16 +243,37 @@ class Store:
         record = self.seal(row).open({"v": 1, **data}, failure_of(run_id), f"the error of run {run_id!r}")
         return {"run_id": run_id, **record}
 
+    def holds_sealed(self, swarm: str) -> bool:
+        """Whether the newest run of a swarm, among the newest 100 runs, is stored so that only its codec reads it."""
+        for row in self.rows(limit=100):
+            if isinstance(row.attributes, dict) and row.attributes.get("swarm") == swarm:
+                return is_sealed(_argument(self.row(row.workflow_id, load_output=False)))
+        return False
+
+    def closed_like(self, row: Any, run_id: str, record: records.Record, swarm: str) -> records.Record:
+        """Give the start record of a fork as it is stored: by the codec of its swarm, as its source in `row` is.
+
+        Raises `ConfigurationError` where the source is sealed, and the fork would not be.
+        """
+        sealed = is_sealed(_argument(row))
+        seal = Seal(None if self._guesses and not sealed else self._codec_for(swarm))
+        stored = seal.close(record, input_of(run_id))
+        if sealed and not is_sealed(stored):
+            raise errors.ConfigurationError(
+                f"run {row.workflow_id!r} was stored through a codec, such as encryption, and its fork would be stored "
+                f"in the clear, since swarm {swarm!r} has no such codec; fork it with the DurableSwarm it belongs to"
+            )
+        return stored
+
     def settled(self, run_id: str, record: records.Record, swarm: str) -> records.Record:
         """Give a run's start record as it will be read after the swarm's codec."""
         return Seal(self._codec_for(swarm)).settle(record, input_of(run_id))
 
-    def enqueue(self, run_id: str, record: records.Record, about: dict[str, Any], queue: str, version: str) -> None:
-        """Record a new run that is executed by whoever serves `queue`; `about` are its notes.
+    def enqueue(self, run_id: str, stored: records.Record, about: dict[str, Any], queue: str, version: str) -> None:
+        """Record a new run that is executed by whoever serves `queue`; `about` are its notes, `stored` its input.
 
         Raises DBOS's `DBOSWorkflowIDInUseError` for an id that is taken.
         """
-        stored = Seal(self._codec_for(about["swarm"])).close(record, input_of(run_id))
         self._client.enqueue(
             {
                 "workflow_name": records.RUN,
@@ -241,7 +313,7 @@ class Store:
         if row.status == "ERROR":
             last = max((step.function_id for step in self.steps(run_id)), default=0)
             self._client.rewind_workflow(run_id, start_step=last + 1, queue_name=queue)
-        if forgiven := {name: None for name in row.attributes or {} if name.startswith(TRIED)}:
+        if forgiven := {name: None for name in notes_on(row) if name.startswith(TRIED)}:
             self.annotate(run_id, **forgiven)
         self._client.resume_workflows([run_id, *calls], queue_name=queue)
 
@@ -261,7 +333,7 @@ class Store:
     def notes(self, program: str) -> dict[str, Any]:
         """Give the notes about the program of this id; empty if there are none."""
         rows = self._client.list_workflows(workflow_ids=[program], name=PROGRAM, load_input=False, load_output=False)
-        return dict(rows[0].attributes or {}) if rows else {}
+        return notes_on(rows[0]) if rows else {}
 
     def note(self, program: str, notes: dict[str, Any]) -> None:
         """Keep notes about a program, in place of the earlier ones: plain JSON data."""

@@ -4,6 +4,13 @@ A crash makes the call in flight run again. If the call itself is the cause (it 
 eats all memory), that would go on for ever, and take every other run of the process down each time. So a call that is
 executed once more after a crash is counted in its run's row, and given up in the end. What does not count: a shutdown
 in good order, a tool that sleeps durably, a tool one of whose own steps was recorded meanwhile.
+
+The rule that blames no other call: the last execution before a call is given up takes place alone. It waits until what
+is under way has ended, or has gone on for `PROVEN` seconds; from then until it is recorded, no tool or model call
+begins. Those of runs that the call started itself do, since it may wait for them; and while it still waits, those of
+runs that a call under way started no longer ago. Past `PROVEN` seconds it need not be alone any more. So no wait is for
+ever, and two calls that wait for each other lose a minute. While nothing is suspected, all this costs a look at a few
+lists. Model calls are company, but are not counted themselves.
 """
 
 from __future__ import annotations
@@ -13,14 +20,15 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from durable_swarm import errors
 from durable_swarm.engine import records
 from durable_swarm.engine.failures import engines_code
+from durable_swarm.engine.live import Again
 from durable_swarm.engine.signals import Failed
-from durable_swarm.engine.store import TRIED, Store
-from durable_swarm.waits import in_thread
+from durable_swarm.engine.store import TRIED, Store, notes_on
+from durable_swarm.waits import Waits, in_thread
 
 EXECUTIONS = 3
 """How often, at most, a call is executed that ends its process each time."""
@@ -43,9 +51,14 @@ class Tried(NamedTuple):
     long: bool = False
     """Whether it has gone on for `PROVEN` seconds."""
 
+    @property
+    def limit(self) -> int:
+        """How often the call is executed at most."""
+        return EXECUTIONS_OF_LONG if self.long else EXECUTIONS
+
 
 class Trials:
-    """Counts the executions of calls that a crash left open; the third and later ones take place one at a time."""
+    """Counts the executions of calls that a crash left open; the last of each takes place alone."""
 
     def __init__(self, store: Store, still_open: Callable[[], None]) -> None:
         self._store = store
@@ -53,23 +66,42 @@ class Trials:
         self._lock = threading.Lock()
         self._open: dict[str, tuple[str, Tried]] = {}
         """The counted calls that were begun here and have not ended, with their runs."""
-        self._alone: str | None = None
-        """The call whose turn it is."""
+        self._under_way: dict[str, float] = {}
+        """When each tool or model call that is being executed here began."""
+        self._waiting: set[str] = set()
+        """The calls that wait until they are alone."""
+        self._turns: list[str] = []
+        """The call whose turn it is to be alone; behind it, the one of a run it started, and so on."""
+        self._lent: dict[str, str] = {}
+        """Runs that a call under way has started or waits for, with that call."""
 
     @contextlib.asynccontextmanager
-    async def trial(self, run_id: str, key: str, tool: str, *, flow: bool) -> AsyncIterator[None]:
-        """Round the execution of a call that an earlier life may have begun; `flow` says that it has own records.
+    async def execution(self, key: str, waits: Waits, again: Again | None = None) -> AsyncIterator[None]:
+        """Round the execution of a tool or model call; `again` tells of one that an earlier life may have begun.
 
         Raises `Failed` if the call was executed often enough.
         """
-        with engines_code(f"tool call {key!r}"):
-            tried = await self._count(run_id, key, tool, flow)
-        proof = None if tried is None else asyncio.create_task(self._prove(run_id, key, tried))
+        with engines_code(f"call {key!r}"):
+            tried = None if again is None else await self._next(key, again)
+            await self._begin(key, waits, alone=tried is not None and tried.times >= tried.limit)
+        proof: asyncio.Task[None] | None = None
         try:
+            if again is not None and tried is not None:
+                with engines_code(f"call {key!r}"):
+                    await in_thread(self._write, again.run_id, key, tried)
+                self._open[key] = again.run_id, tried
+                proof = asyncio.create_task(self._prove(again.run_id, key, tried))
             yield
         finally:
             if proof is not None:
                 proof.cancel()
+            self._end(key)
+
+    def lend(self, run_id: str, key: str) -> None:
+        """Note that the call `key`, which is under way, has started the run or waits for it."""
+        with self._lock:
+            if key in self._under_way:
+                self._lent[run_id] = key
 
     @contextlib.contextmanager
     def until_recorded(self, key: str) -> Iterator[None]:
@@ -86,31 +118,70 @@ class Trials:
         finally:
             self._leave_turn(key)
 
-    async def _count(self, run_id: str, key: str, tool: str, flow: bool) -> Tried | None:
-        """Count one more execution and wait for its turn; None if it is not to be counted."""
+    async def _next(self, key: str, again: Again) -> Tried | None:
+        """Give what is to stand in the row once the call is begun; None if that is not to be counted."""
         if key in self._open:  # Begun here before: what was in between was no crash.
             return None
-        before, sleeps = await in_thread(self._read, run_id, key, flow)
+        before, sleeps = await in_thread(self._read, again.run_id, key, again.flow)
         if sleeps:
             return None
-        tried = before._replace(times=before.times + 1)
-        if tried.times > (EXECUTIONS_OF_LONG if tried.long else EXECUTIONS):
-            raise _given_up(run_id, tool, before.times)
-        while tried.times >= EXECUTIONS and not self._take_turn(key):
-            self._still_open()
-            await asyncio.sleep(PAUSE)
-        await in_thread(self._write, run_id, key, tried)
-        self._open[key] = run_id, tried
-        return tried
+        if before.times >= before.limit:
+            raise _given_up(again.run_id, again.tool, before.times)
+        return before._replace(times=before.times + 1)
+
+    async def _begin(self, key: str, waits: Waits, *, alone: bool) -> None:
+        """Wait until the call may begin, and count it among those under way."""
+        if alone:
+            self._waiting.add(key)
+        try:
+            while not self._begins(key, alone):
+                self._still_open()
+                await waits.sleep(PAUSE)
+        finally:
+            self._waiting.discard(key)
+
+    def _begins(self, key: str, alone: bool) -> bool:
+        with self._lock:
+            if not self._is_free(key, alone):
+                return False
+            if alone:
+                self._turns.append(key)
+            self._under_way[key] = time.monotonic()
+            return True
+
+    def _is_free(self, key: str, alone: bool) -> bool:
+        if self._turns and not self._belongs(key, self._turns[-1]):
+            return False
+        if not alone and not self._waiting:
+            return True
+        # Not the runs of what has gone on for long: it might start one after the other.
+        suspected = time.monotonic() - PROVEN
+        kin = [self._belongs(key, other) for other, begun in self._under_way.items() if begun > suspected]
+        return all(kin) if alone else any(kin)
+
+    def _belongs(self, key: str, other: str) -> bool:
+        """Whether a call is made in a run that the `other` call has started, or in one of that run's, and so on."""
+        family = [other]
+        for member in family:  # Which grows meanwhile.
+            family += [
+                run for run, host in self._lent.items() if f"{host}/".startswith(f"{member}/") and run not in family
+            ]
+        return any(key.startswith(f"{member}/") for member in family)
+
+    def _end(self, key: str) -> None:
+        with self._lock:
+            self._under_way.pop(key, None)
+            if self._lent:
+                self._lent = {run: host for run, host in self._lent.items() if host != key}
 
     def _read(self, run_id: str, key: str, flow: bool) -> tuple[Tried, bool]:
         """Give how often the call was executed since its last record, and whether it sleeps."""
         steps = self._store.steps(key) if flow else []
         row = self._store.row(run_id, load_output=False)
-        noted = ((row and row.attributes) or {}).get(_name(key))
+        noted = None if row is None else notes_on(row).get(_name(key))
         last = steps[-1] if steps else None
         sleeps = last is not None and last.function_name == "DBOS.sleep" and _later(last.output)
-        if isinstance(noted, list) and noted and noted[0] == len(steps):
+        if _is_tried(noted) and noted[0] == len(steps):
             return Tried(*noted), sleeps
         return Tried(len(steps), 1), sleeps  # The life before came to this point: it began what is open now.
 
@@ -124,16 +195,10 @@ class Trials:
         with contextlib.suppress(errors.DurableSwarmError):
             await in_thread(self._write, run_id, key, tried._replace(long=True))
 
-    def _take_turn(self, key: str) -> bool:
-        with self._lock:
-            if self._alone is None:
-                self._alone = key
-            return self._alone == key
-
     def _leave_turn(self, key: str) -> None:
         with self._lock:
-            if self._alone == key:
-                self._alone = None
+            if key in self._turns:
+                self._turns.remove(key)
 
     def close(self) -> None:
         """Take back the count of what is under way: this process ends in good order."""
@@ -145,6 +210,12 @@ class Trials:
 
 def _name(key: str) -> str:
     return TRIED + key.rpartition("/")[2]
+
+
+def _is_tried(noted: Any) -> TypeGuard[list[Any]]:
+    if not isinstance(noted, list) or not 2 <= len(noted) <= 3:
+        return False
+    return all(type(number) is int for number in noted[:2]) and all(type(flag) is bool for flag in noted[2:])
 
 
 def _later(moment: Any) -> bool:

@@ -60,12 +60,13 @@ def calls_of(store: Rows, row: Any) -> dict[str, Any]:
 def recorded_turns(store: Rows, row: Any, start: records.Record) -> list[TurnRecords]:
     """Give the records of a run, which was started with `start`, by its turns."""
     rows, calls = store.steps(row.workflow_id), calls_of(store, row)
-    stepped = [step for step in rows if step.function_name.startswith("tool:")]
+    tools = {step.function_id: step for step in rows if step.function_name.startswith("tool:")}
 
-    def outcome(turn: int, call: Call) -> records.Record | None:
+    def outcome(turn: int, call: Call, number: int) -> records.Record | None:
         if call.plan == "step":
-            known = bool(stepped) and stepped[0].function_name == records.tool_step(call.tool)
-            return store.step_record(stepped.pop(0), row) if known else None
+            step = tools.get(number)
+            known = step is not None and step.function_name == records.tool_step(call.tool)
+            return store.step_record(step, row) if known else None
         child = calls.get(records.call_key(row.workflow_id, turn, call.index))
         ended = call.plan != "tell" and child is not None and child.status == "SUCCESS"
         return store.output_record(child, row) if ended else None
@@ -75,9 +76,22 @@ def recorded_turns(store: Rows, row: Any, start: records.Record) -> list[TurnRec
     for step in rows:
         if step.function_name.startswith("model:"):
             reply = store.step_record(step, row)
-            made = [outcome(len(turns), call) for call in records.read_reply(reply).calls]
+            asked = numbered(records.read_reply(reply).calls, step.function_id)
+            made = [outcome(len(turns), call, number) for call, number in asked]
             turns.append(TurnRecords(step.function_name.removeprefix("model:"), reply, made))
     return turns
+
+
+def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
+    """Give the calls of a reply with the number of each one's first step; the reply is the run's step `number`.
+
+    Numbers are drawn in the model's order, however the calls overlap: one for a step, two for a child workflow (its
+    start and its result), none for what is only told. So two calls of one tool are told apart, whichever ended first.
+    """
+    following = number + 1
+    for call in calls:
+        yield call, following
+        following += {"step": 1, "tell": 0}.get(call.plan, 2)
 
 
 def kept_steps(start: records.Record) -> Iterator[dict[str, Any]]:

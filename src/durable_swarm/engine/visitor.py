@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database, process, records
+from durable_swarm.engine.database import shown
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.errors import ConfigurationError
@@ -84,10 +85,10 @@ def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[V
         engine = _connect(url)
         stack.callback(engine.dispose)
         if not sqlalchemy.inspect(engine).has_table("workflow_status", schema=_schema(url)):
-            raise NoRuns(f"the database {_name(url)} holds nothing of durable-swarm; name another with --database")
+            raise NoRuns(f"the database {shown(url)} holds nothing of durable-swarm; name another with --database")
         locks = FileLocks(f"{url.database}.lock") if database.is_sqlite(url) else PostgresLocks(url)
         stack.callback(locks.close)
-        store = Store(url, engine, lambda _: codec(), owns=False)
+        store = Store(url, engine, lambda _: codec(), owns=False, guesses=True)
         stack.callback(store.close)
         yield Visitor(store, Identity(locks, None))
 
@@ -95,18 +96,14 @@ def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[V
 def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
     if database.is_sqlite(url) and not Path(str(url.database)).exists():
         raise NoRuns(
-            f"there is no database {_name(url)}; run a program with DurableSwarm there, or name another with --database"
+            f"there is no database {shown(url)}; run a program with DurableSwarm there, or name another with --database"
         )
     try:
         return database.connect(url, create=False)
     except ConfigurationError as error:
         if database.is_missing(error.__cause__):
-            raise NoRuns(f"there is no database {_name(url)}; run a program with DurableSwarm there first") from None
+            raise NoRuns(f"there is no database {shown(url)}; run a program with DurableSwarm there first") from None
         raise
-
-
-def _name(url: sqlalchemy.URL) -> str:
-    return str(url.database) if database.is_sqlite(url) else url.render_as_string()
 
 
 def _schema(url: sqlalchemy.URL) -> str | None:

@@ -4,7 +4,7 @@ Nothing here executes a run or takes one over; that is for programs that define 
 dataclasses, and `to_json` gives all of them as JSON.
 """
 
-from durable_swarm.engine.exports import read_document
+from durable_swarm.engine.exports import read_document, renamed
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.visitor import NoRuns
 from durable_swarm.service.doctor import Check, checkup
@@ -24,5 +24,6 @@ __all__ = [
     "import_run",
     "open_runs",
     "read_document",
+    "renamed",
     "to_json",
 ]

@@ -14,6 +14,7 @@ from typing import Literal
 import sqlalchemy
 
 from durable_swarm.engine import database, records
+from durable_swarm.engine.store import notes_on
 from durable_swarm.engine.visitor import Facts, NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError
 
@@ -78,7 +79,7 @@ def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
     try:
         with visit(url) as visitor:
             facts = visitor.facts()
-            yield Check("database", "ok", f"{facts.kind} {facts.version}, {_where(url)}, {size(facts.size)}")
+            yield Check("database", "ok", f"{facts.kind} {facts.version}, {database.shown(url)}, {size(facts.size)}")
             yield from _settings(facts)
             if database.is_sqlite(url):
                 yield _mode(Path(str(url.database)))
@@ -88,10 +89,6 @@ def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
         yield Check("database", "fail" if named else "warn", str(error))
     except ConfigurationError as error:
         yield Check("database", "fail", str(error))
-
-
-def _where(url: sqlalchemy.URL) -> str:
-    return str(url.database) if database.is_sqlite(url) else url.render_as_string()
 
 
 def size(count: float) -> str:
@@ -163,7 +160,7 @@ def _formats(facts: Facts) -> Check:
 def _idle(visitor: Visitor) -> Check:
     rows = visitor.store.rows(states=["running"])
     idle = visitor.idle(rows)
-    agents = sorted({str((row.attributes or {}).get("agent", "")) for row in rows if row.workflow_id in idle})
+    agents = sorted({notes_on(row).get("agent", "") for row in rows if row.workflow_id in idle})
     if not idle:
         return Check("interrupted runs", "ok", "none: every unfinished run has a process that executes it")
     names = ", ".join(map(repr, agents[:5]))

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from durable_swarm import codec
@@ -18,7 +17,7 @@ from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.run import error_of
 from durable_swarm.engine.sealing import CLOSED, Sealed
-from durable_swarm.engine.store import Store, state_of
+from durable_swarm.engine.store import Store, moment, notes_on, started_at, state_of
 from durable_swarm.engine.visitor import NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.loop import Start
@@ -28,6 +27,9 @@ from durable_swarm.types import Message
 
 CANDIDATES = 5
 """How many runs an ambiguous id names."""
+
+EVERY = 2**31 - 1
+"""More runs than a database has."""
 
 
 @contextlib.contextmanager
@@ -69,9 +71,10 @@ class Runs:
 
     def list(self, query: Query) -> list[RunView]:
         """Give runs, newest first. Raises `ConfigurationError` for a limit below 1."""
-        rows = list_rows(self._store, query.status, query.agent, query.limit)
+        rows = list_rows(self._store, query.status, query.agent, EVERY if query.idle else query.limit)
         idle = self._visitor.idle(rows)
-        return [_view(row, row.workflow_id in idle) for row in rows]
+        found = [_view(row, row.workflow_id in idle) for row in rows if row.workflow_id in idle or not query.idle]
+        return found[: query.limit]
 
     def show(self, run_id: str) -> RunDetail:
         """Give one run in full."""
@@ -102,11 +105,15 @@ class Runs:
 
         It goes on with the next program that defines its agent.
         """
-        return self._seen(self._run(run_id).fork(turn, agent=agent, messages=messages, run_id=new_id))
+        run = self._run(run_id)
+        with _opened(run.id):
+            return self._seen(run.fork(turn, agent=agent, messages=messages, run_id=new_id))
 
     def export(self, run_id: str, redact: Redact | None = None) -> dict[str, Any]:
         """Give a run as a document, as `DurableSwarm.export` does."""
-        return export(self._store, self._store.row(self._find(run_id)), redact)
+        found = self._find(run_id)
+        with _opened(found):
+            return export(self._store, self._store.row(found), redact)
 
     def load(self, document: Any) -> RunView:
         """Put an exported run into the database, as `DurableSwarm.import_run` does, and give it as it is then."""
@@ -130,7 +137,7 @@ class Runs:
         rows = self._store.rows(prefix=text, limit=CANDIDATES + 1) if text else []
         if not rows:
             raise RunNotFound(
-                f"there is no run {text!r} in {self._store.url.render_as_string()}; `durable-swarm runs` lists them",
+                f"there is no run {text!r} in {database.shown(self._store.url)}; `durable-swarm runs` lists them",
                 run_id=text,
             )
         if len(rows) > 1:
@@ -140,13 +147,13 @@ class Runs:
 
 
 def _view(row: Any, idle: bool) -> RunView:
-    created = _created(row)
+    created = started_at(row)
     return RunView(
         id=row.workflow_id,
         status=state_of(row),
         agent=_about(row, "agent"),
         created_at=created,
-        updated_at=max(created, _time(row.updated_at)),
+        updated_at=max(created, moment(row.updated_at)),
         idle=idle,
         waits_for=_waits_for(row, idle),
         **_origin(row),
@@ -154,23 +161,13 @@ def _view(row: Any, idle: bool) -> RunView:
 
 
 def _origin(row: Any) -> dict[str, Any]:
-    turn = (row.attributes or {}).get("turn")
+    turn = notes_on(row).get("turn")
     return {"forked_from": _about(row, "forked_from") or None, "turn": turn if isinstance(turn, int) else None}
 
 
 def _about(row: Any, name: str) -> str:
     """Give a text that was noted on the run, or ''."""
-    return str((row.attributes or {}).get(name) or "")
-
-
-def _created(row: Any) -> datetime:
-    """Give the time of the call that started the run; its row is written a little later."""
-    at = (row.attributes or {}).get("at")
-    return _time(row.created_at) if at is None else datetime.fromtimestamp(at, UTC)
-
-
-def _time(milliseconds: int | None) -> datetime:
-    return datetime.fromtimestamp((milliseconds or 0) / 1000, UTC)
+    return str(notes_on(row).get(name) or "")
 
 
 def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
@@ -178,8 +175,8 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
     start, told, closed = _told(store, row)
     error = _failure(store, row) if state == "failed" else None
     steps = step_infos(store, row)
-    created = _created(row)
-    moments = [created, _time(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
+    created = started_at(row)
+    moments = [created, moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
     return RunDetail(
         id=row.workflow_id,
         status=state,
@@ -197,6 +194,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         usage=told.usage,
         last_agent=None if told.ending is None else told.ending.agent,
         error=error,
+        added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
         waits_for=_waits_for(row, idle),
         closed=closed,
         **_origin(row),
@@ -208,11 +206,25 @@ def _told(store: Store, row: Any) -> tuple[Start, Story, str | None]:
     try:
         return records.read_start(store.start_record(row)), story(store, row), None
     except Sealed as error:
-        without_keys = (
-            "what was said in it was stored through a codec, such as encryption; "
-            f"set {VARIABLE} to its keys to read it here, or read it in its own program"
-        )
-        return Start("", [], {}), Story([], None), str(error) if os.environ.get(VARIABLE) else without_keys
+        return Start("", [], {}), Story([], None), _why_closed(error)
+
+
+@contextlib.contextmanager
+def _opened(run_id: str) -> Iterator[None]:
+    try:
+        yield
+    except Sealed as error:
+        raise ConfigurationError(f"run {run_id!r} cannot be read here: {_why_closed(error)}") from error
+
+
+def _why_closed(error: Sealed) -> str:
+    """Say what to do where records cannot be opened here."""
+    if os.environ.get(VARIABLE):
+        return str(error)
+    return (
+        "what was said in it was stored through a codec, such as encryption; "
+        f"set {VARIABLE} to its keys to read it here, or read it in its own program"
+    )
 
 
 def _waits_for(row: Any, idle: bool) -> str | None:

@@ -15,11 +15,15 @@ from durable_swarm.types import Message, Usage
 
 @dataclass(frozen=True)
 class Query:
-    """Which runs to list: of one status, of one agent (the name each was started with), at most `limit`."""
+    """Which runs to list: of one status, of one agent (the name each was started with), at most `limit`.
+
+    With `idle`, only those that are unfinished and that no living process executes.
+    """
 
     status: State | None = None
     agent: str | None = None
     limit: int = 100
+    idle: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class RunView:
 class RunDetail(RunView):
     """A run in full: what it was asked (`asked`, the messages it was given), and what came of it so far.
 
+    `added` are the messages that a fork added, by the turn, as text, before which they stand.
     `closed` is a sentence that says why nothing of what was said can be read here, such as encryption, or None.
     """
 
@@ -74,6 +79,7 @@ class RunDetail(RunView):
     usage: Usage | None
     last_agent: str | None
     error: Failure | None
+    added: dict[str, list[Message]]
     closed: str | None = None
 
 

@@ -138,5 +138,5 @@ def check_seconds(seconds: float | None) -> None:
 
 
 def _check_status(status: int, lowest: int) -> None:
-    if not lowest <= status <= 599:
+    if isinstance(status, bool) or not isinstance(status, int) or not lowest <= status <= 599:
         raise ConfigurationError(f"an HTTP status from {lowest} to 599 is needed here, not {status!r}")

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from durable_swarm.engine.exports import FORMAT, Exported
+from durable_swarm.engine.exports import Exported
 from durable_swarm.engine.masking import Redact, redacted
 from durable_swarm.errors import AmbiguousAgent, ConfigurationError, ReplayMismatch
-from durable_swarm.testing.replay import Recording, Replaying, document, replay
+from durable_swarm.testing.replay import GOLDEN, VERSION, Recording, Replaying, document, replay
 
 
 def record_golden(
@@ -32,7 +32,7 @@ def record_golden(
     run = document(run_id, database)
     if redact is not None:
         run = Exported(redacted(run, redact)).document()
-    golden = {"format": f"{FORMAT}, golden", "version": 1, "run": run, "requests": _requests(run, agent, redact)}
+    golden = {"format": GOLDEN, "version": VERSION, "run": run, "requests": _requests(run, agent, redact)}
     try:
         Path(path).write_text(json.dumps(golden, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -58,12 +58,12 @@ def _changes(request: dict[str, Any], turn: int, redact: Redact | None) -> bool:
     return redact is not None and redact(f"requests[{turn}].instructions", text) != text
 
 
-def assert_replays(path: str | os.PathLike[str], agent: Any = None, model: Any = None) -> None:
-    """Replay a run from a file of `record_golden` (or an exported run), and fail if anything differs.
+def assert_replays(path: str | os.PathLike[str] | dict[str, Any], agent: Any = None, model: Any = None) -> None:
+    """Replay a run from a file of `record_golden` (or an exported run, or its document), and fail if anything differs.
 
     `agent` and `model` are as in `replay`. Raises AssertionError, which shows the differences turn by turn;
     `ReplayMismatch` where an agent or a tool of the recording is gone; `ConfigurationError` for another file.
     """
-    replayed = replay(Path(path), agent, model)
+    replayed = replay(Path(path) if isinstance(path, str | os.PathLike) else path, agent, model)
     if not replayed.same:
         raise AssertionError(str(replayed))

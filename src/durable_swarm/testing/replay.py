@@ -14,17 +14,23 @@ from typing import Any
 
 from durable_swarm import codec, roster
 from durable_swarm.engine import process, records
-from durable_swarm.engine.exports import Exported, read_document
+from durable_swarm.engine.exports import FORMAT, Exported, read_document
 from durable_swarm.engine.turns import recorded_turns
-from durable_swarm.errors import ConfigurationError, ReplayMismatch, UnknownAgent
+from durable_swarm.errors import ConfigurationError, ReplayMismatch, RunNotFound, UnknownAgent
 from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, build_request, complete, instructions
 from durable_swarm.runs import State
-from durable_swarm.service import open_runs
+from durable_swarm.service import NoRuns, open_runs
 from durable_swarm.swarm import check_agent, check_settings
 from durable_swarm.tools import find_tool, plan_calls
 from durable_swarm.types import Message
 from durable_swarm.waits import Blocking, finish
+
+GOLDEN = f"{FORMAT}, golden"
+"""The format of a golden file."""
+
+VERSION = 1
+"""The version of a golden file that is written here, and the newest that is read."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,13 @@ def document(run: str | Path | dict[str, Any], database: str | None) -> dict[str
         return run
     if not isinstance(run, str):
         raise ConfigurationError(f"a run is given as its id, its document or a Path, not as {type(run).__name__}")
-    with open_runs(database or _open_here()) as opened:
-        return opened.export(run)
+    try:
+        with open_runs(database or _open_here()) as opened:
+            return opened.export(run)
+    except (RunNotFound, NoRuns) as error:
+        if run.endswith(".json") or Path(run).is_file():
+            raise ConfigurationError(f"there is no run {run!r}; to replay that file, give Path({run!r})") from error
+        raise
 
 
 def _open_here() -> str | None:
@@ -147,9 +158,7 @@ class Recording:
     @staticmethod
     def of(data: Any) -> Recording:
         """Read a document. Raises `ConfigurationError` if it is not that of an exported run, or a golden file."""
-        run, requests = (
-            (data.get("run"), data.get("requests")) if isinstance(data, dict) and "run" in data else (data, {})
-        )
+        run, requests = _golden(data) if isinstance(data, dict) and "run" in data else (data, [])
         exported = Exported(run)
         record = exported.start_record(exported.row)
         found = [
@@ -163,10 +172,33 @@ class Recording:
             for turn in recorded_turns(exported, exported.row, record)
         ]
         start = records.read_start(record)
-        by_turn = {index: request for index, request in enumerate(requests or []) if isinstance(request, dict)}
+        by_turn = {index: request for index, request in enumerate(requests) if request is not None}
         return Recording(
             exported.data.id, exported.data.status, replace(start, kept=[]), found, exported.story().ending, by_turn
         )
+
+
+def _golden(data: dict[str, Any]) -> tuple[Any, list[dict[str, Any] | None]]:
+    """Give the run of a golden file and what its turns were asked with. Raises `ConfigurationError` for others."""
+    version, requests = data.get("version"), data.get("requests")
+    if data.get("format") != GOLDEN:
+        raise _not_golden(f"its format is not {GOLDEN!r}")
+    if type(version) is not int or version < 1:
+        raise _not_golden("its version is not a whole number from 1")
+    if version > VERSION:
+        raise ConfigurationError(
+            f"the golden file was written by a newer version of durable-swarm (format {version}, this one reads up to "
+            f"{VERSION}); upgrade the package"
+        )
+    if not isinstance(requests, list) or not all(isinstance(request, dict | None) for request in requests):
+        raise _not_golden("requests is not a list of objects and nulls")
+    return data["run"], requests
+
+
+def _not_golden(reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"this is not a file that record_golden wrote, or it was changed: {reason}. Record the run again"
+    )
 
 
 class _Stopped(Exception):
@@ -185,7 +217,7 @@ class Replaying:
         self.start = replace(start, model_override=model) if isinstance(model, str) else start
         client = None if isinstance(model, str) else model
         check_settings(client, 1, "raise")
-        self.client = None if model is None else Clients(client).get()
+        self.client = None if model is None else _client(client, model)
         self.requests: list[dict[str, Any]] = []
         """What each turn asks with today."""
         self.differences: list[Difference] = []
@@ -256,7 +288,10 @@ class Replaying:
             return
         now = roster.fingerprint(agent)
         if recorded.version is not None and recorded.version != now:
-            what = f"version of agent {recorded.agent!r}: its instructions, tools, model or settings changed"
+            what = (
+                f"version of agent {recorded.agent!r}: its instructions, tools, model or settings changed "
+                "(record_golden keeps what is needed to show how)"
+            )
             self._note(turn, what, recorded.version, now)
 
     def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
@@ -327,6 +362,15 @@ class Replaying:
         self._note(None, "turns", len(self.recording.turns), len(self.requests))
         self._note(None, "agent", then.agent, now.agent)
         self._note(None, "context_variables", codec.encode(then.context), codec.encode(now.context))
+
+
+def _client(client: Any, model: Any) -> Any:
+    try:
+        return Clients(client).get()
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"replay(model={model!r}) asks OpenAI: set OPENAI_API_KEY, or give a client of your own as model="
+        ) from error
 
 
 async def _request(agent: Any, context: dict[str, Any], model_override: str | None) -> dict[str, Any]:

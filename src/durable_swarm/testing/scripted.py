@@ -136,8 +136,9 @@ class Script(ABC):
         with self._lock:
             self._skip_answered_turns()
             if self._next >= len(self._replies):
+                count = "1 reply" if len(self._replies) == 1 else f"{len(self._replies)} replies"
                 raise ConfigurationError(
-                    f"ScriptedModel has {len(self._replies)} replies and was asked for one more; add a reply. "
+                    f"the script has {count} and was asked for one more; add a reply. "
                     f"The last request ended with {ending(request)}"
                 )
             self._next += 1
@@ -243,6 +244,11 @@ def _checked(replies: Sequence[Any]) -> list[Any]:
             "ScriptedModel takes rules or replies in turn, not both in one list; make every entry a when(...) or "
             "otherwise(...), or none"
         )
+    for number, rule in enumerate(replies[:-1], 1) if rules else ():
+        if rule == Rule(rule.reply):
+            raise ConfigurationError(
+                f"the rules after otherwise(...) (entry {number} of {rules}) would never answer; put it last"
+            )
     for reply in replies if not rules else ():
         check_reply(reply)
     return list(replies)

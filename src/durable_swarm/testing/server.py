@@ -112,11 +112,17 @@ class ScriptedServer:
     def start(self) -> Self:
         """Listen and answer until `stop`. Started again, the server takes the same port.
 
-        Raises `ConfigurationError` for a server that runs, and `OSError` for a port that is taken.
+        Raises `ConfigurationError` for a server that runs, and for a port that is taken.
         """
         if self._server is not None:
             raise ConfigurationError("the scripted server runs already; stop() it first")
-        self._server = _Server(self, self._port)
+        try:
+            self._server = _Server(self, self._port)
+        except (OSError, OverflowError, TypeError) as error:
+            raise ConfigurationError(
+                f"the scripted server cannot listen on port {self._port!r}: {error}; give another port=, or none for a "
+                "free one"
+            ) from error
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self

@@ -1,0 +1,177 @@
+"""When a call may begin beside one that is suspected of ending its process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from durable_swarm import Agent
+from durable_swarm.engine import process, trials
+from durable_swarm.engine.live import Again
+from durable_swarm.engine.store import TRIED
+from durable_swarm.engine.trials import Trials
+from durable_swarm.testing import ScriptedModel
+from durable_swarm.waits import OnLoop
+from tests.engine.conftest import Make
+from tests.engine.helpers import user
+
+SUSPECT = "suspect/0.0"
+
+
+def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Have an async test run on an event loop of its own."""
+
+    @functools.wraps(test)
+    def main(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return main
+
+
+class Calls:
+    """Calls that begin as soon as they may, and end when they are told."""
+
+    def __init__(self, subject: Trials) -> None:
+        self.subject = subject
+        self.under_way: set[str] = set()
+        self._ends: dict[str, asyncio.Event] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def call(self, key: str, again: Again | None = None) -> None:
+        """Have the call begun."""
+        self._ends[key] = asyncio.Event()
+        self._tasks[key] = asyncio.create_task(self._execute(key, again))
+
+    async def _execute(self, key: str, again: Again | None) -> None:
+        with self.subject.until_recorded(key):
+            async with self.subject.execution(key, OnLoop(), again):
+                self.under_way.add(key)
+                await self._ends[key].wait()
+                self.under_way.discard(key)
+
+    async def end(self, *keys: str) -> None:
+        """End the calls, which have begun or are about to."""
+        for key in keys:
+            self._ends[key].set()
+            await self._tasks[key]
+
+    async def see(self, *expected: str) -> None:
+        """Check which calls are under way, when all had time to begin."""
+        await asyncio.sleep(10 * trials.PAUSE)
+        assert self.under_way == set(expected)
+
+
+@contextlib.asynccontextmanager
+async def suspicion(make: Make, *run_ids: str) -> AsyncIterator[Calls]:
+    """Give the trials of a process with runs whose first call was executed twice before."""
+    swarm = make(ScriptedModel(["Done."] * len(run_ids)))
+    for run_id in run_ids:
+        await swarm.run_async(Agent(), user("Please."), run_id=run_id)
+        process.current().store.annotate(run_id, **{f"{TRIED}0.0": [0, trials.EXECUTIONS - 1]})
+    yield Calls(process.current().trials)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look more often than a program would."""
+    monkeypatch.setattr(trials, "PAUSE", 0.01)
+
+
+@on_loop
+async def test_a_suspect_is_alone(make: Make) -> None:
+    """It waits for what is under way, what is new waits for it, and neither keeps the runs of a call from going on."""
+    async with suspicion(make, "suspect") as calls:
+        calls.call("early/0.0")
+        await calls.see("early/0.0")
+        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        await calls.see("early/0.0")
+        calls.call("late/0.0")
+        calls.call("late/1")
+        calls.call("early/0.0/0/0.0")
+        await calls.see("early/0.0", "early/0.0/0/0.0")
+        await calls.end("early/0.0/0/0.0", "early/0.0")
+        await calls.see(SUSPECT)
+        calls.call(f"{SUSPECT}/0/0")
+        calls.subject.lend("named", SUSPECT)
+        calls.call("named/0.0")
+        await calls.see(SUSPECT, f"{SUSPECT}/0/0", "named/0.0")
+        calls.subject.lend("farther", "named/0.0")
+        calls.call("farther/0.0")
+        await calls.see(SUSPECT, f"{SUSPECT}/0/0", "named/0.0", "farther/0.0")
+        await calls.end(f"{SUSPECT}/0/0", "farther/0.0", "named/0.0", SUSPECT)
+        await calls.see("late/0.0", "late/1")
+        await calls.end("late/0.0", "late/1")
+
+
+@on_loop
+async def test_a_suspect_inside_a_suspect_is_alone_with_it(make: Make) -> None:
+    """A call of a run that a suspect started takes its turn within the other's, and not beside its siblings."""
+    async with suspicion(make, "suspect", "inner") as calls:
+        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        await calls.see(SUSPECT)
+        calls.subject.lend("inner", SUSPECT)
+        calls.subject.lend("sibling", SUSPECT)
+        calls.call("inner/0.0", Again("inner", "tool", flow=False))
+        await calls.see(SUSPECT, "inner/0.0")
+        calls.call("sibling/0.0")
+        await calls.see(SUSPECT, "inner/0.0")
+        await calls.end("inner/0.0")
+        await calls.see(SUSPECT, "sibling/0.0")
+        await calls.end("sibling/0.0", SUSPECT)
+
+
+@on_loop
+async def test_no_wait_is_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has gone on for a while is suspected no more: a suspect begins beside it, and others beside the suspect."""
+    monkeypatch.setattr(trials, "PROVEN", 0.3)
+    async with suspicion(make, "suspect") as calls:
+        calls.call("early/0.0")
+        await asyncio.sleep(0)
+        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        calls.call("late/0.0")
+        async with asyncio.timeout(10):
+            while len(calls.under_way) < 3:
+                await asyncio.sleep(0.01)
+        await calls.end("early/0.0", "late/0.0", SUSPECT)
+
+
+@on_loop
+async def test_a_long_call_keeps_no_suspect_waiting(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that a call starts when it has gone on for long wait as others do: there might be no end of them."""
+    monkeypatch.setattr(trials, "PROVEN", 1.0)
+    async with suspicion(make, "suspect") as calls:
+        calls.call("long/0.0")
+        await asyncio.sleep(trials.PROVEN)
+        calls.call("early/0.0")
+        await calls.see("long/0.0", "early/0.0")
+        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        await calls.see("long/0.0", "early/0.0")
+        calls.call("long/0.0/0/0.0")
+        await calls.see("long/0.0", "early/0.0")
+        await calls.end("early/0.0")
+        await calls.see("long/0.0", SUSPECT)
+        await calls.end(SUSPECT)
+        await calls.see("long/0.0", "long/0.0/0/0.0")
+        await calls.end("long/0.0/0/0.0", "long/0.0")
+
+
+@on_loop
+async def test_a_suspect_that_never_began_leaves_no_trace(make: Make) -> None:
+    """When a suspect's wait is broken off, others wait for it no more."""
+    async with suspicion(make, "suspect") as calls:
+        calls.call("early/0.0")
+        await calls.see("early/0.0")
+        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        await calls.see("early/0.0")
+        task = calls._tasks[SUSPECT]
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        calls.call("late/0.0")
+        await calls.see("early/0.0", "late/0.0")
+        await calls.end("early/0.0", "late/0.0")
