@@ -320,7 +320,7 @@ def test_wrong_use_is_told() -> None:
 def test_a_port_may_be_chosen(provider: ScriptedServer) -> None:
     """A server takes the port it is told, and says so where that is taken."""
     port = int(provider.base_url.split(":")[2].split("/")[0])
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(ConfigurationError, match="in use"):
         serve_scripted([], port=port).start()
     provider.stop()
     with serve_scripted([], port=port) as other:
