@@ -17,21 +17,7 @@ from durable_swarm import Agent, DurableSwarm
 from durable_swarm.cli import main
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.testing import ScriptedModel, assert_replays, call
-
-
-class Shell:
-    """Calls the command line in this process and keeps what it printed."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: str, code: int = 0) -> str:
-        """Call a command that must end with `code`, and give its output; an error must be one line on stderr."""
-        found = main(arguments)
-        out, err = self._capsys.readouterr()
-        assert found == code, err
-        assert err.count("\n") == (code != 0), err
-        return out if code == 0 else err
+from tests.support.shell import Shell
 
 
 @pytest.fixture

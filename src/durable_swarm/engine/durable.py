@@ -289,8 +289,7 @@ class DurableSwarm:
 
     def get(self, run_id: str) -> Run:
         """Give the handle of a run. Raises `RunNotFound`."""
-        if self._store().row(check_text("run_id", run_id), load_output=False) is None:
-            raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
+        self._store().found(check_text("run_id", run_id), load_output=False)
         return self._handle(run_id)
 
     def runs(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
@@ -312,9 +311,7 @@ class DurableSwarm:
         `redact(path, value)` gets every value of users (texts, numbers, what tools gave) with its path in the document,
         as in `start.messages[0].content`, and gives what is written in its place. Raises `RunNotFound`.
         """
-        row = self._store().row(check_text("run_id", run_id))
-        if row is None:
-            raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
+        row = self._store().found(check_text("run_id", run_id))
         return exports.export(self._store(), row, redact)
 
     def import_run(self, document: dict[str, Any]) -> Run:

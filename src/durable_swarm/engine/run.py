@@ -66,10 +66,7 @@ class Run:
         return f"Run({self.id!r})"
 
     def _row(self, *, load_output: bool = False) -> Any:
-        row = self._store().row(self.id, load_output=load_output)
-        if row is None:
-            raise errors.RunNotFound(f"there is no run {self.id!r} in this database", run_id=self.id)
-        return row
+        return self._store().found(self.id, load_output=load_output)
 
     @property
     def status(self) -> State:

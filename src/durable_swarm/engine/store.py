@@ -153,6 +153,13 @@ class Store:
         rows = self._client.list_workflows(workflow_ids=[run_id], name=records.RUN, load_output=load_output)
         return rows[0] if rows else None
 
+    def found(self, run_id: str, *, load_output: bool = True) -> Any:
+        """Give the row of a run. Raises `RunNotFound`."""
+        row = self.row(run_id, load_output=load_output)
+        if row is None:
+            raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
+        return row
+
     def rows(
         self,
         *,
