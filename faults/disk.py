@@ -22,7 +22,7 @@ from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 from faults.shim import Fault, NoShim, build, calls
-from tests.crash.lives import Lives, fork_server
+from tests.crash.lives import Lives, server
 from tests.crash.matrix import COLOURS, WAYS, Case, Matrix, Verdict
 
 SWEEPS: dict[str, tuple[str, float]] = {
@@ -113,7 +113,7 @@ def count_calls(lives: Lives, folder: Path, scenario: str) -> int:
 def lives_on_failing_disks(folder: Path) -> Iterator[Lives]:
     """Give lives whose disks can be made to fail. Raises `NoShim`."""
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    context = fork_server()
+    context = server()
     os.environ["LD_PRELOAD"] = str(build(folder))
     ensure_running()
     del os.environ["LD_PRELOAD"]

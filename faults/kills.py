@@ -19,7 +19,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tests.crash import scenarios
-from tests.crash.lives import Lives, fork_server
+from tests.crash.lives import Lives, server
 from tests.crash.matrix import COLOURS, WAYS, Case, Matrix, Report
 
 KINDS = {
@@ -66,7 +66,7 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with closing(Lives(fork_server(), folder)) as lives:
+        with closing(Lives(server(), folder)) as lives:
             matrices = [Matrix(lives, folder, scenario) for scenario in scenarios.SCENARIOS]
             report = kill(matrices, given.kills, random.Random(given.seed))
     found, repeats = wrongs(report), sum(verdict.repeats for verdict in report.verdicts)

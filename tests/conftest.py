@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
 
+from faults.shim import NoShim, build
+from tests.crash.lives import server
 from tests.support.postgres import NoPostgres, fresh_database, running_server
 
 # Port 9 (discard) of loopback: nothing listens there, so a call to a real model fails at once.
@@ -63,3 +68,27 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/runs.sqlite"
     url: str = request.getfixturevalue("postgres_database")
     return url
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path | NoShim:
+    """The shim that lets the disk fail under a life, or why there is none."""
+    try:
+        return build(tmp_path_factory.mktemp("shim"))
+    except NoShim as reason:
+        return reason
+
+
+@pytest.fixture(scope="session")
+def life_server(shim: Path | NoShim) -> ForkServerContext:
+    """The server whose forks are lives, one for all tests of a process; it finds modules where this process does.
+
+    Started with the shim, whichever test comes first: a server that runs cannot be given one any more.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    context = server()
+    with pytest.MonkeyPatch.context() as environment:
+        if isinstance(shim, Path):
+            environment.setenv("LD_PRELOAD", str(shim))
+        ensure_running()
+    return context

@@ -1,29 +1,20 @@
-"""Lives: processes that a test starts, kills and starts again.
-
-They are forks of a server process that has imported everything and launched nothing, so a life costs a tenth of what a
-new interpreter costs, and shares neither threads nor connections with anything.
-"""
+"""Lives: processes that a test starts, talks with, kills and starts again."""
 
 from __future__ import annotations
 
-import faulthandler
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from durable_swarm.testing.crash.boundaries import PROBE, Place, watch
-from tests.crash.boundaries import keep_ledger
+from durable_swarm.testing.crash.ledger import keep_ledger
+from durable_swarm.testing.crash.processes import Child, fork_server, leave, redirect
 
 PATIENCE = 45.0
 """Seconds after which a life that has not ended counts as hanging."""
@@ -31,8 +22,6 @@ PATIENCE = 45.0
 
 Report = tuple[str, Any, tuple[str, ...]]
 """What a life tells the test: `said`, `ended` or `failed`; a value or the error's text; the boundaries passed."""
-
-_one_look = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -46,97 +35,71 @@ class End:
 
 
 class Life:
-    """A process that executes one function; end it with `end` (wait), `kill` or `interrupt`."""
+    """A process that executes one function; end it with `end` (wait), `kill` or `send`."""
 
-    def __init__(self, process: BaseProcess, answer: Connection, log: Path) -> None:
-        self._process = process
-        assert process.pid
-        self._pid = process.pid
-        self._ended: int | None = None
-        self._answer = answer
-        self._log = log
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self.send = child.send
 
     @property
     def log(self) -> str:
         """What the process wrote to stdout and stderr so far."""
-        return self._log.read_text(errors="replace")
+        return self._child.log
 
     def say(self, word: str) -> None:
         """Send a word to the life, which gets it with `hear`."""
-        self._answer.send(word)
+        self._child.answer.send(word)
 
     def hear(self) -> Any:
         """Wait for what the life says next."""
-        if not self._answer.poll(PATIENCE):
-            raise AssertionError(f"the life says nothing\n{self._stacks()}")
         try:
-            kind, said, *_ = self._answer.recv()
-        except EOFError:
-            raise AssertionError(f"the life is over before it said anything\n{self.log}") from None
-        assert kind == "said", f"the life is over before it said anything: {said}\n{self.log}"
-        return said
+            report = self._child.receive(PATIENCE)
+        except TimeoutError:
+            raise AssertionError(f"the life says nothing\n{self._stacks()}") from None
+        assert report is not None, f"the life is over before it said anything\n{self.log}"
+        assert report[0] == "said", f"the life is over before it said anything: {report[1]}\n{self.log}"
+        return report[1]
 
     def end(self) -> End:
         """Wait for the end. Raises AssertionError if the function failed, or if nothing ends."""
         report = self._report()
-        self._answer.close()
+        self._child.answer.close()
         if report is None:
-            assert self._killed(), f"the life ended by itself, without a word: {self._code()}\n{self.log}"
+            assert self._killed(), f"the life ended by itself, without a word: {self._child.code()}\n{self.log}"
             return End(killed=True, log=self.log)
         kind, value, passed = report
         assert kind == "ended", f"the life failed: {value}\n{self.log}"
-        assert self._gone(), f"the life has ended and stays\n{self._stacks()}"
+        assert self._child.gone(10), f"the life has ended and stays\n{self._stacks()}"
         return End(killed=False, value=value, passed=passed, log=self.log)
 
     def outcome(self) -> tuple[int, Any]:
         """Wait for the end, whatever it is, and give the exit code and the value; None if it ended without a word."""
         report = self._report()
-        assert self._gone(), f"the life does not end\n{self._stacks()}"
-        code = self._code()
+        assert self._child.gone(10), f"the life does not end\n{self._stacks()}"
+        code = self._child.code()
         assert code is not None
         assert report is None or report[0] == "ended", f"the life failed: {report}\n{self.log}"
         return code, report and report[1]
 
     def _report(self) -> Report | None:
         """Wait for what the life says at its end; None if it ends without a word."""
-        while self._answer.poll(PATIENCE):
-            try:
-                report: Report = self._answer.recv()
-            except (EOFError, ConnectionResetError):
-                return None
-            if report[0] != "said":
-                return report
-        raise AssertionError(f"the life has not ended within {PATIENCE:g} s\n{self._stacks()}")
-
-    def _gone(self) -> bool:
-        """Whether the process has ended, or does so within some seconds."""
-        return self._code() is not None or bool(
-            multiprocessing.connection.wait([self._process.sentinel], 10) and self._code() is not None
-        )
+        try:
+            while (report := self._child.receive(PATIENCE)) is not None:
+                if report[0] != "said":
+                    ended: Report = report
+                    return ended
+        except TimeoutError:
+            raise AssertionError(f"the life has not ended within {PATIENCE:g} s\n{self._stacks()}") from None
+        return None
 
     def _killed(self) -> bool:
-        return self._gone() and self._code() == -signal.SIGKILL
-
-    def _code(self) -> int | None:
-        """Give how the process ended, or None; one that has ended gives back its files."""
-        # Every start of a process looks at all others too, and only one look may read how a process ended.
-        with _one_look:
-            if self._ended is None and self._process.exitcode is not None:
-                self._ended = self._process.exitcode
-                self._process.close()
-            return self._ended
+        return self._child.gone(10) and self._child.code() == -signal.SIGKILL
 
     def _stacks(self) -> str:
         """Kill the life, having made it write down where its threads stand."""
-        self.send(signal.SIGUSR1)
-        time.sleep(0.5)
+        self._child.stacks()
         self.kill()
         return self.log
-
-    def send(self, number: int) -> None:
-        """Send a signal, if the process still lives."""
-        if self._code() is None:
-            os.kill(self._pid, number)
 
     def kill(self) -> End:
         """Kill the process and wait until it is gone."""
@@ -157,15 +120,8 @@ class Lives:
         """Start a life that executes the module-level function and is killed at `at`, if it gets there."""
         self._started += 1
         log = self._folder / f"life-{self._started}-{os.urandom(3).hex()}.log"
-        log.touch()
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_live, args=(function, args, str(ledger), at, str(log), str(self._folder), theirs), daemon=True
-        )
-        with _one_look:
-            process.start()
-        theirs.close()
-        life = Life(process, ours, log)
+        task = (function, args, ledger, at, log, self._folder)
+        life = Life(Child(self._context, _live, task, log, daemon=True))
         self._all.append(life)
         return life
 
@@ -184,11 +140,9 @@ class Lives:
             life.send(signal.SIGKILL)
 
 
-def fork_server() -> ForkServerContext:
-    """Give the context whose processes are forks of one server that has imported what lives need."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "tests.crash.preload"])
-    return context
+def server() -> ForkServerContext:
+    """Give the context whose processes have imported what lives need."""
+    return fork_server(["pytest", "tests.crash.preload"])
 
 
 _parent: Connection | None = None
@@ -209,19 +163,15 @@ def hear() -> Any:
 def _live(
     function: Callable[..., Any],
     args: tuple[Any, ...],
-    ledger: str,
+    ledger: Path,
     at: Place | None,
-    log: str,
-    folder: str,
+    log: Path,
+    folder: Path,
     answer: Connection,
 ) -> None:
     global _parent
     _parent = answer
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.chdir(folder)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    redirect(log, folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_ledger(ledger)
     watch()
@@ -230,8 +180,4 @@ def _live(
         report: Report = ("ended", function(*args), tuple(PROBE.passed))
     except BaseException as error:
         report = ("failed", f"{type(error).__name__}: {error}", tuple(PROBE.passed))
-    answer.send(report)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # As abrupt as any end: a program that closes nothing must lose nothing.
-    os._exit(0)
+    leave(answer, report)

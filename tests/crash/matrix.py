@@ -22,6 +22,7 @@ from pathlib import Path
 import sqlalchemy
 
 from durable_swarm.testing.crash.boundaries import Place
+from durable_swarm.testing.crash.ledger import read_lines
 from faults.shim import Fault
 from tests.crash import disk, scenarios
 from tests.crash.boundaries import RUN_PREFIX
@@ -61,11 +62,9 @@ class Effect:
 
 def read_ledger(path: Path, run_id: str) -> list[Effect]:
     """Give the effects so far, in order, with keys that do not depend on the run's id."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    words = [line.split() for line in lines]
     return [
-        Effect(key.replace(run_id, "RUN", 1), label, int(attempt), (workflow, number))
-        for key, label, attempt, workflow, number in words
+        Effect(line["key"].replace(run_id, "RUN", 1), line["label"], line["attempt"], tuple(line["checkpoint"]))
+        for line in read_lines(path)
     ]
 
 

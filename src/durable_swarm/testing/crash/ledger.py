@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from durable_swarm.errors import ConfigurationError, NotInRun
 from durable_swarm.testing.crash.boundaries import PROBE
@@ -43,11 +43,17 @@ def effect(name: str, key: str | None = None) -> None:
     """
     if not isinstance(name, str) or not isinstance(key, str | None):
         raise ConfigurationError(f"effect({name!r}, key={key!r}): the name and the key are text")
+    if _ledger is not None:
+        report(name, asdict(_entry(name, key)))
+
+
+def report(name: str, line: dict[str, Any]) -> None:
+    """Have an effect: a boundary, and a line in this process's ledger. Raises `RuntimeError` if it keeps none."""
     if _ledger is None:
-        return
+        raise RuntimeError("effects are for lives: this process keeps no ledger")
     number = PROBE.before(f"effect {name}")
     # One write, so that lines of parallel calls never mix.
-    os.write(_ledger, (json.dumps(asdict(_entry(name, key))) + "\n").encode())
+    os.write(_ledger, (json.dumps(line) + "\n").encode())
     PROBE.after(number)
 
 
@@ -59,11 +65,11 @@ def _entry(name: str, key: str | None) -> Entry:
     return Entry(name, key, call.tool, call.attempt)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Give the lines of a ledger so far, in order."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def read_ledger(path: Path) -> list[Entry]:
     """Give the effects so far, in order."""
-    return list(_entries(path)) if path.exists() else []
-
-
-def _entries(path: Path) -> Iterator[Entry]:
-    for line in path.read_text().splitlines():
-        yield Entry(**json.loads(line))
+    return [Entry(**line) for line in read_lines(path)]

@@ -1,30 +1,19 @@
-"""Lives: processes that execute a scenario, and are killed on the way.
-
-They are forks of a server process that has imported the package and launched nothing: a life costs a tenth of what a
-new interpreter costs, and shares neither threads nor connections with anything.
-"""
+"""Lives: processes that execute a scenario, and are killed on the way."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import importlib
 import importlib.util
 import inspect
-import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +23,10 @@ from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.crash.boundaries import PROBE, Death, watch
 from durable_swarm.testing.crash.ledger import keep_ledger
 from durable_swarm.testing.crash.outcome import renumbered
+from durable_swarm.testing.crash.processes import Child, fork_server, leave, redirect
 from durable_swarm.types import Response
 
 PRELOAD = ["durable_swarm.testing.crash.lives", "asyncio", "sqlite3", "psycopg", "sqlalchemy.dialects.sqlite"]
-
-_starting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -112,20 +100,14 @@ class End:
 def live(task: Task, *, timeout: float) -> End:
     """Live one life to its end; one that has not ended `timeout` seconds after its start hangs."""
     task.folder.mkdir(parents=True, exist_ok=True)
-    task.log.touch()
-    ours, theirs = _server().Pipe()
-    process = _server().Process(target=_live, args=(task, theirs))
-    with _starting:  # Starting a process looks at all others, and two looks at once trip over each other.
-        process.start()
-    theirs.close()
+    child = Child(fork_server(PRELOAD), _live, (task,), task.log, daemon=False)
     try:
-        report = _report(ours, process, timeout)
-        hung = report is None and not _gone(process)
-        log = _stacks(task, process) if hung else ""
-    finally:
-        code = _end(process)
-        ours.close()
-    return _judged(report, code, hung, log or task.log.read_text(errors="replace"))
+        report = child.receive(timeout)
+    except TimeoutError:
+        report = None
+    hung = report is None and not child.gone(0.2)
+    log = child.stacks() if hung else ""
+    return _judged(report, _end(child), hung, log or child.log)
 
 
 def _judged(report: Any, code: int | None, hung: bool, log: str) -> End:
@@ -139,50 +121,22 @@ def _judged(report: Any, code: int | None, hung: bool, log: str) -> End:
     return End("raised", f"it ended by itself, with exit code {code}", log=log)
 
 
-def _server() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
-
-
-def _report(answer: Connection, process: BaseProcess, seconds: float) -> Any:
-    """Wait for what the life says at its end; None if it says nothing."""
-    # For both: a process that the life has started may hold its end of the connection open.
-    multiprocessing.connection.wait([answer, process.sentinel], seconds)
-    try:
-        return answer.recv() if answer.poll() else None
-    except (EOFError, ConnectionResetError):
-        return None
-
-
-def _gone(process: BaseProcess) -> bool:
-    return bool(multiprocessing.connection.wait([process.sentinel], 0.2))
-
-
-def _end(process: BaseProcess) -> int | None:
+def _end(child: Child) -> int | None:
     """Kill the process if it still lives, with those it started, and give how it ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid or 0, signal.SIGKILL)
-    process.kill()
-    with _starting:
-        process.join(10)
-        code = process.exitcode
-        process.close()
-    return code
-
-
-def _stacks(task: Task, process: BaseProcess) -> str:
-    """Give the log of a life that hangs, after it wrote down where its threads stand."""
-    if process.pid is not None:
-        os.kill(process.pid, signal.SIGUSR1)
-        time.sleep(0.3)
-    return task.log.read_text(errors="replace")
+        os.killpg(child.pid, signal.SIGKILL)
+    child.send(signal.SIGKILL)
+    child.gone(10)
+    child.answer.close()
+    return child.code()
 
 
 def _live(task: Task, answer: Connection) -> None:
     """Be a life."""
     os.setsid()
-    _redirect(task)
+    redirect(task.log, task.folder)
+    os.environ[VARIABLE] = task.database
+    keep_ledger(task.ledger)
     watch()
     PROBE.arm(task.at)
     try:
@@ -193,21 +147,7 @@ def _live(task: Task, answer: Connection) -> None:
     except BaseException as error:
         traceback.print_exc()
         report = ("raised", f"{type(error).__name__}: {error}", tuple(PROBE.passed), tuple(PROBE.times))
-    answer.send(report)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # As abrupt as any end: a program that closes nothing must lose nothing.
-    os._exit(0)
-
-
-def _redirect(task: Task) -> None:
-    file = os.open(task.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.chdir(task.folder)
-    os.environ[VARIABLE] = task.database
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
-    keep_ledger(task.ledger)
+    leave(answer, report)
 
 
 def _load(scenario: Scenario) -> Callable[..., Any]:

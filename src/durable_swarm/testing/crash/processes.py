@@ -1,0 +1,110 @@
+"""Processes that are forks of one server, which has imported what they need and launched nothing.
+
+Such a process costs a tenth of what a new interpreter costs, and shares neither threads nor connections with anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any, NoReturn
+
+_one_look = threading.Lock()
+"""Every start of a process looks at all others too, and only one look may read how a process ended."""
+
+
+def fork_server(preload: Sequence[str]) -> ForkServerContext:
+    """Give the context whose processes are forks of a server that has imported these modules."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    return context
+
+
+class Child:
+    """A process that executes `target(*args, answer)`, where `answer` is its end of the connection `self.answer`.
+
+    `log` is the file it writes to, once it has called `redirect`.
+    """
+
+    def __init__(
+        self, context: ForkServerContext, target: Callable[..., None], args: tuple[Any, ...], log: Path, *, daemon: bool
+    ) -> None:
+        log.touch()
+        self.answer, theirs = context.Pipe()
+        self._process = context.Process(target=target, args=(*args, theirs), daemon=daemon)
+        with _one_look:
+            self._process.start()
+        theirs.close()
+        self.pid = int(self._process.pid or 0)
+        self._log = log
+        self._code: int | None = None
+
+    @property
+    def log(self) -> str:
+        """What the process wrote to stdout and stderr so far."""
+        return self._log.read_text(errors="replace")
+
+    def receive(self, seconds: float) -> Any:
+        """Wait for what the process says next; None if it has gone without a word. Raises TimeoutError."""
+        # For both: a process that this one has started may hold its end of the connection open.
+        waited_for: list[Any] = [self.answer] if self.code() is not None else [self.answer, self._process.sentinel]
+        if not multiprocessing.connection.wait(waited_for, seconds):
+            raise TimeoutError
+        try:
+            return self.answer.recv() if self.answer.poll() else None
+        except (EOFError, ConnectionResetError):
+            return None
+
+    def code(self) -> int | None:
+        """Give how the process ended, or None; one that has ended gives back its files."""
+        with _one_look:
+            if self._code is None and self._process.exitcode is not None:
+                self._code = self._process.exitcode
+                self._process.close()
+            return self._code
+
+    def gone(self, seconds: float) -> bool:
+        """Whether the process has ended, or does so within these seconds."""
+        return self.code() is not None or bool(
+            multiprocessing.connection.wait([self._process.sentinel], seconds) and self.code() is not None
+        )
+
+    def send(self, number: int) -> None:
+        """Send a signal, if the process still lives."""
+        if self.code() is None:
+            with contextlib.suppress(ProcessLookupError):  # The server has seen its end, and not told yet.
+                os.kill(self.pid, number)
+
+    def stacks(self) -> str:
+        """Have the process write down where its threads stand, and give its log."""
+        self.send(signal.SIGUSR1)
+        time.sleep(0.5)
+        return self.log
+
+
+def redirect(log: Path, folder: Path) -> None:
+    """In a child: write to `log`, work in `folder`, and write down where the threads stand when SIGUSR1 comes."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def leave(answer: Connection, report: Any) -> NoReturn:
+    """In a child: tell how it went, and end as abruptly as any crash: what closes nothing must lose nothing."""
+    answer.send(report)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
