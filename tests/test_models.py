@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from durable_swarm import Agent, ModelError, codec
+from durable_swarm.answers import read_message
 from durable_swarm.models import (
     FIRST_PAUSE,
     LONGEST_PAUSE,
@@ -18,7 +19,6 @@ from durable_swarm.models import (
     build_request,
     current_model_call,
     pause,
-    read_message,
     to_wire,
     transient,
     without_secrets,

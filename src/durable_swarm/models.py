@@ -23,9 +23,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+from durable_swarm.answers import Answer, EmptyReply, checked, read_message, read_usage
 from durable_swarm.errors import ConfigurationError, ModelError
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import Message, Usage
@@ -121,10 +121,10 @@ async def complete(
         say(f"Getting chat completion for...: {request['messages']}")
     with _called(call):
         answer = await _with_retries(client, request, waits)
-    message = read_message(answer.choices[0].message, call.turn)
+    message = read_message(answer.message, call.turn)
     if debug:
         say(f"Received completion: {message}")
-    return Completion(message, _read_usage(answer), request["model"])
+    return Completion(message, read_usage(answer), request["model"])
 
 
 @contextlib.contextmanager
@@ -160,13 +160,13 @@ def build_request(agent: Any, messages: list[Message], model_override: str | Non
     return {**request, **(getattr(agent, "model_settings", None) or {})}
 
 
-async def _with_retries(client: Any, request: dict[str, Any], waits: Waits) -> Any:
+async def _with_retries(client: Any, request: dict[str, Any], waits: Waits) -> Answer:
     _remember_key(client)
     retries = getattr(client, "max_retries", None)
     tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
     for attempt in range(1, tries + 1):
         try:
-            return _checked(await _send(client, request, waits))
+            return checked(await _send(client, request, waits))
         except Exception as error:
             if not _of_provider(error):
                 raise
@@ -217,17 +217,6 @@ def is_openai(client: Any) -> bool:
     """Whether it is a client of the `openai` package, which is only imported where a program uses it."""
     openai = sys.modules.get("openai")
     return openai is not None and isinstance(client, (openai.OpenAI, openai.AsyncOpenAI))
-
-
-class EmptyReply(Exception):
-    """The provider answered without a message."""
-
-
-def _checked(answer: Any) -> Any:
-    choices = getattr(answer, "choices", None)
-    if not choices or getattr(choices[0], "message", None) is None:
-        raise EmptyReply("the provider's answer has no message")
-    return answer
 
 
 def _of_provider(error: Exception) -> bool:
@@ -300,56 +289,6 @@ def without_secrets(text: str) -> str:
         if len(secret) > 5:
             text = text.replace(secret, "***")
     return _PASSWORDS.sub(r"\1***", _KEYS.sub("***", text))
-
-
-def read_message(message: Any, turn: int) -> Message:
-    """Give the assistant message as plain data, with `content` and `tool_calls` always present.
-
-    Accepts mappings, pydantic models and any object with `content` and `tool_calls`. Fields the provider left null are
-    left out; a call without an id gets one, for providers that send none but want it back.
-    """
-    data = _as_dict(message)
-    calls = [_read_call(call, turn, index) for index, call in enumerate(data.pop("tool_calls", None) or [])]
-    rest = {key: value for key, value in data.items() if value is not None and key not in ("role", "content", "sender")}
-    content = data.get("content")
-    if content is not None and not isinstance(content, str | list):
-        content = json.dumps(content, default=str)
-    return {"role": "assistant", "content": content, **rest, "tool_calls": calls or None}
-
-
-def _as_dict(message: Any) -> dict[str, Any]:
-    if isinstance(message, Mapping):
-        return dict(message)
-    with contextlib.suppress(AttributeError, TypeError, ValueError):
-        dumped = message.model_dump(mode="json")
-        if isinstance(dumped, dict):
-            return dumped
-    return {key: getattr(message, key, None) for key in ("content", "tool_calls")}
-
-
-def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
-    function = _field(call, "function")
-    part = partial(_field, function)
-    given = _field(call, "id")
-    arguments = part("arguments")
-    if not isinstance(arguments, str):
-        arguments = "" if arguments is None else json.dumps(arguments)
-    return {
-        "id": str(given) if given else f"call_{turn}_{index}",
-        "type": "function",
-        "function": {"name": str(part("name") or ""), "arguments": arguments},
-    }
-
-
-def _field(thing: Any, name: str) -> Any:
-    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
-
-
-def _read_usage(answer: Any) -> Usage | None:
-    usage = getattr(answer, "usage", None)
-    counts = {name: getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
-    known = {name: count for name, count in counts.items() if isinstance(count, int)}
-    return Usage(requests=1, **known) if known else None
 
 
 def say(text: str) -> None:
