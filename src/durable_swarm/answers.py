@@ -72,9 +72,9 @@ def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
     }
 
 
-def field(thing: Any, name: str) -> Any:
-    """Give a field of a mapping or an object, or None."""
-    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)
+def field(thing: Any, name: str, default: Any = None) -> Any:
+    """Give a field of a mapping or an object, or `default` where there is none."""
+    return thing.get(name, default) if isinstance(thing, Mapping) else getattr(thing, name, default)
 
 
 def read_usage(answer: Answer) -> Usage | None:
