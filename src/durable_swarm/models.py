@@ -3,6 +3,8 @@
 Retries: rate limits, timeouts, lost connections and errors of the server (408, 409, 429, 5xx) are tried again, as often
 as the client's own `max_retries` says (5 where a client has no such setting), after 0.5 s doubling to 8 s, or after
 what `Retry-After` asks for. The caller's mistakes (400, 401, 404, …) are not.
+
+A streamed reply is the same call: its pieces are shown while they come in, and merged to the same whole.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import functools
 import inspect
 import json
 import os
@@ -23,13 +24,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from durable_swarm.answers import Answer, EmptyReply, checked, read_message, read_usage
+from durable_swarm.deltas import BrokenStream
 from durable_swarm.errors import ConfigurationError, ModelError
+from durable_swarm.receiving import Reception, Show, Shown
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import Message, Usage
-from durable_swarm.waits import Waits, background_loop
+from durable_swarm.waits import OnLoop, Waits, background_loop
 
 DEFAULT_RETRIES = 5
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
@@ -110,17 +114,19 @@ async def complete(
     debug: bool,
     call: ModelCall,
     waits: Waits,
+    show: Show | None = None,
 ) -> Completion:
-    """Make one model call for `agent`, with its retries.
+    """Make one model call for `agent`, with its retries. With `show` the reply is streamed, and shown as it comes in.
 
     Raises `ModelError` when the provider refuses or stays away; other exceptions of the client pass as they are.
     """
     system = await instructions(agent, context, waits)
-    request = build_request(agent, conversation.request(system, history), model_override)
+    request = build_request(agent, conversation.request(system, history), model_override, streamed=show is not None)
     if debug:
         say(f"Getting chat completion for...: {request['messages']}")
+    begin = None if show is None else partial(Shown, show, call.turn)
     with _called(call):
-        answer = await _with_retries(client, request, waits)
+        answer = await _with_retries(client, request, waits, begin)
     message = read_message(answer.message, call.turn)
     if debug:
         say(f"Received completion: {message}")
@@ -145,28 +151,39 @@ async def instructions(agent: Any, context: dict[str, Any], waits: Waits) -> str
     return str(await waits.call(agent.instructions, defaultdict(str, context)))
 
 
-def build_request(agent: Any, messages: list[Message], model_override: str | None) -> dict[str, Any]:
-    """Give the keyword arguments of `chat.completions.create`, the same as Swarm's."""
+def build_request(
+    agent: Any, messages: list[Message], model_override: str | None, *, streamed: bool = False
+) -> dict[str, Any]:
+    """Give the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too."""
     tools = [tool_schema(function) for function in agent.functions]
     request = {
         "model": model_override or agent.model,
         "messages": messages,
         "tools": tools or None,
         "tool_choice": getattr(agent, "tool_choice", None),
-        "stream": False,
+        "stream": streamed,
     }
+    if streamed:
+        request["stream_options"] = {"include_usage": True}
     if tools:
         request["parallel_tool_calls"] = getattr(agent, "parallel_tool_calls", True)
-    return {**request, **(getattr(agent, "model_settings", None) or {})}
+    request.update(getattr(agent, "model_settings", None) or {})
+    if streamed and not request["stream"]:
+        del request["stream_options"]
+    return request
 
 
-async def _with_retries(client: Any, request: dict[str, Any], waits: Waits) -> Answer:
+Begin = Callable[[], Shown]
+"""Begins what an attempt shows."""
+
+
+async def _with_retries(client: Any, request: dict[str, Any], waits: Waits, begin: Begin | None) -> Answer:
     _remember_key(client)
     retries = getattr(client, "max_retries", None)
     tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
     for attempt in range(1, tries + 1):
         try:
-            return checked(await _send(client, request, waits))
+            return await _attempt(client, request, waits, begin)
         except Exception as error:
             if not _of_provider(error):
                 raise
@@ -176,9 +193,25 @@ async def _with_retries(client: Any, request: dict[str, Any], waits: Waits) -> A
     raise AssertionError("unreachable")
 
 
-async def _send(client: Any, request: dict[str, Any], waits: Waits) -> Any:
+async def _attempt(client: Any, request: dict[str, Any], waits: Waits, begin: Begin | None) -> Answer:
+    if begin is None:
+        create, arguments = _prepared(client, request)
+        create = partial(_beside, create) if _is_at_home(client) else create
+        return checked(await waits.call(create, **arguments))
+    try:
+        return await _receive(client, request, waits, begin())
+    except Exception as error:
+        if not _refuses_options(error, request):
+            raise
+    # Kept out of further tries too.
+    del request["stream_options"]
+    return await _receive(client, request, waits, begin())
+
+
+def _prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Give the function to call, and its arguments."""
     if not is_openai(client):
-        return await waits.call(client.chat.completions.create, **request)
+        return client.chat.completions.create, request
     # The official client walks every message of every request in Python. What stands in `extra_body` it sends as it is.
     body = {key: request[key] for key in ("messages", "tools") if request[key] is not None}
     body.update(request.get("extra_body") or {})
@@ -187,14 +220,39 @@ async def _send(client: Any, request: dict[str, Any], waits: Waits) -> Any:
         for key, value in request.items()
         if key not in ("tools", "stream", "extra_body") and value is not None
     }
-    create = _bare(client).chat.completions.create
-    if client in _at_home:
-        create = functools.partial(_beside, create)
-    return await waits.call(create, **{**rest, "messages": []}, extra_body=body)
+    return _bare(client).chat.completions.create, {**rest, "messages": [], "extra_body": body}
+
+
+def _refuses_options(error: Exception, request: dict[str, Any]) -> bool:
+    """Whether the provider, or a client with a fixed list of arguments, cannot count the tokens of a stream."""
+    refused = isinstance(error, TypeError) or getattr(error, "status_code", None) in (400, 422)
+    return refused and "stream_options" in request and "stream_options" in str(error)
+
+
+async def _receive(client: Any, request: dict[str, Any], waits: Waits, shown: Shown) -> Answer:
+    """Make one attempt at a streamed call. What it has shown is taken back when it fails, or is cancelled."""
+    create, arguments = _prepared(client, request)
+    if request["stream"]:
+        arguments = {**arguments, "stream": request["stream"]}
+    receive = Reception(partial(create, **arguments), shown).way()
+    if _is_at_home(client):
+        receive = partial(_beside, receive)
+    # Not in the threads that belong to `waits`: one of them may be the reader's, who is to read meanwhile.
+    waits = OnLoop() if isinstance(waits, OnLoop) else waits
+    try:
+        answer: Answer = await waits.call(receive)
+        return answer
+    except BaseException:
+        shown.end()
+        raise
 
 
 _at_home: weakref.WeakSet[Any] = weakref.WeakSet()
 """Async clients of our own making: their connections belong to the background loop, whichever loop asks."""
+
+
+def _is_at_home(client: Any) -> bool:
+    return is_openai(client) and client in _at_home
 
 
 async def _beside(create: Callable[..., Any], **request: Any) -> Any:
@@ -228,16 +286,39 @@ def _of_provider(error: Exception) -> bool:
 
 def transient(error: Exception) -> bool:
     """Whether the same request may succeed later."""
-    status = getattr(error, "status_code", None)
-    if isinstance(status, int):
+    status = _status(error)
+    if status is not None:
         spent = getattr(error, "code", None) == "insufficient_quota"
         refused = _headers(error).get("x-should-retry") == "false"
         return (status in (408, 409, 429) or status >= 500) and not spent and not refused
     names = {kind.__name__ for kind in type(error).__mro__}
     # A body that is no JSON (a proxy's page, a cut answer) reaches us as the decoder's error.
-    return isinstance(error, ConnectionError | TimeoutError | EmptyReply | json.JSONDecodeError) or bool(
-        names & {"APIConnectionError", "APITimeoutError"}
-    )
+    kinds = ConnectionError | TimeoutError | EmptyReply | BrokenStream | json.JSONDecodeError | UnicodeDecodeError
+    return isinstance(error, kinds) or bool(names & _LOST_CONNECTIONS) or _passing_event(error)
+
+
+_LOST_CONNECTIONS = {"APIConnectionError", "APITimeoutError", "TransportError"}
+"""Names of the errors of openai and httpx; neither needs to be there."""
+
+
+def _passing_event(error: Exception) -> bool:
+    """Whether it is an error that the provider sent in the middle of a stream, and that may pass."""
+    lasting = "insufficient_quota", "invalid_request_error"
+    return _is_event(error) and not any(getattr(error, name, None) in lasting for name in ("code", "type"))
+
+
+def _is_event(error: Exception) -> bool:
+    # The class alone: its subclasses are errors of other kinds.
+    return type(error).__name__ == "APIError"
+
+
+def _status(error: Exception) -> int | None:
+    """Give the HTTP status; some providers send it as the code of an error in the middle of a stream."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return status
+    code = str(getattr(error, "code", None)) if _is_event(error) else ""
+    return int(code) if re.fullmatch(r"[45]\d\d", code, re.ASCII) else None
 
 
 def pause(error: Exception, attempt: int) -> float:
@@ -255,13 +336,12 @@ def _headers(error: Exception) -> Mapping[str, str]:
 
 
 def _model_error(error: Exception, tries: int) -> ModelError:
-    status = getattr(error, "status_code", None)
     # The error stays the cause and is printed with it; a key that the provider repeats must not stand there either.
     error.args = tuple(without_secrets(part) if isinstance(part, str) else part for part in error.args)
     times = f" after {tries} tries" if tries > 1 else ""
     return ModelError(
         f"the model call failed{times}: {type(error).__name__}: {without_secrets(str(error))[:1000]}",
-        status=status if isinstance(status, int) else None,
+        status=_status(error),
         error_type=type(error).__name__,
         tries=tries,
     )
