@@ -20,9 +20,10 @@ from durable_swarm.errors import (
     ToolError,
     UnknownAgent,
 )
+from durable_swarm.events import Event
 from durable_swarm.repl import run_demo_loop
 from durable_swarm.swarm import Swarm
-from durable_swarm.tools import current_call, sleep, sleep_async, step, tool
+from durable_swarm.tools import current_call, emit, sleep, sleep_async, step, tool
 from durable_swarm.types import Agent, Response, Result
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigurationError",
     "DurableSwarm",
     "DurableSwarmError",
+    "Event",
     "InvalidAnswer",
     "LimitReached",
     "ModelError",
@@ -50,6 +52,7 @@ __all__ = [
     "ToolError",
     "UnknownAgent",
     "current_call",
+    "emit",
     "run_demo_loop",
     "sleep",
     "sleep_async",

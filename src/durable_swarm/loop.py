@@ -32,11 +32,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model answered: the message, and its tool calls with their plans."""
+    """What the model answered: the message, and its tool calls with their plans.
+
+    `together` says that the calls are made together, not one after the other; it belongs to the plan.
+    """
 
     message: Message
     calls: list[Call]
     usage: Usage | None = None
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class CallAll:
     calls: list[Call]
     context: dict[str, Any]
     history: list[Message]
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def turns(start: Start) -> Turns:
         calls = reply.calls if start.execute_tools else []
         if not calls and turn + 1 not in start.detours:
             break
-        outcomes = yield from call_all(start, CallAll(turn, agent, calls, context, history))
+        outcomes = yield from call_all(start, CallAll(turn, agent, calls, context, history, reply.together))
         for call, outcome in zip(calls, outcomes, strict=True):
             history.append({"role": "tool", "tool_call_id": call.id, "tool_name": call.tool, "content": outcome.text})
             absorb(context, outcome)

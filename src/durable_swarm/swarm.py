@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import uuid
-from collections.abc import Awaitable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 from durable_swarm.checks import check_text, check_whole
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, complete
 from durable_swarm.roster import remember
+from durable_swarm.streaming import PATIENCE, Channel, Item, Stream, read, read_async
 from durable_swarm.tools import (
     IN_MEMORY,
     Cast,
@@ -28,23 +30,41 @@ from durable_swarm.tools import (
     runs_together,
 )
 from durable_swarm.types import Message, Response
-from durable_swarm.waits import Blocking, OnLoop, Waits, beside, finish
+from durable_swarm.waits import Blocking, Home, OnLoop, Waits, background_loop, beside, contained, finish, result_of
 
 
-class Swarm:
-    """Runs agents in memory: OpenAI Swarm's client. Nothing is stored; see `DurableSwarm` for runs that survive.
+class Runner(ABC):
+    """The methods by which programs run agents, the same in memory and durably."""
 
-    `client` is anything with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s, made at
-    first use. `tool_concurrency` above 1 lets plain functions of one reply run together; `tool_errors="tell"` reports a
-    tool's exception to the model, where `"raise"` ends the run with it.
-    """
-
-    def __init__(self, client: Any = None, *, tool_concurrency: int = 1, tool_errors: str = "raise") -> None:
-        check_settings(client, tool_concurrency, tool_errors)
-        self.clients = Clients(client)
-        self.tool_concurrency = tool_concurrency
-        self.tool_errors = tool_errors
-
+    @overload
+    def run(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        *,
+        stream: Literal[True],
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        run_id: str | None = None,
+    ) -> Iterator[Item]: ...
+    @overload
+    def run(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: Literal[False] = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Response: ...
+    @overload
     def run(
         self,
         agent: Any,
@@ -57,16 +77,8 @@ class Swarm:
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
-    ) -> Response:
-        """Run the agents until one answers without calling a tool; gives the new messages and the last agent.
-
-        `max_turns` counts messages, tool results included. Raises `ModelError`, `ConfigurationError`, and what a tool
-        raised.
-        """
-        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
-        return finish(self._run(asked, run_id, Blocking(), self.clients.get()))
-
-    async def run_async(
+    ) -> Response | Iterator[Item]: ...
+    def run(
         self,
         agent: Any,
         messages: list[Message],
@@ -78,10 +90,114 @@ class Swarm:
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
-    ) -> Response:
-        """Run as `run` does, on the event loop; plain functions run in threads."""
+    ) -> Response | Iterator[Item]:
+        """Run the agents until one answers without calling a tool; gives the new messages and the last agent.
+
+        `max_turns` counts messages, tool results included. With `stream=True` it gives Swarm's dictionaries:
+        `{"delim": "start"}`, the deltas of a reply (the first with `sender`), `{"delim": "end"}`, at last
+        `{"response": Response}`; after `{"delim": "reset"}`, what came since the last `start` is void, since the model
+        is asked again. The run begins with the first reading, and goes on when nobody reads any more. What is
+        recorded already is not streamed again.
+
+        With `DurableSwarm` a crash in between loses nothing, and the same `run_id` again gives the recorded response,
+        or goes on with the run where it stands.
+
+        Raises `ModelError`, `ConfigurationError`, what a tool raised; `DurableSwarm` also `RunConflict`,
+        `RunCancelled`, `NotSerializable`.
+        """
         asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
-        return await self._run(asked, run_id, OnLoop(), self.clients.get(asyncio.get_running_loop()))
+        return self._stream(asked, run_id) if stream else self._respond(asked, run_id)
+
+    @overload
+    def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        *,
+        stream: Literal[True],
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        run_id: str | None = None,
+    ) -> Stream: ...
+    @overload
+    def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: Literal[False] = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Coroutine[Any, Any, Response]: ...
+    @overload
+    def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: bool = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Coroutine[Any, Any, Response] | Stream: ...
+    def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: bool = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Coroutine[Any, Any, Response] | Stream:
+        """Run as `run` does, on the event loop; plain functions run in threads. Await it; with `stream`, iterate it."""
+        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+        return Stream(self._stream_async(asked, run_id)) if stream else self._respond_async(asked, run_id)
+
+    @abstractmethod
+    def _respond(self, asked: Request, run_id: str | None) -> Response:
+        """Run to the end in the calling thread."""
+
+    @abstractmethod
+    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+        """Run, and hand the dictionaries to the calling thread."""
+
+    @abstractmethod
+    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
+        """Run to the end on the running loop."""
+
+    @abstractmethod
+    def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
+        """Run on the running loop, and hand the dictionaries to it."""
+
+
+class Swarm(Runner):
+    """Runs agents in memory: OpenAI Swarm's client. Nothing is stored; see `DurableSwarm` for runs that survive.
+
+    `client` is anything with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s, made at
+    first use. `tool_concurrency` above 1 lets plain functions of one reply run together; `tool_errors="tell"` reports a
+    tool's exception to the model, where `"raise"` ends the run with it.
+    """
+
+    def __init__(self, client: Any = None, *, tool_concurrency: int = 1, tool_errors: str = "raise") -> None:
+        check_settings(client, tool_concurrency, tool_errors)
+        self.clients = Clients(client)
+        self.tool_concurrency = tool_concurrency
+        self.tool_errors = tool_errors
+        self._streaming: set[asyncio.Task[Response]] = set()
 
     def close(self) -> None:
         """Close the client, if this object made it."""
@@ -93,10 +209,41 @@ class Swarm:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    async def _run(self, asked: Request, run_id: str | None, waits: Waits, client: Any) -> Response:
+    def _respond(self, asked: Request, run_id: str | None) -> Response:
+        return finish(self._run(asked, run_id, Blocking(), self.clients.get()))
+
+    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
+        return await self._run(asked, run_id, OnLoop(), self.clients.get(asyncio.get_running_loop()))
+
+    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+        client, channel = self.clients.get(background_loop()), Channel()
+        with Home(PATIENCE) as home:
+            run = contained(self._run(asked, run_id, OnLoop(home), client, channel))
+            over = asyncio.run_coroutine_threadsafe(run, background_loop())
+            try:
+                yield from read(channel, home, over)
+            finally:
+                channel.close()
+        yield {"response": result_of(over.result())}
+
+    async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
+        loop, channel = asyncio.get_running_loop(), Channel()
+        over = loop.create_task(self._run(asked, run_id, OnLoop(), self.clients.get(loop), channel))
+        self._streaming.add(over)
+        over.add_done_callback(self._streaming.discard)
+        try:
+            async for item in read_async(channel, over):
+                yield item
+        finally:
+            channel.close()
+        yield {"response": over.result()}
+
+    async def _run(
+        self, asked: Request, run_id: str | None, waits: Waits, client: Any, channel: Channel | None = None
+    ) -> Response:
         if run_id is not None:
             check_text("run_id", run_id)
-        performer = _InMemory(self, asked, run_id or str(uuid.uuid4()), waits, client)
+        performer = _InMemory(self, asked, run_id or str(uuid.uuid4()), waits, client, channel)
         ending = await drive(turns(asked.start(copy.deepcopy)), performer)
         return respond(ending, performer.cast[ending.agent], run_id)
 
@@ -121,8 +268,6 @@ class Request:
             raise ConfigurationError("context_variables must be a dictionary")
         if self.model_override is not None:
             check_text("model_override", self.model_override)
-        if self.stream:
-            raise ConfigurationError("stream=True is not available in this version; leave it out")
         if (
             isinstance(self.max_turns, bool)
             or not isinstance(self.max_turns, int | float)
@@ -199,6 +344,7 @@ class _InMemory:
     run_id: str
     waits: Waits
     client: Any
+    channel: Channel | None = None
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
 
@@ -210,6 +356,8 @@ class _InMemory:
 
     async def _ask(self, effect: Ask) -> Reply:
         agent = self.cast[effect.agent]
+        if self.channel is not None:
+            self.channel.begin(effect.agent)
         completion = await complete(
             self.client,
             agent,
@@ -220,12 +368,17 @@ class _InMemory:
             debug=self.asked.debug,
             call=ModelCall(self.run_id, effect.turn),
             waits=self.waits,
+            show=self.channel,
         )
-        return Reply(completion.message, plan_calls(agent, completion.message), completion.usage)
+        if self.channel is not None:
+            self.channel.end()
+        calls = plan_calls(agent, completion.message)
+        together = runs_together(agent, calls, self.swarm.tool_concurrency)
+        return Reply(completion.message, calls, completion.usage, together)
 
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
         agent, width = self.cast[effect.agent], self.swarm.tool_concurrency
-        if not runs_together(agent, effect.calls, width):
+        if not effect.together:
             return await call_in_order(effect.calls, lambda call: self._call(agent, effect, call, self.waits))
         lane = Lane(width)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, overload
 
 from durable_swarm.checks import check_seconds, check_whole
-from durable_swarm.codec import storable
+from durable_swarm.codec import encode, storable
 from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
 from durable_swarm.loop import Call, Outcome
 from durable_swarm.models import without_secrets
@@ -77,6 +77,8 @@ class Inside:
     scope: str = ""
     numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
     finished: dict[str, Any] = dataclasses.field(default_factory=dict)
+    emit: Callable[[int, Any], None] | None = None
+    """Takes what the code emits, with the attempt; None where nobody can follow the run."""
     abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Set when the attempt has timed out; its thread may still run, but begins nothing more."""
 
@@ -180,7 +182,7 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
     scope = here.next_id()
     place = f"{scope} {label}"
     recorder = here.recorder or IN_MEMORY
-    body = retrying(target, settings, Inside(here.call, None, scope))
+    body = retrying(target, settings, Inside(here.call, None, scope, emit=here.emit))
 
     async def on_loop() -> Any:
         if place not in here.finished:
@@ -264,6 +266,24 @@ async def sleep_async(seconds: float) -> None:
     """Sleep as `sleep` does, on the event loop."""
     recorder = _recorder("sleep_async", seconds)
     await (asyncio.sleep(seconds) if recorder is None else recorder.sleep_async(seconds))
+
+
+def emit(progress: str | dict[str, Any]) -> None:
+    """Tell those who follow the run how far a tool or step has got: an event `tool.progress`.
+
+    It is told once per execution: what a crash interrupts is told again when it is executed again, with a higher
+    `attempt`. Outside a tool, and in a `Swarm` in memory, nobody follows and nothing happens.
+
+    Raises `ConfigurationError` for what is neither a text nor a dictionary, and `NotSerializable`.
+    """
+    if not isinstance(progress, str | dict):
+        raise ConfigurationError(f"emit() takes a text or a dictionary, not a {type(progress).__name__}")
+    here = _inside.get()
+    if here is None or here.emit is None:
+        encode(progress, "emit()")
+        return
+    here.check()
+    here.emit(here.call.attempt, progress)
 
 
 class _Memory:
@@ -475,7 +495,7 @@ async def _awaited(awaitable: Awaitable[Outcome]) -> Outcome:
 
 
 def runs_together(agent: Any, calls: list[Call], tool_concurrency: int) -> bool:
-    """Whether a batch runs together: several calls, and one of them is async or plain functions may overlap."""
+    """Whether a batch is to run together: several calls, and one of them is async or plain functions may overlap."""
     made = [call for call in calls if call.plan != "tell"]
     if len(made) < 2:
         return False

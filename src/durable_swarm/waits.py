@@ -84,6 +84,14 @@ async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple
         return None, error
 
 
+def result_of(ended: tuple[T, None] | tuple[None, BaseException]) -> T:
+    """Give the result of what was `contained`, or raise what it raised."""
+    result, error = ended
+    if error is not None:
+        raise error
+    return cast("T", result)
+
+
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """Give the event loop that runs in this thread, or None."""
     try:
@@ -125,10 +133,12 @@ class Home:
     """A thread that waits for work on a loop, and meanwhile makes the plain calls of that work itself.
 
     It is the pool of an `OnLoop`: plain functions keep the thread they belong to. Used as a context manager; calls that
-    come in later, or were not begun, go to `threads`.
+    come in later, or were not begun, go to `threads`. So do calls that were not begun within `patience` seconds: then
+    the thread is busy elsewhere, and may never come back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float | None = None) -> None:
+        self._patience = patience
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._open = True
@@ -148,9 +158,10 @@ class Home:
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
         """Have the waiting thread call the function."""
         future: Future[Any] = Future()
+        begun = threading.Lock()
 
         def job() -> None:
-            if not future.set_running_or_notify_cancel():
+            if not begun.acquire(blocking=False) or not future.set_running_or_notify_cancel():
                 return
             try:
                 future.set_result(function(*args))
@@ -163,9 +174,18 @@ class Home:
         with self._lock:
             if self._open:
                 self._jobs.put(job)
+                if self._patience is not None:
+                    background_loop().call_soon_threadsafe(self._see_to_it, job, begun)
                 return future
         threads().submit(job)
         return future
+
+    def _see_to_it(self, job: Callable[[], None], begun: threading.Lock) -> None:
+        def late() -> None:
+            if not begun.locked():
+                threads().submit(job)
+
+        background_loop().call_later(self._patience or 0, late)
 
     def wait(self, future: Future[T]) -> T:
         """Make the calls that come in until `future` is done, and give its result."""
@@ -176,8 +196,12 @@ class Home:
                 job()
         return future.result()
 
-    def serve(self, seconds: float) -> None:
-        """Make the first call that comes in within some seconds."""
+    def wake(self) -> None:
+        """Have the thread look up from `serve`."""
+        self._jobs.put(None)
+
+    def serve(self, seconds: float | None = None) -> None:
+        """Make the first call that comes in, within some seconds."""
         with contextlib.suppress(Empty):
             job = self._jobs.get(timeout=seconds)
             if job is not None:
@@ -191,10 +215,7 @@ def beside(make: Callable[[Waits], Coroutine[Any, Any, T]], home: Home | None = 
     """
     with home or Home() as here:
         running = asyncio.run_coroutine_threadsafe(contained(make(OnLoop(here))), background_loop())
-        result, error = here.wait(running)
-    if error is not None:
-        raise error
-    return cast("T", result)
+        return result_of(here.wait(running))
 
 
 _loop: asyncio.AbstractEventLoop | None = None

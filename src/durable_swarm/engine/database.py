@@ -60,6 +60,11 @@ def without_password(text: str) -> str:
     return f"{head.rsplit(':', 1)[0]}:***{at}{tail}" if at and head.count(":") > 1 else text
 
 
+def schema_of(url: sqlalchemy.URL) -> str | None:
+    """Give the schema in which the tables are."""
+    return None if is_sqlite(url) else "dbos"
+
+
 def shown(url: sqlalchemy.URL) -> str:
     """Give the database as users write it, without its password."""
     return str(url.database) if is_sqlite(url) else url.set(drivername="postgresql").render_as_string()

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from durable_swarm.checks import check_codec, check_text, check_whole
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
+from durable_swarm.engine.dictionaries import dictionaries, dictionaries_async
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.process import Process
@@ -30,7 +31,8 @@ from durable_swarm.engine.signals import Held
 from durable_swarm.engine.store import Store, notes_on, state_of
 from durable_swarm.models import Clients
 from durable_swarm.runs import ENDED, STATES, State
-from durable_swarm.swarm import Request, check_settings
+from durable_swarm.streaming import PATIENCE, Channel, Item
+from durable_swarm.swarm import Request, Runner, check_settings
 from durable_swarm.tools import calling
 from durable_swarm.types import Message, Response
 from durable_swarm.waits import background_loop, in_thread, running_loop, threads
@@ -38,7 +40,7 @@ from durable_swarm.waits import background_loop, in_thread, running_loop, thread
 log = logging.getLogger("durable_swarm")
 
 
-class DurableSwarm:
+class DurableSwarm(Runner):
     """Runs agents so that no crash loses them: Swarm's client, with checkpoints in a database.
 
     `client` is anything with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s.
@@ -117,25 +119,7 @@ class DurableSwarm:
 
     # Running
 
-    def run(
-        self,
-        agent: Any,
-        messages: list[Message],
-        context_variables: dict[str, Any] | None = None,
-        model_override: str | None = None,
-        stream: bool = False,
-        debug: bool = False,
-        max_turns: float = float("inf"),
-        execute_tools: bool = True,
-        *,
-        run_id: str | None = None,
-    ) -> Response:
-        """Run the agents until one answers without calling a tool; a crash in between loses nothing.
-
-        The same `run_id` again gives the recorded response, or goes on with the run where it stands. Raises what a tool
-        raised, `ModelError`, `RunConflict`, `RunCancelled`, `NotSerializable`, `ConfigurationError`.
-        """
-        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+    def _respond(self, asked: Request, run_id: str | None) -> Response:
         prepared = _Prepared(self, asked, run_id)
         loop = running_loop()
         if loop is not None:
@@ -167,23 +151,21 @@ class DurableSwarm:
                 "run() would stop the event loop on which this program's runs are executed; call `await run_async(...)`"
             )
 
-    async def run_async(
-        self,
-        agent: Any,
-        messages: list[Message],
-        context_variables: dict[str, Any] | None = None,
-        model_override: str | None = None,
-        stream: bool = False,
-        debug: bool = False,
-        max_turns: float = float("inf"),
-        execute_tools: bool = True,
-        *,
-        run_id: str | None = None,
-    ) -> Response:
-        """Run as `run` does, on the event loop; plain functions run in threads."""
-        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
         run = await self._start_on_loop(_Prepared(self, asked, run_id))
         return await run.result_async()
+
+    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+        channel = Channel()
+        run = self._start(_Prepared(self, asked, run_id), channel)
+        with self._open().at_home(run.id, PATIENCE) as home:
+            yield from dictionaries(run, channel, home)
+
+    async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
+        channel = Channel()
+        run = await self._start_on_loop(_Prepared(self, asked, run_id), channel)
+        async for item in dictionaries_async(run, channel):
+            yield item
 
     def start(
         self,
@@ -197,14 +179,19 @@ class DurableSwarm:
         *,
         run_id: str | None = None,
     ) -> Run:
-        """Start a run in the background and return once it is recorded. Raises as `run` does before that point."""
-        asked = Request(agent, messages, context_variables, model_override, False, debug, max_turns, execute_tools)
-        prepared = _Prepared(self, asked, run_id)
+        """Start a run in the background and return once it is recorded. Raises as `run` does before that point.
+
+        Its replies are streamed: `Run.events` tells them piece by piece.
+        """
+        asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
         if running_loop() is background_loop():
             raise errors.ConfigurationError(
                 "start() would stop the event loop on which runs are executed; call `await start_async(...)`"
             )
-        return asyncio.run_coroutine_threadsafe(self._start_on_loop(prepared), background_loop()).result()
+        return self._start(_Prepared(self, asked, run_id))
+
+    def _start(self, prepared: _Prepared, channel: Channel | None = None) -> Run:
+        return asyncio.run_coroutine_threadsafe(self._start_on_loop(prepared, channel), background_loop()).result()
 
     async def start_async(
         self,
@@ -219,24 +206,26 @@ class DurableSwarm:
         run_id: str | None = None,
     ) -> Run:
         """Start as `start` does, on the running event loop."""
-        asked = Request(agent, messages, context_variables, model_override, False, debug, max_turns, execute_tools)
+        asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
         return await self._start_on_loop(_Prepared(self, asked, run_id))
 
-    async def _start_on_loop(self, prepared: _Prepared) -> Run:
+    async def _start_on_loop(self, prepared: _Prepared, channel: Channel | None = None) -> Run:
         # A task of its own, because a tool may start a run: it must stand outside the tool's workflow. Shielded,
         # because a start that was cancelled half-way would leave a run that nobody executes.
-        begun = asyncio.get_running_loop().create_task(self._begin(prepared), context=internals.outside())
+        begun = asyncio.get_running_loop().create_task(self._begin(prepared, channel), context=internals.outside())
         self._begun.add(begun)
         begun.add_done_callback(self._begun.discard)
         return await asyncio.shield(begun)
 
-    async def _begin(self, prepared: _Prepared) -> Run:
+    async def _begin(self, prepared: _Prepared, channel: Channel | None) -> Run:
         self._open_on_loop()
         run = await in_thread(self._attach, prepared)
         if run is not None:
             return run
         with self._starting(prepared) as live:
             live.watched = True
+            if channel is not None:
+                live.feed.join(channel)
             try:
                 handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.stored)
             except SQLAlchemyError as error:
@@ -404,7 +393,9 @@ class _Prepared:
         self.run_id = records.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
         self.asked = asked
         self.start = asked.start(lambda value: value)
-        self.record = records.start_record(self.start, swarm=swarm.name, at=time.time(), debug=asked.debug)
+        self.record = records.start_record(
+            self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=asked.stream
+        )
         if not self.named:
             swarm.clients.ready()  # Before a session is claimed: a program that ends with an error gives it up.
         default = None if self.named else sessions.default_id(swarm._open, self.record)

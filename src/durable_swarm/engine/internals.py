@@ -148,6 +148,11 @@ def place_of(reserved: Any, name: str) -> Place:
     return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))
 
 
+def owner_of(run_id: str) -> str | None:
+    """Give DBOS's token of the execution under way, by which it refuses what a former owner of the run writes."""
+    return _context.current_owner_xid(run_id)
+
+
 def run_step(name: str, body: Callable[[], Any], reserved: Any = None) -> Any:
     """Run a step in this thread."""
     options: Any = {"name": name}

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from durable_swarm.codec import Codec
+from durable_swarm.engine.feed import Feed
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal
 from durable_swarm.engine.signals import closed
@@ -41,6 +42,9 @@ class LiveRun:
     debug: bool = False
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
+    feed: Feed = field(default_factory=Feed)
+    streams: bool = False
+    """Whether replies are streamed."""
     homes: list[Home] = field(default_factory=list)
     """Threads that wait for this run and lend themselves to its plain functions."""
     entered: bool = False
@@ -133,6 +137,7 @@ class ToolCall:
 
     run: LiveRun
     agent: Any
+    turn: int
     call: Call
     context: dict[str, Any]
     attempt: int

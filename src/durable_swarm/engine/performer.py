@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors, roster
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, users_code
+from durable_swarm.engine.feed import Feed, now
 from durable_swarm.engine.live import Again, LiveRun, ToolCall, Trials
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal, output_of
-from durable_swarm.engine.signals import Held
+from durable_swarm.engine.signals import Failed, Held
 from durable_swarm.loop import Ask, Call, CallAll, Outcome, Reply, absorb
 from durable_swarm.models import ModelCall, complete
 from durable_swarm.tools import (
@@ -32,7 +33,7 @@ from durable_swarm.tools import (
     plan_calls,
     runs_together,
 )
-from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish
+from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish, in_thread
 
 Body = Callable[[Waits], Awaitable[Record]]
 
@@ -131,28 +132,39 @@ class Durable:
                 return await self._model_call(effect, waits)
 
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
+            self.run.feed.asked(effect.turn, effect.agent)
             record = await self.colour.step(records.model_step(effect.agent), body)
-            return records.read_reply(record)
+            reply = records.read_reply(record)
+            self.run.feed.replied(record)
+            return reply
 
     async def _model_call(self, effect: Ask, waits: Waits) -> Record:
-        run, agent = self.run, self._agent(effect.agent)
-        client = run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None)
-        with users_code(records.model_step(effect.agent)):
-            completion = await complete(
-                client,
-                agent,
-                effect.history,
-                {key: codec.round_trip(value) for key, value in effect.context.items()},
-                conversation=run.conversation,
-                model_override=run.start.model_override,
-                debug=run.debug,
-                call=ModelCall(run.run_id, effect.turn, len(run.start.kept)),
-                waits=waits,
-            )
-            calls, version = plan_calls(agent, completion.message), roster.fingerprint(agent)
-            return records.reply_record(
-                completion.message, calls, completion.usage, model=completion.model, version=version
-            )
+        async with settled(self.run.feed, waits):
+            agent = self._agent(effect.agent)
+            if self.run.streams:
+                self.run.feed.asking(effect.agent)
+            with users_code(records.model_step(effect.agent)):
+                return await self._reply(agent, effect, waits)
+
+    async def _reply(self, agent: Any, effect: Ask, waits: Waits) -> Record:
+        """Ask the model and give the record of its reply."""
+        run = self.run
+        completion = await complete(
+            run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None),
+            agent,
+            effect.history,
+            {key: codec.round_trip(value) for key, value in effect.context.items()},
+            conversation=run.conversation,
+            model_override=run.start.model_override,
+            debug=run.debug,
+            call=ModelCall(run.run_id, effect.turn, len(run.start.kept)),
+            waits=waits,
+            show=run.feed if run.streams else None,
+        )
+        calls, version = plan_calls(agent, completion.message), roster.fingerprint(agent)
+        together = runs_together(agent, calls, run.swarm.tool_concurrency)
+        reply = Reply(completion.message, calls, completion.usage, together)
+        return records.reply_record(reply, model=completion.model, version=version, at=now(), shown=run.feed.said())
 
     def _agent(self, name: str) -> Any:
         """Give the agent of that name: the object this run has met, or after a crash the one found by name."""
@@ -168,7 +180,7 @@ class Durable:
             return [Outcome(call.text) for call in effect.calls]
         # Looked up once: a handoff in the batch may bring another agent of the same name.
         agent = self._agent(effect.agent)
-        if not runs_together(agent, effect.calls, self.run.swarm.tool_concurrency):
+        if not effect.together:
             return await self._in_order(agent, effect)
         if isinstance(self.colour, InThread):
             return self._beside(agent, effect)
@@ -207,7 +219,7 @@ class Durable:
             return Outcome(call.text)
         run, key = self.run, records.call_key(self.run.run_id, effect.turn, call.index)
         attempt = 2 if run.recovered and self.replayed else 1
-        made = ToolCall(run, agent, call, context, attempt, lane, self.trials)
+        made = ToolCall(run, agent, effect.turn, call, context, attempt, lane, self.trials)
         counted = contextlib.nullcontext() if attempt == 1 else self.trials.until_recorded(key)
         with engines_code(f"tool call {key!r}"), counted:
             if call.plan == "step":
@@ -216,7 +228,23 @@ class Durable:
                 self.place_call(key, made)
                 awaited = isinstance(colour, OnEventLoop)
                 record = await (made.wait.end(lambda: colour.child(key)) if awaited else colour.child(key))
-            return records.read_outcome(record)
+            outcome = records.read_outcome(record)
+            run.feed.returned(call.index, record)
+            return outcome
+
+
+@contextlib.asynccontextmanager
+async def settled(feed: Feed, waits: Waits) -> AsyncIterator[None]:
+    """Round a call: where it fails, what was shown of it is stored before the run ends."""
+    try:
+        yield
+    except Failed:
+        await (in_thread(feed.settle) if isinstance(waits, OnLoop) else _at_once(feed.settle))
+        raise
+
+
+async def _at_once(function: Callable[[], None]) -> None:
+    function()
 
 
 async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Waits) -> Record:
@@ -236,12 +264,17 @@ async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Wa
     tell = run.swarm.tool_errors == "tell"
     again = None if made.attempt == 1 else Again(run.run_id, call.tool, call.plan == "flow")
 
+    def emit(attempt: int, data: Any) -> None:
+        about = {"turn": made.turn, "tool": call.tool, "call_id": call.id}
+        run.feed.progress(key, {**about, "attempt": attempt, "progress": data})
+
     async def body() -> Outcome:
         async with made.trials.execution(key, waits, again):
-            return await call_tool(
-                function, call, context, Inside(current, recorder), cast=run.cast, tell_errors=tell, waits=waits
-            )
+            here = Inside(current, recorder, emit=emit)
+            return await call_tool(function, call, context, here, cast=run.cast, tell_errors=tell, waits=waits)
 
-    with users_code(records.tool_step(call.tool)):
-        outcome = await (body() if made.lane is None else made.lane.run(function, body))
-        return records.outcome_record(change.read(outcome, context))
+    async with settled(run.feed, waits):
+        with users_code(records.tool_step(call.tool)):
+            outcome = await (body() if made.lane is None else made.lane.run(function, body))
+            record = records.outcome_record(change.read(outcome, context))
+        return run.feed.stamped(key, record)

@@ -24,6 +24,7 @@ from dbos import DBOS, DBOSConfig
 from durable_swarm import errors, roster
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database, internals, records
+from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.live import Desk, LiveRun, Settings
 from durable_swarm.engine.outages import Outage
@@ -90,6 +91,7 @@ class Process:
     # Launching and closing
 
     def _start_keeping(self) -> None:
+        self.writer = Writer(self.store.events.write)
         self._unwatch = roster.watch(self._agent_defined)
         self._fast_until = time.monotonic() + 3
         threading.Thread(target=self._keep, name="durable-swarm-keeper", daemon=True).start()
@@ -135,6 +137,7 @@ class Process:
         self.outage.close()
         self._unwatch()
         self.trials.close()
+        self.writer.close()
         self.desk.close()
         if not self.hosted:
             DBOS.destroy()
@@ -159,7 +162,9 @@ class Process:
             begun = _beginning.get()
             run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
             opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
-            run.start = records.read_start(opened)
+            run.start, run.streams = records.read_start(opened), opened.get("stream") is True
+            owner = internals.owner_of(run_id)
+            run.feed.open(opened, self.writer, run_id, owner, run.seal, again=run.recovered)
             run.entered = True
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
@@ -213,10 +218,10 @@ class Process:
             run.over.set_result(None)
 
     @contextlib.contextmanager
-    def at_home(self, run_id: str) -> Iterator[Home]:
+    def at_home(self, run_id: str, patience: float | None = None) -> Iterator[Home]:
         """Lend the calling thread to a run's plain functions for as long as it waits for the run."""
         homes = self.homes.setdefault(run_id, [])
-        with Home() as home:
+        with Home(patience) as home:
             homes.append(home)
             try:
                 yield home

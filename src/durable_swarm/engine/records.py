@@ -26,7 +26,7 @@ from durable_swarm.checks import check_text
 from durable_swarm.loop import Call, Detour, Outcome, Reply, Start, Turn
 from durable_swarm.models import without_secrets
 from durable_swarm.tools import safe_text
-from durable_swarm.types import Message, Usage
+from durable_swarm.types import Usage
 
 RUN = "durable_swarm.run"
 TOOL = "durable_swarm.tool"
@@ -85,7 +85,7 @@ def _slim(**fields: Any) -> Record:
     return {"v": VERSION, **{key: value for key, value in fields.items() if value not in (None, {}, [], "")}}
 
 
-def start_record(start: Start, *, swarm: str, at: float, debug: bool) -> Record:
+def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bool) -> Record:
     """Give the input of a run. Raises `NotSerializable`, naming the path of what has no JSON form."""
     record = _slim(
         agent=start.agent,
@@ -94,6 +94,7 @@ def start_record(start: Start, *, swarm: str, at: float, debug: bool) -> Record:
         model_override=start.model_override,
         max_turns=start.max_turns,
         debug=debug or None,
+        stream=stream or None,
     )
     record["messages"] = codec.encode(start.messages, "messages")
     record["context"] = {
@@ -186,16 +187,22 @@ def _values(data: Any) -> dict[str, Any]:
     return decoded
 
 
-def reply_record(message: Message, calls: list[Call], usage: Usage | None, *, model: str, version: str) -> Record:
-    """Give the record of one model call. It holds the reply and never the history it was asked with."""
+def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Record | None) -> Record:
+    """Give the record of one model call. It holds the reply and never the history it was asked with.
+
+    `at` is the time in milliseconds since 1970, `shown` how the end of its text came in (`engine.narrator`).
+    """
     return _slim(
         message=codec.encode(
-            {key: value for key, value in message.items() if value is not None}, "the model's message"
+            {key: value for key, value in reply.message.items() if value is not None}, "the model's message"
         ),
-        plan=[call.plan if call.plan != "tell" else {"tell": codec.encode(call.text)} for call in calls],
+        plan=[call.plan if call.plan != "tell" else {"tell": codec.encode(call.text)} for call in reply.calls],
+        together=reply.together or None,
         model=model,
         version=version,
-        usage=None if usage is None else list(usage.model_dump().values()),
+        usage=None if reply.usage is None else list(reply.usage.model_dump().values()),
+        at=at,
+        shown=shown,
     )
 
 
@@ -213,7 +220,8 @@ def _reply(record: Record) -> Reply:
         for index, (call, plan) in enumerate(zip(made, record.get("plan", []), strict=True))
     ]
     counts = _each(record.get("usage") or [], int)
-    return Reply(message, calls, Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None)
+    usage = Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None
+    return Reply(message, calls, usage, _checked(record.get("together", False), bool))
 
 
 def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
@@ -224,7 +232,7 @@ def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
 
 
 def outcome_record(outcome: Outcome) -> Record:
-    """Give the record of one tool call. Raises `NotSerializable`."""
+    """Give the record of one tool call, without what its events need (`engine.feed`). Raises `NotSerializable`."""
     return _slim(
         text=codec.encode(outcome.text),
         agent=outcome.agent,

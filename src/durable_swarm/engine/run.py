@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 from durable_swarm import errors
 from durable_swarm.checks import check_seconds
 from durable_swarm.engine import forks, records
+from durable_swarm.engine.following import LATEST, Follower, Recorded, check_after
 from durable_swarm.engine.forks import ForkRequest
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.store import Store, moment, notes_on, started_at, state_of
+from durable_swarm.events import Event
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.types import Message, Response, Usage
@@ -118,11 +121,11 @@ class Run:
         this process, such as `AmbiguousAgent` and `ReplayMismatch`.
         """
         _check_timeout(timeout)
-        self._refuse_to_block()
+        self._refuse_to_block("result")
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._home(lend=timeout is None) as home:
             while True:
-                ended = self._look()
+                ended = self.look()
                 if ended is not None:
                     return ended
                 pause = self._pause()
@@ -132,16 +135,91 @@ class Run:
                         raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on")
                 home.serve(pause)
 
+    def events(self, after: int = 0) -> Iterator[Event]:
+        """Give the run's events, those behind number `after`: what has happened, then what happens, until it ends.
+
+        The numbers are the same for every reader, in every process, live or later: whoever was cut off goes on with
+        `after` set to the last number it has seen. What a process shows of a reply before it is stored, and then loses
+        in a crash, is followed by `text.reset`; so the pieces since the last reset are the text of the turn. Reading
+        slowly, or no more, costs the run nothing.
+
+        Raises `ConfigurationError` for a number that is none, and what `result` raises while the run cannot go on.
+        """
+        check_after(after)
+        self._refuse_to_block("events")
+        return self._events(self.follower(after))
+
+    def follower(self, after: int) -> Follower:
+        """Give what reads the events behind number `after` from the database."""
+        return Follower(self._store, self.id, after)
+
+    def _events(self, follower: Follower) -> Iterator[Event]:
+        changed = threading.Event()
+        while not follower.over:
+            live = self._living()
+            if live is None:
+                yield from follower.read()
+                if not follower.over:
+                    self._raise_if_held()
+                    self._see_to_it()
+                    time.sleep(follower.pause)
+                continue
+            live.over.add_done_callback(lambda _: changed.set())
+            with live.feed.listening(changed.set):
+                while not live.over.done():
+                    changed.clear()
+                    events = follower.live(live.feed)
+                    yield from follower.read() if events is None else events
+                    if not events:
+                        changed.wait(LATEST)
+
+    def events_async(self, after: int = 0) -> AsyncIterator[Event]:
+        """Give the events as `events` does, on the event loop."""
+        check_after(after)
+        return self._events_async(self.follower(after))
+
+    async def _events_async(self, follower: Follower) -> AsyncIterator[Event]:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(*_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # The reader's loop is closed.
+                loop.call_soon_threadsafe(changed.set)
+
+        while not follower.over:
+            live = await in_thread(self._living) if self._live is None else self._living()
+            if live is None:
+                for event in await in_thread(follower.read):
+                    yield event
+                if not follower.over:
+                    self._raise_if_held()
+                    await in_thread(self._see_to_it)
+                    await asyncio.sleep(follower.pause)
+                continue
+            live.over.add_done_callback(wake)
+            with live.feed.listening(wake):
+                while not live.over.done():
+                    changed.clear()
+                    events = follower.live(live.feed)
+                    for event in await in_thread(follower.read) if events is None else events:
+                        yield event
+                    if not events:
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(changed.wait(), LATEST)
+
+    def _living(self) -> LiveRun | None:
+        live = self.live()
+        return None if live is None or live.over.done() else live
+
     def _home(self, *, lend: bool) -> contextlib.AbstractContextManager[Home]:
         """Give what this thread waits with. With a timeout it lends itself to no tool, which might outlast it."""
         executor = self._executor()
         return Home() if executor is None or not lend else executor.at_home(self.id)
 
-    def _refuse_to_block(self) -> None:
+    def _refuse_to_block(self, method: str) -> None:
         executor, loop = self._executor(), running_loop()
         if loop is not None and executor is not None and loop in executor.loops:
             raise errors.ConfigurationError(
-                "result() would stop the event loop on which this run is executed; call `await result_async(...)`"
+                f"{method}() would stop the event loop on which this run is executed; use {method}_async()"
             )
 
     async def result_async(self, timeout: float | None = None) -> Response:
@@ -157,30 +235,31 @@ class Run:
 
     async def _end_of_run(self) -> Response:
         while True:
-            ended = await in_thread(self._look)
+            ended = await in_thread(self.look)
             if ended is not None:
                 return ended
-            live = self._find_live()
+            live = self.live()
             if live is None or live.over.done():
                 await asyncio.sleep(self._pause())
             else:
                 await asyncio.wait([asyncio.wrap_future(live.over)])
 
     def _pause(self) -> float:
-        live = self._find_live()
+        live = self.live()
         if live is None:
             return _LOOK
         return _PAUSE if live.over.done() else _LISTEN
 
-    def _find_live(self) -> LiveRun | None:
+    def live(self) -> LiveRun | None:
+        """Give the run as this process executes it, or has executed it last, if it does."""
         executor = self._executor()
         if executor is not None:
             self._live = executor.runs.get(self.id, self._live)
         return self._live
 
-    def _look(self) -> Response | None:
+    def look(self) -> Response | None:
         """Give the response if the run has ended, raise its error, or see to it that somebody executes it."""
-        live = self._find_live()
+        live = self.live()
         if live is not None and not live.over.done():
             return None
         try:
@@ -246,6 +325,7 @@ class Run:
         if state_of(row) in ("failed", "cancelled"):
             executor = self._executor()
             self._live = None
+            Recorded(self._store(), self.id).keep_end()
             self._store().resume(row, records.UNCLAIMED)
             if executor is not None:
                 executor.take_over(self.id)

@@ -18,6 +18,7 @@ from durable_swarm import errors
 from durable_swarm.codec import Codec, Place
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.database import unfit
+from durable_swarm.engine.eventlog import EventLog
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
 from durable_swarm.runs import State
 
@@ -140,6 +141,8 @@ class Store:
         self._codec_for = codec_for
         self._owns = owns
         self._guesses = guesses
+        self.events = EventLog(url, engine)
+        """The rows of events of its runs."""
         client = DBOSClient(
             system_database_url=url.render_as_string(hide_password=False),
             system_database_engine=engine,
@@ -213,9 +216,15 @@ class Store:
         )
         return rows
 
-    def steps(self, workflow_id: str) -> list[Any]:
-        """Give the recorded steps of a run or a tool call, in order."""
-        steps = self._client.list_workflow_steps(workflow_id)
+    def calls(self, keys: Iterable[str]) -> list[Any]:
+        """Give the rows of these undecorated tool calls, as far as there are any."""
+        ids = list(keys)
+        rows: list[Any] = self._client.list_workflows(workflow_ids=ids, name=records.TOOL, load_input=False)
+        return rows if ids else []
+
+    def steps(self, workflow_id: str, *, after: int = 0) -> list[Any]:
+        """Give the recorded steps of a run or a tool call, in order, without so many of the first ones."""
+        steps = self._client.list_workflow_steps(workflow_id, offset=after)
         return [SimpleNamespace(**step, workflow_id=workflow_id) for step in steps]
 
     def seal(self, row: Any) -> Seal:

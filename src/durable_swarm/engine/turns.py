@@ -59,7 +59,13 @@ def calls_of(store: Rows, row: Any) -> dict[str, Any]:
 
 def recorded_turns(store: Rows, row: Any, start: records.Record) -> list[TurnRecords]:
     """Give the records of a run, which was started with `start`, by its turns."""
-    rows, calls = store.steps(row.workflow_id), calls_of(store, row)
+    with records.reading("a kept turn"):
+        kept = [TurnRecords(turn["agent"], turn["reply"], turn["outcomes"]) for turn in start.get("kept", [])]
+    return kept + turns_in(store.steps(row.workflow_id), calls_of(store, row), store, row, len(kept))
+
+
+def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, first: int) -> list[TurnRecords]:
+    """Give the records of the turns in these steps of a run, the first of them turn `first`; `calls` by their id."""
     tools = {step.function_id: step for step in rows if step.function_name.startswith("tool:")}
 
     def outcome(turn: int, call: Call, number: int) -> records.Record | None:
@@ -71,13 +77,12 @@ def recorded_turns(store: Rows, row: Any, start: records.Record) -> list[TurnRec
         ended = call.plan != "tell" and child is not None and child.status == "SUCCESS"
         return store.output_record(child, row) if ended else None
 
-    with records.reading("a kept turn"):
-        turns = [TurnRecords(turn["agent"], turn["reply"], turn["outcomes"]) for turn in start.get("kept", [])]
+    turns: list[TurnRecords] = []
     for step in rows:
         if step.function_name.startswith("model:"):
             reply = store.step_record(step, row)
             asked = numbered(records.read_reply(reply).calls, step.function_id)
-            made = [outcome(len(turns), call, number) for call, number in asked]
+            made = [outcome(first + len(turns), call, number) for call, number in asked]
             turns.append(TurnRecords(step.function_name.removeprefix("model:"), reply, made))
     return turns
 

@@ -84,7 +84,7 @@ def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[V
     with contextlib.ExitStack() as stack:
         engine = _connect(url)
         stack.callback(engine.dispose)
-        if not sqlalchemy.inspect(engine).has_table("workflow_status", schema=_schema(url)):
+        if not sqlalchemy.inspect(engine).has_table("workflow_status", schema=database.schema_of(url)):
             raise NoRuns(f"the database {shown(url)} holds nothing of durable-swarm; name another with --database")
         locks = FileLocks(f"{url.database}.lock") if database.is_sqlite(url) else PostgresLocks(url)
         stack.callback(locks.close)
@@ -104,10 +104,6 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
         if database.is_missing(error.__cause__):
             raise NoRuns(f"there is no database {shown(url)}; run a program with DurableSwarm there first") from None
         raise
-
-
-def _schema(url: sqlalchemy.URL) -> str | None:
-    return None if database.is_sqlite(url) else "dbos"
 
 
 def _owner(row: Any) -> str:
@@ -165,8 +161,8 @@ def _postgres(connection: sqlalchemy.Connection) -> dict[str, Any]:
 
 def _counts(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str, Any]:
     names = ("workflow_uuid", "name", "status", "queue_name", "application_version", "serialization")
-    flows = table("workflow_status", *map(column, names), schema=_schema(url))
-    steps = table("operation_outputs", column("workflow_uuid"), column("serialization"), schema=_schema(url))
+    flows = table("workflow_status", *map(column, names), schema=database.schema_of(url))
+    steps = table("operation_outputs", column("workflow_uuid"), column("serialization"), schema=database.schema_of(url))
     groups = (flows.c.status, flows.c.queue_name, flows.c.application_version)
     states: dict[str, int] = {}
     formats: dict[str, int] = {}

@@ -71,6 +71,8 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
     try:
         with engines_code(f"the start of run {run_id!r}"):
             run = process.enter(run_id, record)
+            if run.recovered:
+                run.feed.add(await in_thread(process.store.events.read, run_id, run.seal))
         with internals.reading():
             ending = await drive(
                 turns(run.start),

@@ -1,0 +1,102 @@
+"""Swarm's dictionaries of a durable run: from its feed where this process executes it, else from its events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+from durable_swarm.engine.following import Follower
+from durable_swarm.engine.run import Run
+from durable_swarm.events import Event
+from durable_swarm.streaming import Channel, Item, read, read_async
+from durable_swarm.waits import Home, in_thread
+
+RECORDING = 0.005
+"""Seconds between looks for the end of a run that has ended here, and is being recorded."""
+
+
+def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
+    """Hand over what comes of a run from now on. `channel` has joined the run's feed, if the run was started for it."""
+    text = _Text(run)
+    try:
+        while (response := run.look()) is None:
+            live = run.live()
+            if live is None:
+                yield from text.read()
+                home.serve(text.pause)
+            elif live.over.done():
+                home.serve(RECORDING)
+            else:
+                live.feed.join(channel)
+                yield from read(channel, home, live.over)
+        yield from channel.take()
+    finally:
+        channel.close()
+    yield {"response": response}
+
+
+async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
+    """Hand it over on the event loop."""
+    text = _Text(run)
+    try:
+        while (response := await in_thread(run.look)) is None:
+            live = run.live()
+            if live is None:
+                for item in await in_thread(text.read):
+                    yield item
+                await asyncio.sleep(text.pause)
+            elif live.over.done():
+                await asyncio.sleep(RECORDING)
+            else:
+                live.feed.join(channel)
+                async for item in read_async(channel, asyncio.wrap_future(live.over)):
+                    yield item
+        for item in channel.take():
+            yield item
+    finally:
+        channel.close()
+    yield {"response": response}
+
+
+class _Text:
+    """What the agents of a run say that another process executes, from the reply on that is coming in."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._follower: Follower | None = None
+        self._sender: str | None = None
+        self._open = False
+        self.pause = 0.0
+
+    def read(self) -> list[Item]:
+        """Give what is new."""
+        first = self._follower is None
+        follower = self._follower = self._follower or self._run.follower(0)
+        events = follower.read()
+        self.pause = follower.pause
+        return [item for event in (_open_turn(events) if first else events) for item in self._items(event)]
+
+    def _items(self, event: Event) -> Iterator[Item]:
+        match event.type:
+            case "turn.started":
+                self._sender, self._open = event.data["agent"], True
+                yield {"delim": "start"}
+            case "text.delta":
+                opening = {"role": "assistant", "sender": self._sender} if self._sender is not None else {}
+                self._sender = None
+                yield {**opening, "content": event.data["text"]}
+            case "text.reset":
+                yield {"delim": "reset"}
+            case _ if self._open:
+                self._open = False
+                yield {"delim": "end"}
+
+
+def _open_turn(events: list[Event]) -> list[Event]:
+    """Give the events of the reply that is coming in, if one is."""
+    for index in range(len(events) - 1, -1, -1):
+        if events[index].type == "turn.started":
+            return events[index:]
+        if not events[index].type.startswith("text."):
+            break
+    return []

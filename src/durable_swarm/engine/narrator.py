@@ -1,0 +1,191 @@
+"""Tells the events of a run from its records: as they are made, or as a database has them. Both tell the same.
+
+What follows from the records is stored nowhere else. Rows of events hold the rest: the pieces in which a text came,
+progress, and an end that `resume` took back. A row of text says up to which number pieces may have been shown in its
+process before they were stored; a life that asks the model again goes on behind that, and what lies between is told as
+`text.reset`. So nobody is ever told something else under a number that was seen.
+
+    text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset
+    progress  {progress: [[seq, at, data], ...]}
+    end       {ended: [at, type, data], turn}                       `turn` if its model call was under way, else absent
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from durable_swarm import codec, errors
+from durable_swarm.engine import records
+from durable_swarm.engine.records import Record
+from durable_swarm.events import Event, EventType, Journal
+from durable_swarm.loop import Call
+
+UNSTORED = 1
+"""How many pieces of a streamed reply may be shown before its first row is stored."""
+
+LONGEST_VOID = 1000
+"""More numbers than any row lets be shown ahead of it."""
+
+Row = tuple[int, Record]
+"""A row of events with its number, the row's first event's."""
+
+
+class Narrator:
+    """Tells one run. Times are milliseconds since 1970."""
+
+    def __init__(self, deliver: Callable[[Event], None]) -> None:
+        self.journal = Journal(deliver)
+        self.asking: int | None = None
+        """The turn whose model call is under way."""
+        self.shown = 0
+        """The last number under which a piece of that turn may have been shown."""
+        self._streams = self._makes_calls = self._together = False
+        self._time = 0
+        self._rows: defaultdict[int, list[Row]] = defaultdict(list)
+        self._turn = 0
+        self._agent = ""
+        self._calls: list[Call] = []
+
+    def begin(self, start: Record) -> None:
+        """Tell that the run has started, and the turns that a fork has kept."""
+        self._time = round(start.get("at", 0) * 1000)
+        self._streams, self._makes_calls = start.get("stream") is True, start.get("execute_tools", True)
+        self._follow("run.started", agent=start["agent"])
+        for turn, kept in enumerate(start.get("kept", [])):
+            self.asked(turn, kept["agent"])
+            self.replied(_without(kept["reply"], "shown"))
+            for index, outcome in enumerate(kept["outcomes"]):
+                if outcome is not None:
+                    self.returned(index, _without(outcome, "seq"))
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Take in rows of events, in the order of their numbers."""
+        for seq, row in rows:
+            for number, at, data in row.get("progress", ()):
+                self.journal.place(number, "tool.progress", codec.decode(data), at)
+            turn = row.get("turn")
+            if turn is None and "ended" in row:
+                at, kind, data = row["ended"]
+                self.journal.place(seq, kind, codec.decode(data), at)
+            elif turn is not None and turn == self.asking:
+                self._row(seq, row)
+            elif turn is not None:
+                self._rows[turn].append((seq, row))
+
+    def asked(self, turn: int, agent: str) -> None:
+        """Tell that a turn has started: the model is asked."""
+        self._turn, self._agent, self.asking = turn, agent, turn
+        self._follow("turn.started", turn=turn, agent=agent)
+        self.shown = self.journal.last + (UNSTORED if self._streams else 0)
+        for seq, row in self._rows.pop(turn, ()):
+            self._row(seq, row)
+
+    def text(self, seq: int, pieces: Iterable[tuple[int, str | None]]) -> None:
+        """Tell pieces of text, numbered from `seq`; what is missing before them was void."""
+        for number, (at, text) in enumerate(pieces, seq):
+            self._void(number - 1, at)
+            if text is None:
+                self.journal.place(number, "text.reset", {"turn": self._turn}, at)
+            else:
+                self.journal.place(number, "text.delta", {"turn": self._turn, "text": text}, at)
+
+    def replied(self, reply: Record) -> None:
+        """Tell what the reply says beyond what was told of it already, and that calls begin."""
+        content = codec.decode(reply["message"].get("content"))
+        if "shown" in reply:
+            self.text(reply["shown"]["at"], _pieces(reply["shown"], content or ""))
+        elif isinstance(content, str) and content:
+            self._follow("text.delta", turn=self._turn, text=content)
+        self.asking, self._time = None, max(self._time, reply.get("at", 0))
+        read = records.read_reply(reply)
+        self._calls, self._together = read.calls if self._makes_calls else [], read.together
+        if not self._together:
+            self._begin_calls(0)
+            return
+        for call in self._calls:
+            self._follow("tool.started", **self._about(call), arguments=call.arguments)
+        for call in self._calls:
+            self._tell(call)
+
+    def returned(self, index: int, outcome: Record) -> None:
+        """Tell what came of a call, and that the next one begins."""
+        for number, when, data in outcome.get("progress", ()):
+            self.journal.place(number, "tool.progress", codec.decode(data), when)
+        call, numbers = self._calls[index], iter(outcome.get("seq", ()))
+        at = outcome.get("at", self._time)
+        text = codec.decode(outcome.get("text", ""))
+        self._place(next(numbers, None), at, "tool.finished", **self._about(call), result=text)
+        if outcome.get("agent") is not None:
+            names = {"from": self._agent, "to": outcome["agent"]}
+            self._place(next(numbers, None), at, "handoff", turn=self._turn, **names)
+        self._time = max(self._time, at)
+        if not self._together:
+            self._begin_calls(index + 1)
+
+    def ended(self, at: int, kind: EventType, data: dict[str, Any]) -> None:
+        """Tell that the run has ended."""
+        if self.asking is not None and self.shown > self.journal.last:
+            self._void(self.shown + 1, at)
+        self.journal.follow(kind, data, max(self._time, at))
+
+    def about(self, index: int) -> dict[str, Any]:
+        """Give what the events of the turn's call of that index have in common."""
+        return self._about(self._calls[index])
+
+    # Parts
+
+    def _row(self, seq: int, row: Record) -> None:
+        if "ended" in row:
+            at, kind, data = row["ended"]
+            self._void(seq - 1, at)
+            self.journal.place(seq, kind, codec.decode(data), at)
+            self.shown = self.journal.last
+            return
+        self.text(seq, [(at, codec.decode(text)) for at, text in row["events"]])
+        self.shown = max(row["upto"], self.journal.last)
+
+    def _void(self, upto: int, at: int) -> None:
+        if upto - self.journal.last > LONGEST_VOID:
+            raise errors.ReplayMismatch(f"the events of a run are damaged: {upto} comes after {self.journal.last}")
+        while self.journal.last < upto:
+            self.journal.follow("text.reset", {"turn": self._turn}, at)
+
+    def _begin_calls(self, index: int) -> None:
+        """One after the other: tell that the next call begins, and what needs no call."""
+        for call in self._calls[index:]:
+            self._follow("tool.started", **self._about(call), arguments=call.arguments)
+            if not self._tell(call):
+                return
+
+    def _tell(self, call: Call) -> bool:
+        if call.plan != "tell":
+            return False
+        self._follow("tool.finished", **self._about(call), result=call.text)
+        return True
+
+    def _about(self, call: Call) -> dict[str, Any]:
+        return {"turn": self._turn, "tool": call.tool, "call_id": call.id}
+
+    def _place(self, seq: int | None, at: int, kind: EventType, **data: Any) -> None:
+        self.journal.place(self.journal.last + 1 if seq is None else seq, kind, data, at)
+
+    def _follow(self, kind: EventType, **data: Any) -> None:
+        self.journal.follow(kind, data, self._time)
+
+
+def _without(record: Record, field: str) -> Record:
+    """Give the record of a kept turn without the numbers that its events had in the run it comes from."""
+    return {key: value for key, value in record.items() if key != field}
+
+
+def _pieces(shown: Record, content: str) -> Iterator[tuple[int, str | None]]:
+    """Give the pieces of a reply's end: the lengths of those that the reply holds, the text of those that were void."""
+    position = shown["from"]
+    for at, piece in shown["events"]:
+        if isinstance(piece, int):
+            yield at, content[position : position + piece]
+            position += piece
+        else:
+            yield at, codec.decode(piece)
