@@ -167,3 +167,11 @@ def from_record(record: Mapping[str, Any]) -> DurableSwarmError:
     kind = kinds.get(record["type"], DurableSwarmError)
     known = {name: value for name, value in record["attributes"].items() if hasattr(kind, name)}
     return kind(record["message"], **known)
+
+
+def safe_text(error: BaseException) -> str:
+    """Give the error's text, even where making it fails."""
+    try:
+        return str(error)
+    except Exception:
+        return f"<{type(error).__name__} without text>"

@@ -10,17 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mappi
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, overload
 
-from durable_swarm.checks import check_text, check_whole
-from durable_swarm.errors import ConfigurationError
-from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
-from durable_swarm.models import Clients, Conversation, ModelCall, complete
-from durable_swarm.roster import remember
-from durable_swarm.streaming import PATIENCE, Channel, Item, Stream, read, read_async
-from durable_swarm.tools import (
-    IN_MEMORY,
+from durable_swarm.calls import (
     Cast,
-    CurrentCall,
-    Inside,
     Lane,
     call_in_order,
     call_together,
@@ -29,6 +20,13 @@ from durable_swarm.tools import (
     plan_calls,
     runs_together,
 )
+from durable_swarm.checks import check_text, check_whole
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
+from durable_swarm.models import Clients, Conversation, ModelCall, complete
+from durable_swarm.roster import remember
+from durable_swarm.streaming import PATIENCE, Channel, Item, Stream, read, read_async
+from durable_swarm.tools import IN_MEMORY, CurrentCall, Inside
 from durable_swarm.types import Message, Response
 from durable_swarm.waits import Blocking, Home, OnLoop, Waits, background_loop, beside, contained, finish, result_of
 

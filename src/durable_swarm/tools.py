@@ -1,4 +1,4 @@
-"""Tools: what a tool may use inside (`step`, `sleep`, `current_call`), and performing one tool call.
+"""What a tool may use inside: `step`, `sleep`, `emit`, `current_call`; and `tool`, which says more about one.
 
 The vocabulary reaches the engine through `inside`, a context variable the performer sets round a call. Outside a run
 the same functions are plain calls, so tools can be tested as the functions they are.
@@ -12,11 +12,10 @@ import contextvars
 import dataclasses
 import functools
 import itertools
-import json
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,11 +24,8 @@ from typing import Any, Protocol, TypeVar, overload
 from durable_swarm.checks import check_seconds, check_whole
 from durable_swarm.codec import encode, storable
 from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
-from durable_swarm.loop import Call, Outcome
-from durable_swarm.models import without_secrets
-from durable_swarm.schema import BadArguments, check_arguments, wants_context
-from durable_swarm.types import Message, Result, ToolSettings, note_settings, settings_of, tool_name
-from durable_swarm.waits import Waits, contained, is_async
+from durable_swarm.types import ToolSettings, note_settings, settings_of, tool_name
+from durable_swarm.waits import is_async
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_GIVEN: Any = object()
@@ -362,141 +358,3 @@ def _bounded(function: Callable[[], Any], timeout: float, here: Inside) -> Any:
             raise
         here.abandoned.set()
         raise TimeoutError(f"the call took longer than its timeout of {timeout:g} s") from None
-
-
-def find_tool(agent: Any, name: str) -> Any | None:
-    """Give the agent's tool of that name, the last one if there are several, or None."""
-    return next((function for function in reversed(agent.functions) if tool_name(function) == name), None)
-
-
-def plan_calls(agent: Any, message: Message) -> list[Call]:
-    """Decide how each tool call of a reply is to be made, by the code as it is now."""
-    calls = message.get("tool_calls") or []
-    return [Call(index, call["id"], **_named(call), **_plan(agent, call)) for index, call in enumerate(calls)]
-
-
-def _named(call: dict[str, Any]) -> dict[str, str]:
-    return {"tool": call["function"]["name"], "arguments": call["function"]["arguments"]}
-
-
-def _plan(agent: Any, call: dict[str, Any]) -> dict[str, str]:
-    name = call["function"]["name"]
-    function = find_tool(agent, name)
-    if function is None:
-        return {"plan": "tell", "text": f"Error: Tool {name[:100]} not found."}
-    try:
-        check_arguments(function, call["function"]["arguments"])
-    except BadArguments as error:
-        return {"plan": "tell", "text": f"Error: {error}"}
-    return {"plan": "step" if settings_of(function).is_step else "flow"}
-
-
-Cast = dict[str, Any]
-"""The agents a run has met in this process, by name: the one it was started with, and those that tools returned."""
-
-
-async def call_tool(
-    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, tell_errors: bool, waits: Waits
-) -> Outcome:
-    """Call a tool with the model's arguments and give what came of it.
-
-    `context` is changed where the tool changes it; an agent the tool returns is put in `cast`. Exceptions of the tool
-    pass, except `ToolError`, and all of them where `tell_errors`: then the model is told.
-    """
-    try:
-        arguments = check_arguments(function, call.arguments)
-    except BadArguments as error:
-        return Outcome(f"Error: {error}")
-    if wants_context(function):
-        arguments["context_variables"] = context
-    settings = settings_of(function)
-    if settings.is_step and here.recorder is not None:
-        settings = ToolSettings()  # The step has its own attempts.
-    try:
-        return read_result(await waits.call(retrying(functools.partial(function, **arguments), settings, here)), cast)
-    except ToolError as error:
-        return Outcome(f"Error: {error}")
-    except Exception as error:
-        if not tell_errors:
-            raise
-        return Outcome(f"Error: {type(error).__name__}: {without_secrets(safe_text(error))}")
-
-
-def read_result(value: Any, cast: Cast) -> Outcome:
-    """Give what a tool returned as an `Outcome`: text, a `Result`, or an agent, which is a handoff and joins `cast`.
-
-    Raises TypeError, as Swarm does, for a value that cannot be made a string.
-    """
-    if isinstance(value, Result) or _has(value, "value", "agent", "context_variables"):
-        return Outcome(str(value.value), _handoff(value.agent, cast), dict(value.context_variables))
-    if _has(value, "name", "instructions", "functions"):
-        return Outcome(json.dumps({"assistant": value.name}), _handoff(value, cast))
-    try:
-        return Outcome(str(value))
-    except Exception as error:
-        raise TypeError(
-            f"Failed to cast response to string: a {type(value).__name__}. Make sure agent functions return a string "
-            f"or Result object. Error: {safe_text(error)}"
-        ) from error
-
-
-def _has(value: Any, *names: str) -> bool:
-    return not isinstance(value, type) and all(hasattr(value, name) for name in names)
-
-
-def _handoff(agent: Any, cast: Cast) -> str | None:
-    if agent is None:
-        return None
-    cast[agent.name] = agent
-    return str(agent.name)
-
-
-def safe_text(error: BaseException) -> str:
-    """Give the error's text, even where making it fails."""
-    try:
-        return str(error)
-    except Exception:
-        return f"<{type(error).__name__} without text>"
-
-
-class Lane:
-    """Lets a batch run together where it may: async tools always, plain functions `width` at a time."""
-
-    def __init__(self, width: int) -> None:
-        self._places = asyncio.Semaphore(width)
-
-    async def run(self, function: Any, body: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Make one call when its turn has come."""
-        if is_async(function):
-            return await body()
-        async with self._places:
-            return await body()
-
-
-async def call_in_order(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
-    """Make the calls one after the other."""
-    return [await one(call) for call in calls]
-
-
-async def call_together(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
-    """Make the calls together; all are heard out, then the first exception in the model's order is raised."""
-    made = await asyncio.gather(*(contained(_awaited(one(call))) for call in calls), return_exceptions=True)
-    answers = [part for answer in made for part in (answer if isinstance(answer, tuple) else (answer,))]
-    outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
-    errors = [answer for answer in answers if isinstance(answer, BaseException)]
-    # An engine's own signals (cancelled, no longer the owner) are no Exceptions and outrank what tools raised.
-    for error in sorted(errors, key=lambda error: isinstance(error, Exception)):
-        raise error
-    return outcomes
-
-
-async def _awaited(awaitable: Awaitable[Outcome]) -> Outcome:
-    return await awaitable
-
-
-def runs_together(agent: Any, calls: list[Call], tool_concurrency: int) -> bool:
-    """Whether a batch is to run together: several calls, and one of them is async or plain functions may overlap."""
-    made = [call for call in calls if call.plan != "tell"]
-    if len(made) < 2:
-        return False
-    return tool_concurrency > 1 or any(is_async(find_tool(agent, call.tool)) for call in made)

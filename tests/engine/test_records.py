@@ -20,7 +20,7 @@ from durable_swarm import (
     step,
 )
 from durable_swarm.engine import records
-from durable_swarm.loop import Call, Outcome, Start
+from durable_swarm.loop import Call, Outcome, Reply, Start
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.types import Usage
 from tests.engine.conftest import Make
@@ -171,13 +171,14 @@ def nothing() -> str:
 def test_round_trips() -> None:
     """Start, reply and outcome come back from their records as they were."""
     start = Start("A", user("ü\0"), {"a": (1, {2}), "b": b"x"}, "m", 5, False)
-    assert records.read_start(_stored(records.start_record(start, swarm="s", at=1.0, debug=True))) == start
+    assert records.read_start(_stored(records.start_record(start, swarm="s", at=1.0, debug=True, stream=True))) == start
     call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{"}}
     message = {"role": "assistant", "content": "x", "tool_calls": [call, call]}
     calls = [Call(0, "c", "add", "{", "flow"), Call(1, "c", "add", "{", "tell", "Error: \0")]
     usage = Usage(requests=1, prompt_tokens=2, completion_tokens=3, total_tokens=5)
-    reply = records.read_reply(_stored(records.reply_record(message, calls, usage, model="m", version="v")))
-    assert (reply.message, reply.calls, reply.usage) == (message, calls, usage)
+    reply = Reply(message, calls, usage, together=True)
+    record = records.reply_record(reply, model="m", version="v", at=1, shown={"at": 3, "from": 0, "events": [[1, 1]]})
+    assert records.read_reply(_stored(record)) == reply
     outcome = Outcome("\0", "B", {"a": {1}}, {"b": (2,)}, ["c"])
     assert records.read_outcome(_stored(records.outcome_record(outcome))) == outcome
 
@@ -202,5 +203,5 @@ def test_a_failure_comes_back_as_text() -> None:
 def test_context_keys(context: dict[Any, Any]) -> None:
     """Context variables have names: a key that is none is refused before anything runs."""
     with pytest.raises(NotSerializable, match="keys must be strings") as caught:
-        records.start_record(Start("A", [], context), swarm="", at=0.0, debug=False)
+        records.start_record(Start("A", [], context), swarm="", at=0.0, debug=False, stream=False)
     assert caught.value.path == "context_variables"

@@ -18,7 +18,7 @@ from durable_swarm.engine import internals
 from durable_swarm.engine.database import may_pass, told
 from durable_swarm.engine.records import Record, failure_record, read_failure, reading
 from durable_swarm.engine.signals import Failed, Held
-from durable_swarm.tools import safe_text
+from durable_swarm.errors import safe_text
 
 log = logging.getLogger("durable_swarm")
 

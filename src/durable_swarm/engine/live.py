@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from durable_swarm.calls import Cast, Lane
 from durable_swarm.codec import Codec
 from durable_swarm.engine.feed import Feed
 from durable_swarm.engine.records import Record
@@ -17,7 +18,6 @@ from durable_swarm.engine.sealing import Seal
 from durable_swarm.engine.signals import closed
 from durable_swarm.loop import Call, Start
 from durable_swarm.models import Clients, Conversation
-from durable_swarm.tools import Cast, Lane
 from durable_swarm.types import Response
 from durable_swarm.waits import Home, Waits
 

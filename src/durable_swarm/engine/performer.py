@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors, roster
+from durable_swarm.calls import Lane, call_in_order, call_together, call_tool, find_tool, plan_calls, runs_together
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, users_code
 from durable_swarm.engine.feed import Feed, now
@@ -21,18 +22,7 @@ from durable_swarm.engine.sealing import Seal, output_of
 from durable_swarm.engine.signals import Failed, Held
 from durable_swarm.loop import Ask, Call, CallAll, Outcome, Reply, absorb
 from durable_swarm.models import ModelCall, complete
-from durable_swarm.tools import (
-    CurrentCall,
-    Inside,
-    Lane,
-    Recorder,
-    call_in_order,
-    call_together,
-    call_tool,
-    find_tool,
-    plan_calls,
-    runs_together,
-)
+from durable_swarm.tools import CurrentCall, Inside, Recorder
 from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish, in_thread
 
 Body = Callable[[Waits], Awaitable[Record]]

@@ -23,9 +23,9 @@ from typing import Any
 
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
+from durable_swarm.errors import safe_text
 from durable_swarm.loop import Call, Detour, Outcome, Reply, Start, Turn
 from durable_swarm.models import without_secrets
-from durable_swarm.tools import safe_text
 from durable_swarm.types import Usage
 
 RUN = "durable_swarm.run"

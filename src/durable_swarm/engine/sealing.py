@@ -15,8 +15,8 @@ from durable_swarm import errors
 from durable_swarm.codec import Codec, Place
 from durable_swarm.engine.records import Record, read
 from durable_swarm.engine.signals import Held
+from durable_swarm.errors import safe_text
 from durable_swarm.models import without_secrets
-from durable_swarm.tools import safe_text
 
 SEALED = "sealed"
 """The field of a record that holds the codec's text."""

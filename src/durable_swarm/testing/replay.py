@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from durable_swarm import codec, roster
+from durable_swarm.calls import find_tool, plan_calls
 from durable_swarm.engine import process, records
 from durable_swarm.engine.exports import FORMAT, Exported, read_document
 from durable_swarm.engine.turns import recorded_turns
@@ -22,7 +23,6 @@ from durable_swarm.models import Clients, Conversation, ModelCall, build_request
 from durable_swarm.runs import State
 from durable_swarm.service import NoRuns, open_runs
 from durable_swarm.swarm import check_agent, check_settings
-from durable_swarm.tools import find_tool, plan_calls
 from durable_swarm.types import Message
 from durable_swarm.waits import Blocking, finish
 
