@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from durable_swarm.answers import Answer, checked, read_message
 from durable_swarm.deltas import Pieces
 from durable_swarm.waits import is_async
+
+
+EAGER, SELDOM = 3, 25
+"""After how many of the first pieces, and after each how many further ones, others of the process get a turn."""
 
 
 class Show(Protocol):
@@ -74,6 +80,7 @@ class Reception:
     def __init__(self, create: Callable[[], Any], shown: Shown) -> None:
         self._create = create
         self._shown = shown
+        self._count = 0
 
     def way(self) -> Callable[[], Any]:
         """Give the function that receives the `Answer`: async where the client is."""
@@ -107,7 +114,8 @@ class Reception:
         pieces = Pieces()
         try:
             for chunk in stream:
-                self._take(pieces, chunk)
+                if self._take(pieces, chunk):
+                    time.sleep(0)
         finally:
             # An error of the stream says more than one of its closing.
             with contextlib.suppress(Exception):
@@ -118,7 +126,8 @@ class Reception:
         pieces = Pieces()
         try:
             async for chunk in stream:
-                self._take(pieces, chunk)
+                if self._take(pieces, chunk):
+                    await asyncio.sleep(0)
         finally:
             with contextlib.suppress(Exception):
                 closed = _closing(stream)()
@@ -126,10 +135,14 @@ class Reception:
                     await closed
         return pieces.answer()
 
-    def _take(self, pieces: Pieces, chunk: Any) -> None:
+    def _take(self, pieces: Pieces, chunk: Any) -> bool:
+        """Take in a chunk; whether its reader should get a turn now: chunks that are all there leave it none."""
         delta = pieces.add(chunk)
-        if delta is not None:
-            self._shown.delta(delta)
+        if delta is None:
+            return False
+        self._shown.delta(delta)
+        self._count += 1
+        return self._count <= EAGER or self._count % SELDOM == 0
 
 
 def _is_stream(begun: Any, way: str) -> bool:
