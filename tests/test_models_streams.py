@@ -49,7 +49,7 @@ REPLIES: dict[str, Any] = {
     "nothing": {"content": None},
     "calls": [call("look_up", order="A1"), ("weigh", "{not json"), "now"],
     "text and calls": {"content": " Looking  for it\n", "tool_calls": [call("look_up", order="ü 👩‍🚀")]},
-    "refusal": {"refusal": "I may not."},
+    "refusal": {"role": "assistant", "refusal": "I may not."},
     "fields of its own": {"content": "Hi", "reasoning_content": "The user greets."},
 }
 FAULTS: dict[str, Any] = {
@@ -325,7 +325,7 @@ def test_generators_are_streams(on_loop: bool) -> None:
 
 @pytest.mark.parametrize("reply", ["Hello there", cut("Hello there", after=2)])
 @pytest.mark.parametrize("kind", ["scripted", "async scripted"])
-def test_streams_are_closed(kind: str, reply: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_are_closed(kind: str, reply: Any) -> None:
     """A stream is closed at its end and where it breaks off."""
     client: Any = ScriptedModel([reply]) if kind == "scripted" else AsyncScriptedModel([reply])
     client.max_retries = 0
