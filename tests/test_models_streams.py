@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 
@@ -32,6 +31,7 @@ from durable_swarm.testing import (
 )
 from durable_swarm.waits import OnLoop, background_loop
 from tests.support.chunks import put_together
+from tests.support.http import httpx
 from tests.support.model_calls import Naps, Shown, ask
 
 SCRIPTED = ["scripted", "scripted on a loop", "async scripted", "async scripted in a thread"]
@@ -253,10 +253,10 @@ def test_the_client_knows_which_call_it_serves(kind: str) -> None:
             hooks = {"request": [note_async if "async" in kind else note]}
             options = {"base_url": running.base_url, "api_key": "k"}
             if "async" in kind:
-                client: Any = openai.AsyncOpenAI(**options, http_client=httpx2.AsyncClient(event_hooks=hooks))
+                client: Any = openai.AsyncOpenAI(**options, http_client=httpx.AsyncClient(event_hooks=hooks))
                 ask(client, on_loop=True, turn=3, close=client.close, show=shown)
             else:
-                with openai.OpenAI(**options, http_client=httpx2.Client(event_hooks=hooks)) as client:
+                with openai.OpenAI(**options, http_client=httpx.Client(event_hooks=hooks)) as client:
                     ask(client, on_loop="loop" in kind, turn=3, show=shown)
     else:
         scripted = AsyncScriptedModel if "async" in kind else ScriptedModel

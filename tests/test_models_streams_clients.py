@@ -8,18 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-import httpx2
 import openai
 import pytest
 
 from durable_swarm import ModelError
 from durable_swarm.models import transient
-from durable_swarm.testing import (
-    ProviderError,
-)
+from durable_swarm.testing import ProviderError
 from durable_swarm.types import Usage
 from tests.contract.helpers import async_mock_client, completion, mock_client
 from tests.support.chunks import chunk, merge, stream
+from tests.support.http import httpx
 from tests.support.model_calls import Shown, ask
 
 
@@ -131,7 +129,7 @@ def test_generators_are_streams(on_loop: bool) -> None:
 
 def event_error(**body: Any) -> openai.APIError:
     """Give the error that openai's client raises for an error event."""
-    return openai.APIError("overloaded", httpx2.Request("POST", "http://provider"), body={"message": "m", **body})
+    return openai.APIError("overloaded", httpx.Request("POST", "http://provider"), body={"message": "m", **body})
 
 
 def failing(error: BaseException, *texts: str) -> Iterator[Any]:
@@ -140,7 +138,7 @@ def failing(error: BaseException, *texts: str) -> Iterator[Any]:
     raise error
 
 
-TRANSPORT = [httpx2.RemoteProtocolError("cut"), httpx2.ReadError("lost"), httpx2.ReadTimeout("late")]
+TRANSPORT = [httpx.RemoteProtocolError("cut"), httpx.ReadError("lost"), httpx.ReadTimeout("late")]
 PASSING: list[Exception] = [
     *TRANSPORT,
     event_error(),
@@ -191,11 +189,11 @@ def test_an_error_event_over_the_wire() -> None:
     first, *rest = [f"data: {json.dumps(item)}\n\n" for item in stream_of("Hello")]
     failure = 'data: {"error": {"message": "overloaded", "code": 502}}\n\n'
     sent = iter([first + failure, "".join([first, *rest, "data: [DONE]\n\n"])])
-    transport = httpx2.MockTransport(
-        lambda _: httpx2.Response(200, content=next(sent), headers={"content-type": "text/event-stream"})
+    transport = httpx.MockTransport(
+        lambda _: httpx.Response(200, content=next(sent), headers={"content-type": "text/event-stream"})
     )
     shown = Shown()
-    with openai.OpenAI(api_key="k", max_retries=1, http_client=httpx2.Client(transport=transport)) as client:
+    with openai.OpenAI(api_key="k", max_retries=1, http_client=httpx.Client(transport=transport)) as client:
         answer = ask(client, show=shown)
     assert (answer.message["content"], shown.text, shown.resets) == ("Hello", "Hello", [1])
 
