@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,28 @@ class Naps:
     """The pauses that were asked for, in seconds."""
 
     taken: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Shown:
+    """The deltas shown since the last reset, how many there were at each reset, and the threads that showed them."""
+
+    deltas: list[dict[str, Any]] = field(default_factory=list)
+    resets: list[int] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+
+    def delta(self, delta: dict[str, Any]) -> None:
+        self.deltas.append(delta)
+        self.threads.add(threading.current_thread().name)
+
+    def reset(self) -> None:
+        self.resets.append(len(self.deltas))
+        self.deltas.clear()
+
+    @property
+    def text(self) -> str:
+        """The content so far."""
+        return "".join(delta.get("content", "") for delta in self.deltas)
 
 
 class NappingBlocking(Blocking):
@@ -53,6 +76,7 @@ def ask(
     on_loop: bool = False,
     turn: int = 0,
     close: Callable[[], Awaitable[None]] | None = None,
+    show: Any = None,
 ) -> Completion:
     """Make one model call, with its retries, in this thread or on an event loop, where `close` ends it."""
     naps = naps or Naps()
@@ -68,6 +92,7 @@ def ask(
             debug=debug,
             call=ModelCall("run", turn),
             waits=waits,
+            show=show,
         )
 
     async def call_and_close() -> Completion:
