@@ -45,7 +45,9 @@ def serve(tokens: int, listener: socket.socket) -> None:
 
 
 def _chunk(index: int) -> bytes:
-    return _event({"choices": [_choice({"content": f"word{index % 10} "} | ({"role": "assistant"} if not index else {}))]})
+    return _event(
+        {"choices": [_choice({"content": f"word{index % 10} "} | ({"role": "assistant"} if not index else {}))]}
+    )
 
 
 def _choice(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
@@ -117,7 +119,10 @@ def measure(url: str, base: str, rounds: int) -> dict[str, list[tuple[float, flo
     agent = Agent(name="Bench")
     client = openai.OpenAI(base_url=base, api_key="sk-test", max_retries=0)
     on_loop = openai.AsyncOpenAI(base_url=base, api_key="sk-test", max_retries=0)
-    with DurableSwarm(client, database=url, name="plain") as swarm, DurableSwarm(on_loop, database=url, name="a") as other:
+    with (
+        DurableSwarm(client, database=url, name="plain") as swarm,
+        DurableSwarm(on_loop, database=url, name="a") as other,
+    ):
         loop = asyncio.new_event_loop()
         readers: dict[str, Callable[[], tuple[float, float]]] = {
             "sync, bare": lambda: timed(bare(client)),
@@ -165,7 +170,9 @@ def main() -> None:
         times = measure(url, base, options.rounds)
     server.terminate()
     # The first round warms up.
-    medians = {name: [statistics.median(column) for column in zip(*some[1:], strict=True)] for name, some in times.items()}
+    medians = {
+        name: [statistics.median(column) for column in zip(*some[1:], strict=True)] for name, some in times.items()
+    }
     for name, (first, whole) in medians.items():
         own_first, own_whole = medians[f"{name.split(',')[0]}, bare"]
         print(

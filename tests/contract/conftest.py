@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import DurableSwarm, Response, Swarm
-from tests.contract.helpers import MakeSwarm, Run
+from tests.contract.helpers import MakeSwarm, Run, essence, rebuilt, replies_in
 
 
 @pytest.fixture(params=["memory", "durable"])
@@ -28,19 +28,49 @@ def make_swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeS
         yield make
 
 
-@pytest.fixture(params=["run", "run_async"])
+@pytest.fixture(params=["run", "run_async", "stream", "stream_async"])
 def run(request: pytest.FixtureRequest) -> Run:
-    """Run through the sync or the async face: `run(swarm, agent, messages, ...)`."""
+    """Run through the sync or the async face, whole or streamed: `run(swarm, agent, messages, ...)`."""
+    return FACES[request.param]
 
-    def run_sync(swarm: Any, *args: Any, **options: Any) -> Response:
-        response: Response = swarm.run(*args, **options)
+
+@pytest.fixture(params=["run", "run_async"])
+def plain_run(request: pytest.FixtureRequest) -> Run:
+    """Run through the sync or the async face, as a program says it: streamed where it asks for it."""
+    return FACES[request.param]
+
+
+def run_sync(swarm: Any, *args: Any, **options: Any) -> Response:
+    response: Response = swarm.run(*args, **options)
+    return response
+
+
+def run_async(swarm: Any, *args: Any, **options: Any) -> Response:
+    async def main() -> Response:
+        response: Response = await swarm.run_async(*args, **options)
         return response
 
-    def run_async(swarm: Any, *args: Any, **options: Any) -> Response:
-        async def main() -> Response:
-            response: Response = await swarm.run_async(*args, **options)
-            return response
+    return asyncio.run(main())
 
-        return asyncio.run(main())
 
-    return run_sync if request.param == "run" else run_async
+def stream(swarm: Any, *args: Any, **options: Any) -> Response:
+    return checked_stream(list(swarm.run(*args, **options, stream=True)))
+
+
+def stream_async(swarm: Any, *args: Any, **options: Any) -> Response:
+    async def main() -> Response:
+        return checked_stream([item async for item in swarm.run_async(*args, **options, stream=True)])
+
+    return asyncio.run(main())
+
+
+FACES: dict[str, Run] = {"run": run_sync, "run_async": run_async, "stream": stream, "stream_async": stream_async}
+
+
+def checked_stream(items: list[dict[str, Any]]) -> Response:
+    """Check that what was streamed tells the messages of the response it ends with, and give that."""
+    *told, last = items
+    response: Response = last["response"]
+    said = [message for message in response.messages if message["role"] == "assistant"]
+    assert [rebuilt(reply) for reply in replies_in(told)] == [essence(message) for message in said]
+    return response

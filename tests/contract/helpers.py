@@ -123,3 +123,36 @@ class Meeting:
             self._arrived += 1
             if self._arrived == self._parties:
                 self._complete.set()
+
+
+def replies_in(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Give the deltas of each reply that was streamed; what a reset has made void is left out."""
+    replies: list[list[dict[str, Any]]] = []
+    for item in items:
+        match item.get("delim"):
+            case "start":
+                replies.append([])
+            case "reset":
+                replies[-1].clear()
+            case None:
+                replies[-1].append(item)
+    return replies
+
+
+def rebuilt(deltas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Give the message that deltas add up to, by the rules of Swarm's consumers."""
+    calls: dict[int, dict[str, str]] = {}
+    for fragment in (one for delta in deltas for one in delta["tool_calls"] or ()):
+        call = calls.setdefault(fragment["index"], {"id": "", "name": "", "arguments": ""})
+        call["id"] += fragment["id"] or ""
+        call["name"] += fragment["function"]["name"] or ""
+        call["arguments"] += fragment["function"]["arguments"] or ""
+    text = "".join(delta["content"] or "" for delta in deltas)
+    assert [index for index, delta in enumerate(deltas) if "sender" in delta] == [0]
+    return {"sender": deltas[0]["sender"], "content": text, "calls": [calls[index] for index in sorted(calls)]}
+
+
+def essence(message: dict[str, Any]) -> dict[str, Any]:
+    """Give what of a message is streamed."""
+    calls = [{"id": call["id"], **call["function"]} for call in message["tool_calls"] or ()]
+    return {"sender": message["sender"], "content": message["content"] or "", "calls": calls}

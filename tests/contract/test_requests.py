@@ -16,10 +16,10 @@ def look_up(city: str, days: int = 1) -> str:
     return f"Sunny in {city} for {days}"
 
 
-def test_request_without_tools(make_swarm: MakeSwarm, run: Run) -> None:
+def test_request_without_tools(make_swarm: MakeSwarm, plain_run: Run) -> None:
     """The model gets the agent's model name, its instructions as system message, and the conversation."""
     model = ScriptedModel(["Hello"])
-    run(make_swarm(model), Agent(model="gpt-4o-mini", instructions="Be brief."), user("Hi there"))
+    plain_run(make_swarm(model), Agent(model="gpt-4o-mini", instructions="Be brief."), user("Hi there"))
     (request,) = model.calls
     assert request["model"] == "gpt-4o-mini"
     assert request["messages"] == [

@@ -117,19 +117,19 @@ def test_max_turns_does_not_count_the_input(make_swarm: MakeSwarm) -> None:
     assert [message["content"] for message in response.messages] == ["Hello"]
 
 
-def test_arguments_by_position(make_swarm: MakeSwarm, run: Run) -> None:
+def test_arguments_by_position(make_swarm: MakeSwarm, plain_run: Run) -> None:
     """The arguments of `run` have Swarm's order, so programs may pass them by position."""
     model = ScriptedModel([["look_up"]])
     agent = Agent(instructions=lambda context: f"You help {context['name']}.", functions=[look_up])
-    response = run(make_swarm(model), agent, user(), {"name": "Ada"}, "gpt-4o-mini", False, False, 5, False)
+    response = plain_run(make_swarm(model), agent, user(), {"name": "Ada"}, "gpt-4o-mini", False, False, 5, False)
     assert model.calls[0]["model"] == "gpt-4o-mini"
     assert model.calls[0]["messages"][0]["content"] == "You help Ada."
     assert roles(response) == ["assistant"]
 
 
-def test_arguments_by_name(make_swarm: MakeSwarm, run: Run) -> None:
+def test_arguments_by_name(make_swarm: MakeSwarm, plain_run: Run) -> None:
     """All arguments of `run` may be passed by name, with Swarm's names."""
-    response = run(
+    response = plain_run(
         make_swarm(ScriptedModel(["Hello"])),
         agent=Agent(),
         messages=user(),

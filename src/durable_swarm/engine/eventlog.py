@@ -41,11 +41,14 @@ def place_of(run_id: str, seq: int) -> Place:
 
 @dataclass(frozen=True)
 class NewRow:
-    """A row to be written, closed by the run's codec. `owner` is DBOS's token of the execution that writes it."""
+    """A row to be written. `stored` gives its record closed by the run's codec.
+
+    `owner` is DBOS's token of the execution that writes it, None where nobody executes the run.
+    """
 
     run_id: str
     seq: int
-    record: Record
+    stored: Callable[[], Record]
     owner: str | None
 
 
@@ -97,7 +100,7 @@ class EventLog:
         else:
             locking = select(runs.workflow_uuid, runs.owner_xid).where(here).order_by(runs.workflow_uuid)
             locking = locking.with_for_update(key_share=True)
-        now: dict[str, str | None] = dict(connection.execute(locking).tuples().all())
+        now = {row[0]: row[1] for row in connection.execute(locking)}
         return {run_id for run_id, owner in owned.items() if now.get(run_id) != owner}
 
     def _insert(self) -> Any:
@@ -111,7 +114,7 @@ class EventLog:
         return {
             "workflow_uuid": row.run_id,
             "key": KEY,
-            "value": dumps(row.record),
+            "value": dumps(row.stored()),
             "offset": row.seq,
             "function_id": 0,
             "serialization": internals.JSON.name(),
@@ -197,7 +200,8 @@ class Writer:
         new = [row for some in rows.values() for row in some]
         try:
             lost = self._write(new) if new else set()
-        except SQLAlchemyError as error:
+        except Exception as error:
+            # Whatever it is, events are no reason to stop a run: they are told from its records, if not from here.
             log.debug("events could not be written: %s", type(error).__name__)
             for source, some in rows.items():
                 source.written(None)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -250,7 +251,8 @@ class Feed:
         return [] if self._lost else [self._closed(seq, record) for seq, record in found]
 
     def _closed(self, seq: int, record: Record) -> NewRow:
-        return NewRow(self._run_id, seq, self._seal.close(record, place_of(self._run_id, seq)), self._owner)
+        place = place_of(self._run_id, seq)
+        return NewRow(self._run_id, seq, partial(self._seal.close, record, place), self._owner)
 
     def written(self, refused: bool | None) -> None:
         """Hear what became of the rows: written, refused because another execution owns the run, or not possible."""
