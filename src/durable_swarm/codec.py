@@ -85,6 +85,10 @@ class Codec(Protocol):
     """What `DurableSwarm(codec=...)` takes: all data of users passes through it on its way to the database and back.
 
     Both methods are called from many threads. What they raise keeps the run from going on, and is no result of it.
+
+    A codec with an attribute `lossless` that is true says that `decode` gives back exactly what `encode` got, and that
+    it may get a text in pieces. Without it a reply that is streamed is stored whole, and told in one event: pieces of
+    it would escape a codec that masks what it finds in a text.
     """
 
     def encode(self, data: dict[str, Any], place: Place) -> dict[str, Any] | str:

@@ -71,6 +71,8 @@ class EncryptionCodec:
     def __hash__(self) -> int:
         return hash(tuple(self.key_ids))
 
+    lossless = True
+
     def encode(self, data: dict[str, Any], place: Place) -> str:
         """Encrypt. Raises `ConfigurationError` for what is larger than AES-GCM takes (2 GiB)."""
         # Not sorted: a dictionary comes back in the order it had.

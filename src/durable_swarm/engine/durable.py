@@ -393,8 +393,9 @@ class _Prepared:
         self.run_id = records.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
         self.asked = asked
         self.start = asked.start(lambda value: value)
+        whole = swarm.codec is not None and not getattr(swarm.codec, "lossless", False)
         self.record = records.start_record(
-            self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=asked.stream
+            self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=asked.stream, whole=whole
         )
         if not self.named:
             swarm.clients.ready()  # Before a session is claimed: a program that ends with an error gives it up.

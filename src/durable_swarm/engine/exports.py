@@ -312,7 +312,7 @@ def _package() -> str | None:
 def _step(store: Rows, row: Any, step: Any) -> StepData:
     record = value = None
     if is_record(step.output):
-        record = store.step_record(step, row)
+        record = records.without_numbers(store.step_record(step, row))
     elif step.output is not None:
         value = codec.encode(step.output)
     began = step.child_workflow_id if step.function_name == records.TOOL else None
@@ -336,7 +336,7 @@ def is_record(output: Any) -> bool:
 def _call(store: Rows, row: Any, child: Any) -> CallData:
     ended = child.status == "SUCCESS"
     return CallData(
-        output=store.output_record(child, row) if ended else None,
+        output=records.without_numbers(store.output_record(child, row)) if ended else None,
         started=child.created_at,
         finished=(child.completed_at or child.updated_at) if ended else None,
         steps=[_step(store, row, step) for step in store.steps(child.workflow_id)],

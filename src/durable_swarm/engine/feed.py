@@ -169,11 +169,12 @@ class Feed:
         """Show that a reply of the agent begins to come in."""
         with self._telling():
             last, shown = self._narrator.journal.last, self._narrator.shown
-            self._text = _Text(last + 1, shown)
+            self._text = _Text(last + 1, shown) if self._narrator.in_pieces else None
             self._so_far = Channel(waiting=0)
             for channel in (self._so_far, *self._channels):
                 channel.begin(agent)
-            if self._again and shown > last:
+            again, self._again = self._again, False
+            if self._text is not None and again and shown > last:
                 self._text.skip_to(shown + 1)
                 self._say(None)
 
@@ -210,9 +211,10 @@ class Feed:
 
     def progress(self, key: str, data: dict[str, Any]) -> None:
         """Take in what a tool emits, in the call `key`; it is told once it is stored. Raises `NotSerializable`."""
-        encoded = codec.encode(data, "emit()")
+        record = {"v": VERSION, "data": codec.encode(data, "emit()")}
+        told = self._seal.settle(record, place_of(self._run_id, 0))["data"]
         with self._lock:
-            self._progress.setdefault(key, []).append([self._narrator.journal.take(), now(), encoded])
+            self._progress.setdefault(key, []).append([self._narrator.journal.take(), now(), told])
             self._schedule(soon=bool(self._listeners))
 
     def stamped(self, key: str, outcome: Record) -> Record:
@@ -241,6 +243,9 @@ class Feed:
         """Give what is to be written now."""
         with self._lock:
             found: list[Row] = []
+            self._writing = None, []
+            if self._lost:
+                return []
             told = sorted((one for some in self._progress.values() for one in some), key=lambda one: one[0])
             self._writing = self._text, told
             if self._text is not None and (row := self._text.row()) is not None:
@@ -248,7 +253,7 @@ class Feed:
                 found.append((seq, {"v": VERSION, "turn": self._narrator.asking, **record}))
             if told:
                 found.append((told[0][0], {"v": VERSION, "progress": told}))
-        return [] if self._lost else [self._closed(seq, record) for seq, record in found]
+        return [self._closed(seq, record) for seq, record in found]
 
     def _closed(self, seq: int, record: Record) -> NewRow:
         place = place_of(self._run_id, seq)

@@ -13,7 +13,7 @@ Redact = Callable[[str, Any], Any]
 """Gets the path of a value in the document (`start.messages[0].content`) and the value; gives what is written."""
 
 _FACTS = frozenset({"v", "agent", "swarm", "at", "model", "version", "usage", "type", "step", "run_id", "failed"})
-_FACTS |= {"model_override", "max_turns", "execute_tools", "debug", "forked", "removed"}
+_FACTS |= {"model_override", "max_turns", "execute_tools", "debug", "forked", "removed", "stream", "whole", "together"}
 """Fields of records that a run cannot be read without; they hold names and numbers of ours."""
 
 _OURS = frozenset({"messages", "message", "kept", "detours", "reply", "outcomes", "plan", "raised", "own"})

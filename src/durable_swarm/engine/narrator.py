@@ -41,7 +41,9 @@ class Narrator:
         """The turn whose model call is under way."""
         self.shown = 0
         """The last number under which a piece of that turn may have been shown."""
-        self._streams = self._makes_calls = self._together = False
+        self.in_pieces = False
+        """Whether the text of a reply is told while it comes in."""
+        self._makes_calls = self._together = False
         self._time = 0
         self._rows: defaultdict[int, list[Row]] = defaultdict(list)
         self._turn = 0
@@ -51,14 +53,15 @@ class Narrator:
     def begin(self, start: Record) -> None:
         """Tell that the run has started, and the turns that a fork has kept."""
         self._time = round(start.get("at", 0) * 1000)
-        self._streams, self._makes_calls = start.get("stream") is True, start.get("execute_tools", True)
+        self.in_pieces = start.get("stream") is True and not start.get("whole")
+        self._makes_calls = start.get("execute_tools", True)
         self._follow("run.started", agent=start["agent"])
         for turn, kept in enumerate(start.get("kept", [])):
             self.asked(turn, kept["agent"])
-            self.replied(_without(kept["reply"], "shown"))
+            self.replied(kept["reply"])
             for index, outcome in enumerate(kept["outcomes"]):
                 if outcome is not None:
-                    self.returned(index, _without(outcome, "seq"))
+                    self.returned(index, outcome)
 
     def add(self, rows: Iterable[Row]) -> None:
         """Take in rows of events, in the order of their numbers."""
@@ -78,7 +81,7 @@ class Narrator:
         """Tell that a turn has started: the model is asked."""
         self._turn, self._agent, self.asking = turn, agent, turn
         self._follow("turn.started", turn=turn, agent=agent)
-        self.shown = self.journal.last + (UNSTORED if self._streams else 0)
+        self.shown = self.journal.last + (UNSTORED if self.in_pieces else 0)
         for seq, row in self._rows.pop(turn, ()):
             self._row(seq, row)
 
@@ -173,11 +176,6 @@ class Narrator:
 
     def _follow(self, kind: EventType, **data: Any) -> None:
         self.journal.follow(kind, data, self._time)
-
-
-def _without(record: Record, field: str) -> Record:
-    """Give the record of a kept turn without the numbers that its events had in the run it comes from."""
-    return {key: value for key, value in record.items() if key != field}
 
 
 def _pieces(shown: Record, content: str) -> Iterator[tuple[int, str | None]]:

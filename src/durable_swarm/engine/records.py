@@ -85,8 +85,11 @@ def _slim(**fields: Any) -> Record:
     return {"v": VERSION, **{key: value for key, value in fields.items() if value not in (None, {}, [], "")}}
 
 
-def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bool) -> Record:
-    """Give the input of a run. Raises `NotSerializable`, naming the path of what has no JSON form."""
+def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bool, whole: bool = False) -> Record:
+    """Give the input of a run. Raises `NotSerializable`, naming the path of what has no JSON form.
+
+    `whole` says that a reply that is streamed is stored only when it is complete.
+    """
     record = _slim(
         agent=start.agent,
         swarm=swarm,
@@ -95,6 +98,7 @@ def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bo
         max_turns=start.max_turns,
         debug=debug or None,
         stream=stream or None,
+        whole=(stream and whole) or None,
     )
     record["messages"] = codec.encode(start.messages, "messages")
     record["context"] = {
@@ -136,9 +140,15 @@ def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], *
     return {**same, **_slim(kept=kept, detours=detours, **fields)}
 
 
+def without_numbers(record: Record) -> Record:
+    """Give the record of a reply or an outcome without what belongs to the events of the run that made it."""
+    return {key: value for key, value in record.items() if key not in ("shown", "seq", "progress")}
+
+
 def turn_record(agent: str, reply: Record, outcomes: list[Record | None]) -> Record:
     """Give the record of a turn that a fork keeps; None stands for a call that was not made, but told."""
-    return {"agent": agent, "reply": reply, "outcomes": outcomes}
+    made = [None if outcome is None else without_numbers(outcome) for outcome in outcomes]
+    return {"agent": agent, "reply": without_numbers(reply), "outcomes": made}
 
 
 def read_turn(record: Record) -> Turn:
