@@ -219,7 +219,8 @@ class DurableSwarm(Runner):
 
     async def _begin(self, prepared: _Prepared, channel: Channel | None) -> Run:
         self._open_on_loop()
-        run = await in_thread(self._attach, prepared)
+        known = prepared.named or prepared.caller is not None
+        run = await in_thread(self._attach, prepared) if known else None
         if run is not None:
             return run
         with self._starting(prepared) as live:

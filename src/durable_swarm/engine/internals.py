@@ -51,6 +51,13 @@ class _Database:
     def __init__(self, database: Any) -> None:
         self._database = database
 
+    def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
+        """Look for the record of a step, unless it is the first of a run that was recorded just now: it has none."""
+        if function_id == 1 and workflow_id in _fresh:
+            _fresh.discard(workflow_id)
+            return None
+        return self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
+
     def record_get_result(self, *_: Any, **__: Any) -> None:
         """Record nothing: on replay DBOS reads a child's result from the child."""
 
@@ -146,6 +153,14 @@ def reserve() -> Any:
 def place_of(reserved: Any, name: str) -> Place:
     """Give the place of a step whose number was drawn; outside every workflow nothing is recorded."""
     return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))
+
+
+_fresh: set[str] = set()
+
+
+def note_fresh(run_id: str, fresh: bool) -> None:
+    """Say that a run was recorded just now, and none of its steps; or that this matters no more."""
+    (_fresh.add if fresh else _fresh.discard)(run_id)
 
 
 def owner_of(run_id: str) -> str | None:

@@ -166,6 +166,7 @@ class Process:
             owner = internals.owner_of(run_id)
             run.feed.open(opened, self.writer, run_id, owner, run.seal, again=run.recovered)
             run.entered = True
+            internals.note_fresh(run_id, not run.recovered)
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
             self.held.pop(run_id, None)
@@ -205,6 +206,7 @@ class Process:
 
     def leave(self, run: LiveRun) -> None:
         """End executing a run, whatever came of it."""
+        internals.note_fresh(run.run_id, False)
         with self._lock:
             if self.runs.get(run.run_id) is run:
                 del self.runs[run.run_id]
