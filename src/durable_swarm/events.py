@@ -63,7 +63,8 @@ class Journal:
         """The number of the last event handed on."""
         self._deliver = deliver
         self._ahead: dict[int, Event] = {}
-        self._taken: set[int] = set()
+        self._free = 1
+        """No lower number is free."""
 
     def follow(self, kind: EventType, data: dict[str, Any], at: int) -> None:
         """Tell what happens next; `at` is in milliseconds since 1970."""
@@ -73,7 +74,6 @@ class Journal:
         """Tell an event that has its number. Telling it again does nothing."""
         if seq <= self.last:
             return
-        self._taken.discard(seq)
         self._ahead[seq] = Event(seq, kind, data, datetime.fromtimestamp(at / 1000, UTC))
         while (event := self._ahead.pop(self.last + 1, None)) is not None:
             self.last += 1
@@ -81,8 +81,8 @@ class Journal:
 
     def take(self) -> int:
         """Give the lowest number that is free; nobody else gets it."""
-        seq = self.last + 1
-        while seq in self._ahead or seq in self._taken:
+        seq = max(self._free, self.last + 1)
+        while seq in self._ahead:
             seq += 1
-        self._taken.add(seq)
+        self._free = seq + 1
         return seq

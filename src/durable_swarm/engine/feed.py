@@ -268,8 +268,9 @@ class Feed:
                 self._tell(text.written(stored=refused is False))
             if refused is False:
                 self._narrator.add([(0, {"progress": told})])
+                stored = {one[0] for one in told}
                 for key, waiting in self._progress.items():
-                    self._progress[key] = [one for one in waiting if one not in told]
+                    self._progress[key] = [one for one in waiting if one[0] not in stored]
 
     # Who reads
 
