@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,20 @@ import pytest
 
 from durable_swarm import DurableSwarm, Response, Swarm
 from tests.contract.helpers import MakeSwarm, Run, essence, rebuilt, replies_in
+
+TWICE = ({"make_swarm": "memory", "run": "stream"}, {"make_swarm": "durable", "run": "stream_async"})
+"""Faces of which the others say nearly all: left out of the short form."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out of the short form what is tested twice."""
+    if os.environ.get("DURABLE_SWARM_LONG", "") in ("", "0"):
+        items[:] = [item for item in items if not any(_has(item, params) for params in TWICE)]
+
+
+def _has(item: pytest.Item, params: dict[str, str]) -> bool:
+    given = getattr(item, "callspec", None)
+    return given is not None and given.params.items() >= params.items()
 
 
 @pytest.fixture(params=["memory", "durable"])

@@ -1,4 +1,4 @@
-"""Ten agents that are right: whenever their program is killed and started again, nothing differs."""
+"""Eleven agents that are right: whenever their program is killed and started again, nothing differs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from durable_swarm import Agent, DurableSwarm, Response, Result, ToolError, current_call, sleep, step, tool
+from durable_swarm import Agent, DurableSwarm, Response, Result, ToolError, current_call, emit, sleep, step, tool
 from durable_swarm.testing import ScriptedModel, effect
 from tests.kit.faulty import QUESTION, run
 
@@ -155,6 +155,27 @@ def _greet_once(request: dict[str, Any]) -> Any:
     return "Done." if answered else [("greet", {"name": "Ada"})]
 
 
+def streamed(database: str) -> dict[str, Any]:
+    """A streamed run with progress; its events tell the text of its messages, whatever was lost of them."""
+
+    def pay() -> str:
+        emit("paying")
+        effect("pay", key=current_call().idempotency_key)
+        return "paid"
+
+    script = ScriptedModel(
+        lambda request: ["pay"] if len(request["messages"]) == 2 else "It is paid. " * 12, pace=0.002
+    )
+    with DurableSwarm(script, database=database) as swarm:
+        *_, last = swarm.run(Agent(name="Desk", functions=[pay]), QUESTION, stream=True, run_id="streamed")
+        events = list(swarm.get("streamed").events())
+    said = ""
+    for event in events:
+        said = "" if event.type == "text.reset" else said + event.data.get("text", "")
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    return {"said": said, "meant": last["response"].messages[-1]["content"]}
+
+
 RIGHT = [
     keyed_charge,
     state_in_context,
@@ -166,4 +187,5 @@ RIGHT = [
     short_sleep,
     own_database,
     two_runs,
+    streamed,
 ]

@@ -144,7 +144,9 @@ class Recorded:
         row = self._store.found(self._run_id)
         if not self.ended or state_of(row) not in ENDED:
             return
-        last, turn = events[-1], self._narrator.asking
+        # What an execution that was cut off has recorded beyond a gap may stand behind the end.
+        last = next(event for event in reversed(events) if event.type.startswith("run."))
+        turn = self._narrator.asking
         at = round(last.time.timestamp() * 1000)
         record = {"v": records.VERSION, "ended": [at, last.type, codec.encode(last.data)]}
         record |= {} if turn is None else {"turn": turn}
