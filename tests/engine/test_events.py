@@ -8,6 +8,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -421,3 +422,21 @@ def test_rows_are_few(make_anywhere: Make) -> None:
             f"SELECT count(*) FROM {schema(url)}streams WHERE workflow_uuid = '{run.id}'"
         ).scalar_one()
     assert 0 < count <= took * 20 + 2
+
+
+def test_texts_that_change_on_their_way(make: Make) -> None:
+    """Pieces cut within a character, and texts no database takes, are told alike live and later."""
+    halves = ["a\ud83d", "\ude00b", "\0c", "\ud800"]
+    chunks = [
+        SimpleNamespace(choices=[SimpleNamespace(delta=SimpleNamespace(content=text), finish_reason=None)])
+        for text in halves
+    ]
+    chunks.append(SimpleNamespace(choices=[SimpleNamespace(delta=SimpleNamespace(), finish_reason="stop")]))
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=lambda **_: iter(chunks))))
+    swarm = make(client)
+    agent = Agent(name=unique())
+    run = swarm.start(agent, user())
+    live = list(run.events())
+    assert run.result().messages[0]["content"] == "a\U0001f600b\0c\ud800"
+    assert "".join(event.data.get("text", "") for event in live) == "".join(halves)
+    assert live == list(swarm.get(run.id).events())

@@ -107,18 +107,22 @@ class _Text:
             self._shown = max(self._shown, done[-1].seq + self._ahead)
         return done
 
-    def rest(self) -> Record | None:
-        """Give what is not known to be stored, as it is recorded with the reply; None if nothing was shown at all."""
+    def rest(self, content: Any) -> Record | None:
+        """Give what is not known to be stored, as it is recorded with the reply, which has that content.
+
+        None if nothing was shown at all. Of pieces of the content the length will do.
+        """
         if not self._pieces and not self._stored:
             return None
         void = max((index for index, piece in enumerate(self._pieces) if piece.text is None), default=-1)
-        whole = all(storable(piece.text or "") for piece in self._pieces)
+        start = self._stored if void < 0 else 0
+        last = "".join(piece.text or "" for piece in self._pieces[void + 1 :])
+        held = isinstance(content, str) and content[start:] == last and storable(content)
         events = [
-            [piece.at, len(piece.text) if piece.text and whole and index > void else codec.encode(piece.text)]
+            [piece.at, len(piece.text) if piece.text and held and index > void else codec.encode(piece.text)]
             for index, piece in enumerate(self._pieces)
         ]
-        first = self._pieces[0].seq if self._pieces else self._next
-        return {"at": first, "from": self._stored if void < 0 else 0, "events": events}
+        return {"at": self._pieces[0].seq if self._pieces else self._next, "from": start, "events": events}
 
 
 class Feed:
@@ -194,11 +198,11 @@ class Feed:
                 channel.reset()
             self._say(None)
 
-    def said(self) -> Record | None:
-        """Give how the end of the reply's text came in, to be recorded with it; no more of it goes into rows."""
+    def said(self, content: Any) -> Record | None:
+        """Give how the end of the reply came in, which has that content, to be recorded with it: no row follows."""
         with self._lock:
             text, self._text = self._text, None
-            return None if text is None else text.rest()
+            return None if text is None else text.rest(content)
 
     def replied(self, reply: Record) -> None:
         """Tell what the reply says beyond what was told of it, now that it is recorded."""

@@ -98,7 +98,7 @@ class Narrator:
         """Tell what the reply says beyond what was told of it already, and that calls begin."""
         content = codec.decode(reply["message"].get("content"))
         if "shown" in reply:
-            self.text(reply["shown"]["at"], _pieces(reply["shown"], content or ""))
+            self.text(reply["shown"]["at"], _pieces(reply["shown"], content))
         elif isinstance(content, str) and content:
             self._follow("text.delta", turn=self._turn, text=content)
         self.asking, self._time = None, max(self._time, reply.get("at", 0))
@@ -178,7 +178,7 @@ class Narrator:
         self.journal.follow(kind, data, self._time)
 
 
-def _pieces(shown: Record, content: str) -> Iterator[tuple[int, str | None]]:
+def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, str | None]]:
     """Give the pieces of a reply's end: the lengths of those that the reply holds, the text of those that were void."""
     position = shown["from"]
     for at, piece in shown["events"]:

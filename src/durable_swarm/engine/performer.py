@@ -154,7 +154,8 @@ class Durable:
         calls, version = plan_calls(agent, completion.message), roster.fingerprint(agent)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
         reply = Reply(completion.message, calls, completion.usage, together)
-        return records.reply_record(reply, model=completion.model, version=version, at=now(), shown=run.feed.said())
+        shown = run.feed.said(completion.message["content"])
+        return records.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown)
 
     def _agent(self, name: str) -> Any:
         """Give the agent of that name: the object this run has met, or after a crash the one found by name."""
