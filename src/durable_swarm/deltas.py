@@ -38,6 +38,8 @@ class Pieces:
         self._usage: Any = None
         self._texts: dict[str, list[Any]] = {}
         self._values: dict[str, Any] = {}
+        self._halves: dict[str, str] = {}
+        """The half of a character with which a text ends so far."""
         self._calls = _Calls()
 
     def add(self, chunk: Any) -> dict[str, Any] | None:
@@ -82,9 +84,16 @@ class Pieces:
             return "assistant" if first else None
         if isinstance(value, str) or name == "content":
             self._texts.setdefault(name, []).append(_text(value))
-        else:
-            value = self._values[name] = _plain(value)
+            return self._whole_characters(name, value) if isinstance(value, str) else value
+        value = self._values[name] = _plain(value)
         return value
+
+    def _whole_characters(self, name: str, text: str) -> str:
+        """Give what is new of a text, keeping back half a character until the other half comes."""
+        text = self._halves.pop(name, "") + text
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._halves[name] = text[:-1], text[-1]
+        return _mended(text)
 
     def answer(self) -> Answer:
         """Give the whole answer, once the stream has ended. Raises `BrokenStream` where it is not whole."""
