@@ -28,7 +28,18 @@ from durable_swarm.roster import remember
 from durable_swarm.streaming import PATIENCE, Channel, Item, Stream, read, read_async
 from durable_swarm.tools import IN_MEMORY, CurrentCall, Inside
 from durable_swarm.types import Message, Response
-from durable_swarm.waits import Blocking, Home, OnLoop, Waits, background_loop, beside, contained, finish, result_of
+from durable_swarm.waits import (
+    Blocking,
+    Home,
+    OnLoop,
+    Waits,
+    background_loop,
+    beside,
+    contained,
+    finish,
+    result_of,
+    running_loop,
+)
 
 
 class Runner(ABC):
@@ -214,6 +225,11 @@ class Swarm(Runner):
         return await self._run(asked, run_id, OnLoop(), self.clients.get(asyncio.get_running_loop()))
 
     def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+        if running_loop() is background_loop():
+            raise ConfigurationError(
+                "run(stream=True) would stop the event loop on which it is executed; in an async tool iterate "
+                "run_async(..., stream=True)"
+            )
         client, channel = self.clients.get(background_loop()), Channel()
         with Home(PATIENCE) as home:
             run = contained(self._run(asked, run_id, OnLoop(home), client, channel))

@@ -199,12 +199,32 @@ def test_usage(make_swarm: MakeSwarm, items: Take) -> None:
     assert (usage.requests, usage.total_tokens > 0) == (1, True)
 
 
-def test_a_slow_reader_gets_joined_pieces(make_swarm: MakeSwarm) -> None:
-    """What a reader leaves waiting is joined beyond a number of items; nothing of the text is lost."""
-    text = " ".join(f"word{index}" for index in range(3000))
-    stream = make_swarm(ScriptedModel([text])).run(Agent(), user(), stream=True)
-    found = [next(stream)]
-    time.sleep(0.5)
-    found += stream
-    assert len(found) < 2000
-    assert rebuilt(replies_in(found[:-1])[0])["content"] == text
+def test_a_streamed_run_inside_a_tool(make_swarm: MakeSwarm, items: Take) -> None:
+    """A tool may read a streamed run of its own; where that would stop the loop it runs on, an error says so."""
+    inner = Agent(name="Inner")
+
+    def plain() -> str:
+        """Ask another agent."""
+        return str(list(swarm.run(inner, user(), stream=True))[-1]["response"].messages[-1]["content"])
+
+    async def asynchronous() -> str:
+        """Ask another agent."""
+        found = [item async for item in swarm.run_async(inner, user(), stream=True)]
+        return str(found[-1]["response"].messages[-1]["content"])
+
+    async def wrong() -> str:
+        """Block the loop."""
+        with pytest.raises(ConfigurationError, match="would stop the event loop"):
+            list(swarm.run(inner, user(), stream=True))
+        return "refused"
+
+    script = [[call("plain")], "One.", [call("asynchronous")], "Two.", "Done."]
+    swarm = make_swarm(ScriptedModel(script))
+    found = items(swarm, Agent(name="Outer", functions=[plain, asynchronous, wrong]), user())
+    assert [item["sender"] for item in found if "sender" in item] == ["Outer"] * 3
+    told = [message["content"] for message in found[-1]["response"].messages if message["role"] == "tool"]
+    assert told == ["One.", "Two."]
+    swarm = make_swarm(ScriptedModel([[call("wrong")], "Done."]))
+    outer = Agent(name="Outermost", functions=[wrong])
+    response = list(swarm.run(outer, user(), stream=True))[-1]["response"]
+    assert [message["content"] for message in response.messages if message["role"] == "tool"] == ["refused"]

@@ -156,6 +156,9 @@ class DurableSwarm(Runner):
         return await run.result_async()
 
     def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+        loop = running_loop()
+        if loop is not None:
+            self._refuse_to_block(loop)
         channel = Channel()
         run = self._start(_Prepared(self, asked, run_id), channel)
         with self._open().at_home(run.id, PATIENCE) as home:
