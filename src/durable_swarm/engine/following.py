@@ -17,7 +17,7 @@ from durable_swarm.events import Event, EventType
 from durable_swarm.loop import Ask, CallAll, Outcome, turns
 from durable_swarm.runs import ENDED
 
-SOONEST, LATEST = 0.02, 0.5
+SOONEST, LATEST = 0.02, 0.25
 """Seconds between looks at the database: after something new, and when nothing has come for long."""
 
 

@@ -158,7 +158,7 @@ class Run:
         while not follower.over:
             live = self._living()
             if live is None:
-                yield from follower.read()
+                yield from self._read(follower)
                 if not follower.over:
                     self._raise_if_held()
                     self._see_to_it()
@@ -169,7 +169,7 @@ class Run:
                 while not live.over.done():
                     changed.clear()
                     events = follower.live(live.feed)
-                    yield from follower.read() if events is None else events
+                    yield from self._read(follower) if events is None else events
                     if not events:
                         changed.wait(LATEST)
 
@@ -188,7 +188,7 @@ class Run:
         while not follower.over:
             live = await in_thread(self._living) if self._live is None else self._living()
             if live is None:
-                for event in await in_thread(follower.read):
+                for event in await in_thread(self._read, follower):
                     yield event
                 if not follower.over:
                     self._raise_if_held()
@@ -200,11 +200,19 @@ class Run:
                 while not live.over.done():
                     changed.clear()
                     events = follower.live(live.feed)
-                    for event in await in_thread(follower.read) if events is None else events:
+                    for event in await in_thread(self._read, follower) if events is None else events:
                         yield event
                     if not events:
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(changed.wait(), LATEST)
+
+    def _read(self, follower: Follower) -> list[Event]:
+        try:
+            return follower.read()
+        except errors.ConfigurationError:
+            if not self._parked():
+                raise
+            return []
 
     def _living(self) -> LiveRun | None:
         live = self.live()
@@ -265,15 +273,19 @@ class Run:
         try:
             row = self._row(load_output=True)
         except errors.ConfigurationError:
-            executor = self._executor()
-            if executor is not None and self.id in executor.parked:
-                return None  # The database's trouble is why the run waits; it goes on by itself.
-            raise
+            if not self._parked():
+                raise
+            return None
         if state_of(row) in ENDED:
             return self._end(row, live)
         self._raise_if_held()
         self._see_to_it()
         return None
+
+    def _parked(self) -> bool:
+        """Whether the database's trouble is why the run waits: it goes on by itself."""
+        executor = self._executor()
+        return executor is not None and self.id in executor.parked
 
     def _see_to_it(self) -> None:
         """Once a second: if whoever executes the run has died, take it over."""
