@@ -268,3 +268,35 @@ def test_ctrl_c_in_a_conversation(tmp_path: Path) -> None:
         out, err = running.communicate(timeout=30)
     assert (running.returncode, err) == (130, "")
     assert out.endswith("Start the program again to continue this conversation.\n")
+
+
+STREAMING = """
+from swarm import Agent, Swarm
+from swarm.repl.repl import process_and_print_streaming_response as show
+from durable_swarm.testing import ScriptedModel
+
+model = ScriptedModel(["The trip is booked now"], pace=float(open("pace").read()))
+agent = Agent(name="Travel")
+response = show(Swarm(model).run(agent, [{"role": "user", "content": "Book"}], stream=True))
+print(response.messages[-1]["content"])
+"""
+
+
+def test_a_program_that_streams_goes_on(tmp_path: Path) -> None:
+    """Killed in the middle of a streamed reply and started again, a program has the whole reply, in the same run."""
+    trip = Trip(tmp_path, "")
+    (tmp_path / "trip.py").write_text(STREAMING)
+    (tmp_path / "pace").write_text("0.4")
+    with trip.start() as running:
+        assert running.stdout is not None
+        told = ""
+        while not told.endswith("The trip"):
+            told += running.stdout.read(1)
+        running.kill()
+    (tmp_path / "pace").write_text("0")
+    out, err = trip.run()
+    assert err == "Going on where trip.py was interrupted.\n"
+    assert out.splitlines()[-1] == "The trip is booked now"
+    runs = [sys.executable, "-m", "durable_swarm", "runs"]
+    listed = subprocess.run(runs, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert listed.count("Travel") == 1

@@ -175,3 +175,21 @@ def test_the_agents_are_a_short_program() -> None:
     own = [node for node in imports if "durable_swarm" in ast.unparse(node)]
     assert [node.module for node in own if isinstance(node, ast.ImportFrom)] == ["durable_swarm"] * len(own)
     assert {name.name for node in own for name in node.names} <= set(durable_swarm.__all__)
+
+
+@pytest.mark.slow
+def test_the_words_appear_as_they_come() -> None:
+    """What the agent says appears word by word; killed meanwhile and started again, the demo says it anew, whole."""
+    with in_terminal(1.5, name="Ann") as first:
+        first.read_until("Applying discount ... done")
+        first.read_until("Ann, item")
+        first.kill(signal.SIGKILL)
+        before, _ = first.end()
+    assert "Transcript" not in before
+    assert "Have a nice day!" not in before
+    second = piped()
+    assert (second.returncode, second.stderr) == (0, "")
+    assert "from the closing words;" in second.stdout
+    assert "[mock]" not in second.stdout
+    assert second.stdout.count("Have a nice day!") == 2
+    assert TRANSCRIPT.format(name="Ann") in second.stdout

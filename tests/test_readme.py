@@ -10,7 +10,10 @@ import types
 from pathlib import Path
 from typing import Any
 
-from durable_swarm.testing import ScriptedServer, call, serve_scripted
+import pytest
+
+from durable_swarm import Agent, DurableSwarm
+from durable_swarm.testing import ScriptedModel, ScriptedServer, call, serve_scripted
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -63,5 +66,16 @@ def test_the_other_examples_are_programs() -> None:
     """The other examples define what they say."""
     for block in BLOCKS[1:]:
         names: dict[str, Any] = {"bank": types.SimpleNamespace(charge=lambda *_, **__: "receipt")}
+        names["DurableSwarm"] = DurableSwarm
         exec(compile(block, "README.md", "exec"), names)
-        assert callable(names["book_trip"])
+        assert callable(names.get("book_trip") or names.get("follow"))
+
+
+def test_the_example_of_events_follows_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example of events prints what the agent of a run says."""
+    names: dict[str, Any] = {"DurableSwarm": DurableSwarm}
+    exec(next(block for block in BLOCKS if "def follow" in block), names)
+    with DurableSwarm(ScriptedModel(["Hello there"])) as client:
+        client.start(Agent(), [{"role": "user", "content": "Hi"}], run_id="one")
+        names["follow"](client, "one")
+    assert capsys.readouterr().out == "Hello there"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, compat, repl, run_demo_loop
+from durable_swarm import Agent, ConfigurationError, Response, compat, repl, run_demo_loop
 from durable_swarm.testing import ScriptedModel
 from tests.support.terminal import Terminal
 
@@ -48,7 +48,9 @@ def fail():
 
 first = Agent(name="First", functions=[look, hand_over, fail])
 Agent.other = Agent(name="Other", functions=[look])
-run_demo_loop(first, {"looks": 10}, client=ScriptedModel(reply), durable="memory" not in sys.argv)
+run_demo_loop(first, {"looks": 10}, client=ScriptedModel(reply, pace=float(os.environ.get("PACE", 0))),
+              durable="memory" not in sys.argv,
+              stream="stream" in sys.argv)
 '''
 START = "Starting Swarm CLI 🐝\n"
 PROMPT = "\x1b[90mUser\x1b[0m: "
@@ -57,9 +59,9 @@ CONTINUING = "Continuing where you were:\n"
 INTERRUPTED = "Interrupted. Start the program again to continue this conversation.\n"
 
 
-def in_terminal(seconds: float = 0) -> Terminal:
-    """Start the program in a terminal; its tool takes so many seconds."""
-    return Terminal([sys.executable, "-c", PROGRAM], {"SECONDS": str(seconds)})
+def in_terminal(seconds: float = 0, *arguments: str, pace: float = 0) -> Terminal:
+    """Start the program in a terminal; its tool takes so many seconds, each word of a streamed reply `pace`."""
+    return Terminal([sys.executable, "-c", PROGRAM, *arguments], {"SECONDS": str(seconds), "PACE": str(pace)})
 
 
 def piped(said: str, *arguments: str) -> str:
@@ -211,14 +213,50 @@ def test_old_programs_choose_with_install() -> None:
 
 
 def test_wrong_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot work is refused before the first prompt: streaming, something that is no agent, no model client."""
+    """What cannot work is refused before the first prompt: something that is no agent, no model client."""
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
     model = ScriptedModel(["Hello"])
-    with pytest.raises(ConfigurationError, match="stream=True is not available"):
-        run_demo_loop(Agent(), stream=True, client=model)
     with pytest.raises(ConfigurationError, match="agent must be an Agent"):
         run_demo_loop("Agent", client=model)
     with pytest.raises(ConfigurationError, match="OPENAI_API_KEY"):
         run_demo_loop(Agent())
     assert capsys.readouterr().out == ""
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("stream",), ("stream", "memory")])
+def test_streamed(arguments: tuple[str, ...]) -> None:
+    """Streamed, names, texts and tool calls (these by name) are printed in Swarm's colours, and failures are told."""
+    assert piped("hi\ncall look\ncall fail\nhi\n", *arguments) == (
+        f"{START}{PROMPT}{FIRST}hi is number 1.\n"
+        f"{PROMPT}{FIRST}\x1b[95mlook\x1b[0m()\nlooking\n{FIRST}The tool gave look 11.\n"
+        f"{PROMPT}{FIRST}\x1b[95mfail\x1b[0m()\n\x1b[91mError\x1b[0m: ValueError: no way\n"
+        f"{PROMPT}{FIRST}hi is number 4.\n{PROMPT}\n"
+    )
+
+
+def test_a_streamed_answer_is_continued() -> None:
+    """Killed in the middle of a streamed answer and started again, the program gives it whole, and goes on."""
+    with in_terminal(0, "stream", pace=0.4) as terminal:
+        terminal.read_until(PROMPT)
+        terminal.type("hi\n")
+        terminal.read_until(f"{FIRST}hi")
+        assert "number" not in terminal.output
+        terminal.kill(signal.SIGKILL)
+        terminal.end()
+    assert piped("more\n", "stream") == (
+        f"{START}{CONTINUING}{PROMPT}hi\n{FIRST}hi is number 1.\n{PROMPT}{FIRST}more is number 2.\n{PROMPT}\n"
+    )
+
+
+def test_a_streamed_reply_that_begins_anew(capsys: pytest.CaptureFixture[str]) -> None:
+    """After a reset the text begins anew on a line of its own, with its sender; a reset of nothing is not told."""
+    said = [("sender", "A"), ("content", "Hel"), ("delim", "reset"), ("content", "Hello"), ("delim", "end")]
+    quiet = [{"delim": "start"}, {"sender": "A", "content": ""}, {"delim": "reset"}]
+    ended = Response(messages=[])
+    items = [*quiet, *({key: value} for key, value in said), {"response": ended}]
+    assert repl.process_and_print_streaming_response(items) is ended
+    name = "\x1b[94mA\x1b[0m: "
+    assert capsys.readouterr().out == f"{name}Hel\n{repl.ANEW}\n{name}Hello\n"
+    with pytest.raises(ConfigurationError, match="without its response"):
+        repl.process_and_print_streaming_response([{"delim": "start"}])

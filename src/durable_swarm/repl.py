@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import sys
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from durable_swarm import roster
 from durable_swarm.engine import DurableSwarm, process, records
@@ -31,6 +32,7 @@ LOOK_BACK = 1000
 
 INTERRUPTED = "\nInterrupted. Start the program again to continue this conversation."
 PROMPT = "\033[90mUser\033[0m: "
+ANEW = "\033[90m— the reply begins anew —\033[0m"
 
 
 def run_demo_loop(
@@ -47,23 +49,22 @@ def run_demo_loop(
 
     The conversation is kept: killed or interrupted with Ctrl+C and started again, the program shows where it was,
     finishes the answer it was at, and goes on; one that has ended is followed by a fresh one. Each turn stores the
-    history so far again. `client` and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
+    history so far again. With `stream` answers appear as they come; one that was interrupted appears whole. `client`
+    and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
 
     A turn that fails is told in one line, and the conversation goes on. Ctrl+C raises `SystemExit(130)`.
     Raises `ConfigurationError` and `NotSerializable` for what cannot be started.
     """
-    if stream:
-        raise ConfigurationError("stream=True is not available in this version; leave it out")
     check_agent(starting_agent)
     roster.remember(starting_agent)
-    talk = Talk(starting_agent, context=dict(context_variables or {}))
+    talk = Talk(starting_agent, context=dict(context_variables or {}), stream=stream, debug=debug)
     with DurableSwarm(client, database=database) if durable else Swarm(client) as swarm:
         swarm.clients.ready()
         print("Starting Swarm CLI 🐝", flush=True)
         try:
             if isinstance(swarm, DurableSwarm):
                 _continue(swarm, talk)
-            _converse(swarm, talk, debug)
+            _converse(swarm, talk)
         except KeyboardInterrupt:
             print(INTERRUPTED if durable else "", flush=True)
             raise SystemExit(130) from None
@@ -84,6 +85,62 @@ def pretty_print_messages(messages: list[Message]) -> None:
             print(f"\033[95m{call['function']['name']}\033[0m({_arguments(call['function']['arguments'])})")
 
 
+def process_and_print_streaming_response(response: Iterable[dict[str, Any]]) -> Response:
+    """Print what `run(stream=True)` gives as it comes, in Swarm's colours: texts, and tool calls by name.
+
+    Where a reply begins anew, so does its text, below a line that says so. Gives the run's response.
+    Raises what the run raises, and `ConfigurationError` where the response is missing.
+    """
+    printer = _Printer()
+    try:
+        for item in response:
+            if "response" in item:
+                return cast(Response, item["response"])
+            printer.take(item)
+    finally:
+        printer.close()
+    raise ConfigurationError("the stream ended without its response; give all that run(stream=True) gives")
+
+
+class _Printer:
+    """Prints Swarm's dictionaries. A text stays one open line until something else is to be printed."""
+
+    def __init__(self) -> None:
+        self._sender = ""
+        self._open = False
+        self._printed = False
+
+    def take(self, item: dict[str, Any]) -> None:
+        """Print one of them."""
+        self._sender = item.get("sender") or self._sender
+        if item.get("content"):
+            print(item["content"] if self._open else f"{self._name()} {item['content']}", end="", flush=True)
+            self._open = self._printed = True
+        names = [call["function"]["name"] for call in item.get("tool_calls") or ()]
+        for name in filter(None, names):
+            self.close()
+            print(f"{self._name()} \033[95m{name}\033[0m()", flush=True)
+            self._printed = True
+        match item.get("delim"):
+            case "reset":
+                self.close()
+                if self._printed:
+                    print(ANEW, flush=True)
+                self._printed = False
+            case "start" | "end":
+                self.close()
+                self._printed = False
+
+    def close(self) -> None:
+        """End the open line, if there is one."""
+        if self._open:
+            self._open = False
+            print(flush=True)
+
+    def _name(self) -> str:
+        return f"\033[94m{self._sender}\033[0m:"
+
+
 def _arguments(text: str) -> str:
     try:
         return json.dumps(json.loads(text), ensure_ascii=False).replace(":", "=")[1:-1]
@@ -100,6 +157,8 @@ class Talk:
     context: dict[str, Any] = field(default_factory=dict)
     key: str = ""
     turn: int = 0
+    stream: bool = False
+    debug: bool = False
 
     def __post_init__(self) -> None:
         self.key = self.key or f"{prefix(self.agent.name)}{uuid.uuid4().hex}"
@@ -129,10 +188,10 @@ def prefix(agent: str) -> str:
 # Talking
 
 
-def _converse(swarm: Swarm | DurableSwarm, talk: Talk, debug: bool) -> None:
+def _converse(swarm: Swarm | DurableSwarm, talk: Talk) -> None:
     while (said := _listen()) is not None:
         if said.strip():
-            _take_turn(swarm, talk, said, debug)
+            _take_turn(swarm, talk, said)
     if isinstance(swarm, DurableSwarm) and talk.turn:
         process.current().store.annotate(talk.run_id, conversation="ended")
 
@@ -147,20 +206,24 @@ def _listen() -> str | None:
     return None if said.strip().lower() in ("exit", "quit") else said
 
 
-def _take_turn(swarm: Swarm | DurableSwarm, talk: Talk, said: str, debug: bool) -> None:
+def _take_turn(swarm: Swarm | DurableSwarm, talk: Talk, said: str) -> None:
     talk.messages.append({"role": "user", "content": said})
     talk.turn += 1
     try:
-        response = swarm.run(talk.agent, talk.messages, talk.context, debug=debug, run_id=talk.run_id)
+        talk.absorb(_respond(swarm, talk))
     except Exception as error:
         _after_failure(swarm, talk, error)
-    else:
-        _answer(talk, response)
 
 
-def _answer(talk: Talk, response: Response) -> None:
+def _respond(swarm: Swarm | DurableSwarm, talk: Talk) -> Response:
+    """Give what the agents answer, and print it."""
+    if talk.stream:
+        return process_and_print_streaming_response(
+            swarm.run(talk.agent, talk.messages, talk.context, stream=True, debug=talk.debug, run_id=talk.run_id)
+        )
+    response = swarm.run(talk.agent, talk.messages, talk.context, debug=talk.debug, run_id=talk.run_id)
     pretty_print_messages(response.messages)
-    talk.absorb(response)
+    return response
 
 
 def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) -> None:
@@ -210,7 +273,8 @@ def _continue(swarm: DurableSwarm, talk: Talk) -> None:
     except Exception as error:
         _after_failure(swarm, talk, error)
     else:
-        _answer(talk, response)
+        pretty_print_messages(response.messages)
+        talk.absorb(response)
 
 
 def _claim(here: Process, agent: str) -> str | None:

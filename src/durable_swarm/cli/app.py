@@ -22,6 +22,7 @@ from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.runs import cancel, resume, runs, show
 from durable_swarm.cli.script import run
 from durable_swarm.cli.text import one_line
+from durable_swarm.cli.watch import watch
 from durable_swarm.errors import ConfigurationError, DurableSwarmError
 from durable_swarm.service import NoRuns
 from durable_swarm.service.doctor import installed
@@ -61,7 +62,7 @@ def app(context: click.Context) -> int | None:
     return 2
 
 
-for command in (demo, run, runs, show, resume, cancel, fork, export, import_, doctor):
+for command in (demo, run, runs, show, watch, resume, cancel, fork, export, import_, doctor):
     app.add_command(command)
 
 

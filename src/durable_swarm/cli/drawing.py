@@ -191,12 +191,13 @@ def _outcome(step: StepInfo) -> str:
 
 
 def _reply(message: Message) -> str:
-    calls = ", ".join(_call(call["function"]) for call in message.get("tool_calls") or [])
+    calls = ", ".join(as_call(call["function"]) for call in message.get("tool_calls") or [])
     said = value(message.get("content") or message.get("refusal") or "")
     return "  ".join(part for part in (said, calls and f"→ {calls}") if part)
 
 
-def _call(function: dict[str, Any]) -> str:
+def as_call(function: dict[str, Any]) -> str:
+    """Give a tool call as it is written in Python."""
     try:
         given = json.loads(function["arguments"] or "{}")
         inside = ", ".join(f"{name}={json.dumps(data, ensure_ascii=False)}" for name, data in given.items())

@@ -12,10 +12,18 @@ from durable_swarm import codec
 # Everything that moves a cursor, colours, or turns the direction of writing.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# A carriage return goes: at the end of a piece, nobody knows whether a line's end follows.
+_KEPT = {"\n": "\n", "\t": "\t", "\r": ""}
+
 
 def one_line(text: str) -> str:
     """Give the text in one line, without control characters."""
     return _CONTROL.sub("�", " ".join(text.split()))
+
+
+def harmless(text: str) -> str:
+    """Give the text, which may be a piece of one, with its lines and tabs, without other control characters."""
+    return _CONTROL.sub(lambda found: _KEPT.get(found[0], "�"), text)
 
 
 def shorten(text: str, width: int) -> str:

@@ -12,20 +12,22 @@ import shlex
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.text import Text
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, Response
 from durable_swarm.service import NoRuns, Query, RunDetail, open_runs
 from durable_swarm.testing import ScriptedModel, call
 
 AGENT = "Refunds Agent"
 PREFIX = "demo-refund-"
 DEFAULT_NAME = "Max"
+WORDS = 12
+"""How many words the scripted model says while a step of the refund takes place."""
 GREETING, REQUEST = "Hi, I'm ", ". I want to refund item 99, it is too expensive. And can I get a discount?"
 
 
@@ -56,7 +58,7 @@ def _demonstrate(name: str | None, database: str | None, model: str | None) -> i
     run_id, asked, context = _begin(name) if found is None else _continue(found)
     with DurableSwarm(client, database=database) as swarm:
         try:
-            response = swarm.run(agent, asked, context, model, run_id=run_id)
+            response = _show(swarm.run(agent, asked, context, model, stream=True, run_id=run_id))
         except ConfigurationError:
             raise
         except Exception as error:
@@ -88,7 +90,14 @@ def _client(model: str) -> ScriptedModel | None:
         print(f"The model is {model}, at {os.environ.get('OPENAI_BASE_URL') or 'OpenAI'}.")
         return None
     print("There is no OPENAI_API_KEY, so a scripted model answers, offline.")
-    return ScriptedModel(scripted_reply)
+    return ScriptedModel(scripted_reply, pace=_pace())
+
+
+def _pace() -> float:
+    """Give the seconds before each word of the script: some words in the time of a step."""
+    from durable_swarm.demos.refund_agents import SECONDS
+
+    return SECONDS / WORDS
 
 
 def scripted_reply(request: dict[str, Any]) -> Any:
@@ -156,6 +165,24 @@ def _ask_name() -> str:
 
 
 # What is printed
+
+
+def _show(items: Iterable[dict[str, Any]]) -> Response:
+    """Print what the agents say as it comes, and give the response. The calls are told by their tools."""
+    console, sender, speaking = Console(highlight=False), "", False
+    for item in items:
+        if "response" in item:
+            return cast(Response, item["response"])
+        sender = item.get("sender") or sender
+        if item.get("content"):
+            if not speaking:
+                console.print(Text.assemble((sender, "bright_blue"), ": "), end="", soft_wrap=True)
+            speaking = True
+            print(item["content"], end="", flush=True)
+        elif speaking and "delim" in item:
+            print(flush=True)
+            speaking = False
+    raise AssertionError("a stream ends with its response")
 
 
 def _command(*words: str, database: str | None) -> str:

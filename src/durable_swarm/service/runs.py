@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from durable_swarm import codec
@@ -13,6 +14,7 @@ from durable_swarm.encryption import VARIABLE, codec_of_environment
 from durable_swarm.engine import DurableSwarm, Run, database, imports, records
 from durable_swarm.engine.durable import list_rows
 from durable_swarm.engine.exports import Exported, export
+from durable_swarm.engine.following import Follower, check_after
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.run import error_of
@@ -20,6 +22,7 @@ from durable_swarm.engine.sealing import CLOSED, Sealed
 from durable_swarm.engine.store import Store, moment, notes_on, started_at, state_of
 from durable_swarm.engine.visitor import NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError, RunNotFound
+from durable_swarm.events import Event
 from durable_swarm.loop import Start
 from durable_swarm.runs import ENDED, Story
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
@@ -30,6 +33,9 @@ CANDIDATES = 5
 
 EVERY = 2**31 - 1
 """More runs than a database has."""
+
+STANDING = 1.0
+"""Seconds between looks at why a run that is followed does not go on."""
 
 
 @contextlib.contextmanager
@@ -80,6 +86,33 @@ class Runs:
         """Give one run in full."""
         row = self._store.row(self._find(run_id))
         return _detail(self._store, row, bool(self._visitor.idle([row])))
+
+    def view(self, run_id: str) -> RunView:
+        """Give one run as it is in a list."""
+        return self._seen(self._run(run_id))
+
+    def events(
+        self, run_id: str, after: int = 0, stands: Callable[[RunView], None] = lambda _: None
+    ) -> Iterator[Event]:
+        """Give the events of a run behind number `after`: what has happened, then what happens, until it ends.
+
+        `stands` is called while the run does not go on (`waits_for` says why), once for each reason.
+        """
+        check_after(after)
+        found = self._find(run_id)
+        follower = Follower(lambda: self._store, found, after)
+        told, looked = None, -STANDING
+        with _opened(found):
+            while not follower.over:
+                events = follower.read()
+                yield from events
+                if not events and not follower.over:
+                    if time.monotonic() - looked >= STANDING:
+                        looked, view = time.monotonic(), self.view(found)
+                        if view.waits_for not in (None, told):
+                            stands(view)
+                        told = view.waits_for
+                    time.sleep(follower.pause)
 
     def cancel(self, run_id: str) -> RunView:
         """Stop a run at its next checkpoint, and give it as it is then; an ended run stays as it is."""

@@ -1,0 +1,181 @@
+"""`watch`: what happens in a run, as it happens, in whichever process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from durable_swarm.cli.drawing import DIM, PIPE_WIDTH, STYLES, as_call
+from durable_swarm.cli.options import Problem, Settings, as_json, common
+from durable_swarm.cli.text import harmless, one_line, shorten, value
+from durable_swarm.events import Event
+from durable_swarm.service import Runs, RunView, open_runs
+
+ANEW = "— the reply begins anew —"
+"""Shown where the text of a reply so far is void, and comes again."""
+
+
+@click.command(short_help="Follow a run as it goes on, or read how it went.")
+@click.argument("run_id", metavar="ID")
+@click.option("--after", metavar="N", type=click.IntRange(min=0), default=0, help="Only the events behind number N.")
+@as_json
+@common
+@click.pass_obj
+def watch(settings: Settings, run_id: str, after: int, as_json: bool) -> int:
+    """Follow a run, whichever process executes it, until it ends; of one that has ended, tell all of it.
+
+    What agents say appears as it comes. As JSON each event is one line, with its number, `seq`: who was cut off goes on
+    with --after. Exit code 0 if the run is done, 1 if it failed or was cancelled. Ctrl+C ends the watching alone.
+    """
+    with open_runs(settings.database) as opened:
+        found = opened.view(run_id).id
+        teller = None if as_json else _Teller(settings.command("resume", found), continued=after > 0)
+        try:
+            return _Watching(settings, opened, found, after).follow(teller)
+        except BrokenPipeError:
+            # Python writes what is left at its end, and must not meet the closed pipe again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+
+class _Watching:
+    """One use of the command: the run, and the number of the last event that was told."""
+
+    def __init__(self, settings: Settings, opened: Runs, run_id: str, after: int) -> None:
+        self._settings = settings
+        self._opened = opened
+        self._last = after
+        self._id = run_id
+
+    def follow(self, teller: _Teller | None) -> int:
+        """Tell every event, to programs where nobody tells it to people, and give the exit code."""
+        tell, stands = (_as_json, _warn) if teller is None else (teller.tell, teller.stands)
+        try:
+            for event in self._opened.events(self._id, self._last, stands):
+                tell(event)
+                self._last = event.seq
+        except KeyboardInterrupt:
+            if teller is not None:
+                teller.close()
+            again = self._settings.command("watch", self._id, "--after", str(self._last))
+            text = f"No longer watching; that changes nothing about run {self._id}, which goes on. To go on watching: "
+            raise Problem(f"{text}{again}", 130) from None
+        state = self._opened.view(self._id).status
+        if teller is not None:
+            teller.remedy(state)
+        return int(state != "done")
+
+
+def _as_json(event: Event) -> None:
+    line = {"seq": event.seq, "type": event.type, "data": event.data, "time": event.time.isoformat()}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
+
+
+def _warn(view: RunView) -> None:
+    click.echo(one_line(_standing(view)), err=True)
+
+
+def _standing(view: RunView) -> str:
+    return f"Run {view.id} waits: {(view.waits_for or '').rstrip('.')}."
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the command, where Rich would end the program."""
+        raise BrokenPipeError
+
+
+class _Teller:
+    """Prints events for people. What an agent says stays one open line until something else is to be told."""
+
+    def __init__(self, resume: str, *, continued: bool) -> None:
+        self._resume = resume
+        self._console = _Console(force_terminal=sys.stdout.isatty(), highlight=False)
+        self._width = shutil.get_terminal_size().columns if self._console.is_terminal else PIPE_WIDTH
+        self._agent = ""
+        self._open = False
+        # Whoever goes on behind a number may have read the beginning of a reply.
+        self._told = continued
+
+    def tell(self, event: Event) -> None:
+        """Tell one event."""
+        data = event.data
+        match event.type:
+            case "run.started" | "turn.started":
+                self.close()
+                self._agent, self._told = data["agent"], False
+            case "text.delta":
+                self._say(data["text"])
+            case "text.reset":
+                if self._told:
+                    self._line(ANEW, DIM)
+                self._told = False
+            case "handoff":
+                self._line(f"{data['from']} → {data['to']}", "cyan")
+            case "run.finished" | "run.failed" | "run.cancelled":
+                self._end(event)
+            case _:
+                self._tool(event.type, data)
+
+    def close(self) -> None:
+        """End the open line, if there is one."""
+        if self._open:
+            self._open = False
+            _write("\n")
+
+    def remedy(self, state: str) -> None:
+        """Tell what lets the run go on that has ended in this state, unless it is done."""
+        if state != "done":
+            self._line(f"{'Mend the cause, then' if state == 'failed' else 'To let it go on'}: {self._resume}", "")
+
+    def stands(self, view: RunView) -> None:
+        """Tell why the run does not go on."""
+        self._line(_standing(view), DIM)
+
+    def _say(self, text: str) -> None:
+        self._told = True
+        if not self._open:
+            self._open = True
+            self._console.print(Text(f"{one_line(self._agent)}: ", "bright_blue"), end="", soft_wrap=True)
+        # Not by Rich, which takes spaces from the end of a long piece.
+        _write(harmless(text))
+
+    def _line(self, text: str, style: str) -> None:
+        self.close()
+        self._console.print(Text(one_line(text), style), soft_wrap=True)
+
+    def _tool(self, kind: str, data: dict[str, Any]) -> None:
+        self.close()
+        name = one_line(data["tool"])
+        if kind == "tool.started":
+            line = Text.assemble((f"{one_line(self._agent)}: ", "bright_blue"), (name, "bright_magenta"))
+            text = as_call({"name": "", "arguments": data["arguments"]})
+        elif kind == "tool.progress":
+            line, text = Text(f"  {name} … ", DIM), value(data["progress"])
+        else:
+            line, text = Text(f"  {name} → ", "green"), value(data["result"])
+        # On a new line of its own style: what is added to a styled one would take that style.
+        self._console.print(Text().append_text(line).append(shorten(text, self._room(line))), soft_wrap=True)
+
+    def _room(self, line: Text) -> int:
+        return max(self._width - len(line), 20)
+
+    def _end(self, event: Event) -> None:
+        state = event.type.removeprefix("run.").replace("finished", "done")
+        told = state
+        if state == "failed":
+            told = f"failed: {event.data['error_type']}: {event.data['error_message']}"
+        self._line(told.rstrip(": "), STYLES[state])
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
