@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -78,6 +78,26 @@ class Journal:
         while (event := self._ahead.pop(self.last + 1, None)) is not None:
             self.last += 1
             self._deliver(event)
+
+    def close_up(self) -> None:
+        """Tell what waits behind a free place, and give it the next number: what belonged there was lost in a crash.
+
+        Ends of the run that were told keep their numbers.
+        """
+        for seq in sorted(seq for seq, event in self._ahead.items() if not event.type.startswith("run.")):
+            event = self._ahead.pop(seq, None)
+            self._taken.discard(seq)
+            if event is not None:  # Else it was told behind the one before.
+                self.place(self.last + 1, event.type, event.data, round(event.time.timestamp() * 1000))
+
+    def give_up(self) -> None:
+        """Forget what waits behind a free place."""
+        self._ahead.clear()
+        self._taken.clear()
+
+    def reserve(self, numbers: Iterable[int]) -> None:
+        """Give these numbers to nobody: what has them will be told."""
+        self._taken.update(seq for seq in numbers if seq > self.last)
 
     def take(self) -> int:
         """Give the lowest number that is free; nobody else gets it."""

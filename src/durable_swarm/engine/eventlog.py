@@ -102,7 +102,7 @@ class EventLog:
 
     def _insert(self) -> Any:
         insert: Any = (sqlite.insert if self._lite else postgresql.insert)(self._rows)
-        # A write that was reported as lost may have come through: the same row again, perhaps longer, takes its place.
+        # A write that was reported as lost may have come through: the same row again takes its place.
         return insert.on_conflict_do_update(
             index_elements=["workflow_uuid", "key", "offset"], set_={"value": insert.excluded.value}
         )

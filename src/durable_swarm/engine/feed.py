@@ -6,13 +6,12 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from durable_swarm import codec
-from durable_swarm.codec import storable
 from durable_swarm.engine.eventlog import SIZE, NewRow, Writer, place_of
 from durable_swarm.engine.narrator import Narrator, Row
 from durable_swarm.engine.records import VERSION, Record
@@ -49,6 +48,8 @@ class _Text:
         self._shown = shown
         """The last number that may be shown before it is stored."""
         self._pieces: list[_Piece] = []
+        self._ends: list[int] = []
+        """Where among the pieces the rows end that were made, and are not known to be stored."""
         self._writing = 0
         """How many of the pieces are being written."""
         self._stored = 0
@@ -62,7 +63,8 @@ class _Text:
     def add(self, text: str | None, at: int) -> bool:
         """Take in a piece of text, or None for a reset; whether it is the first that waits to be stored."""
         first = not self.waits()
-        last = None if first else self._pieces[-1]
+        in_a_row = self._ends[-1] if self._ends else 0
+        last = self._pieces[-1] if len(self._pieces) > in_a_row else None
         if last is not None and last.seq > self._shown and last.text is not None and text is not None:
             last.text += text
         else:
@@ -88,13 +90,18 @@ class _Text:
         """Give the pieces that may be shown before they are stored."""
         return [piece for piece in self._pieces if piece.seq <= self._shown]
 
-    def row(self) -> Row | None:
-        """Give what is to be stored now, with its number."""
+    def rows(self) -> list[Row]:
+        """Give what is to be stored now. A row that was made stays as it is: what seemed to fail may be stored."""
         if not self.waits():
-            return None
+            return []
         self._writing = len(self._pieces)
-        events = [[piece.at, codec.encode(piece.text)] for piece in self._pieces]
-        return self._pieces[0].seq, {"upto": self._pieces[-1].seq + self._ahead, "events": events}
+        if self._ends[-1:] != [self._writing]:
+            self._ends.append(self._writing)
+        return [self._row(self._pieces[begin:end]) for begin, end in pairwise([0, *self._ends])]
+
+    def _row(self, pieces: list[_Piece]) -> Row:
+        events = [[piece.at, codec.encode(piece.text)] for piece in pieces]
+        return pieces[0].seq, {"upto": pieces[-1].seq + self._ahead, "events": events}
 
     def written(self, *, stored: bool) -> list[_Piece]:
         """Hear whether that was stored, and give the pieces that are."""
@@ -103,21 +110,29 @@ class _Text:
         for piece in done:
             self._stored = 0 if piece.text is None else self._stored + len(piece.text)
         if done:
+            self._ends.clear()
             self._shown = max(self._shown, done[-1].seq + self._ahead)
         return done
 
-    def rest(self) -> Record | None:
-        """Give what is not known to be stored, as it is recorded with the reply; None if nothing was shown at all."""
+    def rest(self, content: Any) -> Record | None:
+        """Give what is not known to be stored, as it is recorded with the reply; None if nothing was shown at all.
+
+        `content` is that of the whole reply.
+        """
         if not self._pieces and not self._stored:
             return None
         void = max((index for index, piece in enumerate(self._pieces) if piece.text is None), default=-1)
-        whole = all(storable(piece.text or "") for piece in self._pieces)
+        begin = self._stored if void < 0 else 0
+        # Not so where a provider mixes texts with other parts, or divides a character.
+        whole = isinstance(content, str) and content[begin:] == "".join(
+            piece.text or "" for piece in self._pieces[void + 1 :]
+        )
         events = [
             [piece.at, len(piece.text) if piece.text and whole and index > void else codec.encode(piece.text)]
             for index, piece in enumerate(self._pieces)
         ]
         first = self._pieces[0].seq if self._pieces else self._next
-        return {"at": first, "from": self._stored if void < 0 else 0, "events": events}
+        return {"at": first, "from": begin, "events": events}
 
 
 class Feed:
@@ -134,13 +149,19 @@ class Feed:
         self._text: _Text | None = None
         self._progress: dict[str, list[list[Any]]] = {}
         """Progress that is not known to be stored, by its call."""
+        self._batches: list[list[list[Any]]] = []
+        """The rows of progress that were made, and are not known to be stored."""
+        self._stamped: set[str] = set()
+        """Calls that have ended."""
         self._writer: Writer | None = None
         self._run_id = ""
         self._owner: str | None = None
         self._seal = Seal(None)
-        self._writing: tuple[_Text | None, list[list[Any]]] = (None, [])
-        """What is being written: pieces of this text, and this progress."""
-        self._again = self._lost = False
+        self._writing: tuple[_Text | None, int] = (None, 0)
+        """What is being written: pieces of this text, and so many rows of progress."""
+        self._again = False
+        self._over = False
+        """Whether nothing more may be stored: the run is about to end, or belongs to another execution."""
 
     # What happens in the run
 
@@ -154,10 +175,11 @@ class Feed:
             self._again = again
             self._narrator.begin(start)
 
-    def add(self, rows: list[Row]) -> None:
-        """Take in what earlier lives have stored, before the first turn is told."""
+    def add(self, rows: list[Row], numbers: Iterable[int] = ()) -> None:
+        """Take in what earlier lives have stored, and the numbers in their outcomes, before the first turn is told."""
         with self._telling():
             self._narrator.add(rows)
+            self._narrator.journal.reserve(numbers)
 
     def asked(self, turn: int, agent: str) -> None:
         """Tell that a turn has started."""
@@ -192,11 +214,11 @@ class Feed:
                 channel.reset()
             self._say(None)
 
-    def said(self) -> Record | None:
+    def said(self, content: Any) -> Record | None:
         """Give how the end of the reply's text came in, to be recorded with it; no more of it goes into rows."""
         with self._lock:
             text, self._text = self._text, None
-            return None if text is None else text.rest()
+            return None if text is None else text.rest(content)
 
     def replied(self, reply: Record) -> None:
         """Tell what the reply says beyond what was told of it, now that it is recorded."""
@@ -208,9 +230,14 @@ class Feed:
                     channel.end()
 
     def progress(self, key: str, data: dict[str, Any]) -> None:
-        """Take in what a tool emits, in the call `key`; it is told once it is stored. Raises `NotSerializable`."""
+        """Take in what a tool emits, in the call `key`; it is told once it is stored. Raises `NotSerializable`.
+
+        What comes after the call's end, from what the tool has left behind, is told to nobody.
+        """
         encoded = codec.encode(data, "emit()")
         with self._lock:
+            if key in self._stamped or self._over:
+                return
             self._progress.setdefault(key, []).append([self._narrator.journal.take(), now(), encoded])
             self._schedule(soon=bool(self._listeners))
 
@@ -218,6 +245,7 @@ class Feed:
         """Give the record of a call's outcome with what its events need: numbers, the time, progress not yet stored."""
         with self._lock:
             take, told = self._narrator.journal.take, self._progress.pop(key, [])
+            self._stamped.add(key)
             numbers = [take() for _ in range(1 if outcome.get("agent") is None else 2)]
         return {**outcome, "seq": numbers, "at": now(), **({"progress": told} if told else {})}
 
@@ -227,27 +255,31 @@ class Feed:
             self._narrator.returned(index, outcome)
 
     def settle(self) -> None:
-        """Store what was shown, before a call that has failed ends the run. Waits for the database."""
+        """Store what was shown, before a failure ends the run, and nothing afterwards. Waits for the database."""
         with self._telling():
             if self._text is not None:
                 self._text.close(now())
-        if self._writer is not None and (self._text is not None or any(self._progress.values())):
+        if self._writer is not None:
             self._writer.flush([self])
+        with self._lock:
+            self._over = True
 
     # What is stored
 
     def rows(self) -> list[NewRow]:
         """Give what is to be written now."""
         with self._lock:
-            found: list[Row] = []
-            told = sorted((one for some in self._progress.values() for one in some), key=lambda one: one[0])
-            self._writing = self._text, told
-            if self._text is not None and (row := self._text.row()) is not None:
-                seq, record = row
-                found.append((seq, {"v": VERSION, "turn": self._narrator.asking, **record}))
+            if self._over:
+                return []
+            known = {one[0] for batch in self._batches for one in batch}
+            told = [one for some in self._progress.values() for one in some if one[0] not in known]
             if told:
-                found.append((told[0][0], {"v": VERSION, "progress": told}))
-        return [] if self._lost else [self._closed(seq, record) for seq, record in found]
+                self._batches.append(sorted(told, key=lambda one: one[0]))
+            found: list[Row] = [(batch[0][0], {"progress": batch}) for batch in self._batches]
+            if self._text is not None:
+                found += [(seq, {"turn": self._narrator.asking, **row}) for seq, row in self._text.rows()]
+            self._writing = self._text, len(self._batches)
+        return [self._closed(seq, {"v": VERSION, **record}) for seq, record in found]
 
     def _closed(self, seq: int, record: Record) -> NewRow:
         return NewRow(self._run_id, seq, self._seal.close(record, place_of(self._run_id, seq)), self._owner)
@@ -255,14 +287,18 @@ class Feed:
     def written(self, refused: bool | None) -> None:
         """Hear what became of the rows: written, refused because another execution owns the run, or not possible."""
         with self._telling():
-            text, told = self._writing
-            self._lost = self._lost or refused is True
+            self._over = self._over or refused is True
+            stored = refused is False and not self._over
+            text, count = self._writing
             if text is not None and text is self._text:
-                self._tell(text.written(stored=refused is False))
-            if refused is False:
+                self._tell(text.written(stored=stored))
+            if stored:
+                done, self._batches = self._batches[:count], self._batches[count:]
+                told = [one for batch in done for one in batch]
                 self._narrator.add([(0, {"progress": told})])
+                known = {one[0] for one in told}
                 for key, waiting in self._progress.items():
-                    self._progress[key] = [one for one in waiting if one not in told]
+                    self._progress[key] = [one for one in waiting if one[0] not in known]
 
     # Who reads
 
@@ -303,7 +339,7 @@ class Feed:
                     wake()
 
     def _say(self, text: str | None) -> None:
-        if self._text is None:
+        if self._text is None or self._over:
             return
         first = self._text.add(text, now())
         self._tell([])
@@ -319,6 +355,6 @@ class Feed:
 
     def _schedule(self, *, soon: bool) -> None:
         waits = any(self._progress.values()) or (self._text is not None and self._text.waits())
-        if self._writer is not None and not self._lost and waits:
+        if self._writer is not None and not self._over and waits:
             much = self._text is not None and self._text.size() >= SIZE
             self._writer.schedule(self, soon=soon, much=much)

@@ -44,7 +44,10 @@ class Narrator:
         self._streams = self._makes_calls = self._together = False
         self._time = 0
         self._rows: defaultdict[int, list[Row]] = defaultdict(list)
-        self._turn = 0
+        """Rows that tell of turns to come."""
+        self._progress: defaultdict[int, list[list[Any]]] = defaultdict(list)
+        """Progress in turns to come."""
+        self._turn = -1
         self._agent = ""
         self._calls: list[Call] = []
 
@@ -58,13 +61,12 @@ class Narrator:
             self.replied(_without(kept["reply"], "shown"))
             for index, outcome in enumerate(kept["outcomes"]):
                 if outcome is not None:
-                    self.returned(index, _without(outcome, "seq"))
+                    self.returned(index, _without(outcome, "seq", "progress"))
 
     def add(self, rows: Iterable[Row]) -> None:
         """Take in rows of events, in the order of their numbers."""
         for seq, row in rows:
-            for number, at, data in row.get("progress", ()):
-                self.journal.place(number, "tool.progress", codec.decode(data), at)
+            self._add_progress(row.get("progress", ()))
             turn = row.get("turn")
             if turn is None and "ended" in row:
                 at, kind, data = row["ended"]
@@ -76,6 +78,7 @@ class Narrator:
 
     def asked(self, turn: int, agent: str) -> None:
         """Tell that a turn has started: the model is asked."""
+        self.journal.close_up()
         self._turn, self._agent, self.asking = turn, agent, turn
         self._follow("turn.started", turn=turn, agent=agent)
         self.shown = self.journal.last + (UNSTORED if self._streams else 0)
@@ -99,6 +102,7 @@ class Narrator:
         elif isinstance(content, str) and content:
             self._follow("text.delta", turn=self._turn, text=content)
         self.asking, self._time = None, max(self._time, reply.get("at", 0))
+        self._add_progress(self._progress.pop(self._turn, ()))
         read = records.read_reply(reply)
         self._calls, self._together = read.calls if self._makes_calls else [], read.together
         if not self._together:
@@ -111,8 +115,7 @@ class Narrator:
 
     def returned(self, index: int, outcome: Record) -> None:
         """Tell what came of a call, and that the next one begins."""
-        for number, when, data in outcome.get("progress", ()):
-            self.journal.place(number, "tool.progress", codec.decode(data), when)
+        self._add_progress(outcome.get("progress", ()))
         call, numbers = self._calls[index], iter(outcome.get("seq", ()))
         at = outcome.get("at", self._time)
         text = codec.decode(outcome.get("text", ""))
@@ -125,16 +128,28 @@ class Narrator:
             self._begin_calls(index + 1)
 
     def ended(self, at: int, kind: EventType, data: dict[str, Any]) -> None:
-        """Tell that the run has ended."""
+        """Tell that the run has ended. What waits for a lost place is told once the run goes on, if it does."""
+        if kind == "run.finished":
+            self.journal.close_up()
+        self.journal.give_up()
+        at = max(self._time, at)
         if self.asking is not None and self.shown > self.journal.last:
             self._void(self.shown + 1, at)
-        self.journal.follow(kind, data, max(self._time, at))
+        self.journal.follow(kind, data, at)
 
     def about(self, index: int) -> dict[str, Any]:
         """Give what the events of the turn's call of that index have in common."""
         return self._about(self._calls[index])
 
     # Parts
+
+    def _add_progress(self, progress: Iterable[list[Any]]) -> None:
+        for number, at, encoded in progress:
+            data = codec.decode(encoded)
+            if data["turn"] > self._turn or (data["turn"] == self.asking):
+                self._progress[data["turn"]].append([number, at, encoded])
+            elif data["turn"] == self._turn:
+                self.journal.place(number, "tool.progress", data, at)
 
     def _row(self, seq: int, row: Record) -> None:
         if "ended" in row:
@@ -175,9 +190,14 @@ class Narrator:
         self.journal.follow(kind, data, self._time)
 
 
-def _without(record: Record, field: str) -> Record:
-    """Give the record of a kept turn without the numbers that its events had in the run it comes from."""
-    return {key: value for key, value in record.items() if key != field}
+def numbers_in(outcome: Record) -> list[int]:
+    """Give the numbers of events that the record of a call's outcome has."""
+    return [*outcome.get("seq", ()), *(number for number, _, _ in outcome.get("progress", ()))]
+
+
+def _without(record: Record, *fields: str) -> Record:
+    """Give the record of a kept turn without what has numbers of the run it comes from."""
+    return {key: value for key, value in record.items() if key not in fields}
 
 
 def _pieces(shown: Record, content: str) -> Iterator[tuple[int, str | None]]:
