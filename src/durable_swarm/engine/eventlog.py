@@ -97,7 +97,7 @@ class EventLog:
         else:
             locking = select(runs.workflow_uuid, runs.owner_xid).where(here).order_by(runs.workflow_uuid)
             locking = locking.with_for_update(key_share=True)
-        now: dict[str, str | None] = dict(connection.execute(locking).tuples().all())
+        now: dict[str, str | None] = {row.workflow_uuid: row.owner_xid for row in connection.execute(locking)}
         return {run_id for run_id, owner in owned.items() if now.get(run_id) != owner}
 
     def _insert(self) -> Any:
@@ -193,7 +193,8 @@ class Writer:
             self._flush(sources)
 
     def _flush(self, sources: list[Source]) -> None:
-        rows = {source: source.rows() for source in sources}
+        given = {source: self._rows(source) for source in sources}
+        rows = {source: some for source, some in given.items() if some is not None}
         new = [row for some in rows.values() for row in some]
         try:
             lost = self._write(new) if new else set()
@@ -206,9 +207,22 @@ class Writer:
         for source, some in rows.items():
             source.written(any(row.run_id in lost for row in some))
 
+    def _rows(self, source: Source) -> list[NewRow] | None:
+        try:
+            return source.rows()
+        except errors.DurableSwarmError as error:  # The program's codec has failed; the next time it may not.
+            log.debug("events could not be encoded: %s", error)
+            source.written(None)
+            self._again(source)
+            return None
+
     def _retry(self, source: Source, rows: list[NewRow]) -> None:
+        if rows:
+            self._again(source)
+
+    def _again(self, source: Source) -> None:
         with self._changed:
-            if rows and not self._closed:
+            if not self._closed:
                 self._waiting[source] = None
                 self._due = time.monotonic() + PATIENCE
                 self._changed.notify()
