@@ -61,7 +61,8 @@ def check_continued(before: list[Told], run: Run) -> None:
 
 def test_a_run_cancelled_while_it_speaks_goes_on_behind_that(make_anywhere: Make) -> None:
     """What a cancelled run has told keeps its numbers, its end too, and the resumed run goes on behind them."""
-    run = make_anywhere(ScriptedModel(lambda _: TEXT, pace=PACE)).start(Agent(name=unique()), user())
+    agent = Agent(name=unique())  # Kept: a resumed run looks for an agent that is there.
+    run = make_anywhere(ScriptedModel(lambda _: TEXT, pace=PACE)).start(agent, user())
     first = begun(run)
     run.cancel()
     with pytest.raises(errors.RunCancelled):
@@ -77,7 +78,8 @@ def test_a_run_cancelled_while_it_speaks_goes_on_behind_that(make_anywhere: Make
 def test_a_run_that_failed_while_it_spoke_goes_on_behind_that(make_anywhere: Make) -> None:
     """The end of a failed run stays under its number when the run is resumed, once and for every reader."""
     answers: list[Any] = [cut(TEXT, after=30), http_error(400), cut(TEXT, after=50), http_error(400), TEXT]
-    run = make_anywhere(ScriptedModel(answers, pace=PACE)).start(Agent(name=unique()), user())
+    agent = Agent(name=unique())
+    run = make_anywhere(ScriptedModel(answers, pace=PACE)).start(agent, user())
     events: list[Told] = []
     for ends in (1, 2):
         with pytest.raises(Exception, match="400"):
@@ -103,7 +105,8 @@ def test_a_fork_tells_what_it_keeps_under_numbers_of_its_own(make: Make) -> None
         worked = any(message["role"] == "tool" for message in request["messages"])
         return TEXT if worked else {"role": "assistant", "content": "a " * 40, "tool_calls": [made]}
 
-    run = make(ScriptedModel(reply, pace=PACE)).start(Agent(name=unique(), functions=[work]), user())
+    agent = Agent(name=unique(), functions=[work])
+    run = make(ScriptedModel(reply, pace=PACE)).start(agent, user())
     run.result(timeout=20)
     fork = run.fork(1)
     messages = fork.result(timeout=20).messages
