@@ -184,7 +184,7 @@ class World:
             life.asking = number not in self.tables.recorded
             if life.asking:
                 life.content = ""
-                life.feed.asking(agent)
+                life.feed.asking(agent, life.turn)
                 return
             life.feed.replied(self.tables.recorded[number].output)
             life.open = list(range(self.plans[life.turn].calls))

@@ -186,14 +186,14 @@ class Feed:
         with self._telling():
             self._narrator.asked(turn, agent)
 
-    def asking(self, agent: str) -> None:
-        """Show that a reply of the agent begins to come in."""
+    def asking(self, agent: str, turn: int) -> None:
+        """Show that the agent's reply of that turn begins to come in."""
         with self._telling():
             last, shown = self._narrator.journal.last, self._narrator.shown
             self._text = _Text(last + 1, shown)
             self._so_far = Channel(waiting=0)
             for channel in (self._so_far, *self._channels):
-                channel.begin(agent)
+                channel.begin(agent, turn)
             if self._again and shown > last:
                 self._text.skip_to(shown + 1)
                 self._say(None)

@@ -137,7 +137,7 @@ class Durable:
     async def _model_call(self, effect: Ask, waits: Waits) -> Record:
         agent = self._agent(effect.agent)
         if self.run.streams:
-            self.run.feed.asking(effect.agent)
+            self.run.feed.asking(effect.agent, effect.turn)
         with users_code(records.model_step(effect.agent)):
             return await self._reply(agent, effect, waits)
 
