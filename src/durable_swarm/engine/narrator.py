@@ -3,7 +3,8 @@
 What follows from the records is stored nowhere else. Rows of events hold the rest: the pieces in which a text came,
 progress, and an end that `resume` took back. A row of text says up to which number pieces may have been shown in its
 process before they were stored; a life that asks the model again goes on behind that, and what lies between is told as
-`text.reset`. So nobody is ever told something else under a number that was seen.
+`text.reset`. So nobody is ever told something else under a number that was seen. Numbers that tools had drawn for what
+was lost in a crash may stay free: what waits behind them was told to nobody, and closes up when the batch has ended.
 
     text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset
     progress  {progress: [[seq, at, data], ...]}
