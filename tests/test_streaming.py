@@ -17,7 +17,7 @@ def fragment(index: int, **function: str) -> dict[str, Any]:
 def test_unread_pieces_are_joined() -> None:
     """Beyond a number of items, pieces of one text or of one call's arguments are joined; nothing of them is lost."""
     channel = Channel(waiting=10)
-    channel.begin("A")
+    channel.begin("A", 0)
     channel.delta({"role": "assistant", "content": "0"})
     for number in range(1, 1000):
         channel.delta({"content": f" {number}"})
@@ -36,7 +36,7 @@ def test_unread_pieces_are_joined() -> None:
 def test_what_says_more_is_not_joined() -> None:
     """A delta with several fields, a new call, a reset and a field of the provider's own each stay what they are."""
     channel = Channel(waiting=0)
-    channel.begin("A")
+    channel.begin("A", 0)
     deltas: list[dict[str, Any]] = [
         {"content": "a"},
         {"content": "b", "reasoning": "c"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -65,6 +65,7 @@ class Journal:
         self._ahead: dict[int, Event] = {}
         self._free = 1
         """No lower number is free."""
+        self._reserved: set[int] = set()
 
     def follow(self, kind: EventType, data: dict[str, Any], at: int) -> None:
         """Tell what happens next; `at` is in milliseconds since 1970."""
@@ -79,10 +80,31 @@ class Journal:
             self.last += 1
             self._deliver(event)
 
+    def close_up(self) -> None:
+        """Tell what waits behind a free place, and give it the next number: what belonged there was lost in a crash.
+
+        Ends of the run that were told keep their numbers.
+        """
+        for seq in sorted(seq for seq, event in self._ahead.items() if not event.type.startswith("run.")):
+            event = self._ahead.pop(seq, None)
+            if event is not None:  # Else it was told behind the one before.
+                self.place(self.last + 1, event.type, event.data, round(event.time.timestamp() * 1000))
+        self._free = 1
+
+    def give_up(self) -> None:
+        """Forget what waits behind a free place."""
+        self._ahead.clear()
+        self._reserved.clear()
+        self._free = 1
+
+    def reserve(self, numbers: Iterable[int]) -> None:
+        """Give these numbers to nobody: what has them will be told."""
+        self._reserved.update(seq for seq in numbers if seq > self.last)
+
     def take(self) -> int:
         """Give the lowest number that is free; nobody else gets it."""
         seq = max(self._free, self.last + 1)
-        while seq in self._ahead:
+        while seq in self._ahead or seq in self._reserved:
             seq += 1
         self._free = seq + 1
         return seq

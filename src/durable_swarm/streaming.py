@@ -74,6 +74,8 @@ class Channel:
 
     def __init__(self, wake: Callable[[], None] = lambda: None, waiting: int = WAITING) -> None:
         self.wake = wake
+        self.turn: int | None = None
+        """The turn whose reply has begun here, or was begun for the consumer by what it read before."""
         self._limit = waiting
         self._lock = threading.Lock()
         self._items: deque[Item | _Joined] = deque()
@@ -81,10 +83,14 @@ class Channel:
         self._first = True
         self._closed = False
 
-    def begin(self, agent: str) -> None:
-        """Say that a reply of the agent begins."""
+    def begin(self, agent: str, turn: int) -> None:
+        """Say that the reply of a turn begins; if it has begun here before, that it begins anew."""
         self._sender, self._first = agent, True
-        self._put({"delim": "start"})
+        self._put(self._beginning(turn))
+
+    def _beginning(self, turn: int | None) -> Item:
+        again, self.turn = turn == self.turn, turn
+        return {"delim": "reset" if again else "start"}
 
     def delta(self, delta: Item) -> None:
         """Pass on a piece of the reply; the first one names its sender."""
@@ -110,8 +116,8 @@ class Channel:
 
     def join(self, other: Channel) -> None:
         """Begin with what the other one holds, and leave it there."""
-        for item in other.look():
-            self._put(item)
+        for number, item in enumerate(other.look()):
+            self._put(item if number else self._beginning(other.turn))
         self._sender, self._first = other._sender, other._first
 
     def look(self) -> list[Item]:

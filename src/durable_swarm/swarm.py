@@ -371,7 +371,7 @@ class _InMemory:
     async def _ask(self, effect: Ask) -> Reply:
         agent = self.cast[effect.agent]
         if self.channel is not None:
-            self.channel.begin(effect.agent)
+            self.channel.begin(effect.agent, effect.turn)
         completion = await complete(
             self.client,
             agent,

@@ -268,7 +268,8 @@ def emit(progress: str | dict[str, Any]) -> None:
     """Tell those who follow the run how far a tool or step has got: an event `tool.progress`.
 
     It is told once per execution: what a crash interrupts is told again when it is executed again, with a higher
-    `attempt`. Outside a tool, and in a `Swarm` in memory, nobody follows and nothing happens.
+    `attempt`. Outside a tool, and in a `Swarm` in memory, nobody follows and nothing happens. What a thread or task
+    that the tool has left behind emits after the tool's end is told to nobody.
 
     Raises `ConfigurationError` for what is neither a text nor a dictionary, and `NotSerializable`.
     """

@@ -23,8 +23,9 @@ import sqlalchemy
 
 from durable_swarm.testing.crash.boundaries import Place
 from durable_swarm.testing.crash.ledger import read_lines
+from durable_swarm.types import Message
 from faults.shim import Fault
-from tests.crash import disk, scenarios
+from tests.crash import disk, scenarios, streamed
 from tests.crash.boundaries import RUN_PREFIX
 from tests.crash.lives import End, Lives
 from tests.crash.scenarios import NOT_RECORDED
@@ -216,8 +217,15 @@ class _Trial:
         verdict.problems += [
             *_compare(expected.value, end.value),
             *_misplaced(made),
+            *self._told(end.value["messages"]),
             *judge_effects(made, effects, finished, verdict.kills * scenarios.IN_FLIGHT[self.matrix.scenario]),
         ]
+
+    def _told(self, messages: list[Message]) -> list[str]:
+        """Say what is wrong with the events of a streamed run."""
+        if not self.matrix.scenario.startswith("streamed"):
+            return []
+        return streamed.judge(self.url, self.run_id, messages, self.matrix.folder / streamed.notes(self.run_id))
 
     def _finished(self) -> tuple[int, set[tuple[str, str]]]:
         """Give how many effects there are so far, and those of them that may never happen again."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sqlite3
 
+import openai
 import psycopg
 import sqlalchemy.dialects.postgresql.psycopg
 import sqlalchemy.dialects.sqlite
@@ -16,4 +17,4 @@ import tests.crash.disk
 import tests.crash.lives
 import tests.crash.scenarios
 
-__all__ = ["asyncio", "durable_swarm", "logging", "psycopg", "sqlalchemy", "sqlite3", "tests"]
+__all__ = ["asyncio", "durable_swarm", "logging", "openai", "psycopg", "sqlalchemy", "sqlite3", "tests"]

@@ -17,6 +17,7 @@ from typing import Any
 from durable_swarm import Agent, DurableSwarm, Response, Result, errors, step, tool
 from durable_swarm.models import current_model_call
 from durable_swarm.testing import ScriptedModel
+from tests.crash import streamed
 from tests.crash.boundaries import effect
 
 Answer = dict[str, Any]
@@ -38,6 +39,8 @@ class Program:
     context: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     with_swarm: Callable[[DurableSwarm], None] = lambda _: None
+    streams: bool = False
+    """Whether it is streamed, and a reader in its process follows the run."""
 
 
 def ask(name: str, /, **arguments: Any) -> tuple[str, dict[str, Any]]:
@@ -303,6 +306,11 @@ def shapes() -> Program:
     return Program([agent], ScriptedModel(scripted(script)))
 
 
+def streamed_replies() -> Program:
+    """Four turns that come in word by word, with a handoff, tools that emit, and a reply that breaks off once."""
+    return Program(streamed.agents(), streamed.model(), streams=True)
+
+
 def careless() -> Program:
     """Wrong on purpose: two effects in one tool with nothing recorded between them."""
 
@@ -330,10 +338,16 @@ SCENARIOS: dict[str, Callable[[], Program]] = {
     function.__name__: function for function in (refund, journey, five_steps, together_async, together_plain, nested)
 }
 
-PROGRAMS = {**SCENARIOS, "shapes": shapes, "careless": careless, "forgetful": forgetful}
+PROGRAMS = {
+    **SCENARIOS,
+    "streamed_replies": streamed_replies,
+    "shapes": shapes,
+    "careless": careless,
+    "forgetful": forgetful,
+}
 """The scenarios, and programs that are killed at a few places only."""
 
-IN_FLIGHT = {name: 3 if name.startswith("together") else 1 for name in PROGRAMS}
+IN_FLIGHT = {name: 3 if name.startswith(("together", "streamed")) else 1 for name in PROGRAMS}
 """How many effects of a scenario may be under way at once, and so be repeated after one kill."""
 
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -348,8 +362,11 @@ def live(name: str, url: str, run_id: str, colour: str, way: str) -> Answer:
     program = PROGRAMS[name]()
     swarm = DurableSwarm(program.model, database=url, **program.options)
     program.with_swarm(swarm)
+    companion = streamed.Companion(swarm, run_id) if program.streams else None
     go = _live_async(program, swarm, run_id, way)
     response = asyncio.run(go) if colour == "async" else _live_sync(program, swarm, run_id, way, go)
+    if companion is not None:
+        companion.end()
     return answer(response)
 
 
@@ -361,6 +378,10 @@ def _live_sync(program: Program, swarm: DurableSwarm, run_id: str, way: str, unu
             return swarm.get(run_id).result(timeout=PATIENCE)
         except errors.RunNotFound:
             effect(NOT_RECORDED)
+    if program.streams:
+        *_, last = swarm.run(program.agents[0], QUESTION, program.context, stream=True, run_id=run_id)
+        streamed_response: Response = last["response"]
+        return streamed_response
     return swarm.run(program.agents[0], QUESTION, program.context, run_id=run_id)
 
 
@@ -371,6 +392,11 @@ async def _live_async(program: Program, swarm: DurableSwarm, run_id: str, way: s
             return await (await swarm.get_async(run_id)).result_async(timeout=PATIENCE)
         except errors.RunNotFound:
             effect(NOT_RECORDED)
+    if program.streams:
+        items = swarm.run_async(program.agents[0], QUESTION, program.context, stream=True, run_id=run_id)
+        *_, last = [item async for item in await items]
+        response: Response = last["response"]
+        return response
     return await swarm.run_async(program.agents[0], QUESTION, program.context, run_id=run_id)
 
 

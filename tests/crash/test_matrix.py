@@ -33,6 +33,20 @@ def test_a_run_on_postgresql_survives_a_kill_at_every_boundary(
     matrix.judge_all(cases).check(least_kills=len(cases))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def test_the_events_of_a_streamed_run_survive_a_kill_at_every_boundary(
+    database: str, lives: Lives, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Wherever a streamed run is killed, all its readers put together the transcript, and get each number once."""
+    postgres = request.getfixturevalue("postgres_database") if database == "postgres" else None
+    matrix = Matrix(lives, tmp_path, "streamed_replies", postgres)
+    every = 6 if postgres is None else 10
+    cases = every_combination(matrix) if LONG else every_place(matrix, lambda number: number % every == 0)
+    # Rows of events are written as time goes: one more or less, and the last places are not there.
+    matrix.judge_all(cases).check(least_kills=len(cases) * 3 // 4)
+
+
 def doubled(matrix: Matrix, every: int) -> list[Case]:
     """Give a case for every so many places, with a second kill soon after the first."""
     cases: list[Case] = []

@@ -319,17 +319,26 @@ def test_encrypted_events(make_anywhere: Make) -> None:
 
 def test_redacted_events(make: Make) -> None:
     """A codec that masks gets no text in pieces, which would hide what it looks for; events tell what is stored."""
-    swarm = make(ScriptedModel(["Your number is 4111 2222 3333."], pace=0.02), codec=Redacting([r"\d{4} \d{4} \d{4}"]))
+    secret = "4111 2222 3333"
 
-    def look() -> None:
-        emit("4111 2222 3333")
+    def look() -> str:
+        emit(secret)
+        time.sleep(0.2)  # It is stored before the outcome is.
+        emit(secret)
+        return "seen"
+
+    script = ScriptedModel([[call("look")], f"Your number is {secret}."], pace=0.02)
+    swarm = make(script, codec=Redacting([r"\d{4} \d{4} \d{4}"]))
 
     agent = Agent(name=unique(), functions=[look])
     run = swarm.start(agent, user())
     live = list(run.events())
-    assert texts(live) == {0: "Your number is [redacted]."}
+    assert texts(live) == {1: "Your number is [redacted]."}
+    assert [data["progress"] for kind, data in told(live) if kind == "tool.progress"] == ["[redacted]"] * 2
     assert live == list(swarm.get(run.id).events())
-    assert not rows(str(swarm._open().url), "value", "streams")
+    stored = rows(str(swarm._open().url), "value", "streams")
+    assert stored
+    assert not any(secret in value or "Your" in value for (value,) in stored)
 
 
 def test_after_is_a_number(make: Make) -> None:

@@ -17,7 +17,7 @@ RECORDING = 0.005
 
 def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
     """Hand over what comes of a run from now on. `channel` has joined the run's feed, if the run was started for it."""
-    text = _Text(run)
+    text = _Text(run, channel)
     try:
         while (response := run.look()) is None:
             live = run.live()
@@ -37,7 +37,7 @@ def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
 
 async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
     """Hand it over on the event loop."""
-    text = _Text(run)
+    text = _Text(run, channel)
     try:
         while (response := await in_thread(run.look)) is None:
             live = run.live()
@@ -61,8 +61,9 @@ async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
 class _Text:
     """What the agents of a run say that another process executes, from the reply on that is coming in."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, channel: Channel) -> None:
         self._run = run
+        self._channel = channel
         self._follower: Follower | None = None
         self._sender: str | None = None
         self._open = False
@@ -80,6 +81,7 @@ class _Text:
         match event.type:
             case "turn.started":
                 self._sender, self._open = event.data["agent"], True
+                self._channel.turn = event.data["turn"]  # Should this process take the run over in mid-reply.
                 yield {"delim": "start"}
             case "text.delta":
                 opening = {"role": "assistant", "sender": self._sender} if self._sender is not None else {}

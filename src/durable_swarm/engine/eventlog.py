@@ -41,14 +41,14 @@ def place_of(run_id: str, seq: int) -> Place:
 
 @dataclass(frozen=True)
 class NewRow:
-    """A row to be written. `stored` gives its record closed by the run's codec.
+    """A row to be written, its record closed by the run's codec.
 
     `owner` is DBOS's token of the execution that writes it, None where nobody executes the run.
     """
 
     run_id: str
     seq: int
-    stored: Callable[[], Record]
+    record: Record
     owner: str | None
 
 
@@ -105,7 +105,7 @@ class EventLog:
 
     def _insert(self) -> Any:
         insert: Any = (sqlite.insert if self._lite else postgresql.insert)(self._rows)
-        # A write that was reported as lost may have come through: the same row again, perhaps longer, takes its place.
+        # A write that was reported as lost may have come through: the same row again takes its place.
         return insert.on_conflict_do_update(
             index_elements=["workflow_uuid", "key", "offset"], set_={"value": insert.excluded.value}
         )
@@ -114,7 +114,7 @@ class EventLog:
         return {
             "workflow_uuid": row.run_id,
             "key": KEY,
-            "value": dumps(row.stored()),
+            "value": dumps(row.record),
             "offset": row.seq,
             "function_id": 0,
             "serialization": internals.JSON.name(),
@@ -196,7 +196,8 @@ class Writer:
             self._flush(sources)
 
     def _flush(self, sources: list[Source]) -> None:
-        rows = {source: source.rows() for source in sources}
+        given = {source: self._rows(source) for source in sources}
+        rows = {source: some for source, some in given.items() if some is not None}
         new = [row for some in rows.values() for row in some]
         try:
             lost = self._write(new) if new else set()
@@ -210,9 +211,22 @@ class Writer:
         for source, some in rows.items():
             source.written(any(row.run_id in lost for row in some))
 
+    def _rows(self, source: Source) -> list[NewRow] | None:
+        try:
+            return source.rows()
+        except errors.DurableSwarmError as error:  # The program's codec has failed; the next time it may not.
+            log.debug("events could not be encoded: %s", error)
+            source.written(None)
+            self._again(source)
+            return None
+
     def _retry(self, source: Source, rows: list[NewRow]) -> None:
+        if rows:
+            self._again(source)
+
+    def _again(self, source: Source) -> None:
         with self._changed:
-            if rows and not self._closed:
+            if not self._closed:
                 self._waiting[source] = None
                 self._due = time.monotonic() + PATIENCE
                 self._changed.notify()

@@ -6,10 +6,9 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from durable_swarm import codec
@@ -50,6 +49,8 @@ class _Text:
         self._shown = shown
         """The last number that may be shown before it is stored."""
         self._pieces: list[_Piece] = []
+        self._ends: list[int] = []
+        """Where among the pieces the rows end that were made, and are not known to be stored."""
         self._writing = 0
         """How many of the pieces are being written."""
         self._stored = 0
@@ -63,7 +64,8 @@ class _Text:
     def add(self, text: str | None, at: int) -> bool:
         """Take in a piece of text, or None for a reset; whether it is the first that waits to be stored."""
         first = not self.waits()
-        last = None if first else self._pieces[-1]
+        in_a_row = self._ends[-1] if self._ends else 0
+        last = self._pieces[-1] if len(self._pieces) > in_a_row else None
         if last is not None and last.seq > self._shown and last.text is not None and text is not None:
             last.text += text
         else:
@@ -89,13 +91,18 @@ class _Text:
         """Give the pieces that may be shown before they are stored."""
         return [piece for piece in self._pieces if piece.seq <= self._shown]
 
-    def row(self) -> Row | None:
-        """Give what is to be stored now, with its number."""
+    def rows(self) -> list[Row]:
+        """Give what is to be stored now. A row that was made stays as it is: what seemed to fail may be stored."""
         if not self.waits():
-            return None
+            return []
         self._writing = len(self._pieces)
-        events = [[piece.at, codec.encode(piece.text)] for piece in self._pieces]
-        return self._pieces[0].seq, {"upto": self._pieces[-1].seq + self._ahead, "events": events}
+        if self._ends[-1:] != [self._writing]:
+            self._ends.append(self._writing)
+        return [self._row(self._pieces[begin:end]) for begin, end in pairwise([0, *self._ends])]
+
+    def _row(self, pieces: list[_Piece]) -> Row:
+        events = [[piece.at, codec.encode(piece.text)] for piece in pieces]
+        return pieces[0].seq, {"upto": pieces[-1].seq + self._ahead, "events": events}
 
     def written(self, *, stored: bool) -> list[_Piece]:
         """Hear whether that was stored, and give the pieces that are."""
@@ -104,6 +111,7 @@ class _Text:
         for piece in done:
             self._stored = 0 if piece.text is None else self._stored + len(piece.text)
         if done:
+            self._ends.clear()
             self._shown = max(self._shown, done[-1].seq + self._ahead)
         return done
 
@@ -139,13 +147,19 @@ class Feed:
         self._text: _Text | None = None
         self._progress: dict[str, list[list[Any]]] = {}
         """Progress that is not known to be stored, by its call."""
+        self._batches: list[list[list[Any]]] = []
+        """The rows of progress that were made, and are not known to be stored."""
+        self._stamped: set[str] = set()
+        """Calls that have ended."""
         self._writer: Writer | None = None
         self._run_id = ""
         self._owner: str | None = None
         self._seal = Seal(None)
-        self._writing: tuple[_Text | None, list[list[Any]]] = (None, [])
-        """What is being written: pieces of this text, and this progress."""
-        self._again = self._lost = False
+        self._writing: tuple[_Text | None, int] = (None, 0)
+        """What is being written: pieces of this text, and so many rows of progress."""
+        self._again = False
+        self._over = False
+        """Whether nothing more may be stored: the run is about to end, or belongs to another execution."""
 
     # What happens in the run
 
@@ -159,24 +173,25 @@ class Feed:
             self._again = again
             self._narrator.begin(start)
 
-    def add(self, rows: list[Row]) -> None:
-        """Take in what earlier lives have stored, before the first turn is told."""
+    def add(self, rows: list[Row], numbers: Iterable[int] = ()) -> None:
+        """Take in what earlier lives have stored, and the numbers in their outcomes, before the first turn is told."""
         with self._telling():
             self._narrator.add(rows)
+            self._narrator.journal.reserve(numbers)
 
     def asked(self, turn: int, agent: str) -> None:
         """Tell that a turn has started."""
         with self._telling():
             self._narrator.asked(turn, agent)
 
-    def asking(self, agent: str) -> None:
-        """Show that a reply of the agent begins to come in."""
+    def asking(self, agent: str, turn: int) -> None:
+        """Show that the agent's reply of that turn begins to come in."""
         with self._telling():
             last, shown = self._narrator.journal.last, self._narrator.shown
             self._text = _Text(last + 1, shown) if self._narrator.in_pieces else None
             self._so_far = Channel(waiting=0)
             for channel in (self._so_far, *self._channels):
-                channel.begin(agent)
+                channel.begin(agent, turn)
             again, self._again = self._again, False
             if self._text is not None and again and shown > last:
                 self._text.skip_to(shown + 1)
@@ -214,17 +229,22 @@ class Feed:
                     channel.end()
 
     def progress(self, key: str, data: dict[str, Any]) -> None:
-        """Take in what a tool emits, in the call `key`; it is told once it is stored. Raises `NotSerializable`."""
-        record = {"v": VERSION, "data": codec.encode(data, "emit()")}
-        told = self._seal.settle(record, place_of(self._run_id, 0))["data"]
+        """Take in what a tool emits, in the call `key`; it is told once it is stored. Raises `NotSerializable`.
+
+        What comes after the call's end, from what the tool has left behind, is told to nobody.
+        """
+        encoded = codec.encode(data, "emit()")
         with self._lock:
-            self._progress.setdefault(key, []).append([self._narrator.journal.take(), now(), told])
+            if key in self._stamped or self._over:
+                return
+            self._progress.setdefault(key, []).append([self._narrator.journal.take(), now(), encoded])
             self._schedule(soon=bool(self._listeners))
 
     def stamped(self, key: str, outcome: Record) -> Record:
         """Give the record of a call's outcome with what its events need: numbers, the time, progress not yet stored."""
         with self._lock:
             take, told = self._narrator.journal.take, self._progress.pop(key, [])
+            self._stamped.add(key)
             numbers = [take() for _ in range(1 if outcome.get("agent") is None else 2)]
         return {**outcome, "seq": numbers, "at": now(), **({"progress": told} if told else {})}
 
@@ -234,47 +254,52 @@ class Feed:
             self._narrator.returned(index, outcome)
 
     def settle(self) -> None:
-        """Store what was shown, before a call that has failed ends the run. Waits for the database."""
+        """Store what was shown, before a failure ends the run, and nothing afterwards. Waits for the database."""
         with self._telling():
             if self._text is not None:
                 self._text.close(now())
-        if self._writer is not None and (self._text is not None or any(self._progress.values())):
+        if self._writer is not None:
             self._writer.flush([self])
+        with self._lock:
+            self._over = True
 
     # What is stored
 
     def rows(self) -> list[NewRow]:
         """Give what is to be written now."""
         with self._lock:
-            found: list[Row] = []
-            self._writing = None, []
-            if self._lost:
+            if self._over:
                 return []
-            told = sorted((one for some in self._progress.values() for one in some), key=lambda one: one[0])
-            self._writing = self._text, told
-            if self._text is not None and (row := self._text.row()) is not None:
-                seq, record = row
-                found.append((seq, {"v": VERSION, "turn": self._narrator.asking, **record}))
+            known = {one[0] for batch in self._batches for one in batch}
+            told = [one for some in self._progress.values() for one in some if one[0] not in known]
             if told:
-                found.append((told[0][0], {"v": VERSION, "progress": told}))
-        return [self._closed(seq, record) for seq, record in found]
+                batch = {"v": VERSION, "progress": sorted(told, key=lambda one: one[0])}
+                # As it will be read: a codec may mask.
+                self._batches.append(self._seal.settle(batch, place_of(self._run_id, 0))["progress"])
+            found: list[Row] = [(batch[0][0], {"progress": batch}) for batch in self._batches]
+            if self._text is not None:
+                found += [(seq, {"turn": self._narrator.asking, **row}) for seq, row in self._text.rows()]
+            self._writing = self._text, len(self._batches)
+        return [self._closed(seq, {"v": VERSION, **record}) for seq, record in found]
 
     def _closed(self, seq: int, record: Record) -> NewRow:
-        place = place_of(self._run_id, seq)
-        return NewRow(self._run_id, seq, partial(self._seal.close, record, place), self._owner)
+        return NewRow(self._run_id, seq, self._seal.close(record, place_of(self._run_id, seq)), self._owner)
 
     def written(self, refused: bool | None) -> None:
         """Hear what became of the rows: written, refused because another execution owns the run, or not possible."""
         with self._telling():
-            text, told = self._writing
-            self._lost = self._lost or refused is True
+            self._over = self._over or refused is True
+            stored = refused is False and not self._over
+            text, count = self._writing
             if text is not None and text is self._text:
-                self._tell(text.written(stored=refused is False))
-            if refused is False:
+                self._tell(text.written(stored=stored))
+            if stored:
+                done, self._batches = self._batches[:count], self._batches[count:]
+                told = [one for batch in done for one in batch]
                 self._narrator.add([(0, {"progress": told})])
-                stored = {one[0] for one in told}
+                known = {one[0] for one in told}
                 for key, waiting in self._progress.items():
-                    self._progress[key] = [one for one in waiting if one[0] not in stored]
+                    self._progress[key] = [one for one in waiting if one[0] not in known]
 
     # Who reads
 
@@ -315,7 +340,7 @@ class Feed:
                     wake()
 
     def _say(self, text: str | None) -> None:
-        if self._text is None:
+        if self._text is None or self._over:
             return
         first = self._text.add(text, now())
         self._tell([])
@@ -331,6 +356,6 @@ class Feed:
 
     def _schedule(self, *, soon: bool) -> None:
         waits = any(self._progress.values()) or (self._text is not None and self._text.waits())
-        if self._writer is not None and not self._lost and waits:
+        if self._writer is not None and not self._over and waits:
             much = self._text is not None and self._text.size() >= SIZE
             self._writer.schedule(self, soon=soon, much=much)

@@ -150,8 +150,8 @@ class Recorded:
         at = round(last.time.timestamp() * 1000)
         record = {"v": records.VERSION, "ended": [at, last.type, codec.encode(last.data)]}
         record |= {} if turn is None else {"turn": turn}
-        seal, place = self._store.seal(row), place_of(self._run_id, last.seq)
-        self._store.events.write([NewRow(self._run_id, last.seq, lambda: seal.close(record, place), None)])
+        stored = self._store.seal(row).close(record, place_of(self._run_id, last.seq))
+        self._store.events.write([NewRow(self._run_id, last.seq, stored, None)])
 
 
 class Follower:

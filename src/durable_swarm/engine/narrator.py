@@ -3,7 +3,8 @@
 What follows from the records is stored nowhere else. Rows of events hold the rest: the pieces in which a text came,
 progress, and an end that `resume` took back. A row of text says up to which number pieces may have been shown in its
 process before they were stored; a life that asks the model again goes on behind that, and what lies between is told as
-`text.reset`. So nobody is ever told something else under a number that was seen.
+`text.reset`. So nobody is ever told something else under a number that was seen. Numbers that tools had drawn for what
+was lost in a crash may stay free: what waits behind them was told to nobody, and closes up when the batch has ended.
 
     text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset
     progress  {progress: [[seq, at, data], ...]}
@@ -46,7 +47,10 @@ class Narrator:
         self._makes_calls = self._together = False
         self._time = 0
         self._rows: defaultdict[int, list[Row]] = defaultdict(list)
-        self._turn = 0
+        """Rows that tell of turns to come."""
+        self._progress: defaultdict[int, list[list[Any]]] = defaultdict(list)
+        """Progress in turns to come."""
+        self._turn = -1
         self._agent = ""
         self._calls: list[Call] = []
 
@@ -66,8 +70,7 @@ class Narrator:
     def add(self, rows: Iterable[Row]) -> None:
         """Take in rows of events, in the order of their numbers."""
         for seq, row in rows:
-            for number, at, data in row.get("progress", ()):
-                self.journal.place(number, "tool.progress", codec.decode(data), at)
+            self._add_progress(row.get("progress", ()))
             turn = row.get("turn")
             if turn is None and "ended" in row:
                 at, kind, data = row["ended"]
@@ -79,6 +82,7 @@ class Narrator:
 
     def asked(self, turn: int, agent: str) -> None:
         """Tell that a turn has started: the model is asked."""
+        self.journal.close_up()
         self._turn, self._agent, self.asking = turn, agent, turn
         self._follow("turn.started", turn=turn, agent=agent)
         self.shown = self.journal.last + (UNSTORED if self.in_pieces else 0)
@@ -102,6 +106,7 @@ class Narrator:
         elif isinstance(content, str) and content:
             self._follow("text.delta", turn=self._turn, text=content)
         self.asking, self._time = None, max(self._time, reply.get("at", 0))
+        self._add_progress(self._progress.pop(self._turn, ()))
         read = records.read_reply(reply)
         self._calls, self._together = read.calls if self._makes_calls else [], read.together
         if not self._together:
@@ -114,8 +119,7 @@ class Narrator:
 
     def returned(self, index: int, outcome: Record) -> None:
         """Tell what came of a call, and that the next one begins."""
-        for number, when, data in outcome.get("progress", ()):
-            self.journal.place(number, "tool.progress", codec.decode(data), when)
+        self._add_progress(outcome.get("progress", ()))
         call, numbers = self._calls[index], iter(outcome.get("seq", ()))
         at = outcome.get("at", self._time)
         text = codec.decode(outcome.get("text", ""))
@@ -128,16 +132,28 @@ class Narrator:
             self._begin_calls(index + 1)
 
     def ended(self, at: int, kind: EventType, data: dict[str, Any]) -> None:
-        """Tell that the run has ended."""
+        """Tell that the run has ended. What waits for a lost place is told once the run goes on, if it does."""
+        if kind == "run.finished":
+            self.journal.close_up()
+        self.journal.give_up()
+        at = max(self._time, at)
         if self.asking is not None and self.shown > self.journal.last:
             self._void(self.shown + 1, at)
-        self.journal.follow(kind, data, max(self._time, at))
+        self.journal.follow(kind, data, at)
 
     def about(self, index: int) -> dict[str, Any]:
         """Give what the events of the turn's call of that index have in common."""
         return self._about(self._calls[index])
 
     # Parts
+
+    def _add_progress(self, progress: Iterable[list[Any]]) -> None:
+        for number, at, encoded in progress:
+            data = codec.decode(encoded)
+            if data["turn"] > self._turn or (data["turn"] == self.asking):
+                self._progress[data["turn"]].append([number, at, encoded])
+            elif data["turn"] == self._turn:
+                self.journal.place(number, "tool.progress", data, at)
 
     def _row(self, seq: int, row: Record) -> None:
         if "ended" in row:
@@ -176,6 +192,11 @@ class Narrator:
 
     def _follow(self, kind: EventType, **data: Any) -> None:
         self.journal.follow(kind, data, self._time)
+
+
+def numbers_in(outcome: Record) -> list[int]:
+    """Give the numbers of events that the record of a call's outcome has."""
+    return [*outcome.get("seq", ()), *(number for number, _, _ in outcome.get("progress", ()))]
 
 
 def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, str | None]]:

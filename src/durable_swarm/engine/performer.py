@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from durable_swarm import codec, errors, roster
 from durable_swarm.calls import Lane, call_in_order, call_together, call_tool, find_tool, plan_calls, runs_together
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, users_code
-from durable_swarm.engine.feed import Feed, now
+from durable_swarm.engine.feed import now
 from durable_swarm.engine.live import Again, LiveRun, ToolCall, Trials
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal, output_of
@@ -111,7 +111,13 @@ class Durable:
 
     async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
         self.still_open()
-        return await (self._ask(effect) if isinstance(effect, Ask) else self._call_all(effect))
+        try:
+            return await (self._ask(effect) if isinstance(effect, Ask) else self._call_all(effect))
+        except Failed:
+            # Before the run's end is recorded: readers of an ended run may rely on it that nothing more comes.
+            settle = self.run.feed.settle
+            await (in_thread(settle) if isinstance(self.colour.waits, OnLoop) else _at_once(settle))
+            raise
 
     async def _ask(self, effect: Ask) -> Reply:
         self.replayed = True
@@ -129,12 +135,11 @@ class Durable:
             return reply
 
     async def _model_call(self, effect: Ask, waits: Waits) -> Record:
-        async with settled(self.run.feed, waits):
-            agent = self._agent(effect.agent)
-            if self.run.streams:
-                self.run.feed.asking(effect.agent)
-            with users_code(records.model_step(effect.agent)):
-                return await self._reply(agent, effect, waits)
+        agent = self._agent(effect.agent)
+        if self.run.streams:
+            self.run.feed.asking(effect.agent, effect.turn)
+        with users_code(records.model_step(effect.agent)):
+            return await self._reply(agent, effect, waits)
 
     async def _reply(self, agent: Any, effect: Ask, waits: Waits) -> Record:
         """Ask the model and give the record of its reply."""
@@ -224,16 +229,6 @@ class Durable:
             return outcome
 
 
-@contextlib.asynccontextmanager
-async def settled(feed: Feed, waits: Waits) -> AsyncIterator[None]:
-    """Round a call: where it fails, what was shown of it is stored before the run ends."""
-    try:
-        yield
-    except Failed:
-        await (in_thread(feed.settle) if isinstance(waits, OnLoop) else _at_once(feed.settle))
-        raise
-
-
 async def _at_once(function: Callable[[], None]) -> None:
     function()
 
@@ -264,8 +259,7 @@ async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Wa
             here = Inside(current, recorder, emit=emit)
             return await call_tool(function, call, context, here, cast=run.cast, tell_errors=tell, waits=waits)
 
-    async with settled(run.feed, waits):
-        with users_code(records.tool_step(call.tool)):
-            outcome = await (body() if made.lane is None else made.lane.run(function, body))
-            record = records.outcome_record(change.read(outcome, context))
-        return run.feed.stamped(key, record)
+    with users_code(records.tool_step(call.tool)):
+        outcome = await (body() if made.lane is None else made.lane.run(function, body))
+        record = records.outcome_record(change.read(outcome, context))
+    return run.feed.stamped(key, record)

@@ -22,11 +22,14 @@ from durable_swarm.codec import Place
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, step_done, step_failure, step_record
 from durable_swarm.engine.live import LiveRun, ToolCall
+from durable_swarm.engine.narrator import Row, numbers_in
 from durable_swarm.engine.performer import Colour, Durable, InThread, OnEventLoop, perform
 from durable_swarm.engine.process import Process, current, wait_for_current
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal, failure_of, output_of
 from durable_swarm.engine.signals import Broken, Failed, Held
+from durable_swarm.engine.store import Store
+from durable_swarm.engine.turns import calls_of, turns_in
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import drive, turns
 from durable_swarm.swarm import respond
@@ -72,7 +75,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         with engines_code(f"the start of run {run_id!r}"):
             run = process.enter(run_id, record)
             if run.recovered:
-                run.feed.add(await in_thread(process.store.events.read, run_id, run.seal))
+                run.feed.add(*await in_thread(_earlier, process.store, run))
         with internals.reading():
             ending = await drive(
                 turns(run.start),
@@ -88,6 +91,14 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
     finally:
         if run is not None:
             process.leave(run)
+
+
+def _earlier(store: Store, run: LiveRun) -> tuple[list[Row], list[int]]:
+    """Give what earlier lives have stored of a run's events: rows, and the numbers in the outcomes of calls."""
+    row = store.found(run.run_id, load_output=False)
+    made = turns_in(store.steps(run.run_id), calls_of(store, row), store, row, len(run.start.kept))
+    numbers = [seq for turn in made for outcome in turn.outcomes if outcome for seq in numbers_in(outcome)]
+    return store.events.read(run.run_id, run.seal), numbers
 
 
 def _broken(process: Process, run_id: str, run: LiveRun | None, failed: Failed) -> Broken | Held:
