@@ -180,7 +180,7 @@ def test_the_agents_are_a_short_program() -> None:
 @pytest.mark.slow
 def test_the_words_appear_as_they_come() -> None:
     """What the agent says appears word by word; killed meanwhile and started again, the demo says it anew, whole."""
-    with in_terminal(1.5, name="Ann") as first:
+    with in_terminal(0.6, name="Ann") as first:
         first.read_until("Applying discount ... done")
         first.read_until("Ann, item")
         first.kill(signal.SIGKILL)
