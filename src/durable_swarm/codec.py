@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
@@ -30,6 +31,9 @@ MAX_DEPTH = 100
 MAX_TEXT = 200_000_000
 """How long a text or bytes may be: no database stores a gigabyte in one row, and JSON and encryption add to it. Such a
 value would fail only after minutes, with ten times its memory in use."""
+
+_LONE = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which no text may hold that leaves the program."""
 
 _PLAIN_BITS = 2000
 """Longer integers are stored in hexadecimal: Python may be set to refuse decimals of more than 640 digits."""
@@ -104,6 +108,25 @@ def encode(value: Any, path: str = "value") -> Any:
     `path` names the value in error messages. Raises `NotSerializable`, naming the path of what has no JSON form.
     """
     return _encode(value, path, MAX_DEPTH)
+
+
+def as_json(value: Any, path: str, depth: int = MAX_DEPTH) -> Any:
+    """Give `value` as JSON data that every language reads: a tuple as a list, half characters as U+FFFD.
+
+    Raises `NotSerializable`, naming the path, for everything that JSON has no form for.
+    """
+    kind = type(value)
+    if value is None or kind is bool or kind is int or (kind is float and math.isfinite(value)):
+        return value
+    if kind is str:
+        return _LONE.sub("\ufffd", value)
+    if kind in (list, tuple) and depth:
+        return [as_json(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(value)]
+    if kind is dict and depth and all(type(key) is str for key in value):
+        return {as_json(key, path): as_json(item, f"{path}[{key!r}]", depth - 1) for key, item in value.items()}
+    raise NotSerializable(
+        f"{path} is not JSON data: {value!r:.80}; give texts, numbers, lists and dictionaries", path=path
+    )
 
 
 def _encode(value: Any, path: str, depth: int) -> Any:

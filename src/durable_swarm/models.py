@@ -201,11 +201,14 @@ async def _attempt(client: Any, request: dict[str, Any], waits: Waits, begin: Be
     try:
         return await _receive(client, request, waits, begin())
     except Exception as error:
-        if not _refuses_options(error, request):
+        refused = _refused(error, request)
+        if refused is None:
             raise
     # Kept out of further tries too.
-    del request["stream_options"]
-    return await _receive(client, request, waits, begin())
+    request.pop("stream_options", None)
+    if refused == "stream":
+        request["stream"] = False
+    return await _attempt(client, request, waits, begin)
 
 
 def _prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -223,10 +226,17 @@ def _prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any],
     return _bare(client).chat.completions.create, {**rest, "messages": [], "extra_body": body}
 
 
-def _refuses_options(error: Exception, request: dict[str, Any]) -> bool:
-    """Whether the provider, or a client with a fixed list of arguments, cannot count the tokens of a stream."""
-    refused = isinstance(error, TypeError) or getattr(error, "status_code", None) in (400, 422)
-    return refused and "stream_options" in request and "stream_options" in str(error)
+def _refused(error: Exception, request: dict[str, Any]) -> str | None:
+    """Give which argument a provider, or a client with a fixed list of arguments, refuses: one that streaming needs.
+
+    Without `stream_options` the tokens of a stream are not counted; where nothing is streamed, a reply comes whole.
+    """
+    refuses = isinstance(error, TypeError) or getattr(error, "status_code", None) in (400, 403, 422)
+    if not refuses or not request["stream"]:
+        return None
+    if "stream_options" in request and "stream_options" in str(error):
+        return "stream_options"
+    return "stream" if re.search(r"\bstream(ing)?\b", str(error)) else None
 
 
 async def _receive(client: Any, request: dict[str, Any], waits: Waits, shown: Shown) -> Answer:

@@ -54,7 +54,7 @@ def _piece_of(delta: Item) -> tuple[str | int, str] | None:
 _SILENT = {"content": None, "function_call": None, "refusal": None, "role": None, "tool_calls": None}
 
 
-def _as_swarms(item: Item) -> Item:
+def as_swarms(item: Item) -> Item:
     """Give a delta with all the keys that Swarm's have: programs look at them without asking whether they are there."""
     if "delim" in item:
         return item
@@ -112,7 +112,7 @@ class Channel:
         with self._lock:
             items = list(self._items)
             self._items.clear()
-        return [_as_swarms(item.delta() if isinstance(item, _Joined) else item) for item in items]
+        return [as_swarms(item.delta() if isinstance(item, _Joined) else item) for item in items]
 
     def join(self, other: Channel) -> None:
         """Begin with what the other one holds, and leave it there."""
@@ -156,25 +156,35 @@ PATIENCE = 1.0
 """Seconds until a call of a plain function no longer waits for a reader's thread."""
 
 
-def read(channel: Channel, home: Home, over: Future[Any]) -> Iterator[Item]:
+LOOK = 0.25
+"""Seconds between looks whether a reader still waits for something."""
+
+Check = Callable[[], None]
+"""Raises where there is nothing to wait for any more."""
+
+
+def read(channel: Channel, home: Home, over: Future[Any], check: Check = lambda: None) -> Iterator[Item]:
     """Hand over what comes in until the run is over; this thread makes the calls of its plain functions meanwhile."""
     channel.wake = home.wake
     over.add_done_callback(lambda _: home.wake())
     while not over.done():
+        check()
         yield from channel.take()
-        home.serve()
+        home.serve(LOOK)
     yield from channel.take()
 
 
-async def read_async(channel: Channel, over: asyncio.Future[Any]) -> AsyncIterator[Item]:
+async def read_async(channel: Channel, over: asyncio.Future[Any], check: Check = lambda: None) -> AsyncIterator[Item]:
     """Hand it over on the event loop."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     channel.wake = lambda: _from_any_thread(loop, changed)
     over.add_done_callback(lambda _: changed.set())
     while not over.done():
+        check()
         for item in channel.take():
             yield item
-        await changed.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), LOOK)
         changed.clear()
     for item in channel.take():
         yield item

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, overload
 
 from durable_swarm.checks import check_seconds, check_whole
-from durable_swarm.codec import encode, storable
+from durable_swarm.codec import as_json, storable
 from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
 from durable_swarm.types import ToolSettings, note_settings, settings_of, tool_name
 from durable_swarm.waits import is_async
@@ -265,22 +265,24 @@ async def sleep_async(seconds: float) -> None:
 
 
 def emit(progress: str | dict[str, Any]) -> None:
-    """Tell those who follow the run how far a tool or step has got: an event `tool.progress`.
+    """Tell those who follow the run how far a tool or step has got, by JSON data: an event `tool.progress`.
 
     It is told once per execution: what a crash interrupts is told again when it is executed again, with a higher
     `attempt`. Outside a tool, and in a `Swarm` in memory, nobody follows and nothing happens. What a thread or task
     that the tool has left behind emits after the tool's end is told to nobody.
 
-    Raises `ConfigurationError` for what is neither a text nor a dictionary, and `NotSerializable`.
+    A thread of the tool's own does not know that it is in a tool, unless it is started with its context:
+    `executor.submit(contextvars.copy_context().run, work)`, or `asyncio.to_thread`.
+
+    Raises `ConfigurationError` for what is neither a text nor a dictionary, `NotSerializable` for what is not JSON.
     """
     if not isinstance(progress, str | dict):
         raise ConfigurationError(f"emit() takes a text or a dictionary, not a {type(progress).__name__}")
+    data = as_json(progress, "emit()")
     here = _inside.get()
-    if here is None or here.emit is None:
-        encode(progress, "emit()")
-        return
-    here.check()
-    here.emit(here.call.attempt, progress)
+    if here is not None and here.emit is not None:
+        here.check()
+        here.emit(here.call.attempt, data)
 
 
 class _Memory:

@@ -449,3 +449,57 @@ def test_texts_that_change_on_their_way(make: Make) -> None:
     assert run.result().messages[0]["content"] == "a\U0001f600b\0c\udc00"
     assert texts(live) == transcript(run)
     assert live == list(swarm.get(run.id).events())
+
+
+@pytest.mark.parametrize("face", ["events", "stream", "events_async"])
+def test_closing_ends_readers(make: Make, face: str) -> None:
+    """Whoever reads while the swarm is closed is told so, at once, and nothing is opened or asked again."""
+    model = ScriptedModel([" ".join(["word"] * 400)] * 3, pace=0.01)
+    swarm = make(model)
+    agent = Agent(name=unique())
+    closing = threading.Timer(0.3, swarm.close)
+
+    async def read(run: Any) -> None:
+        async for _ in run.events_async():
+            pass
+
+    closing.start()
+    begun = time.monotonic()
+    with pytest.raises(ConfigurationError, match="was closed while run 'r' was read"):
+        if face == "stream":
+            list(swarm.run(agent, user(), stream=True, run_id="r"))
+        else:
+            run = swarm.start(agent, user(), run_id="r")
+            list(run.events()) if face == "events" else asyncio.run(read(run))
+    assert time.monotonic() - begun < 3
+    closing.join()
+    assert len(model.calls) == 1
+    assert swarm.run(agent, user(), run_id="r").messages[0]["content"].startswith("word")
+
+
+def test_a_client_that_cannot_stream(make: Make) -> None:
+    """A background run falls back to whole replies where the client or its provider refuses to stream."""
+
+    class Refused(Exception):
+        status_code = 400
+
+    class Client:
+        def __init__(self, refusal: Exception) -> None:
+            self.refusal = refusal
+            self.chat = SimpleNamespace(completions=self)
+
+        def create(self, **request: Any) -> Any:
+            if request["stream"]:
+                raise self.refusal
+            assert "stream_options" not in request
+            return ScriptedModel(["Whole."]).chat.completions.create(**request)
+
+    for number, error in enumerate([Refused("streaming is not allowed"), TypeError("no argument 'stream'")]):
+        swarm = make(Client(error))
+        agent = Agent(name=unique())
+        run = swarm.start(agent, user(str(number)))
+        live = list(run.events())
+        assert texts(live) == {0: "Whole."}
+        assert live == list(swarm.get(run.id).events())
+        assert "text.reset" not in types(live)
+        swarm.close()

@@ -104,6 +104,7 @@ class _Teller:
         self._open = False
         # Whoever goes on behind a number may have read the beginning of a reply.
         self._told = continued
+        self._void = False
 
     def tell(self, event: Event) -> None:
         """Tell one event."""
@@ -111,13 +112,11 @@ class _Teller:
         match event.type:
             case "run.started" | "turn.started":
                 self.close()
-                self._agent, self._told = data["agent"], False
+                self._agent, self._told, self._void = data["agent"], False, False
             case "text.delta":
                 self._say(data["text"])
             case "text.reset":
-                if self._told:
-                    self._line(ANEW, DIM)
-                self._told = False
+                self._void = self._told
             case "handoff":
                 self._line(f"{data['from']} → {data['to']}", "cyan")
             case "run.finished" | "run.failed" | "run.cancelled":
@@ -141,10 +140,13 @@ class _Teller:
         self._line(_standing(view), DIM)
 
     def _say(self, text: str) -> None:
-        self._told = True
+        if self._void:  # Told only now: nothing begins anew where the run has ended.
+            self._line(ANEW, DIM)
+        self._told, self._void = True, False
         if not self._open:
             self._open = True
-            self._console.print(Text(f"{one_line(self._agent)}: ", "bright_blue"), end="", soft_wrap=True)
+            name = f"{one_line(self._agent)}: " if self._agent else ""
+            self._console.print(Text(name, "bright_blue"), end="", soft_wrap=True)
         # Not by Rich, which takes spaces from the end of a long piece.
         _write(harmless(text))
 

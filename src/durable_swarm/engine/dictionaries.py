@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 from durable_swarm.engine.following import Follower
 from durable_swarm.engine.run import Run
 from durable_swarm.events import Event
-from durable_swarm.streaming import Channel, Item, read, read_async
+from durable_swarm.streaming import Channel, Item, as_swarms, read, read_async
 from durable_swarm.waits import Home, in_thread
+
+SOON = 0.02
+"""Seconds between looks whether the run is executed here, or elsewhere."""
 
 RECORDING = 0.005
 """Seconds between looks for the end of a run that has ended here, and is being recorded."""
@@ -17,9 +21,10 @@ RECORDING = 0.005
 
 def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
     """Hand over what comes of a run from now on. `channel` has joined the run's feed, if the run was started for it."""
-    text = _Text(run, channel)
+    text, executor = _Text(run, channel), run.executor()
+    check = partial(run.check_open, executor)
     try:
-        while (response := run.look()) is None:
+        while (response := run.look(executor)) is None:
             live = run.live()
             if live is None:
                 yield from text.read()
@@ -28,7 +33,7 @@ def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
                 home.serve(RECORDING)
             else:
                 live.feed.join(channel)
-                yield from read(channel, home, live.over)
+                yield from read(channel, home, live.over, check)
         yield from channel.take()
     finally:
         channel.close()
@@ -37,9 +42,10 @@ def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
 
 async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
     """Hand it over on the event loop."""
-    text = _Text(run, channel)
+    text, executor = _Text(run, channel), await in_thread(run.executor)
+    check = partial(run.check_open, executor)
     try:
-        while (response := await in_thread(run.look)) is None:
+        while (response := await in_thread(run.look, executor)) is None:
             live = run.live()
             if live is None:
                 for item in await in_thread(text.read):
@@ -49,7 +55,7 @@ async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
                 await asyncio.sleep(RECORDING)
             else:
                 live.feed.join(channel)
-                async for item in read_async(channel, asyncio.wrap_future(live.over)):
+                async for item in read_async(channel, asyncio.wrap_future(live.over), check):
                     yield item
         for item in channel.take():
             yield item
@@ -70,12 +76,15 @@ class _Text:
         self.pause = 0.0
 
     def read(self) -> list[Item]:
-        """Give what is new."""
+        """Give what is new. What a process said that is dead now is void, and not told."""
+        self.pause = SOON
+        if self._follower is None and not self._run.lives_elsewhere():
+            return []
         first = self._follower is None
         follower = self._follower = self._follower or self._run.follower(0)
         events = follower.read()
         self.pause = follower.pause
-        return [item for event in (_open_turn(events) if first else events) for item in self._items(event)]
+        return [as_swarms(item) for event in (_open_turn(events) if first else events) for item in self._items(event)]
 
     def _items(self, event: Event) -> Iterator[Item]:
         match event.type:

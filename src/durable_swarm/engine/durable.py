@@ -148,7 +148,8 @@ class DurableSwarm(Runner):
     def _refuse_to_block(self, loop: asyncio.AbstractEventLoop) -> None:
         if loop in self._open().loops:
             raise errors.ConfigurationError(
-                "run() would stop the event loop on which this program's runs are executed; call `await run_async(...)`"
+                "run() would stop the event loop on which this program's runs are executed; call "
+                "`await run_async(...)`, or iterate `run_async(..., stream=True)`"
             )
 
     async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
@@ -399,7 +400,7 @@ class _Prepared:
         self.start = asked.start(lambda value: value)
         whole = swarm.codec is not None and not getattr(swarm.codec, "lossless", False)
         self.record = records.start_record(
-            self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=asked.stream, whole=whole
+            self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=bool(asked.stream), whole=whole
         )
         if not self.named:
             swarm.clients.ready()  # Before a session is claimed: a program that ends with an error gives it up.

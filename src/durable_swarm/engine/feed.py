@@ -20,7 +20,7 @@ from durable_swarm.engine.sealing import Seal
 from durable_swarm.events import Event
 from durable_swarm.streaming import Channel
 
-AHEAD = 8
+AHEAD = 4
 """How many pieces beyond the stored ones may be shown here; further ones are joined until the next row is stored."""
 
 RECENT = 500

@@ -327,6 +327,19 @@ class Process:
         self.wanted.add(agent)
         return records.UNCLAIMED
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether this engine is closed: who waits here waits for nothing."""
+        return self._closing.is_set()
+
+    def lives_elsewhere(self, row: Any) -> bool:
+        """Whether another living process executes the run of this row."""
+        owner = row.executor_id if row.status == "PENDING" else (row.queue_name or "").removeprefix(records.QUEUE)
+        if not owner or row.queue_name == records.UNCLAIMED or owner == self.identity.name:
+            return False
+        with self.identity.alone():
+            return not self.identity.is_dead(owner)
+
     def _is_orphan(self, row: Any) -> bool:
         if row.status == "ENQUEUED":
             queue = row.queue_name or ""

@@ -37,6 +37,13 @@ class Executor(forks.Host, Protocol):
     parked: dict[str, str]
     loops: weakref.WeakSet[asyncio.AbstractEventLoop]
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the engine is closed."""
+
+    def lives_elsewhere(self, row: Any) -> bool:
+        """Whether another living process executes the run of this row."""
+
     def at_home(self, run_id: str) -> contextlib.AbstractContextManager[Home]:
         """Lend the calling thread to the run's plain functions."""
 
@@ -149,13 +156,18 @@ class Run:
         self._refuse_to_block("events")
         return self._events(self.follower(after))
 
+    def executor(self) -> Executor | None:
+        """Give what executes runs in this process, if anything does."""
+        return self._executor()
+
     def follower(self, after: int) -> Follower:
         """Give what reads the events behind number `after` from the database."""
         return Follower(self._store, self.id, after)
 
     def _events(self, follower: Follower) -> Iterator[Event]:
-        changed = threading.Event()
+        changed, executor = threading.Event(), self._executor()
         while not follower.over:
+            self.check_open(executor)
             live = self._living()
             if live is None:
                 yield from self._read(follower)
@@ -167,6 +179,7 @@ class Run:
             live.over.add_done_callback(lambda _: changed.set())
             with live.feed.listening(changed.set):
                 while not live.over.done():
+                    self.check_open(executor)
                     changed.clear()
                     events = follower.live(live.feed)
                     yield from self._read(follower) if events is None else events
@@ -179,13 +192,14 @@ class Run:
         return self._events_async(self.follower(after))
 
     async def _events_async(self, follower: Follower) -> AsyncIterator[Event]:
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        loop, changed, executor = asyncio.get_running_loop(), asyncio.Event(), await in_thread(self._executor)
 
         def wake(*_: object) -> None:
             with contextlib.suppress(RuntimeError):  # The reader's loop is closed.
                 loop.call_soon_threadsafe(changed.set)
 
         while not follower.over:
+            self.check_open(executor)
             live = await in_thread(self._living) if self._live is None else self._living()
             if live is None:
                 for event in await in_thread(self._read, follower):
@@ -198,6 +212,7 @@ class Run:
             live.over.add_done_callback(wake)
             with live.feed.listening(wake):
                 while not live.over.done():
+                    self.check_open(executor)
                     changed.clear()
                     events = follower.live(live.feed)
                     for event in await in_thread(self._read, follower) if events is None else events:
@@ -205,6 +220,17 @@ class Run:
                     if not events:
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(changed.wait(), LATEST)
+
+    def check_open(self, executor: Executor | None) -> None:
+        """Check that the engine with which a reader began is not closed: it would open another, and go on with the run.
+
+        Raises `ConfigurationError`.
+        """
+        if executor is not None and executor.is_closed:
+            raise errors.ConfigurationError(
+                f"the DurableSwarm was closed while run {self.id!r} was read; it goes on where it is opened next, and "
+                "events(after=...) behind what was read"
+            )
 
     def _read(self, follower: Follower) -> list[Event]:
         try:
@@ -265,8 +291,12 @@ class Run:
             self._live = executor.runs.get(self.id, self._live)
         return self._live
 
-    def look(self) -> Response | None:
-        """Give the response if the run has ended, raise its error, or see to it that somebody executes it."""
+    def look(self, began: Executor | None = None) -> Response | None:
+        """Give the response if the run has ended, raise its error, or see to it that somebody executes it.
+
+        Raises `ConfigurationError` where the engine with which the caller `began` is closed.
+        """
+        self.check_open(began)
         live = self.live()
         if live is not None and not live.over.done():
             return None
@@ -286,6 +316,11 @@ class Run:
         """Whether the database's trouble is why the run waits: it goes on by itself."""
         executor = self._executor()
         return executor is not None and self.id in executor.parked
+
+    def lives_elsewhere(self) -> bool:
+        """Whether a process executes the run that is alive, and is not this one."""
+        executor = self._executor()
+        return executor is None or executor.lives_elsewhere(self._row())
 
     def _see_to_it(self) -> None:
         """Once a second: if whoever executes the run has died, take it over."""
