@@ -6,6 +6,7 @@ plain objects, tool calls may come whole or letter by letter, with an index or w
 
 from __future__ import annotations
 
+import copy
 import json
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -21,6 +22,9 @@ from durable_swarm.types import Message
 
 _DATA = (str, bytes, int, float, list, tuple, set, type(None))
 """What holds no fields, and so is no part of a chunk."""
+
+_OURS = ("sender", "delim", "response")
+"""Keys of Swarm's own dictionaries, which a provider's fields must not pass for."""
 
 _ABSENT = object()
 
@@ -67,7 +71,7 @@ class Pieces:
     def _merge(self, delta: Any) -> dict[str, Any] | None:
         shown: dict[str, Any] = {}
         for name, value in _fields(delta):
-            if value is None or name == "sender":
+            if value is None or name in _OURS:
                 continue
             seen = self._take(name, value)
             if seen:
@@ -85,8 +89,8 @@ class Pieces:
         if isinstance(value, str) or name == "content":
             self._texts.setdefault(name, []).append(_text(value))
             return self._whole_characters(name, value) if isinstance(value, str) else value
-        value = self._values[name] = _plain(value)
-        return value
+        self._values[name] = _plain(value)
+        return copy.deepcopy(self._values[name])
 
     def _whole_characters(self, name: str, text: str) -> str:
         """Give what is new of a text, keeping back half a character until the other half comes."""

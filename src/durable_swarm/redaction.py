@@ -78,6 +78,15 @@ class Redacting:
         return text
 
     def _field(self, key: str, value: Any) -> Any:
+        if key == "progress":  # Of events: number, time, and data with names of ours beside what the tool has emitted.
+            return [[*rest, {**data, "progress": self._value(data["progress"])}] for *rest, data in value]
+        if key == "ended":
+            at, kind, data = value
+            return [
+                at,
+                kind,
+                {name: self._value(item) if name == "error_message" else item for name, item in data.items()},
+            ]
         return self._member(key, value) if key in _OWN_SHAPE else self._value(value)
 
     def _named(self, value: Any) -> Any:

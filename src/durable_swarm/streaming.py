@@ -59,7 +59,7 @@ def as_swarms(item: Item) -> Item:
     if "delim" in item:
         return item
     calls = [
-        {"id": None, "type": None, **call, "function": {"name": None, "arguments": None, **call["function"]}}
+        {"id": None, "type": None, **call, "function": {"name": None, "arguments": None, **call.get("function", {})}}
         for call in item.get("tool_calls") or ()
     ]
     return {**_SILENT, **item, **({"tool_calls": calls} if calls else {})}

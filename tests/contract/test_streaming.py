@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,3 +229,26 @@ def test_a_streamed_run_inside_a_tool(make_swarm: MakeSwarm, items: Take) -> Non
     outer = Agent(name="Outermost", functions=[wrong])
     response = list(swarm.run(outer, user(), stream=True))[-1]["response"]
     assert [message["content"] for message in response.messages if message["role"] == "tool"] == ["refused"]
+
+
+def test_fragments_that_say_little(make_swarm: MakeSwarm, items: Take) -> None:
+    """A fragment with neither name nor arguments has all keys too; fields that look like ours pass for nothing."""
+    fragments: list[dict[str, Any]] = [
+        {
+            "role": "assistant",
+            "tool_calls": [{"index": 0, "id": "x", "type": "function", "function": {"arguments": ""}}],
+        },
+        {"tool_calls": [{"index": 0, "function": {"name": "hello", "arguments": "{}"}}], "delim": "end", "response": 1},
+    ]
+    streams = [fragments, [{"content": "Bye.", "response": "forged"}]]
+
+    def create(**_: Any) -> Any:
+        deltas = streams.pop(0)
+        chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+        return iter([*chunks, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}])
+
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    found = items(make_swarm(client), Agent(functions=[hello]), user())
+    assert kinds(found) == ["start", "delta", "end", "start", "delta", "end", "response"]
+    messages = found[-1]["response"].messages
+    assert [message["content"] for message in messages] == [None, "hello", "Bye."]

@@ -42,7 +42,7 @@ class Tables:
         self.status, self.completed_at = "PENDING", 0
         self.rows: dict[int, records.Record] = {}
         self.recorded: dict[int, Any] = {}
-        self.events = SimpleNamespace(read=self._read, write=self.write)
+        self.events = SimpleNamespace(read=self._read, keep=lambda row: self.write([row]))
 
     def write(self, rows: list[NewRow]) -> bool:
         """Store rows; whether they were refused."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +16,6 @@ from durable_swarm import (
     ConfigurationError,
     Event,
     NotSerializable,
-    ReplayMismatch,
     Result,
     RunNotFound,
     emit,
@@ -28,7 +25,7 @@ from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.redaction import Redacting
 from durable_swarm.testing import ScriptedModel, call, cut
 from tests.engine.conftest import Make
-from tests.engine.helpers import connected, rows, schema, unique, user
+from tests.engine.helpers import connected, rows, unique, user
 
 Told = list[tuple[str, dict[str, Any]]]
 
@@ -383,56 +380,6 @@ def test_emit_anywhere(make: Make) -> None:
     assert [data["progress"] for kind, data in told(events) if kind == "tool.progress"] == ["in the step"]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "{",
-        "[]",
-        '{"v":1,"turn":0,"upto":2000000000,"events":[[1,"x"]]}',
-        '{"v":1,"turn":0,"upto":9,"events":[["x",{}]]}',
-        '{"v":1,"progress":[[2]]}',
-        '{"v":99,"turn":0,"upto":9,"events":[]}',
-    ],
-)
-def test_damaged_rows(make: Make, value: str, tmp_path: Path) -> None:
-    """A row that is damaged is an error that says so, or is told as far as it makes sense; never a hang, never code."""
-    swarm = make(ScriptedModel(["Hi."]))
-    agent = Agent(name=unique())
-    run = swarm.start(agent, user())
-    run.result()
-    columns = 'workflow_uuid, key, value, "offset", function_id'
-    with sqlite3.connect(tmp_path / "runs.sqlite") as connection:
-        connection.execute(
-            f"INSERT INTO streams ({columns}) VALUES (?, 'durable_swarm.events', ?, 1000000, 0)", (run.id, value)
-        )
-    try:
-        events = list(run.events())
-    except (ReplayMismatch, ConfigurationError) as error:
-        events = []
-        told_as = str(error)
-    assert (
-        types(events)[-1] == "run.finished"
-        if events
-        else "damaged" in told_as or "newer version" in told_as or "is not a record" in told_as
-    )
-
-
-def test_rows_are_few(make_anywhere: Make) -> None:
-    """Rows are written at most twenty times a second, or per four thousand characters, however many tokens come."""
-    swarm = make_anywhere(ScriptedModel([" ".join(["x"] * 300)], pace=0.002))
-    agent = Agent(name=unique())
-    run = swarm.start(agent, user())
-    begun = time.monotonic()
-    list(run.events())
-    took = time.monotonic() - begun
-    url = swarm._open().url.render_as_string(hide_password=False)
-    with connected(url) as connection:
-        count = connection.exec_driver_sql(
-            f"SELECT count(*) FROM {schema(url)}streams WHERE workflow_uuid = '{run.id}'"
-        ).scalar_one()
-    assert 0 < count <= took * 20 + 2
-
-
 def test_texts_that_change_on_their_way(make: Make) -> None:
     """Pieces cut within a character, and texts no database takes, are told alike live and later."""
     halves = ["a\ud83d", "\ude00b", "\0c", "\udc00"]
@@ -449,57 +396,3 @@ def test_texts_that_change_on_their_way(make: Make) -> None:
     assert run.result().messages[0]["content"] == "a\U0001f600b\0c\udc00"
     assert texts(live) == transcript(run)
     assert live == list(swarm.get(run.id).events())
-
-
-@pytest.mark.parametrize("face", ["events", "stream", "events_async"])
-def test_closing_ends_readers(make: Make, face: str) -> None:
-    """Whoever reads while the swarm is closed is told so, at once, and nothing is opened or asked again."""
-    model = ScriptedModel([" ".join(["word"] * 400)] * 3, pace=0.01)
-    swarm = make(model)
-    agent = Agent(name=unique())
-    closing = threading.Timer(0.3, swarm.close)
-
-    async def read(run: Any) -> None:
-        async for _ in run.events_async():
-            pass
-
-    closing.start()
-    begun = time.monotonic()
-    with pytest.raises(ConfigurationError, match="was closed while run 'r' was read"):
-        if face == "stream":
-            list(swarm.run(agent, user(), stream=True, run_id="r"))
-        else:
-            run = swarm.start(agent, user(), run_id="r")
-            list(run.events()) if face == "events" else asyncio.run(read(run))
-    assert time.monotonic() - begun < 3
-    closing.join()
-    assert len(model.calls) == 1
-    assert swarm.run(agent, user(), run_id="r").messages[0]["content"].startswith("word")
-
-
-def test_a_client_that_cannot_stream(make: Make) -> None:
-    """A background run falls back to whole replies where the client or its provider refuses to stream."""
-
-    class Refused(Exception):
-        status_code = 400
-
-    class Client:
-        def __init__(self, refusal: Exception) -> None:
-            self.refusal = refusal
-            self.chat = SimpleNamespace(completions=self)
-
-        def create(self, **request: Any) -> Any:
-            if request["stream"]:
-                raise self.refusal
-            assert "stream_options" not in request
-            return ScriptedModel(["Whole."]).chat.completions.create(**request)
-
-    for number, error in enumerate([Refused("streaming is not allowed"), TypeError("no argument 'stream'")]):
-        swarm = make(Client(error))
-        agent = Agent(name=unique())
-        run = swarm.start(agent, user(str(number)))
-        live = list(run.events())
-        assert texts(live) == {0: "Whole."}
-        assert live == list(swarm.get(run.id).events())
-        assert "text.reset" not in types(live)
-        swarm.close()

@@ -472,3 +472,16 @@ def test_an_exception_of_run_leaves_the_swarm_usable(make: Make, gate: Gate) -> 
     assert [message["content"] for message in response.messages] == [None, "went on", "Done"]
     wait_until(lambda: swarm.get("r").status == "done")
     assert len(model.calls) == 2
+
+
+def test_resumed_while_its_tool_still_works(make_anywhere: Make) -> None:
+    """A run that is cancelled and resumed while its tool works goes on: the call is made again, and waited for."""
+    gate = Gate()
+    swarm = make_anywhere(ScriptedModel([["hold"], "Done."]))
+    agent = Agent(name=unique(), functions=[gate.hold])
+    run = swarm.start(agent, user())
+    assert gate.entered.wait(PATIENCE)
+    run.cancel()
+    run.resume()
+    gate.opened.set()
+    assert run.result(timeout=PATIENCE).messages[-1]["content"] == "Done."

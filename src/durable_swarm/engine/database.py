@@ -107,6 +107,10 @@ class _Connection(sqlite3.Connection):
         if writes and self.on_write is not None:
             self.on_write()
 
+    def rollback(self) -> None:
+        super().rollback()
+        self._written = self.total_changes  # What was taken back was not written.
+
 
 def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | None) -> sqlalchemy.Engine:
     path = str(url.database)

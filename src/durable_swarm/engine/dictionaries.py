@@ -35,6 +35,7 @@ def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
                 live.feed.join(channel)
                 yield from read(channel, home, live.over, check)
         yield from channel.take()
+        yield from text.rest()
     finally:
         channel.close()
     yield {"response": response}
@@ -57,7 +58,7 @@ async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
                 live.feed.join(channel)
                 async for item in read_async(channel, asyncio.wrap_future(live.over), check):
                     yield item
-        for item in channel.take():
+        for item in [*channel.take(), *await in_thread(text.rest)]:
             yield item
     finally:
         channel.close()
@@ -85,6 +86,10 @@ class _Text:
         events = follower.read()
         self.pause = follower.pause
         return [as_swarms(item) for event in (_open_turn(events) if first else events) for item in self._items(event)]
+
+    def rest(self) -> list[Item]:
+        """Give the end of a reply that has begun, now that the run has ended."""
+        return self.read() if self._open else []
 
     def _items(self, event: Event) -> Iterator[Item]:
         match event.type:

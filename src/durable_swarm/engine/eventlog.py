@@ -76,6 +76,11 @@ class EventLog:
             raise unfit(self._url, error) from error
         return [(seq, _opened(run_id, seal, seq, text)) for seq, text in found]
 
+    def keep(self, row: NewRow) -> None:
+        """Write a row of a run that nobody executes, unless there is one of its number."""
+        with self._engine.begin() as connection:
+            connection.execute(self._insert(replace=False), [self._values(row)])
+
     def write(self, rows: list[NewRow]) -> set[str]:
         """Write rows, none of them twice; gives the ids of runs that another execution owns now: theirs are refused.
 
@@ -83,6 +88,9 @@ class EventLog:
         """
         owned: dict[str, str | None] = {row.run_id: row.owner for row in rows if row.owner is not None}
         with self._engine.begin() as connection:
+            if not self._lite:
+                # It holds the rows of runs, whose checkpoints must not wait for long.
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '2s'")
             lost = self._lost(connection, owned) if owned else set()
             values = [self._values(row) for row in rows if row.run_id not in lost]
             if values:
@@ -103,8 +111,10 @@ class EventLog:
         now = {row[0]: row[1] for row in connection.execute(locking)}
         return {run_id for run_id, owner in owned.items() if now.get(run_id) != owner}
 
-    def _insert(self) -> Any:
+    def _insert(self, *, replace: bool = True) -> Any:
         insert: Any = (sqlite.insert if self._lite else postgresql.insert)(self._rows)
+        if not replace:
+            return insert.on_conflict_do_nothing()
         # A write that was reported as lost may have come through: the same row again takes its place.
         return insert.on_conflict_do_update(
             index_elements=["workflow_uuid", "key", "offset"], set_={"value": insert.excluded.value}
@@ -127,7 +137,31 @@ def _opened(run_id: str, seal: Seal, seq: int, text: str) -> Record:
         stored = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise errors.ReplayMismatch(f"{what} is damaged") from error
-    return seal.open(stored, place_of(run_id, seq), what)
+    record = seal.open(stored, place_of(run_id, seq), what)
+    if not _is_sound(record):
+        raise errors.ReplayMismatch(f"{what} is damaged")
+    return record
+
+
+def _is_sound(row: Record) -> bool:
+    """Whether a row has the form in which rows are written."""
+    texts, progress, ended = row.get("events", []), row.get("progress", []), row.get("ended", [0, "run.failed", {}])
+    return (
+        isinstance(row.get("turn", 0), int)
+        and isinstance(row.get("upto", 0), int)
+        and _have(texts, int, str | dict | None)
+        and _have(progress, int, int, dict)
+        and _have([ended], int, str, dict)
+        and all(isinstance(data.get("turn"), int) for _, _, data in progress)
+        and ("events" in row) == ("upto" in row)
+        and ("turn" in row or "events" not in row)
+    )
+
+
+def _have(items: Any, *kinds: Any) -> bool:
+    return isinstance(items, list) and all(
+        isinstance(item, list) and len(item) == len(kinds) and all(map(isinstance, item, kinds)) for item in items
+    )
 
 
 class Source(Protocol):
@@ -205,18 +239,24 @@ class Writer:
             # Whatever it is, events are no reason to stop a run: they are told from its records, if not from here.
             log.debug("events could not be written: %s", type(error).__name__)
             for source, some in rows.items():
-                source.written(None)
+                self._tell(source, None)
                 self._retry(source, some)
             return
         for source, some in rows.items():
-            source.written(any(row.run_id in lost for row in some))
+            self._tell(source, any(row.run_id in lost for row in some))
+
+    def _tell(self, source: Source, refused: bool | None) -> None:
+        try:
+            source.written(refused)
+        except Exception as error:
+            log.warning("events are not told live any more: %s: %s", type(error).__name__, error)
 
     def _rows(self, source: Source) -> list[NewRow] | None:
         try:
             return source.rows()
-        except errors.DurableSwarmError as error:  # The program's codec has failed; the next time it may not.
-            log.debug("events could not be encoded: %s", error)
-            source.written(None)
+        except Exception as error:  # The program's codec has failed; the next time it may not.
+            log.debug("events could not be encoded: %s", type(error).__name__)
+            self._tell(source, None)
             self._again(source)
             return None
 

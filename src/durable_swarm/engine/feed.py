@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import time
 from collections import deque
@@ -23,8 +24,8 @@ from durable_swarm.streaming import Channel
 AHEAD = 4
 """How many pieces beyond the stored ones may be shown here; further ones are joined until the next row is stored."""
 
-RECENT = 500
-"""How many events are kept for readers here; who is further behind reads the database."""
+RECENT, KEPT = 500, 1_000_000
+"""How many events, and characters in them, are kept for readers here; who is further behind reads the database."""
 
 
 def now() -> int:
@@ -133,17 +134,29 @@ class _Text:
         return {"at": self._pieces[0].seq if self._pieces else self._next, "from": start, "events": events}
 
 
+def _copied(event: Event) -> Event:
+    """Give an event that its reader may change."""
+    data = copy.deepcopy(event.data) if event.type == "tool.progress" else dict(event.data)
+    return Event(event.seq, event.type, data, event.time)
+
+
+def _size(event: Event) -> int:
+    """Give about how many characters an event holds."""
+    return 100 + sum(len(value) if isinstance(value, str) else len(repr(value)) for value in event.data.values())
+
+
 class Feed:
     """The events of one run under way. Any thread may call it; what it calls back must not wait."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._recent: deque[Event] = deque(maxlen=RECENT)
+        self._recent: deque[Event] = deque()
         self._listeners: list[Callable[[], None]] = []
         self._channels: list[Channel] = []
         self._so_far = Channel(waiting=0)
         """The dictionaries of the reply that is coming in, for whoever joins in the middle of it."""
-        self._narrator = Narrator(self._recent.append)
+        self._kept = 0
+        self._narrator = Narrator(self._keep)
         self._text: _Text | None = None
         self._progress: dict[str, list[list[Any]]] = {}
         """Progress that is not known to be stored, by its call."""
@@ -306,10 +319,11 @@ class Feed:
     def since(self, after: int) -> list[Event] | None:
         """Give the events behind number `after` as far as they are told; None if some of them are not kept here."""
         with self._lock:
-            if self._recent and after + 1 < self._recent[0].seq:
+            first = self._recent[0].seq if self._recent else self._narrator.journal.last + 1
+            if after + 1 < first:
                 return None
-            known = after + 1 - self._recent[0].seq if self._recent else 0
-            return list(islice(self._recent, known, None))
+            known = after + 1 - first
+            return [_copied(event) for event in islice(self._recent, known, None)]
 
     @contextlib.contextmanager
     def listening(self, wake: Callable[[], None]) -> Iterator[None]:
@@ -338,6 +352,12 @@ class Feed:
             if self._narrator.journal.last > last:
                 for wake in self._listeners:
                     wake()
+
+    def _keep(self, event: Event) -> None:
+        self._recent.append(event)
+        self._kept += _size(event)
+        while self._kept > KEPT or len(self._recent) > RECENT:
+            self._kept -= _size(self._recent.popleft())
 
     def _say(self, text: str | None) -> None:
         if self._text is None or self._over:

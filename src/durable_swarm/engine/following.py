@@ -39,6 +39,7 @@ class Recorded:
         self._first = 0
         """The turn of the first step that is read."""
         self.ended = False
+        self._ended_at: int | None = None
 
     def read(self) -> list[Event]:
         """Give the events that have come since the last time. Raises `RunNotFound`, `ReplayMismatch`, `Sealed`."""
@@ -54,7 +55,7 @@ class Recorded:
             )
             self._advance(told)
             if state in ENDED and not self.ended:
-                self.ended = True
+                self.ended, self._ended_at = True, row.completed_at
                 self._narrator.ended(row.completed_at or row.updated_at, *self._ending(row, state))
         found, self._found[:] = list(self._found), []
         return found
@@ -142,7 +143,7 @@ class Recorded:
         except (Sealed, errors.ReplayMismatch):
             return
         row = self._store.found(self._run_id)
-        if not self.ended or state_of(row) not in ENDED:
+        if not self.ended or state_of(row) not in ENDED or row.completed_at != self._ended_at:
             return
         # What an execution that was cut off has recorded beyond a gap may stand behind the end.
         last = next(event for event in reversed(events) if event.type.startswith("run."))
@@ -151,7 +152,7 @@ class Recorded:
         record = {"v": records.VERSION, "ended": [at, last.type, codec.encode(last.data)]}
         record |= {} if turn is None else {"turn": turn}
         stored = self._store.seal(row).close(record, place_of(self._run_id, last.seq))
-        self._store.events.write([NewRow(self._run_id, last.seq, stored, None)])
+        self._store.events.keep(NewRow(self._run_id, last.seq, stored, None))
 
 
 class Follower:

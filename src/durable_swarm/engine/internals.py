@@ -35,6 +35,7 @@ from typing import Any
 
 import sqlalchemy
 from dbos import DBOS, DBOSPortableJSONSerializer, _context, _core, _dbos, _schemas, _serialization, _sys_db
+from dbos import error as dbos_errors
 from dbos._sys_db import WorkflowStatusString
 
 from durable_swarm.codec import Place
@@ -161,6 +162,11 @@ _fresh: set[str] = set()
 def note_fresh(run_id: str, fresh: bool) -> None:
     """Say that a run was recorded just now, and none of its steps; or that this matters no more."""
     (_fresh.add if fresh else _fresh.discard)(run_id)
+
+
+def lost(run_id: str) -> BaseException:
+    """Give what ends an execution that is no longer the run's own; DBOS then waits for the one that is."""
+    return dbos_errors.DBOSWorkflowConflictIDError(run_id)
 
 
 def owner_of(run_id: str) -> str | None:

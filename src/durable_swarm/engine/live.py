@@ -170,10 +170,13 @@ class Desk:
                 place = self._places[key] = Future()
             place.set_result(call)
 
-    def clear(self, key: str) -> None:
-        """Take the call away."""
+    def clear(self, key: str, call: ToolCall | None = None) -> None:
+        """Take the call away; with `call`, only if that is what lies there."""
         with self._lock:
-            self._places.pop(key, None)
+            place = self._places.get(key)
+            lies = place is not None and place.done() and place.exception() is None
+            if call is None or (place is not None and lies and place.result() is call):
+                self._places.pop(key, None)
 
     def close(self) -> None:
         """Have nobody wait any more for what is not here."""

@@ -51,6 +51,7 @@ class Narrator:
         self._progress: defaultdict[int, list[list[Any]]] = defaultdict(list)
         """Progress in turns to come."""
         self._turn = -1
+        self._begun = 0
         self._agent = ""
         self._calls: list[Call] = []
 
@@ -85,6 +86,7 @@ class Narrator:
         self.journal.close_up()
         self._turn, self._agent, self.asking = turn, agent, turn
         self._follow("turn.started", turn=turn, agent=agent)
+        self._begun = self.journal.last + UNSTORED
         self.shown = self.journal.last + (UNSTORED if self.in_pieces else 0)
         for seq, row in self._rows.pop(turn, ()):
             self._row(seq, row)
@@ -104,6 +106,9 @@ class Narrator:
         if "shown" in reply:
             self.text(reply["shown"]["at"], _pieces(reply["shown"], content))
         elif isinstance(content, str) and content:
+            if self.in_pieces and self.shown > self._begun:
+                # A version that does not stream went on with it.
+                self._void(max(self.shown, self.journal.last) + 1, self._time)
             self._follow("text.delta", turn=self._turn, text=content)
         self.asking, self._time = None, max(self._time, reply.get("at", 0))
         self._add_progress(self._progress.pop(self._turn, ()))
@@ -156,6 +161,8 @@ class Narrator:
                 self.journal.place(number, "tool.progress", data, at)
 
     def _row(self, seq: int, row: Record) -> None:
+        if seq - self.journal.last > LONGEST_VOID:
+            return  # Damaged: no row stands so far ahead.
         if "ended" in row:
             at, kind, data = row["ended"]
             self._void(seq - 1, at)
@@ -163,7 +170,7 @@ class Narrator:
             self.shown = self.journal.last
             return
         self.text(seq, [(at, codec.decode(text)) for at, text in row["events"]])
-        self.shown = max(row["upto"], self.journal.last)
+        self.shown = max(min(row["upto"], self.journal.last + LONGEST_VOID // 2), self.journal.last)
 
     def _void(self, upto: int, at: int) -> None:
         if upto - self.journal.last > LONGEST_VOID:

@@ -102,15 +102,15 @@ class Durable:
     """Gives the colour for a batch that runs together beside a blocked thread."""
     place_call: Callable[[str, ToolCall], None]
     """Lays an undecorated tool call where its child workflow finds it."""
-    still_open: Callable[[], None]
-    """Raises `Held` once the process's engine was closed: what goes on then belongs to whoever opens it next."""
+    still_wanted: Callable[[LiveRun], None]
+    """Stops an execution that is over: the process's engine was closed, or a later execution has the run."""
     trials: Trials
     """Counts the calls that are executed once more after a crash."""
     replayed: bool = False
     """Whether the last model call came from its record."""
 
     async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
-        self.still_open()
+        self.still_wanted(self.run)
         try:
             return await (self._ask(effect) if isinstance(effect, Ask) else self._call_all(effect))
         except Failed:

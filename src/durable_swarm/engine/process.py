@@ -240,6 +240,15 @@ class Process:
                 if run.response is None and run.error is None:
                     self._interrupted.add(run.run_id)
 
+    def still_wanted(self, run: LiveRun) -> None:
+        """Check that this execution of a run is to go on: a run may be resumed while an earlier one is in a tool.
+
+        Raises `Held` where this engine was closed, and DBOS's own signal where a later execution has the run.
+        """
+        self.still_open()
+        if self.runs.get(run.run_id, run) is not run:
+            raise internals.lost(run.run_id)
+
     def still_open(self) -> None:
         """Check that this engine was not closed. Raises `Held`."""
         if self._closing.is_set():
@@ -291,9 +300,14 @@ class Process:
             self._strangers = False
             wanted = [row for row in orphans if not run_ids or row.workflow_id in run_ids]
             taken = {row.workflow_id for row in wanted if row.name == records.RUN and self._can_run(row)}
-            # A call that lies on the desk, waiting for a run that was held, is still under way here.
+            # A call that lies on the desk, waiting for a run that was held, is still under way here; unless the run
+            # was resumed meanwhile, and the call with it: then what lies there belongs to an execution that is over.
             waiting = self.desk.keys()
-            calls = {row.workflow_id for row in orphans if row.parent_workflow_id in taken} - waiting
+            mine = [row for row in orphans if row.parent_workflow_id in taken]
+            resumed = {row.workflow_id for row in mine if row.status == "ENQUEUED"} & waiting
+            for key in resumed:
+                self.desk.clear(key)
+            calls = {row.workflow_id for row in mine} - (waiting - resumed)
             if taken:
                 self._set_poll(FAST)
                 self._interrupted -= taken

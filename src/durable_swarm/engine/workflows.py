@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
@@ -30,10 +31,12 @@ from durable_swarm.engine.sealing import Seal, failure_of, output_of
 from durable_swarm.engine.signals import Broken, Failed, Held
 from durable_swarm.engine.store import Store
 from durable_swarm.engine.turns import calls_of, turns_in
-from durable_swarm.errors import ConfigurationError
+from durable_swarm.errors import ConfigurationError, ReplayMismatch
 from durable_swarm.loop import drive, turns
 from durable_swarm.swarm import respond
 from durable_swarm.waits import Blocking, OnLoop, Waits, finish, in_thread, running_loop, threads
+
+log = logging.getLogger("durable_swarm")
 
 
 @internals.workflow(records.RUN, recovers=False)
@@ -79,7 +82,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         with internals.reading():
             ending = await drive(
                 turns(run.start),
-                Durable(run, colour(run), _on_loop, process.desk.put, process.still_open, process.trials),
+                Durable(run, colour(run), _on_loop, process.desk.put, process.still_wanted, process.trials),
             )
         run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run_id)
         return {"v": records.VERSION, "agent": ending.agent}
@@ -97,8 +100,13 @@ def _earlier(store: Store, run: LiveRun) -> tuple[list[Row], list[int]]:
     """Give what earlier lives have stored of a run's events: rows, and the numbers in the outcomes of calls."""
     row = store.found(run.run_id, load_output=False)
     made = turns_in(store.steps(run.run_id), calls_of(store, row), store, row, len(run.start.kept))
+    try:
+        rows = store.events.read(run.run_id, run.seal)
+    except ReplayMismatch as error:
+        log.warning("run %r goes on, but what was told of its text is void: %s", run.run_id, error)
+        rows = []
     numbers = [seq for turn in made for outcome in turn.outcomes if outcome for seq in numbers_in(outcome)]
-    return store.events.read(run.run_id, run.seal), numbers
+    return rows, numbers
 
 
 def _broken(process: Process, run_id: str, run: LiveRun | None, failed: Failed) -> Broken | Held:
@@ -123,7 +131,7 @@ async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
         made.wait.break_off(broken)
         raise
     finally:
-        desk.clear(key)
+        desk.clear(key, made)
 
 
 def _on_loop(run: LiveRun) -> OnEventLoop:
