@@ -15,8 +15,14 @@ import psycopg
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, ReplayMismatch, emit
+from durable_swarm.engine.database import choose, connect
+from durable_swarm.engine.dictionaries import dictionaries
+from durable_swarm.engine.run import Run
 from durable_swarm.redaction import Redacting
+from durable_swarm.streaming import Channel
 from durable_swarm.testing import ScriptedModel, call
+from durable_swarm.waits import Home
+from tests.contract.helpers import rebuilt, replies_in
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, connected, schema, unique, user
 from tests.engine.test_events import plain, texts, told, transcript, types
@@ -227,3 +233,36 @@ def test_a_client_that_cannot_stream(make: Make) -> None:
         assert live == list(swarm.get(run.id).events())
         assert "text.reset" not in types(live)
         swarm.close()
+
+
+def test_dictionaries_of_a_run_elsewhere(make: Make) -> None:
+    """Of a run that another process executes, text comes from its events: whole, with its end, keys and sender."""
+    swarm = make(ScriptedModel([[call("plain", text="x")], WORDS], pace=0.01))
+    agent = Agent(name=unique(), functions=[plain])
+    run = swarm.start(agent, user())
+    outside = Run(run.id, swarm._store, lambda: None)
+    with Home() as home:
+        *items, last = dictionaries(outside, Channel(), home)
+    replies = replies_in(items)
+    assert rebuilt(replies[-1])["content"] == WORDS
+    assert [item["sender"] for item in items if "sender" in item][-1] == agent.name
+    assert items[-1] == {"delim": "end"}
+    assert last["response"].messages[-1]["content"] == WORDS
+
+
+def test_what_is_taken_back_is_not_written(tmp_path: Path) -> None:
+    """A transaction that is rolled back does not count as a sign that the database can be written."""
+    written: list[int] = []
+    url = choose(f"sqlite:///{tmp_path}/x.sqlite")
+    engine = connect(url, create=True, on_write=lambda: written.append(1))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE things (name TEXT)")
+        connection.exec_driver_sql("INSERT INTO things VALUES ('a')")
+    assert len(written) == 1
+    with engine.connect() as connection:
+        connection.exec_driver_sql("INSERT INTO things VALUES ('b')")
+        connection.rollback()
+        connection.exec_driver_sql("SELECT * FROM things").all()
+        connection.commit()
+    assert len(written) == 1
+    engine.dispose()
