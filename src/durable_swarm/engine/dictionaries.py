@@ -32,10 +32,11 @@ def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
             elif live.over.done():
                 home.serve(RECORDING)
             else:
+                yield from text.leave()
                 live.feed.join(channel)
                 yield from read(channel, home, live.over, check)
         yield from channel.take()
-        yield from text.rest()
+        yield from text.leave()
     finally:
         channel.close()
     yield {"response": response}
@@ -55,10 +56,13 @@ async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
             elif live.over.done():
                 await asyncio.sleep(RECORDING)
             else:
+                if text.open:
+                    for item in await in_thread(text.leave):
+                        yield item
                 live.feed.join(channel)
                 async for item in read_async(channel, asyncio.wrap_future(live.over), check):
                     yield item
-        for item in [*channel.take(), *await in_thread(text.rest)]:
+        for item in [*channel.take(), *await in_thread(text.leave)]:
             yield item
     finally:
         channel.close()
@@ -73,7 +77,8 @@ class _Text:
         self._channel = channel
         self._follower: Follower | None = None
         self._sender: str | None = None
-        self._open = False
+        self.open = False
+        """Whether a reply has begun."""
         self.pause = 0.0
 
     def read(self) -> list[Item]:
@@ -87,14 +92,16 @@ class _Text:
         self.pause = follower.pause
         return [as_swarms(item) for event in (_open_turn(events) if first else events) for item in self._items(event)]
 
-    def rest(self) -> list[Item]:
-        """Give the end of a reply that has begun, now that the run has ended."""
-        return self.read() if self._open else []
+    def leave(self) -> list[Item]:
+        """Give what is there of a reply that has begun, for the last time: the run has ended, or is executed here."""
+        items = self.read() if self.open else []
+        self.open = False
+        return items
 
     def _items(self, event: Event) -> Iterator[Item]:
         match event.type:
             case "turn.started":
-                self._sender, self._open = event.data["agent"], True
+                self._sender, self.open = event.data["agent"], True
                 self._channel.turn = event.data["turn"]  # Should this process take the run over in mid-reply.
                 yield {"delim": "start"}
             case "text.delta":
@@ -103,8 +110,8 @@ class _Text:
                 yield {**opening, "content": event.data["text"]}
             case "text.reset":
                 yield {"delim": "reset"}
-            case _ if self._open:
-                self._open = False
+            case _ if self.open:
+                self.open = False
                 yield {"delim": "end"}
 
 
