@@ -23,18 +23,19 @@ def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
     """Hand over what comes of a run from now on. `channel` has joined the run's feed, if the run was started for it."""
     text, executor = _Text(run, channel), run.executor()
     check = partial(run.check_open, executor)
+    response = None
     try:
-        while (response := run.look(executor)) is None:
+        while response is None:
             live = run.live()
-            if live is None:
-                yield from text.read()
-                home.serve(text.pause)
-            elif live.over.done():
-                home.serve(RECORDING)
-            else:
+            if live is not None and not live.over.done():
                 yield from text.leave()
                 live.feed.join(channel)
                 yield from read(channel, home, live.over, check)
+            elif (response := run.look(executor)) is None and live is None:
+                yield from text.read()
+                home.serve(text.pause)
+            elif response is None:
+                home.serve(RECORDING)
         yield from channel.take()
         yield from text.leave()
     finally:
@@ -44,24 +45,24 @@ def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
 
 async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
     """Hand it over on the event loop."""
-    text, executor = _Text(run, channel), await in_thread(run.executor)
+    text, executor = _Text(run, channel), run.executor()
     check = partial(run.check_open, executor)
+    response = None
     try:
-        while (response := await in_thread(run.look, executor)) is None:
+        while response is None:
             live = run.live()
-            if live is None:
-                for item in await in_thread(text.read):
+            if live is not None and not live.over.done():
+                for item in await in_thread(text.leave) if text.open else ():
                     yield item
-                await asyncio.sleep(text.pause)
-            elif live.over.done():
-                await asyncio.sleep(RECORDING)
-            else:
-                if text.open:
-                    for item in await in_thread(text.leave):
-                        yield item
                 live.feed.join(channel)
                 async for item in read_async(channel, asyncio.wrap_future(live.over), check):
                     yield item
+            elif (response := await in_thread(run.look, executor)) is None and live is None:
+                for item in await in_thread(text.read):
+                    yield item
+                await asyncio.sleep(text.pause)
+            elif response is None:
+                await asyncio.sleep(RECORDING)
         for item in [*channel.take(), *await in_thread(text.leave)]:
             yield item
     finally:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from durable_swarm import errors
 from durable_swarm.calls import Cast, Lane
 from durable_swarm.codec import Codec
 from durable_swarm.engine.feed import Feed
@@ -30,6 +31,31 @@ class Settings(Protocol):
     tool_errors: str
     name: str
     codec: Codec | None
+
+
+class Swarms(list[Settings]):
+    """The swarms that are open in this process, oldest first."""
+
+    def named(self, name: str) -> Settings | None:
+        """Give the newest open swarm of that name."""
+        return next((swarm for swarm in reversed(self) if swarm.name == name), None)
+
+    def codec_for(self, name: str) -> Codec | None:
+        """Give the codec of the swarm of that name; for runs of a swarm that is not open here, whatever codec is."""
+        named = self.named(name)
+        if named is not None:
+            return named.codec
+        return next((swarm.codec for swarm in reversed(self) if swarm.codec is not None), None)
+
+    def admit(self, swarm: Settings) -> None:
+        """Count `swarm` among the users. Raises `ConfigurationError` if one of its name has another codec."""
+        if any(other.name == swarm.name and other.codec != swarm.codec for other in self):
+            named = f"named {swarm.name!r}" if swarm.name else "without a name"
+            raise errors.ConfigurationError(
+                f"a DurableSwarm {named} is open in this process with another codec; give both the same codec, or each "
+                "a name= of its own"
+            )
+        self.append(swarm)
 
 
 @dataclass

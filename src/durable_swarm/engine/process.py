@@ -22,16 +22,15 @@ import sqlalchemy
 from dbos import DBOS, DBOSConfig
 
 from durable_swarm import errors, roster
-from durable_swarm.codec import Codec
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
-from durable_swarm.engine.live import Desk, LiveRun, Settings
+from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import input_of
 from durable_swarm.engine.signals import Held, closed
-from durable_swarm.engine.store import Store, notes_on
+from durable_swarm.engine.store import Store, notes_on, owner_of
 from durable_swarm.engine.trials import Trials
 from durable_swarm.loop import Start
 from durable_swarm.waits import Home, background_loop
@@ -53,7 +52,7 @@ class Process:
         self.hosted = internals.launched()
         self.desk = Desk()
         self.runs: dict[str, LiveRun] = {}
-        self.swarms: list[Settings] = []
+        self.swarms = Swarms()
         self.held: dict[str, errors.DurableSwarmError] = {}
         self.homes: dict[str, list[Home]] = {}
         """Threads that wait for a run and lend themselves to its plain functions, by the run's id."""
@@ -79,7 +78,7 @@ class Process:
             if self.hosted
             else database.connect(url, create=True, on_write=self.outage.end)
         )
-        self.store = Store(url, engine, self.codec_for, owns=not self.hosted)
+        self.store = Store(url, engine, self.swarms.codec_for, owns=not self.hosted)
         self.trials = Trials(self.store, self.still_open)
         try:
             self._launch(worker_id)
@@ -175,34 +174,13 @@ class Process:
 
     def _recovered(self, run_id: str, record: Record) -> LiveRun:
         name = records.read(record, f"the input of run {run_id!r}").get("swarm", "")
-        swarm = self.swarm_named(name)
+        swarm = self.swarms.named(name)
         if swarm is None:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
         lent = self.lent.pop(run_id, None)
         cast = {} if lent is None else {lent.name: lent}
         not_yet_read = Start("", [], {})
         return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=True)
-
-    def swarm_named(self, name: str) -> Settings | None:
-        """Give the newest open swarm of that name."""
-        return next((swarm for swarm in reversed(self.swarms) if swarm.name == name), None)
-
-    def codec_for(self, name: str) -> Codec | None:
-        """Give the codec of the swarm of that name; for runs of a swarm that is not open here, whatever codec is."""
-        named = self.swarm_named(name)
-        if named is not None:
-            return named.codec
-        return next((swarm.codec for swarm in reversed(self.swarms) if swarm.codec is not None), None)
-
-    def admit(self, swarm: Settings) -> None:
-        """Count `swarm` among the users. Raises `ConfigurationError` if one of its name has another codec."""
-        if any(other.name == swarm.name and other.codec != swarm.codec for other in self.swarms):
-            named = f"named {swarm.name!r}" if swarm.name else "without a name"
-            raise errors.ConfigurationError(
-                f"a DurableSwarm {named} is open in this process with another codec; give both the same codec, or each "
-                "a name= of its own"
-            )
-        self.swarms.append(swarm)
 
     def leave(self, run: LiveRun) -> None:
         """End executing a run, whatever came of it."""
@@ -335,7 +313,7 @@ class Process:
 
     def queue_for(self, agent: str, swarm: str) -> str:
         """Give the queue on which a new run of the agent begins soonest: this process's own, if it can execute it."""
-        if agent in roster.names() and self.swarm_named(swarm) is not None:
+        if agent in roster.names() and self.swarms.named(swarm) is not None:
             self._set_poll(FAST)
             return self.queue
         self.wanted.add(agent)
@@ -348,11 +326,9 @@ class Process:
 
     def lives_elsewhere(self, row: Any) -> bool:
         """Whether another living process executes the run of this row."""
-        owner = row.executor_id if row.status == "PENDING" else (row.queue_name or "").removeprefix(records.QUEUE)
-        if not owner or row.queue_name == records.UNCLAIMED or owner == self.identity.name:
-            return False
+        owner = owner_of(row)
         with self.identity.alone():
-            return not self.identity.is_dead(owner)
+            return owner not in ("", self.identity.name) and not self.identity.is_dead(owner)
 
     def _is_orphan(self, row: Any) -> bool:
         if row.status == "ENQUEUED":
@@ -368,7 +344,7 @@ class Process:
         noted = notes_on(row)
         agent, swarm = noted.get("agent", ""), noted.get("swarm", "")
         known = agent in roster.names() or row.workflow_id in self.lent
-        if known and self.swarm_named(swarm):
+        if known and self.swarms.named(swarm):
             return not noted.get("waits_for") or self._forget_waiting(row.workflow_id)
         if agent not in self.wanted:
             lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
@@ -482,7 +458,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
             database.same(at, wanted)
         if _current is None:
             opened = Process(wanted, worker_id)
-            opened.admit(swarm)  # Before anything that DBOS recovers can look for it.
+            opened.swarms.admit(swarm)  # Before anything that DBOS recovers can look for it.
             _current = opened
             return opened
         _current.check_fork()
@@ -490,7 +466,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
             raise errors.ConfigurationError(
                 f"this process already works as worker_id {_current.identity.name!r}; give its swarms that one, or none"
             )
-        _current.admit(swarm)
+        _current.swarms.admit(swarm)
         return _current
 
 

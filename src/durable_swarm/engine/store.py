@@ -61,6 +61,14 @@ def notes_on(row: Any) -> dict[str, Any]:
     return {name: value for name, value in noted.items() if name not in _NOTED or _NOTED[name](value)}
 
 
+def owner_of(row: Any) -> str:
+    """Give the name of the process that executes an unfinished run; '' if it waits for any."""
+    if row.status == "PENDING":
+        return str(row.executor_id or "")
+    queue = str(row.queue_name or "")
+    return "" if queue == records.UNCLAIMED else queue.removeprefix(records.QUEUE)
+
+
 def started_at(row: Any) -> datetime:
     """Give when a run was started, in UTC: its row is written a little later. 1970 if nothing tells."""
     at = notes_on(row).get("at")

@@ -17,7 +17,7 @@ from durable_swarm.codec import Codec
 from durable_swarm.engine import database, process, records
 from durable_swarm.engine.database import shown
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
-from durable_swarm.engine.store import Store, state_of
+from durable_swarm.engine.store import Store, owner_of, state_of
 from durable_swarm.errors import ConfigurationError
 
 
@@ -42,8 +42,8 @@ class Visitor:
         """Give the ids of those running runs that no living process executes."""
         found = [row for row in rows if state_of(row) == "running"]
         with self.alone() as me:
-            dead = {owner: not owner or me.is_dead(owner) for owner in map(_owner, found)}
-        return {row.workflow_id for row in found if dead[_owner(row)]}
+            dead = {owner: not owner or me.is_dead(owner) for owner in map(owner_of, found)}
+        return {row.workflow_id for row in found if dead[owner_of(row)]}
 
     def facts(self) -> Facts:
         """Give what there is to know about the database. Reads all of a SQLite file."""
@@ -104,14 +104,6 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
         if database.is_missing(error.__cause__):
             raise NoRuns(f"there is no database {shown(url)}; run a program with DurableSwarm there first") from None
         raise
-
-
-def _owner(row: Any) -> str:
-    """Give the name of the process that executes an unfinished run; '' if it waits for any."""
-    if row.status == "PENDING":
-        return str(row.executor_id or "")
-    queue = str(row.queue_name or "")
-    return "" if queue == records.UNCLAIMED else queue.removeprefix(records.QUEUE)
 
 
 @dataclass(frozen=True)
