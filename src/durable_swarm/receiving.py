@@ -14,7 +14,7 @@ from durable_swarm.answers import Answer, checked, read_message
 from durable_swarm.deltas import Pieces
 from durable_swarm.waits import is_async
 
-EAGER, SELDOM = 3, 25
+EAGER, SELDOM = 8, 25
 """After how many of the first pieces, and after each how many further ones, others of the process get a turn."""
 
 
