@@ -17,11 +17,18 @@ from tests.contract.helpers import MakeSwarm, Run, essence, rebuilt, replies_in
 TWICE = ({"make_swarm": "memory", "run": "stream"}, {"make_swarm": "durable", "run": "stream_async"})
 """Faces of which the others say nearly all: left out of the short form."""
 
+STREAMED = ("test_turns", "test_handoffs", "test_together", "test_model_errors", "test_tool_errors")
+"""Where the short form tries streamed faces."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out of the short form what is tested twice."""
     if os.environ.get("DURABLE_SWARM_LONG", "") in ("", "0"):
-        items[:] = [item for item in items if not any(_has(item, params) for params in TWICE)]
+        items[:] = [item for item in items if not any(_has(item, params) for params in _left_out(item))]
+
+
+def _left_out(item: pytest.Item) -> tuple[dict[str, str], ...]:
+    return TWICE if item.path.stem in STREAMED else ({"run": "stream"}, {"run": "stream_async"})
 
 
 def _has(item: pytest.Item, params: dict[str, str]) -> bool:

@@ -186,6 +186,6 @@ RIGHT = [
     errors_are_told,
     short_sleep,
     own_database,
-    two_runs,
     streamed,
+    two_runs,
 ]
