@@ -275,8 +275,8 @@ def export(store: Store, row: Any, redact: Redact | None = None) -> dict[str, An
         at=float(about.get("at") or row.created_at / 1000),
         forked_from=about.get("forked_from"),
         turn=about.get("turn"),
-        started=row.created_at,
-        finished=row.updated_at if state in ENDED else None,
+        started=int(row.created_at),
+        finished=int(row.updated_at) if state in ENDED else None,
         start=start,
         steps=steps,
         calls={key: _call(store, row, child) for key, child in children.items() if key in made},
@@ -323,9 +323,13 @@ def _step(store: Rows, row: Any, step: Any) -> StepData:
         value=value,
         error=None if step.error is None else str(step.error),
         call=None if began is None else began.rpartition("/")[2],
-        started=step.started_at_epoch_ms,
-        finished=step.completed_at_epoch_ms,
+        started=_whole(step.started_at_epoch_ms),
+        finished=_whole(step.completed_at_epoch_ms),
     )
+
+
+def _whole(milliseconds: float | None) -> int | None:
+    return None if milliseconds is None else int(milliseconds)
 
 
 def is_record(output: Any) -> bool:
@@ -337,7 +341,7 @@ def _call(store: Rows, row: Any, child: Any) -> CallData:
     ended = child.status == "SUCCESS"
     return CallData(
         output=records.without_numbers(store.output_record(child, row)) if ended else None,
-        started=child.created_at,
-        finished=(child.completed_at or child.updated_at) if ended else None,
+        started=int(child.created_at),  # SQLite gives fractions, from Python 3.12 on.
+        finished=int(child.completed_at or child.updated_at) if ended else None,
         steps=[_step(store, row, step) for step in store.steps(child.workflow_id)],
     )

@@ -77,7 +77,7 @@ def started_at(row: Any) -> datetime:
 
 def moment(milliseconds: Any) -> datetime:
     """Give a time of the database, in UTC; 1970 if it is none."""
-    seconds = milliseconds / 1000 if isinstance(milliseconds, int) else 0
+    seconds = milliseconds / 1000 if isinstance(milliseconds, int | float) else 0
     return datetime.fromtimestamp(seconds if _is_time(seconds) else 0, UTC)
 
 
