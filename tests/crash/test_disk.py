@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -202,8 +203,6 @@ def test_locks_survive_the_deletion_of_their_file(tmp_path: Path, caplog: pytest
     probe = (
         "import sys; from durable_swarm.engine.identity import FileLocks; print(FileLocks(sys.argv[1]).take('worker'))"
     )
-    other = subprocess.run(
-        [shutil.which("python") or "python", "-c", probe, str(path)], capture_output=True, text=True, check=True
-    )
+    other = subprocess.run([sys.executable, "-c", probe, str(path)], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == "False"
     ours.close()
