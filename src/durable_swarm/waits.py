@@ -189,7 +189,7 @@ class Home:
 
     def wait(self, future: Future[T]) -> T:
         """Make the calls that come in until `future` is done, and give its result."""
-        future.add_done_callback(lambda _: self._jobs.put(None))
+        future.add_done_callback(lambda _: self.wake())
         while not future.done():
             job = self._jobs.get()
             if job is not None:

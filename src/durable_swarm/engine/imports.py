@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place
 from durable_swarm.engine import internals, records
-from durable_swarm.engine.database import is_sqlite, unfit
+from durable_swarm.engine.database import schema_of, unfit
 from durable_swarm.engine.exports import Exported, export, is_record
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, output_of
 from durable_swarm.engine.signals import Broken
@@ -31,7 +31,7 @@ def import_run(store: Store, data: Any) -> str:
     if not _is_there(store, run):
         rows = _Rows(run, _seal(store, run), int(time.time() * 1000))
         try:
-            internals.insert(store.engine, None if is_sqlite(store.url) else "dbos", rows.tables())
+            internals.insert(store.engine, schema_of(store.url), rows.tables())
         except IntegrityError:
             if not _is_there(store, run):
                 raise _taken(run.data.id) from None

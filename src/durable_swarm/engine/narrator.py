@@ -146,10 +146,6 @@ class Narrator:
             self._void(self.shown + 1, at)
         self.journal.follow(kind, data, at)
 
-    def about(self, index: int) -> dict[str, Any]:
-        """Give what the events of the turn's call of that index have in common."""
-        return self._about(self._calls[index])
-
     # Parts
 
     def _add_progress(self, progress: Iterable[list[Any]]) -> None:
