@@ -177,7 +177,7 @@ def read(channel: Channel, home: Home, over: Future[Any], check: Check = lambda:
 async def read_async(channel: Channel, over: asyncio.Future[Any], check: Check = lambda: None) -> AsyncIterator[Item]:
     """Hand it over on the event loop."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    channel.wake = lambda: _from_any_thread(loop, changed)
+    channel.wake = lambda: from_any_thread(loop, changed)
     over.add_done_callback(lambda _: changed.set())
     while not over.done():
         check()
@@ -190,7 +190,8 @@ async def read_async(channel: Channel, over: asyncio.Future[Any], check: Check =
         yield item
 
 
-def _from_any_thread(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+def from_any_thread(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    """Set the event of a reader, whose loop may be closed meanwhile."""
     with contextlib.suppress(RuntimeError):  # The consumer's loop is closed.
         loop.call_soon_threadsafe(changed.set)
 

@@ -240,7 +240,8 @@ class Writer:
             log.debug("events could not be written: %s", type(error).__name__)
             for source, some in rows.items():
                 self._tell(source, None)
-                self._retry(source, some)
+                if some:
+                    self._again(source)
             return
         for source, some in rows.items():
             self._tell(source, any(row.run_id in lost for row in some))
@@ -259,10 +260,6 @@ class Writer:
             self._tell(source, None)
             self._again(source)
             return None
-
-    def _retry(self, source: Source, rows: list[NewRow]) -> None:
-        if rows:
-            self._again(source)
 
     def _again(self, source: Source) -> None:
         with self._changed:

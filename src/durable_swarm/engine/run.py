@@ -22,6 +22,7 @@ from durable_swarm.engine.store import Store, moment, notes_on, started_at, stat
 from durable_swarm.events import Event
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
+from durable_swarm.streaming import from_any_thread
 from durable_swarm.types import Message, Response, Usage
 from durable_swarm.waits import Home, in_thread, running_loop
 
@@ -195,8 +196,7 @@ class Run:
         loop, changed, executor = asyncio.get_running_loop(), asyncio.Event(), await in_thread(self._executor)
 
         def wake(*_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # The reader's loop is closed.
-                loop.call_soon_threadsafe(changed.set)
+            from_any_thread(loop, changed)
 
         while not follower.over:
             self.check_open(executor)
