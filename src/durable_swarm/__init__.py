@@ -1,5 +1,6 @@
 """Multi-agent programs that survive any crash: OpenAI Swarm's API, every model and tool call a checkpoint."""
 
+from durable_swarm.asking import ask_human, ask_human_async, later
 from durable_swarm.engine import DurableSwarm, Run
 from durable_swarm.errors import (
     AlreadyAnswered,
@@ -51,8 +52,11 @@ __all__ = [
     "Swarm",
     "ToolError",
     "UnknownAgent",
+    "ask_human",
+    "ask_human_async",
     "current_call",
     "emit",
+    "later",
     "run_demo_loop",
     "sleep",
     "sleep_async",

@@ -12,10 +12,12 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from durable_swarm.errors import ToolError, safe_text
+from durable_swarm.asking import Later
+from durable_swarm.errors import ConfigurationError, ToolError, safe_text
+from durable_swarm.gates import needs_approval
 from durable_swarm.loop import Call, Outcome
 from durable_swarm.models import without_secrets
-from durable_swarm.schema import BadArguments, check_arguments, wants_context
+from durable_swarm.schema import BadArguments, check_arguments, wants_connection, wants_context
 from durable_swarm.tools import Inside, retrying
 from durable_swarm.types import Message, Result, ToolSettings, settings_of, tool_name
 from durable_swarm.waits import Waits, contained, is_async
@@ -32,20 +34,24 @@ def plan_calls(agent: Any, message: Message) -> list[Call]:
     return [Call(index, call["id"], **_named(call), **_plan(agent, call)) for index, call in enumerate(calls)]
 
 
-def _named(call: dict[str, Any]) -> dict[str, str]:
+def _named(call: dict[str, Any]) -> dict[str, Any]:
     return {"tool": call["function"]["name"], "arguments": call["function"]["arguments"]}
 
 
-def _plan(agent: Any, call: dict[str, Any]) -> dict[str, str]:
+def _plan(agent: Any, call: dict[str, Any]) -> dict[str, Any]:
     name = call["function"]["name"]
     function = find_tool(agent, name)
     if function is None:
         return {"plan": "tell", "text": f"Error: Tool {name[:100]} not found."}
     try:
-        check_arguments(function, call["function"]["arguments"])
+        arguments = check_arguments(function, call["function"]["arguments"])
     except BadArguments as error:
         return {"plan": "tell", "text": f"Error: {error}"}
-    return {"plan": "step" if settings_of(function).is_step else "flow"}
+    settings = settings_of(function)
+    approval, why = needs_approval(function, settings, arguments)
+    # What is asked before a call, or marked, has its records among the call's own.
+    alone = settings.is_step and not approval and settings.effect in ("read", "idempotent")
+    return {"plan": "step" if alone else "flow", "effect": settings.effect, "approval": approval, "why": why}
 
 
 Cast = dict[str, Any]
@@ -60,18 +66,18 @@ async def call_tool(
     `context` is changed where the tool changes it; an agent the tool returns is put in `cast`. Exceptions of the tool
     pass, except `ToolError`, and all of them where `tell_errors`: then the model is told.
     """
+    if wants_connection(function):
+        raise ConfigurationError(
+            f"tool {call.tool!r} is transactional, and there is no database here; use DurableSwarm in place of Swarm"
+        )
+    return await told(invoke(function, call, context, here, cast=cast, waits=waits), tell_errors=tell_errors)
+
+
+async def told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
+    """Await a call's outcome; make what it raises for the model, or with `tell_errors` whatever it raises, its text."""
     try:
-        arguments = check_arguments(function, call.arguments)
-    except BadArguments as error:
-        return Outcome(f"Error: {error}")
-    if wants_context(function):
-        arguments["context_variables"] = context
-    settings = settings_of(function)
-    if settings.is_step and here.recorder is not None:
-        settings = ToolSettings()  # The step has its own attempts.
-    try:
-        return read_result(await waits.call(retrying(functools.partial(function, **arguments), settings, here)), cast)
-    except ToolError as error:
+        return await making
+    except (BadArguments, ToolError) as error:
         return Outcome(f"Error: {error}")
     except Exception as error:
         if not tell_errors:
@@ -79,11 +85,26 @@ async def call_tool(
         return Outcome(f"Error: {type(error).__name__}: {without_secrets(safe_text(error))}")
 
 
+async def invoke(
+    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, waits: Waits, **given: Any
+) -> Outcome:
+    """Call a tool with the model's arguments and those that are `given`. Raises what it raises, and `BadArguments`."""
+    arguments = {**check_arguments(function, call.arguments), **given}
+    if wants_context(function):
+        arguments["context_variables"] = context
+    settings = settings_of(function)
+    if settings.is_step and here.recorder is not None:
+        settings = ToolSettings()  # The step has its own attempts.
+    return read_result(await waits.call(retrying(functools.partial(function, **arguments), settings, here)), cast)
+
+
 def read_result(value: Any, cast: Cast) -> Outcome:
     """Give what a tool returned as an `Outcome`: text, a `Result`, or an agent, which is a handoff and joins `cast`.
 
     Raises TypeError, as Swarm does, for a value that cannot be made a string.
     """
+    if isinstance(value, Later):
+        return Outcome("", later=value.token)
     if isinstance(value, Result) or _has(value, "value", "agent", "context_variables"):
         return Outcome(str(value.value), _handoff(value.agent, cast), dict(value.context_variables))
     if _has(value, "name", "instructions", "functions"):

@@ -16,6 +16,9 @@ EventType = Literal[
     "tool.progress",
     "tool.finished",
     "handoff",
+    "request.opened",
+    "request.closed",
+    "run.waiting",
     "run.finished",
     "run.failed",
     "run.cancelled",
@@ -36,6 +39,10 @@ class Event:
         tool.progress  turn, tool, call_id, attempt, progress: what the tool gave to `emit`
         tool.finished  turn, tool, call_id, result: the text for the model
         handoff        turn, from, to: names of agents
+        request.opened turn, tool, call_id, request_id, kind, question: a call waits for a person or a program
+        request.closed turn, tool, call_id, request_id, kind, verdict (answered, approved, rejected, expired),
+                       answered_by
+        run.waiting    turn, tool, call_id, request_id: the run waits for this request
         run.finished   agent: who spoke last
         run.failed     error_type, error_message
         run.cancelled

@@ -1,7 +1,7 @@
 """The turn loop, written once: a generator that says what to do next and is sent what came of it.
 
 Nothing in this file does I/O, reads a clock or knows a database. `Swarm`, `DurableSwarm` and the reader of recorded
-runs drive the same loop; they differ in how they perform its two effects. All values that cross are plain data, agents
+runs drive the same loop; they differ in how they perform its effects. All values that cross are plain data, agents
 by name, so a recorded run can be followed where its agents and tools are not defined.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from durable_swarm.types import Effect as EffectClass
 from durable_swarm.types import Message, Usage
 
 
@@ -20,6 +21,8 @@ class Call:
 
     The plan is recorded with the reply, so that a change of the code never changes the order of what is already under
     way: `step` is one checkpoint, `flow` may contain steps, and `tell` is not made at all: `text` goes to the model.
+    `effect` is the tool's effect class. With `approval` a person is asked before it is made; `why` says what made that
+    necessary where it is not the rule itself.
     """
 
     index: int
@@ -28,19 +31,24 @@ class Call:
     arguments: str
     plan: str
     text: str = ""
+    effect: EffectClass = "idempotent"
+    approval: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True)
 class Reply:
     """What the model answered: the message, and its tool calls with their plans.
 
-    `together` says that the calls are made together, not one after the other; it belongs to the plan.
+    `together` says that the calls are made together, not one after the other; it belongs to the plan. `heard` is what
+    was said to the run meanwhile, and told to the model behind the history.
     """
 
     message: Message
     calls: list[Call]
     usage: Usage | None = None
     together: bool = False
+    heard: list[Message] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Outcome:
     """What came of one tool call: text for the model, perhaps a handoff, and the context as the call left it.
 
     `changed` and `removed` are what the tool did to its context variables in place, `updates` what its `Result` said.
+    `later` is the token under which the text will be posted, where the tool has none yet; such an outcome is not final.
     """
 
     text: str
@@ -55,6 +64,7 @@ class Outcome:
     updates: dict[str, Any] = field(default_factory=dict)
     changed: dict[str, Any] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+    later: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,17 @@ class CallAll:
 
 
 @dataclass(frozen=True)
+class Close:
+    """Effect: the run is about to end, nobody calls a tool any more. Answered by whether more was said to it."""
+
+    turn: int
+    history: list[Message]
+
+
+Effect = Ask | CallAll | Close
+
+
+@dataclass(frozen=True)
 class Ending:
     """How a run ended: its new messages, the agent whose turn it is, and the context variables."""
 
@@ -122,7 +143,7 @@ class Ending:
     usage: Usage | None
 
 
-Turns = Generator[Ask | CallAll, Any, Ending]
+Turns = Generator[Effect, Any, Ending]
 
 
 def turns(start: Start) -> Turns:
@@ -136,10 +157,11 @@ def turns(start: Start) -> Turns:
             given += len(detour.messages)
             agent = detour.agent or agent
         reply = yield from ask(start, Ask(turn, agent, history, context))
-        history.append({**reply.message, "sender": agent})
+        history += [*reply.heard, {**reply.message, "sender": agent}]
+        given += len(reply.heard)
         usage = add(usage, reply.usage)
         calls = reply.calls if start.execute_tools else []
-        if not calls and turn + 1 not in start.detours:
+        if not calls and not (yield from goes_on(start, Close(turn, history))):
             break
         outcomes = yield from call_all(start, CallAll(turn, agent, calls, context, history, reply.together))
         for call, outcome in zip(calls, outcomes, strict=True):
@@ -165,6 +187,12 @@ def call_all(start: Start, effect: CallAll) -> Generator[CallAll, list[Outcome],
     return start.kept[effect.turn].outcomes if effect.turn < len(start.kept) else (yield effect)
 
 
+def goes_on(start: Start, effect: Close) -> Generator[Close, bool, bool]:
+    """Yield the end of a run, unless the turn that follows is known."""
+    known = effect.turn + 1 in start.detours or effect.turn + 1 < len(start.kept)
+    return known or (yield effect)
+
+
 def absorb(context: dict[str, Any], outcome: Outcome) -> None:
     """Make in `context` the changes a tool made in place."""
     for key in outcome.removed:
@@ -177,7 +205,7 @@ def add(total: Usage | None, more: Usage | None) -> Usage | None:
     return more if total is None else total if more is None else total + more
 
 
-async def drive(loop: Turns, perform: Callable[[Ask | CallAll], Awaitable[Any]]) -> Ending:
+async def drive(loop: Turns, perform: Callable[[Effect], Awaitable[Any]]) -> Ending:
     """Drive the loop to its end with `perform`, which performs one effect and gives its answer."""
     answer: Any = None
     while True:

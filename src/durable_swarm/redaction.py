@@ -20,7 +20,7 @@ __all__ = ["Redacting"]
 _NAMES = frozenset({"role", "type", "id", "tool_call_id", "tool_name", "sender", "run_id", "step", "agent", "removed"})
 """Fields of records that hold names of ours and the provider's: a history with others is refused."""
 
-_OWN_SHAPE = frozenset({"messages", "message", "raised", "own", "plan", "kept", "detours", "removed"})
+_OWN_SHAPE = frozenset({"messages", "message", "raised", "own", "plan", "kept", "detours", "removed", "heard"})
 """Fields of records that have such names in them; all others hold values of users."""
 
 _VALUES = frozenset({"args", "state", "attributes", "context", "updates", "changed", "value"})
@@ -79,7 +79,7 @@ class Redacting:
 
     def _field(self, key: str, value: Any) -> Any:
         if key == "progress":  # Of events: number, time, and data with names of ours beside what the tool has emitted.
-            return [[*rest, {**data, "progress": self._value(data["progress"])}] for *rest, data in value]
+            return [[seq, at, self._progress(data), *kind] for seq, at, data, *kind in value]
         if key == "ended":
             at, kind, data = value
             return [
@@ -88,6 +88,10 @@ class Redacting:
                 {name: self._value(item) if name == "error_message" else item for name, item in data.items()},
             ]
         return self._member(key, value) if key in _OWN_SHAPE else self._value(value)
+
+    def _progress(self, data: dict[str, Any]) -> dict[str, Any]:
+        own = {key: self._value(data[key]) for key in ("progress", "question") if key in data}
+        return {**data, **own}
 
     def _named(self, value: Any) -> Any:
         """Mask in a message or a failure, but not in the fields that hold names."""
@@ -103,8 +107,13 @@ class Redacting:
         if key in _NAMES:
             return item
         if key == "plan" and isinstance(item, list):
-            return [entry if isinstance(entry, str) else self._value(entry) for entry in item]
+            return [entry if isinstance(entry, str) else self._plan(entry) for entry in item]
         return self._value(item) if key in _VALUES else self._named(item)
+
+    def _plan(self, entry: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: item if key in ("make", "effect", "approval") else self._value(item) for key, item in entry.items()
+        }
 
     def _arguments(self, text: Any) -> Any:
         """Mask in the arguments of a tool call, which are JSON if the model made no mistake."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, add, drive, turns
+from durable_swarm.loop import Ask, Call, CallAll, Close, Effect, Ending, Outcome, Reply, Start, add, drive, turns
 from durable_swarm.types import Message, Usage
 from durable_swarm.waits import finish
 
@@ -46,7 +46,7 @@ class StepInfo:
 class _NotYet(Exception):
     """The records end here."""
 
-    def __init__(self, effect: Ask | CallAll, outcomes: list[Outcome | None]) -> None:
+    def __init__(self, effect: Effect, outcomes: list[Outcome | None]) -> None:
         super().__init__()
         self.effect = effect
         self.outcomes = outcomes
@@ -67,9 +67,12 @@ class _Recorded:
 
     next_reply: Callable[[], Reply | None]
     next_outcome: Callable[[int, Call], Outcome | None]
+    goes_on: Callable[[int], bool]
     usage: Usage | None = None
 
-    async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+        if isinstance(effect, Close):
+            return self.goes_on(effect.turn)
         if isinstance(effect, Ask):
             reply = self.next_reply()
             if reply is None:
@@ -89,15 +92,17 @@ def follow(
     start: Start,
     next_reply: Callable[[], Reply | None],
     next_outcome: Callable[[int, Call], Outcome | None],
+    goes_on: Callable[[int], bool],
     *,
     pending: str,
 ) -> Story:
     """Tell a run's story from its records, with the same loop that ran it.
 
+    `goes_on` says whether the run went on after a turn in which no tool was called, since more was said to it.
     The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
     """
     kept = functools.reduce(add, (turn.reply.usage for turn in start.kept), None)
-    recorded = _Recorded(next_reply, next_outcome, kept)
+    recorded = _Recorded(next_reply, next_outcome, goes_on, kept)
     try:
         ending = finish(drive(turns(start), recorded))
     except _NotYet as end:
@@ -107,7 +112,7 @@ def follow(
 
 def _so_far(end: _NotYet, first: int, pending: str) -> list[Message]:
     effect = end.effect
-    if isinstance(effect, Ask):
+    if not isinstance(effect, CallAll):
         return effect.history[first:]
     history = list(effect.history)
     for call, outcome in zip(effect.calls, end.outcomes, strict=True):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mappi
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, overload
 
+from durable_swarm.answering import Answering, fits_code
 from durable_swarm.calls import (
     Cast,
     Lane,
@@ -18,12 +19,17 @@ from durable_swarm.calls import (
     call_tool,
     find_tool,
     plan_calls,
+    read_result,
     runs_together,
 )
 from durable_swarm.checks import check_text, check_whole
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
+from durable_swarm.gates import approval_of, approved, later_of, posted
+from durable_swarm.inbox import MemoryInbox
+from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, complete
+from durable_swarm.requests import Decision
+from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.roster import remember
 from durable_swarm.streaming import PATIENCE, Channel, Item, Stream, read, read_async
 from durable_swarm.tools import IN_MEMORY, CurrentCall, Inside
@@ -42,8 +48,8 @@ from durable_swarm.waits import (
 )
 
 
-class Runner(ABC):
-    """The methods by which programs run agents, the same in memory and durably."""
+class Runner(Answering, ABC):
+    """The methods by which programs run agents and answer them, the same in memory and durably."""
 
     @overload
     def run(
@@ -206,6 +212,7 @@ class Swarm(Runner):
         self.clients = Clients(client)
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
+        self.inbox = MemoryInbox()
         self._streaming: set[asyncio.Task[Response]] = set()
 
     def close(self) -> None:
@@ -217,6 +224,17 @@ class Swarm(Runner):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def requests(self) -> list[HumanRequest]:
+        """Give the open requests of the runs under way, oldest first."""
+        return self.inbox.open_requests()
+
+    def _decide(self, request_id: str, decision: Decision, by: str | None) -> None:
+        approves = decision.verdict == "approved"
+        self.inbox.decide(request_id, decision, by, (lambda asked: fits_code(asked, decision)) if approves else None)
+
+    def _complete(self, token: str, decision: Decision, by: str | None) -> bool:
+        return self.inbox.complete(token, decision, by)
 
     def _respond(self, asked: Request, run_id: str | None) -> Response:
         return finish(self._run(asked, run_id, Blocking(), self.clients.get()))
@@ -258,7 +276,10 @@ class Swarm(Runner):
         if run_id is not None:
             check_text("run_id", run_id)
         performer = _InMemory(self, asked, run_id or str(uuid.uuid4()), waits, client, channel)
-        ending = await drive(turns(asked.start(copy.deepcopy)), performer)
+        try:
+            ending = await drive(turns(asked.start(copy.deepcopy)), performer)
+        finally:
+            self.inbox.forget(performer.run_id)
         return respond(ending, performer.cast[ending.agent], run_id)
 
 
@@ -365,8 +386,10 @@ class _InMemory:
     def __post_init__(self) -> None:
         self.cast[self.asked.agent.name] = self.asked.agent
 
-    async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
-        return await (self._ask(effect) if isinstance(effect, Ask) else self._call_all(effect))
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+        if isinstance(effect, Ask):
+            return await self._ask(effect)
+        return await self._call_all(effect) if isinstance(effect, CallAll) else False
 
     async def _ask(self, effect: Ask) -> Reply:
         agent = self.cast[effect.agent]
@@ -393,6 +416,7 @@ class _InMemory:
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
         agent, width = self.cast[effect.agent], self.swarm.tool_concurrency
         if not effect.together:
+            self._announce(agent, effect)
             return await call_in_order(effect.calls, lambda call: self._call(agent, effect, call, self.waits))
         lane = Lane(width)
 
@@ -406,11 +430,30 @@ class _InMemory:
             return await batch(self.waits)
         return beside(lambda here: batch(here if width == 1 else OnLoop()))
 
+    def _announce(self, agent: Any, effect: CallAll) -> None:
+        """Open the requests for the approval of a batch at once, though its calls are made one after the other."""
+        for call in effect.calls:
+            if call.approval:
+                function = find_tool(agent, call.tool)
+                self.swarm.inbox.open(approval_of(function, call, self._current(effect, call)))
+
     async def _call(self, agent: Any, effect: CallAll, call: Call, waits: Waits) -> Outcome:
         function = find_tool(agent, call.tool)
         if call.plan == "tell" or function is None:
             return Outcome(call.text)
-        key = f"{self.run_id}/{effect.turn}.{call.index}"
-        here = Inside(CurrentCall(self.run_id, effect.agent, call.tool, call.id, 1, key), IN_MEMORY)
+        current, inbox = self._current(effect, call), self.swarm.inbox
+        if call.approval:
+            call, refused = await approved(function, call, current, inbox, waits)
+            if refused is not None:
+                return refused
+        here = Inside(current, IN_MEMORY, inbox)
         tell = self.swarm.tool_errors == "tell"
-        return await call_tool(function, call, effect.context, here, cast=self.cast, tell_errors=tell, waits=waits)
+        outcome = await call_tool(function, call, effect.context, here, cast=self.cast, tell_errors=tell, waits=waits)
+        if outcome.later is None:
+            return outcome
+        decision: Decision = await waits.call(inbox.wait, later_of(call, current, outcome.later))
+        return posted(decision, lambda value: read_result(value, self.cast), outcome)
+
+    def _current(self, effect: CallAll, call: Call) -> CurrentCall:
+        key = f"{self.run_id}/{effect.turn}.{call.index}"
+        return CurrentCall(self.run_id, effect.agent, call.tool, call.id, 1, key)

@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, get_args, overload
 
 from durable_swarm.checks import check_seconds, check_whole
 from durable_swarm.codec import as_json, storable
 from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
-from durable_swarm.types import ToolSettings, note_settings, settings_of, tool_name
+from durable_swarm.requests import Asked, Decision
+from durable_swarm.types import Effect, ToolSettings, note_settings, settings_of, tool_name
 from durable_swarm.waits import is_async
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -60,9 +61,19 @@ class Recorder(Protocol):
         """Sleep to the time first set, on the event loop."""
 
 
+class People(Protocol):
+    """Who answers what a tool call asks: a person, or another program."""
+
+    async def wait(self, asked: Asked, unfit: Callable[[Decision], str] | None = None) -> Decision:
+        """Ask, unless it was asked before, and wait for the decision.
+
+        `unfit` says what is wrong with one, or ''; then the request is opened again.
+        """
+
+
 @dataclass(frozen=True)
 class Inside:
-    """Where the running code stands: in which call, and what records its steps (None: nothing does).
+    """Where the running code stands: in which call, what records its steps (None: nothing does), who answers it.
 
     `scope` and `numbers` name what the code begins there (steps, runs of its own) the same way in every life and in
     every attempt; `finished` keeps the steps of failed attempts, which a further attempt does not repeat.
@@ -70,6 +81,7 @@ class Inside:
 
     call: CurrentCall
     recorder: Recorder | None
+    people: People
     scope: str = ""
     numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
     finished: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -178,7 +190,7 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
     scope = here.next_id()
     place = f"{scope} {label}"
     recorder = here.recorder or IN_MEMORY
-    body = retrying(target, settings, Inside(here.call, None, scope, emit=here.emit))
+    body = retrying(target, settings, Inside(here.call, None, here.people, scope, emit=here.emit))
 
     async def on_loop() -> Any:
         if place not in here.finished:
@@ -196,21 +208,46 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
 def tool(function: F) -> F: ...
 @overload
 def tool(
-    *, retries: int = 0, timeout: float | None = None, name: str | None = None, description: str | None = None
+    *,
+    effect: Effect = "idempotent",
+    retries: int = 0,
+    timeout: float | None = None,
+    approval: bool | Callable[..., Any] = False,
+    name: str | None = None,
+    description: str | None = None,
+    check: Callable[..., Any] | None = None,
+    approval_timeout: float | None = None,
 ) -> Callable[[F], F]: ...
 def tool(
     function: Any = _NOT_GIVEN,
     *,
+    effect: Effect = "idempotent",
     retries: int = 0,
     timeout: float | None = None,
+    approval: bool | Callable[..., Any] = False,
     name: str | None = None,
     description: str | None = None,
+    check: Callable[..., Any] | None = None,
+    approval_timeout: float | None = None,
 ) -> Any:
-    """Say more about a tool: its name and description for the model, retries after an exception, seconds for one try.
+    """Say more about a tool: what a crash in it means, who must agree to a call, its name and description.
 
-    Over `@step` it adds to what that says. A retry does not repeat the tool's finished steps.
-    A plain function cannot be interrupted: past its `timeout` the run goes on with a `TimeoutError`, and the function's
-    thread is left to end by itself.
+    `effect` says what may be done with a call that was under way when its process died:
+
+    - `"read"` and `"idempotent"`: make it again, with the same `current_call().idempotency_key`.
+    - `"once"`: never enter it again. `check`, a function that takes the tool's arguments or some of them, finds out
+      what became of the call: it gives the result, or None if the call did not happen and is to be made. Without
+      `check`, or where that raises, a request `unknown_outcome` waits for a person.
+    - `"transactional"`: the tool gets a SQLAlchemy connection as its parameter `connection`; what it writes with that
+      is committed together with the call's checkpoint, so it is there exactly once. A plain function.
+
+    `approval=True`, or a function of the call's arguments that gives True, opens a request `approval` before the call
+    is made: nothing is executed until a person has approved these arguments, or changed ones. A rule that raises asks,
+    too. After `approval_timeout` seconds the call counts as rejected, which the model is told.
+
+    `retries` more tries follow an exception, and do not repeat the tool's finished steps; `timeout` bounds one try in
+    seconds, times of waiting included. A plain function cannot be interrupted: past its `timeout` the run goes on with
+    a `TimeoutError`, and the function's thread is left to end by itself. Over `@step` it adds to what that says.
     """
 
     def decorate(target: F) -> F:
@@ -222,8 +259,13 @@ def tool(
             description=description or inner.description,
             retries=retries or inner.retries,
             timeout=inner.timeout if timeout is None else timeout,
+            effect=effect,
+            check=check,
+            approval=approval,
+            approval_timeout=approval_timeout,
         )
         _check_settings("tool", settings)
+        _check_effect(settings, target)
         note_settings(target, settings)
         return target
 
@@ -239,6 +281,26 @@ def _check_settings(decorator: str, settings: ToolSettings) -> None:
         raise ConfigurationError(
             f"@{decorator}: name must be 1 to 64 letters, digits, _ or -, as providers ask, not {settings.name!r:.80}"
         )
+
+
+def _check_effect(settings: ToolSettings, target: Any) -> None:
+    """Check what only `@tool` says. Raises `ConfigurationError`."""
+    if settings.effect not in get_args(Effect):
+        raise ConfigurationError(
+            f"@tool: effect must be one of {', '.join(get_args(Effect))}, not {settings.effect!r:.40}"
+        )
+    if not isinstance(settings.approval, bool) and (not callable(settings.approval) or is_async(settings.approval)):
+        raise ConfigurationError("@tool: approval must be True, False, or a plain function of the call's arguments")
+    if settings.approval_timeout is not None:
+        check_seconds("@tool: approval_timeout", settings.approval_timeout)
+    if settings.check is not None and (settings.effect != "once" or not callable(settings.check)):
+        raise ConfigurationError('@tool: check must be a function, and belongs to effect="once"')
+    if settings.effect == "once" and settings.retries:
+        raise ConfigurationError('@tool: effect="once" and retries exclude each other: a retry enters the tool again')
+    if settings.effect == "transactional" and (is_async(target) or settings.is_step):
+        raise ConfigurationError('@tool: effect="transactional" takes a plain function, not async and without @step')
+    if settings.effect == "transactional" and (settings.retries or settings.timeout):
+        raise ConfigurationError('@tool: effect="transactional" takes no retries and no timeout: it is one transaction')
 
 
 def _check_function(decorator: str, target: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -77,6 +77,10 @@ class Response(BaseModel):
     usage: Usage | None = None
 
 
+Effect = Literal["read", "idempotent", "once", "transactional"]
+"""What a crash in the middle of a call means: `docs/effects.md` has the table."""
+
+
 @dataclass(frozen=True)
 class ToolSettings:
     """What `@tool` (or `@step`, with `is_step`) says about a function."""
@@ -89,6 +93,12 @@ class ToolSettings:
     backoff: float = 1.0
     """Seconds before the first retry; doubled for each further one."""
     is_step: bool = False
+    effect: Effect = "idempotent"
+    check: Callable[..., Any] | None = None
+    """Finds out what became of a `once` call whose process died: gives its result, or None if it did not happen."""
+    approval: bool | Callable[..., Any] = False
+    approval_timeout: float | None = None
+    """Seconds after which a call that nobody has approved counts as rejected."""
 
 
 _SETTINGS = "__durable_swarm__"

@@ -218,6 +218,19 @@ def beside(make: Callable[[Waits], Coroutine[Any, Any, T]], home: Home | None = 
         return result_of(here.wait(running))
 
 
+def block(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on the background loop, in the caller's context, and block this thread until it is done.
+
+    Ctrl+C ends the waiting, and the coroutine.
+    """
+    running = asyncio.run_coroutine_threadsafe(contained(coroutine), background_loop())
+    try:
+        return result_of(running.result())
+    except KeyboardInterrupt:
+        running.cancel()
+        raise
+
+
 _loop: asyncio.AbstractEventLoop | None = None
 _loop_lock = threading.Lock()
 

@@ -21,6 +21,7 @@ from durable_swarm.checks import check_codec, check_text, check_whole
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
+from durable_swarm.engine.conversing import decide
 from durable_swarm.engine.dictionaries import dictionaries, dictionaries_async
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.masking import Redact
@@ -30,6 +31,8 @@ from durable_swarm.engine.sealing import Seal, input_of
 from durable_swarm.engine.signals import Held
 from durable_swarm.engine.store import Store, notes_on, state_of
 from durable_swarm.models import Clients
+from durable_swarm.requests import Decision
+from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED, STATES, State
 from durable_swarm.streaming import PATIENCE, Channel, Item
 from durable_swarm.swarm import Request, Runner, check_settings
@@ -315,6 +318,22 @@ class DurableSwarm(Runner):
         run, and `RunConflict` where its id belongs to another run.
         """
         return self._handle(imports.import_run(self._store(), document))
+
+    # What runs ask
+
+    def requests(self) -> list[HumanRequest]:
+        """Give the open requests of all runs in the database, oldest first."""
+        return self._store().inbox.open_requests()
+
+    def _decide(self, request_id: str, decision: Decision, by: str | None) -> None:
+        opened = self._open()
+        decide(opened.store, opened, request_id, decision, by)
+
+    def _complete(self, token: str, decision: Decision, by: str | None) -> bool:
+        opened = self._open()
+        waits = opened.store.inbox.complete(token, decision, by, self.name)
+        opened.room.tell(f"token:{token}")
+        return waits
 
     async def export_async(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:
         """Export as `export` does, on the event loop."""

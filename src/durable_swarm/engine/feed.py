@@ -15,10 +15,10 @@ from typing import Any
 from durable_swarm import codec
 from durable_swarm.codec import storable
 from durable_swarm.engine.eventlog import SIZE, NewRow, Writer, place_of
-from durable_swarm.engine.narrator import Narrator, Row
+from durable_swarm.engine.narrator import Narrator, Row, noted_in
 from durable_swarm.engine.records import VERSION, Record
 from durable_swarm.engine.sealing import Seal
-from durable_swarm.events import Event
+from durable_swarm.events import Event, EventType
 from durable_swarm.streaming import Channel
 
 AHEAD = 4
@@ -164,6 +164,8 @@ class Feed:
         """The rows of progress that were made, and are not known to be stored."""
         self._stamped: set[str] = set()
         """Calls that have ended."""
+        self._noted: set[tuple[str, str]] = set()
+        """What was told once, by its type and what it is about."""
         self._writer: Writer | None = None
         self._run_id = ""
         self._owner: str | None = None
@@ -191,6 +193,7 @@ class Feed:
         with self._telling():
             self._narrator.add(rows)
             self._narrator.journal.reserve(numbers)
+            self._noted |= {noted for _, row in rows for noted in noted_in(row)}
 
     def asked(self, turn: int, agent: str) -> None:
         """Tell that a turn has started."""
@@ -246,11 +249,21 @@ class Feed:
 
         What comes after the call's end, from what the tool has left behind, is told to nobody.
         """
-        encoded = codec.encode(data, "emit()")
+        self._add(key, codec.encode(data, "emit()"), [])
+
+    def note(self, key: str, kind: EventType, data: dict[str, Any]) -> None:
+        """Tell what happens to a request in the call `key`, once in all lives, once it is stored."""
+        with self._lock:
+            noted = (kind, data["request_id"])
+            if noted not in self._noted:
+                self._noted.add(noted)
+                self._add(key, codec.encode(data), [kind])
+
+    def _add(self, key: str, encoded: Any, kind: list[EventType]) -> None:
         with self._lock:
             if key in self._stamped or self._over:
                 return
-            self._progress.setdefault(key, []).append([self._narrator.journal.take(), now(), encoded])
+            self._progress.setdefault(key, []).append([self._narrator.journal.take(), now(), encoded, *kind])
             self._schedule(soon=bool(self._listeners))
 
     def stamped(self, key: str, outcome: Record) -> Record:

@@ -14,7 +14,7 @@ from durable_swarm.engine.sealing import CLOSED, Sealed
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.engine.turns import TurnRecords, turns_in
 from durable_swarm.events import Event, EventType
-from durable_swarm.loop import Ask, CallAll, Outcome, turns
+from durable_swarm.loop import Ask, CallAll, Close, Effect, Outcome, turns
 from durable_swarm.runs import ENDED
 
 SOONEST, LATEST = 0.02, 0.25
@@ -30,7 +30,7 @@ class Recorded:
         self._found: list[Event] = []
         self._narrator = Narrator(self._found.append)
         self._loop: Any = None
-        self._effect: Ask | CallAll | None = None
+        self._effect: Effect | None = None
         self._agent = ""
         self._asked = -1
         self._returned: set[int] = set()
@@ -53,7 +53,7 @@ class Recorded:
             self._narrator.add(
                 self._store.events.read(self._run_id, self._store.seal(row), self._narrator.journal.last)
             )
-            self._advance(told)
+            self._advance(told, over=state in ENDED)
             if state in ENDED and not self.ended:
                 self.ended, self._ended_at = True, row.completed_at
                 self._narrator.ended(row.completed_at or row.updated_at, *self._ending(row, state))
@@ -77,10 +77,13 @@ class Recorded:
             self._passed, self._first = self._passed + replies[-1], first + len(replies) - 1
         return told
 
-    def _advance(self, told: dict[int, TurnRecords]) -> None:
+    def _advance(self, told: dict[int, TurnRecords], *, over: bool) -> None:
         """Tell as far as the records go."""
         while self._effect is not None:
-            answer = self._answer(self._effect, told.get(self._effect.turn))
+            if isinstance(self._effect, Close):
+                answer = True if self._effect.turn + 1 in told else False if over else None
+            else:
+                answer = self._answer(self._effect, told.get(self._effect.turn))
             if answer is None:
                 return
             self._go_on(answer)
@@ -88,7 +91,7 @@ class Recorded:
     def _go_on(self, answer: Any) -> None:
         try:
             self._effect = self._loop.send(answer)
-            self._agent = self._effect.agent
+            self._agent = getattr(self._effect, "agent", self._agent)
         except StopIteration as end:
             self._effect, self._agent = None, end.value.agent
 

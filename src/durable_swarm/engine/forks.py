@@ -19,7 +19,7 @@ from durable_swarm.checks import check_text, check_whole
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.store import Store, notes_on
 from durable_swarm.engine.turns import Rows, TurnRecords, recorded_turns
-from durable_swarm.loop import Ask, CallAll, Start, turns
+from durable_swarm.loop import Ask, CallAll, Close, Start, turns
 from durable_swarm.roster import remember
 from durable_swarm.swarm import check_agent, check_messages, plain
 from durable_swarm.tools import calling
@@ -171,12 +171,11 @@ def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> li
 def _next(run_id: str, start: Start) -> Ask | CallAll:
     """Give the first thing the fork will do."""
     loop = turns(start)
-    try:
-        return next(loop)
-    except StopIteration:
+    found = next(loop, None)
+    loop.close()
+    if found is None or isinstance(found, Close):
         bound = "" if start.max_turns is None else f" its max_turns of {start.max_turns:g} messages"
         raise errors.ConfigurationError(
             f"run {run_id!r} has reached{bound or ' its end'} there; fork it at an earlier turn"
-        ) from None
-    finally:
-        loop.close()
+        )
+    return found

@@ -169,6 +169,11 @@ def lost(run_id: str) -> BaseException:
     return dbos_errors.DBOSWorkflowConflictIDError(run_id)
 
 
+def cancelled(text: str) -> BaseException:
+    """Give what ends an execution that was cancelled."""
+    return dbos_errors.DBOSWorkflowCancelledError(text)
+
+
 def owner_of(run_id: str) -> str | None:
     """Give DBOS's token of the execution under way, by which it refuses what a former owner of the run writes."""
     return _context.current_owner_xid(run_id)

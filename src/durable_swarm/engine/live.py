@@ -85,6 +85,18 @@ class LiveRun:
     """Who watches; kept, because a loop does not keep its tasks."""
     response: Response | None = None
     error: BaseException | None = None
+    owner: str | None = None
+    """DBOS's token of this execution."""
+    heard: int = 0
+    """How many messages that were said to the run the model has been told."""
+    begun: set[str] = field(default_factory=set)
+    """The tool calls whose tools are being executed."""
+    stays: bool = False
+    """Whether the run keeps its place however long it waits."""
+    released: bool = False
+    """Whether the run leaves memory: whatever waits in it is unwound."""
+    rests: list[tuple[str | None, int | None]] = field(default_factory=list)
+    """What the released run waits for: requests, and times in milliseconds since 1970."""
 
     @property
     def seal(self) -> Seal:

@@ -14,9 +14,10 @@ Redact = Callable[[str, Any], Any]
 
 _FACTS = frozenset({"v", "agent", "swarm", "at", "model", "version", "usage", "type", "step", "run_id", "failed"})
 _FACTS |= {"model_override", "max_turns", "execute_tools", "debug", "forked", "removed", "stream", "whole", "together"}
+_FACTS |= {"make", "effect", "approval"}
 """Fields of records that a run cannot be read without; they hold names and numbers of ours."""
 
-_OURS = frozenset({"messages", "message", "kept", "detours", "reply", "outcomes", "plan", "raised", "own"})
+_OURS = frozenset({"messages", "message", "kept", "detours", "reply", "outcomes", "plan", "raised", "own", "heard"})
 """Fields of records with more names of ours or the provider's in them; all others hold values of users."""
 
 _NAMES = _FACTS | {"role", "id", "tool_call_id", "tool_name", "sender", "name"}

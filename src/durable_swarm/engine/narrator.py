@@ -7,7 +7,7 @@ process before they were stored; a life that asks the model again goes on behind
 was lost in a crash may stay free: what waits behind them was told to nobody, and closes up when the batch has ended.
 
     text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset
-    progress  {progress: [[seq, at, data], ...]}
+    progress  {progress: [[seq, at, data], ...]}                    an entry of another type has it as its fourth part
     end       {ended: [at, type, data], turn}                       `turn` if its model call was under way, else absent
 """
 
@@ -149,12 +149,12 @@ class Narrator:
     # Parts
 
     def _add_progress(self, progress: Iterable[list[Any]]) -> None:
-        for number, at, encoded in progress:
+        for number, at, encoded, *kind in progress:
             data = codec.decode(encoded)
             if data["turn"] > self._turn or (data["turn"] == self.asking):
-                self._progress[data["turn"]].append([number, at, encoded])
+                self._progress[data["turn"]].append([number, at, encoded, *kind])
             elif data["turn"] == self._turn:
-                self.journal.place(number, "tool.progress", data, at)
+                self.journal.place(number, kind[0] if kind else "tool.progress", data, at)
 
     def _row(self, seq: int, row: Record) -> None:
         if seq - self.journal.last > LONGEST_VOID:
@@ -199,7 +199,14 @@ class Narrator:
 
 def numbers_in(outcome: Record) -> list[int]:
     """Give the numbers of events that the record of a call's outcome has."""
-    return [*outcome.get("seq", ()), *(number for number, _, _ in outcome.get("progress", ()))]
+    return [*outcome.get("seq", ()), *(entry[0] for entry in outcome.get("progress", ()))]
+
+
+def noted_in(row: Record) -> Iterator[tuple[str, str]]:
+    """Give what a row tells that is told once, by its type and what it is about."""
+    for _, _, encoded, *kind in row.get("progress", ()):
+        if kind:
+            yield kind[0], codec.decode(encoded)["request_id"]
 
 
 def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, str | None]]:

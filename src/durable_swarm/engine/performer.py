@@ -9,23 +9,25 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from durable_swarm import codec, errors, roster
-from durable_swarm.calls import Lane, call_in_order, call_together, call_tool, find_tool, plan_calls, runs_together
+from durable_swarm.calls import Lane, call_in_order, call_together, plan_calls, runs_together
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, users_code
 from durable_swarm.engine.feed import now
-from durable_swarm.engine.live import Again, LiveRun, ToolCall, Trials
+from durable_swarm.engine.live import LiveRun, ToolCall, Trials
+from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal, output_of
-from durable_swarm.engine.signals import Failed, Held
-from durable_swarm.loop import Ask, Call, CallAll, Outcome, Reply, absorb
+from durable_swarm.engine.signals import Failed, Held, Released
+from durable_swarm.engine.toolcalls import AtCall, Making
+from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
 from durable_swarm.models import ModelCall, complete
-from durable_swarm.tools import CurrentCall, Inside, Recorder
 from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish, in_thread
 
 Body = Callable[[Waits], Awaitable[Record]]
+T = TypeVar("T")
 
 
 class Colour(Protocol):
@@ -106,18 +108,32 @@ class Durable:
     """Stops an execution that is over: the process's engine was closed, or a later execution has the run."""
     trials: Trials
     """Counts the calls that are executed once more after a crash."""
+    mailbox: Mailbox
+    people: Callable[[ToolCall, str], AtCall]
+    """Gives who answers what a tool call asks."""
     replayed: bool = False
     """Whether the last model call came from its record."""
 
-    async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         self.still_wanted(self.run)
         try:
-            return await (self._ask(effect) if isinstance(effect, Ask) else self._call_all(effect))
-        except Failed:
-            # Before the run's end is recorded: readers of an ended run may rely on it that nothing more comes.
-            settle = self.run.feed.settle
-            await (in_thread(settle) if isinstance(self.colour.waits, OnLoop) else _at_once(settle))
+            return await self._perform(effect)
+        except (Failed, Released):
+            # Before the run's end, or its rest, is recorded: readers may rely on it that nothing more comes.
+            await self._in_engine(self.run.feed.settle)
             raise
+
+    async def _perform(self, effect: Effect) -> Reply | list[Outcome] | bool:
+        if isinstance(effect, Ask):
+            return await self._ask(effect)
+        if isinstance(effect, CallAll):
+            return await self._call_all(effect)
+        with engines_code(f"the end of run {self.run.run_id!r}"):
+            return not await self._in_engine(self.mailbox.close, self.run.run_id, self.run.heard)
+
+    async def _in_engine(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of the engine, which may wait for the database."""
+        return await in_thread(function, *args) if isinstance(self.colour.waits, OnLoop) else function(*args)
 
     async def _ask(self, effect: Ask) -> Reply:
         self.replayed = True
@@ -131,6 +147,7 @@ class Durable:
             self.run.feed.asked(effect.turn, effect.agent)
             record = await self.colour.step(records.model_step(effect.agent), body)
             reply = records.read_reply(record)
+            self.run.heard += len(reply.heard)
             self.run.feed.replied(record)
             return reply
 
@@ -144,10 +161,12 @@ class Durable:
     async def _reply(self, agent: Any, effect: Ask, waits: Waits) -> Record:
         """Ask the model and give the record of its reply."""
         run = self.run
+        with engines_code(f"what was said to run {run.run_id!r}"):
+            heard = await self._in_engine(self.mailbox.heard, run.run_id, run.heard, run.seal)
         completion = await complete(
             run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None),
             agent,
-            effect.history,
+            [*effect.history, *heard],
             {key: codec.round_trip(value) for key, value in effect.context.items()},
             conversation=run.conversation,
             model_override=run.start.model_override,
@@ -158,7 +177,7 @@ class Durable:
         )
         calls, version = plan_calls(agent, completion.message), roster.fingerprint(agent)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
-        reply = Reply(completion.message, calls, completion.usage, together)
+        reply = Reply(completion.message, calls, completion.usage, together, heard)
         shown = run.feed.said(completion.message["content"])
         return records.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown)
 
@@ -199,6 +218,8 @@ class Durable:
 
     async def _in_order(self, agent: Any, effect: CallAll) -> list[Outcome]:
         context = dict(effect.context)
+        if len(effect.calls) > 1:
+            await self._announce(agent, effect)
 
         async def one(call: Call) -> Outcome:
             outcome = await self._make(agent, effect, call, context, self.colour, None)
@@ -207,6 +228,21 @@ class Durable:
 
         return await call_in_order(effect.calls, one)
 
+    async def _announce(self, agent: Any, effect: CallAll) -> None:
+        """Open the requests for the approval of a batch at once, though its calls are made one after the other."""
+        for call in effect.calls:
+            if call.approval:
+                key = records.call_key(self.run.run_id, effect.turn, call.index)
+                made = self._call(agent, effect, call, effect.context, None)
+                await Making(made, key, None, self.colour.waits, self.people(made, key)).announce()
+
+    def _call(self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], lane: Lane | None) -> ToolCall:
+        attempt = 2 if self.run.recovered and self.replayed else 1
+        return ToolCall(self.run, agent, effect.turn, call, context, attempt, lane, self.trials)
+
+    async def _alone(self, made: ToolCall, key: str, waits: Waits) -> Record:
+        return await Making(made, key, None, waits, self.people(made, key)).record()
+
     async def _make(
         self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], colour: Colour, lane: Lane | None
     ) -> Outcome:
@@ -214,12 +250,11 @@ class Durable:
         if call.plan == "tell":
             return Outcome(call.text)
         run, key = self.run, records.call_key(self.run.run_id, effect.turn, call.index)
-        attempt = 2 if run.recovered and self.replayed else 1
-        made = ToolCall(run, agent, effect.turn, call, context, attempt, lane, self.trials)
-        counted = contextlib.nullcontext() if attempt == 1 else self.trials.until_recorded(key)
+        made = self._call(agent, effect, call, context, lane)
+        counted = contextlib.nullcontext() if made.attempt == 1 else self.trials.until_recorded(key)
         with engines_code(f"tool call {key!r}"), counted:
             if call.plan == "step":
-                record = await colour.step(records.tool_step(call.tool), lambda waits: perform(made, key, None, waits))
+                record = await colour.step(records.tool_step(call.tool), lambda waits: self._alone(made, key, waits))
             else:
                 self.place_call(key, made)
                 awaited = isinstance(colour, OnEventLoop)
@@ -227,39 +262,3 @@ class Durable:
             outcome = records.read_outcome(record)
             run.feed.returned(call.index, record)
             return outcome
-
-
-async def _at_once(function: Callable[[], None]) -> None:
-    function()
-
-
-async def perform(made: ToolCall, key: str, recorder: Recorder | None, waits: Waits) -> Record:
-    """Call the tool, when its turn has come, and give the record of what came of it."""
-    run, call = made.run, made.call
-    function = find_tool(made.agent, call.tool)
-    if function is None:
-        raise Held(
-            errors.ReplayMismatch(
-                f"agent {made.agent.name!r} has no tool {call.tool!r} any more, but a call of it is open; "
-                "bring the tool back, or cancel the run",
-                run_id=run.run_id,
-            )
-        )
-    current = CurrentCall(run.run_id, made.agent.name, call.tool, call.id, made.attempt, key)
-    change, context = records.Change.watch(made.context)
-    tell = run.swarm.tool_errors == "tell"
-    again = None if made.attempt == 1 else Again(run.run_id, call.tool, call.plan == "flow")
-
-    def emit(attempt: int, data: Any) -> None:
-        about = {"turn": made.turn, "tool": call.tool, "call_id": call.id}
-        run.feed.progress(key, {**about, "attempt": attempt, "progress": data})
-
-    async def body() -> Outcome:
-        async with made.trials.execution(key, waits, again):
-            here = Inside(current, recorder, emit=emit)
-            return await call_tool(function, call, context, here, cast=run.cast, tell_errors=tell, waits=waits)
-
-    with users_code(records.tool_step(call.tool)):
-        outcome = await (body() if made.lane is None else made.lane.run(function, body))
-        record = records.outcome_record(change.read(outcome, context))
-    return run.feed.stamped(key, record)

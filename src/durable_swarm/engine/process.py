@@ -25,22 +25,25 @@ from durable_swarm import errors, roster
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
-from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms
+from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
+from durable_swarm.engine.room import Room
 from durable_swarm.engine.sealing import input_of
 from durable_swarm.engine.signals import Held, closed
 from durable_swarm.engine.store import Store, notes_on, owner_of
+from durable_swarm.engine.toolcalls import AtCall
 from durable_swarm.engine.trials import Trials
 from durable_swarm.loop import Start
+from durable_swarm.requests import Request
 from durable_swarm.waits import Home, background_loop
 
 log = logging.getLogger("durable_swarm")
 
 FAST, SLOW = 0.05, 1.0
 """Seconds between looks at the queue of runs taken over: just after a take-over, and otherwise."""
-KEEP = 2.0
-"""Seconds between looks for runs that somebody resumed from outside."""
+LOOK, KEEP = 0.25, 2.0
+"""Seconds between looks for what others have decided and resumed; and for what else is to be seen to."""
 
 
 class Process:
@@ -80,6 +83,7 @@ class Process:
         )
         self.store = Store(url, engine, self.swarms.codec_for, owns=not self.hosted)
         self.trials = Trials(self.store, self.still_open)
+        self.room = Room(self.store.inbox)
         try:
             self._launch(worker_id)
         except BaseException:
@@ -90,6 +94,8 @@ class Process:
     # Launching and closing
 
     def _start_keeping(self) -> None:
+        self.store.inbox.create()
+        self.store.mailbox.create()
         self.writer = Writer(self.store.events.write)
         self._unwatch = roster.watch(self._agent_defined)
         self._fast_until = time.monotonic() + 3
@@ -136,6 +142,7 @@ class Process:
         self.outage.close()
         self._unwatch()
         self.trials.close()
+        self.room.close()
         self.writer.close()
         self.desk.close()
         if not self.hosted:
@@ -162,8 +169,8 @@ class Process:
             run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
             opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
             run.start, run.streams = records.read_start(opened), opened.get("stream") is True
-            owner = internals.owner_of(run_id)
-            run.feed.open(opened, self.writer, run_id, owner, run.seal, again=run.recovered)
+            run.owner = internals.owner_of(run_id)
+            run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
             run.entered = True
             internals.note_fresh(run_id, not run.recovered)
             run.homes = self.homes.setdefault(run_id, run.homes)
@@ -190,9 +197,9 @@ class Process:
                 del self.runs[run.run_id]
                 if not run.homes:
                     self.homes.pop(run.run_id, None)
-                if run.response is None and run.error is None:
+                if run.response is None and run.error is None and not run.released:
                     self._interrupted.add(run.run_id)
-                else:
+                elif not run.released:
                     self.parked.pop(run.run_id, None)
         if not run.watched:
             run.over.set_result(None)
@@ -258,6 +265,25 @@ class Process:
         log.warning("run %r waits: %s", run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
             self.store.annotate(run_id, waits_for=str(reason))
+
+    def at_call(self, made: ToolCall, key: str) -> AtCall:
+        """Give who answers what a tool call asks."""
+        return AtCall(made, key, self.store.inbox, self.room)
+
+    def rest(self, run: LiveRun) -> None:
+        """Lay a run to rest that leaves memory until the database wakes it."""
+        asked = [request for request, _ in run.rests if request is not None]
+        times = [until for _, until in run.rests if until is not None]
+        try:
+            self.store.inbox.rest(run.run_id, run.owner, asked, min(times, default=None))
+        except errors.ConfigurationError as error:
+            self.hold(run.run_id, Held(error, passes=True))
+
+    def decided(self, request: Request) -> None:
+        """Have the run go on at once that waited for this request, if it does so here."""
+        self.room.tell(request.id)
+        if request.run_id not in self.runs:
+            threading.Thread(target=self._take_over_quietly, name="durable-swarm-take-over", daemon=True).start()
 
     def waits_for(self, run_id: str) -> str | None:
         """Why a run does not go on in this process, or None."""
@@ -374,16 +400,23 @@ class Process:
 
     def _keep(self) -> None:
         """Look now and then for what others left for whoever can do it."""
-        while not self._closing.wait(KEEP):
+        kept = time.monotonic()
+        while not self._closing.wait(LOOK):
             if time.monotonic() > self._fast_until:
                 internals.set_poll(self._private, SLOW)
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, errors.DurableSwarmError):
-                self.identity.keep()
-                self.outage.look()
+                self.room.look()
                 if self.store.unclaimed():
                     self._take_over_quietly()
-                elif self.parked and (stopped := self.parked.keys() & self._interrupted):
-                    self.take_over(*stopped)
+                if time.monotonic() - kept > KEEP:
+                    kept = time.monotonic()
+                    self._keep_up()
+
+    def _keep_up(self) -> None:
+        self.identity.keep()
+        self.outage.look()
+        if self.parked and (stopped := self.parked.keys() & self._interrupted):
+            self.take_over(*stopped)
 
     def _set_poll(self, seconds: float) -> None:
         self._fast_until = time.monotonic() + 3

@@ -9,6 +9,8 @@ and keys only ever gain, never change; `docs/code-changes.md` explains them to u
     step      model:<agent>           one model call: reply, plans, version, tokens
     step      tool:<name>             one call of a `@step` tool: its outcome
     step      <name>                  one call of a `@step` function inside a tool: its value
+    step      durable_swarm.begun     the mark that a tool with effect="once" is about to be entered
+    table     durable_swarm_requests  what runs ask, and what was decided (`engine.inbox`)
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ QUEUE = "durable_swarm:"
 
 UNCLAIMED = f"{QUEUE}unclaimed"
 """The queue of runs that any process with their agents may take."""
+
+
+BEGUN = "durable_swarm.begun"
+"""The step that marks that a `once` tool is about to be entered."""
 
 
 def model_step(agent: str) -> str:
@@ -206,14 +212,25 @@ def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Reco
         message=codec.encode(
             {key: value for key, value in reply.message.items() if value is not None}, "the model's message"
         ),
-        plan=[call.plan if call.plan != "tell" else {"tell": codec.encode(call.text)} for call in reply.calls],
+        plan=[_plan_record(call) for call in reply.calls],
         together=reply.together or None,
+        heard=codec.encode(reply.heard),
         model=model,
         version=version,
         usage=None if reply.usage is None else list(reply.usage.model_dump().values()),
         at=at,
         shown=shown,
     )
+
+
+def _plan_record(call: Call) -> str | Record:
+    """Give how a call is made: one word where that says it all."""
+    if call.plan == "tell":
+        return {"tell": codec.encode(call.text)}
+    said = {"effect": call.effect, "approval": call.approval, "why": codec.encode(call.why)}
+    usual = {"effect": "idempotent", "approval": False, "why": ""}
+    more = {key: value for key, value in said.items() if value != usual[key]}
+    return {"make": call.plan, **more} if more else call.plan
 
 
 def read_reply(record: Record) -> Reply:
@@ -231,14 +248,18 @@ def _reply(record: Record) -> Reply:
     ]
     counts = _each(record.get("usage") or [], int)
     usage = Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None
-    return Reply(message, calls, usage, _checked(record.get("together", False), bool))
+    heard = _each(codec.decode(record.get("heard", [])), dict)
+    return Reply(message, calls, usage, _checked(record.get("together", False), bool), heard)
 
 
 def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
-    kind, text = ("tell", codec.decode(plan["tell"])) if isinstance(plan, dict) else (plan, "")
+    made = plan if isinstance(plan, dict) else {"make": plan}
+    kind, text = ("tell", codec.decode(made["tell"])) if "tell" in made else (made["make"], "")
+    effect, why = made.get("effect", "idempotent"), codec.decode(made.get("why", ""))
     function = call["function"]
-    _each([call["id"], function["name"], function["arguments"], kind, text], str)
-    return Call(index, call["id"], function["name"], function["arguments"], kind, text)
+    _each([call["id"], function["name"], function["arguments"], kind, text, effect, why], str)
+    approval = _checked(made.get("approval", False), bool)
+    return Call(index, call["id"], function["name"], function["arguments"], kind, text, effect, approval, why)
 
 
 def outcome_record(outcome: Outcome) -> Record:

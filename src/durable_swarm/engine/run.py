@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from durable_swarm import errors
 from durable_swarm.checks import check_seconds
 from durable_swarm.engine import forks, records
+from durable_swarm.engine.conversing import Conversing, Teller
 from durable_swarm.engine.following import LATEST, Follower, Recorded, check_after
 from durable_swarm.engine.forks import ForkRequest
 from durable_swarm.engine.history import step_infos, story
@@ -30,7 +31,7 @@ _PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
 """Seconds between looks at the database: for a run that ends here, for one that runs elsewhere; and at a living one."""
 
 
-class Executor(forks.Host, Protocol):
+class Executor(forks.Host, Teller, Protocol):
     """What a handle needs of the process, if the process can execute runs."""
 
     runs: dict[str, LiveRun]
@@ -55,7 +56,7 @@ class Executor(forks.Host, Protocol):
         """Why a run does not go on in this process, or None."""
 
 
-class Run:
+class Run(Conversing):
     """One run: its state, its result, its story. Made by `start`, `get` and `runs`; holds no connection of its own."""
 
     def __init__(
@@ -156,6 +157,9 @@ class Run:
         check_after(after)
         self._refuse_to_block("events")
         return self._events(self.follower(after))
+
+    def _teller(self) -> Executor | None:
+        return self._executor()
 
     def executor(self) -> Executor | None:
         """Give what executes runs in this process, if anything does."""
@@ -280,7 +284,7 @@ class Run:
 
     def _pause(self) -> float:
         live = self.live()
-        if live is None:
+        if live is None or live.released:
             return _LOOK
         return _PAUSE if live.over.done() else _LISTEN
 

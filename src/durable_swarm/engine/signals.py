@@ -1,6 +1,6 @@
 """How a run leaves its workflow when it has no response: what failed, what holds it, and what DBOS stores of it.
 
-`Failed` and `Held` are no `Exception`s, so that neither DBOS records them as the result of a step (then a repaired
+`Failed`, `Held` and `Released` are no `Exception`s, so that neither DBOS records them as the result of a step (then a repaired
 program could not repeat it) nor a tool's `except Exception` swallows them.
 """
 
@@ -30,6 +30,10 @@ class Held(BaseException):
         super().__init__(str(reason))
         self.reason = reason
         self.passes = passes
+
+
+class Released(BaseException):
+    """The run waits for somebody or for a time, and leaves memory until the database wakes it."""
 
 
 class Broken(Exception):

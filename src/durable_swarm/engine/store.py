@@ -19,6 +19,8 @@ from durable_swarm.codec import Codec, Place
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.database import unfit
 from durable_swarm.engine.eventlog import EventLog
+from durable_swarm.engine.inbox import Inbox
+from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
 from durable_swarm.runs import State
 
@@ -45,7 +47,10 @@ def state_of(row: Any) -> State:
 
     Raises `ConfigurationError` for a row of a kind that this version does not know.
     """
-    if row.status == "ENQUEUED" and (row.queue_name or "").startswith(records.QUEUE):
+    ours = (row.queue_name or "").startswith(records.QUEUE)
+    if (row.status == "DELAYED" and ours) or getattr(row, "asks", False):
+        return "waiting"
+    if row.status == "ENQUEUED" and ours:
         return "running"
     if row.status not in _STATES:
         raise errors.ConfigurationError(
@@ -151,6 +156,10 @@ class Store:
         self._guesses = guesses
         self.events = EventLog(url, engine)
         """The rows of events of its runs."""
+        self.inbox = Inbox(url, engine, lambda swarm: Seal(self._codec_for(swarm)))
+        """The requests of its runs."""
+        self.mailbox = Mailbox(url, engine, lambda swarm: Seal(self._codec_for(swarm)))
+        """What is said to its runs."""
         client = DBOSClient(
             system_database_url=url.render_as_string(hide_password=False),
             system_database_engine=engine,
@@ -162,7 +171,7 @@ class Store:
     def row(self, run_id: str, *, load_output: bool = True) -> Any | None:
         """Give the row of a run, or None."""
         rows = self._client.list_workflows(workflow_ids=[run_id], name=records.RUN, load_output=load_output)
-        return rows[0] if rows else None
+        return self._asking(rows)[0] if rows else None
 
     def found(self, run_id: str, *, load_output: bool = True) -> Any:
         """Give the row of a run. Raises `RunNotFound`."""
@@ -184,9 +193,11 @@ class Store:
         `prefix` is what their ids begin with.
         """
         wanted = [status for status, state in _STATES.items() if states is None or state in set(states)]
-        # A run being taken over is ENQUEUED in the database and running to us.
+        # A run being taken over is ENQUEUED in the database and running to us; one that waits may be any of three.
         if states is not None and "running" in set(states):
             wanted.append("ENQUEUED")
+        if states is not None and "waiting" in set(states):
+            wanted += ["PENDING", "ENQUEUED", "DELAYED"]
         rows: list[Any] = self._client.list_workflows(
             name=records.RUN,
             status=wanted,
@@ -197,6 +208,13 @@ class Store:
             load_input=False,
             load_output=False,
         )
+        return self._asking(rows)
+
+    def _asking(self, rows: list[Any]) -> list[Any]:
+        """Note on the rows of unfinished runs whether they have an open request: such a run is `waiting`."""
+        asking = self.inbox.waiting([row.workflow_id for row in rows if row.status in UNFINISHED])
+        for row in rows:
+            row.asks = row.workflow_id in asking
         return rows
 
     def unfinished(self, version: str) -> list[Any]:

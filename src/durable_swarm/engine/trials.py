@@ -26,7 +26,7 @@ from durable_swarm import errors
 from durable_swarm.engine import records
 from durable_swarm.engine.failures import engines_code
 from durable_swarm.engine.live import Again
-from durable_swarm.engine.signals import Failed
+from durable_swarm.engine.signals import Failed, Released
 from durable_swarm.engine.store import TRIED, Store, notes_on
 from durable_swarm.waits import Waits, in_thread
 
@@ -92,6 +92,11 @@ class Trials:
                 self._open[key] = again.run_id, tried
                 proof = asyncio.create_task(self._prove(again.run_id, key, tried))
             yield
+        except Released:
+            if again is not None and tried is not None:
+                self._open.pop(key, None)
+                await in_thread(self._write, again.run_id, key, tried._replace(times=tried.times - 1))
+            raise
         finally:
             if proof is not None:
                 proof.cancel()
@@ -112,7 +117,7 @@ class Trials:
         try:
             yield
             self._open.pop(key, None)
-        except Failed:
+        except (Failed, Released):
             self._open.pop(key, None)
             raise
         finally:
@@ -181,6 +186,7 @@ class Trials:
         noted = None if row is None else notes_on(row).get(_name(key))
         last = steps[-1] if steps else None
         sleeps = last is not None and last.function_name == "DBOS.sleep" and _later(last.output)
+        sleeps = sleeps or self._store.inbox.asks(key)
         if _is_tried(noted) and noted[0] == len(steps):
             return Tried(*noted), sleeps
         return Tried(len(steps), 1), sleeps  # The life before came to this point: it began what is open now.

@@ -10,13 +10,12 @@ import asyncio
 import functools
 import inspect
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
-from dbos import error as dbos_errors
 
 from durable_swarm import roster
 from durable_swarm.codec import Place
@@ -24,17 +23,18 @@ from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, step_done, step_failure, step_record
 from durable_swarm.engine.live import LiveRun, ToolCall
 from durable_swarm.engine.narrator import Row, numbers_in
-from durable_swarm.engine.performer import Colour, Durable, InThread, OnEventLoop, perform
+from durable_swarm.engine.performer import Colour, Durable, InThread, OnEventLoop
 from durable_swarm.engine.process import Process, current, wait_for_current
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal, failure_of, output_of
-from durable_swarm.engine.signals import Broken, Failed, Held
+from durable_swarm.engine.signals import Broken, Failed, Held, Released
 from durable_swarm.engine.store import Store
+from durable_swarm.engine.toolcalls import AtCall, Making
 from durable_swarm.engine.turns import calls_of, turns_in
 from durable_swarm.errors import ConfigurationError, ReplayMismatch
 from durable_swarm.loop import drive, turns
 from durable_swarm.swarm import respond
-from durable_swarm.waits import Blocking, OnLoop, Waits, finish, in_thread, running_loop, threads
+from durable_swarm.waits import Blocking, OnLoop, Waits, block, finish, in_thread, running_loop, threads
 
 log = logging.getLogger("durable_swarm")
 
@@ -42,7 +42,7 @@ log = logging.getLogger("durable_swarm")
 @internals.workflow(records.RUN, recovers=False)
 def run_in_thread(record: Record) -> Record:
     """Execute a run in the calling thread."""
-    return finish(_conduct(current(), _own_id(), record, lambda run: InThread(_child_in_thread, run.seal)))
+    return finish(_conduct(current(), _own_id(), record, _in_thread))
 
 
 @internals.workflow(records.RUN, recovers=True)
@@ -82,7 +82,16 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         with internals.reading():
             ending = await drive(
                 turns(run.start),
-                Durable(run, colour(run), _on_loop, process.desk.put, process.still_wanted, process.trials),
+                Durable(
+                    run,
+                    colour(run),
+                    _on_loop,
+                    process.desk.put,
+                    process.still_wanted,
+                    process.trials,
+                    process.store.mailbox,
+                    process.at_call,
+                ),
             )
         run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run_id)
         return {"v": records.VERSION, "agent": ending.agent}
@@ -90,6 +99,10 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         raise _broken(process, run_id, run, failed) from None
     except Held as held:
         process.hold(run_id, held)
+        raise
+    except Released:
+        if run is not None:
+            await in_thread(process.rest, run)
         raise
     finally:
         if run is not None:
@@ -123,15 +136,22 @@ def _broken(process: Process, run_id: str, run: LiveRun | None, failed: Failed) 
 
 
 async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
-    desk = current().desk  # Now: the process may be closed when the tool ends.
+    process = current()
+    desk = process.desk  # Now: the process may be closed when the tool ends.
     try:
-        record = await perform(made, key, StepRecorder(made.run.run_id, key, made.run.seal), waits)
+        people = process.at_call(made, key)
+        record = await Making(made, key, StepRecorder(made.run, key, people), waits, people).record()
         return made.run.seal.close_step(record, output_of(key))
-    except (Failed, Held) as broken:
+    except (Failed, Held, Released) as broken:
         made.wait.break_off(broken)
         raise
     finally:
         desk.clear(key, made)
+
+
+def _in_thread(run: LiveRun) -> InThread:
+    run.stays = True  # Its thread is its caller's, who would get nothing out of it that the run leaves memory.
+    return InThread(_child_in_thread, run.seal)
 
 
 def _on_loop(run: LiveRun) -> OnEventLoop:
@@ -165,10 +185,27 @@ async def _child_on_loop(key: str) -> Record:
 class StepRecorder:
     """Makes the steps of an undecorated tool checkpoints of its child workflow."""
 
-    def __init__(self, run_id: str, key: str, seal: Seal) -> None:
-        self._run_id = run_id
+    def __init__(self, run: LiveRun, key: str, people: AtCall) -> None:
+        self._run_id = run.run_id
         self._key = key
-        self._seal = seal
+        self._seal = run.seal
+        self._people = people
+
+    async def mark(self, waits: Waits) -> bool:
+        """Record that the tool is about to be entered; gives whether that is new."""
+        new = False
+
+        def body() -> None:
+            nonlocal new
+            new = True
+
+        async def on_loop() -> None:
+            body()
+
+        marked = self.step(records.BEGUN, on_loop if isinstance(waits, OnLoop) else body)
+        if marked is not None:
+            await marked
+        return new
 
     def step(self, name: str, body: Callable[[], Any]) -> Any:
         reserved = internals.reserve()
@@ -207,27 +244,9 @@ class StepRecorder:
             raise ConfigurationError("sleep() would stop the event loop; in an async tool use `await sleep_async(...)`")
         with engines_code("a sleep"):
             left = internals.record_sleep(seconds)
-        for pause in _pauses(left):
-            time.sleep(pause)
-            self._stop_if_cancelled()
+        block(replace(self._people, holds_thread=True).pause(min(left, seconds)))
 
     async def sleep_async(self, seconds: float) -> None:
         with engines_code("a sleep"):
             left = await in_thread(internals.record_sleep, seconds)
-        for pause in _pauses(left):
-            await asyncio.sleep(pause)
-            await in_thread(self._stop_if_cancelled)
-
-    def _stop_if_cancelled(self) -> None:
-        with engines_code("a sleep"):
-            cancelled = current().store.is_cancelled(self._key)
-        if cancelled:
-            raise dbos_errors.DBOSWorkflowCancelledError(f"tool call {self._key!r} was cancelled while it slept")
-
-
-def _pauses(seconds: float) -> Iterator[float]:
-    """Divide a sleep into pauses after which to look whether it is still wanted: short ones first."""
-    end, pause = time.monotonic() + seconds, 0.5
-    while (left := end - time.monotonic()) > 0:
-        yield min(left, pause)
-        pause = min(pause * 1.5, 5.0)
+        await self._people.pause(min(left, seconds))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +19,15 @@ from durable_swarm.schema.arguments import BadArguments, Reader
 from durable_swarm.schema.descriptions import Adapters, adapters_of, describe
 from durable_swarm.schema.signatures import Signature
 
-__all__ = ["BadArguments", "check_arguments", "function_to_json", "tool_schema", "wants_context"]
+__all__ = [
+    "BadArguments",
+    "accepted",
+    "check_arguments",
+    "function_to_json",
+    "tool_schema",
+    "wants_connection",
+    "wants_context",
+]
 
 
 def function_to_json(f: Callable[..., Any]) -> dict[str, Any]:
@@ -48,6 +57,11 @@ def wants_context(f: Callable[..., Any]) -> bool:
     return _tool_of(f).signature.wants_context
 
 
+def wants_connection(f: Callable[..., Any]) -> bool:
+    """Whether the function is a transactional tool with a parameter named `connection`. Raises as `wants_context`."""
+    return _tool_of(f).signature.wants_connection
+
+
 def check_arguments(f: Callable[..., Any], text: str) -> dict[str, Any]:
     """Read the model's argument text for the tool `f` and give the keyword arguments to call it with.
 
@@ -56,6 +70,20 @@ def check_arguments(f: Callable[..., Any], text: str) -> dict[str, Any]:
     Raises `BadArguments` for whatever is wrong with the text, and `ConfigurationError` as `tool_schema` does.
     """
     return _tool_of(f).reader.read(text)
+
+
+def accepted(rule: Callable[..., Any], f: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Give those of a call's arguments that `rule` takes by name; what the model left out has the tool's default."""
+    takes = inspect.signature(rule).parameters
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(f).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    given = {**defaults, **arguments}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        return given
+    return {name: value for name, value in given.items() if name in takes}
 
 
 class _Tool:

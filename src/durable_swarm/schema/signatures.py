@@ -18,6 +18,9 @@ from durable_swarm.types import settings_of, tool_name
 CONTEXT = "context_variables"
 """The parameter that a run fills itself; the model neither sees nor gives it."""
 
+CONNECTION = "connection"
+"""The parameter of a transactional tool that gets its database connection; the model neither sees nor gives it."""
+
 ABSENT = inspect.Parameter.empty
 """Stands for an annotation where there is none, or none that can be resolved."""
 
@@ -49,11 +52,14 @@ class Signature:
         found = _signature(f, self.name).parameters.values()
         bound = _bound_keywords(f)
         self.parameters = _parameters(f, [p for p in _named(found) if p.name not in bound])
-        self.open = [parameter for parameter in self.parameters if parameter.name != CONTEXT]
-        self.wants_context = len(self.open) < len(self.parameters)
+        names = {parameter.name for parameter in self.parameters}
+        self.wants_context = CONTEXT in names
+        self.wants_connection = CONNECTION in names and settings_of(f).effect == "transactional"
+        given = {CONTEXT, CONNECTION} if self.wants_connection else {CONTEXT}
+        self.open = [parameter for parameter in self.parameters if parameter.name not in given]
         self.takes_more = any(p.kind is p.VAR_KEYWORD for p in found)
         # Through **kwargs the model could give `self` a second time, or replace what the program has bound.
-        self.closed = {CONTEXT, *bound, *_inner_names(f)}
+        self.closed = {*given, *bound, *_inner_names(f)}
 
     def require_keywords(self) -> None:
         """Raise `ConfigurationError` for a parameter that cannot be given by name."""

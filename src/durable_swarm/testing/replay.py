@@ -18,7 +18,7 @@ from durable_swarm.engine import process, records
 from durable_swarm.engine.exports import FORMAT, Exported, read_document
 from durable_swarm.engine.turns import recorded_turns
 from durable_swarm.errors import ConfigurationError, ReplayMismatch, RunNotFound, UnknownAgent
-from durable_swarm.loop import Ask, Call, CallAll, Ending, Outcome, Reply, Start, drive, turns
+from durable_swarm.loop import Ask, Call, Close, Effect, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, build_request, complete, instructions
 from durable_swarm.runs import State
 from durable_swarm.service import NoRuns, open_runs
@@ -238,8 +238,10 @@ class Replaying:
             messages = ending.messages
         return Replay(self.recording.run_id, len(self.requests), self.differences, messages, stopped)
 
-    async def __call__(self, effect: Ask | CallAll) -> Reply | list[Outcome]:
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         self._history = effect.history
+        if isinstance(effect, Close):
+            return effect.turn + 1 < len(self.recording.turns)
         if isinstance(effect, Ask):
             return await self._ask(effect)
         return [self._answer(effect.turn, call) for call in effect.calls]
@@ -305,13 +307,14 @@ class Replaying:
                     run_id=self.recording.run_id,
                 )
             self._note(turn, f"what the model is told of {_call(now)}", was.text or None, now.text or None)
-        return Reply(recorded.reply.message, calls, recorded.reply.usage)
+        return Reply(recorded.reply.message, calls, recorded.reply.usage, heard=recorded.reply.heard)
 
     async def _ask_anew(self, effect: Ask, agent: Any, context: dict[str, Any], recorded: RecordedTurn | None) -> Reply:
+        heard = [] if recorded is None else recorded.reply.heard
         completion = await complete(
             self.client,
             agent,
-            effect.history,
+            [*effect.history, *heard],
             context,
             conversation=self._conversation,
             model_override=self.start.model_override,
@@ -325,7 +328,7 @@ class Replaying:
         self._note(
             effect.turn, "tool calls", [_call(call) for call in was.calls] if was else None, list(map(_call, calls))
         )
-        return Reply(completion.message, calls, completion.usage)
+        return Reply(completion.message, calls, completion.usage, heard=heard)
 
     # Tool calls
 

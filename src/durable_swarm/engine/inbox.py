@@ -1,0 +1,416 @@
+"""The requests of all runs in the database: opened once, decided once, and what a decision wakes.
+
+A table of our own, because a decision must be taken once among processes, together with what follows from it: the run
+that waits for it is woken in the same transaction. Both sides lock the run's row first, so no answer comes between a
+run's last look and its rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import BigInteger, Column, Index, Text, column, or_, select, table, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from durable_swarm import codec, errors
+from durable_swarm.codec import Place, dumps
+from durable_swarm.engine import records
+from durable_swarm.engine.database import is_sqlite, schema_of, unfit
+from durable_swarm.engine.records import Record
+from durable_swarm.engine.sealing import CLOSED, Seal, Sealed
+from durable_swarm.requests import Asked, Decision, Request, check_decision, decision_record, read_decision
+
+TOKEN = "token:"
+"""Prefix of the id of a request for a result that is posted under a token."""
+
+UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
+"""What DBOS calls a run that has not ended; one that rests until it is woken is DELAYED."""
+
+COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
+TIMES = ("created_at", "expires_at", "answered_at")
+
+
+def now() -> int:
+    """Give the time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def place_of(request_id: str) -> Place:
+    """Give the place of what is asked."""
+    return Place(request_id, "request")
+
+
+def decision_of(request_id: str) -> Place:
+    """Give the place of what was decided."""
+    return Place(request_id, "decision")
+
+
+class Inbox:
+    """The requests of one database. Every method raises `ConfigurationError` where the database cannot be used."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], Seal]) -> None:
+        self._url = url
+        self._engine = engine
+        self._seal_for = seal_for
+        self._lite = is_sqlite(url)
+        texts = [Column(name, Text, primary_key=name == "id") for name in COLUMNS]
+        times = [Column(name, BigInteger) for name in TIMES]
+        schema = schema_of(url)
+        self._rows = sqlalchemy.Table("durable_swarm_requests", sqlalchemy.MetaData(schema=schema), *texts, *times)
+        Index("durable_swarm_requests_run", self._rows.c.run_id)
+        Index("durable_swarm_requests_call", self._rows.c.call)
+        Index("durable_swarm_requests_open", self._rows.c.state, self._rows.c.created_at)
+        names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
+        more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms", "executor_id")
+        self._runs = table("workflow_status", *map(column, (*names, *more)), schema=schema)
+        self._there = False
+
+    # The table
+
+    def create(self) -> None:
+        """Make the table, unless it is there."""
+        try:
+            with self._trying():
+                self._rows.metadata.create_all(self._engine)
+        except errors.ConfigurationError as error:
+            # Of two processes that make it at once, PostgreSQL lets one fail.
+            if not isinstance(error.__cause__, DBAPIError) or not self._exists():
+                raise
+        self._there = True
+
+    def _exists(self) -> bool:
+        """Whether the table is there: a database may have been made by an earlier version."""
+        if not self._there:
+            with self._trying():
+                found = sqlalchemy.inspect(self._engine).has_table(self._rows.name, schema=self._rows.schema)
+            self._there = found
+        return self._there
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            raise unfit(self._url, error) from error
+
+    @contextlib.contextmanager
+    def _writing(self, run_id: str = "") -> Iterator[sqlalchemy.Connection]:
+        """Give a transaction that has locked the run's row: SQLite locks the whole file."""
+        with self._trying(), self._engine.begin() as connection:
+            if self._lite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif run_id:
+                locked = select(self._runs.c.workflow_uuid).where(self._runs.c.workflow_uuid == run_id)
+                connection.execute(locked.with_for_update())
+            yield connection
+
+    # What a run asks
+
+    def open(self, asked: Asked, swarm: str, kept: Record | None = None) -> tuple[Request, bool]:
+        """Open a request, unless it was asked before; gives it, and whether that is new.
+
+        `kept` is what the run keeps with it. A request that is still open shows what is asked now.
+        """
+        seal, place = self._seal_for(swarm), place_of(asked.id)
+        stored = dumps(seal.close(_asked_record(asked, kept), place))
+        at = now()
+        expires = None if asked.timeout is None else at + round(asked.timeout * 1000)
+        rows = self._rows
+        insert = (sqlite if self._lite else postgresql).insert(rows).values(
+            id=asked.id, run_id=asked.run_id, call=asked.call, kind=asked.kind, state="open", swarm=swarm,
+            request=stored, created_at=at, expires_at=expires,
+        )  # fmt: skip
+        refreshed = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
+        with self._writing(asked.run_id) as connection:
+            new = connection.execute(insert.on_conflict_do_nothing()).rowcount == 1
+            if not new:
+                # One that was completed before it was opened has nobody's run yet.
+                mine = (rows.c.id == asked.id) & or_(rows.c.run_id == "", rows.c.call == asked.call)
+                outdated = or_(rows.c.state == "open", rows.c.run_id == "")
+                connection.execute(update(rows).where(mine, outdated).values(**refreshed))
+            row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
+        if row.call != asked.call:
+            raise errors.ConfigurationError(
+                f"the token {asked.id.removeprefix(TOKEN)!r} belongs to the tool call {row.call!r}; each call of "
+                "later() needs a token of its own"
+            )
+        return self._read(row), new
+
+    def expire(self, request_id: str) -> Request:
+        """Close a request whose time is over, unless it was decided in time; gives what it is now."""
+        rows = self._rows
+        with self._writing() as connection:
+            over = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
+            connection.execute(over.values(state="expired", answered_at=now()))
+            row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+        return self._read(row)
+
+    def reopen(self, request_id: str, why: str) -> None:
+        """Open a request again whose decision does not fit: whoever decides is shown why."""
+        rows = self._rows
+        with self._writing() as connection:
+            row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+            seal, place = self._seal_for(row.swarm), place_of(request_id)
+            record = {**seal.open(json.loads(row.request), place, f"request {request_id!r}"), "why": codec.encode(why)}
+            values = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
+            stored = dumps(seal.close(record, place))
+            connection.execute(update(rows).where(rows.c.id == request_id).values(request=stored, **values))
+
+    def kept(self, call: str) -> tuple[Request, Record] | None:
+        """Give the request for a result that this tool call has opened, and what was kept with it; or None."""
+        if not self._exists():
+            return None
+        rows = self._rows
+        with self._trying(), self._engine.connect() as connection:
+            row = connection.execute(select(rows).where(rows.c.call == call, rows.c.kind == "result")).first()
+        return None if row is None else (self._read(row), self._open(row).get("kept", {}))
+
+    def asks(self, call: str) -> bool:
+        """Whether a tool call has an open request."""
+        rows = self._rows
+        with self._trying(), self._engine.connect() as connection:
+            return (
+                connection.execute(select(rows.c.id).where(rows.c.call == call, rows.c.state == "open")).first()
+                is not None
+            )
+
+    def decided(self, request_ids: Iterable[str]) -> list[str]:
+        """Give those of the requests that are not open any more."""
+        ids, rows = list(request_ids), self._rows
+        if not ids:
+            return []
+        with self._trying(), self._engine.connect() as connection:
+            return list(
+                connection.execute(select(rows.c.id).where(rows.c.id.in_(ids), rows.c.state != "open")).scalars()
+            )
+
+    # Who answers
+
+    def decide(
+        self, request_id: str, decision: Decision, by: str | None, check: Callable[[Request], None] | None = None
+    ) -> Request:
+        """Take a decision and wake the run; gives the request as it is then.
+
+        `check` may refuse it, too. Raises `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, and
+        `ConfigurationError` where there is no such request, or its run has ended.
+        """
+        run_id = self.found(request_id).run_id
+        with self._writing(run_id) as connection:
+            request = self._undecided(connection, request_id)
+            check_decision(request, decision)
+            if check is not None:
+                check(request)
+            row = self._write(connection, request_id, decision, by)
+            self._wake(connection, run_id)
+        return self._read(row)
+
+    def complete(self, token: str, decision: Decision, by: str | None, swarm: str) -> bool:
+        """Post the result of a call that has given `later(token)`, or will; gives whether a run waits for it.
+
+        Raises `AlreadyAnswered`, `ConfigurationError`.
+        """
+        request_id, rows = TOKEN + token, self._rows
+        early = (sqlite if self._lite else postgresql).insert(rows).values(
+            id=request_id, run_id="", call="", kind="result", state="open", swarm=swarm, created_at=now()
+        )  # fmt: skip
+        self.create()
+        with self._writing() as connection:
+            new = connection.execute(early.on_conflict_do_nothing()).rowcount == 1
+            if new:
+                self._write(connection, request_id, decision, by)
+        if not new:
+            self.decide(request_id, decision, by)
+        return not new
+
+    def _undecided(self, connection: sqlalchemy.Connection, request_id: str) -> Request:
+        rows, runs = self._rows, self._runs
+        row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+        request = self._read(row)
+        if row.state == "answered":
+            by = f" by {row.answered_by}" if row.answered_by else ""
+            raise errors.AlreadyAnswered(f"request {request_id!r} was answered already{by}", request_id=request_id)
+        if row.state == "expired" or (row.expires_at is not None and row.expires_at <= now()):
+            raise errors.RequestExpired(f"request {request_id!r} has expired", request_id=request_id)
+        status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == row.run_id)).scalar()
+        if status not in UNFINISHED:
+            raise errors.ConfigurationError(f"run {row.run_id!r} has ended; its request {request_id!r} is closed")
+        return request
+
+    def _write(
+        self, connection: sqlalchemy.Connection, request_id: str, decision: Decision, by: str | None
+    ) -> sqlalchemy.Row[Any]:
+        rows = self._rows
+        found = connection.execute(select(rows.c.swarm).where(rows.c.id == request_id)).scalar_one()
+        stored = dumps(self._seal_for(found).close(decision_record(decision), decision_of(request_id)))
+        taken = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
+        values = {"state": "answered", "decision": stored, "answered_by": by, "answered_at": now()}
+        if connection.execute(taken.values(**values)).rowcount != 1:
+            raise errors.AlreadyAnswered(f"request {request_id!r} was answered already", request_id=request_id)
+        return connection.execute(select(rows).where(rows.c.id == request_id)).one()
+
+    # Rest and waking
+
+    def rest(self, run_id: str, owner: str | None, request_ids: list[str], until: int | None) -> None:
+        """Lay a run that waits to rest, with its calls: nobody executes it until it is woken, or a time has come.
+
+        Nothing happens if `owner` executes it no more. If a request was decided meanwhile, it is woken at once.
+        """
+        runs, rows = self._runs, self._rows
+        with self._writing(run_id) as connection:
+            found = connection.execute(
+                select(runs.c.status, runs.c.owner_xid).where(runs.c.workflow_uuid == run_id)
+            ).first()
+            if found is None or found.status != "PENDING" or found.owner_xid != owner:
+                return
+            late = select(rows.c.id).where(rows.c.id.in_(request_ids), rows.c.state != "open").limit(1)
+            awake = bool(request_ids) and connection.execute(late).first() is not None
+            self._hand_over(connection, run_id, "PENDING", "ENQUEUED" if awake else "DELAYED", until)
+
+    def wake(self, run_id: str) -> None:
+        """Have a run that rests go on."""
+        with self._writing(run_id) as connection:
+            self._wake(connection, run_id)
+
+    def _wake(self, connection: sqlalchemy.Connection, run_id: str) -> None:
+        self._hand_over(connection, run_id, "DELAYED", "ENQUEUED", None)
+
+    def _hand_over(
+        self, connection: sqlalchemy.Connection, run_id: str, before: str, after: str, until: int | None
+    ) -> None:
+        runs = self._runs
+        calls = (runs.c.parent_workflow_id == run_id) & (runs.c.name == records.TOOL)
+        ours = or_(runs.c.workflow_uuid == run_id, calls)
+        values = {
+            "status": after,
+            "queue_name": records.UNCLAIMED,
+            "owner_xid": None,
+            "recovery_attempts": 0,
+            "started_at_epoch_ms": None,
+            "delay_until_epoch_ms": until,
+            "updated_at": now(),
+        }
+        connection.execute(update(runs).where(ours, runs.c.status == before).values(**values))
+
+    def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
+        """Give those of the runs and tool calls that were cancelled."""
+        ids, runs = list(workflow_ids), self._runs
+        if not ids:
+            return []
+        cancelled = select(runs.c.workflow_uuid).where(runs.c.workflow_uuid.in_(ids), runs.c.status == "CANCELLED")
+        with self._trying(), self._engine.connect() as connection:
+            return list(connection.execute(cancelled).scalars())
+
+    # Looking
+
+    def found(self, request_id: str) -> Request:
+        """Give a request. Raises `ConfigurationError` where there is none of that id."""
+        row = None
+        if self._exists():
+            with self._trying(), self._engine.connect() as connection:
+                row = connection.execute(select(self._rows).where(self._rows.c.id == request_id)).first()
+        if row is None:
+            raise errors.ConfigurationError(f"there is no request {request_id!r} in this database")
+        return self._read(row)
+
+    def of_run(self, run_id: str) -> list[Request]:
+        """Give all requests of a run, oldest first."""
+        rows = self._rows
+        return self._listed(select(rows).where(rows.c.run_id == run_id))
+
+    def open_requests(self, run_ids: Iterable[str] | None = None, limit: int | None = None) -> list[Request]:
+        """Give the open requests of runs that have not ended, oldest first: of all runs, or of these."""
+        rows, runs = self._rows, self._runs
+        wanted = select(rows).join(runs, runs.c.workflow_uuid == rows.c.run_id)
+        wanted = wanted.where(rows.c.state == "open", runs.c.status.in_(UNFINISHED))
+        if run_ids is not None:
+            wanted = wanted.where(rows.c.run_id.in_(list(run_ids)))
+        return self._listed(wanted.limit(limit))
+
+    def waiting(self, run_ids: list[str]) -> set[str]:
+        """Give those of the runs that have an open request."""
+        rows = self._rows
+        if not run_ids or not self._exists():
+            return set()
+        with self._trying(), self._engine.connect() as connection:
+            wanted = select(rows.c.run_id).where(rows.c.run_id.in_(run_ids), rows.c.state == "open")
+            return set(connection.execute(wanted.distinct()).scalars())
+
+    def _listed(self, wanted: sqlalchemy.Select[Any]) -> list[Request]:
+        if not self._exists():
+            return []
+        rows = self._rows
+        with self._trying(), self._engine.connect() as connection:
+            found = connection.execute(wanted.order_by(rows.c.created_at, rows.c.id)).all()
+        return [self._read(row, closed=CLOSED) for row in found]
+
+    def _open(self, row: Any) -> Record:
+        if row.request is None:
+            return {"v": 1}
+        return self._seal_for(row.swarm).open(json.loads(row.request), place_of(row.id), f"request {row.id!r}")
+
+    def _decision(self, row: Any) -> Decision | None:
+        if row.decision is None:
+            return Decision("expired") if row.state == "expired" else None
+        stored = json.loads(row.decision)
+        what = f"the answer to request {row.id!r}"
+        return read_decision(self._seal_for(row.swarm).open(stored, decision_of(row.id), what))
+
+    def _read(self, row: Any, closed: str | None = None) -> Request:
+        """Give a request from its row; with `closed`, what this process cannot open is shown as that."""
+        try:
+            with records.reading(f"request {row.id!r}"):
+                return _request(row, self._open(row), self._decision(row))
+        except Sealed:
+            if closed is None:
+                raise
+            return _request(row, {"question": closed}, None)
+
+
+def _asked_record(asked: Asked, kept: Record | None) -> Record:
+    fields = {
+        "agent": asked.agent,
+        "tool": codec.encode(asked.tool),
+        "call_id": codec.encode(asked.call_id),
+        "question": codec.encode(asked.question),
+        "choices": None if asked.choices is None else codec.encode(asked.choices),
+        "arguments": None if asked.arguments is None else codec.encode(asked.arguments),
+        "schema": asked.schema,
+        "kept": kept,
+    }
+    return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
+
+
+def _request(row: Any, record: Record, decision: Decision | None) -> Request:
+    why = codec.decode(record.get("why", ""))
+    question = codec.decode(record.get("question", ""))
+    request = Request(
+        id=row.id,
+        run_id=row.run_id,
+        kind=row.kind,
+        agent=record.get("agent", ""),
+        tool=codec.decode(record.get("tool", "")),
+        question=f"{question} ({why})" if why else question,
+        created_at=_moment(row.created_at),
+        status=row.state,
+        call_id=codec.decode(record.get("call_id", "")),
+        choices=codec.decode(record.get("choices")),
+        arguments=codec.decode(record.get("arguments")),
+        schema=record.get("schema"),
+        expires_at=None if row.expires_at is None else _moment(row.expires_at),
+    )
+    if row.state == "open":
+        return request
+    at = None if row.answered_at is None else _moment(row.answered_at)
+    return replace(request, decision=decision, answered_by=row.answered_by, answered_at=at)
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,240 @@
+"""Makes one tool call, with all that stands before and behind its tool, and gives the record of what came of it.
+
+Everything here may take place once more in another life, and finds what earlier ones have left: a request that was
+opened, a mark that the tool was begun, a result that is awaited. `docs/effects.md` has the table of what follows.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from durable_swarm import codec, errors
+from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
+from durable_swarm.engine import records
+from durable_swarm.engine.failures import engines_code, users_code
+from durable_swarm.engine.inbox import Inbox, now
+from durable_swarm.engine.live import Again, ToolCall
+from durable_swarm.engine.records import Record
+from durable_swarm.engine.room import Room
+from durable_swarm.engine.signals import Held
+from durable_swarm.errors import safe_text
+from durable_swarm.gates import approval_of, approved, later_of, outcome_of, posted, refusal
+from durable_swarm.loop import Call, Outcome
+from durable_swarm.models import without_secrets
+from durable_swarm.requests import Asked, Decision, Request
+from durable_swarm.schema import accepted, check_arguments
+from durable_swarm.tools import CurrentCall, Inside, Recorder, retrying
+from durable_swarm.types import ToolSettings, settings_of
+from durable_swarm.waits import Waits, in_thread, is_async
+
+
+class CallRecorder(Recorder, Protocol):
+    """What records the steps of an undecorated call."""
+
+    async def mark(self, waits: Waits) -> bool:
+        """Record that the tool is about to be entered; gives whether that is new."""
+
+
+@dataclass
+class AtCall:
+    """Where one tool call waits for people and programs."""
+
+    made: ToolCall
+    key: str
+    inbox: Inbox
+    room: Room
+    holds_thread: bool = False
+    """Whether who waits blocks a thread: the tool itself, if it is a plain function."""
+
+    async def wait(self, asked: Asked, unfit: Any = None, kept: Record | None = None) -> Decision:
+        """Ask, unless it was asked before, and wait for the decision; one that is unfit opens the request again."""
+        with engines_code(f"request {asked.id!r}"):
+            while True:
+                decision = await self._decision(asked, await self.open(asked, kept))
+                problem = unfit(decision) if unfit is not None else ""
+                if not problem:
+                    return decision
+                await in_thread(self.inbox.reopen, asked.id, problem)
+
+    async def open(self, asked: Asked, kept: Record | None = None) -> Request:
+        """Open a request, unless it was asked before."""
+        request, _ = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept)
+        self._tell("request.opened", request, question=request.question)
+        return request
+
+    async def _decision(self, asked: Asked, request: Request) -> Decision:
+        if request.decision is None:
+            self._tell("run.waiting", request)
+        while request.decision is None:
+            left = _left(asked, request)
+            if left is not None and left <= 0:
+                request = await in_thread(self.inbox.expire, asked.id)
+                continue
+            await self.pause(left, asked.id)
+            request = await in_thread(self.inbox.found, asked.id)
+        self._tell("request.closed", request, verdict=request.decision.verdict, answered_by=request.answered_by)
+        return request.decision
+
+    async def pause(self, seconds: float | None, request: str | None = None) -> None:
+        """Wait here for a request, or for so many seconds."""
+        await self.room.wait(self.made.run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread)
+
+    def _tell(self, kind: Any, request: Request, **more: Any) -> None:
+        call = self.made.call
+        about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id, "request_id": request.id}
+        self.made.run.feed.note(self.key, kind, {**about, "kind": request.kind, **more})
+
+
+def _left(asked: Asked, request: Request) -> float | None:
+    """Give the seconds until the request expires: never more than it was given at first, if a clock was set back."""
+    if request.expires_at is None:
+        return None
+    left = request.expires_at.timestamp() - now() / 1000
+    return left if asked.timeout is None else min(left, asked.timeout)
+
+
+@dataclass
+class Making:
+    """One tool call being made, by the code as it is now."""
+
+    made: ToolCall
+    key: str
+    recorder: CallRecorder | None
+    """What records the call's own steps; None for a `@step` tool, which is one record."""
+    waits: Waits
+    people: AtCall
+
+    def __post_init__(self) -> None:
+        run, call = self.made.run, self.made.call
+        self.function: Any = find_tool(self.made.agent, call.tool)
+        if self.function is None:
+            raise Held(_gone(self.made))
+        self.current = CurrentCall(run.run_id, self.made.agent.name, call.tool, call.id, self.made.attempt, self.key)
+        self.change, self.context = records.Change.watch(self.made.context)
+        self.tell = run.swarm.tool_errors == "tell"
+
+    async def record(self) -> Record:
+        """Make the call and give its record."""
+        with users_code(records.tool_step(self.made.call.tool)):
+            record = await self._kept() or await self._made()
+        return self.made.run.feed.stamped(self.key, record)
+
+    async def announce(self) -> None:
+        """Open the request for the call's approval before the call has its turn."""
+        asked = approval_of(self.function, self.made.call, self.current)
+        with engines_code(f"request {asked.id!r}"):
+            await self.waits.call(self.people.open, asked)
+
+    async def _made(self) -> Record:
+        call, outcome = self.made.call, None
+        if call.approval:
+            call, outcome = await approved(self.function, call, self.current, self.people, self.waits)
+        if outcome is None:
+            outcome = await (self._once(call) if call.effect == "once" else self._entered(call))
+        record = records.outcome_record(self.change.read(outcome, self.context))
+        return record if outcome.later is None else await self._later(outcome.later, record)
+
+    async def _entered(self, call: Call) -> Outcome:
+        """Enter the tool, when its turn has come."""
+        body = functools.partial(self._body, call)
+        lane = self.made.lane
+        return await (body() if lane is None else lane.run(self.function, body))
+
+    async def _body(self, call: Call) -> Outcome:
+        run, made = self.made.run, self.made
+        again = None if made.attempt == 1 else Again(run.run_id, call.tool, call.plan == "flow")
+        async with made.trials.execution(self.key, self.waits, again):
+            run.begun.add(self.key)
+            try:
+                return await self._called(call)
+            finally:
+                run.begun.discard(self.key)
+
+    async def _called(self, call: Call) -> Outcome:
+        return await call_tool(
+            self.function,
+            call,
+            self.context,
+            self._here(),
+            cast=self.made.run.cast,
+            tell_errors=self.tell,
+            waits=self.waits,
+        )
+
+    def _here(self) -> Inside:
+        people = replace(self.people, holds_thread=not is_async(self.function))
+        return Inside(self.current, self.recorder, people, emit=self._emit)
+
+    def _emit(self, attempt: int, data: Any) -> None:
+        call = self.made.call
+        about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id}
+        self.made.run.feed.progress(self.key, {**about, "attempt": attempt, "progress": data})
+
+    # A tool that is entered once
+
+    async def _once(self, call: Call) -> Outcome:
+        """Enter the tool, unless an earlier life may have: then its check decides, or a person."""
+        number = 0
+        while not await self._marks():
+            outcome = await self._unknown(call, number)
+            if outcome is not None:
+                return outcome
+            number += 1
+        return await self._entered(call)
+
+    async def _marks(self) -> bool:
+        if self.recorder is None:
+            raise errors.ConfigurationError(f"tool {self.made.call.tool!r} has no place for its mark")
+        return await self.recorder.mark(self.waits)
+
+    async def _unknown(self, call: Call, number: int) -> Outcome | None:
+        """Find out what became of the call; None if it is to be made."""
+        why, check = "", settings_of(self.function).check
+        if check is not None:
+            try:
+                found = await self._checked(check, call)
+                return None if found is None else read_result(found, self.made.run.cast)
+            except Exception as error:
+                why = f"Its check raised {type(error).__name__}: {without_secrets(safe_text(error))[:200]}"
+        decision: Decision = await self.waits.call(self.people.wait, outcome_of(call, self.current, number, why))
+        if decision.verdict == "approved":
+            return None
+        if decision.verdict == "rejected":
+            return Outcome(refusal("call", decision))
+        return read_result(decision.value, self.made.run.cast)
+
+    async def _checked(self, check: Any, call: Call) -> Any:
+        arguments = {**check_arguments(self.function, call.arguments), "context_variables": self.context}
+        body = functools.partial(check, **accepted(check, self.function, arguments))
+        return await self.waits.call(retrying(body, ToolSettings(), Inside(self.current, None, self.people)))
+
+    # A result that comes later
+
+    async def _kept(self) -> Record | None:
+        """Give the record of a call whose tool has returned in an earlier life, and gave `later`; else None."""
+        if self.made.attempt == 1:
+            return None
+        with engines_code(f"tool call {self.key!r}"):
+            found = await in_thread(self.people.inbox.kept, self.key)
+        return None if found is None else await self._later(found[0].id.removeprefix("token:"), found[1])
+
+    async def _later(self, token: str, record: Record) -> Record:
+        if self.recorder is None:
+            raise errors.ConfigurationError(
+                f"tool {self.made.call.tool!r} is a @step, one record, and cannot give later(); take @step off the tool"
+            )
+        asked = later_of(self.made.call, self.current, token)
+        wait = functools.partial(self.people.wait, asked, kept=record)
+        decision: Decision = await self.waits.call(wait)
+        outcome = posted(decision, lambda value: read_result(value, self.made.run.cast), Outcome(""))
+        return {**record, "text": codec.encode(outcome.text)}
+
+
+def _gone(made: ToolCall) -> errors.ReplayMismatch:
+    return errors.ReplayMismatch(
+        f"agent {made.agent.name!r} has no tool {made.call.tool!r} any more, but a call of it is open; "
+        "bring the tool back, or cancel the run",
+        run_id=made.run.run_id,
+    )

@@ -1,0 +1,148 @@
+"""Requests: what a run asks of a person or of another program, and the answers it may get. Data and rules only.
+
+kind               who decides                answers that are taken
+question           `ask_human`                answer(text), one of the choices if there are any
+approval           a tool with `approval`     approve(), approve(arguments=...), reject(reason)
+unknown_outcome    a `once` tool that died    answer(its result): it happened; approve(): repeat it; reject(reason)
+result             a tool gave `later(token)` answer(result), or `complete(token, result)` by another program
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from durable_swarm import codec
+from durable_swarm.errors import InvalidAnswer
+
+Kind = Literal["question", "approval", "unknown_outcome", "result"]
+Status = Literal["open", "answered", "expired"]
+Verdict = Literal["answered", "approved", "rejected", "expired"]
+
+_TAKES: dict[Kind, tuple[Verdict, ...]] = {
+    "question": ("answered",),
+    "approval": ("approved", "rejected"),
+    "unknown_outcome": ("answered", "approved", "rejected"),
+    "result": ("answered", "rejected"),
+}
+_METHODS = {"answered": "answer()", "approved": "approve()", "rejected": "reject()"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked: all that whoever answers is shown, and what an answer must fit.
+
+    `call` is the id of the tool call that asks. `arguments` are those of the call as plain JSON, `schema` the JSON
+    schema they must fit. `timeout` is in seconds.
+    """
+
+    id: str
+    kind: Kind
+    run_id: str
+    call: str
+    agent: str
+    tool: str
+    question: str
+    call_id: str = ""
+    choices: list[str] | None = None
+    arguments: dict[str, Any] | None = None
+    schema: dict[str, Any] | None = None
+    timeout: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided: `value` answers, `arguments` are what an approver has made of the call's, `reason` rejects."""
+
+    verdict: Verdict
+    value: Any = None
+    arguments: dict[str, Any] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a run, as whoever answers it sees it.
+
+    `kind` is `question`, `approval`, `unknown_outcome` or `result` (a result that another program will post), `status`
+    `open`, `answered` or `expired`. `arguments` are those of the tool call, exactly as it would be executed. `decision`,
+    `answered_by` and `answered_at` tell what became of it. Times are aware UTC.
+    """
+
+    id: str
+    run_id: str
+    kind: Kind
+    agent: str
+    tool: str
+    question: str
+    created_at: datetime
+    status: Status = "open"
+    call_id: str = ""
+    choices: list[str] | None = None
+    arguments: dict[str, Any] | None = None
+    expires_at: datetime | None = None
+    decision: Decision | None = None
+    answered_by: str | None = None
+    answered_at: datetime | None = None
+    schema: dict[str, Any] | None = field(default=None, repr=False)
+
+
+def check_decision(asked: Asked | Request, decision: Decision) -> None:
+    """Check that this decides what is asked. Raises `InvalidAnswer`, which says what would be taken."""
+    problem = _problem(asked, decision)
+    if problem:
+        raise InvalidAnswer(problem, request_id=asked.id)
+
+
+def _problem(asked: Asked | Request, decision: Decision) -> str:
+    """Give what is wrong with the decision, or ''."""
+    if decision.verdict not in _TAKES[asked.kind]:
+        takes = " or ".join(_METHODS[verdict] for verdict in _TAKES[asked.kind])
+        return f"request {asked.id!r} is of kind {asked.kind!r} and takes {takes}, not {_METHODS[decision.verdict]}"
+    if asked.kind == "question" and not isinstance(decision.value, str):
+        return f"the answer to request {asked.id!r} must be a text, not a {type(decision.value).__name__}"
+    if asked.choices is not None and decision.value not in asked.choices:
+        choices = ", ".join(map(repr, asked.choices))
+        return f"request {asked.id!r} takes one of {choices}, not {decision.value!r:.100}"
+    return "" if decision.arguments is None else _misfit(asked, decision.arguments)
+
+
+def _misfit(asked: Asked | Request, arguments: Any) -> str:
+    """Give what is wrong with what an approver has made of a call's arguments, or ''."""
+    if asked.kind != "approval":
+        return f"request {asked.id!r} is no approval, so its arguments cannot be changed"
+    if not isinstance(arguments, dict):
+        return f"arguments must be a dictionary, not a {type(arguments).__name__}"
+    if asked.schema is None:
+        return ""
+    from jsonschema import Draft202012Validator
+
+    found = Draft202012Validator({"additionalProperties": False, **asked.schema}).iter_errors(arguments)
+    problems = sorted(found, key=lambda problem: [str(part) for part in problem.path])[:5]
+    reasons = [f"{'.'.join(map(str, problem.path)) or 'arguments'}: {problem.message:.200}" for problem in problems]
+    return f"these arguments do not fit tool {asked.tool!r}: {'; '.join(reasons)}" if reasons else ""
+
+
+def decision_record(decision: Decision) -> dict[str, Any]:
+    """Give a decision as plain JSON. Raises `NotSerializable`."""
+    fields = {
+        "value": None if decision.value is None else codec.encode(decision.value, "the answer"),
+        "arguments": None if decision.arguments is None else codec.encode(decision.arguments, "arguments"),
+        "reason": codec.encode(decision.reason) or None,
+    }
+    return {
+        "v": 1,
+        "verdict": decision.verdict,
+        **{key: value for key, value in fields.items() if value is not None},
+    }
+
+
+def read_decision(record: dict[str, Any]) -> Decision:
+    """Give the decision from its record."""
+    return Decision(
+        record["verdict"],
+        codec.decode(record.get("value")),
+        codec.decode(record.get("arguments")),
+        codec.decode(record.get("reason", "")),
+    )
