@@ -66,8 +66,8 @@ class Request:
     """One request of a run, as whoever answers it sees it.
 
     `kind` is `question`, `approval`, `unknown_outcome` or `result` (a result that another program will post), `status`
-    `open`, `answered` or `expired`. `arguments` are those of the tool call, exactly as it would be executed. `decision`,
-    `answered_by` and `answered_at` tell what became of it. Times are aware UTC.
+    `open`, `answered` or `expired`. `arguments` are those of the tool call, exactly as it would be executed.
+    `decision`, `answered_by` and `answered_at` tell what became of it. Times are aware UTC.
     """
 
     id: str

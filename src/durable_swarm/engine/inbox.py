@@ -71,6 +71,8 @@ class Inbox:
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms", "executor_id")
         self._runs = table("workflow_status", *map(column, (*names, *more)), schema=schema)
+        names = ("workflow_uuid", "function_name", "output")
+        self._steps = table("operation_outputs", *map(column, names), schema=schema)
         self._there = False
 
     # The table
@@ -335,13 +337,19 @@ class Inbox:
         return self._listed(wanted.limit(limit))
 
     def waiting(self, run_ids: list[str]) -> set[str]:
-        """Give those of the runs that have an open request."""
-        rows = self._rows
-        if not run_ids or not self._exists():
+        """Give those of the runs that have an open request, or a tool that sleeps."""
+        rows, runs, steps = self._rows, self._runs, self._steps
+        if not run_ids:
             return set()
+        asking = select(rows.c.run_id).where(rows.c.run_id.in_(run_ids), rows.c.state == "open").distinct()
+        slept = select(runs.c.parent_workflow_id, steps.c.output).join(
+            steps, (steps.c.workflow_uuid == runs.c.workflow_uuid) & (steps.c.function_name == "DBOS.sleep")
+        )
+        slept = slept.where(runs.c.parent_workflow_id.in_(run_ids), runs.c.status.in_(UNFINISHED))
         with self._trying(), self._engine.connect() as connection:
-            wanted = select(rows.c.run_id).where(rows.c.run_id.in_(run_ids), rows.c.state == "open")
-            return set(connection.execute(wanted.distinct()).scalars())
+            asks = set(connection.execute(asking).scalars()) if self._exists() else set()
+            ends = connection.execute(slept).all()
+        return asks | {run_id for run_id, end in ends if _is_later(end)}
 
     def _listed(self, wanted: sqlalchemy.Select[Any]) -> list[Request]:
         if not self._exists():
@@ -410,6 +418,14 @@ def _request(row: Any, record: Record, decision: Decision | None) -> Request:
         return request
     at = None if row.answered_at is None else _moment(row.answered_at)
     return replace(request, decision=decision, answered_by=row.answered_by, answered_at=at)
+
+
+def _is_later(moment: Any) -> bool:
+    """Whether this is the recorded end of a sleep, in seconds since 1970, and has not come."""
+    try:
+        return float(moment) > time.time()
+    except (TypeError, ValueError):
+        return False
 
 
 def _moment(milliseconds: int) -> datetime:

@@ -40,7 +40,7 @@ from durable_swarm.waits import Home, background_loop
 
 log = logging.getLogger("durable_swarm")
 
-FAST, SLOW = 0.05, 1.0
+FAST, SLOW = 0.05, 0.25
 """Seconds between looks at the queue of runs taken over: just after a take-over, and otherwise."""
 LOOK, KEEP = 0.25, 2.0
 """Seconds between looks for what others have decided and resumed; and for what else is to be seen to."""
@@ -83,7 +83,6 @@ class Process:
         )
         self.store = Store(url, engine, self.swarms.codec_for, owns=not self.hosted)
         self.trials = Trials(self.store, self.still_open)
-        self.room = Room(self.store.inbox)
         try:
             self._launch(worker_id)
         except BaseException:
@@ -96,6 +95,7 @@ class Process:
     def _start_keeping(self) -> None:
         self.store.inbox.create()
         self.store.mailbox.create()
+        self.room = Room(self.store.inbox)
         self.writer = Writer(self.store.events.write)
         self._unwatch = roster.watch(self._agent_defined)
         self._fast_until = time.monotonic() + 3

@@ -1,7 +1,7 @@
-"""How a run leaves its workflow when it has no response: what failed, what holds it, and what DBOS stores of it.
+"""How a run leaves its workflow without a response: what failed, what holds it, and what DBOS stores of it.
 
-`Failed`, `Held` and `Released` are no `Exception`s, so that neither DBOS records them as the result of a step (then a repaired
-program could not repeat it) nor a tool's `except Exception` swallows them.
+`Failed`, `Held` and `Released` are no `Exception`s, so that neither DBOS records them as the result of a step (then a
+repaired program could not repeat it) nor a tool's `except Exception` swallows them.
 """
 
 from __future__ import annotations

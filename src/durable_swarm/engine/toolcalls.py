@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors
-from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
+from durable_swarm.calls import call_tool, find_tool, read_result
 from durable_swarm.engine import records
 from durable_swarm.engine.failures import engines_code, users_code
 from durable_swarm.engine.inbox import Inbox, now

@@ -26,6 +26,9 @@ _READS = re.compile(r"\s*(?:SELECT|PRAGMA|BEGIN|SET|CREATE|ALTER|DROP)\b", re.IG
 _ENGINE = re.compile(r"workflow_\w+|operation_outputs|notifications|streams|queues|application_versions|dbos_\w+")
 """The engine's tables: its polling writes to them too, and then names no workflow."""
 
+_OURS = {"durable_swarm_requests": "write of a request", "durable_swarm_messages": "write to the mailbox of a run"}
+"""Tables of this package's own, in words."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -142,6 +145,8 @@ def _labels(statement: str, parameters: Mapping[str, Any]) -> list[str]:
     tables = [] if _READS.match(statement) else _WRITES.findall(statement)
     if not tables:
         return []
+    if said := [_OURS[table] for table in tables if table in _OURS]:
+        return said
     foreign = [table for table in tables if not _ENGINE.fullmatch(table)]
     if foreign:
         return [f"commit to table {table}" for table in foreign]
