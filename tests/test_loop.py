@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from durable_swarm.loop import (
     Ask,
     Call,
-    CallAll,
+    Close,
     Detour,
+    Effect,
     Ending,
     Outcome,
     Reply,
@@ -69,7 +70,9 @@ class Journal:
     def __post_init__(self) -> None:
         self._answers = iter(self.script)
 
-    async def __call__(self, effect: Ask | CallAll) -> Any:
+    async def __call__(self, effect: Effect) -> Any:
+        if isinstance(effect, Close):
+            return False
         self.contexts.append(copy.deepcopy(effect.context))
         if isinstance(effect, Ask):
             self.trace.append(f"ask {effect.turn} {effect.agent}")
@@ -230,7 +233,7 @@ def test_absorb() -> None:
 def test_an_exception_of_the_performer_ends_the_run() -> None:
     """What the performer raises comes out of `drive`, also where it is no Exception."""
 
-    async def perform_badly(_: Ask | CallAll) -> Any:
+    async def perform_badly(_: Effect) -> Any:
         raise SystemExit(3)
 
     with pytest.raises(SystemExit):
@@ -267,11 +270,12 @@ def test_generated_runs(script: list[Any], max_turns: int | None, execute_tools:
     journal, ending = perform(script, max_turns=max_turns, execute_tools=execute_tools)
     for request in journal.requests:
         check_request({"model": "m", "messages": request})
-    for length in range(len(script) + 1):
-        story = retell(script[:length], max_turns=max_turns, execute_tools=execute_tools)
+    recorded = script[: len(script) - len(journal.rest())]
+    for length in range(len(recorded) + 1):
+        story = retell(recorded[:length], max_turns=max_turns, execute_tools=execute_tools)
         if execute_tools:
             assert_legal(story.messages)
-    assert retell(script, max_turns=max_turns, execute_tools=execute_tools).ending == ending
+    assert retell(recorded, max_turns=max_turns, execute_tools=execute_tools).ending == ending
 
 
 def kept_turns(script: list[Any]) -> list[Turn]:

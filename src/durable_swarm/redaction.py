@@ -90,8 +90,7 @@ class Redacting:
         return self._member(key, value) if key in _OWN_SHAPE else self._value(value)
 
     def _progress(self, data: dict[str, Any]) -> dict[str, Any]:
-        own = {key: self._value(data[key]) for key in ("progress", "question") if key in data}
-        return {**data, **own}
+        return {key: self._value(item) if key in ("progress", "question") else item for key, item in data.items()}
 
     def _named(self, value: Any) -> Any:
         """Mask in a message or a failure, but not in the fields that hold names."""

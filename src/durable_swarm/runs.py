@@ -67,14 +67,16 @@ class _Recorded:
 
     next_reply: Callable[[], Reply | None]
     next_outcome: Callable[[int, Call], Outcome | None]
-    goes_on: Callable[[int], bool]
     usage: Usage | None = None
+    ahead: Reply | None = None
+    """The reply that follows one without tool calls: the run went on, since more was said to it."""
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         if isinstance(effect, Close):
-            return self.goes_on(effect.turn)
+            self.ahead = self.next_reply()
+            return self.ahead is not None
         if isinstance(effect, Ask):
-            reply = self.next_reply()
+            reply, self.ahead = self.ahead or self.next_reply(), None
             if reply is None:
                 raise _NotYet(effect, [])
             self.usage = add(self.usage, reply.usage)
@@ -92,17 +94,14 @@ def follow(
     start: Start,
     next_reply: Callable[[], Reply | None],
     next_outcome: Callable[[int, Call], Outcome | None],
-    goes_on: Callable[[int], bool],
     *,
     pending: str,
 ) -> Story:
     """Tell a run's story from its records, with the same loop that ran it.
-
-    `goes_on` says whether the run went on after a turn in which no tool was called, since more was said to it.
     The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
     """
     kept = functools.reduce(add, (turn.reply.usage for turn in start.kept), None)
-    recorded = _Recorded(next_reply, next_outcome, goes_on, kept)
+    recorded = _Recorded(next_reply, next_outcome, kept)
     try:
         ending = finish(drive(turns(start), recorded))
     except _NotYet as end:

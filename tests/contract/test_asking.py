@@ -344,8 +344,7 @@ def test_where_nobody_can_be_asked(make_swarm: MakeSwarm, plain_run: Run) -> Non
 def test_bad_arguments(ask: Callable[[], Any]) -> None:
     """What is wrong with a question or a tool's settings is told at once, in one line."""
     with pytest.raises(ConfigurationError) as error:
-        made = ask()
-        made(print)
+        ask()(print)
     assert "\n" not in str(error.value)
 
 

@@ -100,7 +100,7 @@ def decide(run: Run, verdict: str | None) -> list[str]:
 
 
 def lived(lives: Lives, folder: Path, *args: Any) -> tuple[Any, Counter[str]]:
-    """Live until killed at the point, live once more, and give what that life gave, and how often each thing happened."""
+    """Live until killed at the point, live once more; gives what that life gave, and how often each thing happened."""
     url, ledger = f"sqlite:///{folder}/runs.sqlite", folder / "ledger"
     effect, point, found, verdict = args
     first = lives.live(charging, url, effect, point, found, verdict, ledger=ledger)
@@ -123,7 +123,7 @@ def test_what_may_be_repeated(effect: str, point: str, lives: Lives, tmp_path: P
 @pytest.mark.parametrize("verdict", ["happened", "repeat", "reject"])
 @pytest.mark.parametrize("point", POINTS)
 def test_once(point: str, verdict: str, lives: Lives, tmp_path: Path) -> None:
-    """A `once` tool whose outcome is unknown is never entered again unseen: a person decides what becomes of the call."""
+    """A `once` tool whose outcome is unknown is never entered again unseen: a person decides what becomes of it."""
     (text, kinds), times = lived(lives, tmp_path, "once", point, None, verdict)
     unknown = point in ("after the mark", "inside the body", "after the body")
     entered = 0 if point in ("before the mark", "after the mark") else 1

@@ -23,7 +23,7 @@ from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
 from durable_swarm.engine.conversing import decide
 from durable_swarm.engine.dictionaries import dictionaries, dictionaries_async
-from durable_swarm.engine.live import LiveRun
+from durable_swarm.engine.live import LiveRun, beginning
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.run import Run
@@ -266,7 +266,7 @@ class DurableSwarm(Runner):
         live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
         about = {"agent": agent.name, "swarm": self.name, "at": prepared.record["at"]}
         try:
-            with process.beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
+            with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
                 yield live
         except BaseException:
             self._open().stop(live)

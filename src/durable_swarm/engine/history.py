@@ -31,7 +31,7 @@ def story(store: Rows, row: Any) -> Story:
 
     state = state_of(row)
     pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
-    return follow(start, next_reply, next_outcome, lambda turn: turn + 1 < len(told), pending=pending)
+    return follow(start, next_reply, next_outcome, pending=pending)
 
 
 def step_infos(store: Rows, row: Any) -> list[StepInfo]:

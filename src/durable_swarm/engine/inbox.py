@@ -71,8 +71,9 @@ class Inbox:
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms", "executor_id")
         self._runs = table("workflow_status", *map(column, (*names, *more)), schema=schema)
-        names = ("workflow_uuid", "function_name", "output")
-        self._steps = table("operation_outputs", *map(column, names), schema=schema)
+        self._steps = table(
+            "operation_outputs", column("workflow_uuid"), column("function_name"), column("output"), schema=schema
+        )
         self._there = False
 
     # The table

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from durable_swarm import errors
 from durable_swarm.calls import Cast, Lane
 from durable_swarm.codec import Codec
+from durable_swarm.engine import internals
 from durable_swarm.engine.feed import Feed
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal
@@ -102,6 +104,33 @@ class LiveRun:
     def seal(self) -> Seal:
         """What closes and opens the run's records."""
         return Seal(self.swarm.codec)
+
+
+_beginning: ContextVar[LiveRun | None] = ContextVar("durable_swarm_beginning", default=None)
+
+
+def beginning_here() -> LiveRun | None:
+    """Give the run that is being begun in this context, or None."""
+    return _beginning.get()
+
+
+def is_under_way() -> bool:
+    """Whether this code belongs to a run that has begun; one that was not recorded yet fails at once."""
+    begun = _beginning.get()
+    return internals.in_workflow() and (begun is None or begun.entered)
+
+
+@contextlib.contextmanager
+def beginning(run: LiveRun) -> Iterator[None]:
+    """Have a workflow that is started in this context execute the run with these objects.
+
+    Of several callers that start one run at once, one's workflow executes it, with that caller's objects.
+    """
+    token = _beginning.set(run)
+    try:
+        yield
+    finally:
+        _beginning.reset(token)
 
 
 class Again(NamedTuple):

@@ -15,7 +15,6 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
 from typing import Any
 
 import sqlalchemy
@@ -25,7 +24,7 @@ from durable_swarm import errors, roster
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
-from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall
+from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.room import Room
@@ -75,7 +74,7 @@ class Process:
         self._closing = threading.Event()
         self.parked: dict[str, str] = {}
         """Why runs wait that the database could not be written for; they are tried again by themselves."""
-        self.outage = Outage(url, _is_under_way)
+        self.outage = Outage(url, is_under_way)
         engine = (
             internals.host_database()[1]
             if self.hosted
@@ -165,7 +164,7 @@ class Process:
     def enter(self, run_id: str, record: Record) -> LiveRun:
         """Begin to execute a run: with its own objects if it started here, else with those found by name."""
         with self._lock:
-            begun = _beginning.get()
+            begun = beginning_here()
             run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
             opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
             run.start, run.streams = records.read_start(opened), opened.get("stream") is True
@@ -421,28 +420,6 @@ class Process:
     def _set_poll(self, seconds: float) -> None:
         self._fast_until = time.monotonic() + 3
         internals.set_poll(self._private, seconds)
-
-
-_beginning: ContextVar[LiveRun | None] = ContextVar("durable_swarm_beginning", default=None)
-
-
-def _is_under_way() -> bool:
-    """Whether this code belongs to a run that has begun; one that was not recorded yet fails at once."""
-    begun = _beginning.get()
-    return internals.in_workflow() and (begun is None or begun.entered)
-
-
-@contextlib.contextmanager
-def beginning(run: LiveRun) -> Iterator[None]:
-    """Have a workflow that is started in this context execute the run with these objects.
-
-    Of several callers that start one run at once, one's workflow executes it, with that caller's objects.
-    """
-    token = _beginning.set(run)
-    try:
-        yield
-    finally:
-        _beginning.reset(token)
 
 
 def _end_in_order() -> None:
