@@ -102,7 +102,7 @@ class Later:
 
 
 def later(token: str) -> Any:
-    """Give what a tool returns whose result comes later, as in `return later(token)`.
+    """Give what a tool returns whose result comes later.
 
     Whoever knows the token posts the result, once, from any process: `swarm.complete(token, result)`, or
     `durable-swarm complete TOKEN RESULT`; also before the tool has returned. Until then the run waits. A token must

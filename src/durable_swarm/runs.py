@@ -98,6 +98,7 @@ def follow(
     pending: str,
 ) -> Story:
     """Tell a run's story from its records, with the same loop that ran it.
+
     The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
     """
     kept = functools.reduce(add, (turn.reply.usage for turn in start.kept), None)

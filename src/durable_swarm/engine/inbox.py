@@ -311,6 +311,13 @@ class Inbox:
         with self._trying(), self._engine.connect() as connection:
             return list(connection.execute(cancelled).scalars())
 
+    def owner(self, workflow_id: str) -> str | None:
+        """Give DBOS's token of the execution that has a run or a tool call now."""
+        runs = self._runs
+        with self._trying(), self._engine.connect() as connection:
+            owner = connection.execute(select(runs.c.owner_xid).where(runs.c.workflow_uuid == workflow_id)).scalar()
+            return None if owner is None else str(owner)
+
     # Looking
 
     def found(self, request_id: str) -> Request:

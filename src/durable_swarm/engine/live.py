@@ -31,6 +31,7 @@ class Settings(Protocol):
     clients: Clients
     tool_concurrency: int
     tool_errors: str
+    tool_database: str | None
     name: str
     codec: Codec | None
 

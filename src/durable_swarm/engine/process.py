@@ -32,6 +32,7 @@ from durable_swarm.engine.sealing import input_of
 from durable_swarm.engine.signals import Held, closed
 from durable_swarm.engine.store import Store, notes_on, owner_of
 from durable_swarm.engine.toolcalls import AtCall
+from durable_swarm.engine.transactions import Transactions
 from durable_swarm.engine.trials import Trials
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
@@ -95,6 +96,7 @@ class Process:
         self.store.inbox.create()
         self.store.mailbox.create()
         self.room = Room(self.store.inbox)
+        self.transactions = Transactions(self.url, self.store.inbox.owner)
         self.writer = Writer(self.store.events.write)
         self._unwatch = roster.watch(self._agent_defined)
         self._fast_until = time.monotonic() + 3
@@ -149,6 +151,7 @@ class Process:
             internals.refuse_pickle(everywhere=False)
             self._restore_loops()
         internals.forget_queue(self.queue)
+        self.transactions.close()
         self.store.close()
         self.identity.close()
 
@@ -267,7 +270,7 @@ class Process:
 
     def at_call(self, made: ToolCall, key: str) -> AtCall:
         """Give who answers what a tool call asks."""
-        return AtCall(made, key, self.store.inbox, self.room)
+        return AtCall(made, key, self.store.inbox, self.room, self.transactions)
 
     def rest(self, run: LiveRun) -> None:
         """Lay a run to rest that leaves memory until the database wakes it."""

@@ -333,13 +333,6 @@ class Store:
         """Note JSON values on a run, beside what is noted there already."""
         self._client.update_workflow_attributes(run_id, attributes, merge=True)
 
-    def is_cancelled(self, workflow_id: str) -> bool:
-        """Whether a run or a tool call has been cancelled."""
-        found = self._client.list_workflows(
-            workflow_ids=[workflow_id], status="CANCELLED", load_input=False, load_output=False
-        )
-        return bool(found)
-
     def cancel(self, run_id: str) -> None:
         """Cancel a run and the tool calls under way in it."""
         self._client.cancel_workflow(run_id, cancel_children=True)

@@ -11,23 +11,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors
-from durable_swarm.calls import call_tool, find_tool, read_result
+from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
 from durable_swarm.engine import records
 from durable_swarm.engine.failures import engines_code, users_code
 from durable_swarm.engine.inbox import Inbox, now
 from durable_swarm.engine.live import Again, ToolCall
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.room import Room
+from durable_swarm.engine.sealing import output_of
 from durable_swarm.engine.signals import Held
+from durable_swarm.engine.transactions import Transactions
 from durable_swarm.errors import safe_text
 from durable_swarm.gates import approval_of, approved, later_of, outcome_of, posted, refusal
-from durable_swarm.loop import Call, Outcome
+from durable_swarm.loop import Call, Outcome, absorb
 from durable_swarm.models import without_secrets
 from durable_swarm.requests import Asked, Decision, Request
-from durable_swarm.schema import accepted, check_arguments
+from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.tools import CurrentCall, Inside, Recorder, retrying
 from durable_swarm.types import ToolSettings, settings_of
-from durable_swarm.waits import Waits, in_thread, is_async
+from durable_swarm.waits import Blocking, Waits, finish, in_thread, is_async
 
 
 class CallRecorder(Recorder, Protocol):
@@ -45,6 +47,7 @@ class AtCall:
     key: str
     inbox: Inbox
     room: Room
+    transactions: Transactions
     holds_thread: bool = False
     """Whether who waits blocks a thread: the tool itself, if it is a plain function."""
 
@@ -153,6 +156,8 @@ class Making:
                 run.begun.discard(self.key)
 
     async def _called(self, call: Call) -> Outcome:
+        if call.effect == "transactional":
+            return await told(self._in_transaction(call), tell_errors=self.tell)
         return await call_tool(
             self.function,
             call,
@@ -162,6 +167,24 @@ class Making:
             tell_errors=self.tell,
             waits=self.waits,
         )
+
+    async def _in_transaction(self, call: Call) -> Outcome:
+        """Call the tool in a transaction that holds its record, too; the record of an earlier life counts."""
+        run, place = self.made.run, output_of(self.key)
+
+        def body(connection: Any) -> Record:
+            given = {"connection": connection} if wants_connection(self.function) else {}
+            change, context = records.Change.watch(self.made.context)
+            here = Inside(self.current, None, self.people, emit=self._emit)
+            made = finish(invoke(self.function, call, context, here, cast=run.cast, waits=Blocking(), **given))
+            if made.later is not None:
+                raise errors.ConfigurationError(f"tool {call.tool!r} is transactional, and cannot give later()")
+            return run.seal.close_step(records.outcome_record(change.read(made, context)), place)
+
+        stored = await self.waits.call(self.people.transactions.run, self.key, body, run.swarm.tool_database)
+        outcome = records.read_outcome(run.seal.open(stored, place, f"the transaction of tool call {self.key!r}"))
+        absorb(self.context, outcome)
+        return outcome
 
     def _here(self) -> Inside:
         people = replace(self.people, holds_thread=not is_async(self.function))
