@@ -18,13 +18,14 @@ import click
 from durable_swarm.cli.demo import demo
 from durable_swarm.cli.doctor import doctor
 from durable_swarm.cli.exports import export, fork, import_
+from durable_swarm.cli.inbox import answer, approve, complete, inbox, reject, say
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.runs import cancel, resume, runs, show
 from durable_swarm.cli.script import run
 from durable_swarm.cli.text import one_line
 from durable_swarm.cli.watch import watch
-from durable_swarm.errors import ConfigurationError, DurableSwarmError
-from durable_swarm.service import NoRuns
+from durable_swarm.errors import ConfigurationError, DurableSwarmError, InvalidAnswer
+from durable_swarm.service import NoRequest, NoRuns
 from durable_swarm.service.doctor import installed
 
 NAME = "durable-swarm"
@@ -62,7 +63,10 @@ def app(context: click.Context) -> int | None:
     return 2
 
 
-for command in (demo, run, runs, show, watch, resume, cancel, fork, export, import_, doctor):
+LOOKING = (runs, show, watch, doctor)
+ANSWERING = (inbox, answer, approve, reject, complete, say)
+CHANGING = (resume, cancel, fork, export, import_)
+for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING):
     app.add_command(command)
 
 
@@ -94,9 +98,9 @@ def _explain(error: Exception) -> tuple[int, str]:
             return 2, f"Error: {error.format_message()} See: {path} --help"
         case click.ClickException():
             return error.exit_code, f"Error: {error.format_message()}"
-        case NoRuns():
+        case NoRuns() | NoRequest():
             return 1, f"Error: {error}"
-        case ConfigurationError():
+        case ConfigurationError() | InvalidAnswer():
             return 2, f"Error: {error}"
         case DurableSwarmError():
             return 1, f"Error: {error}"

@@ -30,3 +30,14 @@ def refund(settings: Settings, name: str | None, model: str | None) -> int:
     from durable_swarm.demos import refund as program
 
     return program.main(name=name, database=settings.database, model=model)
+
+
+@demo.command()
+@click.option("--name", metavar="NAME", help="The customer's name.")
+@common
+@click.pass_obj
+def approval(settings: Settings, name: str | None) -> int:
+    """A refund over 100 waits for your yes; approve it from another terminal, killed or not."""
+    from durable_swarm.demos import approval as program
+
+    return program.main(name=name, database=settings.database)

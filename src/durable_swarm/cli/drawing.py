@@ -12,8 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from durable_swarm.cli.requests import Command, requests_lines
 from durable_swarm.cli.text import clock, duration, one_line, shorten, value
-from durable_swarm.runs import StepInfo
+from durable_swarm.requests import Request
+from durable_swarm.runs import ENDED, StepInfo
 from durable_swarm.service import Failure, RunDetail, RunView
 from durable_swarm.types import Message, Usage
 
@@ -60,14 +62,26 @@ def _style(view: RunView) -> str:
     return "yellow" if view.idle else STYLES[view.status]
 
 
-def draw_run(run: RunDetail, resume: str) -> None:
-    """Print one run: how it stands, what was asked, its steps, how it ended and what can be done.
+def draw_run(run: RunDetail, command: Command) -> None:
+    """Print one run: how it stands, what was asked, its steps and requests, how it ended and what can be done.
 
-    `resume` is the command that lets it go on.
+    `command` gives the command line of some words.
     """
     console = _console()
     width = shutil.get_terminal_size().columns if console.is_terminal else PIPE_WIDTH
+    resume = command("resume", run.id)
     for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, resume, width)):
+        _print(console, line)
+    for line in requests_lines(run.requests, command, ended=run.status in ENDED):
+        _print(console, line)
+
+
+def draw_requests(found: Sequence[Request], command: Command) -> None:
+    """Print open requests, each with the commands that decide about it."""
+    console = _console()
+    if not found:
+        console.print("Nothing is asked.")
+    for line in requests_lines(found, command, runs=True):
         _print(console, line)
 
 

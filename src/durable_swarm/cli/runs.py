@@ -54,7 +54,7 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(to_json(detail), indent=2))
     else:
-        draw_run(detail, settings.command("resume", detail.id))
+        draw_run(detail, settings.command)
 
 
 @click.command(short_help="Let a failed or cancelled run go on.")

@@ -41,7 +41,7 @@ def main(name: str | None = None, database: str | None = None, model: str | None
     try:
         return _demonstrate(name, database, model)
     except KeyboardInterrupt:
-        again = _command("demo", "refund", database=database)
+        again = command("demo", "refund", database=database)
         print(f"\nInterrupted. Nothing is lost; to go on where it stopped: {again}", flush=True)
         # At once, like a crash: a tool in another thread would go on printing steps that are not recorded any more.
         os._exit(130)
@@ -64,8 +64,8 @@ def _demonstrate(name: str | None, database: str | None, model: str | None) -> i
         except Exception as error:
             print(f"\nThe run failed: {error}\nStarted again, the demo begins a new run.", file=sys.stderr)
             return 1
-    _print_transcript([*asked, *response.messages])
-    print(f"\nIts steps: {_command('show', run_id, database=database)}")
+    print_transcript([*asked, *response.messages])
+    print(f"\nIts steps: {command('show', run_id, database=database)}")
     return 0
 
 
@@ -185,7 +185,7 @@ def _show(items: Iterable[dict[str, Any]]) -> Response:
     raise AssertionError("a stream ends with its response")
 
 
-def _command(*words: str, database: str | None) -> str:
+def command(*words: str, database: str | None) -> str:
     """Give the command line for `words`, begun as this process was."""
     own = Path(sys.argv[0]).name == "durable-swarm"
     start = [_as_typed(sys.argv[0])] if own else [_as_typed(sys.executable), "-m", "durable_swarm"]
@@ -197,7 +197,7 @@ def _as_typed(program: str) -> str:
     return name if shutil.which(name) == program else program
 
 
-def _print_transcript(messages: list[dict[str, Any]]) -> None:
+def print_transcript(messages: list[dict[str, Any]]) -> None:
     """Print a whole conversation: in colours where stdout is a terminal."""
     console = Console(highlight=False)
     console.print("\nTranscript", style="bold")

@@ -53,6 +53,10 @@ def decision_of(request_id: str) -> Place:
     return Place(request_id, "decision")
 
 
+class NoRequest(errors.ConfigurationError):
+    """There is no such request in the database."""
+
+
 class Inbox:
     """The requests of one database. Every method raises `ConfigurationError` where the database cannot be used."""
 
@@ -321,13 +325,13 @@ class Inbox:
     # Looking
 
     def found(self, request_id: str) -> Request:
-        """Give a request. Raises `ConfigurationError` where there is none of that id."""
+        """Give a request. Raises `NoRequest` where there is none of that id."""
         row = None
         if self._exists():
             with self._trying(), self._engine.connect() as connection:
                 row = connection.execute(select(self._rows).where(self._rows.c.id == request_id)).first()
         if row is None:
-            raise errors.ConfigurationError(f"there is no request {request_id!r} in this database")
+            raise NoRequest(f"there is no request {request_id!r} in this database")
         return self._read(row)
 
     def of_run(self, run_id: str) -> list[Request]:

@@ -1,10 +1,11 @@
-"""Use cases for every face (command line, HTTP, console): looking at runs, cancelling and resuming them, checking up.
+"""Use cases for every face (command line, HTTP, console): looking at runs, answering and resuming them, checking up.
 
 Nothing here executes a run or takes one over; that is for programs that define agents. Data goes in and out as frozen
 dataclasses, and `to_json` gives all of them as JSON.
 """
 
 from durable_swarm.engine.exports import read_document, renamed
+from durable_swarm.engine.inbox import NoRequest
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.visitor import NoRuns
 from durable_swarm.service.doctor import Check, checkup
@@ -14,6 +15,7 @@ from durable_swarm.service.views import Failure, Query, RunDetail, RunView, to_j
 __all__ = [
     "Check",
     "Failure",
+    "NoRequest",
     "NoRuns",
     "Query",
     "Redact",

@@ -25,6 +25,7 @@ from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.loop import Start
 from durable_swarm.runs import ENDED, Story
+from durable_swarm.service.inbox import Inbox
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
 from durable_swarm.types import Message
 
@@ -74,6 +75,8 @@ class Runs:
     def __init__(self, visitor: Visitor) -> None:
         self._visitor = visitor
         self._store: Store = visitor.store
+        self.inbox = Inbox(visitor.store)
+        """What the runs ask, and answering it."""
 
     def list(self, query: Query) -> list[RunView]:
         """Give runs, newest first. Raises `ConfigurationError` for a limit below 1."""
@@ -230,6 +233,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
         waits_for=_waits_for(row, idle),
         closed=closed,
+        requests=store.inbox.of_run(row.workflow_id),
         **_origin(row),
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
 
 from durable_swarm import codec
+from durable_swarm.requests import Request
 from durable_swarm.runs import State, StepInfo
 from durable_swarm.types import Message, Usage
 
@@ -67,6 +68,7 @@ class RunDetail(RunView):
 
     `added` are the messages that a fork added, by the turn, as text, before which they stand.
     `closed` is a sentence that says why nothing of what was said can be read here, such as encryption, or None.
+    `requests` are all that the run has asked, oldest first, with what was decided.
     """
 
     swarm: str
@@ -81,12 +83,13 @@ class RunDetail(RunView):
     error: Failure | None
     added: dict[str, list[Message]]
     closed: str | None = None
+    requests: list[Request] = field(default_factory=list)
 
 
 def to_json(view: Any) -> Any:
     """Give a view as plain JSON data: its times as ISO 8601 in UTC, values of tools in the form they are stored in."""
     if is_dataclass(view) and not isinstance(view, type):
-        return {field.name: to_json(getattr(view, field.name)) for field in fields(view)}
+        return {one.name: to_json(getattr(view, one.name)) for one in fields(view)}
     if isinstance(view, datetime):
         return view.isoformat()
     if isinstance(view, BaseModel):

@@ -1,0 +1,145 @@
+"""`inbox`, `answer`, `approve`, `reject`, `complete`, `say`: what runs ask, and what people tell them."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from durable_swarm.cli.drawing import draw_requests
+from durable_swarm.cli.options import Settings, as_json, common
+from durable_swarm.cli.text import one_line
+from durable_swarm.requests import Request
+from durable_swarm.service import open_runs, to_json
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+GOES_ON = "in the program that defines its agent: now, if that runs, else when it is started next"
+"""Where a run goes on that was answered."""
+
+
+def _user() -> str | None:
+    """Give the login name of whoever sits here, or None where there is none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return None
+
+
+def _by(function: F) -> F:
+    option = click.option(
+        "--by", metavar="NAME", default=_user, show_default="your login name", help="Who answers; it is recorded."
+    )
+    return option(function)
+
+
+@click.command(short_help="List what runs ask, oldest first.")
+@click.option("--run", "run_id", metavar="ID", help="Only the requests of this run.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="At most N requests.")
+@as_json
+@common
+@click.pass_obj
+def inbox(settings: Settings, run_id: str | None, limit: int | None, as_json: bool) -> None:
+    """List the open requests of all runs, oldest first: what people and programs are asked.
+
+    `answer`, `approve`, `reject` and `complete` decide about them.
+    """
+    with open_runs(settings.database) as opened:
+        found = opened.inbox.list(run_id, limit)
+    if as_json:
+        click.echo(json.dumps([to_json(request) for request in found], indent=2))
+    else:
+        draw_requests(found, settings.command)
+
+
+@click.command(short_help="Answer what a run asks.")
+@click.argument("request_id", metavar="ID")
+@click.argument("value")
+@_by
+@common
+@click.pass_obj
+def answer(settings: Settings, request_id: str, value: str, by: str | None) -> None:
+    """Answer a question with VALUE; or say of a call of unknown outcome that it happened, with this result.
+
+    ID is that of the request, or of a run with one open request.
+    """
+    with open_runs(settings.database) as opened:
+        _told(opened.inbox.answer(request_id, value, by), "answered")
+
+
+@click.command(short_help="Approve a call that a run wants to make.")
+@click.argument("request_id", metavar="ID")
+@click.option(
+    "--arguments", metavar="JSON", help="Approve the call with these arguments, all of them, in place of its own."
+)
+@_by
+@common
+@click.pass_obj
+def approve(settings: Settings, request_id: str, arguments: str | None, by: str | None) -> None:
+    """Approve a call exactly as the request shows it; or have a call of unknown outcome repeated.
+
+    ID is that of the request, or of a run with one open request.
+    """
+    with open_runs(settings.database) as opened:
+        _told(opened.inbox.approve(request_id, _object(arguments), by), "approved")
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise click.UsageError(f"--arguments is not JSON: {error}.") from None
+    if not isinstance(given, dict):
+        raise click.UsageError('--arguments must be a JSON object, such as {"amount": 5}.')
+    return given
+
+
+@click.command(short_help="Reject a call that a run wants to make.")
+@click.argument("request_id", metavar="ID")
+@click.option("--reason", metavar="TEXT", default="", help="Why; the agent is told.")
+@_by
+@common
+@click.pass_obj
+def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> None:
+    """Reject a call: it is not made, and the agent is told so.
+
+    ID is that of the request, or of a run with one open request.
+    """
+    with open_runs(settings.database) as opened:
+        _told(opened.inbox.reject(request_id, reason, by), "rejected")
+
+
+@click.command(short_help="Post the result of a tool that said it comes later.")
+@click.argument("token")
+@click.argument("result")
+@_by
+@common
+@click.pass_obj
+def complete(settings: Settings, token: str, result: str, by: str | None) -> None:
+    """Post the RESULT of a tool call that has given `later(TOKEN)`. It is taken once."""
+    with open_runs(settings.database) as opened:
+        waits = opened.inbox.complete(token, result, by)
+    kept = "No run waits for it yet: it is kept for the call that gives this token."
+    click.echo(one_line(f"Result for {token} posted. {f'Its run goes on {GOES_ON}.' if waits else kept}"))
+
+
+@click.command(short_help="Say something to a run under way.")
+@click.argument("run_id", metavar="RUN")
+@click.argument("text")
+@common
+@click.pass_obj
+def say(settings: Settings, run_id: str, text: str) -> None:
+    """Add TEXT as a user's message to a run; the agent hears it with its next model call."""
+    with open_runs(settings.database) as opened:
+        opened.inbox.say(run_id, text)
+    click.echo(one_line(f"Run {run_id} hears it with its next model call."))
+
+
+def _told(request: Request, verb: str) -> None:
+    by = f" by {request.answered_by}" if request.answered_by else ""
+    click.echo(one_line(f"Request {request.id} is {verb}{by}. Run {request.run_id} goes on {GOES_ON}."))
