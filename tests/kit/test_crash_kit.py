@@ -50,6 +50,7 @@ def test_the_report_speaks_of_tools() -> None:
         "effect charge",
         "checkpoint of tool charge",
         "checkpoint of the model call of agent Desk",
+        "write to the mailbox of a run",
         "end of run r1",
     )
 
@@ -91,7 +92,7 @@ def test_pairs_of_crashes() -> None:
 
 def test_on_postgresql(postgres_database: str) -> None:
     """On PostgreSQL each case has a database of its own; runs end with one statement there, a boundary as well."""
-    report = crash_test(keyed_charge, database=postgres_database, only=[1, 7])
+    report = crash_test(keyed_charge, database=postgres_database, only=[1, 8])
     assert report.kills == 4
     assert report.boundaries[-1] == "end of run r1"
     # The boundaries of this very scenario: what a database retries under load is one more of them.
@@ -267,9 +268,9 @@ def inner() -> Callable[[], None]:
         (5, {}, "must be a function at module level"),
         (in_another_process, {}, "made its runs in another process, where they cannot be watched"),
         (does_not_wait, {}, "returned before its run 'r' had ended; wait for it with Run.result()"),
-        (keyed_charge, {"only": [99]}, r"must name boundaries from 1 to 7, which the scenario passes; not \[99\]"),
-        (keyed_charge, {"only": []}, "must name boundaries from 1 to 7"),
-        (keyed_charge, {"only": ["a"]}, "must name boundaries from 1 to 7"),
+        (keyed_charge, {"only": [99]}, r"must name boundaries from 1 to 8, which the scenario passes; not \[99\]"),
+        (keyed_charge, {"only": []}, "must name boundaries from 1 to 8"),
+        (keyed_charge, {"only": ["a"]}, "must name boundaries from 1 to 8"),
         (keyed_charge, {"only": [1], "random": 3}, "exclude each other"),
         (keyed_charge, {"timeout": 0}, "timeout must be a number of seconds above 0"),
         (keyed_charge, {"database": "sqlite:///x.sqlite"}, "must be a postgresql:// URL"),

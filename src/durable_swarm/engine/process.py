@@ -199,9 +199,9 @@ class Process:
                 del self.runs[run.run_id]
                 if not run.homes:
                     self.homes.pop(run.run_id, None)
-                if run.response is None and run.error is None and not run.released:
+                if run.response is None and run.error is None:
                     self._interrupted.add(run.run_id)
-                elif not run.released:
+                else:
                     self.parked.pop(run.run_id, None)
         if not run.watched:
             run.over.set_result(None)
