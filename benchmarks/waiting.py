@@ -1,6 +1,6 @@
 """Runs that wait: memory, idle CPU, how soon an answer wakes one, and how long a program with many takes to start.
 
-    python benchmarks/waiting.py [RUNS] [URL]
+python benchmarks/waiting.py [RUNS] [URL]
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ ANSWERED = 100
 
 
 async def question(number: int) -> str:
+    """Ask in an async tool."""
     return await ask_human_async(f"question {number}?")
 
 
 def plain_question(number: int) -> str:
+    """Ask in a plain tool."""
     return ask_human(f"question {number}?")
 
 
 @tool(approval=True)
 def approved(number: int) -> str:
+    """Wait for an approval."""
     return f"approved {number}"
 
 
 def nap(number: int) -> str:
+    """Sleep for an hour."""
     sleep(3600)
     return "slept"
 
@@ -54,7 +58,6 @@ def reply(request: dict[str, Any]) -> Any:
     return [(kind, {"number": int(number)})]
 
 
-
 def fill(swarm: DurableSwarm, client: ScriptedModel, count: int) -> None:
     """Start so many runs, and wait until all of them wait."""
 
@@ -69,6 +72,7 @@ def fill(swarm: DurableSwarm, client: ScriptedModel, count: int) -> None:
 
 
 def resident() -> float:
+    """Give the memory of this process in KB."""
     gc.collect()
     return psutil.Process().memory_info().rss / 1024
 
@@ -93,6 +97,7 @@ def answers(swarm: DurableSwarm) -> list[float]:
 
 
 def report(what: str, taken: list[float]) -> None:
+    """Print how long answers took."""
     ordered = sorted(taken)
     print(
         f"{what}: answer to end of run, median {statistics.median(taken) * 1000:.0f} ms, "
@@ -125,6 +130,7 @@ def again(url: str) -> None:
 
 
 def main() -> None:
+    """Fill a database in one process, and start another on it."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     with tempfile.TemporaryDirectory() as folder:
         url = sys.argv[2] if len(sys.argv) > 2 else f"sqlite:///{folder}/waiting.sqlite"

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +20,11 @@ import sqlalchemy
 from dbos import DBOS, DBOSConfig
 
 from durable_swarm import errors, roster
+from durable_swarm.calls import Cast
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
+from durable_swarm.engine.keeper import FAST, Keeper
 from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
@@ -39,11 +40,6 @@ from durable_swarm.requests import Request
 from durable_swarm.waits import Home, background_loop
 
 log = logging.getLogger("durable_swarm")
-
-FAST, SLOW = 0.05, 0.25
-"""Seconds between looks at the queue of runs taken over: just after a take-over, and otherwise."""
-LOOK, KEEP = 0.25, 2.0
-"""Seconds between looks for what others have decided and resumed; and for what else is to be seen to."""
 
 
 class Process:
@@ -61,6 +57,8 @@ class Process:
         """Threads that wait for a run and lend themselves to its plain functions, by the run's id."""
         self.lent: dict[str, Any] = {}
         """Agents that were given with the id of a run before it was recovered."""
+        self.resting: dict[str, Cast] = {}
+        """The agents of runs that left memory here: a program may hold them no more."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.taken: set[str] = set()
@@ -99,8 +97,7 @@ class Process:
         self.transactions = Transactions(self.url, self.store.inbox.owner)
         self.writer = Writer(self.store.events.write)
         self._unwatch = roster.watch(self._agent_defined)
-        self._fast_until = time.monotonic() + 3
-        threading.Thread(target=self._keep, name="durable-swarm-keeper", daemon=True).start()
+        self.keeper = Keeper(self._private, self._look, self._keep)
 
     def _launch(self, worker_id: str | None) -> None:
         locks = FileLocks(f"{self.url.database}.lock") if database.is_sqlite(self.url) else PostgresLocks(self.url)
@@ -141,6 +138,7 @@ class Process:
         """Give everything back. Runs under way stay unfinished in the database."""
         self._closing.set()
         self.outage.close()
+        self.keeper.close()
         self._unwatch()
         self.trials.close()
         self.room.close()
@@ -186,8 +184,9 @@ class Process:
         swarm = self.swarms.named(name)
         if swarm is None:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
-        lent = self.lent.pop(run_id, None)
-        cast = {} if lent is None else {lent.name: lent}
+        lent, cast = self.lent.pop(run_id, None), self.resting.pop(run_id, {})
+        if lent is not None:
+            cast[lent.name] = lent
         not_yet_read = Start("", [], {})
         return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=True)
 
@@ -276,6 +275,7 @@ class Process:
         """Lay a run to rest that leaves memory until the database wakes it."""
         asked = [request for request, _ in run.rests if request is not None]
         times = [until for _, until in run.rests if until is not None]
+        self.resting[run.run_id] = run.cast
         try:
             self.store.inbox.rest(run.run_id, run.owner, asked, min(times, default=None))
         except errors.ConfigurationError as error:
@@ -284,8 +284,7 @@ class Process:
     def decided(self, request: Request) -> None:
         """Have the run go on at once that waited for this request, if it does so here."""
         self.room.tell(request.id)
-        if request.run_id not in self.runs:
-            threading.Thread(target=self._take_over_quietly, name="durable-swarm-take-over", daemon=True).start()
+        self.keeper.hurry()
 
     def waits_for(self, run_id: str) -> str | None:
         """Why a run does not go on in this process, or None."""
@@ -315,7 +314,7 @@ class Process:
                 self.desk.clear(key)
             calls = {row.workflow_id for row in mine} - (waiting - resumed)
             if taken:
-                self._set_poll(FAST)
+                self.keeper.expect()
                 self._interrupted -= taken
                 self.taken |= taken
                 try:
@@ -342,7 +341,7 @@ class Process:
     def queue_for(self, agent: str, swarm: str) -> str:
         """Give the queue on which a new run of the agent begins soonest: this process's own, if it can execute it."""
         if agent in roster.names() and self.swarms.named(swarm) is not None:
-            self._set_poll(FAST)
+            self.keeper.expect()
             return self.queue
         self.wanted.add(agent)
         return records.UNCLAIMED
@@ -371,12 +370,13 @@ class Process:
     def _can_run(self, row: Any) -> bool:
         noted = notes_on(row)
         agent, swarm = noted.get("agent", ""), noted.get("swarm", "")
-        known = agent in roster.names() or row.workflow_id in self.lent
+        run_id = row.workflow_id
+        known = agent in roster.names() or run_id in self.lent or agent in self.resting.get(run_id, {})
         if known and self.swarms.named(swarm):
-            return not noted.get("waits_for") or self._forget_waiting(row.workflow_id)
+            return not noted.get("waits_for") or self._forget_waiting(run_id)
         if agent not in self.wanted:
             lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
-            log.warning("run %r waits: %s in this process", row.workflow_id, lack)
+            log.warning("run %r waits: %s in this process", run_id, lack)
             self.wanted.add(agent)
         return False
 
@@ -400,29 +400,17 @@ class Process:
             if not self._closing.is_set():
                 log.warning("could not look for runs to take over: %s", type(error).__name__)
 
-    def _keep(self) -> None:
-        """Look now and then for what others left for whoever can do it."""
-        kept = time.monotonic()
-        while not self._closing.wait(LOOK):
-            if time.monotonic() > self._fast_until:
-                internals.set_poll(self._private, SLOW)
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, errors.DurableSwarmError):
-                self.room.look()
-                if self.store.unclaimed():
-                    self._take_over_quietly()
-                if time.monotonic() - kept > KEEP:
-                    kept = time.monotonic()
-                    self._keep_up()
+    def _look(self) -> None:
+        """Look for what others left for whoever can do it."""
+        self.room.look()
+        if self.store.unclaimed():
+            self._take_over_quietly()
 
-    def _keep_up(self) -> None:
+    def _keep(self) -> None:
         self.identity.keep()
         self.outage.look()
         if self.parked and (stopped := self.parked.keys() & self._interrupted):
             self.take_over(*stopped)
-
-    def _set_poll(self, seconds: float) -> None:
-        self._fast_until = time.monotonic() + 3
-        internals.set_poll(self._private, seconds)
 
 
 def _end_in_order() -> None:

@@ -1,0 +1,66 @@
+"""The thread of a process that looks at the database now and then: what others have decided, resumed or left."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from durable_swarm.engine import internals
+from durable_swarm.errors import DurableSwarmError
+
+FAST, SLOW = 0.05, 0.25
+"""Seconds between looks at the queue of runs taken over: just after a take-over, and otherwise."""
+LOOK, KEEP = 0.25, 2.0
+"""Seconds between calls of `look`, and of `keep`."""
+CLOSING = 5.0
+"""Seconds that closing waits at most for what is being looked at."""
+
+
+class Keeper:
+    """Calls `look` often and `keep` now and then, until it is closed; also says how often DBOS looks at our queue."""
+
+    def __init__(self, queue: Any, look: Callable[[], None], keep: Callable[[], None]) -> None:
+        self._queue = queue
+        self._look = look
+        self._keep = keep
+        self._hurry = threading.Event()
+        self._closed = False
+        self.expect()
+        self._thread = threading.Thread(target=self._work, name="durable-swarm-keeper", daemon=True)
+        self._thread.start()
+
+    def hurry(self) -> None:
+        """Look at once."""
+        self._hurry.set()
+
+    def expect(self) -> None:
+        """Have DBOS look at the queue often for some seconds: something comes."""
+        self._fast_until = time.monotonic() + 3
+        internals.set_poll(self._queue, FAST)
+
+    def close(self) -> None:
+        """Look no more. What is being looked at is waited for: its connection must not be taken from under it."""
+        self._closed = True
+        self._hurry.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSING)
+
+    def _work(self) -> None:
+        kept = time.monotonic()
+        while True:
+            self._hurry.wait(LOOK)
+            self._hurry.clear()
+            if self._closed:
+                return
+            if time.monotonic() > self._fast_until:
+                internals.set_poll(self._queue, SLOW)
+            with contextlib.suppress(SQLAlchemyError, DurableSwarmError):
+                self._look()
+                if time.monotonic() - kept > KEEP:
+                    kept = time.monotonic()
+                    self._keep()
