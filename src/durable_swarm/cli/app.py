@@ -19,6 +19,7 @@ from durable_swarm.cli.demo import demo
 from durable_swarm.cli.doctor import doctor
 from durable_swarm.cli.exports import export, fork, import_
 from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.cli.postgres import postgres
 from durable_swarm.cli.runs import cancel, resume, runs, show
 from durable_swarm.cli.script import run
 from durable_swarm.cli.text import one_line
@@ -62,7 +63,7 @@ def app(context: click.Context) -> int | None:
     return 2
 
 
-for command in (demo, run, runs, show, watch, resume, cancel, fork, export, import_, doctor):
+for command in (demo, run, runs, show, watch, resume, cancel, fork, export, import_, doctor, postgres):
     app.add_command(command)
 
 
