@@ -39,12 +39,12 @@ def running_server() -> Iterator[str]:
     Raises `NoPostgres` when there are no binaries or the server does not start.
     """
     folder = Path(tempfile.mkdtemp(prefix="durable-swarm-postgres-"))
-    with _kept(folder):
+    with kept(folder):
         yield Server(folder, settings=SETTINGS, use_docker=False).start()
 
 
 @contextlib.contextmanager
-def _kept(folder: Path) -> Iterator[None]:
+def kept(folder: Path) -> Iterator[None]:
     """See that the server of the folder, and the folder, go when the block ends or this process dies."""
     command = ["/bin/sh", "-c", _KEEPER, "postgres-keeper", str(folder)]
     # A session of its own, so that Ctrl+C stops the tests first and the server after them.

@@ -23,7 +23,8 @@ _folder = click.option(
     "folder",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help=f"The folder of the server, kept between starts. Default: {default_folder()}.",
+    help="The folder of the server, kept between starts. Default: ~/.local/share/durable-swarm/postgres; "
+    "for root /var/lib/durable-swarm/postgres.",
 )
 
 

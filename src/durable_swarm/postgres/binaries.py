@@ -62,7 +62,7 @@ def choose(major: str | None = None) -> Binaries:
 
 
 def _installed() -> Iterator[Binaries]:
-    for folder in _folders():
+    for folder in dict.fromkeys(_folders()):
         if (folder / "postgres").exists():
             with contextlib.suppress(OSError, subprocess.CalledProcessError):
                 shown = subprocess.run([folder / "initdb", "--version"], check=True, capture_output=True, text=True)
@@ -98,7 +98,7 @@ class Local:
             raise NoPostgres(f"port {port} cannot be used: {reason}; name another with --port")
         self.place.check_entry()
         major = self._major()
-        programs = self._usable(choose(major))
+        programs = self.programs(choose(major))
         if major is None:
             self._initialise(programs)
         else:
@@ -142,7 +142,7 @@ class Local:
             return (self.place.data / "PG_VERSION").read_text().strip()
         return None
 
-    def _usable(self, binaries: Binaries) -> Path:
+    def programs(self, binaries: Binaries) -> Path:
         """Give the programs, copied into the folder when they lie where the server's user may not look."""
         try:
             self._call([binaries.folder / "initdb", "--version"])

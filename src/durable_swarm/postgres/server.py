@@ -85,7 +85,7 @@ class Server:
         if state.state == "running" and state.port is not None:
             return self.place.url(state.port)
         again = f"durable-swarm postgres start --data {shlex.quote(str(self.place.folder))}"
-        raise NoPostgres(f"the server is {state.state}; start it: {again}")
+        raise NoPostgres(f"the server does not run ({state.state}); start it: {again}")
 
     def state(self) -> State:
         """Say how the server stands."""
@@ -172,7 +172,7 @@ def _version(url: str) -> str:
     import psycopg
 
     try:
-        with psycopg.connect(f"{url.removesuffix(DATABASE)}postgres", connect_timeout=5) as connection:
+        with psycopg.connect(f"{url.removesuffix(DATABASE)}postgres", connect_timeout=3) as connection:
             return str(connection.info.parameter_status("server_version")).split()[0]
     except psycopg.OperationalError as error:
         raise NoPostgres(f"PostgreSQL does not answer: {' '.join(str(error).split())}") from error
