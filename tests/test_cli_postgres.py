@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from durable_swarm.postgres import NoPostgres, Server, binaries, choose
 from durable_swarm.postgres.binaries import Local
 from durable_swarm.postgres.place import Place
 from durable_swarm.testing import ScriptedModel
-from tests.support.postgres import SETTINGS, kept
+from tests.support.postgres import kept
 from tests.support.shell import Shell
 
 pytestmark = pytest.mark.postgres
@@ -43,7 +44,7 @@ def folder() -> Iterator[Path]:
     """The folder of a server that two programs started at once."""
     made = Path(tempfile.mkdtemp(prefix="durable-swarm-postgres-", dir="/tmp"))
     with kept(made):
-        servers = [Server(made, settings=SETTINGS, use_docker=False) for _ in range(2)]
+        servers = [Server(made, settings={"fsync": "off"}, use_docker=False) for _ in range(2)]
         try:
             with ThreadPoolExecutor() as pool:
                 urls = list(pool.map(Server.start, servers))
@@ -155,12 +156,17 @@ def test_data_and_url_outlive_a_stop(shell: Shell, data: str) -> None:
 
 
 def test_a_killed_server_is_started_again(shell: Shell, data: str, folder: Path) -> None:
-    """After SIGKILL, with a session still open, `start` brings the server and what was committed back."""
+    """After SIGKILL `start` waits for what is left of the server, and brings what was committed back."""
     url = shell("postgres", "url", data).strip()
     with psycopg.connect(url, autocommit=True) as session:
         session.execute("CREATE TABLE survivors AS SELECT 7 AS number")
+        left = session.info.backend_pid
+        os.kill(left, signal.SIGSTOP)
         kill(folder)
+        going_on = threading.Timer(0.5, os.kill, (left, signal.SIGCONT))
+        going_on.start()
         assert shell("postgres", "start", data).splitlines()[0] == url
+        going_on.join()
     assert ask(url, "SELECT number FROM survivors") == [(7,)]
 
 

@@ -141,7 +141,12 @@ class Server:
         """Give the port of the last start, or a free one if another program has that now."""
         if notes is None:
             return free_port()
-        if why_not(notes.port) is None:
+        deadline = time.monotonic() + 1  # A server that was killed may hold its port a moment longer.
+        while why_not(notes.port):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        else:
             return notes.port
         fresh = free_port()
         log.warning("another program listens on port %s, so the server moves to port %s", notes.port, fresh)
