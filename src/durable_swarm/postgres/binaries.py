@@ -209,7 +209,9 @@ class Local:
             return None
         with contextlib.suppress(FileNotFoundError), self.place.log.open("rb") as log:
             log.seek(before)
-            if said := re.findall(r"FATAL: +(.*)", log.read().decode(errors="replace")):
+            said = re.findall(r"FATAL: +(.*)", log.read().decode(errors="replace"))
+            # What is left of a killed server writes into the same file why it ends.
+            if said := [line for line in said if "postmaster exit" not in line]:
                 return str(said[-1])
         return _last(done.stderr or done.stdout)
 
