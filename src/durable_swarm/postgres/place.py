@@ -22,6 +22,9 @@ HOST = "127.0.0.1"
 USER = "postgres"
 DATABASE = "durable_swarm"
 
+_FRESH = "server.json.new"
+"""The notes while they are written."""
+
 Keeper = Literal["docker", "binaries"]
 
 
@@ -71,7 +74,7 @@ class Place:
         if notes is None:
             self._notes.unlink()
             return
-        fresh = self._notes.with_suffix(".new")
+        fresh = self._notes.with_name(_FRESH)
         fresh.write_text(json.dumps(asdict(notes)) + "\n")
         fresh.replace(self._notes)
 
@@ -99,9 +102,10 @@ class Place:
     def prepare(self) -> None:
         """Make the folder, or take an empty one, for the server's user only. Raises for one that holds other things."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._notes.exists() or self.password_file.exists():
+        names = {path.name for path in self.folder.iterdir()}
+        if names & {self._notes.name, self.password_file.name}:
             return
-        if any(path.name != "lock" for path in self.folder.iterdir()):
+        if names - {"lock", _FRESH}:
             raise ConfigurationError(f"the folder {self.folder} holds other things; name a new one with --data")
         self.folder.chmod(0o700)
         if os.geteuid() == self.folder.stat().st_uid == 0:
