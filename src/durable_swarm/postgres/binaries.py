@@ -103,7 +103,8 @@ class Local:
             self._initialise(programs)
         else:
             self.place.password()  # Without it nobody could use the server.
-        self._retire()
+        if not self.alive():
+            self._retire()
         settings = [f"--{name}={value}" for name, value in {**self._settings, "port": str(port)}.items()]
         options = ["-D", str(self.place.data), "-l", str(self.place.log), "-o", shlex.join(settings)]
         deadline = time.monotonic() + 10

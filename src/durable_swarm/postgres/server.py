@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from durable_swarm.postgres import docker
 from durable_swarm.postgres.binaries import START_SECONDS, Local
@@ -24,6 +24,9 @@ from durable_swarm.postgres.place import (
     free_port,
     why_not,
 )
+
+if TYPE_CHECKING:
+    import psycopg
 
 log = logging.getLogger("durable_swarm")
 
@@ -128,12 +131,13 @@ class Server:
         return notes.by
 
     def _launch(self, keeper: Local | docker.Docker, before: Notes | None, notes: Notes) -> Notes:
-        # Noted first: a start that is killed half way leaves a server that the next one finds.
+        # Noted first: a start that is killed half way, or given up, leaves a server that the next one finds.
         self.place.note(notes)
         try:
             keeper.launch(notes.port)
-        except BaseException:
-            self.place.note(before)
+        except Exception:
+            if not keeper.alive():
+                self.place.note(before)
             raise
         return notes
 
@@ -165,21 +169,27 @@ class Server:
 
     def _create_database(self, url: str) -> None:
         """Make the database that the URL names, so that other tools can use the URL at once."""
-        import psycopg
-
-        with psycopg.connect(f"{url.removesuffix(DATABASE)}postgres", autocommit=True) as connection:
+        with _connected(url) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
                 connection.execute(f"CREATE DATABASE {DATABASE}")
 
 
 def _version(url: str) -> str:
     """Ask the server for its version. Raises `NoPostgres` if it does not answer."""
+    with _connected(url) as connection:
+        return str(connection.info.parameter_status("server_version")).split()[0]
+
+
+@contextlib.contextmanager
+def _connected(url: str) -> Iterator[psycopg.Connection]:
+    """Connect to the database that every server has, whatever the environment says of TLS for other servers."""
     import psycopg
 
+    always = f"{url.removesuffix(DATABASE)}postgres"
     try:
-        with psycopg.connect(f"{url.removesuffix(DATABASE)}postgres", connect_timeout=3) as connection:
-            return str(connection.info.parameter_status("server_version")).split()[0]
-    except psycopg.OperationalError as error:
+        with psycopg.connect(always, autocommit=True, connect_timeout=3, sslmode="disable") as connection:
+            yield connection
+    except psycopg.Error as error:
         raise NoPostgres(f"PostgreSQL does not answer: {' '.join(str(error).split())}") from error
 
 
