@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from durable_swarm.postgres import NoPostgres
 from faults.shim import NoShim, build
 from tests.crash.lives import server
-from tests.support.postgres import NoPostgres, fresh_database, running_server
+from tests.support.postgres import fresh_database, running_server
 
 # Port 9 (discard) of loopback: nothing listens there, so a call to a real model fails at once.
 NOWHERE = "http://127.0.0.1:9/v1"

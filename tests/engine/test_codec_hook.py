@@ -85,12 +85,12 @@ def test_nothing_users_say_is_in_the_database(make_anywhere: Make, tmp_path: Pat
 @pytest.mark.postgres
 def test_nothing_users_say_is_in_a_dump(postgres_database: str) -> None:
     """`pg_dump` of an encrypted database holds no canary."""
-    from tests.support.postgres import find_binaries
+    from durable_swarm.postgres import choose
 
     desk = Desk()
     with DurableSwarm(ScriptedModel(desk.replies()), database=postgres_database, codec=encrypted()) as swarm:
         ask(swarm, desk)
-    program = Path(find_binaries()) / "pg_dump"
+    program = choose().folder / "pg_dump"
     if not program.exists():
         pytest.skip("this PostgreSQL came without pg_dump")
     done = subprocess.run([str(program), postgres_database], capture_output=True, check=True)

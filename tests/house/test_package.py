@@ -45,6 +45,12 @@ def test_importing_the_package_does_not_import_openai() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_importing_the_package_does_not_import_the_server() -> None:
+    """What starts PostgreSQL servers is imported by the command line, not with the package."""
+    program = "import sys, durable_swarm; sys.exit('durable_swarm.postgres' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_importing_the_package_touches_nothing() -> None:
     """An import writes no file, starts no thread and prints nothing."""
     program = "import durable_swarm, os, threading; assert threading.active_count() == 1; assert os.listdir() == []"

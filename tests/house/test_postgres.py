@@ -11,7 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support.postgres import NoPostgres, find_binaries, fresh_database
+from durable_swarm.postgres import NoPostgres, choose
+from tests.support.postgres import fresh_database
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +48,7 @@ def test_database_url_gives_sqlite_and_postgres(database_url: str) -> None:
 def test_the_server_ends_when_its_owner_is_killed() -> None:
     """A test run that is killed with SIGKILL leaves neither a server nor its data behind."""
     try:
-        find_binaries()
+        choose()
     except NoPostgres as reason:
         pytest.skip(str(reason))
     owner = subprocess.Popen([sys.executable, "-c", OWNER], cwd=ROOT, stdout=subprocess.PIPE, text=True)

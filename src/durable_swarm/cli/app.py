@@ -20,6 +20,7 @@ from durable_swarm.cli.doctor import doctor
 from durable_swarm.cli.exports import export, fork, import_
 from durable_swarm.cli.inbox import answer, approve, complete, inbox, reject, say
 from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.cli.postgres import postgres
 from durable_swarm.cli.runs import cancel, resume, runs, show
 from durable_swarm.cli.script import run
 from durable_swarm.cli.text import one_line
@@ -66,7 +67,7 @@ def app(context: click.Context) -> int | None:
 LOOKING = (runs, show, watch, doctor)
 ANSWERING = (inbox, answer, approve, reject, complete, say)
 CHANGING = (resume, cancel, fork, export, import_)
-for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING):
+for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING, postgres):
     app.add_command(command)
 
 

@@ -46,30 +46,27 @@ def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
         setattr(context.ensure_object(Settings), option.name, value)
 
 
-_OPTIONS = (
-    click.option(
-        "--database",
-        metavar="URL",
-        expose_value=False,
-        callback=_keep,
-        help="Database of the runs. Default: $DURABLE_SWARM_DATABASE_URL, else sqlite:///durable_swarm.sqlite.",
-    ),
-    click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        callback=_keep,
-        is_eager=True,
-        help="Show the traceback of an error.",
-    ),
+_database = click.option(
+    "--database",
+    metavar="URL",
+    expose_value=False,
+    callback=_keep,
+    help="Database of the runs. Default: $DURABLE_SWARM_DATABASE_URL, else sqlite:///durable_swarm.sqlite.",
+)
+
+debuggable = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    callback=_keep,
+    is_eager=True,
+    help="Show the traceback of an error.",
 )
 
 
 def common(function: F) -> F:
-    """Give a command the options that every command has."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
+    """Give a command the options that every command about runs has."""
+    return _database(debuggable(function))
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -6,6 +6,7 @@ SQLite runs in WAL mode with `synchronous=FULL`: a commit that was reported is o
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -19,6 +20,8 @@ from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from durable_swarm.errors import ConfigurationError
+
+log = logging.getLogger("durable_swarm")
 
 DEFAULT_URL = "sqlite:///durable_swarm.sqlite"
 VARIABLE = "DURABLE_SWARM_DATABASE_URL"
@@ -223,7 +226,10 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
         connection.commit()
 
     try:
-        engine.connect().close()
+        with engine.connect() as connection:
+            has_schema = connection.exec_driver_sql("SELECT to_regnamespace(%s)", (schema_of(url),)).scalar()
+        if create and not has_schema:
+            log.info("the database %s has no schema %s yet; it is created", shown(url), schema_of(url))
     except DBAPIError as error:
         if not create or not is_missing(error):
             raise
@@ -234,6 +240,8 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
 def _create_postgres(url: sqlalchemy.URL) -> None:
     try:
         _on_server(url, "CREATE DATABASE {}")
+        # A warning, for it shows without any setting: the name may be mistyped.
+        log.warning("there was no database %s; it was created", shown(url))
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) not in ("42P04", "23505"):  # Another process was faster.
             raise
@@ -299,8 +307,23 @@ def _remedy(url: sqlalchemy.URL, text: str) -> str:
         return "Free some space on its disk."
     if "I/O error" in text:
         return "Check its disk."
+    if not is_sqlite(url) and (remedy := _right(url, text)):
+        return remedy
     if "readonly" in text or "read-only" in text or "Permission" in text or "permission" in text:
         return "Give this user the right to write it and its folder, or name another database."
     if is_sqlite(url):
         return "Check that its folder exists and can be written, or name another database."
     return "Check that the server runs and that host, port, user, password and database name are right."
+
+
+def _right(url: sqlalchemy.URL, text: str) -> str:
+    """Give what to do about what a PostgreSQL server refuses to this user, or ''."""
+    if "permission denied to create database" in text:
+        return f"Have its administrator create it, or give {url.username} the right CREATEDB."
+    if "permission denied for database" in text:
+        return f"Give {url.username} the right CREATE on it, to make the schema {schema_of(url)}."
+    if "permission denied" in text:
+        return f"Make {url.username} the owner of the schema {schema_of(url)} and of what is in it."
+    if "SSL" in text or "certificate" in text:
+        return "Check what sslmode and sslrootcert in the URL ask for, and what the server has."
+    return ""
