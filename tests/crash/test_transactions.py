@@ -119,9 +119,10 @@ def test_what_a_tool_raises_undoes_what_it_wrote(database_url: str) -> None:
         connection.exec_driver_sql("INSERT INTO payments VALUES ('c', 2)")
         raise ToolError("no credit")
 
+    agent = Agent(functions=[pay, refuse])
     with DurableSwarm(ScriptedModel([["pay"], ["refuse"], "Done."]), database=database_url) as swarm:
         with pytest.raises(OSError, match="closed"):
-            swarm.run(Agent(functions=[pay, refuse]), QUESTION, run_id=RUN)
+            swarm.run(agent, QUESTION, run_id=RUN)
         assert rows(database_url) == []
         broken[0] = False
         run = swarm.get(RUN)

@@ -241,7 +241,8 @@ class Replaying:
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         self._history = effect.history
         if isinstance(effect, Close):
-            return effect.turn + 1 < len(self.recording.turns)
+            following = self.recording.turns[effect.turn + 1 : effect.turn + 2]
+            return any(turn.reply.heard for turn in following)  # It went on, because more was said to it.
         if isinstance(effect, Ask):
             return await self._ask(effect)
         return [self._answer(effect.turn, call) for call in effect.calls]
