@@ -24,7 +24,7 @@ from durable_swarm.calls import Cast
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
-from durable_swarm.engine.keeper import FAST, Keeper
+from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
 from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
@@ -145,6 +145,7 @@ class Process:
         self.writer.close()
         self.desk.close()
         if not self.hosted:
+            internals.stop_queues(CLOSING)
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
             self._restore_loops()
