@@ -17,8 +17,8 @@
 - `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
 - `_register_internal_queue`: a queue of this process alone, in memory. Public queues are rows that every process
   polls, so another program would take over runs whose agents it does not have.
-- `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads that
-  claim runs for it have ended, and what one has just claimed is then never begun, with a warning.
+- `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
+  that claim runs for it have ended, and what one has just claimed is then never begun, with a warning.
 - `_schemas.system_database.SystemSchema`: the tables, to bring in runs that have ended elsewhere. DBOS has no way to.
 - `_config`, `_sys_db.engine`: the database of a DBOS that the program launched.
 - `db_retry`: DBOS tries what failed for a lost connection again after pauses that double up to 90 s; a run should not

@@ -74,13 +74,7 @@ class Process:
         self.parked: dict[str, str] = {}
         """Why runs wait that the database could not be written for; they are tried again by themselves."""
         self.outage = Outage(url, is_under_way)
-        engine = (
-            internals.host_database()[1]
-            if self.hosted
-            else database.connect(url, create=True, on_write=self.outage.end)
-        )
-        self.store = Store(url, engine, self.swarms.codec_for, owns=not self.hosted)
-        self.trials = Trials(self.store, self.still_open)
+        self.store = self._open_store()
         try:
             self._launch(worker_id)
         except BaseException:
@@ -90,9 +84,16 @@ class Process:
 
     # Launching and closing
 
+    def _open_store(self) -> Store:
+        if self.hosted:
+            return Store(self.url, internals.host_database()[1], self.swarms.codec_for, owns=False)
+        engine = database.connect(self.url, create=True, on_write=self.outage.end)
+        return Store(self.url, engine, self.swarms.codec_for)
+
     def _start_keeping(self) -> None:
         self.store.inbox.create()
         self.store.mailbox.create()
+        self.trials = Trials(self.store, self.still_open)
         self.room = Room(self.store.inbox)
         self.transactions = Transactions(self.url, self.store.inbox.owner)
         self.writer = Writer(self.store.events.write)
