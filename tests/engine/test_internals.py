@@ -110,7 +110,9 @@ def test_no_run_is_claimed_any_more(make: Make) -> None:
     swarm = make(ScriptedModel(["Hello"]))
     swarm.run(Agent(), user())
     launched = internals.instance()
-    claiming = [thread for thread in launched._background_threads if thread._target is _queue.queue_thread]
+    claiming = [
+        thread for thread in launched._background_threads if getattr(thread, "_target", None) is _queue.queue_thread
+    ]
     assert len(claiming) == 1
     began = time.monotonic()
     internals.stop_queues(5)
