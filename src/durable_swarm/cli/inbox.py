@@ -13,12 +13,16 @@ from durable_swarm.cli.drawing import draw_requests
 from durable_swarm.cli.options import Settings, as_json, common
 from durable_swarm.cli.text import one_line
 from durable_swarm.requests import Request
-from durable_swarm.service import open_runs, to_json
+from durable_swarm.service import Runs, open_runs, to_json
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-GOES_ON = "in the program that defines its agent: now, if that runs, else when it is started next"
-"""Where a run goes on that was answered."""
+WHERE = {
+    True: "in its process",
+    False: "when its program is started",
+    None: "in the program that defines its agent: now, if that runs, else when it is started next",
+}
+"""Where a run goes on that was answered, by what `Inbox.goes_on` gives."""
 
 
 def _user() -> str | None:
@@ -67,7 +71,7 @@ def answer(settings: Settings, request_id: str, value: str, by: str | None) -> N
     ID is that of the request, or of a run with one open request.
     """
     with open_runs(settings.database) as opened:
-        _told(opened.inbox.answer(request_id, value, by), "answered")
+        _tell(opened, opened.inbox.answer(request_id, value, by), "answered")
 
 
 @click.command(short_help="Approve a call that a run wants to make.")
@@ -84,7 +88,7 @@ def approve(settings: Settings, request_id: str, arguments: str | None, by: str 
     ID is that of the request, or of a run with one open request.
     """
     with open_runs(settings.database) as opened:
-        _told(opened.inbox.approve(request_id, _object(arguments), by), "approved")
+        _tell(opened, opened.inbox.approve(request_id, _object(arguments), by), "approved")
 
 
 def _object(text: str | None) -> dict[str, Any] | None:
@@ -111,7 +115,7 @@ def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> 
     ID is that of the request, or of a run with one open request.
     """
     with open_runs(settings.database) as opened:
-        _told(opened.inbox.reject(request_id, reason, by), "rejected")
+        _tell(opened, opened.inbox.reject(request_id, reason, by), "rejected")
 
 
 @click.command(short_help="Post the result of a tool that said it comes later.")
@@ -123,9 +127,10 @@ def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> 
 def complete(settings: Settings, token: str, result: str, by: str | None) -> None:
     """Post the RESULT of a tool call that has given `later(TOKEN)`. It is taken once."""
     with open_runs(settings.database) as opened:
-        waits = opened.inbox.complete(token, result, by)
-    kept = "No run waits for it yet: it is kept for the call that gives this token."
-    click.echo(one_line(f"Result for {token} posted. {f'Its run goes on {GOES_ON}.' if waits else kept}"))
+        request = opened.inbox.complete(token, result, by)
+        kept = "No run waits for it yet: it is kept for the call that gives this token."
+        then = kept if request is None else _then(opened, request.run_id)
+    click.echo(one_line(f"Result for {token} posted. {then}"))
 
 
 @click.command(short_help="Say something to a run under way.")
@@ -137,9 +142,17 @@ def say(settings: Settings, run_id: str, text: str) -> None:
     """Add TEXT as a user's message to a run; the agent hears it with its next model call."""
     with open_runs(settings.database) as opened:
         opened.inbox.say(run_id, text)
-    click.echo(one_line(f"Run {run_id} hears it with its next model call."))
+        then = _then(opened, run_id)
+    click.echo(one_line(f"It is heard with the next model call. {then}"))
 
 
-def _told(request: Request, verb: str) -> None:
+def _tell(opened: Runs, request: Request, verb: str) -> None:
     by = f" by {request.answered_by}" if request.answered_by else ""
-    click.echo(one_line(f"Request {request.id} is {verb}{by}. Run {request.run_id} goes on {GOES_ON}."))
+    click.echo(one_line(f"Request {request.id} is {verb}{by}. {_then(opened, request.run_id)}"))
+
+
+def _then(opened: Runs, run_id: str) -> str:
+    """Say where the run goes on, and what else it asks."""
+    text = f"Run {run_id} goes on {WHERE[opened.inbox.goes_on(run_id)]}"
+    left = len(opened.inbox.list(run_id))
+    return f"{text}; it has {left} open request{'s' * (left > 1)}." if left else f"{text}."

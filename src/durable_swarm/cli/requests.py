@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from rich.text import Text
 
-from durable_swarm.cli.text import clock, one_line, value
+from durable_swarm.cli.text import clock, duration, one_line, value
 from durable_swarm.requests import Decision, Request
 
 Command = Callable[..., str]
@@ -22,6 +24,12 @@ _ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "result": (("complete", "ID", "RESULT"),),
 }
 _MEANS = {"answer": "answer", "approve": "approve", "reject": "reject", "complete": "post the result"}
+_MEANS_ONE = {
+    "question": "answer it",
+    "approval": "approve it, or reject it",
+    "unknown_outcome": "say what became of it",
+    "result": "post its result",
+}
 _OF_UNKNOWN = {"answer": "it happened", "approve": "repeat it", "reject": "it failed"}
 
 
@@ -52,7 +60,7 @@ def _head(request: Request, *, ended: bool) -> Text:
 def _body(request: Request, *, runs: bool) -> Iterator[Text]:
     if runs:
         yield _fact("run", f"{request.run_id} of agent {request.agent}")
-    yield _fact("asked", f"{clock(request.created_at)}  {request.question}")
+    yield _fact("asked", f"{clock(request.created_at)}{_age(request)}  {request.question}")
     if request.arguments is not None:
         given = ", ".join(
             f"{name}={json.dumps(item, ensure_ascii=False, default=str)}" for name, item in request.arguments.items()
@@ -65,6 +73,13 @@ def _body(request: Request, *, runs: bool) -> Iterator[Text]:
     if request.decision is not None and request.answered_at is not None:
         by = f" by {request.answered_by}" if request.answered_by else ""
         yield _fact("decided", f"{clock(request.answered_at)}  {_decided(request.decision)}{by}")
+
+
+def _age(request: Request) -> str:
+    """Give how long a request has been open, where it is."""
+    if request.status != "open":
+        return ""
+    return f" ({duration((datetime.now(UTC) - request.created_at).total_seconds())} ago)"
 
 
 def _fact(name: str, text: str) -> Text:
@@ -80,8 +95,22 @@ def _decided(decision: Decision) -> str:
 
 
 def _how(request: Request, command: Command) -> Iterator[Text]:
-    unknown = request.kind == "unknown_outcome"
-    name = request.id.removeprefix("token:") if request.kind == "result" else request.id
-    for words in _ANSWERS[request.kind]:
-        means = (_OF_UNKNOWN if unknown else _MEANS)[words[0]]
-        yield _fact(f"{means}:", command(*(name if word == "ID" else word for word in words)))
+    for words in _ways(request.kind, request.id):
+        means = (_OF_UNKNOWN if request.kind == "unknown_outcome" else _MEANS)[words[0]]
+        yield _fact(f"{means}:", command(*words))
+
+
+def _ways(kind: str, request_id: str) -> Iterator[list[str]]:
+    """Give the words of each command that decides about a request."""
+    name = request_id.removeprefix("token:") if kind == "result" else request_id
+    for words in _ANSWERS[kind]:
+        yield [name if word == "ID" else word for word in words]
+
+
+def event_text(event: str, data: dict[str, Any], command: Command) -> str:
+    """Say what an event tells of a request."""
+    if event == "request.opened":
+        return f"asks: {data['question']}"
+    if event == "run.waiting":
+        return f"waits; {_MEANS_ONE[data['kind']]}: {command(*next(_ways(data['kind'], data['request_id'])))}"
+    return f"{data['verdict']} by {data['answered_by']}" if data.get("answered_by") else str(data["verdict"])

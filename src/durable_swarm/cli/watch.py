@@ -14,6 +14,7 @@ from rich.text import Text
 
 from durable_swarm.cli.drawing import DIM, PIPE_WIDTH, STYLES, as_call
 from durable_swarm.cli.options import Problem, Settings, as_json, common
+from durable_swarm.cli.requests import Command, event_text
 from durable_swarm.cli.text import harmless, one_line, shorten, value
 from durable_swarm.events import Event
 from durable_swarm.service import Runs, RunView, open_runs
@@ -36,7 +37,7 @@ def watch(settings: Settings, run_id: str, after: int, as_json: bool) -> int:
     """
     with open_runs(settings.database) as opened:
         found = opened.view(run_id).id
-        teller = None if as_json else _Teller(settings.command("resume", found), continued=after > 0)
+        teller = None if as_json else _Teller(settings.command, found, continued=after > 0)
         try:
             return _Watching(settings, opened, found, after).follow(teller)
         except BrokenPipeError:
@@ -96,8 +97,9 @@ class _Console(Console):
 class _Teller:
     """Prints events for people. What an agent says stays one open line until something else is to be told."""
 
-    def __init__(self, resume: str, *, continued: bool) -> None:
-        self._resume = resume
+    def __init__(self, command: Command, run_id: str, *, continued: bool) -> None:
+        self._command = command
+        self._resume = command("resume", run_id)
         self._console = _Console(force_terminal=sys.stdout.isatty(), highlight=False)
         self._width = shutil.get_terminal_size().columns if self._console.is_terminal else PIPE_WIDTH
         self._agent = ""
@@ -121,6 +123,9 @@ class _Teller:
                 self._line(f"{data['from']} → {data['to']}", "cyan")
             case "run.finished" | "run.failed" | "run.cancelled":
                 self._end(event)
+            case "request.opened" | "request.closed" | "run.waiting":
+                style = "green" if event.type == "request.closed" else "yellow"
+                self._asks(f"{data['tool']} {event_text(event.type, data, self._command)}", style)
             case _:
                 self._tool(event.type, data)
 
@@ -153,6 +158,10 @@ class _Teller:
     def _line(self, text: str, style: str) -> None:
         self.close()
         self._console.print(Text(one_line(text), style), soft_wrap=True)
+
+    def _asks(self, text: str, style: str) -> None:
+        self.close()
+        self._console.print(Text(f"  {one_line(text)}", style), soft_wrap=True)
 
     def _tool(self, kind: str, data: dict[str, Any]) -> None:
         self.close()

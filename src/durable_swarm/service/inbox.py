@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm.answering import answer, approve, reject
-from durable_swarm.engine.inbox import NoRequest
-from durable_swarm.engine.store import Store, notes_on
+from durable_swarm.engine.inbox import TOKEN, NoRequest
+from durable_swarm.engine.store import notes_on, owner_of, state_of
+from durable_swarm.engine.visitor import Visitor
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError
 from durable_swarm.requests import Decision, Request
+from durable_swarm.runs import ENDED
 
 NAMED = 5
 """How many requests an ambiguous id names."""
@@ -21,11 +23,14 @@ class Inbox:
     a run with several open requests. `by` says who answers.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, visitor: Visitor) -> None:
+        self._visitor = visitor
+        self._store = visitor.store
 
     def list(self, run_id: str | None = None, limit: int | None = None) -> list[Request]:
-        """Give the open requests, oldest first: of all runs, or of one."""
+        """Give the open requests, oldest first: of all runs, or of one. Raises `RunNotFound`."""
+        if run_id is not None:
+            self._store.found(run_id, load_output=False)
         return self._store.inbox.open_requests(None if run_id is None else [run_id], limit)
 
     def answer(self, name: str, value: Any, by: str | None) -> Request:
@@ -40,14 +45,32 @@ class Inbox:
         """Reject a call, and give the request as it is then."""
         return self._decide(name, reject(reason), by)
 
-    def complete(self, token: str, result: Any, by: str | None) -> bool:
-        """Post the result of a call that has given `later(token)`, or will; gives whether a run waits for it."""
-        return self._store.inbox.complete(token, answer(result), by, "")
+    def complete(self, token: str, result: Any, by: str | None) -> Request | None:
+        """Post the result of a call that has given `later(token)`, or will.
+
+        Gives the request as it is then, or None where no run waits for the result yet.
+        """
+        waits = self._store.inbox.complete(token, answer(result), by, "")
+        return self._store.inbox.found(TOKEN + token) if waits else None
 
     def say(self, run_id: str, text: str) -> None:
         """Add a user's message to a run before its next model call. Raises `RunNotFound`, `ConfigurationError`."""
         row = self._store.found(run_id, load_output=False)
         self._store.mailbox.say(run_id, text, notes_on(row).get("swarm", ""))
+
+    def goes_on(self, run_id: str) -> bool | None:
+        """Whether a living process executes the run, or ended it; None if it is free for any that defines its agent.
+
+        Raises `RunNotFound`.
+        """
+        row = self._store.found(run_id, load_output=False)
+        owner = owner_of(row)
+        if state_of(row) in ENDED:
+            return True
+        if not owner:
+            return None
+        with self._visitor.alone() as me:
+            return not me.is_dead(owner)
 
     def _decide(self, name: str, decision: Decision, by: str | None) -> Request:
         return self._store.inbox.decide(self._meant(name), decision, by)

@@ -75,7 +75,7 @@ class Runs:
     def __init__(self, visitor: Visitor) -> None:
         self._visitor = visitor
         self._store: Store = visitor.store
-        self.inbox = Inbox(visitor.store)
+        self.inbox = Inbox(visitor)
         """What the runs ask, and answering it."""
 
     def list(self, query: Query) -> list[RunView]:
