@@ -22,6 +22,7 @@ from durable_swarm.testing import ScriptedModel
 from tests.engine.codecs import CODECS, KEYS, Declined, Desk, Zipped, all_texts, ask, encrypted, found_in
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
+from tests.support.asking import leave
 
 
 @pytest.mark.parametrize("kind", CODECS)
@@ -356,3 +357,11 @@ def test_the_file_itself(make: Make, url: str, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "runs.sqlite") as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     assert found_in((tmp_path / "runs.sqlite").read_bytes())
+
+
+def test_nothing_is_said_past_the_codec(tmp_path: Path) -> None:
+    """Who cannot open a run says nothing to it: in plain it would be readable, and the run would never go on."""
+    leave("r", "choose", codec=encrypted())
+    with DurableSwarm(ScriptedModel([])) as other, pytest.raises(ConfigurationError, match="stored through a codec"):
+        other.get("r").say("canary-said")
+    assert not any(b"canary-said" in file.read_bytes() for file in tmp_path.iterdir())

@@ -28,6 +28,14 @@ def decide(store: Store, teller: Teller | None, request_id: str, decision: Decis
     return request
 
 
+def say(store: Store, run_id: str, text: str) -> None:
+    """Add a user's message to a run. Raises as `Conversing.say` says, and `RunNotFound`."""
+    row = store.found(run_id, load_output=False)
+    # Who cannot open the run would leave a message that the run cannot open: it would never go on.
+    store.start_record(row)
+    store.mailbox.say(run_id, text, notes_on(row).get("swarm", ""))
+
+
 class Conversing:
     """The part of `Run` that people use. What answers raises `AlreadyAnswered`, `RequestExpired` or `InvalidAnswer`."""
 
@@ -63,11 +71,10 @@ class Conversing:
     def say(self, text: str) -> None:
         """Add a user's message to the run before its next model call; delivered once.
 
-        An agent that was about to end the run hears it first. Raises `ConfigurationError` once the run has ended.
+        An agent that was about to end the run hears it first. Raises `ConfigurationError` once the run has ended, and
+        where this process lacks its codec.
         """
-        store = self._store()
-        row = store.found(self.id, load_output=False)
-        store.mailbox.say(self.id, text, notes_on(row).get("swarm", ""))
+        say(self._store(), self.id, text)
 
     def _decide(self, request_id: str | None, decision: Decision, by: str | None) -> None:
         store = self._store()

@@ -230,7 +230,9 @@ class Inbox:
         )  # fmt: skip
         self.create()
         with self._writing() as connection:
-            new = connection.execute(early.on_conflict_do_nothing()).rowcount == 1
+            # psycopg forgets the number of rows of an INSERT unless it is to be kept.
+            kept = early.on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+            new = connection.execute(kept).rowcount == 1
             if new:
                 self._write(connection, request_id, decision, by)
         if not new:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm.answering import answer, approve, reject
+from durable_swarm.engine.conversing import say
 from durable_swarm.engine.inbox import TOKEN, NoRequest
-from durable_swarm.engine.store import notes_on, owner_of, state_of
+from durable_swarm.engine.store import owner_of, state_of
 from durable_swarm.engine.visitor import Visitor
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError
 from durable_swarm.requests import Decision, Request
 from durable_swarm.runs import ENDED
+from durable_swarm.service.sealed import opened
 
 NAMED = 5
 """How many requests an ambiguous id names."""
@@ -50,13 +52,14 @@ class Inbox:
 
         Gives the request as it is then, or None where no run waits for the result yet.
         """
-        waits = self._store.inbox.complete(token, answer(result), by, "")
+        with opened(f"the request of token {token!r}"):
+            waits = self._store.inbox.complete(token, answer(result), by, "")
         return self._store.inbox.found(TOKEN + token) if waits else None
 
     def say(self, run_id: str, text: str) -> None:
         """Add a user's message to a run before its next model call. Raises `RunNotFound`, `ConfigurationError`."""
-        row = self._store.found(run_id, load_output=False)
-        self._store.mailbox.say(run_id, text, notes_on(row).get("swarm", ""))
+        with opened(f"run {run_id!r}"):
+            say(self._store, run_id, text)
 
     def goes_on(self, run_id: str) -> bool | None:
         """Whether a living process executes the run, or ended it; None if it is free for any that defines its agent.
@@ -73,7 +76,9 @@ class Inbox:
             return not me.is_dead(owner)
 
     def _decide(self, name: str, decision: Decision, by: str | None) -> Request:
-        return self._store.inbox.decide(self._meant(name), decision, by)
+        request_id = self._meant(name)
+        with opened(f"request {request_id!r}"):
+            return self._store.inbox.decide(request_id, decision, by)
 
     def _meant(self, name: str) -> str:
         """Give the id of the request that is meant by its own id or by its run's."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from durable_swarm import codec
-from durable_swarm.encryption import VARIABLE, codec_of_environment
+from durable_swarm.encryption import codec_of_environment
 from durable_swarm.engine import DurableSwarm, Run, database, imports, records
 from durable_swarm.engine.durable import list_rows
 from durable_swarm.engine.exports import Exported, export
@@ -26,6 +25,7 @@ from durable_swarm.events import Event
 from durable_swarm.loop import Start
 from durable_swarm.runs import ENDED, Story
 from durable_swarm.service.inbox import Inbox
+from durable_swarm.service.sealed import opened, why_closed
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
 from durable_swarm.types import Message
 
@@ -57,13 +57,13 @@ def import_run(url: str | None, document: Any) -> RunView:
     """
     Exported(document)
     try:
-        with open_runs(url) as opened:
-            return opened.load(document)
+        with open_runs(url) as there:
+            return there.load(document)
     except NoRuns:
         with DurableSwarm(database=url) as swarm:
             swarm.runs(limit=1)
-    with open_runs(url) as opened:
-        return opened.load(document)
+    with open_runs(url) as there:
+        return there.load(document)
 
 
 class Runs:
@@ -105,7 +105,7 @@ class Runs:
         found = self._find(run_id)
         follower = Follower(lambda: self._store, found, after)
         told, looked = None, -STANDING
-        with _opened(found):
+        with opened(f"run {found!r}"):
             while not follower.over:
                 events = follower.read()
                 yield from events
@@ -142,13 +142,13 @@ class Runs:
         It goes on with the next program that defines its agent.
         """
         run = self._run(run_id)
-        with _opened(run.id):
+        with opened(f"run {run.id!r}"):
             return self._seen(run.fork(turn, agent=agent, messages=messages, run_id=new_id))
 
     def export(self, run_id: str, redact: Redact | None = None) -> dict[str, Any]:
         """Give a run as a document, as `DurableSwarm.export` does."""
         found = self._find(run_id)
-        with _opened(found):
+        with opened(f"run {found!r}"):
             return export(self._store, self._store.row(found), redact)
 
     def load(self, document: Any) -> RunView:
@@ -243,25 +243,7 @@ def _told(store: Store, row: Any) -> tuple[Start, Story, str | None]:
     try:
         return records.read_start(store.start_record(row)), story(store, row), None
     except Sealed as error:
-        return Start("", [], {}), Story([], None), _why_closed(error)
-
-
-@contextlib.contextmanager
-def _opened(run_id: str) -> Iterator[None]:
-    try:
-        yield
-    except Sealed as error:
-        raise ConfigurationError(f"run {run_id!r} cannot be read here: {_why_closed(error)}") from error
-
-
-def _why_closed(error: Sealed) -> str:
-    """Say what to do where records cannot be opened here."""
-    if os.environ.get(VARIABLE):
-        return str(error)
-    return (
-        "what was said in it was stored through a codec, such as encryption; "
-        f"set {VARIABLE} to its keys to read it here, or read it in its own program"
-    )
+        return Start("", [], {}), Story([], None), why_closed(error)
 
 
 def _waits_for(row: Any, idle: bool) -> str | None:
