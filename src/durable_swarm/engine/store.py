@@ -340,9 +340,8 @@ class Store:
     def resume(self, row: Any, queue: str) -> None:
         """Have a cancelled or failed run go on from its first unfinished step, on `queue`."""
         run_id = row.workflow_id
-        calls = [
-            child.workflow_id for child in self.children(run_id) if child.status in ("PENDING", "CANCELLED", "ENQUEUED")
-        ]
+        open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
+        calls = [child.workflow_id for child in self.children(run_id) if child.status in open_still]
         for call in calls:
             self._forget_failed_step(call, queue)
         if row.status == "ERROR":
@@ -363,7 +362,7 @@ class Store:
 
     def resume_on(self, workflow_ids: list[str], queue: str) -> None:
         """Hand unfinished runs and tool calls to the process that serves `queue`."""
-        self._client.resume_workflows(workflow_ids, queue_name=queue)
+        self.inbox.hand_to(workflow_ids, queue)
 
     def notes(self, program: str) -> dict[str, Any]:
         """Give the notes about the program of this id; empty if there are none."""
