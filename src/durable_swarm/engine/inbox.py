@@ -297,16 +297,18 @@ class Inbox:
         runs = self._runs
         calls = (runs.c.parent_workflow_id == run_id) & (runs.c.name == records.TOOL)
         ours = or_(runs.c.workflow_uuid == run_id, calls)
-        values = {
-            "status": after,
-            "queue_name": records.UNCLAIMED,
-            "owner_xid": None,
-            "recovery_attempts": 0,
-            "started_at_epoch_ms": None,
-            "delay_until_epoch_ms": until,
-            "updated_at": now(),
-        }
-        connection.execute(update(runs).where(ours, runs.c.status == before).values(**values))
+        moved = _moved(after, records.UNCLAIMED) | {"delay_until_epoch_ms": until}
+        connection.execute(update(runs).where(ours, runs.c.status == before).values(**moved))
+
+    def hand_to(self, workflow_ids: Iterable[str], queue: str) -> None:
+        """Hand unfinished runs and tool calls to the process that serves `queue`.
+
+        Not by DBOS's own resumption, which has those go on too that were cancelled since somebody looked.
+        """
+        runs = self._runs
+        ours = runs.c.workflow_uuid.in_(list(workflow_ids)) & runs.c.status.in_(("PENDING", "ENQUEUED"))
+        with self._writing() as connection:
+            connection.execute(update(runs).where(ours).values(**_moved("ENQUEUED", queue)))
 
     def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
         """Give those of the runs and tool calls that were cancelled."""
@@ -394,6 +396,18 @@ class Inbox:
             if closed is None:
                 raise
             return _request(row, {"question": closed}, None)
+
+
+def _moved(status: str, queue: str) -> dict[str, Any]:
+    """Give the columns of a run that nobody executes, and that begins anew where it goes on."""
+    return {
+        "status": status,
+        "queue_name": queue,
+        "owner_xid": None,
+        "recovery_attempts": 0,
+        "started_at_epoch_ms": None,
+        "updated_at": now(),
+    }
 
 
 def _asked_record(asked: Asked, kept: Record | None) -> Record:

@@ -343,7 +343,8 @@ class Store:
         The run comes last: whoever looks at the queue takes it over with its calls as soon as it is there.
         """
         run_id = row.workflow_id
-        calls = [child.workflow_id for child in self.children(run_id) if child.status in (*UNFINISHED, "CANCELLED")]
+        open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
+        calls = [child.workflow_id for child in self.children(run_id) if child.status in open_still]
         for call in calls:
             self._forget_failed_step(call, queue)
         if calls:
@@ -367,7 +368,7 @@ class Store:
 
     def resume_on(self, workflow_ids: list[str], queue: str) -> None:
         """Hand unfinished runs and tool calls to the process that serves `queue`."""
-        self._client.resume_workflows(workflow_ids, queue_name=queue)
+        self.inbox.hand_to(workflow_ids, queue)
 
     def notes(self, program: str) -> dict[str, Any]:
         """Give the notes about the program of this id; empty if there are none."""

@@ -1,0 +1,54 @@
+"""What runs ask, under ill luck: in the moment of a cancellation, with other code, with rows that were damaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from durable_swarm import Agent, DurableSwarm, RunCancelled, ask_human
+from durable_swarm.engine import process, room
+from durable_swarm.requests import Request
+from durable_swarm.testing import ScriptedModel
+from tests.engine.conftest import Make
+from tests.engine.helpers import PATIENCE, unique, user, wait_until
+
+
+def asked(swarm: DurableSwarm) -> Request:
+    """Wait until something is asked, and give it."""
+    found: list[Request] = wait_until(swarm.requests)
+    return found[0]
+
+
+def ask() -> str:
+    """Ask a person."""
+    return ask_human("Colour?")
+
+
+def asking(*more: Any) -> ScriptedModel:
+    """Give a model that calls `ask`."""
+    return ScriptedModel([["ask"], *more, "Done."])
+
+
+def test_cancelled_while_it_is_taken_over(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cancelled just when it is taken over stays cancelled; resumed, it has its answer."""
+    monkeypatch.setattr(room, "THREADS", 0)
+    swarm, agent = make_anywhere(asking()), Agent(name=unique(), functions=[ask])
+    run = swarm.start(agent, user())
+    request, store = asked(swarm), process.current().store
+    look = store.unfinished
+
+    def look_and_cancel(version: str) -> list[Any]:
+        found = look(version)
+        if any(row.workflow_id == run.id and row.status == "ENQUEUED" for row in found):
+            monkeypatch.setattr(store, "unfinished", look)
+            run.cancel()
+        return found
+
+    monkeypatch.setattr(store, "unfinished", look_and_cancel)
+    wait_until(lambda: run.id not in process.current().runs)
+    swarm.answer("red", request.id)
+    with pytest.raises(RunCancelled):
+        run.result(PATIENCE)
+    run.resume()
+    assert run.result(PATIENCE).messages[1]["content"] == "red"
