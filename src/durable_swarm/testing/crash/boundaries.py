@@ -168,6 +168,8 @@ def _engine_label(tables: list[str], workflow: str, step: str) -> list[str]:
     what = f"tool call {workflow}" if "/" in workflow else f"run {workflow}"
     if "operation_outputs" in tables:
         kind, colon, name = step.partition(":")
+        if step == "durable_swarm.begun":
+            return [f"mark of {what}"]
         if step.startswith("durable_swarm."):
             return []
         return [f"checkpoint of the model call of agent {name}" if kind == "model" and colon else _of_step(kind, name)]
