@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, RunCancelled, ask_human
+from durable_swarm import Agent, DurableSwarm, Run, RunCancelled, ask_human
 from durable_swarm.engine import process, room
 from durable_swarm.requests import Request
 from durable_swarm.testing import ScriptedModel
@@ -52,3 +52,22 @@ def test_cancelled_while_it_is_taken_over(make_anywhere: Make, monkeypatch: pyte
         run.result(PATIENCE)
     run.resume()
     assert run.result(PATIENCE).messages[1]["content"] == "red"
+
+
+def test_a_run_that_rested_has_its_own_agent(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose agents share a name go on each with its own, also if the program has not kept it."""
+    monkeypatch.setattr(room, "THREADS", 0)
+    name, swarm = unique(), make(ScriptedModel([["ask"]] * 3 + ["Done."] * 3))
+
+    def begun(number: int) -> Run:
+        def ask() -> str:
+            return f"{number} {ask_human('Colour?')}"
+
+        return swarm.start(Agent(name=name, functions=[ask]), user())
+
+    runs = [begun(number) for number in range(3)]
+    wait_until(lambda: len(swarm.requests()) == 3 and not process.current().runs)
+    for run in runs:
+        run.answer("red")
+    told = [run.result(PATIENCE).messages[1]["content"] for run in runs]
+    assert told == ["0 red", "1 red", "2 red"]

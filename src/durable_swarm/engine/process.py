@@ -21,6 +21,7 @@ import sqlalchemy
 from dbos import DBOS, DBOSConfig
 
 from durable_swarm import errors, roster
+from durable_swarm.calls import Cast
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
@@ -59,8 +60,8 @@ class Process:
         self.held: dict[str, errors.DurableSwarmError] = {}
         self.homes: dict[str, list[Home]] = {}
         """Threads that wait for a run and lend themselves to its plain functions, by the run's id."""
-        self.lent: dict[str, Any] = {}
-        """Agents that were given with the id of a run before it was recovered."""
+        self.lent: dict[str, Cast] = {}
+        """Agents that runs mean here when they go on: those given with a run's id, and those of runs that rest."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.taken: set[str] = set()
@@ -186,8 +187,7 @@ class Process:
         swarm = self.swarms.named(name)
         if swarm is None:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
-        lent = self.lent.pop(run_id, None)
-        cast = {} if lent is None else {lent.name: lent}
+        cast = self.lent.pop(run_id, {})
         not_yet_read = Start("", [], {})
         return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=True)
 
@@ -276,6 +276,7 @@ class Process:
         """Lay a run to rest that leaves memory until the database wakes it."""
         asked = [request for request, _ in run.rests if request is not None]
         times = [until for _, until in run.rests if until is not None]
+        self.lent[run.run_id] = run.cast  # Others may share their names, or the program keep them no longer.
         try:
             self.store.inbox.rest(run.run_id, run.owner, asked, min(times, default=None))
         except errors.ConfigurationError as error:
@@ -334,7 +335,7 @@ class Process:
         """Have a recovered run of this id mean this agent, whatever others share its name."""
         live = self.runs.get(run_id)
         if live is None:
-            self.lent[run_id] = agent
+            self.lent.setdefault(run_id, {})[agent.name] = agent
             self.held.pop(run_id, None)
         else:
             live.cast.setdefault(agent.name, agent)
