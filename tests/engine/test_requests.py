@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, Run, RunCancelled, ask_human
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, RunCancelled, ask_human
 from durable_swarm.engine import process, room
 from durable_swarm.requests import Request
 from durable_swarm.testing import ScriptedModel
@@ -71,3 +72,16 @@ def test_a_run_that_rested_has_its_own_agent(make: Make, monkeypatch: pytest.Mon
         run.answer("red")
     told = [run.result(PATIENCE).messages[1]["content"] for run in runs]
     assert told == ["0 red", "1 red", "2 red"]
+
+
+def test_closing_under_a_caller_that_waits(make: Make) -> None:
+    """`close` ends a `run()` that waits in another thread, which opens nothing again."""
+    swarm, agent = make(asking()), Agent(name=unique(), functions=[ask])
+    with ThreadPoolExecutor(1) as pool:
+        over = pool.submit(swarm.run, agent, user())
+        asked(swarm)
+        swarm.close()
+        with pytest.raises(ConfigurationError, match="was closed"):
+            over.result(PATIENCE)
+    with pytest.raises(ConfigurationError, match="no DurableSwarm is open"):
+        process.current()
