@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, RunCancelled, ask_human
-from durable_swarm.engine import process, room
+from durable_swarm.engine import inbox, process, room, toolcalls
 from durable_swarm.requests import Request
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
@@ -85,3 +86,18 @@ def test_closing_under_a_caller_that_waits(make: Make) -> None:
             over.result(PATIENCE)
     with pytest.raises(ConfigurationError, match="no DurableSwarm is open"):
         process.current()
+
+
+def test_a_clock_that_is_set_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question expires after its timeout, also if the clock is set back by a day while it waits."""
+    swarm, began = make(asking()), time.monotonic()
+
+    def ask() -> str:
+        return ask_human("Colour?", timeout=0.5, default="grey")
+
+    agent = Agent(name=unique(), functions=[ask])
+    run = swarm.start(agent, user())
+    asked(swarm)
+    monkeypatch.setattr(toolcalls, "now", lambda: inbox.now() - 86_400_000)
+    assert run.result(PATIENCE).messages[1]["content"] == "grey"
+    assert time.monotonic() - began < PATIENCE / 2
