@@ -162,9 +162,10 @@ class Inbox:
         changed = row.state == "answered" and row.kind == "question" and _differ(known, seal.settle(record, place))
         if early or changed or row.state == "open":
             why = {"why": known["why"]} if "why" in known else {}
-            values = {"request": dumps(seal.close({**record, **why}, place)), "run_id": asked.run_id}
-            values = {**values, "call": asked.call, "swarm": swarm, **(_UNDECIDED if changed else {})}
-            connection.execute(update(rows).where(rows.c.id == asked.id).values(**values))
+            stored = dumps(seal.close({**record, **why}, place))
+            values: dict[str, Any] = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
+            undecided = _UNDECIDED if changed else {}
+            connection.execute(update(rows).where(rows.c.id == asked.id).values(**values, **undecided))
 
     def expire(self, request_id: str) -> Request:
         """Close a request whose time is over, unless it was decided in time; gives what it is now."""

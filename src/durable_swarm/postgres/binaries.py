@@ -118,8 +118,8 @@ class Local:
         """Give the process of the server that works on the data, None if none does."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             pid = int(self._pid_file.read_text().splitlines()[0])
-            # After a crash or a reboot the number may be another program's.
-            return pid if str(self.place.data) in _command(pid) else None
+            # After a crash or a reboot the number may be another program's, such as one that looks into the data.
+            return pid if f"postgres -D {self.place.data} " in f"{_command(pid)} " else None
         return None
 
     def alive(self) -> bool:
