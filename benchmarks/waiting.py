@@ -125,6 +125,7 @@ def again(url: str) -> None:
     with DurableSwarm(ScriptedModel(reply), database=url) as swarm:
         swarm.recover()
         print(f"start with them in the database: {time.monotonic() - began:.2f} s")
+        time.sleep(8)  # Those that waited in the memory of the process before are taken over, and wait in this one's.
         print(f"idle after the start: {idle():.1f} % of a core")
         report("the next process", answers(swarm))
 

@@ -47,6 +47,10 @@ class MemoryInbox:
             known = self._requests.get(asked.id)
             if known is None or not known.run_id:
                 self._requests[asked.id] = _request(asked, known)
+            elif known.status == "answered" and known.kind == "question" and _differ(asked, known):
+                # A further attempt of the tool asks something else: the answer is none to that.
+                self._requests[asked.id] = _request(asked, None)
+                future = self._decisions[asked.id] = Future()
             return future
 
     def _expire(self, request_id: str) -> Decision:
@@ -122,6 +126,10 @@ class MemoryInbox:
                 del self._requests[request.id]
                 with contextlib.suppress(KeyError):
                     del self._decisions[request.id]
+
+
+def _differ(asked: Asked, known: Request) -> bool:
+    return (asked.question, asked.choices) != (known.question, known.choices)
 
 
 def _request(asked: Asked, early: Request | None) -> Request:

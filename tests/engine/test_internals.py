@@ -6,12 +6,14 @@ import ast
 import contextlib
 import importlib
 import inspect
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dbos import DBOSClient, _context, _core, _dbos, _serialization, _sys_db
+from dbos import DBOSClient, _context, _core, _dbos, _queue, _serialization, _sys_db
 
 import durable_swarm
 from durable_swarm import Agent
@@ -101,6 +103,24 @@ def test_attributes_of_the_launched_dbos(make: Make) -> None:
     assert [name for name in registry.internal_queue_map if name.startswith("durable_swarm:")]
     swarm.close()
     assert internals.launched() is False
+
+
+def test_no_run_is_claimed_any_more(make: Make) -> None:
+    """After `stop_queues` none of the threads that claim runs lives, and DBOS's event loop still does."""
+    swarm = make(ScriptedModel(["Hello"]))
+    swarm.run(Agent(), user())
+    launched = internals.instance()
+    claiming = [
+        thread for thread in launched._background_threads if getattr(thread, "_target", None) is _queue.queue_thread
+    ]
+    assert len(claiming) == 1
+    began = time.monotonic()
+    internals.stop_queues(5)
+    assert time.monotonic() - began < 4
+    assert not claiming[0].is_alive()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("queue-worker-")]
+    assert launched._background_event_loop.target_loop().is_running()
+    swarm.close()
 
 
 def test_names_of_the_serializers() -> None:

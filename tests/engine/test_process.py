@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
+import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dbos import DBOS
+from sqlalchemy import Engine, event
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
 from durable_swarm.engine import internals
@@ -81,6 +87,47 @@ def test_closing_ends_the_wait_for_a_call_that_is_not_laid_down() -> None:
     desk.close()
     with pytest.raises(Held, match="was closed while the run was under way"):
         place.result(timeout=PATIENCE)
+
+
+@contextlib.contextmanager
+def slow_claims(seconds: float) -> Iterator[threading.Event]:
+    """Have a thread that has claimed a run pause before it begins it, as on a busy machine; the event tells when."""
+    claiming: set[int] = set()
+    claimed = threading.Event()
+
+    def pause(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if not threading.current_thread().name.startswith("queue-worker-"):
+            return
+        if statement.startswith("UPDATE"):
+            claiming.add(threading.get_ident())
+        elif threading.get_ident() in claiming:
+            claiming.clear()
+            claimed.set()
+            time.sleep(seconds)
+
+    event.listen(Engine, "before_cursor_execute", pause)
+    yield claimed
+    event.remove(Engine, "before_cursor_execute", pause)
+
+
+def test_closing_waits_for_a_run_that_is_being_claimed(make_anywhere: Make, database_url: str) -> None:
+    """Closing while a run is claimed, but not yet begun, gives no warning, and the next start takes the run over."""
+    agent = Agent(name=unique())
+    with make_anywhere(hello()) as first:
+        first.run(agent, user(), run_id="r")
+    change(database_url, "UPDATE {schema}workflow_status SET status = 'PENDING', executor_id = 'dead'")
+    with slow_claims(0.3) as claimed, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        second = make_anywhere(hello(), worker_id="second")
+        second.recover()
+        assert claimed.wait(PATIENCE)
+        second.close()
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+    assert rows(database_url, "status, executor_id") == [("PENDING", "second")]
+    third = make_anywhere(hello(), worker_id="third")
+    assert [run.id for run in third.recover()] == ["r"]
+    assert third.get("r").result(PATIENCE).messages[-1]["content"] == "Hello"
 
 
 def test_each_swarm_uses_its_own_client_and_settings(make: Make) -> None:

@@ -1,13 +1,30 @@
-"""Eleven agents that are right: whenever their program is killed and started again, nothing differs."""
+"""Thirteen agents that are right: whenever their program is killed and started again, nothing differs."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
-from durable_swarm import Agent, DurableSwarm, Response, Result, ToolError, current_call, emit, sleep, step, tool
+from durable_swarm import (
+    Agent,
+    AlreadyAnswered,
+    DurableSwarm,
+    Response,
+    Result,
+    Run,
+    ToolError,
+    ask_human,
+    current_call,
+    emit,
+    later,
+    sleep,
+    step,
+    tool,
+)
 from durable_swarm.testing import ScriptedModel, effect
 from tests.kit.faulty import QUESTION, run
 
@@ -176,6 +193,56 @@ def streamed(database: str) -> dict[str, Any]:
     return {"said": said, "meant": last["response"].messages[-1]["content"]}
 
 
+def people_decide() -> Response:
+    """An approval, a question and a result that comes later, each answered in whatever life it is open."""
+
+    @tool(approval=True)
+    def refund(amount: int) -> str:
+        effect("refund", key=current_call().idempotency_key)
+        return f"refunded {amount}"
+
+    def paint() -> str:
+        return f"painted {ask_human('Colour?')}"
+
+    def order() -> Any:
+        effect("order", key=current_call().idempotency_key)
+        return later("order-1")
+
+    script = ScriptedModel([[("refund", {"amount": 500})], ["paint"], ["order"], "Done."])
+    agent = Agent(name="Desk", functions=[refund, paint, order])
+    with DurableSwarm(script) as swarm:
+        return _decided(swarm, swarm.start(agent, QUESTION, run_id="r1"))
+
+
+def _decided(swarm: DurableSwarm, run: Run) -> Response:
+    """Answer all that the run asks until it has ended."""
+    while run.status not in ("done", "failed"):
+        for request in run.requests():
+            with contextlib.suppress(AlreadyAnswered):
+                if request.kind in ("approval", "unknown_outcome"):
+                    swarm.approve(request.id)
+                else:
+                    swarm.answer("as asked", request.id)
+        time.sleep(0.005)
+    return run.result()
+
+
+def once_with_a_check() -> Response:
+    """A payment that is entered once: after a crash the bank's own books say what became of it."""
+    books = Path("books")
+
+    def paid(card: str) -> str | None:
+        return books.read_text() if books.exists() else None
+
+    @tool(effect="once", check=paid)
+    def pay(card: str) -> str:
+        effect("pay", key=current_call().idempotency_key)
+        books.write_text(f"paid with {card}")
+        return f"paid with {card}"
+
+    return run([[("pay", {"card": "c1"})], "Done."], pay)
+
+
 RIGHT = [
     keyed_charge,
     state_in_context,
@@ -188,4 +255,6 @@ RIGHT = [
     own_database,
     streamed,
     two_runs,
+    once_with_a_check,
+    people_decide,
 ]

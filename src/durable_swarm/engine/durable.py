@@ -268,11 +268,12 @@ class DurableSwarm(Runner):
         agent = prepared.asked.agent
         live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
         about = {"agent": agent.name, "swarm": self.name, "at": prepared.record["at"]}
+        opened = self._open()  # Now: what was closed under a run that waits must not be opened again by its end.
         try:
             with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
                 yield live
         except BaseException:
-            self._open().stop(live)
+            opened.stop(live)
             raise
 
     def _started(self, prepared: _Prepared, live: LiveRun) -> Run:

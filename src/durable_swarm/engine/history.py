@@ -81,7 +81,8 @@ def _fields(store: Rows, row: Any, first: int) -> Iterator[dict[str, Any]]:
         if step.function_name == records.TOOL:
             key = step.child_workflow_id
             yield _tool(store, row, step, calls.get(key), names.get(_call_of(key), CLOSED))
-            yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in store.steps(key))
+            inside = (inner for inner in store.steps(key) if inner.function_name != records.BEGUN)
+            yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in inside)
         elif step.function_name.startswith(("model:", "tool:")):
             yield _done(step, opened[step.function_id])
 

@@ -36,6 +36,10 @@ UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
 TIMES = ("created_at", "expires_at", "answered_at")
+_UNDECIDED = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
+
+LONGEST = 1_000_000_000
+"""Seconds; who waits longer waits for ever."""
 
 
 def now() -> int:
@@ -126,23 +130,19 @@ class Inbox:
 
         `kept` is what the run keeps with it. A request that is still open shows what is asked now.
         """
-        seal, place = self._seal_for(swarm), place_of(asked.id)
-        stored = dumps(seal.close(_asked_record(asked, kept), place))
-        at = now()
-        expires = None if asked.timeout is None else at + round(asked.timeout * 1000)
+        record, at = _asked_record(asked, kept), now()
+        stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
+        lasting = asked.timeout is None or asked.timeout > LONGEST
+        expires = None if lasting else at + round((asked.timeout or 0) * 1000)
         rows = self._rows
         insert = (sqlite if self._lite else postgresql).insert(rows).values(
             id=asked.id, run_id=asked.run_id, call=asked.call, kind=asked.kind, state="open", swarm=swarm,
             request=stored, created_at=at, expires_at=expires,
         )  # fmt: skip
-        refreshed = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
         with self._writing(asked.run_id) as connection:
             new = connection.execute(insert.on_conflict_do_nothing()).rowcount == 1
             if not new:
-                # One that was completed before it was opened has nobody's run yet.
-                mine = (rows.c.id == asked.id) & or_(rows.c.run_id == "", rows.c.call == asked.call)
-                outdated = or_(rows.c.state == "open", rows.c.run_id == "")
-                connection.execute(update(rows).where(mine, outdated).values(**refreshed))
+                self._ask_again(connection, asked, swarm, record)
             row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
         if row.call != asked.call:
             raise errors.ConfigurationError(
@@ -150,6 +150,21 @@ class Inbox:
                 "later() needs a token of its own"
             )
         return self._read(row), new
+
+    def _ask_again(self, connection: sqlalchemy.Connection, asked: Asked, swarm: str, record: Record) -> None:
+        """Have a request that is there show what is asked now. An answer to another question is none to this one."""
+        rows, seal, place = self._rows, self._seal_for(swarm), place_of(asked.id)
+        row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
+        early = row.run_id == ""  # Completed before it was opened.
+        if not early and row.call != asked.call:
+            return
+        known = {} if early else self._open(row)
+        changed = row.state == "answered" and row.kind == "question" and _differ(known, seal.settle(record, place))
+        if early or changed or row.state == "open":
+            why = {"why": known["why"]} if "why" in known else {}
+            values = {"request": dumps(seal.close({**record, **why}, place)), "run_id": asked.run_id}
+            values = {**values, "call": asked.call, "swarm": swarm, **(_UNDECIDED if changed else {})}
+            connection.execute(update(rows).where(rows.c.id == asked.id).values(**values))
 
     def expire(self, request_id: str) -> Request:
         """Close a request whose time is over, unless it was decided in time; gives what it is now."""
@@ -167,9 +182,8 @@ class Inbox:
             row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
             seal, place = self._seal_for(row.swarm), place_of(request_id)
             record = {**seal.open(json.loads(row.request), place, f"request {request_id!r}"), "why": codec.encode(why)}
-            values = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
             stored = dumps(seal.close(record, place))
-            connection.execute(update(rows).where(rows.c.id == request_id).values(request=stored, **values))
+            connection.execute(update(rows).where(rows.c.id == request_id).values(request=stored, **_UNDECIDED))
 
     def kept(self, call: str) -> tuple[Request, Record] | None:
         """Give the request for a result that this tool call has opened, and what was kept with it; or None."""
@@ -297,16 +311,18 @@ class Inbox:
         runs = self._runs
         calls = (runs.c.parent_workflow_id == run_id) & (runs.c.name == records.TOOL)
         ours = or_(runs.c.workflow_uuid == run_id, calls)
-        values = {
-            "status": after,
-            "queue_name": records.UNCLAIMED,
-            "owner_xid": None,
-            "recovery_attempts": 0,
-            "started_at_epoch_ms": None,
-            "delay_until_epoch_ms": until,
-            "updated_at": now(),
-        }
-        connection.execute(update(runs).where(ours, runs.c.status == before).values(**values))
+        moved = _moved(after, records.UNCLAIMED) | {"delay_until_epoch_ms": until}
+        connection.execute(update(runs).where(ours, runs.c.status == before).values(**moved))
+
+    def hand_to(self, workflow_ids: Iterable[str], queue: str) -> None:
+        """Hand unfinished runs and tool calls to the process that serves `queue`.
+
+        Not by DBOS's own resumption, which has those go on too that were cancelled since somebody looked.
+        """
+        runs = self._runs
+        ours = runs.c.workflow_uuid.in_(list(workflow_ids)) & runs.c.status.in_(("PENDING", "ENQUEUED"))
+        with self._writing() as connection:
+            connection.execute(update(runs).where(ours).values(**_moved("ENQUEUED", queue)))
 
     def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
         """Give those of the runs and tool calls that were cancelled."""
@@ -396,6 +412,18 @@ class Inbox:
             return _request(row, {"question": closed}, None)
 
 
+def _moved(status: str, queue: str) -> dict[str, Any]:
+    """Give the columns of a run that nobody executes, and that begins anew where it goes on."""
+    return {
+        "status": status,
+        "queue_name": queue,
+        "owner_xid": None,
+        "recovery_attempts": 0,
+        "started_at_epoch_ms": None,
+        "updated_at": now(),
+    }
+
+
 def _asked_record(asked: Asked, kept: Record | None) -> Record:
     fields = {
         "agent": asked.agent,
@@ -408,6 +436,10 @@ def _asked_record(asked: Asked, kept: Record | None) -> Record:
         "kept": kept,
     }
     return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
+
+
+def _differ(known: Record, now: Record) -> bool:
+    return any(known.get(field) != now.get(field) for field in ("question", "choices"))
 
 
 def _request(row: Any, record: Record, decision: Decision | None) -> Request:

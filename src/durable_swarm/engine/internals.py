@@ -17,6 +17,8 @@
 - `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
 - `_register_internal_queue`: a queue of this process alone, in memory. Public queues are rows that every process
   polls, so another program would take over runs whose agents it does not have.
+- `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
+  that claim runs for it have ended, and what one has just claimed is then never begun, with a warning.
 - `_schemas.system_database.SystemSchema`: the tables, to bring in runs that have ended elsewhere. DBOS has no way to.
 - `_config`, `_sys_db.engine`: the database of a DBOS that the program launched.
 - `db_retry`: DBOS tries what failed for a lost connection again after pauses that double up to 90 s; a run should not
@@ -34,7 +36,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import sqlalchemy
-from dbos import DBOS, DBOSPortableJSONSerializer, _context, _core, _dbos, _schemas, _serialization, _sys_db
+from dbos import DBOS, DBOSPortableJSONSerializer, _context, _core, _dbos, _queue, _schemas, _serialization, _sys_db
 from dbos import error as dbos_errors
 from dbos._sys_db import WorkflowStatusString
 
@@ -220,6 +222,16 @@ def private_queue(name: str, polling_interval: float) -> Any:
 def set_poll(queue: Any, seconds: float) -> None:
     """Set how often the queue is looked at, from the next look on."""
     queue._polling_interval_sec = seconds
+
+
+def stop_queues(seconds: float) -> None:
+    """Have the launched DBOS claim no more runs, and wait so long at most for what it is claiming."""
+    dbos = instance()
+    for event in dbos.background_thread_stop_events if dbos else ():
+        event.set()
+    for thread in dbos._background_threads if dbos else ():
+        if getattr(thread, "_target", None) is _queue.queue_thread:
+            thread.join(seconds)
 
 
 def forget_queue(name: str) -> None:

@@ -24,7 +24,7 @@ from durable_swarm.calls import Cast
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
-from durable_swarm.engine.keeper import FAST, Keeper
+from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
 from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
@@ -55,10 +55,8 @@ class Process:
         self.held: dict[str, errors.DurableSwarmError] = {}
         self.homes: dict[str, list[Home]] = {}
         """Threads that wait for a run and lend themselves to its plain functions, by the run's id."""
-        self.lent: dict[str, Any] = {}
-        """Agents that were given with the id of a run before it was recovered."""
-        self.resting: dict[str, Cast] = {}
-        """The agents of runs that left memory here: a program may hold them no more."""
+        self.lent: dict[str, Cast] = {}
+        """Agents that runs mean here when they go on: those given with a run's id, and those of runs that rest."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.taken: set[str] = set()
@@ -74,13 +72,7 @@ class Process:
         self.parked: dict[str, str] = {}
         """Why runs wait that the database could not be written for; they are tried again by themselves."""
         self.outage = Outage(url, is_under_way)
-        engine = (
-            internals.host_database()[1]
-            if self.hosted
-            else database.connect(url, create=True, on_write=self.outage.end)
-        )
-        self.store = Store(url, engine, self.swarms.codec_for, owns=not self.hosted)
-        self.trials = Trials(self.store, self.still_open)
+        self.store = self._open_store()
         try:
             self._launch(worker_id)
         except BaseException:
@@ -90,9 +82,16 @@ class Process:
 
     # Launching and closing
 
+    def _open_store(self) -> Store:
+        if self.hosted:
+            return Store(self.url, internals.host_database()[1], self.swarms.codec_for, owns=False)
+        engine = database.connect(self.url, create=True, on_write=self.outage.end)
+        return Store(self.url, engine, self.swarms.codec_for)
+
     def _start_keeping(self) -> None:
         self.store.inbox.create()
         self.store.mailbox.create()
+        self.trials = Trials(self.store, self.still_open)
         self.room = Room(self.store.inbox)
         self.transactions = Transactions(self.url, self.store.inbox.owner)
         self.writer = Writer(self.store.events.write)
@@ -145,6 +144,7 @@ class Process:
         self.writer.close()
         self.desk.close()
         if not self.hosted:
+            internals.stop_queues(CLOSING)
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
             self._restore_loops()
@@ -184,9 +184,7 @@ class Process:
         swarm = self.swarms.named(name)
         if swarm is None:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
-        lent, cast = self.lent.pop(run_id, None), self.resting.pop(run_id, {})
-        if lent is not None:
-            cast[lent.name] = lent
+        cast = self.lent.pop(run_id, {})
         not_yet_read = Start("", [], {})
         return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=True)
 
@@ -275,7 +273,7 @@ class Process:
         """Lay a run to rest that leaves memory until the database wakes it."""
         asked = [request for request, _ in run.rests if request is not None]
         times = [until for _, until in run.rests if until is not None]
-        self.resting[run.run_id] = run.cast
+        self.lent[run.run_id] = run.cast  # Others may share their names, or the program keep them no longer.
         try:
             self.store.inbox.rest(run.run_id, run.owner, asked, min(times, default=None))
         except errors.ConfigurationError as error:
@@ -333,7 +331,7 @@ class Process:
         """Have a recovered run of this id mean this agent, whatever others share its name."""
         live = self.runs.get(run_id)
         if live is None:
-            self.lent[run_id] = agent
+            self.lent.setdefault(run_id, {})[agent.name] = agent
             self.held.pop(run_id, None)
         else:
             live.cast.setdefault(agent.name, agent)
@@ -371,7 +369,7 @@ class Process:
         noted = notes_on(row)
         agent, swarm = noted.get("agent", ""), noted.get("swarm", "")
         run_id = row.workflow_id
-        known = agent in roster.names() or run_id in self.lent or agent in self.resting.get(run_id, {})
+        known = agent in roster.names() or agent in self.lent.get(run_id, {})
         if known and self.swarms.named(swarm):
             return not noted.get("waits_for") or self._forget_waiting(run_id)
         if agent not in self.wanted:

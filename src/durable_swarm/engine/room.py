@@ -16,15 +16,12 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from durable_swarm.engine import internals
-from durable_swarm.engine.inbox import Inbox, now
+from durable_swarm.engine.inbox import LONGEST, Inbox, now
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.signals import Released, closed
 
 COROUTINES, THREADS = 100, 16
 """How many calls wait in place at most: those that hold no thread, and plain tools, which hold one of the pool."""
-
-LONGEST = 1_000_000_000
-"""Seconds; who waits longer waits for ever."""
 
 
 @dataclass(eq=False)

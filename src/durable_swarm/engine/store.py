@@ -338,19 +338,24 @@ class Store:
         self._client.cancel_workflow(run_id, cancel_children=True)
 
     def resume(self, row: Any, queue: str) -> None:
-        """Have a cancelled or failed run go on from its first unfinished step, on `queue`."""
+        """Have a cancelled or failed run go on from its first unfinished step, on `queue`.
+
+        The run comes last: whoever looks at the queue takes it over with its calls as soon as it is there.
+        """
         run_id = row.workflow_id
-        calls = [
-            child.workflow_id for child in self.children(run_id) if child.status in ("PENDING", "CANCELLED", "ENQUEUED")
-        ]
+        open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
+        calls = [child.workflow_id for child in self.children(run_id) if child.status in open_still]
         for call in calls:
             self._forget_failed_step(call, queue)
+        if calls:
+            self._client.resume_workflows(calls, queue_name=queue)
+        if forgiven := {name: None for name in notes_on(row) if name.startswith(TRIED)}:
+            self.annotate(run_id, **forgiven)
         if row.status == "ERROR":
             last = max((step.function_id for step in self.steps(run_id)), default=0)
             self._client.rewind_workflow(run_id, start_step=last + 1, queue_name=queue)
-        if forgiven := {name: None for name in notes_on(row) if name.startswith(TRIED)}:
-            self.annotate(run_id, **forgiven)
-        self._client.resume_workflows([run_id, *calls], queue_name=queue)
+        else:
+            self._client.resume_workflows([run_id], queue_name=queue)
 
     def _forget_failed_step(self, call: str, queue: str) -> None:
         """A tool that ended with the error of a step would get the same error from its record for ever."""
@@ -363,7 +368,7 @@ class Store:
 
     def resume_on(self, workflow_ids: list[str], queue: str) -> None:
         """Hand unfinished runs and tool calls to the process that serves `queue`."""
-        self._client.resume_workflows(workflow_ids, queue_name=queue)
+        self.inbox.hand_to(workflow_ids, queue)
 
     def notes(self, program: str) -> dict[str, Any]:
         """Give the notes about the program of this id; empty if there are none."""

@@ -7,6 +7,7 @@ opened, a mark that the tool was begun, a result that is awaited. `docs/effects.
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -70,8 +71,10 @@ class AtCall:
     async def _decision(self, asked: Asked, request: Request) -> Decision:
         if request.decision is None:
             self._tell("run.waiting", request)
+        # The wall clock is read once: set back meanwhile, it would give the request its time again and again.
+        given, begun = _left(asked, request), time.monotonic()
         while request.decision is None:
-            left = _left(asked, request)
+            left = None if given is None else given - (time.monotonic() - begun)
             if left is not None and left <= 0:
                 request = await in_thread(self.inbox.expire, asked.id)
                 continue

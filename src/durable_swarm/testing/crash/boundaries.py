@@ -21,7 +21,13 @@ from sqlalchemy.engine.default import DefaultDialect
 
 Side = Literal["before", "after"]
 
-_WRITES = re.compile(r"\b(?:INSERT\s+INTO|(?<!DO )UPDATE|DELETE\s+FROM)\s+(?:\"?\w+\"?\.)?\"?(\w+)", re.IGNORECASE)
+_WRITES = re.compile(
+    r"\b(?:(?:DO|FOR|FOR\s+NO\s+KEY)\s+UPDATE\b"
+    r"|(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+(?:\"?\w+\"?\.)?\"?(\w+))",
+    re.IGNORECASE,
+)
+"""What writes, with its table; with none where UPDATE is no statement. DBOS looks for runs beyond their deadline with
+FOR UPDATE SKIP LOCKED, in a thread of its own: as a write to a table SKIP that was a boundary at any number."""
 _READS = re.compile(r"\s*(?:SELECT|PRAGMA|BEGIN|SET|CREATE|ALTER|DROP)\b", re.IGNORECASE)
 _ENGINE = re.compile(r"workflow_\w+|operation_outputs|notifications|streams|queues|application_versions|dbos_\w+")
 """The engine's tables: its polling writes to them too, and then names no workflow."""
@@ -142,7 +148,7 @@ def _named(parameters: Any, context: Any) -> Mapping[str, Any]:
 
 def _labels(statement: str, parameters: Mapping[str, Any]) -> list[str]:
     """Say what a statement writes, in the words of somebody who knows agents and no tables."""
-    tables = [] if _READS.match(statement) else _WRITES.findall(statement)
+    tables = [] if _READS.match(statement) else [table for table in _WRITES.findall(statement) if table]
     if not tables:
         return []
     if said := [_OURS[table] for table in tables if table in _OURS]:
@@ -162,6 +168,8 @@ def _engine_label(tables: list[str], workflow: str, step: str) -> list[str]:
     what = f"tool call {workflow}" if "/" in workflow else f"run {workflow}"
     if "operation_outputs" in tables:
         kind, colon, name = step.partition(":")
+        if step == "durable_swarm.begun":
+            return [f"mark of {what}"]
         if step.startswith("durable_swarm."):
             return []
         return [f"checkpoint of the model call of agent {name}" if kind == "model" and colon else _of_step(kind, name)]

@@ -1,0 +1,160 @@
+"""What runs ask, under ill luck: in the moment of a cancellation, with other code, with rows that were damaged."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, RunCancelled, ask_human, tool
+from durable_swarm.engine import inbox, process, room, toolcalls
+from durable_swarm.requests import Decision, Request
+from durable_swarm.testing import ScriptedModel
+from tests.engine.conftest import Make
+from tests.engine.helpers import PATIENCE, unique, user, wait_until
+
+
+def asked(swarm: DurableSwarm) -> Request:
+    """Wait until something is asked, and give it."""
+    found: list[Request] = wait_until(swarm.requests)
+    return found[0]
+
+
+def ask() -> str:
+    """Ask a person."""
+    return ask_human("Colour?")
+
+
+def asking(*more: Any) -> ScriptedModel:
+    """Give a model that calls `ask`."""
+    return ScriptedModel([["ask"], *more, "Done."])
+
+
+def test_cancelled_while_it_is_taken_over(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cancelled just when it is taken over stays cancelled; resumed, it has its answer."""
+    monkeypatch.setattr(room, "THREADS", 0)
+    swarm, agent = make_anywhere(asking()), Agent(name=unique(), functions=[ask])
+    run = swarm.start(agent, user())
+    request, store = asked(swarm), process.current().store
+    look = store.unfinished
+
+    def look_and_cancel(version: str) -> list[Any]:
+        found = look(version)
+        if any(row.workflow_id == run.id and row.status == "ENQUEUED" for row in found):
+            monkeypatch.setattr(store, "unfinished", look)
+            run.cancel()
+        return found
+
+    monkeypatch.setattr(store, "unfinished", look_and_cancel)
+    wait_until(lambda: run.id not in process.current().runs)
+    swarm.answer("red", request.id)
+    with pytest.raises(RunCancelled):
+        run.result(PATIENCE)
+    run.resume()
+    assert run.result(PATIENCE).messages[1]["content"] == "red"
+
+
+def test_a_run_that_rested_has_its_own_agent(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs whose agents share a name go on each with its own, also if the program has not kept it."""
+    monkeypatch.setattr(room, "THREADS", 0)
+    name, swarm = unique(), make(ScriptedModel([["ask"]] * 3 + ["Done."] * 3))
+
+    def begun(number: int) -> Run:
+        def ask() -> str:
+            return f"{number} {ask_human('Colour?')}"
+
+        return swarm.start(Agent(name=name, functions=[ask]), user())
+
+    runs = [begun(number) for number in range(3)]
+    wait_until(lambda: len(swarm.requests()) == 3 and not process.current().runs)
+    for run in runs:
+        run.answer("red")
+    told = [run.result(PATIENCE).messages[1]["content"] for run in runs]
+    assert told == ["0 red", "1 red", "2 red"]
+
+
+def test_closing_under_a_caller_that_waits(make: Make) -> None:
+    """`close` ends a `run()` that waits in another thread, which opens nothing again."""
+    swarm, agent = make(asking()), Agent(name=unique(), functions=[ask])
+    with ThreadPoolExecutor(1) as pool:
+        over = pool.submit(swarm.run, agent, user())
+        asked(swarm)
+        swarm.close()
+        with pytest.raises(ConfigurationError, match="was closed"):
+            over.result(PATIENCE)
+    with pytest.raises(ConfigurationError, match="no DurableSwarm is open"):
+        process.current()
+
+
+def test_a_clock_that_is_set_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question expires after its timeout, also if the clock is set back by a day while it waits."""
+    swarm, began = make(asking()), time.monotonic()
+
+    def ask() -> str:
+        return ask_human("Colour?", timeout=0.5, default="grey")
+
+    agent = Agent(name=unique(), functions=[ask])
+    run = swarm.start(agent, user())
+    asked(swarm)
+    monkeypatch.setattr(toolcalls, "now", lambda: inbox.now() - 86_400_000)
+    assert run.result(PATIENCE).messages[1]["content"] == "grey"
+    assert time.monotonic() - began < PATIENCE / 2
+
+
+def test_a_question_that_is_another_one_now(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a tool that is entered again asks something else, an answer to the old question is none to the new one."""
+    monkeypatch.setattr(room, "THREADS", 0)
+    swarm, items = make_anywhere(asking()), iter("abcdef")
+
+    def ask() -> str:
+        item = next(items)
+        return f"{item}: {ask_human(f'Delete {item}?')}"
+
+    agent = Agent(name=unique(), functions=[ask])
+    run = swarm.start(agent, user())
+    assert asked(swarm).question == "Delete a?"
+    wait_until(lambda: run.id not in process.current().runs)
+    monkeypatch.setattr(room, "THREADS", 1)
+    run.answer("yes")
+    assert wait_until(swarm.requests)[0].question == "Delete b?"
+    run.answer("no")
+    assert run.result(PATIENCE).messages[1]["content"] == "b: no"
+
+
+def test_a_decision_that_the_code_refuses(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An approval that does not fit the tool as it is opens the request again, and whoever decides is shown why."""
+    made: list[int] = []
+
+    @tool(approval=True)
+    def pay(amount: int) -> str:
+        made.append(amount)
+        return "paid"
+
+    swarm, agent = make_anywhere(ScriptedModel([[("pay", {"amount": 5})], "Done."])), Agent(functions=[pay])
+    run = swarm.start(agent, user())
+    request = asked(swarm)
+    with monkeypatch.context() as patch:
+        patch.setattr(inbox, "check_decision", lambda *_: None)
+        process.current().store.inbox.decide(request.id, Decision("approved", arguments={"amount": "much"}), "ann")
+    shown = wait_until(lambda: [one for one in swarm.requests() if one.question != request.question])
+    assert "amount" in shown[0].question
+    run.approve()
+    run.result(PATIENCE)
+    assert made == [5]
+
+
+@pytest.mark.parametrize("timeout", [1e12, 1e300, float("inf")])
+def test_a_question_for_ages(timeout: float, make: Make) -> None:
+    """A timeout beyond what a calendar or a database can hold is none."""
+
+    def ask() -> str:
+        return ask_human("Colour?", timeout=timeout)
+
+    agent = Agent(name=unique(), functions=[ask])
+    swarm = make(asking())
+    run = swarm.start(agent, user())
+    assert asked(swarm).expires_at is None
+    run.answer("red")
+    assert run.result(PATIENCE).messages[1]["content"] == "red"
