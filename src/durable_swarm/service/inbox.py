@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm.answering import answer, approve, reject
+from durable_swarm.checks import check_text
 from durable_swarm.engine.inbox import NoRequest
 from durable_swarm.engine.store import Store, notes_on
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError
@@ -42,7 +43,7 @@ class Inbox:
 
     def complete(self, token: str, result: Any, by: str | None) -> bool:
         """Post the result of a call that has given `later(token)`, or will; gives whether a run waits for it."""
-        return self._store.inbox.complete(token, answer(result), by, "")
+        return self._store.inbox.complete(check_text("token", token), answer(result), by, "")
 
     def say(self, run_id: str, text: str) -> None:
         """Add a user's message to a run before its next model call. Raises `RunNotFound`, `ConfigurationError`."""
