@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from durable_swarm.checks import check_text
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, RequestExpired
 from durable_swarm.requests import Asked, Decision, Request, check_decision
 
@@ -71,6 +72,8 @@ class MemoryInbox:
         self, request_id: str, decision: Decision, by: str | None, check: Callable[[Request], None] | None = None
     ) -> Request:
         """Take a decision. Raises `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, `ConfigurationError`."""
+        if by is not None:
+            check_text("by", by)
         with self._lock:
             request = self._requests.get(request_id)
             if request is None:

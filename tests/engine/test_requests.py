@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, RunCancelled, ask_human, tool
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, DurableSwarmError, Run, RunCancelled, ask_human, tool
 from durable_swarm.engine import inbox, process, room, toolcalls
 from durable_swarm.requests import Decision, Request
+from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, unique, user, wait_until
+from tests.engine.helpers import PATIENCE, change, unique, user, wait_until
 
 
 def asked(swarm: DurableSwarm) -> Request:
@@ -156,5 +157,43 @@ def test_a_question_for_ages(timeout: float, make: Make) -> None:
     swarm = make(asking())
     run = swarm.start(agent, user())
     assert asked(swarm).expires_at is None
+    run.answer("red")
+    assert run.result(PATIENCE).messages[1]["content"] == "red"
+
+
+@pytest.mark.parametrize(
+    "damage", ["request='['", "kind='x'", "state=7", "created_at=NULL", "expires_at='x'", "decision='['"]
+)
+def test_a_damaged_request(damage: str, make: Make, url: str) -> None:
+    """A damaged row is shown as that and takes no answer; the other requests are shown and answered as ever."""
+    swarm, agent = make(ScriptedModel([["ask"], ["ask"], "Done."])), Agent(name=unique(), functions=[ask])
+    runs = [swarm.start(agent, user()) for _ in range(2)]
+    wait_until(lambda: len(swarm.requests()) == 2)
+    bad, good = runs
+    change(url, f"UPDATE durable_swarm_requests SET {damage} WHERE run_id = :run", run=bad.id)
+    assert [one.question for one in swarm.requests() if one.run_id == good.id] == ["Colour?"]
+    assert all("damaged" in one.question for one in swarm.requests() if one.run_id == bad.id)
+    with pytest.raises(DurableSwarmError, match="damaged"):
+        swarm.answer("red", f"{bad.id}/0.0/0")
+    good.answer("red")
+    assert good.result(PATIENCE).messages[1]["content"] == "red"
+
+
+def test_what_no_database_stores(make: Make, url: str) -> None:
+    """Ids, tokens and names that a database cannot store are refused in a sentence, and the request stays open."""
+    swarm, agent = make(asking()), Agent(name=unique(), functions=[ask])
+    run = swarm.start(agent, user())
+    request = asked(swarm)
+    with open_runs(url) as opened:
+        for refused in (
+            lambda: opened.inbox.answer("\udcff", "red", None),
+            lambda: opened.inbox.answer(request.id, "red", "\udcff"),
+            lambda: opened.inbox.complete("\udcff", "red", None),
+            lambda: opened.inbox.complete("", "red", None),
+            lambda: opened.inbox.say("\udcff", "red"),
+            lambda: swarm.answer("red", request.id, by=7),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(DurableSwarmError):
+                refused()
     run.answer("red")
     assert run.result(PATIENCE).messages[1]["content"] == "red"

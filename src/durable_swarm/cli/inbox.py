@@ -42,7 +42,7 @@ def _by(function: F) -> F:
 
 @click.command(short_help="List what runs ask, oldest first.")
 @click.option("--run", "run_id", metavar="ID", help="Only the requests of this run.")
-@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="At most N requests.")
+@click.option("--limit", metavar="N", type=click.IntRange(1, 1_000_000), help="At most N requests.")
 @as_json
 @common
 @click.pass_obj
@@ -96,7 +96,7 @@ def _object(text: str | None) -> dict[str, Any] | None:
         return None
     try:
         given = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"--arguments is not JSON: {error}.") from None
     if not isinstance(given, dict):
         raise click.UsageError('--arguments must be a JSON object, such as {"amount": 5}.')

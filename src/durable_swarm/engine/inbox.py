@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Index, Text, column, or_, select, table, update
@@ -21,12 +21,22 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from durable_swarm import codec, errors
-from durable_swarm.codec import Place, dumps
+from durable_swarm.checks import check_text
+from durable_swarm.codec import Place, dumps, storable
 from durable_swarm.engine import records
 from durable_swarm.engine.database import is_sqlite, schema_of, unfit
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import CLOSED, Seal, Sealed
-from durable_swarm.requests import Asked, Decision, Request, check_decision, decision_record, read_decision
+from durable_swarm.requests import (
+    Asked,
+    Decision,
+    Kind,
+    Request,
+    Status,
+    check_decision,
+    decision_record,
+    read_decision,
+)
 
 TOKEN = "token:"
 """Prefix of the id of a request for a result that is posted under a token."""
@@ -36,7 +46,7 @@ UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
 TIMES = ("created_at", "expires_at", "answered_at")
-_UNDECIDED = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
+_UNDECIDED: dict[str, Any] = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
 
 LONGEST = 1_000_000_000
 """Seconds; who waits longer waits for ever."""
@@ -272,6 +282,8 @@ class Inbox:
         self, connection: sqlalchemy.Connection, request_id: str, decision: Decision, by: str | None
     ) -> sqlalchemy.Row[Any]:
         rows = self._rows
+        if by is not None:
+            check_text("by", by)
         found = connection.execute(select(rows.c.swarm).where(rows.c.id == request_id)).scalar_one()
         stored = dumps(self._seal_for(found).close(decision_record(decision), decision_of(request_id)))
         taken = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
@@ -346,7 +358,7 @@ class Inbox:
     def found(self, request_id: str) -> Request:
         """Give a request. Raises `NoRequest` where there is none of that id."""
         row = None
-        if self._exists():
+        if storable(request_id) and self._exists():
             with self._trying(), self._engine.connect() as connection:
                 row = connection.execute(select(self._rows).where(self._rows.c.id == request_id)).first()
         if row is None:
@@ -411,6 +423,11 @@ class Inbox:
             if closed is None:
                 raise
             return _request(row, {"question": closed}, None)
+        except errors.ReplayMismatch as error:
+            if closed is None:
+                raise
+            # One damaged row must not hide all the others.
+            return Request(row.id, row.run_id, row.kind, "", "", f"({error})", _moment(0), row.state)
 
 
 def _moved(status: str, queue: str) -> dict[str, Any]:
@@ -446,6 +463,9 @@ def _differ(known: Record, now: Record) -> bool:
 def _request(row: Any, record: Record, decision: Decision | None) -> Request:
     why = codec.decode(record.get("why", ""))
     question = codec.decode(record.get("question", ""))
+    choices = codec.decode(record.get("choices"))
+    if row.kind not in get_args(Kind) or row.state not in get_args(Status) or not isinstance(choices, list | None):
+        raise ValueError(f"a {row.kind} that is {row.state}, with choices {choices!r}")
     request = Request(
         id=row.id,
         run_id=row.run_id,
@@ -456,7 +476,7 @@ def _request(row: Any, record: Record, decision: Decision | None) -> Request:
         created_at=_moment(row.created_at),
         status=row.state,
         call_id=codec.decode(record.get("call_id", "")),
-        choices=codec.decode(record.get("choices")),
+        choices=choices,
         arguments=codec.decode(record.get("arguments")),
         schema=record.get("schema"),
         expires_at=None if row.expires_at is None else _moment(row.expires_at),

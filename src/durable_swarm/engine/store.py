@@ -15,7 +15,7 @@ from dbos import DBOSClient, WorkflowSerializationFormat
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
-from durable_swarm.codec import Codec, Place
+from durable_swarm.codec import Codec, Place, storable
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.database import unfit
 from durable_swarm.engine.eventlog import EventLog
@@ -170,6 +170,8 @@ class Store:
 
     def row(self, run_id: str, *, load_output: bool = True) -> Any | None:
         """Give the row of a run, or None."""
+        if not storable(run_id):
+            return None
         rows = self._client.list_workflows(workflow_ids=[run_id], name=records.RUN, load_output=load_output)
         return self._asking(rows)[0] if rows else None
 
