@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Column, Text, column, select, table
+from sqlalchemy import Column, Text, column, event, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from durable_swarm.codec import dumps
@@ -23,6 +23,7 @@ from durable_swarm.engine import database, internals
 from durable_swarm.engine.database import is_sqlite, may_pass, schema_of, unfit
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.signals import Held
+from durable_swarm.errors import ConfigurationError
 
 Body = Callable[[sqlalchemy.Connection], Record]
 
@@ -31,6 +32,19 @@ CONFLICTS = ("40001", "40P01")
 
 TRIES, PAUSE = 20, 0.02
 """How often a transaction is tried that conflicts with others; seconds before the second try, doubled each time."""
+
+
+ABORTED = "25P02"
+"""PostgreSQL's word for a transaction in which a statement failed: it takes no other, also if the tool goes on."""
+
+ENDED = (
+    "a transactional tool ended its transaction, which is committed with the record of its call; "
+    "take commit(), rollback() and close() of the connection out of the tool, or use connection.begin_nested()"
+)
+SWALLOWED = (
+    "a statement of a transactional tool failed, and with it the whole transaction, but the tool went on; "
+    "let the error pass, or put the statement into connection.begin_nested()"
+)
 
 
 class Undone(BaseException):
@@ -51,8 +65,37 @@ def _made(body: Body, connection: sqlalchemy.Connection) -> Record:
         raise Undone(error) from error
 
 
-def _is_conflict(error: Exception) -> bool:
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in CONFLICTS
+def _is_conflict(error: BaseException | None) -> bool:
+    return _sqlstate(error) in CONFLICTS
+
+
+def _sqlstate(error: BaseException | None) -> Any:
+    return getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+
+
+@contextlib.contextmanager
+def _kept_open(connection: sqlalchemy.Connection) -> Iterator[None]:
+    """Refuse what would end the transaction: rows committed without the record would be written once more."""
+
+    def refuse(_: sqlalchemy.Connection) -> None:
+        raise ConfigurationError(ENDED)
+
+    for name in ("commit", "rollback"):
+        event.listen(connection, name, refuse)
+    try:
+        yield
+    finally:
+        for name in ("commit", "rollback"):
+            event.remove(connection, name, refuse)
+        if not connection.closed and not connection.in_transaction():
+            # SQLAlchemy takes it for ended, the database does not: another call must not be given it.
+            connection.invalidate()
+
+
+def _note_conflict(context: sqlalchemy.engine.ExceptionContext) -> None:
+    """Note a conflict, for a tool may swallow it."""
+    if context.connection is not None and _is_conflict(context.sqlalchemy_exception):
+        context.connection.info[_note_conflict] = context.sqlalchemy_exception
 
 
 class Place:
@@ -63,6 +106,7 @@ class Place:
 
     def __init__(self, url: sqlalchemy.URL, runs: sqlalchemy.URL) -> None:
         self.engine = database.connect(url, create=False)
+        event.listen(self.engine, "handle_error", _note_conflict)
         self._lite = is_sqlite(url)
         self._rows = sqlalchemy.Table(
             "durable_swarm_transactions",
@@ -84,11 +128,23 @@ class Place:
             if known is not None:
                 found: Record = json.loads(known)
                 return found
-            record = _made(body, connection)
-            connection.execute(sqlalchemy.insert(rows).values(call=call, record=dumps(record)))
+            connection.info.pop(_note_conflict, None)
+            with _kept_open(connection):
+                record = _made(body, connection)
+            self._record(connection, call, record)
             if not (still_owns() if self._calls is None else self._owns(connection, call, owner)):
                 raise internals.lost(call)
             return record
+
+    def _record(self, connection: sqlalchemy.Connection, call: str, record: Record) -> None:
+        if not connection.in_transaction():
+            raise Undone(ConfigurationError(ENDED))
+        try:
+            connection.execute(sqlalchemy.insert(self._rows).values(call=call, record=dumps(record)))
+        except DBAPIError as error:
+            if _sqlstate(error) != ABORTED:
+                raise
+            raise connection.info.get(_note_conflict) or Undone(ConfigurationError(SWALLOWED)) from error
 
     def _owns(self, connection: sqlalchemy.Connection, call: str, owner: str | None) -> bool:
         """Whether the execution has the call still; its row is locked, so it has it until the commit."""
