@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,28 @@ def test_the_other_examples_are_programs() -> None:
         names: dict[str, Any] = {"bank": types.SimpleNamespace(charge=lambda *_, **__: "receipt")}
         names["DurableSwarm"] = DurableSwarm
         exec(compile(block, "README.md", "exec"), names)
-        assert callable(names.get("book_trip") or names.get("follow"))
+        assert callable(names.get("book_trip") or names.get("follow") or names.get("choose_gift"))
+
+
+def test_the_example_of_people_asks_them() -> None:
+    """In the example of approvals a refund over 100 waits for a yes, and a gift for a choice."""
+    names: dict[str, Any] = {"bank": types.SimpleNamespace(refund=lambda _, amount: f"refunded {amount}")}
+    exec(next(block for block in BLOCKS if "def choose_gift" in block), names)
+    agent = Agent(functions=[names["refund"], names["choose_gift"]])
+    script = [
+        [call("refund", customer="Ann", amount=amount) for amount in (50, 500)],
+        [call("choose_gift", customer="Ann")],
+    ]
+    decided: list[str] = []
+    with DurableSwarm(ScriptedModel([*script, "Done."])) as client:
+        run = client.start(agent, [{"role": "user", "content": "Hi"}], run_id="one")
+        while run.status != "done":
+            for request in run.requests():
+                decided.append(request.kind)
+                run.approve(request.id) if request.kind == "approval" else run.answer("a book", request.id)
+            time.sleep(0.01)
+        said = [message["content"] for message in run.messages() if message["role"] == "tool"]
+    assert (decided, said) == (["approval", "question"], ["refunded 50", "refunded 500", "a book"])
 
 
 def test_the_example_of_events_follows_a_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm.engine import internals
 from durable_swarm.errors import DurableSwarmError
+
+log = logging.getLogger("durable_swarm")
 
 FAST, SLOW = 0.05, 0.25
 """Seconds between looks at the queue of runs taken over: just after a take-over, and otherwise."""
@@ -59,8 +61,13 @@ class Keeper:
                 return
             if time.monotonic() > self._fast_until:
                 internals.set_poll(self._queue, SLOW)
-            with contextlib.suppress(SQLAlchemyError, DurableSwarmError):
+            try:
                 self._look()
                 if time.monotonic() - kept > KEEP:
                     kept = time.monotonic()
                     self._keep()
+            except (SQLAlchemyError, DurableSwarmError):
+                pass  # Told where the database is used; the next look may succeed.
+            except Exception:
+                # Nobody would answer, resume or take over any more if this thread ended.
+                log.warning("could not look for what others have decided", exc_info=True)
