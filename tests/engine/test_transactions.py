@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,59 +106,6 @@ def test_a_call_is_made_once_ever(workflow: Any, database_url: str) -> None:
     assert paid(database_url) == [1]
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS)
-@pytest.mark.parametrize("elsewhere", [False, True], ids=["same database", "another"])
-def test_who_has_lost_the_call_writes_nothing(
-    elsewhere: bool, workflow: Any, database_url: str, tmp_path: Path
-) -> None:
-    """Taken by another while its body runs, a call is rolled back, wherever the transaction is."""
-    other = f"sqlite:///{tmp_path}/other.sqlite" if elsewhere else None
-    prefix = "" if database_url.startswith("sqlite") else "dbos."
-    take = f"UPDATE {prefix}workflow_status SET owner_xid = 'another' WHERE workflow_uuid = 'call'"
-
-    def body(connection: sqlalchemy.Connection) -> Record:
-        insert(connection)
-        if elsewhere:
-            with connected(database_url) as outside:
-                outside.exec_driver_sql(take)
-        else:
-            connection.exec_driver_sql(take)
-        return {"text": "paid"}
-
-    if other:
-        with connected(other) as connection:
-            connection.exec_driver_sql("CREATE TABLE payments (amount INTEGER)")
-    with opened(database_url):
-        bodies["call"] = (body, other)
-        ended = current_result(workflow, elsewhere)
-    assert ended == {"ended": "DBOSWorkflowConflictIDError"}
-    assert paid(other or database_url) == []
-
-
-def current_result(workflow: Any, lost: bool) -> Record:
-    """Give what the execution came to; one that has lost its workflow cannot record it, so it is noted here."""
-    seen: list[Record] = []
-    body, other = bodies["call"]
-    if not lost:
-        return called(workflow, "call", body, other)
-    original = current().transactions.run
-
-    def noting(*arguments: Any) -> Record:
-        try:
-            return original(*arguments)
-        except BaseException as error:
-            seen.append({"ended": type(error).__name__})
-            with connected(str(current().url.render_as_string(hide_password=False))) as outside:
-                prefix = "" if current().url.get_backend_name() == "sqlite" else "dbos."
-                change = f"UPDATE {prefix}workflow_status SET owner_xid = :owner WHERE workflow_uuid = 'call'"
-                outside.execute(sqlalchemy.text(change), {"owner": internals.owner_of("call")})
-            raise
-
-    current().transactions.run = noting  # type: ignore[method-assign]
-    called(workflow, "call", body, other)
-    return seen[0]
-
-
 def commits(connection: sqlalchemy.Connection) -> str:
     insert(connection)
     connection.commit()
@@ -198,11 +144,12 @@ def test_a_tool_cannot_end_its_transaction(ends: Tool, database_url: str) -> Non
         insert(connection)
         return "paid"
 
+    agent = Agent(functions=[pay])
     with (
         opened(database_url),
         DurableSwarm(ScriptedModel([["pay"], "Done."]), database=database_url, name="b") as swarm,
     ):
-        run = swarm.start(Agent(functions=[pay]), user())
+        run = swarm.start(agent, user())
         with pytest.raises(errors.ConfigurationError, match="ended its transaction"):
             run.result(20)
         assert paid(database_url) == []
@@ -224,9 +171,11 @@ def test_a_swallowed_error_fails_the_call(postgres_database: str) -> None:
             return "no such table"
         return "paid"
 
-    with DurableSwarm(ScriptedModel([["pay"], "Done."]), database=postgres_database) as swarm:
+    model, agent = ScriptedModel([["pay"], "Done."]), Agent(functions=[pay])
+    with DurableSwarm(model, database=postgres_database) as swarm:
+        run = swarm.start(agent, user())
         with pytest.raises(errors.ConfigurationError, match="begin_nested"):
-            swarm.start(Agent(functions=[pay]), user()).result(20)
+            run.result(20)
 
 
 def test_a_savepoint_is_the_tools_own(database_url: str) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ from durable_swarm.engine.transactions import Transactions
 from durable_swarm.engine.trials import Trials
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
-from durable_swarm.waits import Home, background_loop
+from durable_swarm.waits import Home, background_loop, running_loop
 
 log = logging.getLogger("durable_swarm")
 
@@ -140,7 +141,7 @@ class Process:
         self.keeper.close()
         self._unwatch()
         self.trials.close()
-        self.room.close()
+        self._see_off(self.room.close())
         self.writer.close()
         self.desk.close()
         if not self.hosted:
@@ -152,6 +153,15 @@ class Process:
         self.transactions.close()
         self.store.close()
         self.identity.close()
+
+    def _see_off(self, runs: list[LiveRun]) -> None:
+        """Give runs that waited the time to leave their workflows, unless it is their loop that would wait for them."""
+        end = time.monotonic() + (0 if running_loop() in self.loops else CLOSING / 5)
+        while time.monotonic() < end and not all(self._has_left(run) for run in runs):
+            time.sleep(0.005)
+
+    def _has_left(self, run: LiveRun) -> bool:
+        return run.over.done() if run.watched else self.runs.get(run.run_id) is not run
 
     def _restore_loops(self) -> None:
         """DBOS makes its threads the default pool of every loop it meets, and has now ended them."""

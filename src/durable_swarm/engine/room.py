@@ -114,11 +114,13 @@ class Room:
             cancelled = self._inbox.cancelled({one.key for one in waiting})
             self._end(lambda one: one.key in cancelled, lambda: internals.cancelled("the tool call was cancelled"))
 
-    def close(self) -> None:
-        """Have nobody wait here any more; the runs stay unfinished."""
+    def close(self) -> list[LiveRun]:
+        """Have nobody wait here any more, and give the runs that did; they stay unfinished."""
         with self._lock:
             self._closed = True
+            runs = [one.run for one in self._waiting]
         self._end(lambda _: True, closed)
+        return runs
 
     def _end(self, which: Callable[[Waiting], bool], error: Callable[[], BaseException] | None = None) -> None:
         with self._lock:
