@@ -30,6 +30,7 @@ from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.crash.lives import Lives, say
 from tests.crash.matrix import LONG
+from tests.engine.helpers import unique
 
 QUESTION = [{"role": "user", "content": "Please."}]
 PATIENCE = 20.0
@@ -83,7 +84,7 @@ def test_runs_that_wait_leave_memory(database_url: str, monkeypatch: pytest.Monk
         kind, who = request["messages"][1]["content"].split()
         return "Done." if request["messages"][-1]["role"] == "tool" else [(kind, {"who": who})]
 
-    agent = Agent(name="Desk", functions=[plain, on_loop, nap])
+    agent = Agent(name=unique(), functions=[plain, on_loop, nap])
     kinds = ["plain"] * 4 + ["on_loop"] * 4 + ["nap"] * 3
     with DurableSwarm(ScriptedModel([reply] * 40), database=database_url) as swarm:
         runs = {
@@ -189,7 +190,7 @@ def test_cancelled_while_it_waits(database_url: str) -> None:
     def paint() -> str:
         return ask_human("Colour?")
 
-    agent = Agent(name="Desk", functions=[paint])
+    agent = Agent(name=unique(), functions=[paint])
     with DurableSwarm(ScriptedModel([["paint"], "Done."]), database=database_url) as swarm:
         run = swarm.start(agent, QUESTION, run_id="r1")
         request = soon(run.requests)[0]

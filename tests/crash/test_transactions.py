@@ -21,6 +21,7 @@ from durable_swarm.testing import ScriptedModel
 from durable_swarm.testing.crash.boundaries import Place
 from tests.crash.lives import Lives
 from tests.crash.matrix import LONG
+from tests.engine.helpers import unique
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -119,7 +120,7 @@ def test_what_a_tool_raises_undoes_what_it_wrote(database_url: str) -> None:
         connection.exec_driver_sql("INSERT INTO payments VALUES ('c', 2)")
         raise ToolError("no credit")
 
-    agent = Agent(functions=[pay, refuse])
+    agent = Agent(name=unique(), functions=[pay, refuse])
     with DurableSwarm(ScriptedModel([["pay"], ["refuse"], "Done."]), database=database_url) as swarm:
         with pytest.raises(OSError, match="closed"):
             swarm.run(agent, QUESTION, run_id=RUN)
@@ -149,7 +150,7 @@ def test_transactions_that_conflict_are_repeated(database_url: str) -> None:
     def asked(request: dict[str, Any]) -> Any:
         return "Done." if request["messages"][-1]["role"] == "tool" else ["add"]
 
-    agent = Agent(functions=[add])
+    agent = Agent(name=unique(), functions=[add])
     with DurableSwarm(ScriptedModel([asked] * 40), database=database_url) as swarm:
         for run in [swarm.start(agent, QUESTION) for _ in range(12)]:
             run.result(60)

@@ -23,7 +23,7 @@ from durable_swarm.engine import internals
 from durable_swarm.engine.process import current
 from durable_swarm.engine.transactions import Body
 from durable_swarm.testing import ScriptedModel
-from tests.engine.helpers import connected, rows, user
+from tests.engine.helpers import connected, rows, unique, user
 
 Tool = Callable[[sqlalchemy.Connection], str]
 Record = dict[str, Any]
@@ -144,7 +144,7 @@ def test_a_tool_cannot_end_its_transaction(ends: Tool, database_url: str) -> Non
         insert(connection)
         return "paid"
 
-    agent = Agent(functions=[pay])
+    agent = Agent(name=unique(), functions=[pay])
     with (
         opened(database_url),
         DurableSwarm(ScriptedModel([["pay"], "Done."]), database=database_url, name="b") as swarm,
@@ -171,7 +171,7 @@ def test_a_swallowed_error_fails_the_call(postgres_database: str) -> None:
             return "no such table"
         return "paid"
 
-    model, agent = ScriptedModel([["pay"], "Done."]), Agent(functions=[pay])
+    model, agent = ScriptedModel([["pay"], "Done."]), Agent(name=unique(), functions=[pay])
     with DurableSwarm(model, database=postgres_database) as swarm:
         run = swarm.start(agent, user())
         with pytest.raises(errors.ConfigurationError, match="begin_nested"):
