@@ -94,6 +94,12 @@ def connect(url: sqlalchemy.URL, *, create: bool, on_write: Callable[[], None] |
         raise unfit(url, error) from error
 
 
+def let_go(engine: sqlalchemy.Engine) -> None:
+    """Close the connections: those at rest now, and those that a thread still works with when it gives them back."""
+    event.listen(engine.pool, "checkin", lambda connection, _: connection is not None and connection.close())
+    engine.dispose()
+
+
 class _Connection(sqlite3.Connection):
     """A connection that tells when something was written, and writes nothing to a file that was taken away."""
 

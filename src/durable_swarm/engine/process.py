@@ -42,6 +42,9 @@ from durable_swarm.waits import Home, background_loop, running_loop
 
 log = logging.getLogger("durable_swarm")
 
+SEE_OFF = 1.0
+"""Seconds that closing waits at most for runs that only wait themselves."""
+
 
 class Process:
     """What lives as long as DBOS is launched here."""
@@ -154,9 +157,10 @@ class Process:
         self.store.close()
         self.identity.close()
 
-    def _see_off(self, runs: list[LiveRun]) -> None:
-        """Give runs that waited the time to leave their workflows, unless it is their loop that would wait for them."""
-        end = time.monotonic() + (0 if running_loop() in self.loops else CLOSING / 5)
+    def _see_off(self, waited: list[LiveRun]) -> None:
+        """Give runs that waited, or were about to, the time to leave; not where it is their loop that would wait."""
+        end = time.monotonic() + (0 if running_loop() in self.loops else SEE_OFF)
+        runs = [*waited, *(run for run in list(self.runs.values()) if not run.begun)]
         while time.monotonic() < end and not all(self._has_left(run) for run in runs):
             time.sleep(0.005)
 

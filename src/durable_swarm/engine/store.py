@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from durable_swarm import errors
 from durable_swarm.codec import Codec, Place, storable
 from durable_swarm.engine import internals, records
-from durable_swarm.engine.database import unfit
+from durable_swarm.engine.database import let_go, unfit
 from durable_swarm.engine.eventlog import EventLog
 from durable_swarm.engine.inbox import Inbox
 from durable_swarm.engine.mailbox import Mailbox
@@ -387,4 +387,4 @@ class Store:
         """Let go of the database, if this store opened it."""
         self._client.destroy()
         if self._owns:
-            self.engine.dispose()
+            let_go(self.engine)

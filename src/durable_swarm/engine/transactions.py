@@ -210,5 +210,5 @@ class Transactions:
         """Let go of the databases."""
         with self._lock:
             for place in self._places.values():
-                place.engine.dispose()
+                database.let_go(place.engine)
             self._places.clear()
