@@ -81,7 +81,7 @@ def _unfinished(database: str | None) -> RunDetail | None:
 def _tell_what_is_asked(run: Run, database: str | None) -> None:
     """Say how to answer, once the run asks for something."""
     for event in run.events():
-        if event.type == "run.waiting":
+        if event.type == "run.waiting" and run.requests():
             request = event.data["request_id"]
             print(
                 f"\nThe refund of 250 waits for a yes. From another terminal, whether this program lives or not:\n"
