@@ -11,7 +11,7 @@ from typing import Any
 from durable_swarm.errors import InvalidAnswer, safe_text
 from durable_swarm.loop import Call, Outcome
 from durable_swarm.models import without_secrets
-from durable_swarm.requests import Asked, Decision
+from durable_swarm.requests import TOKEN, Asked, Decision
 from durable_swarm.schema import BadArguments, accepted, check_arguments, tool_schema
 from durable_swarm.tools import CurrentCall, People
 from durable_swarm.types import ToolSettings, settings_of
@@ -64,7 +64,7 @@ def later_of(call: Call, current: CurrentCall, token: str) -> Asked:
     asked = _asked(
         current, kind="result", name="", question=f"{call.tool} waits for its result, posted under {token!r}"
     )
-    return dataclasses.replace(asked, id=f"token:{token}")
+    return dataclasses.replace(asked, id=TOKEN + token)
 
 
 def _asked(current: CurrentCall, *, kind: Any, name: str, question: str, **more: Any) -> Asked:

@@ -12,10 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from durable_swarm.checks import check_text
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, RequestExpired
-from durable_swarm.requests import Asked, Decision, Request, check_decision
-
-TOKEN = "token:"
-"""Prefix of the id of a request for a result that is posted under a token."""
+from durable_swarm.requests import TOKEN, Asked, Decision, Request, check_decision
 
 
 class MemoryInbox:

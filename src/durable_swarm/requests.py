@@ -16,6 +16,9 @@ from typing import Any, Literal
 from durable_swarm import codec
 from durable_swarm.errors import InvalidAnswer
 
+TOKEN = "token:"
+"""Prefix of the id of a request for a result that is posted under a token."""
+
 Kind = Literal["question", "approval", "unknown_outcome", "result"]
 Status = Literal["open", "answered", "expired"]
 Verdict = Literal["answered", "approved", "rejected", "expired"]

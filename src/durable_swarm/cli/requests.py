@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from durable_swarm.cli.text import clock, duration, one_line, value
-from durable_swarm.requests import Decision, Request
+from durable_swarm.requests import TOKEN, Decision, Request
 
 Command = Callable[..., str]
 """Gives the command line of some words, for the same database."""
@@ -102,7 +102,7 @@ def _how(request: Request, command: Command) -> Iterator[Text]:
 
 def _ways(kind: str, request_id: str) -> Iterator[list[str]]:
     """Give the words of each command that decides about a request."""
-    name = request_id.removeprefix("token:") if kind == "result" else request_id
+    name = request_id.removeprefix(TOKEN) if kind == "result" else request_id
     for words in _ANSWERS[kind]:
         yield [name if word == "ID" else word for word in words]
 

@@ -31,7 +31,7 @@ from durable_swarm.engine.sealing import Seal, input_of
 from durable_swarm.engine.signals import Held
 from durable_swarm.engine.store import Store, notes_on, state_of
 from durable_swarm.models import Clients
-from durable_swarm.requests import Decision
+from durable_swarm.requests import TOKEN, Decision
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED, STATES, State
 from durable_swarm.streaming import PATIENCE, Channel, Item
@@ -336,7 +336,7 @@ class DurableSwarm(Runner):
     def _complete(self, token: str, decision: Decision, by: str | None) -> bool:
         opened = self._open()
         waits = opened.store.inbox.complete(token, decision, by, self.name)
-        opened.room.tell(f"token:{token}")
+        opened.room.tell(TOKEN + token)
         return waits
 
     async def export_async(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from durable_swarm.engine.database import is_sqlite, schema_of, unfit
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import CLOSED, Seal, Sealed
 from durable_swarm.requests import (
+    TOKEN,
     Asked,
     Decision,
     Kind,
@@ -37,9 +38,6 @@ from durable_swarm.requests import (
     decision_record,
     read_decision,
 )
-
-TOKEN = "token:"
-"""Prefix of the id of a request for a result that is posted under a token."""
 
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 """What DBOS calls a run that has not ended; one that rests until it is woken is DELAYED."""

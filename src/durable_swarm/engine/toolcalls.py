@@ -26,7 +26,7 @@ from durable_swarm.errors import safe_text
 from durable_swarm.gates import approval_of, approved, later_of, outcome_of, posted, refusal
 from durable_swarm.loop import Call, Outcome, absorb
 from durable_swarm.models import without_secrets
-from durable_swarm.requests import Asked, Decision, Request
+from durable_swarm.requests import TOKEN, Asked, Decision, Request
 from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.tools import CurrentCall, Inside, Recorder, retrying
 from durable_swarm.types import ToolSettings, settings_of
@@ -244,7 +244,7 @@ class Making:
             return None
         with engines_code(f"tool call {self.key!r}"):
             found = await in_thread(self.people.inbox.kept, self.key)
-        return None if found is None else await self._later(found[0].id.removeprefix("token:"), found[1])
+        return None if found is None else await self._later(found[0].id.removeprefix(TOKEN), found[1])
 
     async def _later(self, token: str, record: Record) -> Record:
         if self.recorder is None:

@@ -7,11 +7,11 @@ from typing import Any
 from durable_swarm.answering import answer, approve, reject
 from durable_swarm.checks import check_text
 from durable_swarm.engine.conversing import say
-from durable_swarm.engine.inbox import TOKEN, NoRequest
+from durable_swarm.engine.inbox import NoRequest
 from durable_swarm.engine.store import owner_of, state_of
 from durable_swarm.engine.visitor import Visitor
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError
-from durable_swarm.requests import Decision, Request
+from durable_swarm.requests import TOKEN, Decision, Request
 from durable_swarm.runs import ENDED
 from durable_swarm.service.sealed import opened
 
