@@ -245,6 +245,7 @@ def test_ctrl_c() -> None:
         with subprocess.Popen([*WATCH, "live"], stdout=pipe, stderr=pipe, text=True) as watching:
             assert watching.stdout is not None
             assert watching.stdout.readline() == "Clerk: wait()\n"
+            time.sleep(0.3)  # The line is read before the watcher has noted that it told it.
             watching.send_signal(signal.SIGINT)
             out, err = watching.communicate(timeout=30)
         assert (watching.returncode, out) == (130, "")
