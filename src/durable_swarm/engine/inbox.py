@@ -184,15 +184,12 @@ class Inbox:
             row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
         return self._read(row)
 
-    def reopen(self, request_id: str, why: str) -> None:
-        """Open a request again whose decision does not fit: whoever decides is shown why."""
-        rows = self._rows
-        with self._writing() as connection:
-            row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
-            seal, place = self._seal_for(row.swarm), place_of(request_id)
-            record = {**seal.open(json.loads(row.request), place, f"request {request_id!r}"), "why": codec.encode(why)}
-            stored = dumps(seal.close(record, place))
-            connection.execute(update(rows).where(rows.c.id == request_id).values(request=stored, **_UNDECIDED))
+    def reopen(self, asked: Asked, swarm: str, why: str) -> None:
+        """Open a request again whose decision does not fit: whoever decides is shown why, and what is asked now."""
+        rows, record = self._rows, {**_asked_record(asked, None), "why": codec.encode(why)}
+        stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
+        with self._writing(asked.run_id) as connection:
+            connection.execute(update(rows).where(rows.c.id == asked.id).values(request=stored, **_UNDECIDED))
 
     def kept(self, call: str) -> tuple[Request, Record] | None:
         """Give the request for a result that this tool call has opened, and what was kept with it; or None."""

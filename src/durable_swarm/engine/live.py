@@ -94,12 +94,23 @@ class LiveRun:
     """How many messages that were said to the run the model has been told."""
     begun: set[str] = field(default_factory=set)
     """The tool calls whose tools are being executed."""
+    asks: int = 0
+    """How many of its calls ask somebody, and wait or are about to."""
     stays: bool = False
     """Whether the run keeps its place however long it waits."""
     released: bool = False
     """Whether the run leaves memory: whatever waits in it is unwound."""
     rests: list[tuple[str | None, int | None]] = field(default_factory=list)
     """What the released run waits for: requests, and times in milliseconds since 1970."""
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """Count a call that asks somebody, for as long as it does."""
+        self.asks += 1
+        try:
+            yield
+        finally:
+            self.asks -= 1
 
     @property
     def seal(self) -> Seal:

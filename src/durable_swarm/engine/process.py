@@ -160,7 +160,7 @@ class Process:
     def _see_off(self, waited: list[LiveRun]) -> None:
         """Give runs that waited, or were about to, the time to leave; not where it is their loop that would wait."""
         end = time.monotonic() + (0 if running_loop() in self.loops else SEE_OFF)
-        runs = [*waited, *(run for run in list(self.runs.values()) if not run.begun)]
+        runs = [*waited, *(run for run in list(self.runs.values()) if run.asks)]
         while time.monotonic() < end and not all(self._has_left(run) for run in runs):
             time.sleep(0.005)
 

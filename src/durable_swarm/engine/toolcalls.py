@@ -54,13 +54,13 @@ class AtCall:
 
     async def wait(self, asked: Asked, unfit: Any = None, kept: Record | None = None) -> Decision:
         """Ask, unless it was asked before, and wait for the decision; one that is unfit opens the request again."""
-        with engines_code(f"request {asked.id!r}"):
+        with engines_code(f"request {asked.id!r}"), self.made.run.asking():
             while True:
                 decision = await self._decision(asked, await self.open(asked, kept))
                 problem = unfit(decision) if unfit is not None else ""
                 if not problem:
                     return decision
-                await in_thread(self.inbox.reopen, asked.id, problem)
+                await in_thread(self.inbox.reopen, asked, self.made.run.swarm.name, problem)
 
     async def open(self, asked: Asked, kept: Record | None = None) -> Request:
         """Open a request, unless it was asked before."""
