@@ -32,7 +32,7 @@ def test_the_inbox_lists_what_is_open(shell: Shell) -> None:
     shown = shell("inbox")
     for expected in (
         r"^one/\S+  question, open$",
-        r"^  run +one of agent Clerk$",
+        r"^  run +one of agent Refund Clerk$",
         r"^  asked +\S+ \S+ \(.+ ago\) Which colour\?$",
         r"^  choices +red, blue$",
         r"^  answer: +durable-swarm answer one/\S+ TEXT$",
@@ -191,7 +191,7 @@ def test_watch_tells_what_is_asked(shell: Shell) -> None:
         shell("approve", "one", "--by", "ann")
         run.result(timeout=20)
     lines = shell("watch", "one").splitlines()
-    start = lines.index("  refund asks: Clerk asks to call refund")
+    start = lines.index("  refund asks: Refund Clerk asks to call refund")
     assert lines[start + 1 : start + 4] == [
         f"  refund waits; approve it, or reject it: durable-swarm approve {request}",
         "  refund approved by ann",

@@ -13,6 +13,7 @@ from durable_swarm import Agent, DurableSwarm, tool
 from durable_swarm.engine import sessions
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
+from tests.engine.helpers import unique
 
 
 class Start:
@@ -25,7 +26,7 @@ class Start:
         self.model = client or ScriptedModel(lambda request: f"Answer to {request['messages'][-1]['content']}")
         self.swarm = DurableSwarm(self.model, database=database, **options)
         self.program = sessions.Program(Path("program.py"), ["--fast"], self._note)
-        self.agent = agent or Agent(name="Clerk")
+        self.agent = agent or Agent(name="Receptionist")
 
     def _note(self) -> None:
         self.continues = True
@@ -109,7 +110,7 @@ def test_a_worker_with_a_name_of_its_own_goes_on(database_url: str) -> None:
 @pytest.mark.parametrize("resumed", [True, False])
 def test_a_failed_session_goes_on_once_it_is_resumed(database_url: str, resumed: bool) -> None:
     """A program that ended because a run failed is continued if that run was resumed, and else begins afresh."""
-    agent, replies = Agent(name="Clerk"), [["refuse"], "open"]
+    agent, replies = Agent(name=unique()), [["refuse"], "open"]
 
     def refuse() -> str:
         raise ValueError("closed")

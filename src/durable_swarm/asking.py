@@ -31,7 +31,8 @@ def ask_human(
     The answer is a checkpoint. What the tool did before it asked may be done again, if the process ends meanwhile or
     many calls wait: put that into a `@step`.
 
-    Raises `NotInRun` outside a tool, `ConfigurationError` inside a `@step`, which cannot wait for anybody.
+    Raises `NotInRun` outside a tool, `ConfigurationError` inside a `@step` or a transactional tool, which cannot wait
+    for anybody.
     """
     here, asked = _question("ask_human", question, choices, timeout)
     if running_loop() is not None:
@@ -62,8 +63,8 @@ def _question(word: str, question: str, choices: Any, timeout: float | None) -> 
         raise NotInRun(f"{word}() was called outside a tool; only a tool that a run has called can ask")
     if here.recorder is None:
         raise ConfigurationError(
-            f"{word}() inside a @step of tool {here.call.tool!r} would not survive a crash; "
-            "take @step off the tool, or ask outside the step"
+            f"{word}() in tool {here.call.tool!r} stands inside a @step, or the tool is transactional: an answer would "
+            "not survive a crash there; ask outside the step, or in another tool"
         )
     here.check()
     call = here.call

@@ -58,6 +58,13 @@ class MemoryInbox:
                 self._settle(request_id, "expired", Decision("expired"), None)
         return future.result()
 
+    def close(self, call: str) -> None:
+        """Close what a tool call has asked that has ended: by its timeout, say. Nobody waits for an answer."""
+        with self._lock:
+            for request in list(self._requests.values()):
+                if request.status == "open" and request.id.startswith(f"{call}/"):
+                    self._settle(request.id, "expired", Decision("expired"), None)
+
     def _reopen(self, request_id: str, why: str) -> None:
         with self._lock:
             self._decisions[request_id] = Future()

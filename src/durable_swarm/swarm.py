@@ -449,6 +449,7 @@ class _InMemory:
         here = Inside(current, IN_MEMORY, inbox)
         tell = self.swarm.tool_errors == "tell"
         outcome = await call_tool(function, call, effect.context, here, cast=self.cast, tell_errors=tell, waits=waits)
+        inbox.close(current.idempotency_key)
         if outcome.later is None:
             return outcome
         decision: Decision = await waits.call(inbox.wait, later_of(call, current, outcome.later))

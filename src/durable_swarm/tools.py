@@ -384,8 +384,7 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
         for attempt in range(settings.retries + 1):
             try:
                 with inside(here.again(attempt)):
-                    async with asyncio.timeout(settings.timeout):
-                        return await function()
+                    return await _bounded_async(function, settings.timeout)
             except Exception as error:
                 if attempt == settings.retries or isinstance(error, ToolError):
                     raise
@@ -406,6 +405,16 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
     return on_loop if is_async(function) else in_thread
 
 
+async def _bounded_async(function: Callable[[], Any], timeout: float | None) -> Any:
+    try:
+        async with asyncio.timeout(timeout) as bound:
+            return await function()
+    except TimeoutError:
+        if timeout is None or not bound.expired():
+            raise
+        raise _late(timeout) from None
+
+
 def _bounded(function: Callable[[], Any], timeout: float, here: Inside) -> Any:
     future: Future[Any] = Future()
 
@@ -422,4 +431,8 @@ def _bounded(function: Callable[[], Any], timeout: float, here: Inside) -> Any:
         if future.done():
             raise
         here.abandoned.set()
-        raise TimeoutError(f"the call took longer than its timeout of {timeout:g} s") from None
+        raise _late(timeout) from None
+
+
+def _late(timeout: float) -> TimeoutError:
+    return TimeoutError(f"the call took longer than its timeout of {timeout:g} s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -353,3 +354,37 @@ def test_unknown_requests(make_swarm: MakeSwarm) -> None:
     swarm = make_swarm(ScriptedModel(["Done."]))
     with pytest.raises(ConfigurationError, match="no request 'nobody'"):
         swarm.answer("yes", "nobody")
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_question_ends_with_its_call(awaits: bool, make_swarm: MakeSwarm, run: Run) -> None:
+    """What a tool has asked that its own timeout ended is open no more, and takes no answer."""
+
+    @tool(timeout=0.3)
+    def wait() -> str:
+        return ask_human("Now?")
+
+    @tool(timeout=0.3)
+    async def wait_async() -> str:
+        return await ask_human_async("Now?")
+
+    def then() -> str:
+        return ask_human("Later?")
+
+    first = "wait_async" if awaits else "wait"
+    swarm = make_swarm(ScriptedModel([[first], ["then"], "Done."]), tool_errors="tell")
+    late: list[Any] = []
+
+    def answer(swarm: Any, request: Any) -> None:
+        end = time.monotonic() + PATIENCE
+        while [one.question for one in swarm.requests()] != ["Later?"] and time.monotonic() < end:
+            time.sleep(0.01)
+        with contextlib.suppress(ConfigurationError, RequestExpired):
+            swarm.answer("yes", request.id)
+            late.append(request)
+        swarm.answer("no", asked(swarm)[0].id)
+
+    response = answered(run, swarm, Agent(functions=[wait, wait_async, then]), answer)
+    assert not late
+    assert "timeout" in tool_contents(response)[0]
+    assert tool_contents(response)[1] == "no"

@@ -36,6 +36,8 @@ SIGNATURES: dict[Any, list[str]] = {
     _dbos.DBOSRegistry._register_internal_queue: ["self", "name"],
     _dbos.DBOSRegistry.register_wf_function: ["self", "name", "wrapped_func"],
     _sys_db.SystemDatabase.record_get_result: ["self", "result_workflow_id", "output", "error", "serialization"],
+    _sys_db.SystemDatabase.check_workflow_result: ["self", "workflow_id", "fail_if_missing"],
+    _sys_db.SystemDatabase.await_workflow_result_async: ["self", "workflow_id", "polling_interval", "fail_if_missing"],
     _sys_db.db_retry: ["initial_backoff", "max_backoff", "sys_db"],
     _serialization.DefaultSerializer.deserialize: ["cls", "serialized_data"],
     DBOSClient.list_workflow_steps: ["self", "workflow_id"],

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, DurableSwarmError, Run, RunCancelled, ask_human, tool
+from durable_swarm import (
+    Agent,
+    ConfigurationError,
+    DurableSwarm,
+    DurableSwarmError,
+    Run,
+    RunCancelled,
+    ask_human,
+    later,
+    tool,
+)
+from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.engine import inbox, process, room, toolcalls
 from durable_swarm.requests import Decision, Request
 from durable_swarm.service import open_runs
@@ -197,3 +208,19 @@ def test_what_no_database_stores(make: Make, url: str) -> None:
                 refused()
     run.answer("red")
     assert run.result(PATIENCE).messages[1]["content"] == "red"
+
+
+def test_an_early_result_that_the_run_cannot_read(make: Make, url: str) -> None:
+    """A result posted without the keys, before its call has asked for it, is asked for again, and it is said why."""
+    with DurableSwarm(database=url, name="keyless") as keyless:
+        keyless.complete("parcel", "lost")
+
+    def ship() -> str:
+        return later("parcel")  # type: ignore[no-any-return]
+
+    swarm = make(ScriptedModel([["ship"], "Done."]), codec=EncryptionCodec(new_key()))
+    agent = Agent(name=unique(), functions=[ship])
+    run = swarm.start(agent, user())
+    assert "post it again" in asked(swarm).question
+    swarm.complete("parcel", "sent")
+    assert run.result(PATIENCE).messages[1]["content"] == "sent"

@@ -131,7 +131,16 @@ def closes(connection: sqlalchemy.Connection) -> str:
     return "paid"
 
 
-@pytest.mark.parametrize("ends", [commits, commits_and_swallows, rolls_back, closes])
+def commits_by_word(connection: sqlalchemy.Connection) -> str:
+    insert(connection)
+    with connection.begin_nested() as inner:
+        insert(connection)
+        inner.rollback()
+    connection.exec_driver_sql(" Commit")
+    return "paid"
+
+
+@pytest.mark.parametrize("ends", [commits, commits_and_swallows, rolls_back, closes, commits_by_word])
 def test_a_tool_cannot_end_its_transaction(ends: Tool, database_url: str) -> None:
     """A tool that commits by itself fails with nothing written; mended and resumed, it writes once."""
     now = [ends]

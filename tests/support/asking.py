@@ -30,7 +30,7 @@ def ship() -> str:
     return later("parcel")  # type: ignore[no-any-return]
 
 
-CLERK = Agent(name="Clerk", functions=[refund, choose, ship])
+CLERK = Agent(name="Refund Clerk", functions=[refund, choose, ship])
 CALLS: dict[str, Any] = {"refund": call("refund", amount=250), "choose": call("choose"), "ship": call("ship")}
 
 

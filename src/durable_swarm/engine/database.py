@@ -253,6 +253,21 @@ def _create_postgres(url: sqlalchemy.URL) -> None:
             raise
 
 
+def create_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> None:
+    """Make a table of ours, unless it is there."""
+    try:
+        rows.metadata.create_all(engine)
+    except DBAPIError:
+        # Of two processes that make it at once, PostgreSQL lets one fail.
+        if not has_table(engine, rows):
+            raise
+
+
+def has_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> bool:
+    """Whether a table of ours is there: a database may have been made by an earlier version."""
+    return sqlalchemy.inspect(engine).has_table(rows.name, schema=rows.schema)
+
+
 def is_missing(error: BaseException | None) -> bool:
     """Whether the error says that the server has no database of that name."""
     reason = getattr(error, "orig", None)

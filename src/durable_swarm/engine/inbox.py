@@ -11,29 +11,26 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Index, Text, column, or_, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
-from durable_swarm.codec import Place, dumps, storable
+from durable_swarm.codec import dumps, storable
 from durable_swarm.engine import records
-from durable_swarm.engine.database import is_sqlite, schema_of, unfit
+from durable_swarm.engine.asked import asked_record, decision_of, differ, misread, moment, place_of, request_of
+from durable_swarm.engine.database import create_table, has_table, is_sqlite, schema_of, unfit
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import CLOSED, Seal, Sealed
 from durable_swarm.requests import (
     TOKEN,
     Asked,
     Decision,
-    Kind,
     Request,
-    Status,
     check_decision,
     decision_record,
     read_decision,
@@ -53,16 +50,6 @@ LONGEST = 1_000_000_000
 def now() -> int:
     """Give the time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
-
-
-def place_of(request_id: str) -> Place:
-    """Give the place of what is asked."""
-    return Place(request_id, "request")
-
-
-def decision_of(request_id: str) -> Place:
-    """Give the place of what was decided."""
-    return Place(request_id, "decision")
 
 
 class NoRequest(errors.ConfigurationError):
@@ -96,21 +83,14 @@ class Inbox:
 
     def create(self) -> None:
         """Make the table, unless it is there."""
-        try:
-            with self._trying():
-                self._rows.metadata.create_all(self._engine)
-        except errors.ConfigurationError as error:
-            # Of two processes that make it at once, PostgreSQL lets one fail.
-            if not isinstance(error.__cause__, DBAPIError) or not self._exists():
-                raise
+        with self._trying():
+            create_table(self._engine, self._rows)
         self._there = True
 
     def _exists(self) -> bool:
-        """Whether the table is there: a database may have been made by an earlier version."""
         if not self._there:
             with self._trying():
-                found = sqlalchemy.inspect(self._engine).has_table(self._rows.name, schema=self._rows.schema)
-            self._there = found
+                self._there = has_table(self._engine, self._rows)
         return self._there
 
     @contextlib.contextmanager
@@ -138,7 +118,7 @@ class Inbox:
 
         `kept` is what the run keeps with it. A request that is still open shows what is asked now.
         """
-        record, at = _asked_record(asked, kept), now()
+        record, at = asked_record(asked, kept), now()
         stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
         lasting = asked.timeout is None or asked.timeout > LONGEST
         expires = None if lasting else at + round((asked.timeout or 0) * 1000)
@@ -166,8 +146,9 @@ class Inbox:
         early = row.run_id == ""  # Completed before it was opened.
         if not early and row.call != asked.call:
             return
-        known = {} if early else self._open(row)
-        changed = row.state == "answered" and row.kind == "question" and _differ(known, seal.settle(record, place))
+        known = misread(row, seal) if early else self._open(row)
+        changed = row.state == "answered" and row.kind == "question" and differ(known, seal.settle(record, place))
+        changed = changed or (early and "why" in known)
         if early or changed or row.state == "open":
             why = {"why": known["why"]} if "why" in known else {}
             stored = dumps(seal.close({**record, **why}, place))
@@ -186,7 +167,7 @@ class Inbox:
 
     def reopen(self, asked: Asked, swarm: str, why: str) -> None:
         """Open a request again whose decision does not fit: whoever decides is shown why, and what is asked now."""
-        rows, record = self._rows, {**_asked_record(asked, None), "why": codec.encode(why)}
+        rows, record = self._rows, {**asked_record(asked, None), "why": codec.encode(why)}
         stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
         with self._writing(asked.run_id) as connection:
             connection.execute(update(rows).where(rows.c.id == asked.id).values(request=stored, **_UNDECIDED))
@@ -271,6 +252,9 @@ class Inbox:
         status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == row.run_id)).scalar()
         if status not in UNFINISHED:
             raise errors.ConfigurationError(f"run {row.run_id!r} has ended; its request {request_id!r} is closed")
+        call = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == row.call)).scalar()
+        if call is not None and call not in UNFINISHED:
+            raise errors.ConfigurationError(f"the tool call that asked {request_id!r} has ended, and asks no more")
         return request
 
     def _write(
@@ -369,7 +353,7 @@ class Inbox:
         """Give the open requests of runs that have not ended, oldest first: of all runs, or of these."""
         rows, runs = self._rows, self._runs
         wanted = select(rows).join(runs, runs.c.workflow_uuid == rows.c.run_id)
-        wanted = wanted.where(rows.c.state == "open", runs.c.status.in_(UNFINISHED))
+        wanted = wanted.where(self._asked_still(), runs.c.status.in_(UNFINISHED))
         if run_ids is not None:
             wanted = wanted.where(rows.c.run_id.in_(list(run_ids)))
         return self._listed(wanted.limit(limit))
@@ -379,7 +363,7 @@ class Inbox:
         rows, runs, steps = self._rows, self._runs, self._steps
         if not run_ids:
             return set()
-        asking = select(rows.c.run_id).where(rows.c.run_id.in_(run_ids), rows.c.state == "open").distinct()
+        asking = select(rows.c.run_id).where(rows.c.run_id.in_(run_ids), self._asked_still()).distinct()
         slept = select(runs.c.parent_workflow_id, steps.c.output).join(
             steps, (steps.c.workflow_uuid == runs.c.workflow_uuid) & (steps.c.function_name == "DBOS.sleep")
         )
@@ -388,6 +372,12 @@ class Inbox:
             asks = set(connection.execute(asking).scalars()) if self._exists() else set()
             ends = connection.execute(slept).all()
         return asks | {run_id for run_id, end in ends if _is_later(end)}
+
+    def _asked_still(self) -> sqlalchemy.ColumnElement[bool]:
+        """Whether a request is open, and its tool call has not ended without it: by its timeout, or as its task did."""
+        rows, calls = self._rows, self._runs.alias()
+        ended = calls.c.status.not_in(UNFINISHED) & (calls.c.workflow_uuid == rows.c.call)
+        return (rows.c.state == "open") & ~select(calls.c.workflow_uuid).where(ended).exists()
 
     def _listed(self, wanted: sqlalchemy.Select[Any]) -> list[Request]:
         if not self._exists():
@@ -413,16 +403,16 @@ class Inbox:
         """Give a request from its row; with `closed`, what this process cannot open is shown as that."""
         try:
             with records.reading(f"request {row.id!r}"):
-                return _request(row, self._open(row), self._decision(row))
+                return request_of(row, self._open(row), self._decision(row))
         except Sealed:
             if closed is None:
                 raise
-            return _request(row, {"question": closed}, None)
+            return request_of(row, {"question": closed}, None)
         except errors.ReplayMismatch as error:
             if closed is None:
                 raise
             # One damaged row must not hide all the others.
-            return Request(row.id, row.run_id, row.kind, "", "", f"({error})", _moment(0), row.state)
+            return Request(row.id, row.run_id, row.kind, "", "", f"({error})", moment(0), row.state)
 
 
 def _moved(status: str, queue: str) -> dict[str, Any]:
@@ -437,58 +427,9 @@ def _moved(status: str, queue: str) -> dict[str, Any]:
     }
 
 
-def _asked_record(asked: Asked, kept: Record | None) -> Record:
-    fields = {
-        "agent": asked.agent,
-        "tool": codec.encode(asked.tool),
-        "call_id": codec.encode(asked.call_id),
-        "question": codec.encode(asked.question),
-        "choices": None if asked.choices is None else codec.encode(asked.choices),
-        "arguments": None if asked.arguments is None else codec.encode(asked.arguments),
-        "schema": asked.schema,
-        "kept": kept,
-    }
-    return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
-
-
-def _differ(known: Record, now: Record) -> bool:
-    return any(known.get(field) != now.get(field) for field in ("question", "choices"))
-
-
-def _request(row: Any, record: Record, decision: Decision | None) -> Request:
-    why = codec.decode(record.get("why", ""))
-    question = codec.decode(record.get("question", ""))
-    choices = codec.decode(record.get("choices"))
-    if row.kind not in get_args(Kind) or row.state not in get_args(Status) or not isinstance(choices, list | None):
-        raise ValueError(f"a {row.kind} that is {row.state}, with choices {choices!r}")
-    request = Request(
-        id=row.id,
-        run_id=row.run_id,
-        kind=row.kind,
-        agent=record.get("agent", ""),
-        tool=codec.decode(record.get("tool", "")),
-        question=f"{question} ({why})" if why else question,
-        created_at=_moment(row.created_at),
-        status=row.state,
-        call_id=codec.decode(record.get("call_id", "")),
-        choices=choices,
-        arguments=codec.decode(record.get("arguments")),
-        schema=record.get("schema"),
-        expires_at=None if row.expires_at is None else _moment(row.expires_at),
-    )
-    if row.state == "open":
-        return request
-    at = None if row.answered_at is None else _moment(row.answered_at)
-    return replace(request, decision=decision, answered_by=row.answered_by, answered_at=at)
-
-
 def _is_later(moment: Any) -> bool:
     """Whether this is the recorded end of a sleep, in seconds since 1970, and has not come."""
     try:
         return float(moment) > time.time()
     except (TypeError, ValueError):
         return False
-
-
-def _moment(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC)

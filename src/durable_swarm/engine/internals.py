@@ -9,6 +9,8 @@
   name; the public decorator registers, and warns of, both.
 - `update_workflow_outcome`: when the success of an async workflow cannot be recorded (a full disk), DBOS records this
   error as the workflow's own, for good. Ours lets only a failure of ours end a run.
+- `await_workflow_result_async`: who waits for a workflow of another task looks once a second. Ours is told when a tool
+  call ends in this process, and looks then: an answer is not a second late, and a hundred runs that wait cost nothing.
 - `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens; ours notices a cancelled run.
 - `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
@@ -28,15 +30,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 import sqlalchemy
-from dbos import DBOS, DBOSPortableJSONSerializer, _context, _core, _dbos, _queue, _schemas, _serialization, _sys_db
+from dbos import (
+    DBOS,
+    DBOSPortableJSONSerializer,
+    _context,
+    _core,
+    _dbos,
+    _outcome,
+    _queue,
+    _schemas,
+    _serialization,
+    _sys_db,
+)
 from dbos import error as dbos_errors
 from dbos._sys_db import WorkflowStatusString
 
@@ -72,6 +87,20 @@ class _Database:
             unrecorded = ConfigurationError(f"{workflow_id!r} could not be recorded: {text}")
             raise Held(unrecorded, passes=may_pass(reason))
         return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
+
+    async def await_workflow_result_async(self, workflow_id: str, polling_interval: float, **named: Any) -> Any:
+        """Wait for a workflow's result; where `expecting` says so, look when its end is told, and else rarely."""
+        ends = _ends.get(workflow_id)
+        pause = polling_interval if ends is None else SOON
+        while True:
+            result = await asyncio.to_thread(self._database.check_workflow_result, workflow_id, **named)
+            if not isinstance(result, _outcome.NoResult):
+                return result
+            if ends is not None and not ends.done():
+                await asyncio.wait([asyncio.wrap_future(ends)], timeout=RARELY)
+            else:  # Its end is being recorded.
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, polling_interval)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
@@ -156,6 +185,30 @@ def reserve() -> Any:
 def place_of(reserved: Any, name: str) -> Place:
     """Give the place of a step whose number was drawn; outside every workflow nothing is recorded."""
     return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))
+
+
+SOON, RARELY = 0.01, 10.0
+"""Seconds until the first look for a record that is being written, and between looks for one that will be told of."""
+_ends: dict[str, Future[None]] = {}
+
+
+@contextlib.contextmanager
+def expecting(workflow_id: str) -> Iterator[None]:
+    """Say that the workflow is executed in this process, which calls `ends` just before its end is recorded."""
+    told = _ends[workflow_id] = Future()
+    try:
+        yield
+    finally:
+        if _ends.get(workflow_id) is told:  # Else a later life of the workflow is waited for.
+            del _ends[workflow_id]
+
+
+def ends(workflow_id: str) -> None:
+    """Have who waits for the workflow look for its record."""
+    told = _ends.get(workflow_id)
+    if told is not None:
+        with contextlib.suppress(InvalidStateError):
+            told.set_result(None)
 
 
 _fresh: set[str] = set()

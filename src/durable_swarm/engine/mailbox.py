@@ -14,12 +14,12 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Integer, Text, column, func, select, table
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
 from durable_swarm.codec import Place, dumps
-from durable_swarm.engine.database import is_sqlite, schema_of, unfit
+from durable_swarm.engine.database import create_table, is_sqlite, schema_of, unfit
 from durable_swarm.engine.inbox import UNFINISHED, now
 from durable_swarm.engine.sealing import Seal
 from durable_swarm.types import Message
@@ -54,15 +54,8 @@ class Mailbox:
 
     def create(self) -> None:
         """Make the table, unless it is there."""
-        try:
-            with self._trying():
-                self._rows.metadata.create_all(self._engine)
-        except errors.ConfigurationError as error:
-            # Of two processes that make it at once, PostgreSQL lets one fail.
-            with self._trying():
-                there = sqlalchemy.inspect(self._engine).has_table(self._rows.name, schema=self._rows.schema)
-            if not there or not isinstance(error.__cause__, DBAPIError):
-                raise
+        with self._trying():
+            create_table(self._engine, self._rows)
 
     @contextlib.contextmanager
     def _trying(self) -> Iterator[None]:

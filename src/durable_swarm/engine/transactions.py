@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,9 @@ TRIES, PAUSE = 20, 0.02
 
 ABORTED = "25P02"
 """PostgreSQL's word for a transaction in which a statement failed: it takes no other, also if the tool goes on."""
+
+ENDS = re.compile(r"\s*(commit|end|abort|rollback)\b(?!.*\bto\b)", re.IGNORECASE | re.DOTALL)
+"""A statement that ends the transaction; going back to a savepoint does not."""
 
 ENDED = (
     "a transactional tool ended its transaction, which is committed with the record of its call; "
@@ -80,13 +84,18 @@ def _kept_open(connection: sqlalchemy.Connection) -> Iterator[None]:
     def refuse(_: sqlalchemy.Connection) -> None:
         raise ConfigurationError(ENDED)
 
-    for name in ("commit", "rollback"):
-        event.listen(connection, name, refuse)
+    def refuse_words(_: sqlalchemy.Connection, __: Any, statement: str, *___: Any) -> None:
+        if ENDS.match(statement):
+            raise ConfigurationError(ENDED)
+
+    listeners: dict[str, Any] = {"commit": refuse, "rollback": refuse, "before_cursor_execute": refuse_words}
+    for name, listener in listeners.items():
+        event.listen(connection, name, listener)
     try:
         yield
     finally:
-        for name in ("commit", "rollback"):
-            event.remove(connection, name, refuse)
+        for name, listener in listeners.items():
+            event.remove(connection, name, listener)
         if not connection.closed and not connection.in_transaction():
             # SQLAlchemy takes it for ended, the database does not: another call must not be given it.
             connection.invalidate()
@@ -117,8 +126,7 @@ class Place:
         self._calls = None
         if url == runs:
             self._calls = table("workflow_status", column("workflow_uuid"), column("owner_xid"), schema=schema_of(url))
-        with contextlib.suppress(DBAPIError):  # Another process makes it at the same time.
-            self._rows.metadata.create_all(self.engine)
+        database.create_table(self.engine, self._rows)
 
     def once(self, call: str, owner: str | None, body: Body, still_owns: Callable[[], bool]) -> Record:
         """Give the record of the call, made now in one transaction with what the body writes if there is none."""

@@ -147,6 +147,7 @@ async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
         raise
     finally:
         desk.clear(key, made)
+        internals.ends(key)
 
 
 def _in_thread(run: LiveRun) -> InThread:
@@ -177,7 +178,7 @@ def _child_in_thread(key: str) -> Record:
 
 
 async def _child_on_loop(key: str) -> Record:
-    with SetWorkflowID(key):
+    with SetWorkflowID(key), internals.expecting(key):
         record: Record = await tool_on_loop()
     return record
 
