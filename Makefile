@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-JOBS ?= 5
+JOBS ?= 7
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 

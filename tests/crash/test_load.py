@@ -125,7 +125,7 @@ def wrong(seed: int, response: Any) -> list[str]:
 def test_parallel_results_belong_to_their_calls(colour: str, lives: Lives, tmp_path: Path) -> None:
     """With random delays, failures, handoffs and kills no result is swapped and none is missing."""
     print(f"seed {SEED}")
-    seeds, batch = (1000, 10) if LONG else (100, 10)
+    seeds, batch = (1000, 10) if LONG else (40, 10)
     chance = random.Random(SEED)
 
     def one(first: int) -> tuple[int, list[str]]:

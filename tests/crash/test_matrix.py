@@ -17,7 +17,7 @@ from tests.crash.scenarios import SCENARIOS
 def test_a_run_survives_a_kill_at_every_boundary(scenario: str, lives: Lives, tmp_path: Path) -> None:
     """Whatever the boundary a process is killed at, the next life ends the run as if nothing had happened."""
     matrix = Matrix(lives, tmp_path, scenario)
-    every = 1 if scenario in ("refund", "journey") else 2
+    every = {"refund": 1, "journey": 2}.get(scenario, 3)
     cases = every_combination(matrix) if LONG else every_place(matrix, lambda number: number % every == 0)
     matrix.judge_all(cases).check(least_kills=len(cases))
 
@@ -29,7 +29,7 @@ def test_a_run_on_postgresql_survives_a_kill_at_every_boundary(
 ) -> None:
     """What holds on SQLite holds on PostgreSQL."""
     matrix = Matrix(lives, tmp_path, scenario, postgres_database)
-    cases = every_combination(matrix) if LONG else every_place(matrix, lambda number: number % 3 == 0)
+    cases = every_combination(matrix) if LONG else every_place(matrix, lambda number: number % 4 == 0)
     matrix.judge_all(cases).check(least_kills=len(cases))
 
 
@@ -41,7 +41,7 @@ def test_the_events_of_a_streamed_run_survive_a_kill_at_every_boundary(
     """Wherever a streamed run is killed, all its readers put together the transcript, and get each number once."""
     postgres = request.getfixturevalue("postgres_database") if database == "postgres" else None
     matrix = Matrix(lives, tmp_path, "streamed_replies", postgres)
-    every = 6 if postgres is None else 10
+    every = 8 if postgres is None else 14
     cases = every_combination(matrix) if LONG else every_place(matrix, lambda number: number % every == 0)
     # Rows of events are written as time goes: one more or less, and the last places are not there.
     matrix.judge_all(cases).check(least_kills=len(cases) * 3 // 4)

@@ -20,7 +20,7 @@ SEED = int(time.time())
 @pytest.mark.slow
 def test_a_run_survives_kills_at_random_instants(lives: Lives, tmp_path: Path) -> None:
     """Killed at any instant, up to three times, a run loses nothing and repeats only what was in flight."""
-    wanted = 500 if LONG else 60
+    wanted = 500 if LONG else 30
     print(f"seed {SEED}")
     matrices = [Matrix(lives, tmp_path, name) for name in scenarios.SCENARIOS]
     report = kill(matrices, wanted, random.Random(SEED))

@@ -25,7 +25,7 @@ from tests.engine.helpers import unique
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
-KILLS = 100 if LONG else 4
+KILLS = 100 if LONG else 2
 
 
 def rows(url: str) -> list[tuple[str, int]]:
@@ -86,7 +86,7 @@ def test_rows_are_there_exactly_once(elsewhere: bool, database_url: str, lives: 
     table_in(target or url)
     passed = len(lives.live(paying, url, target, ledger=ledger).passed)
     places: list[Any] = [Place(number, side) for number in range(1, passed + 1) for side in ("before", "after")]
-    some = places if LONG else places[:: 5 if elsewhere else 3]
+    some = places if LONG else places[:: 9 if elsewhere else 5]
     random_ones = [chance.uniform(0.2, 0.6) for _ in range(KILLS if not elsewhere else 0)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(one, [*some, *random_ones]))

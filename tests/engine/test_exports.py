@@ -255,7 +255,7 @@ def test_every_value_of_a_document_may_be_hostile(make: Make, url: str, tmp_path
     swarm, chance = make(ScriptedModel([])), random.Random(7)
     errors: list[str] = []
     places = [path for path, _ in _changes(document) if path]
-    for number in range(600):
+    for number in range(200):
         changed = copy.deepcopy(document)
         *way, last = chance.choice(places)
         inside: Any = changed
@@ -275,7 +275,7 @@ def test_every_value_of_a_document_may_be_hostile(make: Make, url: str, tmp_path
         run.steps()
         run.messages()
         swarm.export(run.id, redact=lambda _, value: value)
-    assert 100 < len(errors) < 600
+    assert 30 < len(errors) < 200
     assert not [error for error in errors if "\n" in error]
 
 

@@ -134,7 +134,7 @@ def test_names_of_the_serializers() -> None:
 
 def test_a_private_queue_is_forgotten() -> None:
     """A queue of this process is in the registry until it is forgotten, and polls as often as it was told."""
-    queue = internals.private_queue("durable_swarm:test", 0.25)
+    queue = internals.serve_queue("durable_swarm:test", 0.25)
     registry = _dbos._get_or_create_dbos_registry()
     assert registry.internal_queue_map["durable_swarm:test"] is queue
     assert queue.polling_interval_sec == 0.25

@@ -28,7 +28,7 @@ from tests.engine.helpers import connected, rows, unique, user
 Tool = Callable[[sqlalchemy.Connection], str]
 Record = dict[str, Any]
 
-KILLS = 100 if os.environ.get("DURABLE_SWARM_LONG") else 10
+KILLS = 100 if os.environ.get("DURABLE_SWARM_LONG") else 3
 bodies: dict[str, tuple[Body, str | None]] = {}
 """What the workflows below run, by their ids."""
 

@@ -19,7 +19,7 @@ def test_on_sqlite(program: Callable[[], Any]) -> None:
     assert report.kills == 2 * len(report.boundaries)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+@pytest.mark.parametrize("program", PROGRAMS if LONG else PROGRAMS[::3], ids=lambda program: program.__name__)
 def test_on_postgresql(program: Callable[[], Any], postgres_database: str) -> None:
     """What holds on SQLite holds on PostgreSQL."""
     report = crash_test(program, database=postgres_database, only=None if LONG else [1, 4, 5])

@@ -2,7 +2,8 @@
 
 The owner of a run stands in the database by this name. A process that finds a run of a name whose lock is free knows
 that its owner is dead, and takes the run over; one whose lock is held is left alone. SQLite: a byte of `<file>.lock`,
-locked through the operating system. PostgreSQL: an advisory lock of a session kept open for it.
+locked through the operating system. PostgreSQL: an advisory lock of a session kept open for it, and a lease for what
+stands still without dying (`leases.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import logging
-import math
 import os
 import threading
 import time
@@ -22,6 +22,7 @@ from typing import Protocol
 import sqlalchemy
 
 from durable_swarm.engine.database import file_number
+from durable_swarm.engine.leases import LEASE, Leases
 from durable_swarm.errors import ConfigurationError
 
 log = logging.getLogger("durable_swarm")
@@ -35,6 +36,9 @@ class Locks(Protocol):
 
     def give(self, name: str) -> None:
         """Free the lock."""
+
+    def wrest(self, name: str) -> None:
+        """Take the lock away from a process that stands still, where the database lets us."""
 
     def close(self) -> None:
         """Free all locks."""
@@ -87,6 +91,9 @@ class FileLocks:
         self._held.discard(name)
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _number(name))
 
+    def wrest(self, name: str) -> None:
+        """Nobody but its holder frees a lock of the system."""
+
     def close(self) -> None:
         os.close(self._file)
 
@@ -118,6 +125,15 @@ class PostgresLocks:
         with contextlib.suppress(*_LOST):  # A lost session has given it already.
             self._ask("pg_advisory_unlock", name)
 
+    def wrest(self, name: str) -> None:
+        holders = sqlalchemy.text(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+            "AND (classid::bigint << 32) + objid::bigint = :key"
+        )
+        with contextlib.suppress(*_LOST):
+            self._connection.execute(holders, {"key": _number(name)})
+
     def _ask(self, function: str, name: str) -> bool:
         return bool(
             self._connection.execute(sqlalchemy.text(f"SELECT {function}(:key)"), {"key": _number(name)}).scalar()
@@ -142,6 +158,8 @@ class Identity:
     def __init__(self, locks: Locks, name: str | None) -> None:
         self._locks = locks
         self._guard = threading.Lock()
+        self.leases: Leases | None = None
+        """Signs of life, where the database keeps them; set once it has its tables."""
         self.name = name or f"process-{uuid.uuid4()}"
         with self.alone():
             if not self._locks.take(self.name):
@@ -153,30 +171,41 @@ class Identity:
     def alone(self) -> Iterator[None]:
         """Be the only process, and the only thread, that looks for runs to take over."""
         with self._guard:
-            taken, patience = False, time.monotonic() + 5
+            taken, told, begun = False, False, time.monotonic()
             try:
                 while not (taken := self._locks.take("take-over")):
                     time.sleep(0.01)
-                    if time.monotonic() > patience:
-                        patience = math.inf
+                    waited = time.monotonic() - begun
+                    if waited > 5 and not told:
+                        told = True
                         log.warning("another process has been looking for runs to take over for 5 s; is it stopped?")
+                    if waited > 2 * LEASE:
+                        begun = time.monotonic()
+                        self._locks.wrest("take-over")
                 yield
             finally:
                 if taken:
                     self._locks.give("take-over")
 
     def keep(self) -> None:
-        """Make sure that the name is still held; a lost session of the database takes its locks along."""
+        """Give a sign of life, and hold the name: a lost session of the database takes its locks along."""
+        if self.leases is not None:
+            self.leases.renew(self.name)
         with self.alone():
             self._locks.take(self.name)
 
     def is_dead(self, name: str) -> bool:
-        """Whether no living process has that name. To be asked inside `alone`."""
-        if name == self.name or not self._locks.take(name):
+        """Whether no living process has that name, or one that stands still. To be asked inside `alone`."""
+        if name == self.name:
             return False
-        self._locks.give(name)
-        return True
+        if self._locks.take(name):
+            self._locks.give(name)
+            return True
+        return self.leases is not None and self.leases.is_over(name)
 
     def close(self) -> None:
         """Give the name up."""
+        if self.leases is not None:
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+                self.leases.forget(self.name)
         self._locks.close()

@@ -306,15 +306,24 @@ class Inbox:
         moved = _moved(after, records.UNCLAIMED) | {"delay_until_epoch_ms": until}
         connection.execute(update(runs).where(ours, runs.c.status == before).values(**moved))
 
-    def hand_to(self, workflow_ids: Iterable[str], queue: str) -> None:
-        """Hand unfinished runs and tool calls to the process that serves `queue`.
+    def hand_to(self, rows: Iterable[Any], queue: str) -> set[str]:
+        """Hand runs and tool calls to the process that serves `queue`; gives the ids of those that are handed over.
 
-        Not by DBOS's own resumption, which has those go on too that were cancelled since somebody looked.
+        Only what is as it was when its row was read: not what was cancelled since, as DBOS's own resumption would, nor
+        what another process has taken over meanwhile.
         """
-        runs = self._runs
-        ours = runs.c.workflow_uuid.in_(list(workflow_ids)) & runs.c.status.in_(("PENDING", "ENQUEUED"))
+        runs, moved = self._runs, set()
         with self._writing() as connection:
-            connection.execute(update(runs).where(ours).values(**_moved("ENQUEUED", queue)))
+            for row in rows:
+                as_read = (
+                    (runs.c.workflow_uuid == row.workflow_id)
+                    & (runs.c.status == row.status)
+                    & runs.c.executor_id.is_not_distinct_from(row.executor_id)
+                    & runs.c.queue_name.is_not_distinct_from(row.queue_name)
+                )
+                if connection.execute(update(runs).where(as_read).values(**_moved("ENQUEUED", queue))).rowcount:
+                    moved.add(row.workflow_id)
+        return moved
 
     def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
         """Give those of the runs and tool calls that were cancelled."""

@@ -17,8 +17,8 @@
   (plain functions on a thread that has an event loop). Its `workflow_id` and `function_id` are where the record will
   stand, to which an encryption binds it.
 - `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
-- `_register_internal_queue`: a queue of this process alone, in memory. Public queues are rows that every process
-  polls, so another program would take over runs whose agents it does not have.
+- `_register_internal_queue`: a queue that only processes serve that say so, in memory. Public queues are rows that
+  every process polls, so another program would take over runs whose agents it does not have.
 - `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
   that claim runs for it have ended, and what one has just claimed is then never begun, with a warning.
 - `_schemas.system_database.SystemSchema`: the tables, to bring in runs that have ended elsewhere. DBOS has no way to.
@@ -265,9 +265,9 @@ def outside() -> contextvars.Context:
     return copy
 
 
-def private_queue(name: str, polling_interval: float) -> Any:
-    """Give a queue that only this process serves."""
-    queue = _dbos._get_or_create_dbos_registry()._register_internal_queue(name)
+def serve_queue(name: str, polling_interval: float, **limits: int | None) -> Any:
+    """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, one of several."""
+    queue = _dbos._get_or_create_dbos_registry()._register_internal_queue(name, **limits)
     set_poll(queue, polling_interval)
     return queue
 

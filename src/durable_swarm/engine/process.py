@@ -26,13 +26,15 @@ from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
+from durable_swarm.engine.leases import Leases
 from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
+from durable_swarm.engine.orphans import Orphans
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.room import Room
 from durable_swarm.engine.sealing import input_of
 from durable_swarm.engine.signals import Held, closed
-from durable_swarm.engine.store import Store, notes_on, owner_of
+from durable_swarm.engine.store import Store, owner_of
 from durable_swarm.engine.toolcalls import AtCall
 from durable_swarm.engine.transactions import Transactions
 from durable_swarm.engine.trials import Trials
@@ -41,6 +43,9 @@ from durable_swarm.requests import Request
 from durable_swarm.waits import Home, background_loop, running_loop
 
 log = logging.getLogger("durable_swarm")
+
+POLL = 0.1
+"""Seconds between a worker's looks at its queue."""
 
 SEE_OFF = 1.0
 """Seconds that closing waits at most for runs that only wait themselves."""
@@ -63,16 +68,13 @@ class Process:
         """Agents that runs mean here when they go on: those given with a run's id, and those of runs that rest."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
-        self.taken: set[str] = set()
-        """Runs that were ever taken over here."""
-        self.wanted: set[str] = set()
-        """Names of agents for which runs wait; defining one starts a look for them."""
-        self._interrupted: set[str] = set()
-        """Runs that stopped here without an outcome."""
-        self._strangers = self.hosted and internals.LATE
-        """Whether runs of this process's name may lie idle that it has never seen."""
+        self.orphans = Orphans(self, strangers=self.hosted and internals.LATE)
         self._lock = threading.RLock()
         self._closing = threading.Event()
+        self.concurrency: int | None = None
+        """How many runs this process executes at once at most, if it is a worker; else None."""
+        self._served: list[str] = []
+        """The queues it serves as a worker."""
         self.parked: dict[str, str] = {}
         """Why runs wait that the database could not be written for; they are tried again by themselves."""
         self.outage = Outage(url, is_under_way)
@@ -95,11 +97,14 @@ class Process:
     def _start_keeping(self) -> None:
         self.store.inbox.create()
         self.store.mailbox.create()
+        if not database.is_sqlite(self.url):
+            self.identity.leases = Leases(self.url, self.store.engine)
+            self.identity.leases.renew(self.identity.name)
         self.trials = Trials(self.store, self.still_open)
         self.room = Room(self.store.inbox)
         self.transactions = Transactions(self.url, self.store.inbox.owner)
         self.writer = Writer(self.store.events.write)
-        self._unwatch = roster.watch(self._agent_defined)
+        self._unwatch = roster.watch(self.orphans.agent_defined)
         self.keeper = Keeper(self._private, self._look, self._keep)
 
     def _launch(self, worker_id: str | None) -> None:
@@ -107,7 +112,7 @@ class Process:
         try:
             self.identity = Identity(locks, DBOS.executor_id if self.hosted else worker_id)
             self.queue = records.QUEUE + self.identity.name
-            self._private = internals.private_queue(self.queue, FAST)
+            self._private = internals.serve_queue(self.queue, FAST)
             internals.refuse_pickle(everywhere=not self.hosted)
             if not self.hosted:
                 self._launch_dbos()
@@ -137,6 +142,30 @@ class Process:
             raise database.unfit(self.url, error) from error
         self.outage.watch(self.store.engine)
 
+    # Workers
+
+    def serve(self, swarm: str, concurrency: int) -> None:
+        """Execute the queued runs of a swarm from now on, and those of dead processes, so many at once."""
+        self.concurrency = concurrency
+        queue = records.work_queue(swarm)
+        self._served.append(queue)
+        internals.serve_queue(queue, POLL, worker_concurrency=concurrency)
+
+    @property
+    def free(self) -> int | None:
+        """How many more runs may be taken over now; None if that is not limited."""
+        return None if self.concurrency is None else max(0, self.concurrency - len(self.runs))
+
+    def drain(self, seconds: float) -> bool:
+        """Begin nothing more, and wait until what is under way has come to a record; False if that takes longer."""
+        self._closing.set()
+        self.room.close()
+        internals.stop_queues(CLOSING)
+        end = time.monotonic() + seconds
+        while self.runs and time.monotonic() < end:
+            time.sleep(0.02)
+        return not self.runs
+
     def close(self) -> None:
         """Give everything back. Runs under way stay unfinished in the database."""
         self._closing.set()
@@ -152,10 +181,11 @@ class Process:
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
             self._restore_loops()
-        internals.forget_queue(self.queue)
+        for queue in (self.queue, *self._served):
+            internals.forget_queue(queue)
         self.transactions.close()
-        self.store.close()
         self.identity.close()
+        self.store.close()
 
     def _see_off(self, waited: list[LiveRun]) -> None:
         """Give runs that waited, or were about to, the time to leave; not where it is their loop that would wait."""
@@ -190,7 +220,7 @@ class Process:
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
             self.held.pop(run_id, None)
-            self._interrupted.discard(run_id)
+            self.orphans.interrupted.discard(run_id)
             return run
 
     def _recovered(self, run_id: str, record: Record) -> LiveRun:
@@ -211,7 +241,7 @@ class Process:
                 if not run.homes:
                     self.homes.pop(run.run_id, None)
                 if run.response is None and run.error is None:
-                    self._interrupted.add(run.run_id)
+                    self.orphans.interrupted.add(run.run_id)
                 else:
                     self.parked.pop(run.run_id, None)
         if not run.watched:
@@ -236,7 +266,7 @@ class Process:
             if self.runs.get(run.run_id, run) is run:
                 self.runs.pop(run.run_id, None)
                 if run.response is None and run.error is None:
-                    self._interrupted.add(run.run_id)
+                    self.orphans.interrupted.add(run.run_id)
 
     def still_wanted(self, run: LiveRun) -> None:
         """Check that this execution of a run is to go on: a run may be resumed while an earlier one is in a tool.
@@ -265,7 +295,7 @@ class Process:
         if self._closing.is_set():
             return
         reason = held.reason
-        self._interrupted.add(run_id)
+        self.orphans.interrupted.add(run_id)
         if held.passes:
             # Told once, and not noted in the database, which could not be written just now.
             if self.parked.get(run_id) != str(reason):
@@ -274,7 +304,7 @@ class Process:
             return
         self.held[run_id] = reason
         if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
-            self.wanted.add(reason.agent)
+            self.orphans.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
             self.store.annotate(run_id, waits_for=str(reason))
@@ -307,34 +337,8 @@ class Process:
     # Taking over
 
     def take_over(self, *run_ids: str) -> list[str]:
-        """Take over the unfinished runs that no living process executes and whose agents are defined here.
-
-        With `run_ids`, only those. Gives the ids of the runs taken over.
-        """
-        with self.identity.alone():
-            rows = self.store.unfinished(DBOS.application_version)
-            orphans = [row for row in rows if self._is_orphan(row)]
-            self._strangers = False
-            wanted = [row for row in orphans if not run_ids or row.workflow_id in run_ids]
-            taken = {row.workflow_id for row in wanted if row.name == records.RUN and self._can_run(row)}
-            # A call that lies on the desk, waiting for a run that was held, is still under way here; unless the run
-            # was resumed meanwhile, and the call with it: then what lies there belongs to an execution that is over.
-            waiting = self.desk.keys()
-            mine = [row for row in orphans if row.parent_workflow_id in taken]
-            resumed = {row.workflow_id for row in mine if row.status == "ENQUEUED"} & waiting
-            for key in resumed:
-                self.desk.clear(key)
-            calls = {row.workflow_id for row in mine} - (waiting - resumed)
-            if taken:
-                self.keeper.expect()
-                self._interrupted -= taken
-                self.taken |= taken
-                try:
-                    self.store.resume_on([*taken, *calls], self.queue)
-                except BaseException:
-                    self._interrupted |= taken
-                    raise
-        return sorted(taken)
+        """Take over the unfinished runs that no living process executes; with `run_ids`, only those."""
+        return self.orphans.take(*run_ids, most=None if run_ids else self.free)
 
     @property
     def version(self) -> str:
@@ -355,7 +359,7 @@ class Process:
         if agent in roster.names() and self.swarms.named(swarm) is not None:
             self.keeper.expect()
             return self.queue
-        self.wanted.add(agent)
+        self.orphans.wanted.add(agent)
         return records.UNCLAIMED
 
     @property
@@ -369,60 +373,28 @@ class Process:
         with self.identity.alone():
             return owner not in ("", self.identity.name) and not self.identity.is_dead(owner)
 
-    def _is_orphan(self, row: Any) -> bool:
-        if row.status == "ENQUEUED":
-            queue = row.queue_name or ""
-            owner = queue.removeprefix(records.QUEUE)
-            return queue == records.UNCLAIMED or (queue != owner and self.identity.is_dead(owner))
-        if row.executor_id == self.identity.name:
-            run_id = row.workflow_id if row.name == records.RUN else row.parent_workflow_id
-            return run_id in self._interrupted or (self._strangers and run_id not in self.runs)
-        return self.identity.is_dead(row.executor_id)
-
-    def _can_run(self, row: Any) -> bool:
-        noted = notes_on(row)
-        agent, swarm = noted.get("agent", ""), noted.get("swarm", "")
-        run_id = row.workflow_id
-        known = agent in roster.names() or agent in self.lent.get(run_id, {})
-        if known and self.swarms.named(swarm):
-            return not noted.get("waits_for") or self._forget_waiting(run_id)
-        if agent not in self.wanted:
-            lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
-            log.warning("run %r waits: %s in this process", run_id, lack)
-            self.wanted.add(agent)
-        return False
-
-    def _forget_waiting(self, run_id: str) -> bool:
-        try:
-            self.store.annotate(run_id, waits_for=None)
-        except errors.ConfigurationError as error:
-            log.warning("run %r cannot be taken over: %s", run_id, error)
-            return False
-        return True
-
-    def _agent_defined(self, name: str) -> None:
-        if name in self.wanted:
-            self.wanted.discard(name)
-            threading.Thread(target=self._take_over_quietly, name="durable-swarm-take-over", daemon=True).start()
-
-    def _take_over_quietly(self) -> None:
-        try:
-            self.take_over()
-        except Exception as error:
-            if not self._closing.is_set():
-                log.warning("could not look for runs to take over: %s", type(error).__name__)
-
     def _look(self) -> None:
         """Look for what others left for whoever can do it."""
         self.room.look()
-        if self.store.unclaimed():
-            self._take_over_quietly()
+        if self.free != 0 and self.store.unclaimed():
+            self.orphans.take_quietly(self.free)
 
     def _keep(self) -> None:
         self.identity.keep()
         self.outage.look()
-        if self.parked and (stopped := self.parked.keys() & self._interrupted):
-            self.take_over(*stopped)
+        if self.concurrency is not None:
+            self._offer()
+            if self.free != 0:
+                self.orphans.take_quietly(self.free)
+        if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
+            self.orphans.take(*stopped)
+
+    def _offer(self) -> None:
+        """Leave runs whose agent this worker does not have to workers that have it: an older one, or a newer."""
+        for run_id, reason in list(self.held.items()):
+            if isinstance(reason, errors.UnknownAgent) and run_id in self.orphans.interrupted:
+                self.orphans.offer(run_id)
+                self.held.pop(run_id, None)
 
 
 def _end_in_order() -> None:

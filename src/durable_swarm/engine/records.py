@@ -44,6 +44,11 @@ UNCLAIMED = f"{QUEUE}unclaimed"
 """The queue of runs that any process with their agents may take."""
 
 
+def work_queue(swarm: str) -> str:
+    """Give the queue of a swarm's new runs that wait for a worker."""
+    return f"durable_swarm_work:{swarm}"
+
+
 BEGUN = "durable_swarm.begun"
 """The step that marks that a `once` tool is about to be entered."""
 

@@ -137,4 +137,4 @@ def taken_over() -> list[Run]:
         here = process.current()
     except ConfigurationError:
         return []
-    return [Run(run_id, lambda: here.store, lambda: here) for run_id in sorted(here.taken)]
+    return [Run(run_id, lambda: here.store, lambda: here) for run_id in sorted(here.orphans.taken)]

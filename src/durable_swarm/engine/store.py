@@ -368,10 +368,6 @@ class Store:
             self._client.cancel_workflow(call)
             self._client.rewind_workflow(call, start_step=steps[-1].function_id, queue_name=queue)
 
-    def resume_on(self, workflow_ids: list[str], queue: str) -> None:
-        """Hand unfinished runs and tool calls to the process that serves `queue`."""
-        self.inbox.hand_to(workflow_ids, queue)
-
     def notes(self, program: str) -> dict[str, Any]:
         """Give the notes about the program of this id; empty if there are none."""
         rows = self._client.list_workflows(workflow_ids=[program], name=PROGRAM, load_input=False, load_output=False)

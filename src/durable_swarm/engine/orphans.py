@@ -1,0 +1,129 @@
+"""Which unfinished runs no living process executes, and how this process takes them over."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from durable_swarm import errors, roster
+from durable_swarm.engine import records
+from durable_swarm.engine.store import notes_on
+
+if TYPE_CHECKING:
+    from durable_swarm.engine.process import Process
+
+log = logging.getLogger("durable_swarm")
+
+
+class Orphans:
+    """Looks for unfinished runs whose owner is dead, and whose agents are defined here."""
+
+    def __init__(self, process: Process, *, strangers: bool) -> None:
+        self._process = process
+        self._strangers = strangers
+        """Whether runs of this process's name may lie idle that it has never seen."""
+        self.taken: set[str] = set()
+        """Runs that were ever taken over here."""
+        self.wanted: set[str] = set()
+        """Names of agents for which runs wait; defining one starts a look for them."""
+        self.interrupted: set[str] = set()
+        """Runs that stopped here without an outcome."""
+
+    def take(self, *run_ids: str, most: int | None = None) -> list[str]:
+        """Take over the unfinished runs that no living process executes and whose agents are defined here.
+
+        With `run_ids`, only those; at most `most`. Gives the ids of the runs taken over.
+        """
+        here = self._process
+        with here.identity.alone():
+            orphans = [row for row in here.store.unfinished(here.version) if self._is_orphan(row)]
+            self._strangers = False
+            wanted = [row for row in orphans if not run_ids or row.workflow_id in run_ids]
+            runs = [row for row in wanted if row.name == records.RUN and self._can_run(row)][:most]
+            if not runs:
+                return []
+            return sorted(self._claim(runs, orphans))
+
+    def _claim(self, runs: list[Any], orphans: list[Any]) -> set[str]:
+        here, ids = self._process, {row.workflow_id for row in runs}
+        calls = self._calls(ids, orphans)
+        here.keeper.expect()
+        again = ids & self.interrupted
+        self.interrupted -= ids
+        self.taken |= ids
+        moved: set[str] = set()
+        try:
+            moved = here.store.inbox.hand_to([*runs, *calls], here.queue)
+        finally:
+            self.interrupted |= again - moved
+            self.taken -= ids - moved
+        return ids & moved
+
+    def _calls(self, ids: set[str], orphans: list[Any]) -> list[Any]:
+        """Give the rows of the tool calls that go with these runs.
+
+        A call that lies on the desk, waiting for a run that was held, is still under way here; unless the run was
+        resumed meanwhile, and the call with it: then what lies there belongs to an execution that is over.
+        """
+        desk = self._process.desk
+        waiting, mine = desk.keys(), [row for row in orphans if row.parent_workflow_id in ids]
+        resumed = {row.workflow_id for row in mine if row.status == "ENQUEUED"} & waiting
+        for key in resumed:
+            desk.clear(key)
+        return [row for row in mine if row.workflow_id not in waiting - resumed]
+
+    def _is_orphan(self, row: Any) -> bool:
+        identity = self._process.identity
+        if row.status == "ENQUEUED":
+            queue = row.queue_name or ""
+            owner = queue.removeprefix(records.QUEUE)
+            return queue == records.UNCLAIMED or (queue != owner and identity.is_dead(owner))
+        if row.executor_id == identity.name:
+            run_id = row.workflow_id if row.name == records.RUN else row.parent_workflow_id
+            return run_id in self.interrupted or (self._strangers and run_id not in self._process.runs)
+        return identity.is_dead(row.executor_id)
+
+    def _can_run(self, row: Any) -> bool:
+        here, noted, run_id = self._process, notes_on(row), row.workflow_id
+        agent, swarm = noted.get("agent", ""), noted.get("swarm", "")
+        known = agent in roster.names() or agent in here.lent.get(run_id, {})
+        if known and here.swarms.named(swarm):
+            return not noted.get("waits_for") or self._forget_waiting(run_id)
+        if agent not in self.wanted:
+            lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
+            log.warning("run %r waits: %s in this process", run_id, lack)
+            self.wanted.add(agent)
+        return False
+
+    def _forget_waiting(self, run_id: str) -> bool:
+        try:
+            self._process.store.annotate(run_id, waits_for=None)
+        except errors.ConfigurationError as error:
+            log.warning("run %r cannot be taken over: %s", run_id, error)
+            return False
+        return True
+
+    def offer(self, run_id: str) -> None:
+        """Leave a run that was interrupted here, with its calls, to whichever process can go on with it."""
+        here = self._process
+        with here.identity.alone():
+            rows = here.store.unfinished(here.version)
+            here.store.inbox.hand_to(
+                [row for row in rows if run_id in (row.workflow_id, row.parent_workflow_id)], records.UNCLAIMED
+            )
+            self.interrupted.discard(run_id)
+
+    def agent_defined(self, name: str) -> None:
+        """Look for the runs that wait for an agent of this name, if any do."""
+        if name in self.wanted:
+            self.wanted.discard(name)
+            threading.Thread(target=self.take_quietly, name="durable-swarm-take-over", daemon=True).start()
+
+    def take_quietly(self, most: int | None = None) -> None:
+        """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""
+        try:
+            self.take(most=most)
+        except Exception as error:
+            if not self._process.is_closed:
+                log.warning("could not look for runs to take over: %s", type(error).__name__)
