@@ -13,6 +13,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm.codec import dumps
@@ -25,8 +26,20 @@ _watchers: list[Callable[[str], None]] = []
 _lock = threading.Lock()
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """An agent known by its name alone: it is defined in the program that will execute it."""
+
+    name: str
+    model: str = ""
+    instructions: str = ""
+    functions: tuple[Any, ...] = ()
+
+
 def remember(agent: Any) -> None:
     """Know the agent from now on, as long as it lives, and tell the watchers its name."""
+    if isinstance(agent, Elsewhere):
+        return
     key = id(agent)
     with _lock:
         known = _live.get(key)

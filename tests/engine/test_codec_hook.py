@@ -71,7 +71,7 @@ def test_nothing_users_say_is_in_the_database(make_anywhere: Make, tmp_path: Pat
 
     with pytest.raises(Declined):
         swarm.run(Agent(name=unique(), functions=[break_down]), user("canary-user"), run_id="f")
-    url = str(swarm._database)
+    url = str(swarm.database)
     texts = all_texts(url)
     assert "ds1." in texts
     assert found_in(texts) == []

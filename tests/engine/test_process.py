@@ -281,7 +281,7 @@ def test_opening_from_many_threads(make: Make) -> None:
     for thread in threads:
         thread.join(PATIENCE)
     assert found == ["Hello"] * 6
-    assert len({row[0] for row in rows(str(swarms[0]._database), "executor_id")}) == 1
+    assert len({row[0] for row in rows(str(swarms[0].database), "executor_id")}) == 1
 
 
 def test_the_default_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from durable_swarm.cli.runs import cancel, resume, runs, show
 from durable_swarm.cli.script import run
 from durable_swarm.cli.text import one_line
 from durable_swarm.cli.watch import watch
+from durable_swarm.cli.worker import worker
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, InvalidAnswer
 from durable_swarm.service import NoRequest, NoRuns
 from durable_swarm.service.doctor import installed
@@ -67,7 +68,7 @@ def app(context: click.Context) -> int | None:
 LOOKING = (runs, show, watch, doctor)
 ANSWERING = (inbox, answer, approve, reject, complete, say)
 CHANGING = (resume, cancel, fork, export, import_)
-for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING, postgres):
+for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING, worker, postgres):
     app.add_command(command)
 
 

@@ -7,17 +7,16 @@ import contextlib
 import logging
 import os
 import threading
-import time
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
+from dbos import error as dbos_errors
 from sqlalchemy.exc import SQLAlchemyError
 
-from durable_swarm import codec, errors
-from durable_swarm.checks import check_codec, check_text, check_whole
+from durable_swarm import errors
+from durable_swarm.checks import check_codec, check_seconds, check_text, check_whole
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
@@ -25,18 +24,18 @@ from durable_swarm.engine.conversing import decide
 from durable_swarm.engine.dictionaries import dictionaries, dictionaries_async
 from durable_swarm.engine.live import LiveRun, beginning
 from durable_swarm.engine.masking import Redact
+from durable_swarm.engine.prepared import Prepared
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.run import Run
-from durable_swarm.engine.sealing import Seal, input_of
 from durable_swarm.engine.signals import Held
-from durable_swarm.engine.store import Store, notes_on, state_of
+from durable_swarm.engine.store import Store, state_of
 from durable_swarm.models import Clients
 from durable_swarm.requests import TOKEN, Decision
 from durable_swarm.requests import Request as HumanRequest
-from durable_swarm.runs import ENDED, STATES, State
+from durable_swarm.roster import Elsewhere
+from durable_swarm.runs import ENDED, State
 from durable_swarm.streaming import PATIENCE, Channel, Item
 from durable_swarm.swarm import Request, Runner, check_settings
-from durable_swarm.tools import calling
 from durable_swarm.types import Message, Response
 from durable_swarm.waits import background_loop, in_thread, running_loop, threads
 
@@ -78,10 +77,11 @@ class DurableSwarm(Runner):
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
         self.tool_database = tool_database if tool_database is None else _check_database(tool_database)
-        self._database = database if database is None else _check_database(database)
+        self.database = database if database is None else _check_database(database)
         self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
         self._opening = threading.Lock()
         self._process: Process | None = None
+        self._concurrency: int | None = None
         self._begun: set[asyncio.Task[Run]] = set()
         self._taken: list[str] = []
         """Runs taken over at opening, which `recover` has not told of yet."""
@@ -94,9 +94,29 @@ class DurableSwarm(Runner):
             if self._process is not None:
                 self._process.check_fork()
             else:
-                self._process = process.open_for(self, self._database, self._worker_id)
+                self._process = process.open_for(self, self.database, self._worker_id)
+                if self._concurrency is not None:
+                    self._process.serve(self.name, self._concurrency)
                 self._taken = self._process.take_over()
             return self._process
+
+    def serve(self, concurrency: int = 10) -> None:
+        """Become a worker: execute queued runs of this swarm, and those of dead processes, so many at once.
+
+        Agents must be defined before. Returns at once; `drain` and `close` end it. `durable-swarm worker` calls it.
+        """
+        check_whole("concurrency", concurrency, 1)
+        self._concurrency = concurrency
+        self.clients.ready()
+        self._open()
+
+    def drain(self, seconds: float = 30.0) -> bool:
+        """Begin nothing more, and wait so long at most for the steps in hand; gives whether all have ended.
+
+        What is unfinished is left to other processes once this one is closed.
+        """
+        check_seconds("seconds", seconds)
+        return self._process is None or self._process.drain(seconds)
 
     def _open_on_loop(self) -> Process:
         """Open on the running loop: DBOS then executes on it what is recovered, where async tools find their things."""
@@ -126,7 +146,7 @@ class DurableSwarm(Runner):
     # Running
 
     def _respond(self, asked: Request, run_id: str | None) -> Response:
-        prepared = _Prepared(self, asked, run_id)
+        prepared = Prepared(self, asked, run_id)
         loop = running_loop()
         if loop is not None:
             self._refuse_to_block(loop)
@@ -134,7 +154,7 @@ class DurableSwarm(Runner):
             return threads().submit(internals.outside().run, self._run_here, prepared).result()
         return internals.outside().run(self._run_here, prepared)
 
-    def _run_here(self, prepared: _Prepared) -> Response:
+    def _run_here(self, prepared: Prepared) -> Response:
         run = self._attach(prepared)
         if run is not None:
             return run.result()
@@ -159,7 +179,7 @@ class DurableSwarm(Runner):
             )
 
     async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
-        run = await self._start_on_loop(_Prepared(self, asked, run_id))
+        run = await self._start_on_loop(Prepared(self, asked, run_id))
         return await run.result_async()
 
     def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
@@ -167,13 +187,13 @@ class DurableSwarm(Runner):
         if loop is not None:
             self._refuse_to_block(loop)
         channel = Channel()
-        run = self._start(_Prepared(self, asked, run_id), channel)
+        run = self._start(Prepared(self, asked, run_id), channel)
         with self._open().at_home(run.id, PATIENCE) as home:
             yield from dictionaries(run, channel, home)
 
     async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
         channel = Channel()
-        run = await self._start_on_loop(_Prepared(self, asked, run_id), channel)
+        run = await self._start_on_loop(Prepared(self, asked, run_id), channel)
         async for item in dictionaries_async(run, channel):
             yield item
 
@@ -188,19 +208,80 @@ class DurableSwarm(Runner):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        queue: bool = False,
+        priority: int = 0,
     ) -> Run:
         """Start a run in the background and return once it is recorded. Raises as `run` does before that point.
 
-        Its replies are streamed: `Run.events` tells them piece by piece.
+        Its replies are streamed: `Run.events` tells them piece by piece. With `queue` it waits for a worker
+        (`durable-swarm worker`), of several those with the lowest `priority` first, 0 or above.
         """
         asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        if check_queue(queue, priority):
+            return self._enqueue(Prepared(self, asked, run_id, queued=True), priority)
         if running_loop() is background_loop():
             raise errors.ConfigurationError(
                 "start() would stop the event loop on which runs are executed; call `await start_async(...)`"
             )
-        return self._start(_Prepared(self, asked, run_id))
+        return self._start(Prepared(self, asked, run_id))
 
-    def _start(self, prepared: _Prepared, channel: Channel | None = None) -> Run:
+    def enqueue(
+        self,
+        agent: str,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        priority: int = 0,
+    ) -> Run:
+        """Have a worker run an agent that need not be defined here, by its name; as `start` with `queue`.
+
+        This needs no model client and no key. The run belongs to swarms of this one's `name`, and so must the worker.
+        """
+        named = Elsewhere(check_text("agent: the name of one", agent))
+        return self.start(
+            named, messages, context_variables, model_override, debug, max_turns, execute_tools,
+            run_id=run_id, queue=True, priority=priority,
+        )  # fmt: skip
+
+    async def enqueue_async(
+        self,
+        agent: str,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        priority: int = 0,
+    ) -> Run:
+        """Enqueue as `enqueue` does, on the running event loop."""
+        named = Elsewhere(check_text("agent: the name of one", agent))
+        return await self.start_async(
+            named, messages, context_variables, model_override, debug, max_turns, execute_tools,
+            run_id=run_id, queue=True, priority=priority,
+        )  # fmt: skip
+
+    def _enqueue(self, prepared: Prepared, priority: int) -> Run:
+        opened = self._open()
+        known = prepared.named or prepared.caller is not None
+        run = self._attach(prepared) if known else None
+        if run is None:
+            queue = records.work_queue(self.name)
+            try:
+                opened.store.enqueue(prepared.run_id, prepared.stored, prepared.about, queue, opened.version, priority)
+            except dbos_errors.DBOSWorkflowIDInUseError:  # Another process was faster.
+                prepared.check_same(opened.store.start_record(opened.store.found(prepared.run_id)))
+            run = self._handle(prepared.run_id)
+        return run
+
+    def _start(self, prepared: Prepared, channel: Channel | None = None) -> Run:
         return asyncio.run_coroutine_threadsafe(self._start_on_loop(prepared, channel), background_loop()).result()
 
     async def start_async(
@@ -214,12 +295,17 @@ class DurableSwarm(Runner):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        queue: bool = False,
+        priority: int = 0,
     ) -> Run:
         """Start as `start` does, on the running event loop."""
         asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
-        return await self._start_on_loop(_Prepared(self, asked, run_id))
+        if check_queue(queue, priority):
+            self._open_on_loop()
+            return await in_thread(self._enqueue, Prepared(self, asked, run_id, queued=True), priority)
+        return await self._start_on_loop(Prepared(self, asked, run_id))
 
-    async def _start_on_loop(self, prepared: _Prepared, channel: Channel | None = None) -> Run:
+    async def _start_on_loop(self, prepared: Prepared, channel: Channel | None = None) -> Run:
         # A task of its own, because a tool may start a run: it must stand outside the tool's workflow. Shielded,
         # because a start that was cancelled half-way would leave a run that nobody executes.
         begun = asyncio.get_running_loop().create_task(self._begin(prepared, channel), context=internals.outside())
@@ -227,7 +313,7 @@ class DurableSwarm(Runner):
         begun.add_done_callback(self._begun.discard)
         return await asyncio.shield(begun)
 
-    async def _begin(self, prepared: _Prepared, channel: Channel | None) -> Run:
+    async def _begin(self, prepared: Prepared, channel: Channel | None) -> Run:
         self._open_on_loop()
         known = prepared.named or prepared.caller is not None
         run = await in_thread(self._attach, prepared) if known else None
@@ -247,7 +333,7 @@ class DurableSwarm(Runner):
         live.watcher = asyncio.get_running_loop().create_task(_watch(handle, live))
         return self._handle(prepared.run_id, live)
 
-    def _attach(self, prepared: _Prepared) -> Run | None:
+    def _attach(self, prepared: Prepared) -> Run | None:
         """Give the run if the caller named one that exists already. Raises `RunConflict`."""
         store = self._store()
         if prepared.caller is not None:
@@ -255,28 +341,28 @@ class DurableSwarm(Runner):
         if not prepared.named:
             return None
         row = store.row(prepared.run_id)
-        if row is None or state_of(row) not in ENDED:
+        if not prepared.queued and (row is None or state_of(row) not in ENDED):
             self.clients.ready()  # What has ended is read without a model client.
         if row is None:
             return None
         prepared.check_same(store.start_record(row))
-        self._open().lend(prepared.run_id, prepared.asked.agent)
+        if not prepared.queued:
+            self._open().lend(prepared.run_id, prepared.asked.agent)
         return self._handle(prepared.run_id)
 
     @contextlib.contextmanager
-    def _starting(self, prepared: _Prepared) -> Iterator[LiveRun]:
+    def _starting(self, prepared: Prepared) -> Iterator[LiveRun]:
         agent = prepared.asked.agent
         live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
-        about = {"agent": agent.name, "swarm": self.name, "at": prepared.record["at"]}
         opened = self._open()  # Now: what was closed under a run that waits must not be opened again by its end.
         try:
-            with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(about):
+            with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about):
                 yield live
         except BaseException:
             opened.stop(live)
             raise
 
-    def _started(self, prepared: _Prepared, live: LiveRun) -> Run:
+    def _started(self, prepared: Prepared, live: LiveRun) -> Run:
         """Give the handle of what was started; if another process was faster, of its run."""
         if live.entered:
             return self._handle(prepared.run_id, live)
@@ -295,7 +381,7 @@ class DurableSwarm(Runner):
 
     def runs(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
         """Give the runs, newest first: all, or those of one status or one agent."""
-        return [self._handle(row.workflow_id) for row in list_rows(self._store(), status, agent, limit)]
+        return [self._handle(row.workflow_id) for row in self._store().listed(status, agent, limit)]
 
     def recover(self) -> list[Run]:
         """Take over, now, the unfinished runs that no living process executes and whose agents are defined here.
@@ -368,6 +454,16 @@ class DurableSwarm(Runner):
         return Run(run_id, self._store, self._open, live, self.name)
 
 
+def check_queue(queue: bool, priority: int) -> bool:
+    """Check how a run is to be queued, and give whether it is. Raises `ConfigurationError`."""
+    if not isinstance(queue, bool):
+        raise errors.ConfigurationError(f"queue must be True or False, not {queue!r:.80}")
+    check_whole("priority", priority, 0)
+    if priority and not queue:
+        raise errors.ConfigurationError("priority counts on the queue only; give queue=True, too")
+    return queue
+
+
 def _check_database(database: Any) -> str:
     if isinstance(database, os.PathLike):
         raise errors.ConfigurationError(f"database must be a URL, not a path; use 'sqlite:///{database}'")
@@ -384,66 +480,3 @@ async def _watch(handle: Any, live: LiveRun) -> None:
         log.debug("run %r ended with %s", live.run_id, type(error).__name__)
     finally:
         live.over.set_result(None)
-
-
-def list_rows(store: Store, status: State | None, agent: str | None, limit: int) -> list[Any]:
-    """Give the rows of runs, newest first. Raises `ConfigurationError` for a status or a limit that is none."""
-    if status is not None and (not isinstance(status, str) or status not in STATES):
-        raise errors.ConfigurationError(f"status must be one of {', '.join(STATES)}, not {status!r}")
-    if agent is not None and not isinstance(agent, str):
-        raise errors.ConfigurationError(f"agent must be an agent's name, not {agent!r:.40}")
-    check_whole("limit", limit, 1)
-    found: list[Any] = []
-    offset, page = 0, max(limit, 100)
-    while len(found) < limit:
-        rows = store.rows(states=None if status is None else [status], limit=page, offset=offset)
-        found += [
-            row for row in rows if status in (None, state_of(row)) and agent in (None, notes_on(row).get("agent"))
-        ]
-        offset += page
-        if len(rows) < page:
-            break
-    return found[:limit]
-
-
-class _Prepared:
-    """A request with its id and its record, made before anything runs.
-
-    Raises `NotSerializable` and `ConfigurationError`.
-    """
-
-    def __init__(self, swarm: DurableSwarm, asked: Request, run_id: str | None) -> None:
-        here = calling()
-        inner = here.next_id() if here is not None and run_id is None and internals.in_workflow() else None
-        self.caller = None if here is None else here.call.idempotency_key
-        """The tool call that asks, or None."""
-        self.named = run_id is not None or inner is not None
-        self.run_id = records.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
-        self.asked = asked
-        self.start = asked.start(lambda value: value)
-        whole = swarm.codec is not None and not getattr(swarm.codec, "lossless", False)
-        self.record = records.start_record(
-            self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=bool(asked.stream), whole=whole
-        )
-        if not self.named:
-            swarm.clients.ready()  # Before a session is claimed: a program that ends with an error gives it up.
-        default = None if self.named else sessions.default_id(swarm._open, self.record)
-        if default is not None:
-            self.named, self.run_id = True, default
-        self._seal, self._place = Seal(swarm.codec), input_of(self.run_id)
-        self.stored = self._seal.close(self.record, self._place)
-        """The record as it goes to the database."""
-
-    def check_same(self, recorded: records.Record) -> None:
-        """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""
-        asked = self._seal.open(self.stored, self._place, "what was asked")  # As it is after a codec that changes it.
-        if recorded["agent"] != asked["agent"]:
-            self._conflict(f"started with agent {recorded['agent']!r}")
-        if codec.dumps(recorded["messages"]) != codec.dumps(asked["messages"]):
-            self._conflict("started with other messages")
-
-    def _conflict(self, difference: str) -> None:
-        raise errors.RunConflict(
-            f"run {self.run_id!r} exists already, {difference}; use a new run_id, or the same agent and messages",
-            run_id=self.run_id,
-        )

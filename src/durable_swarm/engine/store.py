@@ -15,6 +15,7 @@ from dbos import DBOSClient, WorkflowSerializationFormat
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
+from durable_swarm.checks import check_whole
 from durable_swarm.codec import Codec, Place, storable
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.database import let_go, unfit
@@ -22,7 +23,7 @@ from durable_swarm.engine.eventlog import EventLog
 from durable_swarm.engine.inbox import Inbox
 from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
-from durable_swarm.runs import State
+from durable_swarm.runs import STATES, State
 
 _STATES: dict[str, State] = {
     "ENQUEUED": "queued",
@@ -71,7 +72,8 @@ def owner_of(row: Any) -> str:
     if row.status == "PENDING":
         return str(row.executor_id or "")
     queue = str(row.queue_name or "")
-    return "" if queue == records.UNCLAIMED else queue.removeprefix(records.QUEUE)
+    owned = queue.startswith(records.QUEUE) and queue != records.UNCLAIMED
+    return queue.removeprefix(records.QUEUE) if owned else ""
 
 
 def started_at(row: Any) -> datetime:
@@ -212,6 +214,28 @@ class Store:
         )
         return self._asking(rows)
 
+    def listed(self, status: State | None, agent: str | None, limit: int) -> list[Any]:
+        """Give the rows of runs of one status, or one agent, newest first.
+
+        Raises `ConfigurationError` for a status or a limit that is none.
+        """
+        if status is not None and (not isinstance(status, str) or status not in STATES):
+            raise errors.ConfigurationError(f"status must be one of {', '.join(STATES)}, not {status!r}")
+        if agent is not None and not isinstance(agent, str):
+            raise errors.ConfigurationError(f"agent must be an agent's name, not {agent!r:.40}")
+        check_whole("limit", limit, 1)
+        found: list[Any] = []
+        offset, page = 0, max(limit, 100)
+        while len(found) < limit:
+            rows = self.rows(states=None if status is None else [status], limit=page, offset=offset)
+            found += [
+                row for row in rows if status in (None, state_of(row)) and agent in (None, notes_on(row).get("agent"))
+            ]
+            offset += page
+            if len(rows) < page:
+                break
+        return found[:limit]
+
     def _asking(self, rows: list[Any]) -> list[Any]:
         """Note on the rows of unfinished runs whether they have an open request: such a run is `waiting`."""
         asking = self.inbox.waiting([row.workflow_id for row in rows if row.status in UNFINISHED])
@@ -313,7 +337,9 @@ class Store:
         """Give a run's start record as it will be read after the swarm's codec."""
         return Seal(self._codec_for(swarm)).settle(record, input_of(run_id))
 
-    def enqueue(self, run_id: str, stored: records.Record, about: dict[str, Any], queue: str, version: str) -> None:
+    def enqueue(
+        self, run_id: str, stored: records.Record, about: dict[str, Any], queue: str, version: str, priority: int = 0
+    ) -> None:
         """Record a new run that is executed by whoever serves `queue`; `about` are its notes, `stored` its input.
 
         Raises DBOS's `DBOSWorkflowIDInUseError` for an id that is taken.
@@ -325,6 +351,7 @@ class Store:
                 "workflow_id": run_id,
                 "workflow_id_reuse_policy": "reject",
                 "app_version": version,
+                "priority": priority or None,
                 "attributes": about,
                 "serialization_type": WorkflowSerializationFormat.PORTABLE,
             },

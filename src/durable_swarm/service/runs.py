@@ -11,7 +11,6 @@ from typing import Any
 from durable_swarm import codec
 from durable_swarm.encryption import codec_of_environment
 from durable_swarm.engine import DurableSwarm, Run, database, imports, records
-from durable_swarm.engine.durable import list_rows
 from durable_swarm.engine.exports import Exported, export
 from durable_swarm.engine.following import Follower, check_after
 from durable_swarm.engine.history import step_infos, story
@@ -80,7 +79,7 @@ class Runs:
 
     def list(self, query: Query) -> list[RunView]:
         """Give runs, newest first. Raises `ConfigurationError` for a limit below 1."""
-        rows = list_rows(self._store, query.status, query.agent, EVERY if query.idle else query.limit)
+        rows = self._store.listed(query.status, query.agent, EVERY if query.idle else query.limit)
         idle = self._visitor.idle(rows)
         found = [_view(row, row.workflow_id in idle) for row in rows if row.workflow_id in idle or not query.idle]
         return found[: query.limit]

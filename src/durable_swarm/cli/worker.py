@@ -1,0 +1,139 @@
+"""`worker`: a process that executes queued runs, and takes over those of dead processes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import click
+
+from durable_swarm import roster
+from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.cli.text import one_line
+from durable_swarm.engine import DurableSwarm, database, process
+
+
+@click.command(short_help="Execute queued runs, and those of dead processes.")
+@click.argument("target", metavar="MODULE:SWARM")
+@click.option(
+    "--concurrency", metavar="N", type=click.IntRange(1, 10_000), default=10, show_default=True,
+    help="How many runs at once.",
+)  # fmt: skip
+@click.option(
+    "--grace", metavar="SECONDS", type=click.FloatRange(0, 86_400), default=30.0, show_default=True,
+    help="How long SIGTERM and Ctrl+C wait for the steps in hand.",
+)  # fmt: skip
+@click.option("--healthz", metavar="PORT", type=click.IntRange(1, 65_535), help="Answer GET /healthz on this port.")
+@common
+@click.pass_obj
+def worker(settings: Settings, target: str, concurrency: int, grace: float, healthz: int | None) -> int:
+    """Execute the runs that wait on the queue, and go on with those of processes that have died.
+
+    MODULE is imported, as from the current directory, and must define the agents; SWARM is its `DurableSwarm`. Start as
+    many workers as you like, on as many machines, with one PostgreSQL database. SIGTERM and Ctrl+C finish the steps in
+    hand and leave the rest to other workers; a second one leaves at once.
+    """
+    swarm = _load(settings, target)
+    stop = threading.Event()
+    with swarm, _stopping(stop), _health(healthz):
+        swarm.serve(concurrency)
+        here = process.current()
+        click.echo(
+            one_line(
+                f"Worker {here.identity.name} serves {target} on {database.shown(here.url)}, {concurrency} runs at "
+                f"once; its agents: {', '.join(sorted(roster.names())) or 'none'}."
+            )
+        )
+        while not stop.wait(0.5):
+            pass
+        click.echo("Stopping: what is in hand is finished, the rest is left to other workers.")
+        if not swarm.drain(grace):
+            click.echo(f"Some steps took longer than {grace:g} s; other workers make them again.")
+    return 0
+
+
+def _load(settings: Settings, target: str) -> DurableSwarm:
+    """Import the module and give its swarm."""
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
+        raise click.UsageError(f"{target!r} names no swarm; give MODULE:SWARM, such as app:swarm.")
+    if settings.database is not None:
+        os.environ[database.VARIABLE] = settings.database
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        text = f"There is no module {module_name!r} here; start the worker where it can be imported."
+        raise Problem(text, 2) from error
+    swarm = getattr(module, name, None)
+    if not isinstance(swarm, DurableSwarm):
+        swarms = [key for key, value in vars(module).items() if isinstance(value, DurableSwarm)]
+        there = f"it has {', '.join(swarms)}" if swarms else "it has none"
+        raise Problem(f"{target!r} is no DurableSwarm; {there}.", 2)
+    if settings.database is not None and swarm.database not in (None, settings.database):
+        raise Problem(f"{target} names its database itself; take --database away, or database= out of the code.", 2)
+    return swarm
+
+
+@contextlib.contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """Have SIGTERM and Ctrl+C set `stop`, and a second one end the process."""
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _health(port: int | None) -> Iterator[None]:
+    """Answer `GET /healthz` while the worker works: 200 while it may begin runs, 503 when it stops."""
+    if port is None:
+        yield
+        return
+    try:
+        server = ThreadingHTTPServer(("", port), _Health)
+    except OSError as error:
+        raise Problem(f"Port {port} cannot be used for /healthz: {error.strerror}.", 2) from error
+    threading.Thread(target=server.serve_forever, name="durable-swarm-health", daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Health(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if self.path != "/healthz":
+            self.send_error(404)
+            return
+        here = process.current()
+        works = not here.is_closed and here.outage.reason is None
+        body = json.dumps({"worker": here.identity.name, "works": works, "runs": len(here.runs)}).encode()
+        self.send_response(200 if works else 503)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Probes come every few seconds; they are not worth a line."""

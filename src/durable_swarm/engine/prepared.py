@@ -1,0 +1,73 @@
+"""A request to run agents, made ready before anything runs: its id, and the record it leaves in the database."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, Protocol
+
+from durable_swarm import codec, errors
+from durable_swarm.engine import internals, records, sessions
+from durable_swarm.engine.live import Settings
+from durable_swarm.engine.process import Process
+from durable_swarm.engine.sealing import Seal, input_of
+from durable_swarm.swarm import Request
+from durable_swarm.tools import calling
+
+
+class Home(Settings, Protocol):
+    """The swarm that a request is made to."""
+
+    def _open(self) -> Process:
+        """Open the database."""
+
+
+class Prepared:
+    """A request with its id and its record, made before anything runs.
+
+    Raises `NotSerializable` and `ConfigurationError`.
+    """
+
+    def __init__(self, swarm: Home, asked: Request, run_id: str | None, *, queued: bool = False) -> None:
+        here = calling()
+        inner = here.next_id() if here is not None and run_id is None and internals.in_workflow() else None
+        self.caller = None if here is None else here.call.idempotency_key
+        """The tool call that asks, or None."""
+        self.named = run_id is not None or inner is not None
+        self.run_id = records.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
+        self.asked = asked
+        self.queued = queued
+        """Whether another process is to execute the run: no model client is needed here."""
+        self.start = asked.start(lambda value: value)
+        whole = swarm.codec is not None and not getattr(swarm.codec, "lossless", False)
+        self.record = records.start_record(
+            self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=bool(asked.stream), whole=whole
+        )
+        if not self.named and not queued:
+            swarm.clients.ready()  # Before a session is claimed: a program that ends with an error gives it up.
+        default = None if self.named else sessions.default_id(swarm._open, self.record)
+        if default is not None:
+            self.named, self.run_id = True, default
+        self._swarm = swarm.name
+        self._seal, self._place = Seal(swarm.codec), input_of(self.run_id)
+        self.stored = self._seal.close(self.record, self._place)
+        """The record as it goes to the database."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is noted on the run."""
+        return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"]}
+
+    def check_same(self, recorded: records.Record) -> None:
+        """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""
+        asked = self._seal.open(self.stored, self._place, "what was asked")  # As it is after a codec that changes it.
+        if recorded["agent"] != asked["agent"]:
+            self._conflict(f"started with agent {recorded['agent']!r}")
+        if codec.dumps(recorded["messages"]) != codec.dumps(asked["messages"]):
+            self._conflict("started with other messages")
+
+    def _conflict(self, difference: str) -> None:
+        raise errors.RunConflict(
+            f"run {self.run_id!r} exists already, {difference}; use a new run_id, or the same agent and messages",
+            run_id=self.run_id,
+        )
