@@ -20,6 +20,7 @@ from durable_swarm import roster
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.text import one_line
 from durable_swarm.engine import DurableSwarm, database, process
+from durable_swarm.engine.live import Limits
 
 
 @click.command(short_help="Execute queued runs, and those of dead processes.")
@@ -32,20 +33,38 @@ from durable_swarm.engine import DurableSwarm, database, process
     "--grace", metavar="SECONDS", type=click.FloatRange(0, 86_400), default=30.0, show_default=True,
     help="How long SIGTERM and Ctrl+C wait for the steps in hand.",
 )  # fmt: skip
+@click.option(
+    "--queue-concurrency", metavar="N", type=click.IntRange(1, 1_000_000),
+    help="How many runs of the queue all workers execute at once; give all the same.",
+)  # fmt: skip
+@click.option(
+    "--rate",
+    metavar="RUNS/SECONDS",
+    help="How many runs of the queue all workers begin, such as 100/60; give all the same.",
+)
 @click.option("--healthz", metavar="PORT", type=click.IntRange(1, 65_535), help="Answer GET /healthz on this port.")
 @common
 @click.pass_obj
-def worker(settings: Settings, target: str, concurrency: int, grace: float, healthz: int | None) -> int:
+def worker(
+    settings: Settings,
+    target: str,
+    concurrency: int,
+    queue_concurrency: int | None,
+    rate: str | None,
+    grace: float,
+    healthz: int | None,
+) -> int:
     """Execute the runs that wait on the queue, and go on with those of processes that have died.
 
     MODULE is imported, as from the current directory, and must define the agents; SWARM is its `DurableSwarm`. Start as
     many workers as you like, on as many machines, with one PostgreSQL database. SIGTERM and Ctrl+C finish the steps in
     hand and leave the rest to other workers; a second one leaves at once.
     """
+    limits = Limits(concurrency, queue_concurrency, _rate(rate))
     swarm = _load(settings, target)
     stop = threading.Event()
     with swarm, _stopping(stop), _health(healthz):
-        swarm.serve(concurrency)
+        swarm.serve(limits.concurrency, queue_concurrency=limits.queue_concurrency, rate=limits.rate)
         here = process.current()
         click.echo(
             one_line(
@@ -59,6 +78,16 @@ def worker(settings: Settings, target: str, concurrency: int, grace: float, heal
         if not swarm.drain(grace):
             click.echo(f"Some steps took longer than {grace:g} s; other workers make them again.")
     return 0
+
+
+def _rate(text: str | None) -> tuple[int, float] | None:
+    if text is None:
+        return None
+    runs, _, seconds = text.partition("/")
+    try:
+        return int(runs), float(seconds)
+    except ValueError:
+        raise click.UsageError(f"--rate must be RUNS/SECONDS, such as 100/60, not {text!r}.") from None
 
 
 def _load(settings: Settings, target: str) -> DurableSwarm:

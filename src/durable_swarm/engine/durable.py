@@ -22,7 +22,7 @@ from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
 from durable_swarm.engine.conversing import decide
 from durable_swarm.engine.dictionaries import dictionaries, dictionaries_async
-from durable_swarm.engine.live import LiveRun, beginning
+from durable_swarm.engine.live import Limits, LiveRun, beginning
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.prepared import Prepared
 from durable_swarm.engine.process import Process
@@ -81,7 +81,7 @@ class DurableSwarm(Runner):
         self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
         self._opening = threading.Lock()
         self._process: Process | None = None
-        self._concurrency: int | None = None
+        self._limits: Limits | None = None
         self._begun: set[asyncio.Task[Run]] = set()
         self._taken: list[str] = []
         """Runs taken over at opening, which `recover` has not told of yet."""
@@ -95,18 +95,23 @@ class DurableSwarm(Runner):
                 self._process.check_fork()
             else:
                 self._process = process.open_for(self, self.database, self._worker_id)
-                if self._concurrency is not None:
-                    self._process.serve(self.name, self._concurrency)
+                if self._limits is not None:
+                    self._process.serve(self.name, self._limits)
                 self._taken = self._process.take_over()
             return self._process
 
-    def serve(self, concurrency: int = 10) -> None:
-        """Become a worker: execute queued runs of this swarm, and those of dead processes, so many at once.
+    def serve(
+        self, concurrency: int = 10, *, queue_concurrency: int | None = None, rate: tuple[int, float] | None = None
+    ) -> None:
+        """Become a worker: execute queued runs of this swarm, and those of dead processes, `concurrency` at once.
 
-        Agents must be defined before. Returns at once; `drain` and `close` end it. `durable-swarm worker` calls it.
+        `queue_concurrency` bounds what all workers execute of the queue at once, and `rate`, as (runs, seconds), how
+        many they begin; give all workers the same. Agents must be defined before. Returns at once; `drain` and `close`
+        end it. `durable-swarm worker` calls it. Raises `ConfigurationError`, also in a swarm that is in use already.
         """
-        check_whole("concurrency", concurrency, 1)
-        self._concurrency = concurrency
+        if self._process is not None:
+            raise errors.ConfigurationError("serve() must come before anything else that uses this DurableSwarm")
+        self._limits = Limits(concurrency, queue_concurrency, rate)
         self.clients.ready()
         self._open()
 

@@ -265,7 +265,7 @@ def outside() -> contextvars.Context:
     return copy
 
 
-def serve_queue(name: str, polling_interval: float, **limits: int | None) -> Any:
+def serve_queue(name: str, polling_interval: float, **limits: Any) -> Any:
     """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, one of several."""
     queue = _dbos._get_or_create_dbos_registry()._register_internal_queue(name, **limits)
     set_poll(queue, polling_interval)

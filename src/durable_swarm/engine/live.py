@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from durable_swarm import errors
 from durable_swarm.calls import Cast, Lane
+from durable_swarm.checks import check_seconds, check_whole
 from durable_swarm.codec import Codec
 from durable_swarm.engine import internals
 from durable_swarm.engine.feed import Feed
@@ -34,6 +35,28 @@ class Settings(Protocol):
     tool_database: str | None
     name: str
     codec: Codec | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many queued runs are executed. Raises `ConfigurationError`."""
+
+    concurrency: int = 10
+    """In this process at once."""
+    queue_concurrency: int | None = None
+    """In all workers of the queue at once."""
+    rate: tuple[int, float] | None = None
+    """How many begin, in all workers, within how many seconds."""
+
+    def __post_init__(self) -> None:
+        check_whole("concurrency", self.concurrency, 1)
+        if self.queue_concurrency is not None:
+            check_whole("queue_concurrency", self.queue_concurrency, 1)
+        if self.rate is not None:
+            if not isinstance(self.rate, tuple) or len(self.rate) != 2:
+                raise errors.ConfigurationError(f"rate must be (runs, seconds), not {self.rate!r:.80}")
+            check_whole("rate: runs", self.rate[0], 1)
+            check_seconds("rate: seconds", self.rate[1], above_zero=True)
 
 
 class Swarms(list[Settings]):

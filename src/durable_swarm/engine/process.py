@@ -27,7 +27,7 @@ from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
 from durable_swarm.engine.leases import Leases
-from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
+from durable_swarm.engine.live import Desk, Limits, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
 from durable_swarm.engine.orphans import Orphans
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
@@ -144,12 +144,19 @@ class Process:
 
     # Workers
 
-    def serve(self, swarm: str, concurrency: int) -> None:
-        """Execute the queued runs of a swarm from now on, and those of dead processes, so many at once."""
-        self.concurrency = concurrency
+    def serve(self, swarm: str, limits: Limits) -> None:
+        """Execute the queued runs of a swarm from now on, and those of dead processes."""
+        self.concurrency = limits.concurrency
         queue = records.work_queue(swarm)
         self._served.append(queue)
-        internals.serve_queue(queue, POLL, worker_concurrency=concurrency)
+        rate = None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
+        internals.serve_queue(
+            queue,
+            POLL,
+            worker_concurrency=limits.concurrency,
+            global_concurrency=limits.queue_concurrency,
+            limiter=rate,
+        )
 
     @property
     def free(self) -> int | None:

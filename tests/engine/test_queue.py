@@ -1,0 +1,187 @@
+"""The queue: who takes what from it, in which order and how much at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict
+from durable_swarm.engine import process
+from durable_swarm.testing import ScriptedModel
+from tests.engine.conftest import Make
+from tests.engine.helpers import PATIENCE, unique, user, wait_until
+
+
+class Desk:
+    """An agent whose tool notes who comes, and how many are there at once."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds, self.came, self.most, self._there = seconds, list[tuple[str, float]](), 0, 0
+        self._lock = threading.Lock()
+        self.agent = Agent(name=unique(), functions=[self.visit])
+        self.model = ScriptedModel(
+            lambda request: (
+                "Done." if request["messages"][-1]["role"] == "tool" else [("visit", {"who": _said(request)})]
+            ),
+            strict=False,
+        )
+
+    def visit(self, who: str) -> str:
+        """Come in."""
+        with self._lock:
+            self.came.append((who, time.monotonic()))
+            self._there += 1
+            self.most = max(self.most, self._there)
+        time.sleep(self.seconds)
+        with self._lock:
+            self._there -= 1
+        return who
+
+
+def _said(request: Any) -> str:
+    return str(request["messages"][-1]["content"])
+
+
+def queued(desk: Desk, url: str, *names: str, **options: Any) -> None:
+    """Queue a run for each name, in a program without a model."""
+    with DurableSwarm(database=url) as swarm:
+        for name in names:
+            swarm.enqueue(desk.agent.name, user(name), run_id=name, **options)
+
+
+def served(make: Make, desk: Desk, *names: str, **limits: Any) -> DurableSwarm:
+    """Serve the queue until these runs have ended."""
+    swarm = make(desk.model)
+    swarm.serve(**limits)
+    for name in names:
+        assert swarm.get(name).result(PATIENCE).messages[1]["content"] == name
+    return swarm
+
+
+def test_the_lowest_priority_comes_first(make_anywhere: Make, database_url: str) -> None:
+    """Of the runs that wait, those of the lowest priority begin first, and of those the oldest."""
+    desk = Desk()
+    queued(desk, database_url, "c", "d", priority=5)
+    queued(desk, database_url, "a", "b")
+    served(make_anywhere, desk, "a", "b", "c", "d", concurrency=1)
+    assert [who for who, _ in desk.came] == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("limits", [{"concurrency": 2}, {"concurrency": 9, "queue_concurrency": 2}])
+def test_no_more_at_once(limits: dict[str, int], make_anywhere: Make, database_url: str) -> None:
+    """A worker executes no more runs at once than it may, and all workers of a queue no more than the queue may."""
+    desk, names = Desk(0.1), [str(number) for number in range(6)]
+    queued(desk, database_url, *names)
+    served(make_anywhere, desk, *names, **limits)
+    assert desk.most == 2
+
+
+def test_no_more_in_a_time(make_anywhere: Make, database_url: str) -> None:
+    """No more runs begin within the time of a rate than it says."""
+    desk, names = Desk(), [str(number) for number in range(5)]
+    queued(desk, database_url, *names)
+    served(make_anywhere, desk, *names, rate=(2, 1.0))
+    came = [at for _, at in desk.came]
+    assert came[4] - came[0] > 1.5
+
+
+def test_the_same_run_is_queued_once(make: Make, url: str) -> None:
+    """The id of a run that is there gives that run, whatever became of it; asked otherwise it is a conflict."""
+    desk = Desk()
+    queued(desk, url, "a")
+    swarm = make(desk.model)
+    swarm.serve()
+    assert swarm.start(desk.agent, user("a"), run_id="a", queue=True).result(PATIENCE).run_id == "a"
+    assert swarm.enqueue(desk.agent.name, user("a"), run_id="a").status == "done"
+    with pytest.raises(RunConflict):
+        swarm.enqueue(desk.agent.name, user("b"), run_id="a")
+    assert len(desk.came) == 1
+
+
+def test_on_the_event_loop(make: Make, url: str) -> None:
+    """The twins to await queue alike."""
+    desk = Desk()
+
+    async def main() -> list[str]:
+        async with asyncio.timeout(PATIENCE):
+            first = await swarm.enqueue_async(desk.agent.name, user("a"), run_id="a")
+            second = await swarm.start_async(desk.agent, user("b"), run_id="b", queue=True)
+            for run in (first, second):
+                await run.result_async()
+            return [run.status for run in (first, second)]
+
+    swarm = make(desk.model)
+    swarm.serve()
+    assert asyncio.run(main()) == ["done", "done"]
+
+
+def test_a_tool_queues_once(make: Make) -> None:
+    """A run that a tool queues is the same run in every life of the tool."""
+    desk = Desk()
+
+    def delegate() -> str:
+        return swarm.start(desk.agent, user("a"), queue=True).id
+
+    boss = Agent(name=unique("Boss"), functions=[delegate])
+    swarm = make(ScriptedModel([["delegate"], "Done."]))
+    child = swarm.run(boss, user(), run_id="r").messages[1]["content"]
+    assert child == "r/0.0/0"
+    assert swarm.get(child).status == "queued"
+
+
+def test_a_queued_run_is_cancelled_and_resumed(make: Make, url: str) -> None:
+    """Cancelled before a worker takes it, a run never begins; resumed, it does."""
+    desk = Desk()
+    queued(desk, url, "a")
+    with DurableSwarm(database=url) as client:
+        client.get("a").cancel()
+    swarm = make(desk.model)
+    swarm.serve()
+    assert (swarm.get("a").status, desk.came) == ("cancelled", [])
+    swarm.get("a").resume()
+    swarm.get("a").result(PATIENCE)
+    assert len(desk.came) == 1
+
+
+def test_a_run_without_its_agent_is_offered(make: Make, url: str) -> None:
+    """A worker that lacks the agent leaves the run to whichever has it: here, to itself once the agent is defined."""
+    desk = Desk()
+    name = unique("Later")
+    with DurableSwarm(database=url) as client:
+        client.enqueue(name, user("a"), run_id="a")
+    swarm = make(desk.model)
+    swarm.serve()
+    wait_until(process.current().store.unclaimed)
+    assert swarm.get("a").status in ("running", "queued")
+    late = Agent(name=name, functions=[desk.visit])
+    assert swarm.get("a").result(PATIENCE).agent is late
+
+
+BAD: list[Callable[[DurableSwarm], Any]] = [
+    lambda swarm: swarm.start(Agent(), user(), queue="yes"),  # type: ignore[arg-type]
+    lambda swarm: swarm.start(Agent(), user(), priority=1),
+    lambda swarm: swarm.start(Agent(), user(), queue=True, priority=-1),
+    lambda swarm: swarm.enqueue(Agent(), user()),  # type: ignore[arg-type]
+    lambda swarm: swarm.enqueue("", user()),
+    lambda swarm: swarm.enqueue("Clerk", "Hi"),  # type: ignore[arg-type]
+    lambda swarm: swarm.serve(0),
+    lambda swarm: swarm.serve(1, queue_concurrency=0),
+    lambda swarm: swarm.serve(1, rate=5),  # type: ignore[arg-type]
+    lambda swarm: swarm.serve(1, rate=(5, 0)),
+    lambda swarm: swarm.drain(-1),
+    lambda swarm: (swarm.runs(), swarm.serve()),
+]
+
+
+@pytest.mark.parametrize("call", BAD)
+def test_what_cannot_be_queued(call: Callable[[DurableSwarm], Any], make: Make) -> None:
+    """A wrong argument gets one clear error, and nothing is queued."""
+    swarm = make(ScriptedModel([]))
+    with pytest.raises(ConfigurationError):
+        call(swarm)
+    assert swarm.runs() == []

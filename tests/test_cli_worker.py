@@ -1,0 +1,79 @@
+"""`durable-swarm worker`: what it says where it cannot work, and its health."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from durable_swarm.cli.app import main
+
+APP = """
+from durable_swarm import Agent, DurableSwarm
+from durable_swarm.testing import ScriptedModel
+
+clerk = Agent(name="Clerk")
+swarm = DurableSwarm(ScriptedModel(["Done."]))
+fixed = DurableSwarm(ScriptedModel([]), database="sqlite:///fixed.sqlite")
+number = 5
+"""
+
+WRONG = {
+    "appless": "give MODULE:SWARM",
+    "app_of_a_worker:": "give MODULE:SWARM",
+    ":swarm": "give MODULE:SWARM",
+    "no_such_app:swarm": "no module 'no_such_app'",
+    "app_of_a_worker.sub:swarm": "no module 'app_of_a_worker.sub'",
+    "app_of_a_worker:number": "it has swarm, fixed",
+    "app_of_a_worker:gone": "it has swarm, fixed",
+    "app_of_a_worker:fixed": "names its database itself",
+}
+
+
+@pytest.mark.parametrize("target", WRONG)
+def test_what_is_no_swarm(target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A target that is no swarm is told in one line, with what to do."""
+    Path("app_of_a_worker.py").write_text(APP, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.delitem(sys.modules, "app_of_a_worker", raising=False)
+    assert main(["worker", target, "--database", "sqlite:///other.sqlite"]) == 2
+    assert WRONG[target] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", ["5", "a/b", "0/5", "5/0"])
+def test_a_wrong_rate(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rate that is none is refused before anything is imported."""
+    assert main(["worker", "no_such_app:swarm", "--rate", rate]) == 2
+    assert "rate" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_health() -> None:
+    """A worker answers /healthz, and 404 to all else; a second worker is refused the port; both kinds of end are 0."""
+    Path("app.py").write_text(APP, encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "durable_swarm", "worker", "app:swarm", "--healthz", port]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert "its agents: Clerk" in worker.stdout.readline()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+            assert json.load(answer)["works"] is True
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/")
+        error.value.close()
+        assert error.value.code == 404
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (second.returncode, "cannot be used for /healthz" in second.stderr) == (2, True)
+        worker.send_signal(signal.SIGINT)
+        assert worker.wait(20) == 0
