@@ -18,6 +18,7 @@ import click
 from durable_swarm.cli.demo import demo
 from durable_swarm.cli.doctor import doctor
 from durable_swarm.cli.exports import export, fork, import_
+from durable_swarm.cli.gc import gc
 from durable_swarm.cli.inbox import answer, approve, complete, inbox, reject, say
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.postgres import postgres
@@ -67,7 +68,7 @@ def app(context: click.Context) -> int | None:
 
 LOOKING = (runs, show, watch, doctor)
 ANSWERING = (inbox, answer, approve, reject, complete, say)
-CHANGING = (resume, cancel, fork, export, import_)
+CHANGING = (resume, cancel, fork, export, import_, gc)
 for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING, worker, postgres):
     app.add_command(command)
 

@@ -52,7 +52,8 @@ class DurableSwarm(Runner):
     `tool_concurrency` above 1 lets plain functions of one reply run together. `tool_errors="tell"` reports a tool's
     exception to the model, where `"raise"` ends the run with it. `codec` is what all data of users passes through on
     its way to the database and back, such as `durable_swarm.encryption.EncryptionCodec`. `tool_database` is the URL of
-    the database whose connection transactional tools get, by default that of the runs.
+    the database whose connection transactional tools get, by default that of the runs. `keep_for` is for how many
+    seconds runs of this swarm that have ended are kept, by default for ever.
 
     Nothing is opened before first use. Use it as a context manager, or call `close`, to give everything back.
     """
@@ -68,6 +69,7 @@ class DurableSwarm(Runner):
         tool_errors: str = "raise",
         codec: Codec | None = None,
         tool_database: str | None = None,
+        keep_for: float | None = None,
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors)
         check_codec(codec)
@@ -77,6 +79,9 @@ class DurableSwarm(Runner):
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
         self.tool_database = tool_database if tool_database is None else _check_database(tool_database)
+        if keep_for is not None:
+            check_seconds("keep_for", keep_for)
+        self.keep_for = keep_for
         self.database = database if database is None else _check_database(database)
         self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
         self._opening = threading.Lock()

@@ -5,6 +5,7 @@ They stand in DBOS's table `streams`, so that they go with their run where it go
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import sqlalchemy
 from sqlalchemy import column, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_swarm import errors
 from durable_swarm.codec import Place, dumps
@@ -77,8 +78,8 @@ class EventLog:
         return [(seq, _opened(run_id, seal, seq, text)) for seq, text in found]
 
     def keep(self, row: NewRow) -> None:
-        """Write a row of a run that nobody executes, unless there is one of its number."""
-        with self._engine.begin() as connection:
+        """Write a row of a run that nobody executes, unless there is one of its number, or the run is gone."""
+        with contextlib.suppress(IntegrityError), self._engine.begin() as connection:
             connection.execute(self._insert(replace=False), [self._values(row)])
 
     def write(self, rows: list[NewRow]) -> set[str]:

@@ -33,6 +33,7 @@ class Settings(Protocol):
     tool_concurrency: int
     tool_errors: str
     tool_database: str | None
+    keep_for: float | None
     name: str
     codec: Codec | None
 

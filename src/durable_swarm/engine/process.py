@@ -31,6 +31,7 @@ from durable_swarm.engine.live import Desk, Limits, LiveRun, Settings, Swarms, T
 from durable_swarm.engine.orphans import Orphans
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.records import Record
+from durable_swarm.engine.retention import Sweeper
 from durable_swarm.engine.room import Room
 from durable_swarm.engine.sealing import input_of
 from durable_swarm.engine.signals import Held, closed
@@ -104,6 +105,7 @@ class Process:
         self.room = Room(self.store.inbox)
         self.transactions = Transactions(self.url, self.store.inbox.owner)
         self.writer = Writer(self.store.events.write)
+        self._sweeper = Sweeper(self.store)
         self._unwatch = roster.watch(self.orphans.agent_defined)
         self.keeper = Keeper(self._private, self._look, self._keep)
 
@@ -389,6 +391,7 @@ class Process:
     def _keep(self) -> None:
         self.identity.keep()
         self.outage.look()
+        self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
         if self.concurrency is not None:
             self._offer()
             if self.free != 0:

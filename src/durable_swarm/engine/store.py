@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy
 from dbos import DBOSClient, WorkflowSerializationFormat
+from dbos import error as dbos_errors
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
@@ -117,6 +118,8 @@ class _Client:
             try:
                 with internals.reading():
                     return method(*args, **kwargs)
+            except dbos_errors.DBOSNonExistentWorkflowError as error:
+                raise errors.RunNotFound("the run is not in this database any more: it was deleted") from error
             except SQLAlchemyError as error:
                 raise unfit(self._url, error) from error
 

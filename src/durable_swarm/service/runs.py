@@ -6,6 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from durable_swarm import codec
@@ -15,6 +16,7 @@ from durable_swarm.engine.exports import Exported, export
 from durable_swarm.engine.following import Follower, check_after
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.masking import Redact
+from durable_swarm.engine.retention import Retention
 from durable_swarm.engine.run import error_of
 from durable_swarm.engine.sealing import CLOSED, Sealed
 from durable_swarm.engine.store import Store, moment, notes_on, started_at, state_of
@@ -115,6 +117,16 @@ class Runs:
                             stands(view)
                         told = view.waits_for
                     time.sleep(follower.pause)
+
+    def forget(
+        self, before: datetime, *, keep_failed: bool = False, swarm: str | None = None, dry_run: bool = False
+    ) -> int:
+        """Delete the runs that ended before a time, with all that belongs to them; gives how many.
+
+        With `dry_run` they are only counted. Raises `ConfigurationError` where the database refuses it.
+        """
+        old = Retention(self._store, round(before.timestamp() * 1000), keep_failed=keep_failed, swarm=swarm)
+        return old.count() if dry_run else old.delete()
 
     def cancel(self, run_id: str) -> RunView:
         """Stop a run at its next checkpoint, and give it as it is then; an ended run stays as it is."""

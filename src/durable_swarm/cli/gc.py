@@ -1,0 +1,54 @@
+"""`gc`: deleting runs that ended long ago."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from durable_swarm.cli.options import Settings, common
+from durable_swarm.service import open_runs
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+class Age(click.ParamType[timedelta]):
+    """A time span such as 30d, 12h or 2w."""
+
+    name = "age"
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> timedelta:
+        """Read the span."""
+        found = re.fullmatch(r"(\d{1,9})([smhdw])", str(value))
+        if found is None:
+            self.fail(f"{value!r} is no age; give one such as 30d, 12h or 2w.", parameter, context)
+        try:
+            return timedelta(seconds=int(found[1]) * UNITS[found[2]])
+        except OverflowError:
+            self.fail(f"{value!r} is longer than time itself.", parameter, context)
+
+
+@click.command(short_help="Delete runs that ended long ago.")
+@click.option(
+    "--older-than", metavar="AGE", type=Age(), required=True, help="Such as 30d, 12h or 2w; since they ended."
+)
+@click.option("--keep-failed", is_flag=True, help="Keep the runs that failed.")
+@click.option("--swarm", metavar="NAME", help="Only runs of the DurableSwarm of this name.")
+@click.option("--dry-run", is_flag=True, help="Only say how many there are.")
+@common
+@click.pass_obj
+def gc(settings: Settings, older_than: timedelta, keep_failed: bool, swarm: str | None, dry_run: bool) -> None:
+    """Delete runs that ended long ago, with their tool calls, events, requests and all else that belongs to them.
+
+    A run under way, or one that waits, is never deleted. An id is forgotten with its run: the same id later is a new
+    run.
+    """
+    try:
+        before = datetime.now(UTC) - older_than
+    except OverflowError:
+        before = datetime(1970, 1, 1, tzinfo=UTC)
+    with open_runs(settings.database) as opened:
+        count = opened.forget(before, keep_failed=keep_failed, swarm=swarm, dry_run=dry_run)
+    runs = f"{count} run{'s' * (count != 1)} that ended before {before:%Y-%m-%d %H:%M} UTC"
+    click.echo(f"There {'is' if count == 1 else 'are'} {runs}." if dry_run else f"Deleted {runs}.")
