@@ -59,6 +59,8 @@ class Story:
     messages: list[Message]
     usage: Usage | None
     ending: Ending | None = None
+    following: Effect | None = None
+    """What the run does next, where the records do not tell its end."""
 
 
 @dataclass
@@ -106,7 +108,7 @@ def follow(
     try:
         ending = finish(drive(turns(start), recorded))
     except _NotYet as end:
-        return Story(_so_far(end, len(start.messages), pending), recorded.usage)
+        return Story(_so_far(end, len(start.messages), pending), recorded.usage, following=end.effect)
     return Story(ending.messages, ending.usage, ending)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from durable_swarm.cli.check import check
 from durable_swarm.cli.demo import demo
 from durable_swarm.cli.doctor import doctor
 from durable_swarm.cli.exports import export, fork, import_
@@ -69,7 +70,7 @@ def app(context: click.Context) -> int | None:
 LOOKING = (runs, show, watch, doctor)
 ANSWERING = (inbox, answer, approve, reject, complete, say)
 CHANGING = (resume, cancel, fork, export, import_, gc)
-for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING, worker, postgres):
+for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING, worker, check, postgres):
     app.add_command(command)
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import click
 
 from durable_swarm import roster
 from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.cli.target import load
 from durable_swarm.cli.text import one_line
-from durable_swarm.engine import DurableSwarm, database, process
+from durable_swarm.engine import database, process
 from durable_swarm.engine.live import Limits
 
 
@@ -61,7 +59,7 @@ def worker(
     hand and leave the rest to other workers; a second one leaves at once.
     """
     limits = Limits(concurrency, queue_concurrency, _rate(rate))
-    swarm = _load(settings, target)
+    swarm = load(settings, target)
     stop = threading.Event()
     with swarm, _stopping(stop), _health(healthz):
         swarm.serve(limits.concurrency, queue_concurrency=limits.queue_concurrency, rate=limits.rate)
@@ -88,31 +86,6 @@ def _rate(text: str | None) -> tuple[int, float] | None:
         return int(runs), float(seconds)
     except ValueError:
         raise click.UsageError(f"--rate must be RUNS/SECONDS, such as 100/60, not {text!r}.") from None
-
-
-def _load(settings: Settings, target: str) -> DurableSwarm:
-    """Import the module and give its swarm."""
-    module_name, _, name = target.partition(":")
-    if not module_name or not name:
-        raise click.UsageError(f"{target!r} names no swarm; give MODULE:SWARM, such as app:swarm.")
-    if settings.database is not None:
-        os.environ[database.VARIABLE] = settings.database
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        text = f"There is no module {module_name!r} here; start the worker where it can be imported."
-        raise Problem(text, 2) from error
-    swarm = getattr(module, name, None)
-    if not isinstance(swarm, DurableSwarm):
-        swarms = [key for key, value in vars(module).items() if isinstance(value, DurableSwarm)]
-        there = f"it has {', '.join(swarms)}" if swarms else "it has none"
-        raise Problem(f"{target!r} is no DurableSwarm; {there}.", 2)
-    if settings.database is not None and swarm.database not in (None, settings.database):
-        raise Problem(f"{target} names its database itself; take --database away, or database= out of the code.", 2)
-    return swarm
 
 
 @contextlib.contextmanager

@@ -1,0 +1,42 @@
+"""`check`: can the code at hand go on with the runs that are under way?"""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from durable_swarm.cli.options import Settings, as_json, common
+from durable_swarm.cli.target import load
+from durable_swarm.cli.text import one_line
+from durable_swarm.service import to_json
+from durable_swarm.service.fitness import Fit, check_runs
+
+
+@click.command(short_help="Say which unfinished runs a program can go on with.")
+@click.argument("target", metavar="MODULE:SWARM")
+@as_json
+@common
+@click.pass_obj
+def check(settings: Settings, target: str, as_json: bool) -> int:
+    """Say which unfinished runs the code at hand can go on with, and why not the others; exit code 1 if there are any.
+
+    MODULE is imported, SWARM is its `DurableSwarm`; nothing is executed or changed. Run it with new code before you
+    deploy it. The steps inside a tool that is under way are known only when it is called again: they are not checked.
+    """
+    found = check_runs(load(settings, target))
+    if as_json:
+        click.echo(json.dumps([to_json(fit) for fit in found], indent=2))
+    else:
+        for fit in found:
+            click.echo(one_line(_told(fit)))
+        stuck = sum(bool(fit.problem) for fit in found)
+        click.echo(f"{len(found)} unfinished, {stuck} of them cannot go on with this code.")
+    return int(any(fit.problem for fit in found))
+
+
+def _told(fit: Fit) -> str:
+    if fit.problem:
+        return f"{fit.run_id} ({fit.status}) cannot go on: {fit.problem}"
+    changed = f"; agent {fit.agent!r} has changed since it last answered" if fit.changed else ""
+    return f"{fit.run_id} ({fit.status}) goes on{changed}"

@@ -1,0 +1,104 @@
+"""`durable-swarm check`: old runs under new code, told before a deploy, and what becomes of them then."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durable_swarm import Agent, DurableSwarm, tool
+from durable_swarm.testing import ScriptedModel, call
+from tests.engine.helpers import user, wait_until
+
+VERSION = """
+from durable_swarm import Agent, DurableSwarm, tool
+from durable_swarm.testing import ScriptedModel
+
+@tool(approval=True)
+def {tool}(amount: int) -> str:
+    return "refunded"
+
+def added() -> str:
+    return "new"
+
+clerk = Agent(name="{agent}", instructions="{prompt}", functions=[{tool}{more}])
+swarm = DurableSwarm(ScriptedModel(["Done."], strict=False))
+"""
+SAME = {"tool": "refund", "agent": "Clerk", "prompt": "Old.", "more": ""}
+
+
+@tool(approval=True)
+def refund(amount: int) -> str:
+    """Refund an amount; the words of the versions have none of these."""
+    return "refunded"
+
+
+refund.__doc__ = None
+
+
+@pytest.fixture
+def old(database_url: str) -> str:
+    """A database with runs of an old version: one has an open call, one waits for a worker, others matter not."""
+    clerk = Agent(name="Clerk", instructions="Old.", functions=[refund])
+    model = ScriptedModel([[call("refund", amount=5)]])
+    with DurableSwarm(model, database=database_url) as swarm:
+        swarm.start(clerk, user(), run_id="open")
+        wait_until(swarm.requests)
+        swarm.enqueue("Clerk", user(), run_id="queued")
+        swarm.enqueue("Clerk", user(), run_id="ended").cancel()
+    with DurableSwarm(database=database_url, name="other") as other:
+        other.enqueue("Nobody", user(), run_id="theirs")
+    return database_url
+
+
+def checked(url: str, **changes: str) -> tuple[int, dict[str, Any]]:
+    """Check the runs with a version of the program; gives the exit code, and what is said of each run."""
+    Path("app.py").write_text(VERSION.format(**{**SAME, **changes}), encoding="utf-8")
+    command = [sys.executable, "-m", "durable_swarm", "check", "app:swarm", "--json", "--database", url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.stderr == ""
+    return done.returncode, {found["run_id"]: found for found in json.loads(done.stdout)}
+
+
+@pytest.mark.slow
+def test_what_new_code_can_go_on_with(old: str) -> None:
+    """Each change is told for what it is, and nothing is changed by the look."""
+    code, runs = checked(old)
+    assert (code, list(runs)) == (0, ["open", "queued"])
+    assert [(run["status"], run["problem"], run["changed"]) for run in runs.values()] == [
+        ("waiting", "", False),
+        ("queued", "", False),
+    ]
+    code, runs = checked(old, prompt="New.", more=", added")
+    assert (code, runs["open"]["changed"], runs["queued"]["changed"]) == (0, True, False)
+    code, runs = checked(old, tool="pay_back")
+    assert (code, runs["queued"]["problem"]) == (1, "")
+    assert "no tool 'refund' any more" in runs["open"]["problem"]
+    code, runs = checked(old, agent="Cashier")
+    assert code == 1
+    assert all("no agent named 'Clerk'" in run["problem"] for run in runs.values())
+
+
+@pytest.mark.slow
+def test_in_words(old: str) -> None:
+    """Without --json each run has a line, and the last line sums up."""
+    Path("app.py").write_text(VERSION.format(**SAME | {"tool": "pay_back", "prompt": "New."}), encoding="utf-8")
+    command = [sys.executable, "-m", "durable_swarm", "check", "app:swarm", "--database", old]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("open (waiting) cannot go on: agent 'Clerk' has no tool 'refund'")
+    assert lines[1:] == ["queued (queued) goes on", "2 unfinished, 1 of them cannot go on with this code."]
+
+
+def test_no_database(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where there is no database yet, that is said."""
+    Path("app.py").write_text(VERSION.format(**SAME), encoding="utf-8")
+    command = [sys.executable, "-m", "durable_swarm", "check", "app:swarm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "there is no database" in done.stderr
