@@ -191,7 +191,7 @@ def test_watch_tells_what_is_asked(shell: Shell) -> None:
         shell("approve", "one", "--by", "ann")
         run.result(timeout=20)
     lines = shell("watch", "one").splitlines()
-    start = lines.index("  refund asks: Refund Clerk asks to call refund")
+    start = lines.index(f"  refund asks: Refund Clerk asks to call refund [{request}]")
     assert lines[start + 1 : start + 4] == [
         f"  refund waits; approve it, or reject it: durable-swarm approve {request}",
         "  refund approved by ann",

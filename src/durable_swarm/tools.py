@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import inspect
 import itertools
 import re
 import threading
@@ -293,6 +294,10 @@ def _check_effect(settings: ToolSettings, target: Any) -> None:
         raise ConfigurationError("@tool: approval must be True, False, or a plain function of the call's arguments")
     if settings.approval_timeout is not None:
         check_seconds("@tool: approval_timeout", settings.approval_timeout)
+        if settings.approval is False:
+            raise ConfigurationError("@tool: approval_timeout counts with approval=... only; give that, too")
+    _check_rule("approval", settings.approval, target)
+    _check_rule("check", settings.check, target, "context_variables")
     if settings.check is not None and (settings.effect != "once" or not callable(settings.check)):
         raise ConfigurationError('@tool: check must be a function, and belongs to effect="once"')
     if settings.effect == "once" and settings.retries:
@@ -301,6 +306,22 @@ def _check_effect(settings: ToolSettings, target: Any) -> None:
         raise ConfigurationError('@tool: effect="transactional" takes a plain function, not async and without @step')
     if settings.effect == "transactional" and (settings.retries or settings.timeout):
         raise ConfigurationError('@tool: effect="transactional" takes no retries and no timeout: it is one transaction')
+
+
+def _check_rule(word: str, rule: Any, target: Any, *more: str) -> None:
+    """Check that a rule asks for nothing but arguments of its tool."""
+    try:
+        wanted, given = inspect.signature(rule).parameters, inspect.signature(target).parameters
+    except (TypeError, ValueError):  # No function, or one whose parameters Python does not tell.
+        return
+    known = {*given, *more} - ({"context_variables"} - {*more})
+    free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for name, parameter in wanted.items():
+        if name not in known and parameter.default is parameter.empty and parameter.kind not in free:
+            raise ConfigurationError(
+                f"@tool: {word} asks for {name!r}, which is no argument of the tool; it may ask for "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
 
 
 def _check_function(decorator: str, target: Any) -> None:

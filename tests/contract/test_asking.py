@@ -340,6 +340,10 @@ def test_where_nobody_can_be_asked(make_swarm: MakeSwarm, plain_run: Run) -> Non
         lambda: tool(effect="transactional", timeout=1)(print),
         lambda: tool(effect="transactional")(step(print)),
         lambda: tool(approval=True, approval_timeout=-1)(print),
+        lambda: tool(approval_timeout=5)(lambda amount: ""),
+        lambda: tool(approval=lambda sum: sum > 5)(lambda amount: ""),
+        lambda: tool(approval=lambda context_variables: True)(lambda amount, context_variables: ""),
+        lambda: tool(effect="once", check=lambda order: None)(lambda amount: ""),
     ],
 )
 def test_bad_arguments(ask: Callable[[], Any]) -> None:

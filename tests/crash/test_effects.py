@@ -140,7 +140,7 @@ def test_once(point: str, verdict: str, lives: Lives, tmp_path: Path) -> None:
     elif verdict == "repeat":
         assert (text, times["charge"]) == ("charged c1", entered + 1)
     else:
-        assert (text, times["charge"]) == ("Error: this call was rejected: nobody knows", entered)
+        assert (text, times["charge"]) == ("Error: this call failed: nobody knows", entered)
 
 
 @pytest.mark.parametrize("found", ["charged, says the bank", "nothing"])

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from durable_swarm import DurableSwarm, Run
+from durable_swarm.postgres import Server
 from tests.crash.matrix import LONG
 from tests.engine.helpers import wait_until
+from tests.support.postgres import temporary_folder
 
 TURNS = 4
 APP = """
@@ -205,3 +207,33 @@ def test_a_worker_that_is_asked_to_stop_finishes_what_is_in_hand(workers: Worker
         workers.start()
         finish(runs)
     assert workers.check() == 0
+
+
+@pytest.mark.slow
+def test_the_server_is_restarted() -> None:
+    """PostgreSQL is stopped, or crashes, again and again under two workers: all runs end, nothing done is repeated."""
+    count, restarts = (100, 10) if LONG else (8, 1)
+    with temporary_folder() as folder:
+        server = Server(folder, use_docker=False)
+        workers = Workers(server.start())
+        try:
+            with DurableSwarm(database=workers.url) as swarm:
+                runs = enqueue(swarm, count)
+                for _ in range(2):
+                    workers.start("app:swarm", "--concurrency", "5", PACE="0.5")
+                for number in range(restarts):
+                    time.sleep(1)
+                    server.stop() if number % 2 else crash(folder)
+                    time.sleep(1)
+                    server.start()
+                finish(runs, 120)
+        finally:
+            workers.end()
+        workers.check()
+
+
+def crash(folder: Path) -> None:
+    """Have the server of a folder end without a word to anybody."""
+    pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, signal.SIGQUIT)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())

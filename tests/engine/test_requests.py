@@ -224,3 +224,63 @@ def test_an_early_result_that_the_run_cannot_read(make: Make, url: str) -> None:
     assert "post it again" in asked(swarm).question
     swarm.complete("parcel", "sent")
     assert run.result(PATIENCE).messages[1]["content"] == "sent"
+
+
+def test_a_token_of_another_call(make: Make) -> None:
+    """A token that belongs to another call ends the run of the second with an error; mended and resumed, it goes on."""
+    tokens = ["parcel", "parcel", "letter"]
+
+    def ship() -> str:
+        return later(tokens.pop(0))  # type: ignore[no-any-return]
+
+    swarm = make(ScriptedModel(lambda request: "Done." if request["messages"][-1]["role"] == "tool" else ["ship"]))
+    agent = Agent(name=unique(), functions=[ship])
+    swarm.start(agent, user(), run_id="first")
+    asked(swarm)
+    second = swarm.start(agent, user(), run_id="second")
+    with pytest.raises(ConfigurationError, match="belongs to the tool call 'first"):
+        second.result(PATIENCE)
+    assert second.status == "failed"
+    second.resume()
+    wait_until(second.requests)
+    swarm.complete("letter", "sent")
+    assert second.result(PATIENCE).messages[1]["content"] == "sent"
+
+
+def test_an_overdue_request_of_a_dead_process(make: Make, url: str) -> None:
+    """A request whose time is over is not listed as open, though no process has closed it yet."""
+
+    def ask_shortly() -> str:
+        return ask_human("Now?", timeout=0.6, default="later")
+
+    agent = Agent(name=unique(), functions=[ask_shortly])
+    with DurableSwarm(ScriptedModel([["ask_shortly"]]), database=url) as swarm:
+        swarm.start(agent, user(), run_id="r")
+        asked(swarm)
+    with open_runs(url) as runs:
+        wait_until(lambda: not runs.inbox.list())
+        assert runs.view("r").status == "running"
+    swarm = make(ScriptedModel([["ask_shortly"], "Done."]))
+    assert swarm.get("r").result(PATIENCE).messages[1]["content"] == "later"
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_check_that_gives_a_bool(found: bool, make: Make) -> None:
+    """A check that says yes or no tells no result: a person is asked, and told why."""
+    entered: list[str] = []
+
+    @tool(effect="once", check=lambda order: found)
+    def pay(order: str) -> str:
+        entered.append(order)
+        raise ValueError("lost")
+
+    swarm, agent = make(ScriptedModel([[("pay", {"order": "A1"})], "Done."])), Agent(name=unique(), functions=[pay])
+    run = swarm.start(agent, user())
+    with pytest.raises(ValueError, match="lost"):
+        run.result(PATIENCE)
+    run.resume()
+    request = asked(swarm)
+    assert f"Its check gave {found}" in request.question
+    run.answer("paid")
+    assert run.result(PATIENCE).messages[1]["content"] == "paid"
+    assert entered == ["A1"]

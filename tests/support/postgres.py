@@ -38,9 +38,16 @@ def running_server() -> Iterator[str]:
 
     Raises `NoPostgres` when there are no binaries or the server does not start.
     """
+    with temporary_folder() as folder:
+        yield Server(folder, settings=SETTINGS, use_docker=False).start()
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder for a server, which also another user may enter; it goes at the end, and its server with it."""
     folder = Path(tempfile.mkdtemp(prefix="durable-swarm-postgres-"))
     with kept(folder):
-        yield Server(folder, settings=SETTINGS, use_docker=False).start()
+        yield folder
 
 
 @contextlib.contextmanager

@@ -196,7 +196,7 @@ def _shown_name(step: StepInfo, names: int) -> str:
 
 def _outcome(step: StepInfo) -> str:
     if step.status == "running":
-        return "under way, or to be done again"
+        return "under way, waits, or to be done again"
     if step.error:
         return step.error
     if _is_sleep(step):

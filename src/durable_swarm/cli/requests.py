@@ -88,7 +88,7 @@ def _fact(name: str, text: str) -> Text:
 
 def _decided(decision: Decision) -> str:
     if decision.verdict == "answered":
-        return f"answered {value(decision.value)}"
+        return f"answered {value(decision.value)}".rstrip()
     if decision.arguments is not None:
         return f"approved with {json.dumps(decision.arguments, ensure_ascii=False, default=str)}"
     return f"{decision.verdict}: {decision.reason}" if decision.reason else decision.verdict
@@ -97,7 +97,7 @@ def _decided(decision: Decision) -> str:
 def _how(request: Request, command: Command) -> Iterator[Text]:
     for words in _ways(request.kind, request.id):
         means = (_OF_UNKNOWN if request.kind == "unknown_outcome" else _MEANS)[words[0]]
-        yield _fact(f"{means}:", command(*words))
+        yield _fact(f"{means}: ", command(*words))
 
 
 def _ways(kind: str, request_id: str) -> Iterator[list[str]]:
@@ -110,7 +110,7 @@ def _ways(kind: str, request_id: str) -> Iterator[list[str]]:
 def event_text(event: str, data: dict[str, Any], command: Command) -> str:
     """Say what an event tells of a request."""
     if event == "request.opened":
-        return f"asks: {data['question']}"
+        return f"asks: {data['question']} [{data['request_id']}]"
     if event == "run.waiting":
         return f"waits; {_MEANS_ONE[data['kind']]}: {command(*next(_ways(data['kind'], data['request_id'])))}"
     return f"{data['verdict']} by {data['answered_by']}" if data.get("answered_by") else str(data["verdict"])

@@ -81,7 +81,10 @@ class Conversing:
         decide(store, self._teller(), self._meant(store, request_id), decision, by)
 
     def _meant(self, store: Store, request_id: str | None) -> str:
-        """Give the id of the request that is meant. Raises `ConfigurationError`, `AlreadyAnswered`."""
+        """Give the id of the request that is meant.
+
+        Raises `ConfigurationError`, `AlreadyAnswered`, `RequestExpired`.
+        """
         if request_id is not None:
             if store.inbox.found(request_id).run_id != self.id:
                 raise errors.ConfigurationError(f"request {request_id!r} is not of run {self.id!r}")
@@ -93,12 +96,7 @@ class Conversing:
         if found:
             ids = ", ".join(repr(request.id) for request in found)
             raise errors.ConfigurationError(f"run {self.id!r} has several open requests; name one of {ids}")
-        answered = [request for request in store.inbox.of_run(self.id) if request.status == "answered"]
-        if answered:
-            raise errors.AlreadyAnswered(
-                f"request {answered[-1].id!r} of run {self.id!r} was answered already", request_id=answered[-1].id
-            )
-        raise errors.ConfigurationError(f"run {self.id!r} has no open request")
+        raise store.inbox.none_open(self.id)
 
     async def requests_async(self, *, all: bool = False) -> list[Request]:
         """Give the requests as `requests` does, on the event loop."""

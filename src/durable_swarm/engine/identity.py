@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -28,8 +29,15 @@ from durable_swarm.errors import ConfigurationError
 log = logging.getLogger("durable_swarm")
 
 
+RETURN = 5.0
+"""Seconds after a lost session in which a free lock tells nothing: the server may have lost everybody's."""
+
+
 class Locks(Protocol):
     """Named locks that the death of a process frees."""
+
+    def tell(self) -> bool:
+        """Whether a free lock tells that its process is dead."""
 
     def take(self, name: str) -> bool:
         """Take the lock for this process; False if another living process has it."""
@@ -56,6 +64,9 @@ class FileLocks:
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._held: set[str] = set()
+
+    def tell(self) -> bool:
+        return True
 
     def take(self, name: str) -> bool:
         self._make_sure()
@@ -109,6 +120,10 @@ class PostgresLocks:
         self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
         self._connection = self._engine.connect()
         self._held: set[str] = set()
+        self._lost_at = -math.inf
+
+    def tell(self) -> bool:
+        return time.monotonic() - self._lost_at > RETURN
 
     def take(self, name: str) -> bool:
         try:
@@ -143,6 +158,7 @@ class PostgresLocks:
         with contextlib.suppress(sqlalchemy.exc.DBAPIError):
             self._connection.close()
         self._connection = self._engine.connect()
+        self._lost_at = time.monotonic()
         for name in self._held:
             self._ask("pg_try_advisory_lock", name)
 
@@ -200,7 +216,7 @@ class Identity:
             return False
         if self._locks.take(name):
             self._locks.give(name)
-            return True
+            return self._locks.tell()
         return self.leases is not None and self.leases.is_over(name)
 
     def close(self) -> None:

@@ -56,6 +56,10 @@ class NoRequest(errors.ConfigurationError):
     """There is no such request in the database."""
 
 
+class TokenTaken(errors.ConfigurationError):
+    """A tool has given `later` a token that belongs to another call: its own mistake, which ends its run."""
+
+
 class Inbox:
     """The requests of one database. Every method raises `ConfigurationError` where the database cannot be used."""
 
@@ -133,7 +137,7 @@ class Inbox:
                 self._ask_again(connection, asked, swarm, record)
             row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
         if row.call != asked.call:
-            raise errors.ConfigurationError(
+            raise TokenTaken(
                 f"the token {asked.id.removeprefix(TOKEN)!r} belongs to the tool call {row.call!r}; each call of "
                 "later() needs a token of its own"
             )
@@ -245,8 +249,7 @@ class Inbox:
         row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
         request = self._read(row)
         if row.state == "answered":
-            by = f" by {row.answered_by}" if row.answered_by else ""
-            raise errors.AlreadyAnswered(f"request {request_id!r} was answered already{by}", request_id=request_id)
+            raise _answered(request_id, row.answered_by)
         if row.state == "expired" or (row.expires_at is not None and row.expires_at <= now()):
             raise errors.RequestExpired(f"request {request_id!r} has expired", request_id=request_id)
         status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == row.run_id)).scalar()
@@ -358,6 +361,15 @@ class Inbox:
         rows = self._rows
         return self._listed(select(rows).where(rows.c.run_id == run_id))
 
+    def none_open(self, run_id: str) -> errors.DurableSwarmError:
+        """Give the error for who decides about a run's one open request, where there is none."""
+        known = self.of_run(run_id)
+        if known and known[-1].status == "answered":
+            return _answered(known[-1].id, known[-1].answered_by)
+        if known and known[-1].expires_at is not None:
+            return errors.RequestExpired(f"request {known[-1].id!r} has expired", request_id=known[-1].id)
+        return NoRequest(f"run {run_id!r} has no open request; `durable-swarm inbox` lists those of all runs")
+
     def open_requests(self, run_ids: Iterable[str] | None = None, limit: int | None = None) -> list[Request]:
         """Give the open requests of runs that have not ended, oldest first: of all runs, or of these."""
         rows, runs = self._rows, self._runs
@@ -383,10 +395,11 @@ class Inbox:
         return asks | {run_id for run_id, end in ends if _is_later(end)}
 
     def _asked_still(self) -> sqlalchemy.ColumnElement[bool]:
-        """Whether a request is open, and its tool call has not ended without it: by its timeout, or as its task did."""
+        """Whether a request is open, its time not over, and its tool call has not ended without it, by a timeout."""
         rows, calls = self._rows, self._runs.alias()
         ended = calls.c.status.not_in(UNFINISHED) & (calls.c.workflow_uuid == rows.c.call)
-        return (rows.c.state == "open") & ~select(calls.c.workflow_uuid).where(ended).exists()
+        lasts = rows.c.expires_at.is_(None) | (rows.c.expires_at > now())
+        return (rows.c.state == "open") & lasts & ~select(calls.c.workflow_uuid).where(ended).exists()
 
     def _listed(self, wanted: sqlalchemy.Select[Any]) -> list[Request]:
         if not self._exists():
@@ -434,6 +447,11 @@ def _moved(status: str, queue: str) -> dict[str, Any]:
         "started_at_epoch_ms": None,
         "updated_at": now(),
     }
+
+
+def _answered(request_id: str, by: str | None) -> errors.AlreadyAnswered:
+    text = f"request {request_id!r} was answered already{f' by {by}' if by else ''}"
+    return errors.AlreadyAnswered(text, request_id=request_id)
 
 
 def _is_later(moment: Any) -> bool:

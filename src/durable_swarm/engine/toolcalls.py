@@ -15,15 +15,15 @@ from durable_swarm import codec, errors
 from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
 from durable_swarm.engine import records
 from durable_swarm.engine.failures import engines_code, users_code
-from durable_swarm.engine.inbox import Inbox, now
+from durable_swarm.engine.inbox import Inbox, TokenTaken, now
 from durable_swarm.engine.live import Again, ToolCall
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.room import Room
 from durable_swarm.engine.sealing import output_of
-from durable_swarm.engine.signals import Held
+from durable_swarm.engine.signals import Failed, Held
 from durable_swarm.engine.transactions import Transactions
 from durable_swarm.errors import safe_text
-from durable_swarm.gates import approval_of, approved, later_of, outcome_of, posted, refusal
+from durable_swarm.gates import approval_of, approved, later_of, outcome_of, posted
 from durable_swarm.loop import Call, Outcome, absorb
 from durable_swarm.models import without_secrets
 from durable_swarm.requests import TOKEN, Asked, Decision, Request
@@ -64,7 +64,10 @@ class AtCall:
 
     async def open(self, asked: Asked, kept: Record | None = None) -> Request:
         """Open a request, unless it was asked before."""
-        request, _ = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept)
+        try:
+            request, _ = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept)
+        except TokenTaken as error:
+            raise Failed(error, records.tool_step(asked.tool)) from None
         self._tell("request.opened", request, question=request.question)
         return request
 
@@ -221,14 +224,18 @@ class Making:
         if check is not None:
             try:
                 found = await self._checked(check, call)
-                return None if found is None else read_result(found, self.made.run.cast)
+                if not isinstance(found, bool):
+                    return None if found is None else read_result(found, self.made.run.cast)
+                why = (
+                    f"Its check gave {found}, where it must give the call's result, or None if the call did not happen"
+                )
             except Exception as error:
                 why = f"Its check raised {type(error).__name__}: {without_secrets(safe_text(error))[:200]}"
         decision: Decision = await self.waits.call(self.people.wait, outcome_of(call, self.current, number, why))
         if decision.verdict == "approved":
             return None
         if decision.verdict == "rejected":
-            return Outcome(refusal("call", decision))
+            return Outcome(f"Error: this call failed{f': {decision.reason}' if decision.reason else '.'}")
         return read_result(decision.value, self.made.run.cast)
 
     async def _checked(self, check: Any, call: Call) -> Any:

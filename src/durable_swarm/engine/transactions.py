@@ -107,6 +107,16 @@ def _note_conflict(context: sqlalchemy.engine.ExceptionContext) -> None:
         context.connection.info[_note_conflict] = context.sqlalchemy_exception
 
 
+def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+    try:
+        return database.connect(url, create=False)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"tool_database {database.shown(url)} cannot be used: create it, with the tables that the tools write to, "
+            "or name another in DurableSwarm(tool_database=...)"
+        ) from error
+
+
 class Place:
     """One database on which transactional tools work, with connections of its own.
 
@@ -114,7 +124,7 @@ class Place:
     """
 
     def __init__(self, url: sqlalchemy.URL, runs: sqlalchemy.URL) -> None:
-        self.engine = database.connect(url, create=False)
+        self.engine = database.connect(url, create=False) if url == runs else _connect(url)
         event.listen(self.engine, "handle_error", _note_conflict)
         self._lite = is_sqlite(url)
         self._rows = sqlalchemy.Table(

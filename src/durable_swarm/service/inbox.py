@@ -7,10 +7,9 @@ from typing import Any
 from durable_swarm.answering import answer, approve, reject
 from durable_swarm.checks import check_text
 from durable_swarm.engine.conversing import say
-from durable_swarm.engine.inbox import NoRequest
 from durable_swarm.engine.store import owner_of, state_of
 from durable_swarm.engine.visitor import Visitor
-from durable_swarm.errors import AlreadyAnswered, ConfigurationError
+from durable_swarm.errors import ConfigurationError
 from durable_swarm.requests import TOKEN, Decision, Request
 from durable_swarm.runs import ENDED
 from durable_swarm.service.sealed import opened
@@ -89,9 +88,6 @@ class Inbox:
         if len(found) == 1:
             return found[0].id
         if not found:
-            known = self._store.inbox.of_run(name)
-            if known and known[-1].status == "answered":
-                raise AlreadyAnswered(f"request {known[-1].id!r} was answered already", request_id=known[-1].id)
-            raise NoRequest(f"run {name!r} has no open request; `durable-swarm inbox` lists those of all runs")
+            raise self._store.inbox.none_open(name)
         ids = ", ".join(request.id for request in found[:NAMED])
         raise ConfigurationError(f"run {name!r} has {len(found)} open requests; name one of {ids}")

@@ -1,0 +1,180 @@
+"""Workers on PostgreSQL: how soon a killed one's run goes on elsewhere, and short runs a second beside bare DBOS.
+
+python benchmarks/workers.py takeover|throughput URL
+
+`takeover` kills, 15 times, the worker that executes a run, and takes the time until another begins the run's next step.
+`throughput` has 1, 2 and 4 workers execute 300 runs of two model calls and one tool call, and the same number of
+processes execute, from a DBOS queue, 300 workflows of three steps: the same records, with nothing of an agent.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from durable_swarm import DurableSwarm
+from durable_swarm.engine import database
+
+RUNS, KILLS = 300, 15
+APP = """
+import os, time
+from durable_swarm import Agent, DurableSwarm, current_call, step
+from durable_swarm.testing import ScriptedModel
+
+@step
+def work(number: int) -> str:
+    if PACE:
+        with open("ledger", "a") as ledger:
+            ledger.write(f"{current_call().run_id} {os.getpid()} {time.time()}\\n")
+        time.sleep(PACE)
+    return "worked"
+
+def reply(request):
+    turn = sum(message["role"] == "assistant" for message in request["messages"])
+    return [("work", {"number": turn})] if turn < TURNS else "Done."
+
+PACE, TURNS = float(os.environ["PACE"]), int(os.environ["TURNS"])
+clerk = Agent(name="Clerk", functions=[work])
+swarm = DurableSwarm(ScriptedModel(reply, strict=False))
+"""
+BARE = """
+import sys, time
+from dbos import DBOS
+
+@DBOS.step()
+def step(number): return "worked"
+
+@DBOS.workflow()
+async def flow(number):
+    for each in range(3):
+        await DBOS.run_step_async({"name": "s"}, one)
+    return "Done."
+
+async def one(): return {"message": "worked"}
+
+DBOS(config={"name": "bare", "system_database_url": sys.argv[1], "executor_id": sys.argv[2],
+             "application_version": "1", "log_level": "CRITICAL"})
+DBOS.launch()
+DBOS.register_queue("work", worker_concurrency=10, polling_interval_sec=0.1)
+print("ready", flush=True)
+if sys.argv[2] == "client":
+    for number in range(int(sys.argv[3])):
+        DBOS.enqueue_workflow("work", flow, number)
+    began = time.monotonic()
+    while DBOS.list_workflows(name="flow", status=["ENQUEUED", "PENDING"], limit=1, load_input=False):
+        time.sleep(0.05)
+    print(time.monotonic() - began, flush=True)
+else:
+    time.sleep(600)
+"""
+
+
+def fresh(url: str) -> str:
+    """Give a database of its own to a part."""
+    made = database.choose(url).set(database=f"workers_{time.time_ns()}")
+    return made.set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def started(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    """Start a process, and wait for its first line."""
+    process = subprocess.Popen(
+        [sys.executable, *command], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def worker(url: str, pace: float, turns: int) -> subprocess.Popen[str]:
+    """Start a worker."""
+    command = ["-u", "-m", "durable_swarm", "worker", "app:swarm", "--database", url]
+    return started(command, PACE=str(pace), TURNS=str(turns))
+
+
+def end(*processes: subprocess.Popen[str]) -> None:
+    """Kill the processes."""
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def latest() -> tuple[int, float]:
+    """Give who began the last step, and when."""
+    lines = Path("ledger").read_text().splitlines() if Path("ledger").exists() else []
+    return (int(lines[-1].split()[1]), float(lines[-1].split()[2])) if lines else (0, 0.0)
+
+
+def takeover(url: str) -> None:
+    """Kill the worker that executes a run, again and again."""
+    url, taken = fresh(url), []
+    with DurableSwarm(database=url) as swarm:
+        workers = {process.pid: process for process in (worker(url, 0.2, 1000) for _ in range(2))}
+        swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id="r")
+        for _ in range(KILLS):
+            time.sleep(3)
+            owner, _ = latest()
+            killed = time.time()
+            end(workers.pop(owner))
+            replaced = worker(url, 0.2, 1000)
+            workers[replaced.pid] = replaced
+            while latest()[0] == owner:
+                time.sleep(0.02)
+            taken.append(latest()[1] - killed)
+        end(*workers.values())
+    print(f"takeover, {KILLS} kills: median {statistics.median(taken):.1f} s, worst {max(taken):.1f} s")
+
+
+def ours(url: str, count: int) -> float:
+    """Give the seconds that workers take for all runs."""
+    url = fresh(url)
+    with DurableSwarm(database=url) as swarm:
+        swarm.runs()
+        workers = [worker(url, 0, 1) for _ in range(count)]
+        for number in range(RUNS):
+            swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id=f"r{number}")
+        began = time.monotonic()
+        while swarm.runs(status="queued", limit=1) or swarm.runs(status="running", limit=1):
+            time.sleep(0.05)
+        seconds = time.monotonic() - began
+    end(*workers)
+    return seconds
+
+
+def bare(url: str, count: int) -> float:
+    """Give the seconds that bare DBOS takes."""
+    url = fresh(url)
+    database.connect(database.choose(url), create=True).dispose()
+    Path("bare.py").write_text(BARE, encoding="utf-8")
+    started(["bare.py", url, "first"]).kill()
+    workers = [started(["bare.py", url, f"worker-{number}"]) for number in range(count)]
+    client = started(["bare.py", url, "client", str(RUNS)])
+    seconds = float(client.communicate()[0])
+    end(*workers)
+    return seconds
+
+
+def throughput(url: str) -> None:
+    """Compare ours with bare DBOS."""
+    for count in (1, 2, 4):
+        pairs = [(ours(url, count), bare(url, count)) for _ in range(3)]
+        mine, theirs = (statistics.median(part) for part in zip(*pairs, strict=True))
+        print(f"{count} workers: {RUNS / mine:.0f} runs/s, bare DBOS {RUNS / theirs:.0f}, ratio {theirs / mine:.2f}")
+
+
+def main() -> None:
+    """Run one part in a folder of its own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path("app.py").write_text(APP, encoding="utf-8")
+        {"takeover": takeover, "throughput": throughput}[sys.argv[1]](sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()
