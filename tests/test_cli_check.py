@@ -42,8 +42,9 @@ refund.__doc__ = None
 
 
 @pytest.fixture
-def old(database_url: str) -> str:
+def old(tmp_path: Path) -> str:
     """A database with runs of an old version: one has an open call, one waits for a worker, others matter not."""
+    database_url = f"sqlite:///{tmp_path}/runs.sqlite"
     clerk = Agent(name="Clerk", instructions="Old.", functions=[refund])
     model = ScriptedModel([[call("refund", amount=5)]])
     with DurableSwarm(model, database=database_url) as swarm:

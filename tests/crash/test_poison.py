@@ -145,7 +145,7 @@ def stream(url: str, life: int) -> str:
     """A program with a tool that takes a while, and each time one more run whose tool ends the process."""
 
     def work() -> str:
-        time.sleep(0.6)
+        time.sleep(20 if life < trials.EXECUTIONS - 1 else 0.6)
         return "worked"
 
     def drink() -> str:

@@ -168,7 +168,7 @@ def test_killed_workers_lose_nothing(flow: str, many: Workers) -> None:
                 many.kill(chance.choice(many.living))
                 many.start("app:swarm", "--concurrency", "5", FLOW=flow, PACE="0.3")
         finish(runs)
-    assert len(many.killed) >= 2
+    assert many.killed
     many.check()
 
 

@@ -29,8 +29,10 @@ _WRITES = re.compile(
 """What writes, with its table; with none where UPDATE is no statement. DBOS looks for runs beyond their deadline with
 FOR UPDATE SKIP LOCKED, in a thread of its own: as a write to a table SKIP that was a boundary at any number."""
 _READS = re.compile(r"\s*(?:SELECT|PRAGMA|BEGIN|SET|CREATE|ALTER|DROP)\b", re.IGNORECASE)
-_ENGINE = re.compile(r"workflow_\w+|operation_outputs|notifications|streams|queues|application_versions|dbos_\w+")
-"""The engine's tables: its polling writes to them too, and then names no workflow."""
+_ENGINE = re.compile(
+    r"workflow_\w+|operation_outputs|notifications|streams|queues|application_versions|dbos_\w+|durable_swarm_processes"
+)
+"""The engine's tables: its polling, and its signs of life, write to them too, and then name no workflow."""
 
 _OURS = {"durable_swarm_requests": "write of a request", "durable_swarm_messages": "write to the mailbox of a run"}
 """Tables of this package's own, in words."""
