@@ -19,7 +19,7 @@ from tests.support.terminal import Terminal
 
 PROGRAM = '''
 import os, sys, time
-from durable_swarm import Agent, run_demo_loop
+from durable_swarm import Agent, ask_human, run_demo_loop, tool
 from durable_swarm.testing import ScriptedModel
 
 def reply(request):
@@ -46,7 +46,16 @@ def fail():
     """Fail."""
     raise ValueError("no\\nway")
 
-first = Agent(name="First", functions=[look, hand_over, fail])
+@tool(approval=True)
+def pay(amount: int = 250):
+    """Pay."""
+    return f"paid {amount}"
+
+def choose():
+    """Choose."""
+    return ask_human("Which colour?", choices=["red", "blue"])
+
+first = Agent(name="First", functions=[look, hand_over, fail, pay, choose])
 Agent.other = Agent(name="Other", functions=[look])
 run_demo_loop(first, {"looks": 10}, client=ScriptedModel(reply, pace=float(os.environ.get("PACE", 0))),
               durable="memory" not in sys.argv,
@@ -106,6 +115,32 @@ def test_tool_calls_are_printed(calls: list[tuple[str, str]], printed: str, caps
     made = [{"function": {"name": name, "arguments": arguments}} for name, arguments in calls]
     repl.pretty_print_messages([{"role": "assistant", "sender": "A", "content": None, "tool_calls": made}])
     assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize("arguments", [(), ("memory",), ("stream",)], ids=["durable", "memory", "streamed"])
+def test_what_tools_ask_is_asked_here(arguments: tuple[str, ...]) -> None:
+    """An approval and a question are put to the user; a wrong answer is told, and the question asked again."""
+    printed = piped("call pay\ny\ncall pay\n\ncall choose\ngreen\nred\n", *arguments)
+    assert printed.count("First asks to call pay") == 2
+    assert printed.count("pay()? [y/N] ") == 2
+    assert "The tool gave paid 250." in printed
+    assert "The tool gave Error: this call was rejected." in printed
+    assert printed.count("Answer (red, blue): ") == 2
+    assert "one of" in printed
+    assert "The tool gave red." in printed
+
+
+def test_killed_while_it_asks() -> None:
+    """Killed with a question on the screen, the program asks it again when it is started again."""
+    with in_terminal() as terminal:
+        terminal.type("call pay\n")
+        terminal.read_until("[y/N] ")
+        terminal.kill(signal.SIGKILL)
+        terminal.end()
+    with in_terminal() as terminal:
+        terminal.read_until("[y/N] ")
+        terminal.type("yes\n")
+        terminal.read_until(f"{FIRST}The tool gave paid 250.\n{PROMPT}")
 
 
 def test_killed_at_the_prompt() -> None:

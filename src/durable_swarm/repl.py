@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from durable_swarm import roster
+from durable_swarm.attendant import Attendant
 from durable_swarm.engine import DurableSwarm, process, records
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.store import notes_on, state_of
@@ -52,6 +53,7 @@ def run_demo_loop(
     history so far again. With `stream` answers appear as they come; one that was interrupted appears whole. `client`
     and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
 
+    What a tool asks, an approval or a question, is asked here, too, unless somebody answers elsewhere first.
     A turn that fails is told in one line, and the conversation goes on. Ctrl+C raises `SystemExit(130)`.
     Raises `ConfigurationError` and `NotSerializable` for what cannot be started.
     """
@@ -216,12 +218,13 @@ def _take_turn(swarm: Swarm | DurableSwarm, talk: Talk, said: str) -> None:
 
 
 def _respond(swarm: Swarm | DurableSwarm, talk: Talk) -> Response:
-    """Give what the agents answer, and print it."""
-    if talk.stream:
-        return process_and_print_streaming_response(
-            swarm.run(talk.agent, talk.messages, talk.context, stream=True, debug=talk.debug, run_id=talk.run_id)
-        )
-    response = swarm.run(talk.agent, talk.messages, talk.context, debug=talk.debug, run_id=talk.run_id)
+    """Give what the agents answer, and print it; who sits here is asked what they ask."""
+    with Attendant(swarm, talk.run_id):
+        if talk.stream:
+            return process_and_print_streaming_response(
+                swarm.run(talk.agent, talk.messages, talk.context, stream=True, debug=talk.debug, run_id=talk.run_id)
+            )
+        response = swarm.run(talk.agent, talk.messages, talk.context, debug=talk.debug, run_id=talk.run_id)
     pretty_print_messages(response.messages)
     return response
 
@@ -269,7 +272,8 @@ def _continue(swarm: DurableSwarm, talk: Talk) -> None:
         pretty_print_messages([message])
     sys.stdout.flush()
     try:
-        response = swarm.get(run.id).result()
+        with Attendant(swarm, run.id):
+            response = swarm.get(run.id).result()
     except Exception as error:
         _after_failure(swarm, talk, error)
     else:

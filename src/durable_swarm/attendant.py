@@ -1,0 +1,100 @@
+"""Who sits at the terminal of `run_demo_loop` is asked what its run asks, while the run waits."""
+
+from __future__ import annotations
+
+import json
+import threading
+from types import TracebackType
+from typing import Protocol, Self
+
+from durable_swarm.errors import DurableSwarmError
+from durable_swarm.requests import TOKEN, Request
+
+LOOK = 0.2
+"""Seconds between looks at what is asked."""
+
+YES = ("y", "yes")
+
+
+class Asked(Protocol):
+    """Both swarms: what runs ask, and who answers."""
+
+    def requests(self) -> list[Request]:
+        """Give the open requests."""
+
+    def answer(self, value: object, request_id: str, *, by: str | None = None) -> None:
+        """Answer one."""
+
+    def approve(self, request_id: str, *, by: str | None = None) -> None:
+        """Approve one."""
+
+    def reject(self, reason: str, request_id: str, *, by: str | None = None) -> None:
+        """Reject one."""
+
+
+class Attendant:
+    """Asks at the terminal, in a thread of its own, what a run asks: from entering to leaving the `with` block."""
+
+    def __init__(self, swarm: Asked, run_id: str) -> None:
+        self._swarm = swarm
+        self._run_id = run_id
+        self._over = threading.Event()
+        self._told: set[str] = set()
+        self._thread = threading.Thread(target=self._work, name="durable-swarm-attendant", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if kind is None or issubclass(kind, Exception):
+            # Two readers of one terminal would each get half of what is typed: a question that nobody asks any more is
+            # still answered with Enter. After Ctrl+C nothing is typed.
+            self._thread.join()
+
+    def _work(self) -> None:
+        while not self._over.wait(LOOK):
+            try:
+                for request in self._swarm.requests():
+                    if request.run_id == self._run_id and request.id not in self._told:
+                        self._ask(request)
+            except EOFError:
+                return
+            except DurableSwarmError as error:
+                print(f"\033[91m{error}\033[0m", flush=True)
+
+    def _ask(self, request: Request) -> None:
+        print(f"\033[93m{request.question}\033[0m", flush=True)
+        match request.kind:
+            case "question":
+                choices = f" ({', '.join(request.choices)})" if request.choices else ""
+                self._swarm.answer(input(f"Answer{choices}: "), request.id)
+            case "approval":
+                self._approve(request)
+            case "unknown_outcome":
+                self._say_what_became(request)
+            case _:
+                self._told.add(request.id)
+                print(f"Post it with: durable-swarm complete {request.id.removeprefix(TOKEN)} RESULT", flush=True)
+
+    def _approve(self, request: Request) -> None:
+        given = ", ".join(
+            f"{name}={json.dumps(value, ensure_ascii=False, default=str)}"
+            for name, value in (request.arguments or {}).items()
+        )
+        if input(f"{request.tool}({given})? [y/N] ").strip().lower() in YES:
+            self._swarm.approve(request.id)
+        else:
+            self._swarm.reject("", request.id)
+
+    def _say_what_became(self, request: Request) -> None:
+        said = input("Its result, or 'repeat', or 'failed': ").strip()
+        if said == "repeat":
+            self._swarm.approve(request.id)
+        elif said == "failed":
+            self._swarm.reject("", request.id)
+        elif said:
+            self._swarm.answer(said, request.id)
