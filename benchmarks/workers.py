@@ -4,7 +4,8 @@ python benchmarks/workers.py takeover|throughput URL
 
 `takeover` kills, 15 times, the worker that executes a run, and takes the time until another begins the run's next step.
 `throughput` has 1, 2 and 4 workers execute 300 runs of two model calls and one tool call, and the same number of
-processes execute, from a DBOS queue, 300 workflows of three steps: the same records, with nothing of an agent.
+processes execute, from a DBOS queue, 300 workflows of three steps: the same records, with nothing of an agent. The
+workers are stopped while the queue is filled, and the time is from waking them to the last end.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import sqlalchemy
 
 from durable_swarm import DurableSwarm
 from durable_swarm.engine import database
@@ -45,10 +48,9 @@ swarm = DurableSwarm(ScriptedModel(reply, strict=False))
 """
 BARE = """
 import sys, time
-from dbos import DBOS
+from dbos import DBOS, DBOSClient
 
-@DBOS.step()
-def step(number): return "worked"
+async def one(): return {"message": "worked"}
 
 @DBOS.workflow()
 async def flow(number):
@@ -56,22 +58,18 @@ async def flow(number):
         await DBOS.run_step_async({"name": "s"}, one)
     return "Done."
 
-async def one(): return {"message": "worked"}
-
-DBOS(config={"name": "bare", "system_database_url": sys.argv[1], "executor_id": sys.argv[2],
-             "application_version": "1", "log_level": "CRITICAL"})
-DBOS.launch()
-DBOS.register_queue("work", worker_concurrency=10, polling_interval_sec=0.1)
-print("ready", flush=True)
-if sys.argv[2] == "client":
-    for number in range(int(sys.argv[3])):
-        DBOS.enqueue_workflow("work", flow, number)
-    began = time.monotonic()
-    while DBOS.list_workflows(name="flow", status=["ENQUEUED", "PENDING"], limit=1, load_input=False):
-        time.sleep(0.05)
-    print(time.monotonic() - began, flush=True)
+url, name, count = sys.argv[1:]
+if name == "client":
+    client = DBOSClient(system_database_url=url)
+    for number in range(int(count)):
+        client.enqueue({"queue_name": "work", "workflow_name": "flow", "app_version": "1"}, number)
 else:
-    time.sleep(600)
+    DBOS(config={"name": "bare", "system_database_url": url, "executor_id": name, "application_version": "1",
+                 "log_level": "CRITICAL"})
+    DBOS.launch()
+    DBOS.register_queue("work", worker_concurrency=10, polling_interval_sec=0.1)
+print("ready", flush=True)
+time.sleep(600)
 """
 
 
@@ -104,6 +102,12 @@ def end(*processes: subprocess.Popen[str]) -> None:
         process.communicate()
 
 
+def send(number: signal.Signals, processes: list[subprocess.Popen[str]]) -> None:
+    """Send the processes a signal."""
+    for process in processes:
+        process.send_signal(number)
+
+
 def latest() -> tuple[int, float]:
     """Give who began the last step, and when."""
     lines = Path("ledger").read_text().splitlines() if Path("ledger").exists() else []
@@ -130,18 +134,28 @@ def takeover(url: str) -> None:
     print(f"takeover, {KILLS} kills: median {statistics.median(taken):.1f} s, worst {max(taken):.1f} s")
 
 
+def until_done(url: str) -> float:
+    """Give the seconds until no workflow is unfinished."""
+    left = sqlalchemy.text("SELECT count(*) FROM dbos.workflow_status WHERE status IN ('ENQUEUED', 'PENDING')")
+    engine, began = database.connect(database.choose(url), create=False), time.monotonic()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while connection.execute(left).scalar():
+            time.sleep(0.02)
+    engine.dispose()
+    return time.monotonic() - began
+
+
 def ours(url: str, count: int) -> float:
     """Give the seconds that workers take for all runs."""
     url = fresh(url)
     with DurableSwarm(database=url) as swarm:
         swarm.runs()
         workers = [worker(url, 0, 1) for _ in range(count)]
+        send(signal.SIGSTOP, workers)
         for number in range(RUNS):
             swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id=f"r{number}")
-        began = time.monotonic()
-        while swarm.runs(status="queued", limit=1) or swarm.runs(status="running", limit=1):
-            time.sleep(0.05)
-        seconds = time.monotonic() - began
+        send(signal.SIGCONT, workers)
+        seconds = until_done(url)
     end(*workers)
     return seconds
 
@@ -151,10 +165,11 @@ def bare(url: str, count: int) -> float:
     url = fresh(url)
     database.connect(database.choose(url), create=True).dispose()
     Path("bare.py").write_text(BARE, encoding="utf-8")
-    started(["bare.py", url, "first"]).kill()
-    workers = [started(["bare.py", url, f"worker-{number}"]) for number in range(count)]
-    client = started(["bare.py", url, "client", str(RUNS)])
-    seconds = float(client.communicate()[0])
+    workers = [started(["bare.py", url, f"worker-{number}", "0"]) for number in range(count)]
+    send(signal.SIGSTOP, workers)
+    end(started(["bare.py", url, "client", str(RUNS)]))
+    send(signal.SIGCONT, workers)
+    seconds = until_done(url)
     end(*workers)
     return seconds
 

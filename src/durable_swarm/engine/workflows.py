@@ -111,8 +111,12 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
 
 def _earlier(store: Store, run: LiveRun) -> tuple[list[Row], list[int]]:
     """Give what earlier lives have stored of a run's events: rows, and the numbers in the outcomes of calls."""
-    row = store.found(run.run_id, load_output=False)
-    made = turns_in(store.steps(run.run_id), calls_of(store, row), store, row, len(run.start.kept))
+    steps, made = store.steps(run.run_id), []
+    if steps:
+        row = store.found(run.run_id, load_output=False)
+        made = turns_in(steps, calls_of(store, row), store, row, len(run.start.kept))
+    else:
+        internals.note_fresh(run.run_id, True)  # As most runs that a worker takes from the queue.
     try:
         rows = store.events.read(run.run_id, run.seal)
     except ReplayMismatch as error:
