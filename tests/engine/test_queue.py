@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict
-from durable_swarm.engine import process
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, ask_human
+from durable_swarm.engine import process, records
+from durable_swarm.engine.live import Limits
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, unique, user, wait_until
+from tests.engine.helpers import PATIENCE, rows, unique, user, wait_until
 
 
 class Desk:
@@ -86,8 +87,8 @@ def test_no_more_in_a_time(make_anywhere: Make, database_url: str) -> None:
     desk, names = Desk(), [str(number) for number in range(5)]
     queued(desk, database_url, *names)
     served(make_anywhere, desk, *names, rate=(2, 1.0))
-    came = [at for _, at in desk.came]
-    assert came[4] - came[0] > 1.5
+    begun = sorted(at for at, name in rows(database_url, "started_at_epoch_ms, name") if name == records.RUN)
+    assert begun[4] - begun[0] > 1500
 
 
 def test_the_same_run_is_queued_once(make: Make, url: str) -> None:
@@ -160,6 +161,58 @@ def test_a_run_without_its_agent_is_offered(make: Make, url: str) -> None:
     assert swarm.get("a").status in ("running", "queued")
     late = Agent(name=name, functions=[desk.visit])
     assert swarm.get("a").result(PATIENCE).agent is late
+
+
+def test_a_run_that_waits_takes_nobodys_place(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of one place executes the next run while the first waits for a person, and ends both."""
+    monkeypatch.setattr(process, "PATIENCE", 0.3)
+
+    def ask() -> str:
+        return ask_human("Now?")
+
+    agent = Agent(name=unique(), functions=[ask])
+    model = ScriptedModel(
+        lambda request: ["ask"] if _said(request) == "ask" else "Done.",
+        strict=False,
+    )
+    swarm = make_anywhere(model)
+    swarm.serve(1)
+    waiting = swarm.enqueue(agent.name, user("ask"), run_id="a")
+    wait_until(waiting.requests)
+    swarm.enqueue(agent.name, user("b"), run_id="b").result(PATIENCE)
+    assert waiting.status == "waiting"
+    waiting.answer("yes")
+    assert waiting.result(PATIENCE).messages[1]["content"] == "yes"
+
+
+def test_runs_from_elsewhere_count(make: Make, url: str) -> None:
+    """What the process executes beside the queue takes places of the queue: none is begun until one is free."""
+    desk, opened = Desk(), threading.Event()
+
+    def hold() -> str:
+        assert opened.wait(PATIENCE)
+        return "held"
+
+    holder = Agent(name=unique("Holder"), functions=[hold])
+    queued(desk, url, "a")
+    model = ScriptedModel(
+        lambda request: "Done." if request["messages"][-1]["role"] == "tool" else [_call_of(request)], strict=False
+    )
+    swarm = make(model)
+    swarm.runs()
+    run = swarm.start(holder, user("hold"), run_id="h")
+    wait_until(lambda: run.status == "running" and process.current().runs)
+    process.current().serve("", Limits(1))
+    time.sleep(1.5)
+    assert desk.came == []
+    opened.set()
+    swarm.get("a").result(PATIENCE)
+    assert [who for who, _ in desk.came] == ["a"]
+
+
+def _call_of(request: Any) -> Any:
+    said = _said(request)
+    return "hold" if said == "hold" else ("visit", {"who": said})
 
 
 BAD: list[Callable[[DurableSwarm], Any]] = [

@@ -19,6 +19,8 @@
 - `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
 - `_register_internal_queue`: a queue that only processes serve that say so, in memory. Public queues are rows that
   every process polls, so another program would take over runs whose agents it does not have.
+- `_active_workflows_set`, `_worker_concurrency`: DBOS bounds what a process executes of one queue. A worker counts what
+  it took over, too.
 - `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
   that claim runs for it have ended, and what one has just claimed is then never begun, with a warning.
 - `_schemas.system_database.SystemSchema`: the tables, to bring in runs that have ended elsewhere. DBOS has no way to.
@@ -270,6 +272,12 @@ def serve_queue(name: str, polling_interval: float, **limits: Any) -> Any:
     queue = _dbos._get_or_create_dbos_registry()._register_internal_queue(name, **limits)
     set_poll(queue, polling_interval)
     return queue
+
+
+def limit_queue(queue: Any, most: int, executing: int) -> None:
+    """Have the queue begin no more than brings what this process is executing, whatever its queue, to `most`."""
+    active = instance()._active_workflows_set.count_for_queue(queue.name) if launched() else 0
+    queue._worker_concurrency = max(0, most - max(0, executing - active))
 
 
 def set_poll(queue: Any, seconds: float) -> None:

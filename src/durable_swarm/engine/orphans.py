@@ -30,17 +30,17 @@ class Orphans:
         self.interrupted: set[str] = set()
         """Runs that stopped here without an outcome."""
 
-    def take(self, *run_ids: str, most: int | None = None) -> list[str]:
+    def take(self, *run_ids: str) -> list[str]:
         """Take over the unfinished runs that no living process executes and whose agents are defined here.
 
-        With `run_ids`, only those; at most `most`. Gives the ids of the runs taken over.
+        With `run_ids`, only those. Gives the ids of the runs taken over.
         """
         here = self._process
         with here.identity.alone():
             orphans = [row for row in here.store.unfinished(here.version) if self._is_orphan(row)]
             self._strangers = False
             wanted = [row for row in orphans if not run_ids or row.workflow_id in run_ids]
-            runs = [row for row in wanted if row.name == records.RUN and self._can_run(row)][:most]
+            runs = [row for row in wanted if row.name == records.RUN and self._can_run(row)]
             if not runs:
                 return []
             return sorted(self._claim(runs, orphans))
@@ -120,10 +120,10 @@ class Orphans:
             self.wanted.discard(name)
             threading.Thread(target=self.take_quietly, name="durable-swarm-take-over", daemon=True).start()
 
-    def take_quietly(self, most: int | None = None) -> None:
+    def take_quietly(self) -> None:
         """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""
         try:
-            self.take(most=most)
+            self.take()
         except Exception as error:
             if not self._process.is_closed:
                 log.warning("could not look for runs to take over: %s", type(error).__name__)

@@ -45,8 +45,8 @@ from durable_swarm.waits import Home, background_loop, running_loop
 
 log = logging.getLogger("durable_swarm")
 
-POLL = 0.1
-"""Seconds between a worker's looks at its queue."""
+POLL, PATIENCE = 0.1, 5.0
+"""Seconds between a worker's looks at its queue; and until a run that waits in a worker leaves its place to another."""
 
 SEE_OFF = 1.0
 """Seconds that closing waits at most for runs that only wait themselves."""
@@ -72,10 +72,8 @@ class Process:
         self.orphans = Orphans(self, strangers=self.hosted and internals.LATE)
         self._lock = threading.RLock()
         self._closing = threading.Event()
-        self.concurrency: int | None = None
-        """How many runs this process executes at once at most, if it is a worker; else None."""
-        self._served: list[str] = []
-        """The queues it serves as a worker."""
+        self._served: list[tuple[Any, int]] = []
+        """The queues it serves as a worker, and how many runs it executes at once."""
         self.parked: dict[str, str] = {}
         """Why runs wait that the database could not be written for; they are tried again by themselves."""
         self.outage = Outage(url, is_under_way)
@@ -148,22 +146,16 @@ class Process:
 
     def serve(self, swarm: str, limits: Limits) -> None:
         """Execute the queued runs of a swarm from now on, and those of dead processes."""
-        self.concurrency = limits.concurrency
-        queue = records.work_queue(swarm)
-        self._served.append(queue)
         rate = None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
-        internals.serve_queue(
-            queue,
+        queue = internals.serve_queue(
+            records.work_queue(swarm),
             POLL,
             worker_concurrency=limits.concurrency,
             global_concurrency=limits.queue_concurrency,
             limiter=rate,
         )
-
-    @property
-    def free(self) -> int | None:
-        """How many more runs may be taken over now; None if that is not limited."""
-        return None if self.concurrency is None else max(0, self.concurrency - len(self.runs))
+        self._served.append((queue, limits.concurrency))
+        self.room.patience = PATIENCE
 
     def drain(self, seconds: float) -> bool:
         """Begin nothing more, and wait until what is under way has come to a record; False if that takes longer."""
@@ -190,8 +182,8 @@ class Process:
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
             self._restore_loops()
-        for queue in (self.queue, *self._served):
-            internals.forget_queue(queue)
+        for queue in (self._private, *(served for served, _ in self._served)):
+            internals.forget_queue(queue.name)
         self.transactions.close()
         self.identity.close()
         self.store.close()
@@ -347,7 +339,7 @@ class Process:
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over the unfinished runs that no living process executes; with `run_ids`, only those."""
-        return self.orphans.take(*run_ids, most=None if run_ids else self.free)
+        return self.orphans.take(*run_ids)
 
     @property
     def version(self) -> str:
@@ -385,17 +377,18 @@ class Process:
     def _look(self) -> None:
         """Look for what others left for whoever can do it."""
         self.room.look()
-        if self.free != 0 and self.store.unclaimed():
-            self.orphans.take_quietly(self.free)
+        for queue, concurrency in self._served:
+            internals.limit_queue(queue, concurrency, len(self.runs))
+        if self.store.unclaimed():
+            self.orphans.take_quietly()
 
     def _keep(self) -> None:
         self.identity.keep()
         self.outage.look()
         self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
-        if self.concurrency is not None:
+        if self._served:
             self._offer()
-            if self.free != 0:
-                self.orphans.take_quietly(self.free)
+            self.orphans.take_quietly()
         if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
             self.orphans.take(*stopped)
 

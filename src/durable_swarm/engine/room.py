@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Waiting:
     until: int | None
     holds_thread: bool
     told: Future[None] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
 
     @property
     def may_leave(self) -> bool:
@@ -54,6 +56,8 @@ class Room:
         self._lock = threading.RLock()
         self._waiting: list[Waiting] = []
         self._closed = False
+        self.patience: float | None = None
+        """Seconds after which a run that waits leaves in any case: in a worker it would take the place of another."""
 
     async def wait(
         self, run: LiveRun, key: str, *, request: str | None, seconds: float | None, holds_thread: bool
@@ -109,6 +113,9 @@ class Room:
         """Look for what other processes have decided or cancelled."""
         with self._lock:
             waiting = list(self._waiting)
+            for one in waiting:
+                if self.patience is not None and one.may_leave and time.monotonic() - one.since > self.patience:
+                    self._release(one.run)
         if waiting:
             self.tell(*self._inbox.decided(one.request for one in waiting if one.request is not None))
             cancelled = self._inbox.cancelled({one.key for one in waiting})
