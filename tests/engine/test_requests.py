@@ -251,14 +251,16 @@ def test_an_overdue_request_of_a_dead_process(make: Make, url: str) -> None:
     """A request whose time is over is not listed as open, though no process has closed it yet."""
 
     def ask_shortly() -> str:
-        return ask_human("Now?", timeout=0.6, default="later")
+        return ask_human("Now?", timeout=3600, default="later")
 
     agent = Agent(name=unique(), functions=[ask_shortly])
     with DurableSwarm(ScriptedModel([["ask_shortly"]]), database=url) as swarm:
         swarm.start(agent, user(), run_id="r")
         asked(swarm)
     with open_runs(url) as runs:
-        wait_until(lambda: not runs.inbox.list())
+        assert len(runs.inbox.list()) == 1
+        change(url, "UPDATE durable_swarm_requests SET expires_at = 1")
+        assert runs.inbox.list() == []
         assert runs.view("r").status == "running"
     swarm = make(ScriptedModel([["ask_shortly"], "Done."]))
     assert swarm.get("r").result(PATIENCE).messages[1]["content"] == "later"
