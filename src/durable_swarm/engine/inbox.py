@@ -78,6 +78,7 @@ class Inbox:
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms", "executor_id")
         self._runs = table("workflow_status", *map(column, (*names, *more)), schema=schema)
+        self._ours = self._runs.c.name.in_([records.RUN, records.TOOL])
         self._steps = table(
             "operation_outputs", column("workflow_uuid"), column("function_name"), column("output"), schema=schema
         )
@@ -327,6 +328,24 @@ class Inbox:
                 if connection.execute(update(runs).where(as_read).values(**_moved("ENQUEUED", queue))).rowcount:
                     moved.add(row.workflow_id)
         return moved
+
+    def unfinished(self) -> list[str]:
+        """Give the unfinished runs and tool calls, but for those that wait for a worker."""
+        runs = self._runs
+        begun = (runs.c.status == "PENDING") | (
+            (runs.c.status == "ENQUEUED") & runs.c.queue_name.not_like(f"{records.work_queue('')}%")
+        )
+        with self._trying(), self._engine.connect() as connection:
+            return list(connection.execute(select(runs.c.workflow_uuid).where(self._ours, begun)).scalars())
+
+    def owners(self) -> set[str]:
+        """Give the names of the processes that have unfinished runs or tool calls."""
+        runs, queue = self._runs, self._runs.c.queue_name
+        pending = select(runs.c.executor_id).where(self._ours, runs.c.status == "PENDING")
+        queued = select(queue).where(self._ours, runs.c.status == "ENQUEUED", queue.like(f"{records.QUEUE}%"))
+        with self._trying(), self._engine.connect() as connection:
+            found = connection.execute(sqlalchemy.union(pending, queued)).scalars()
+            return {str(name).removeprefix(records.QUEUE) for name in found if name != records.UNCLAIMED}
 
     def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
         """Give those of the runs and tool calls that were cancelled."""

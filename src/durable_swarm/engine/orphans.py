@@ -120,6 +120,15 @@ class Orphans:
             self.wanted.discard(name)
             threading.Thread(target=self.take_quietly, name="durable-swarm-take-over", daemon=True).start()
 
+    def look(self) -> None:
+        """Take over if any process is dead that has unfinished runs; how many wait for a worker costs nothing."""
+        here = self._process
+        owners = here.store.inbox.owners()
+        with here.identity.alone():
+            dead = any(here.identity.is_dead(name) for name in owners)
+        if dead:
+            self.take_quietly()
+
     def take_quietly(self) -> None:
         """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""
         try:

@@ -388,7 +388,7 @@ class Process:
         self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
         if self._served:
             self._offer()
-            self.orphans.take_quietly()
+            self.orphans.look()
         if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
             self.orphans.take(*stopped)
 

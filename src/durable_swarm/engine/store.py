@@ -247,15 +247,20 @@ class Store:
         return rows
 
     def unfinished(self, version: str) -> list[Any]:
-        """Give the rows of all unfinished runs and tool calls of one application version: DBOS runs only its own."""
+        """Give the rows of all unfinished runs and tool calls of one application version: DBOS runs only its own.
+
+        Those that wait for a worker are left out: they may be many, and have no process that could be dead.
+        """
+        ids = self.inbox.unfinished()
         rows: list[Any] = self._client.list_workflows(
+            workflow_ids=ids,
             name=[records.RUN, records.TOOL],
             status=UNFINISHED,
             app_version=version,
             load_input=False,
             load_output=False,
         )
-        return rows
+        return rows if ids else []
 
     def unclaimed(self) -> list[Any]:
         """Give the rows of runs that wait for any process with their agents."""
