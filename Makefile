@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-JOBS ?= 7
+JOBS ?= 5
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 

@@ -31,11 +31,13 @@ from durable_swarm.testing import (
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 Attempt = Callable[[Any, bool], Any]
+SILENCE = 1.0
+"""Seconds that a client waits for an answer."""
 
 
 def ask(client: Any, stream: bool) -> Any:
     """Give the answer's text, that of all chunks where it is streamed."""
-    answer = client.chat.completions.create(model="m", messages=HELLO, stream=stream, timeout=0.2)
+    answer = client.chat.completions.create(model="m", messages=HELLO, stream=stream, timeout=SILENCE)
     if not stream:
         return answer if isinstance(answer, str) else [choice.message.content for choice in answer.choices]
     return [choice.delta.content for chunk in answer for choice in chunk.choices]
@@ -43,7 +45,7 @@ def ask(client: Any, stream: bool) -> Any:
 
 async def ask_async(client: Any, stream: bool) -> Any:
     """Do the same with an async client."""
-    answer = await client.chat.completions.create(model="m", messages=HELLO, stream=stream, timeout=0.2)
+    answer = await client.chat.completions.create(model="m", messages=HELLO, stream=stream, timeout=SILENCE)
     if not stream:
         return answer if isinstance(answer, str) else [choice.message.content for choice in answer.choices]
     return [choice.delta.content async for chunk in answer for choice in chunk.choices]
@@ -142,7 +144,7 @@ def test_a_slow_chunk_is_a_timeout() -> None:
         stream = client.chat.completions.create(model="m", messages=HELLO, stream=True, timeout=0.1)
         with pytest.raises(openai.APITimeoutError):
             next(stream)
-    with pytest.raises(TimeoutError, match="timeout of 0"):
+    with pytest.raises(TimeoutError, match=f"timeout of {SILENCE:g} s"):
         in_process(slowly("Hello", pace=9), True)
 
 

@@ -21,6 +21,7 @@ from durable_swarm.testing import ScriptedModel
 from faults import power
 from faults.disk import sweep
 from tests.crash.lives import Lives
+from tests.crash.matrix import LONG
 from tests.engine.helpers import connected, rows, user, wait_until
 
 SMALL = 3
@@ -31,7 +32,7 @@ SMALL = 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "scenario"), [("kill", "journey"), ("torn", "together_async")])
+@pytest.mark.parametrize(("kind", "scenario"), [("kill", "journey"), ("torn", "together_async")][: 2 if LONG else 1])
 def test_a_kill_within_a_write_leaves_a_sound_file(
     kind: str, scenario: str, lives: Lives, tmp_path: Path, failing_disk: None
 ) -> None:
@@ -42,7 +43,7 @@ def test_a_kill_within_a_write_leaves_a_sound_file(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "scenario"), [("enospc", "journey"), ("eio", "together_async")])
+@pytest.mark.parametrize(("kind", "scenario"), [("enospc", "journey"), ("eio", "together_async")][: 2 if LONG else 1])
 def test_one_failed_write_is_nothing(
     kind: str, scenario: str, lives: Lives, tmp_path: Path, failing_disk: None
 ) -> None:

@@ -155,7 +155,7 @@ def test_reading_hostile_rows(make: Make, url: str, place: str, capsys: pytest.C
     program.opened.set()
     with make(ScriptedModel(program.replies)) as swarm:
         swarm.run(program.agent, user(), run_id="r")
-        for text in FORGERIES:
+        for text in FORGERIES if LONG else FORGERIES[::2]:
             forge(url, place, text)
             for error in looks(swarm, "r"):
                 assert "\n" not in str(error), text[:100]

@@ -21,7 +21,9 @@ from tests.engine.helpers import PATIENCE, rows, unique, user, wait_until
 class Desk:
     """An agent whose tool notes who comes, and how many are there at once."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 0.0, patience: float = 0.0) -> None:
+        """Have each visit take so many seconds, and wait before for a second visitor, so long at most."""
+        self.patience = patience
         self.seconds, self.came, self.most, self._there = seconds, list[tuple[str, float]](), 0, 0
         self._lock = threading.Lock()
         self.agent = Agent(name=unique(), functions=[self.visit])
@@ -38,6 +40,9 @@ class Desk:
             self.came.append((who, time.monotonic()))
             self._there += 1
             self.most = max(self.most, self._there)
+        end = time.monotonic() + self.patience
+        while self.most < 2 and time.monotonic() < end:
+            time.sleep(0.01)
         time.sleep(self.seconds)
         with self._lock:
             self._there -= 1
@@ -76,7 +81,7 @@ def test_the_lowest_priority_comes_first(make_anywhere: Make, database_url: str)
 @pytest.mark.parametrize("limits", [{"concurrency": 2}, {"concurrency": 9, "queue_concurrency": 2}])
 def test_no_more_at_once(limits: dict[str, int], make_anywhere: Make, database_url: str) -> None:
     """A worker executes no more runs at once than it may, and all workers of a queue no more than the queue may."""
-    desk, names = Desk(0.1), [str(number) for number in range(6)]
+    desk, names = Desk(0.1, PATIENCE), [str(number) for number in range(6)]
     queued(desk, database_url, *names)
     served(make_anywhere, desk, *names, **limits)
     assert desk.most == 2

@@ -15,8 +15,9 @@ from tests.kit.programs import EXAMPLES, PROGRAMS
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_on_sqlite(program: Callable[[], Any]) -> None:
     """Killed before and after each boundary, the program ends as if nothing had happened."""
-    report = crash_test(program)
-    assert report.kills == 2 * len(report.boundaries)
+    whole = LONG or program.__name__ == "refund"
+    report = crash_test(program, only=None if whole else [1, 3, 4, 5, 6])
+    assert report.kills == report.cases >= 6
 
 
 @pytest.mark.parametrize("program", PROGRAMS if LONG else PROGRAMS[::3], ids=lambda program: program.__name__)
