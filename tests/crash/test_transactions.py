@@ -19,9 +19,9 @@ from durable_swarm import Agent, DurableSwarm, ToolError, errors, tool
 from durable_swarm.engine.database import choose, connect, drop
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.testing.crash.boundaries import Place
-from tests.crash.lives import Lives
+from tests.crash.lives import Lives, say
 from tests.crash.matrix import LONG
-from tests.engine.helpers import unique
+from tests.engine.helpers import change, unique
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -162,6 +162,7 @@ def overtaken(url: str) -> None:
 
     @tool(effect="transactional")
     def pay(connection: sqlalchemy.Connection) -> str:
+        say("in the transaction")
         os.kill(os.getpid(), signal.SIGSTOP)
         connection.exec_driver_sql("INSERT INTO payments VALUES ('zombie', 1)")
         return "paid"
@@ -178,18 +179,10 @@ def test_who_has_lost_the_run_writes_nothing(postgres_database: str, lives: Live
     """An execution whose run another has taken meanwhile rolls its transaction back."""
     table_in(postgres_database)
     life = lives.start(overtaken, postgres_database, ledger=tmp_path / "ledger")
-    engine = sqlalchemy.create_engine(choose(postgres_database), poolclass=sqlalchemy.NullPool)
-    end = time.monotonic() + 20
-    taken = 0
-    while not taken and time.monotonic() < end:
-        time.sleep(0.3)
-        with engine.begin() as connection:
-            # The last table that the program makes: DBOS has then made all of its own.
-            if sqlalchemy.inspect(connection).has_table("durable_swarm_messages", schema="dbos"):
-                taken = connection.exec_driver_sql(
-                    "UPDATE dbos.workflow_status SET owner_xid = 'another' WHERE workflow_uuid = 'run-1/0.0'"
-                ).rowcount
-    assert taken
+    assert life.hear() == "in the transaction"
+    change(
+        postgres_database, "UPDATE {schema}workflow_status SET owner_xid = 'another' WHERE workflow_uuid = 'run-1/0.0'"
+    )
     threading.Timer(0.2, life.send, (signal.SIGCONT,)).start()
     time.sleep(2)
     life.kill()
