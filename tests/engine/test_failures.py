@@ -6,9 +6,11 @@ import inspect
 from typing import Any
 
 import pytest
+import sqlalchemy
 from dbos import error as dbos_errors
 
-from durable_swarm import errors
+from durable_swarm import ConfigurationError, errors
+from durable_swarm.engine.database import unfit
 from durable_swarm.engine.failures import engines_code, rebuild, step_done, step_failure, users_code
 from durable_swarm.engine.signals import Failed, Held
 
@@ -85,3 +87,14 @@ def test_an_exception_that_cannot_be_found_again_is_told_as_such(caplog: pytest.
         assert isinstance(error, errors.RunFailed)
         assert error.error_type.endswith(type(raised).__name__)
     assert caplog.text.count("cannot be rebuilt") == 2
+
+
+def test_what_the_database_refused_in_passing_is_tried_again() -> None:
+    """An error of ours that the database's trouble caused holds the run for as long as that lasts, and not for good."""
+    url = sqlalchemy.make_url("sqlite:///runs.sqlite")
+    lost = sqlalchemy.exc.OperationalError("INSERT", {}, Exception("disk I/O error"))
+    with pytest.raises(Held) as passing, engines_code("a request"):
+        raise unfit(url, lost) from lost
+    with pytest.raises(Held) as lasting, engines_code("a request"):
+        raise ConfigurationError("no such request")
+    assert (passing.value.passes, lasting.value.passes) == (True, False)

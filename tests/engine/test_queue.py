@@ -15,7 +15,7 @@ from durable_swarm.engine import process, records
 from durable_swarm.engine.live import Limits
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, rows, unique, user, wait_until
+from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
 
 
 class Desk:
@@ -218,6 +218,19 @@ def test_runs_from_elsewhere_count(make: Make, url: str) -> None:
 def _call_of(request: Any) -> Any:
     said = _said(request)
     return "hold" if said == "hold" else ("visit", {"who": said})
+
+
+def test_a_process_that_stops_takes_nothing_over(make: Make, url: str) -> None:
+    """Who drains looks on no more: what is woken then goes to processes that stay."""
+    swarm, name = make(ScriptedModel([])), unique()
+    swarm.runs()
+    with DurableSwarm(database=url) as client:
+        client.enqueue(name, user(), run_id="r")
+    change(url, "UPDATE workflow_status SET queue_name = 'durable_swarm:unclaimed' WHERE workflow_uuid = 'r'")
+    agent = Agent(name=name)
+    swarm.drain(0)
+    assert process.current().take_over() == []
+    assert swarm.get("r").agent == agent.name
 
 
 BAD: list[Callable[[DurableSwarm], Any]] = [

@@ -55,7 +55,7 @@ def engines_code(what: str) -> Iterator[None]:
         raise dbos_errors.DBOSWorkflowCancelledError(str(error)) from error
     except Exception as error:
         if isinstance(error, errors.DurableSwarmError):
-            raise Held(error) from error
+            raise Held(error, passes=may_pass(error.__cause__)) from error
         misfit = isinstance(error, dbos_errors.DBOSUnexpectedStepError)
         kind = errors.ReplayMismatch if misfit else errors.ConfigurationError
         reason = told(error) if isinstance(error, SQLAlchemyError) else safe_text(error)[:500]

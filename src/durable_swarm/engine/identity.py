@@ -29,6 +29,9 @@ from durable_swarm.errors import ConfigurationError
 log = logging.getLogger("durable_swarm")
 
 
+RENEW = 2.0
+"""Seconds between signs of life while this process waits for another that looks for runs to take over."""
+
 RETURN = 5.0
 """Seconds after a lost session in which a free lock tells nothing: the server may have lost everybody's."""
 
@@ -188,10 +191,14 @@ class Identity:
         """Be the only process, and the only thread, that looks for runs to take over."""
         with self._guard:
             taken, told, begun = False, False, time.monotonic()
+            renewed = begun
             try:
                 while not (taken := self._locks.take("take-over")):
                     time.sleep(0.01)
                     waited = time.monotonic() - begun
+                    if time.monotonic() - renewed > RENEW:
+                        renewed = time.monotonic()
+                        self._renew()
                     if waited > 5 and not told:
                         told = True
                         log.warning("another process has been looking for runs to take over for 5 s; is it stopped?")
@@ -205,10 +212,13 @@ class Identity:
 
     def keep(self) -> None:
         """Give a sign of life, and hold the name: a lost session of the database takes its locks along."""
-        if self.leases is not None:
-            self.leases.renew(self.name)
+        self._renew()
         with self.alone():
             self._locks.take(self.name)
+
+    def _renew(self) -> None:
+        if self.leases is not None:
+            self.leases.renew(self.name)
 
     def is_dead(self, name: str) -> bool:
         """Whether no living process has that name, or one that stands still. To be asked inside `alone`."""

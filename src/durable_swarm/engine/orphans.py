@@ -36,6 +36,8 @@ class Orphans:
         With `run_ids`, only those. Gives the ids of the runs taken over.
         """
         here = self._process
+        if here.is_closed:  # Or about to be: what it took now would wait for its end.
+            return []
         with here.identity.alone():
             orphans = [row for row in here.store.unfinished(here.version) if self._is_orphan(row)]
             self._strangers = False
