@@ -118,8 +118,8 @@ class Inbox:
 
     # What a run asks
 
-    def open(self, asked: Asked, swarm: str, kept: Record | None = None) -> tuple[Request, bool]:
-        """Open a request, unless it was asked before; gives it, and whether that is new.
+    def open(self, asked: Asked, swarm: str, kept: Record | None = None) -> Request:
+        """Open a request, unless it was asked before, and give it.
 
         `kept` is what the run keeps with it. A request that is still open shows what is asked now.
         """
@@ -133,8 +133,7 @@ class Inbox:
             request=stored, created_at=at, expires_at=expires,
         )  # fmt: skip
         with self._writing(asked.run_id) as connection:
-            new = connection.execute(insert.on_conflict_do_nothing()).rowcount == 1
-            if not new:
+            if connection.execute(insert.on_conflict_do_nothing()).rowcount != 1:
                 self._ask_again(connection, asked, swarm, record)
             row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
         if row.call != asked.call:
@@ -142,7 +141,7 @@ class Inbox:
                 f"the token {asked.id.removeprefix(TOKEN)!r} belongs to the tool call {row.call!r}; each call of "
                 "later() needs a token of its own"
             )
-        return self._read(row), new
+        return self._read(row)
 
     def _ask_again(self, connection: sqlalchemy.Connection, asked: Asked, swarm: str, record: Record) -> None:
         """Have a request that is there show what is asked now. An answer to another question is none to this one."""

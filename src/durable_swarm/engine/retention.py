@@ -36,15 +36,10 @@ WELL, BADLY = ("SUCCESS", "CANCELLED"), ("ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDE
 """What DBOS calls runs that have ended."""
 
 BATCH = 50
-"""How many runs are deleted in one transaction: other writers of a SQLite file wait meanwhile, some 20 ms."""
+"""How many runs are deleted in one transaction: other writers of a SQLite file wait meanwhile."""
 
 SOME, EVERY = 200, 3600.0
 """How many runs a look deletes at most, and seconds between looks where that was enough."""
-
-RUNS = table(
-    "workflow_status",
-    *map(column, ("workflow_uuid", "name", "status", "updated_at", "parent_workflow_id", "attributes")),
-)
 
 
 class Retention:
@@ -57,7 +52,8 @@ class Retention:
         self._ended = WELL if keep_failed else WELL + BADLY
         self._swarm = swarm
         self._schema = schema_of(store.url)
-        self._runs = table(RUNS.name, *(column(each.name) for each in RUNS.columns), schema=self._schema)
+        names = ("workflow_uuid", "name", "status", "updated_at", "parent_workflow_id", "attributes")
+        self._runs = table("workflow_status", *map(column, names), schema=self._schema)
 
     def count(self) -> int:
         """Give how many runs would be deleted."""

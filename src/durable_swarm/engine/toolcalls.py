@@ -65,7 +65,7 @@ class AtCall:
     async def open(self, asked: Asked, kept: Record | None = None) -> Request:
         """Open a request, unless it was asked before."""
         try:
-            request, _ = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept)
+            request = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept)
         except TokenTaken as error:
             raise Failed(error, records.tool_step(asked.tool)) from None
         self._tell("request.opened", request, question=request.question)
