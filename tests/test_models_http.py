@@ -167,7 +167,7 @@ def test_what_may_pass_is_tried_again(provider: ScriptedServer, kind: str, fault
     """After a rate limit, an error of the server, a lost connection or a broken answer the request is made again."""
     provider.inject(FAULTS[fault])
     naps = Naps()
-    answer = ask_provider(provider, kind, max_retries=1, naps=naps, timeout=1)
+    answer = ask_provider(provider, kind, max_retries=1, naps=naps, timeout=2)
     assert answer.message["content"] == "Hello"
     assert len(provider.requests) == 2
     assert provider.requests[0].body == provider.requests[1].body
@@ -180,7 +180,7 @@ def test_tries_are_those_of_the_client(provider: ScriptedServer, fault: str) -> 
     """The request is made once more than the client's `max_retries` says; then the error tells what happened."""
     provider.inject(*[FAULTS[fault]] * 5)
     with pytest.raises(ModelError, match="the model call failed after 3 tries: ") as caught:
-        ask_provider(provider, "sync", max_retries=2, timeout=0.1)
+        ask_provider(provider, "sync", max_retries=2, timeout=1)
     assert len(provider.requests) == 3
     assert caught.value.tries == 3
     assert caught.value.status == (int(fault) if fault.isdigit() else 502 if fault == "page of a proxy" else None)
@@ -236,7 +236,7 @@ def test_retry_after_is_waited(provider: ScriptedServer, asynchronous: bool) -> 
             asyncio.run(swarm.run_async(Agent(), [{"role": "user", "content": "Hi"}]))
         else:
             swarm.run(Agent(), [{"role": "user", "content": "Hi"}])
-    assert 0.2 <= time.monotonic() - begin < 1.5
+    assert 0.2 <= time.monotonic() - begin < 5
 
 
 def test_the_server_may_forbid_a_retry(provider: ScriptedServer) -> None:

@@ -153,7 +153,7 @@ def test_what_may_pass_is_tried_again(provider: ScriptedServer, kind: str, fault
     """After every fault the request is made again, and what the first try had shown is taken back."""
     provider.inject(FAULTS[fault])
     shown, naps = Shown(), Naps()
-    answer = ask_streamed(provider, kind, max_retries=1, naps=naps, timeout=0.5, show=shown)
+    answer = ask_streamed(provider, kind, max_retries=1, naps=naps, timeout=2, show=shown)
     assert answer.message["content"] == shown.text == "Hello there"
     assert provider.calls[0] == provider.calls[1]
     assert len(naps.taken) == 1
@@ -168,7 +168,7 @@ def test_what_stays_away_is_an_error(provider: ScriptedServer, kind: str, fault:
     provider.inject(*[FAULTS[fault]] * 3)
     shown = Shown()
     with pytest.raises(ModelError, match="the model call failed after 2 tries: ") as caught:
-        ask_streamed(provider, kind, max_retries=1, timeout=0.2, show=shown)
+        ask_streamed(provider, kind, max_retries=1, timeout=1, show=shown)
     assert (caught.value.tries, len(provider.calls)) == (2, 2)
     assert caught.value.status == (int(fault) if fault.isdigit() else 502 if fault == "page of a proxy" else None)
     assert shown.deltas == []

@@ -160,7 +160,7 @@ def test_a_client_that_left_uses_up_nothing_more() -> None:
     with serve_scripted(["only"]) as provider, provider.client() as client:
         provider.inject(timed_out())
         with pytest.raises(openai.APITimeoutError):
-            ask(client, timeout=0.1)
+            ask(client, timeout=1)
         assert text_of(ask(client)) == "only"
 
 
@@ -174,11 +174,11 @@ def test_a_late_answer(provider: ScriptedServer, client: openai.OpenAI) -> None:
 
 def test_many_clients_at_once() -> None:
     """Slow answers to several clients are given side by side."""
-    with serve_scripted(lambda _: "Hi", latency=0.3) as provider, ThreadPoolExecutor(8) as pool:
+    with serve_scripted(lambda _: "Hi", latency=0.5) as provider, ThreadPoolExecutor(8) as pool:
         began = time.monotonic()
         asked = [pool.submit(lambda: ask(provider.client())) for _ in range(8)]
         assert [text_of(future.result()) for future in asked] == ["Hi"] * 8
-        assert time.monotonic() - began < 8 * 0.3
+        assert time.monotonic() - began < 8 * 0.5
 
 
 def test_a_silent_answer_ends_with_the_server() -> None:

@@ -141,7 +141,7 @@ def test_a_cut_stream_gives_its_first_chunks(served: bool, after: int) -> None:
 def test_a_slow_chunk_is_a_timeout() -> None:
     """A stream that pauses longer than the request waits ends with a timeout, here as over HTTP."""
     with serve_scripted([slowly("Hello", pace=9)]) as server, server.client() as client:
-        stream = client.chat.completions.create(model="m", messages=HELLO, stream=True, timeout=0.1)
+        stream = client.chat.completions.create(model="m", messages=HELLO, stream=True, timeout=SILENCE)
         with pytest.raises(openai.APITimeoutError):
             next(stream)
     with pytest.raises(TimeoutError, match=f"timeout of {SILENCE:g} s"):

@@ -364,11 +364,11 @@ def test_unknown_requests(make_swarm: MakeSwarm) -> None:
 def test_a_question_ends_with_its_call(awaits: bool, make_swarm: MakeSwarm, run: Run) -> None:
     """What a tool has asked that its own timeout ended is open no more, and takes no answer."""
 
-    @tool(timeout=0.3)
+    @tool(timeout=2)
     def wait() -> str:
         return ask_human("Now?")
 
-    @tool(timeout=0.3)
+    @tool(timeout=2)
     async def wait_async() -> str:
         return await ask_human_async("Now?")
 

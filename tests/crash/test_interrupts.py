@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,6 +152,13 @@ def kill_in_second_tool(lives: Lives, url: str, ledger: Path) -> None:
     assert life.kill().killed
 
 
+def _wait_for_an_agent(run: Any) -> None:
+    """Wait until the run has come to where it needs an agent that this program lacks."""
+    end = time.monotonic() + 20
+    while run.waits_for is None and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 def define_late(url: str) -> tuple[list[str], str, str]:
     """A program that looks for runs before it defines its agent."""
     gone = program(blocks=False)
@@ -158,8 +166,7 @@ def define_late(url: str) -> tuple[list[str], str, str]:
     del gone
     found = [run.id for run in swarm.recover()]
     run = swarm.get(RUN)
-    with contextlib.suppress(TimeoutError):
-        run.result(timeout=0.5)
+    _wait_for_an_agent(run)
     before = run.status
     agent, _ = program(blocks=False)
     assert agent.name == "Desk"
@@ -186,8 +193,7 @@ def define_second_agent_late(url: str) -> tuple[str, str | None, scenarios.Answe
     swarm = DurableSwarm(model, database=url)
     swarm.recover()
     run = swarm.get(RUN)
-    with contextlib.suppress(TimeoutError):
-        run.result(timeout=1)
+    _wait_for_an_agent(run)
     status, reason = run.status, run.waits_for
     billing = Agent(**later[0])
     assert (desk.name, billing.name) == ("Desk", "Billing")

@@ -105,7 +105,7 @@ def test_a_clock_that_is_set_back(make: Make, monkeypatch: pytest.MonkeyPatch) -
     swarm, began = make(asking()), time.monotonic()
 
     def ask() -> str:
-        return ask_human("Colour?", timeout=0.5, default="grey")
+        return ask_human("Colour?", timeout=2, default="grey")
 
     agent = Agent(name=unique(), functions=[ask])
     run = swarm.start(agent, user())

@@ -146,10 +146,10 @@ def test_a_reply_comes_in_while_the_database_is_locked(make: Make, tmp_path: Pat
     swarm = make(ScriptedModel(lambda _: TEXT, pace=0.015))
     stream = swarm.run(Agent(name=unique()), user(), stream=True, run_id="locked")
     items = list(itertools.islice(stream, 5))
-    with locked(tmp_path / "runs.sqlite", 2.0):
+    with locked(tmp_path / "runs.sqlite", 4.0):
         began = time.monotonic()
         items += itertools.islice(stream, 60)
-        assert time.monotonic() - began < 1.8, "the tokens waited for the database"
+        assert time.monotonic() - began < 3.6, "the tokens waited for the database"
     items += stream
     assert "".join(item.get("content") or "" for item in items) == TEXT
     run = swarm.get("locked")

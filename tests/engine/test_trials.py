@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -18,7 +19,7 @@ from durable_swarm.engine.trials import Trials
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.waits import OnLoop
 from tests.engine.conftest import Make
-from tests.engine.helpers import user
+from tests.engine.helpers import PATIENCE, user
 
 SUSPECT = "suspect/0.0"
 
@@ -61,7 +62,10 @@ class Calls:
             await self._tasks[key]
 
     async def see(self, *expected: str) -> None:
-        """Check which calls are under way, when all had time to begin."""
+        """Check which calls come to be under way, and that no other has begun when all had time to."""
+        end = time.monotonic() + PATIENCE
+        while self.under_way != set(expected) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(10 * trials.PAUSE)
         assert self.under_way == set(expected)
 
