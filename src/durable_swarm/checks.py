@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from durable_swarm.codec import storable
@@ -21,6 +22,22 @@ def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> None:
     if not number or value < 0 or (above_zero and value == 0):
         least = "above 0" if above_zero else "from 0 up"
         raise ConfigurationError(f"{name} must be a number of seconds {least}, not {value!r:.40}")
+
+
+def check_rate(name: str, value: Any, what: str) -> None:
+    """Check that it is so many of `what` within so many seconds: a tuple (number, seconds)."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ConfigurationError(f"{name} must be ({what}, seconds), not {value!r:.80}")
+    check_whole(f"{name}: {what}", value[0], 1)
+    check_seconds(f"{name}: seconds", value[1], above_zero=True)
+
+
+def check_model_rates(rates: Any) -> None:
+    """Check that they are a rate, as (calls, seconds), for each of some models."""
+    if not isinstance(rates, Mapping):
+        raise ConfigurationError(f'model_rates must be like {{"gpt-4o": (500, 60)}}, not {rates!r:.80}')
+    for model, rate in rates.items():
+        check_rate(f"model_rates[{check_text('the model of a rate', model)!r}]", rate, "calls")
 
 
 def check_codec(codec: Any) -> None:

@@ -21,7 +21,7 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -115,8 +115,11 @@ async def complete(
     call: ModelCall,
     waits: Waits,
     show: Show | None = None,
+    admit: Admit | None = None,
 ) -> Completion:
     """Make one model call for `agent`, with its retries. With `show` the reply is streamed, and shown as it comes in.
+
+    `admit` is awaited before each try, with the name of the model.
 
     Raises `ModelError` when the provider refuses or stays away; other exceptions of the client pass as they are.
     """
@@ -126,7 +129,7 @@ async def complete(
         say(f"Getting chat completion for...: {request['messages']}")
     begin = None if show is None else partial(Shown, show, call.turn)
     with _called(call):
-        answer = await _with_retries(client, request, waits, begin)
+        answer = await _with_retries(client, request, waits, begin, admit)
     message = read_message(answer.message, call.turn)
     if debug:
         say(f"Received completion: {message}")
@@ -175,13 +178,19 @@ def build_request(
 
 Begin = Callable[[], Shown]
 """Begins what an attempt shows."""
+Admit = Callable[[str], Awaitable[None]]
+"""Waits until a model may be asked."""
 
 
-async def _with_retries(client: Any, request: dict[str, Any], waits: Waits, begin: Begin | None) -> Answer:
+async def _with_retries(
+    client: Any, request: dict[str, Any], waits: Waits, begin: Begin | None, admit: Admit | None
+) -> Answer:
     _remember_key(client)
     retries = getattr(client, "max_retries", None)
     tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
     for attempt in range(1, tries + 1):
+        if admit is not None:
+            await admit(request["model"])
         try:
             return await _attempt(client, request, waits, begin)
         except Exception as error:

@@ -196,3 +196,26 @@ def test_many_processes_may_open_a_new_file(lives: Lives, tmp_path: Path) -> Non
         url, ledger = f"sqlite:///{tmp_path}/{number}.sqlite", tmp_path / "ledger"
         opening = [lives.start(open_new, url, chance.uniform(0, 0.1), ledger=ledger) for _ in range(6)]
         assert [life.end().value for life in opening] == [[]] * 6
+
+
+def ask_often(url: str) -> list[float]:
+    """A program with five calls of a rated model; gives when they were made."""
+    asked: list[float] = []
+
+    def answer(request: dict[str, Any]) -> str:
+        asked.append(time.time())
+        return "Done."
+
+    with DurableSwarm(ScriptedModel(answer), database=url, model_rates={"gpt-4o": (1, 0.1)}) as swarm:
+        for _ in range(5):
+            swarm.run(Agent(name="Asker"), QUESTION)
+    return asked
+
+
+def test_processes_share_the_rate_of_a_model(lives: Lives, tmp_path: Path, database_url: str) -> None:
+    """However many processes ask a rated model, no call comes before its moment."""
+    began = time.time()
+    programs = [lives.start(ask_often, database_url, ledger=tmp_path / "ledger") for _ in range(3)]
+    asked = sorted(moment for program in programs for moment in program.end().value)
+    assert len(asked) == 15
+    assert all(moment - began >= number * 0.1 - 0.002 for number, moment in enumerate(asked))

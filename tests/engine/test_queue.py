@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -166,6 +167,67 @@ def test_a_run_without_its_agent_is_offered(make: Make, url: str) -> None:
     assert swarm.get("a").status in ("running", "queued")
     late = Agent(name=name, functions=[desk.visit])
     assert swarm.get("a").result(PATIENCE).agent is late
+
+
+def unclaimed() -> set[str]:
+    """Give the runs that any process may take."""
+    return {row.workflow_id for row in process.current().store.unclaimed()}
+
+
+def test_a_run_without_its_tool_is_offered(make: Make) -> None:
+    """A worker that lacks a tool leaves the run to others, and takes it back later only, or when it is told to look."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        assert ended.wait(PATIENCE)
+        return "worked"
+
+    model, agent = ScriptedModel([["work"], "Done."]), Agent(name=unique(), functions=[work])
+    with make(model) as swarm:
+        swarm.start(agent, user(), run_id="r")
+        assert begun.wait(PATIENCE)
+    ended.set()
+    agent.functions.clear()
+    swarm = make(model)
+    swarm.serve()
+    wait_until(unclaimed)
+    time.sleep(1)
+    assert unclaimed() == {"r"}
+    assert "'work'" in str(swarm.get("r").waits_for)
+    agent.functions.append(work)
+    assert [run.id for run in swarm.recover()] == ["r"]
+    assert swarm.get("r").result(PATIENCE).messages[1]["content"] == "worked"
+    assert swarm.get("r").waits_for is None
+
+
+def test_what_stops_in_a_draining_worker_is_offered_at_once(make_anywhere: Make) -> None:
+    """A worker that stops leaves what waits in it to others while it still finishes a step, and then that run, too."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def work() -> str:
+        begun.set()
+        assert ended.wait(PATIENCE)
+        return "worked"
+
+    def ask() -> str:
+        return ask_human("Now?")
+
+    agent = Agent(name=unique(), functions=[work, ask])
+    swarm = make_anywhere(ScriptedModel(lambda request: [_said(request)], strict=False))
+    swarm.serve()
+    for tool in ("work", "ask"):
+        swarm.enqueue(agent.name, user(tool), run_id=tool)
+    assert begun.wait(PATIENCE)
+    wait_until(swarm.requests)
+    with ThreadPoolExecutor(1) as pool:
+        drained = pool.submit(swarm.drain, PATIENCE)
+        try:
+            wait_until(lambda: unclaimed() == {"ask"})
+        finally:
+            ended.set()
+        assert drained.result(PATIENCE)
+    assert unclaimed() == {"ask", "work"}
 
 
 def test_a_run_that_waits_takes_nobodys_place(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:

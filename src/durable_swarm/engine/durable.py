@@ -7,8 +7,8 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
-from types import TracebackType
+from collections.abc import AsyncIterator, Iterator, Mapping
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
@@ -16,7 +16,7 @@ from dbos import error as dbos_errors
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
-from durable_swarm.checks import check_codec, check_seconds, check_text, check_whole
+from durable_swarm.checks import check_codec, check_model_rates, check_seconds, check_text, check_whole
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
@@ -53,7 +53,8 @@ class DurableSwarm(Runner):
     exception to the model, where `"raise"` ends the run with it. `codec` is what all data of users passes through on
     its way to the database and back, such as `durable_swarm.encryption.EncryptionCodec`. `tool_database` is the URL of
     the database whose connection transactional tools get, by default that of the runs. `keep_for` is for how many
-    seconds runs of this swarm that have ended are kept, by default for ever.
+    seconds runs of this swarm that have ended are kept, by default for ever. `model_rates` says how often models are
+    asked at most, as in `{"gpt-4o": (500, 60)}`: 500 calls in 60 seconds, of all processes of the database together.
 
     Nothing is opened before first use. Use it as a context manager, or call `close`, to give everything back.
     """
@@ -70,6 +71,7 @@ class DurableSwarm(Runner):
         codec: Codec | None = None,
         tool_database: str | None = None,
         keep_for: float | None = None,
+        model_rates: Mapping[str, tuple[int, float]] = MappingProxyType({}),
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors)
         check_codec(codec)
@@ -82,6 +84,8 @@ class DurableSwarm(Runner):
         if keep_for is not None:
             check_seconds("keep_for", keep_for)
         self.keep_for = keep_for
+        check_model_rates(model_rates)
+        self.model_rates: Mapping[str, tuple[int, float]] = dict(model_rates)
         self.database = database if database is None else _check_database(database)
         self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
         self._opening = threading.Lock()
@@ -399,7 +403,7 @@ class DurableSwarm(Runner):
         Gives the runs taken over, those of the first use included.
         """
         more = self._open().take_over()
-        taken, self._taken = [*self._taken, *more], []
+        taken, self._taken = dict.fromkeys([*self._taken, *more]), []
         return [self._handle(run_id) for run_id in taken]
 
     def export(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:

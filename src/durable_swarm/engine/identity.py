@@ -17,7 +17,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import sqlalchemy
@@ -29,8 +29,8 @@ from durable_swarm.errors import ConfigurationError
 log = logging.getLogger("durable_swarm")
 
 
-RENEW = 2.0
-"""Seconds between signs of life while this process waits for another that looks for runs to take over."""
+RENEW, PAUSE = 2.0, 0.01
+"""Seconds between signs of life, and between tries, while this process waits for another that takes runs over."""
 
 RETURN = 5.0
 """Seconds after a lost session in which a free lock tells nothing: the server may have lost everybody's."""
@@ -189,26 +189,31 @@ class Identity:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Be the only process, and the only thread, that looks for runs to take over."""
-        with self._guard:
-            taken, told, begun = False, False, time.monotonic()
-            renewed = begun
+        self._wait_for(lambda: self._guard.acquire(timeout=PAUSE))
+        try:
+            self._wait_for(lambda: self._locks.take("take-over"), self._unlock)
             try:
-                while not (taken := self._locks.take("take-over")):
-                    time.sleep(0.01)
-                    waited = time.monotonic() - begun
-                    if time.monotonic() - renewed > RENEW:
-                        renewed = time.monotonic()
-                        self._renew()
-                    if waited > 5 and not told:
-                        told = True
-                        log.warning("another process has been looking for runs to take over for 5 s; is it stopped?")
-                    if waited > 2 * LEASE:
-                        begun = time.monotonic()
-                        self._locks.wrest("take-over")
                 yield
             finally:
-                if taken:
-                    self._locks.give("take-over")
+                self._locks.give("take-over")
+        finally:
+            self._guard.release()
+
+    def _wait_for(self, taken: Callable[[], bool], unlock: Callable[[], None] = lambda: None) -> None:
+        """Wait for a lock with signs of life, not to be taken for dead meanwhile; `unlock` what stays locked."""
+        begun = renewed = time.monotonic()
+        while not taken():
+            time.sleep(PAUSE)
+            if time.monotonic() - renewed > RENEW:
+                renewed = time.monotonic()
+                self._renew()
+            if time.monotonic() - begun > LEASE:
+                begun = time.monotonic()
+                unlock()
+
+    def _unlock(self) -> None:
+        log.warning("another process has been looking for runs to take over for %g s; is it stopped?", LEASE)
+        self._locks.wrest("take-over")
 
     def keep(self) -> None:
         """Give a sign of life, and hold the name: a lost session of the database takes its locks along."""

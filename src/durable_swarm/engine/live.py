@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from durable_swarm import errors
 from durable_swarm.calls import Cast, Lane
-from durable_swarm.checks import check_seconds, check_whole
+from durable_swarm.checks import check_rate, check_whole
 from durable_swarm.codec import Codec
 from durable_swarm.engine import internals
 from durable_swarm.engine.feed import Feed
@@ -34,6 +34,7 @@ class Settings(Protocol):
     tool_errors: str
     tool_database: str | None
     keep_for: float | None
+    model_rates: Mapping[str, tuple[int, float]]
     name: str
     codec: Codec | None
 
@@ -54,10 +55,7 @@ class Limits:
         if self.queue_concurrency is not None:
             check_whole("queue_concurrency", self.queue_concurrency, 1)
         if self.rate is not None:
-            if not isinstance(self.rate, tuple) or len(self.rate) != 2:
-                raise errors.ConfigurationError(f"rate must be (runs, seconds), not {self.rate!r:.80}")
-            check_whole("rate: runs", self.rate[0], 1)
-            check_seconds("rate: seconds", self.rate[1], above_zero=True)
+            check_rate("rate", self.rate, "runs")
 
 
 class Swarms(list[Settings]):

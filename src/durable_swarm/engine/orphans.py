@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm import errors, roster
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from durable_swarm.engine.process import Process
 
 log = logging.getLogger("durable_swarm")
+
+DECLINE, LONGEST = 60.0, 3600.0
+"""Seconds for which a worker leaves a run to others that it could not go on with: the first time, and at most."""
 
 
 class Orphans:
@@ -29,19 +34,26 @@ class Orphans:
         """Names of agents for which runs wait; defining one starts a look for them."""
         self.interrupted: set[str] = set()
         """Runs that stopped here without an outcome."""
+        self._declined: dict[str, tuple[float, float]] = {}
+        """Runs that could not go on here: until when they are left to others, and how long that is in all."""
 
     def take(self, *run_ids: str) -> list[str]:
         """Take over the unfinished runs that no living process executes and whose agents are defined here.
 
-        With `run_ids`, only those. Gives the ids of the runs taken over.
+        With `run_ids`, only those; without, also those that were declined. Gives the ids of the runs taken over.
         """
+        if not run_ids:
+            self._declined.clear()
+        return self._take(run_ids)
+
+    def _take(self, run_ids: tuple[str, ...]) -> list[str]:
         here = self._process
         if here.is_closed:  # Or about to be: what it took now would wait for its end.
             return []
         with here.identity.alone():
             orphans = [row for row in here.store.unfinished(here.version) if self._is_orphan(row)]
             self._strangers = False
-            wanted = [row for row in orphans if not run_ids or row.workflow_id in run_ids]
+            wanted = [row for row in orphans if row.workflow_id in run_ids or not (run_ids or self._declines(row))]
             runs = [row for row in wanted if row.name == records.RUN and self._can_run(row)]
             if not runs:
                 return []
@@ -96,7 +108,18 @@ class Orphans:
             lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
             log.warning("run %r waits: %s in this process", run_id, lack)
             self.wanted.add(agent)
+        self._decline(run_id)
         return False
+
+    def _decline(self, run_id: str) -> None:
+        """Leave a run to others for a while, and for longer each time: else those that lack something pass it round."""
+        _, before = self._declined.get(run_id, (0.0, DECLINE / 2))
+        pause = min(before * 2, LONGEST)
+        self._declined[run_id] = time.monotonic() + pause, pause
+
+    def _declines(self, row: Any) -> bool:
+        until, _ = self._declined.get(row.workflow_id, (0.0, 0.0))
+        return time.monotonic() < until
 
     def _forget_waiting(self, run_id: str) -> bool:
         try:
@@ -106,35 +129,48 @@ class Orphans:
             return False
         return True
 
-    def offer(self, run_id: str) -> None:
-        """Leave a run that was interrupted here, with its calls, to whichever process can go on with it."""
-        here = self._process
+    def offer(self, run_ids: Iterable[str], *, handed: bool = False) -> None:
+        """Leave runs that were interrupted here, with their calls, to whichever process can go on with them.
+
+        With `handed` also what was handed to this process and has not begun: it stops.
+        """
+        here, left = self._process, set(run_ids)
         with here.identity.alone():
-            rows = here.store.unfinished(here.version)
-            here.store.inbox.hand_to(
-                [row for row in rows if run_id in (row.workflow_id, row.parent_workflow_id)], records.UNCLAIMED
-            )
-            self.interrupted.discard(run_id)
+            rows = [
+                row
+                for row in here.store.unfinished(here.version)
+                if left & {row.workflow_id, row.parent_workflow_id} or (handed and row.queue_name == here.queue)
+            ]
+            here.store.inbox.hand_to(rows, records.UNCLAIMED)
+            self.interrupted -= left
+        for run_id in left:
+            self._decline(run_id)
 
     def agent_defined(self, name: str) -> None:
         """Look for the runs that wait for an agent of this name, if any do."""
         if name in self.wanted:
             self.wanted.discard(name)
-            threading.Thread(target=self.take_quietly, name="durable-swarm-take-over", daemon=True).start()
+            self._declined.clear()
+            threading.Thread(target=self._take_quietly, name="durable-swarm-take-over", daemon=True).start()
 
-    def look(self) -> None:
+    def look_at_unclaimed(self) -> None:
+        """Take over what others left for whoever can go on with it."""
+        if not all(self._declines(row) for row in self._process.store.unclaimed()):
+            self._take_quietly()
+
+    def look_for_dead(self) -> None:
         """Take over if any process is dead that has unfinished runs; how many wait for a worker costs nothing."""
         here = self._process
         owners = here.store.inbox.owners()
         with here.identity.alone():
             dead = any(here.identity.is_dead(name) for name in owners)
         if dead:
-            self.take_quietly()
+            self._take_quietly()
 
-    def take_quietly(self) -> None:
+    def _take_quietly(self) -> None:
         """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""
         try:
-            self.take()
+            self._take(())
         except Exception as error:
             if not self._process.is_closed:
                 log.warning("could not look for runs to take over: %s", type(error).__name__)

@@ -18,6 +18,7 @@ from durable_swarm.engine.failures import engines_code, users_code
 from durable_swarm.engine.feed import now
 from durable_swarm.engine.live import LiveRun, ToolCall, Trials
 from durable_swarm.engine.mailbox import Mailbox
+from durable_swarm.engine.rates import Rates
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal, output_of
 from durable_swarm.engine.signals import Failed, Held, Released
@@ -109,6 +110,7 @@ class Durable:
     trials: Trials
     """Counts the calls that are executed once more after a crash."""
     mailbox: Mailbox
+    rates: Rates
     people: Callable[[ToolCall, str], AtCall]
     """Gives who answers what a tool call asks."""
     replayed: bool = False
@@ -174,12 +176,23 @@ class Durable:
             call=ModelCall(run.run_id, effect.turn, len(run.start.kept)),
             waits=waits,
             show=run.feed if run.streams else None,
+            admit=(lambda model: self._admit(model, waits)) if run.swarm.model_rates else None,
         )
         calls, version = plan_calls(agent, completion.message), roster.fingerprint(agent)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
         reply = Reply(completion.message, calls, completion.usage, together, heard)
         shown = run.feed.said(completion.message["content"])
         return records.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown)
+
+    async def _admit(self, model: str, waits: Waits) -> None:
+        """Wait for the moment at which the model may be asked, if the swarm rates it."""
+        rate = self.run.swarm.model_rates.get(model)
+        if rate is not None:
+            calls, seconds = rate
+            with engines_code(f"the rate of model {model!r}"):
+                wait = await self._in_engine(self.rates.reserve, model, seconds / calls)
+            await waits.sleep(wait)
+            self.still_wanted(self.run)
 
     def _agent(self, name: str) -> Any:
         """Give the agent of that name: the object this run has met, or after a crash the one found by name."""

@@ -30,6 +30,7 @@ from durable_swarm.engine.leases import Leases
 from durable_swarm.engine.live import Desk, Limits, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
 from durable_swarm.engine.orphans import Orphans
 from durable_swarm.engine.outages import Outage
+from durable_swarm.engine.rates import Rates
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.retention import Sweeper
 from durable_swarm.engine.room import Room
@@ -101,6 +102,7 @@ class Process:
             self.identity.leases.renew(self.identity.name)
         self.trials = Trials(self.store, self.still_open)
         self.room = Room(self.store.inbox)
+        self.rates = Rates(self.url, self.store.engine)
         self.transactions = Transactions(self.url, self.store.inbox.owner)
         self.writer = Writer(self.store.events.write)
         self._sweeper = Sweeper(self.store)
@@ -163,9 +165,17 @@ class Process:
         self.room.close()
         internals.stop_queues(CLOSING)
         end = time.monotonic() + seconds
+        self._leave_to_others()
         while self.runs and time.monotonic() < end:
-            time.sleep(0.02)
+            time.sleep(0.05)
+            if self.orphans.interrupted:
+                self._leave_to_others()
         return not self.runs
+
+    def _leave_to_others(self) -> None:
+        """Leave to other workers what has stopped here, without waiting for the end of this process."""
+        with contextlib.suppress(errors.ConfigurationError, sqlalchemy.exc.SQLAlchemyError):
+            self.orphans.offer(set(self.orphans.interrupted), handed=True)
 
     def close(self) -> None:
         """Give everything back. Runs under way stay unfinished in the database."""
@@ -379,8 +389,7 @@ class Process:
         self.room.look()
         for queue, concurrency in self._served:
             internals.limit_queue(queue, concurrency, len(self.runs))
-        if self.store.unclaimed():
-            self.orphans.take_quietly()
+        self.orphans.look_at_unclaimed()
 
     def _keep(self) -> None:
         self.identity.keep()
@@ -388,15 +397,15 @@ class Process:
         self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
         if self._served:
             self._offer()
-            self.orphans.look()
+            self.orphans.look_for_dead()
         if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
             self.orphans.take(*stopped)
 
     def _offer(self) -> None:
-        """Leave runs whose agent this worker does not have to workers that have it: an older one, or a newer."""
-        for run_id, reason in list(self.held.items()):
-            if isinstance(reason, errors.UnknownAgent) and run_id in self.orphans.interrupted:
-                self.orphans.offer(run_id)
+        """Leave runs that cannot go on here to workers that have what they need: another program, another key."""
+        if held := self.held.keys() & self.orphans.interrupted:
+            self.orphans.offer(held)
+            for run_id in held:
                 self.held.pop(run_id, None)
 
 

@@ -110,9 +110,13 @@ class Run(Conversing):
 
     @property
     def waits_for(self) -> str | None:
-        """Why the run does not go on in this process, or None."""
+        """Why the unfinished run does not go on, here or where it was tried last; or None."""
         executor = self._executor()
-        return executor.waits_for(self.id) if executor else None
+        here = executor.waits_for(self.id) if executor else None
+        if here is not None:
+            return here
+        row = self._row()
+        return None if state_of(row) in ENDED else notes_on(row).get("waits_for")
 
     def messages(self) -> list[Message]:
         """Give the run's new messages so far: always a history that a provider accepts."""

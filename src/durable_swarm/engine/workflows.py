@@ -90,6 +90,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                     process.still_wanted,
                     process.trials,
                     process.store.mailbox,
+                    process.rates,
                     process.at_call,
                 ),
             )

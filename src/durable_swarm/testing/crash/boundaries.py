@@ -34,7 +34,11 @@ _ENGINE = re.compile(
 )
 """The engine's tables: its polling, and its signs of life, write to them too, and then name no workflow."""
 
-_OURS = {"durable_swarm_requests": "write of a request", "durable_swarm_messages": "write to the mailbox of a run"}
+_OURS = {
+    "durable_swarm_requests": "write of a request",
+    "durable_swarm_messages": "write to the mailbox of a run",
+    "durable_swarm_rates": "write of the moment of a model call",
+}
 """Tables of this package's own, in words."""
 
 
