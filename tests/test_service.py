@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -219,6 +221,20 @@ def test_a_fit_database_passes_the_check_up(database_url: str) -> None:
     assert texts["pickle"].startswith("none: everything stored is JSON")
     assert texts["interrupted runs"].startswith("none")
     assert ("file mode" in texts) == database_url.startswith("sqlite")
+
+
+def test_doctor_tells_which_tables_are_large(database_url: str) -> None:
+    """The sizes of tables count what is in them."""
+    say(database_url, "one")
+    with visit(sqlalchemy.make_url(database_url)) as visitor:
+        before = visitor.facts().tables
+    with DurableSwarm(ScriptedModel([secrets.token_hex(300_000)]), database=database_url) as swarm:
+        swarm.run(Agent(), ask("Hi"))
+    with visit(sqlalchemy.make_url(database_url)) as visitor:
+        after = visitor.facts().tables
+    assert after["operation_outputs"] > before["operation_outputs"]
+    [check] = [check for check in checkup(database_url) if check.name == "largest tables"]
+    assert re.search(r"workflow_status [\d.]+ [KM]iB", check.text)
 
 
 def test_the_check_up_warns_of_lost_commits(postgres_database: str) -> None:

@@ -47,9 +47,10 @@ class Visitor:
 
     def facts(self) -> Facts:
         """Give what there is to know about the database. Reads all of a SQLite file."""
+        url = self.store.url
         with self.store.engine.connect() as connection:
-            here = _sqlite(connection) if database.is_sqlite(self.store.url) else _postgres(connection)
-            return Facts(**here, **_counts(connection, self.store.url))
+            here = _sqlite(connection) if database.is_sqlite(url) else _postgres(connection, url)
+            return Facts(**here, **_counts(connection, url))
 
 
 @contextlib.contextmanager
@@ -110,9 +111,9 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
 class Facts:
     """What there is to know about a database.
 
-    `size` is in bytes. `settings` are those that decide whether a reported commit is on disk. `damage` is what SQLite's
-    own check found, or ''. `states` and `formats` count the runs by state and by wire format, `pickles` those rows of
-    ours that are pickles.
+    `size` is in bytes, as is that of each of the `tables`, with its indexes; a SQLite without `dbstat` tells of none.
+    `settings` are those that decide whether a reported commit is on disk. `damage` is what SQLite's own check found, or
+    ''. `states` and `formats` count the runs by state and by wire format, `pickles` our rows that are pickles.
     """
 
     kind: str
@@ -120,6 +121,7 @@ class Facts:
     size: int
     settings: dict[str, str]
     damage: str = ""
+    tables: dict[str, int] = field(default_factory=dict)
     states: dict[str, int] = field(default_factory=dict)
     formats: dict[str, int] = field(default_factory=dict)
     pickles: int = 0
@@ -137,16 +139,32 @@ def _sqlite(connection: sqlalchemy.Connection) -> dict[str, Any]:
         "size": pragma("page_count") * pragma("page_size"),
         "settings": {"journal_mode": pragma("journal_mode"), "synchronous": levels[pragma("synchronous")]},
         "damage": "" if found == "ok" else found.strip(),
+        "tables": {} if found != "ok" else _sqlite_tables(connection),
     }
 
 
-def _postgres(connection: sqlalchemy.Connection) -> dict[str, Any]:
+def _sqlite_tables(connection: sqlalchemy.Connection) -> dict[str, int]:
+    sizes = (
+        "SELECT tbl_name, sum(pgsize) FROM dbstat JOIN sqlite_schema USING (name) "
+        "WHERE aggregate = TRUE GROUP BY tbl_name"
+    )
+    try:
+        return {str(name): int(size) for name, size in connection.exec_driver_sql(sizes)}
+    except DBAPIError:  # Compiled without it.
+        return {}
+
+
+def _postgres(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str, Any]:
+    tables = "SELECT relname, pg_total_relation_size(relid) FROM pg_stat_user_tables WHERE schemaname = %s"
     return {
         "kind": "PostgreSQL",
         "version": connection.exec_driver_sql("SHOW server_version").scalar(),
         "size": connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar(),
         "settings": {
             name: connection.exec_driver_sql(f"SHOW {name}").scalar() for name in ("synchronous_commit", "fsync")
+        },
+        "tables": {
+            str(name): int(size) for name, size in connection.exec_driver_sql(tables, (database.schema_of(url),))
         },
     }
 

@@ -24,6 +24,10 @@ PACKAGES = {"durable-swarm": None, "dbos": (3, 4), "openai": (1, 40)}
 """The packages to look for, and the oldest fit release of each."""
 
 
+LARGEST = 4
+"""How many of the largest tables are told of."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One finding: what was looked at, how it stands, and what there is to say (with the remedy, if it is not ok)."""
@@ -133,6 +137,10 @@ def _mode(path: Path) -> Check:
 def _contents(facts: Facts) -> Iterator[Check]:
     states = ", ".join(f"{count} {state}" for state, count in sorted(facts.states.items()))
     yield Check("runs", "ok", states or "none")
+    if facts.tables:
+        largest = sorted(facts.tables.items(), key=lambda table: -table[1])[:LARGEST]
+        told = ", ".join(f"{name} {size(count)}" for name, count in largest)
+        yield Check("largest tables", "ok", f"{told}; `durable-swarm gc` deletes old runs")
     yield _formats(facts)
     if facts.pickles:
         text = (
