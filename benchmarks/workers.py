@@ -1,11 +1,11 @@
-"""Workers on PostgreSQL: how soon a killed one's run goes on elsewhere, and short runs a second beside bare DBOS.
+"""Workers on PostgreSQL: how soon a killed one's run goes on elsewhere, and short runs a second beside a DBOS queue.
 
 python benchmarks/workers.py takeover|throughput URL
 
 `takeover` kills, 15 times, the worker that executes a run, and takes the time until another begins the run's next step.
 `throughput` has 1, 2 and 4 workers execute 300 runs of two model calls and one tool call, and the same number of
-processes execute, from a DBOS queue, 300 workflows of three steps: the same records, with nothing of an agent. The
-workers are stopped while the queue is filled, and the time is from waking them to the last end.
+processes execute the same from a DBOS queue, in a loop written by hand for these two steps. The workers are stopped
+while the queue is filled, and the time is from waking them to the last end.
 """
 
 from __future__ import annotations
@@ -46,25 +46,41 @@ PACE, TURNS = float(os.environ["PACE"]), int(os.environ["TURNS"])
 clerk = Agent(name="Clerk", functions=[work])
 swarm = DurableSwarm(ScriptedModel(reply, strict=False))
 """
-BARE = """
-import sys, time
+BY_HAND = """
+import json, sys, time
 from dbos import DBOS, DBOSClient
 
-async def one(): return {"message": "worked"}
+CALL = {"id": "c", "type": "function", "function": {"name": "work", "arguments": '{"number": 0}'}}
+
+@DBOS.step()
+def ask(messages):
+    if messages[-1]["role"] == "user":
+        return {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    return {"role": "assistant", "content": "Done."}
+
+@DBOS.step()
+def work(number):
+    return "worked"
 
 @DBOS.workflow()
-async def flow(number):
-    for each in range(3):
-        await DBOS.run_step_async({"name": "s"}, one)
-    return "Done."
+def flow(messages):
+    while True:
+        messages.append(ask(messages))
+        calls = messages[-1].get("tool_calls")
+        if not calls:
+            return messages
+        for call in calls:
+            told = work(**json.loads(call["function"]["arguments"]))
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": told})
 
 url, name, count = sys.argv[1:]
+GO = [{"role": "user", "content": "Go."}]
 if name == "client":
     client = DBOSClient(system_database_url=url)
     for number in range(int(count)):
-        client.enqueue({"queue_name": "work", "workflow_name": "flow", "app_version": "1"}, number)
+        client.enqueue({"queue_name": "work", "workflow_name": "flow", "app_version": "1"}, GO)
 else:
-    DBOS(config={"name": "bare", "system_database_url": url, "executor_id": name, "application_version": "1",
+    DBOS(config={"name": "by-hand", "system_database_url": url, "executor_id": name, "application_version": "1",
                  "log_level": "CRITICAL"})
     DBOS.launch()
     DBOS.register_queue("work", worker_concurrency=10, polling_interval_sec=0.1)
@@ -160,14 +176,14 @@ def ours(url: str, count: int) -> float:
     return seconds
 
 
-def bare(url: str, count: int) -> float:
-    """Give the seconds that bare DBOS takes."""
+def by_hand(url: str, count: int) -> float:
+    """Give the seconds that the loop written by hand takes."""
     url = fresh(url)
     database.connect(database.choose(url), create=True).dispose()
-    Path("bare.py").write_text(BARE, encoding="utf-8")
-    workers = [started(["bare.py", url, f"worker-{number}", "0"]) for number in range(count)]
+    Path("by_hand.py").write_text(BY_HAND, encoding="utf-8")
+    workers = [started(["by_hand.py", url, f"worker-{number}", "0"]) for number in range(count)]
     send(signal.SIGSTOP, workers)
-    end(started(["bare.py", url, "client", str(RUNS)]))
+    end(started(["by_hand.py", url, "client", str(RUNS)]))
     send(signal.SIGCONT, workers)
     seconds = until_done(url)
     end(*workers)
@@ -175,11 +191,11 @@ def bare(url: str, count: int) -> float:
 
 
 def throughput(url: str) -> None:
-    """Compare ours with bare DBOS."""
+    """Compare ours with the loop written by hand."""
     for count in (1, 2, 4):
-        pairs = [(ours(url, count), bare(url, count)) for _ in range(3)]
+        pairs = [(ours(url, count), by_hand(url, count)) for _ in range(3)]
         mine, theirs = (statistics.median(part) for part in zip(*pairs, strict=True))
-        print(f"{count} workers: {RUNS / mine:.0f} runs/s, bare DBOS {RUNS / theirs:.0f}, ratio {theirs / mine:.2f}")
+        print(f"{count} workers: {RUNS / mine:.0f} runs/s, by hand {RUNS / theirs:.0f}, ratio {theirs / mine:.2f}")
 
 
 def main() -> None:

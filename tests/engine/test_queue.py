@@ -14,6 +14,7 @@ import pytest
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, ask_human
 from durable_swarm.engine import process, records
 from durable_swarm.engine.live import Limits
+from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
@@ -169,6 +170,37 @@ def test_a_run_without_its_agent_is_offered(make: Make, url: str) -> None:
     assert swarm.get("a").result(PATIENCE).agent is late
 
 
+def test_a_run_in_its_first_life_takes_nothing_back(make_anywhere: Make) -> None:
+    """A run that a worker takes from the queue is no run that goes on: its events tell no reset."""
+    swarm = make_anywhere(ScriptedModel(["Hello there."], pace=0.1))
+    swarm.serve()
+    agent = Agent(name=unique())
+    run = swarm.enqueue(agent.name, user())
+    assert "text.reset" not in [event.type for event in run.events()]
+    assert run.result(PATIENCE).messages[-1]["content"] == "Hello there."
+
+
+def test_a_run_that_another_has_taken_makes_no_further_call(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has lost a run notices before the next step, though it is the run's first life."""
+    desk, stands, url = Desk(), list[str](), None
+    ask = Mailbox.stand
+
+    def taken_before(mailbox: Mailbox, run_id: str) -> Any:
+        stands.append(run_id)
+        if len(stands) == 2:
+            change(url, "UPDATE workflow_status SET owner_xid = 'other' WHERE workflow_uuid = 'r'")
+        return ask(mailbox, run_id)
+
+    monkeypatch.setattr(Mailbox, "stand", taken_before)
+    swarm = make(desk.model)
+    url = str(swarm._open().url)
+    swarm.start(desk.agent, user("a"), run_id="r")
+    wait_until(lambda: len(stands) == 2)
+    time.sleep(0.5)
+    assert desk.came == []
+    assert len(stands) == 2
+
+
 def unclaimed() -> set[str]:
     """Give the runs that any process may take."""
     return {row.workflow_id for row in process.current().store.unclaimed()}
@@ -187,7 +219,6 @@ def test_a_run_without_its_tool_is_offered(make: Make) -> None:
     with make(model) as swarm:
         swarm.start(agent, user(), run_id="r")
         assert begun.wait(PATIENCE)
-    ended.set()
     agent.functions.clear()
     swarm = make(model)
     swarm.serve()
@@ -196,6 +227,7 @@ def test_a_run_without_its_tool_is_offered(make: Make) -> None:
     assert unclaimed() == {"r"}
     assert "'work'" in str(swarm.get("r").waits_for)
     agent.functions.append(work)
+    ended.set()
     assert [run.id for run in swarm.recover()] == ["r"]
     assert swarm.get("r").result(PATIENCE).messages[1]["content"] == "worked"
     assert swarm.get("r").waits_for is None

@@ -5,12 +5,13 @@ SQLite runs in WAL mode with `synchronous=FULL`: a commit that was reported is o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -222,7 +223,13 @@ def _seconds(_format: str, _moment: str) -> str:
 
 def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
     engine = sqlalchemy.create_engine(
-        url, pool_size=20, max_overflow=0, hide_parameters=True, connect_args={"connect_timeout": 10}
+        url,
+        pool_size=20,
+        max_overflow=0,
+        # Few connections, used often: a statement is prepared on each once it was used there some times.
+        pool_use_lifo=True,
+        hide_parameters=True,
+        connect_args={"connect_timeout": 10},
     )
 
     @event.listens_for(engine, "connect")
@@ -251,6 +258,17 @@ def _create_postgres(url: sqlalchemy.URL) -> None:
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) not in ("42P04", "23505"):  # Another process was faster.
             raise
+
+
+@contextlib.contextmanager
+def for_one_statement(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
+    """Give a connection for one statement. On PostgreSQL a transaction round it would be two more round trips."""
+    if engine.dialect.name == "sqlite":
+        with engine.begin() as connection:
+            yield connection
+    else:
+        with engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def create_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> None:

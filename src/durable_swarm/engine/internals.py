@@ -11,6 +11,10 @@
   error as the workflow's own, for good. Ours lets only a failure of ours end a run.
 - `await_workflow_result_async`: who waits for a workflow of another task looks once a second. Ours is told when a tool
   call ends in this process, and looks then: an answer is not a second late, and a hundred runs that wait cost nothing.
+- `check_operation_execution`: before each step DBOS asks for the run's status and for a record of the step. A run that
+  began in this life has no record that this life did not make; one statement asks for status and owner. So a step that
+  another owner has finished meanwhile is not made again, as with DBOS's own check.
+- `execute_dequeued_workflow`: tells of a run that DBOS claims from the queue of workers whether it is the first time.
 - `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens; ours notices a cancelled run.
 - `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
@@ -72,9 +76,9 @@ class _Database:
         self._database = database
 
     def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
-        """Look for the record of a step, unless it is the first of a run that was recorded just now: it has none."""
-        if function_id == 1 and workflow_id in _fresh:
-            _fresh.discard(workflow_id)
+        """Look for the record of a step. In a run that began in this life there is none, while it is this life's."""
+        goes_on = _fresh.get(workflow_id)
+        if goes_on is not None and _patiently(goes_on):
             return None
         return self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
 
@@ -213,12 +217,41 @@ def ends(workflow_id: str) -> None:
             told.set_result(None)
 
 
-_fresh: set[str] = set()
+_fresh: dict[str, Callable[[], bool]] = {}
+_shared: set[str] = set()
+_new: set[str] = set()
 
 
-def note_fresh(run_id: str, fresh: bool) -> None:
-    """Say that a run was recorded just now, and none of its steps; or that this matters no more."""
-    (_fresh.add if fresh else _fresh.discard)(run_id)
+def begins(run_id: str, goes_on: Callable[[], bool] | None) -> None:
+    """Say that an execution is the first of its run; None says that it is not, or is over.
+
+    `goes_on` is asked before each step: it gives whether the run is under way and this execution's, and raises `lost`
+    where it is another's. Where it gives False, DBOS's own check tells why.
+    """
+    _fresh.pop(run_id, None)
+    if goes_on is not None:
+        _fresh[run_id] = goes_on
+
+
+@_sys_db.db_retry()
+def _patiently(goes_on: Callable[[], bool]) -> bool:
+    return goes_on()
+
+
+def is_new(run_id: str) -> bool:
+    """Whether a run was just claimed from a queue of several processes for the first time."""
+    new = run_id in _new
+    _new.discard(run_id)
+    return new
+
+
+def _execute_and_tell(dbos: Any, status: Any, owner: str) -> Any:
+    if status["queue_name"] in _shared and status["recovery_attempts"] == 1:
+        _new.add(status["workflow_uuid"])
+    return _core.execute_dequeued_workflow(dbos, status, owner)
+
+
+vars(_queue)["execute_dequeued_workflow"] = _execute_and_tell
 
 
 def lost(run_id: str) -> BaseException:
@@ -270,6 +303,8 @@ def outside() -> contextvars.Context:
 def serve_queue(name: str, polling_interval: float, **limits: Any) -> Any:
     """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, one of several."""
     queue = _dbos._get_or_create_dbos_registry()._register_internal_queue(name, **limits)
+    if limits:
+        _shared.add(name)
     set_poll(queue, polling_interval)
     return queue
 

@@ -114,6 +114,8 @@ class LiveRun:
     """DBOS's token of this execution."""
     heard: int = 0
     """How many messages that were said to the run the model has been told."""
+    said: int | None = None
+    """How many were said to it when its last step began; None where that is not known."""
     begun: set[str] = field(default_factory=set)
     """The tool calls whose tools are being executed."""
     asks: int = 0

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import BigInteger, Column, Integer, Text, column, func, select, table
+from sqlalchemy import BigInteger, Column, Integer, Text, bindparam, column, func, select, table
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
 from durable_swarm.codec import Place, dumps
-from durable_swarm.engine.database import create_table, is_sqlite, schema_of, unfit
+from durable_swarm.engine.database import create_table, for_one_statement, is_sqlite, schema_of, unfit
 from durable_swarm.engine.inbox import UNFINISHED, now
 from durable_swarm.engine.sealing import Seal
 from durable_swarm.types import Message
@@ -50,7 +50,13 @@ class Mailbox:
             Column("message", Text),
             Column("created_at", BigInteger),
         )
-        self._runs = table("workflow_status", column("workflow_uuid"), column("status"), schema=schema)
+        names = ("workflow_uuid", "status", "owner_xid")
+        self._runs = table("workflow_status", *map(column, names), schema=schema)
+        runs, rows = self._runs.c, self._rows.c
+        run_id = bindparam("run_id", type_=Text)
+        last = select(func.coalesce(func.max(rows.number), 0)).where(rows.run_id == run_id).scalar_subquery()
+        self._standing = select(runs.status, runs.owner_xid, last).where(runs.workflow_uuid == run_id)
+        """Made once: before each step it is asked, and making it costs more than asking it."""
 
     def create(self) -> None:
         """Make the table, unless it is there."""
@@ -96,11 +102,20 @@ class Mailbox:
         wanted = select(rows).where(rows.c.run_id == run_id).order_by(rows.c.number.desc()).limit(1)
         return connection.execute(wanted).first()
 
+    def stand(self, run_id: str) -> tuple[str | None, str | None, int]:
+        """Give a run's status, its owner's token, and the number of the last that was said to it, or 0.
+
+        Raises SQLAlchemy's errors: DBOS, which asks before each step, waits for a lost database.
+        """
+        with for_one_statement(self._engine) as connection:
+            found = connection.execute(self._standing, {"run_id": run_id}).first()
+        return (None, None, 0) if found is None else (found[0], found[1], found[2])
+
     def heard(self, run_id: str, after: int, seal: Seal) -> list[Message]:
         """Give the messages behind number `after`, in order."""
         rows = self._rows
         wanted = select(rows.c.number, rows.c.message).where(rows.c.run_id == run_id, rows.c.number > after)
-        with self._trying(), self._engine.connect() as connection:
+        with self._trying(), for_one_statement(self._engine) as connection:
             found = connection.execute(wanted.order_by(rows.c.number)).all()
         return [
             codec.decode(
@@ -114,7 +129,7 @@ class Mailbox:
         """Let nothing more be said to a run that has heard `after` messages; False if more was said."""
         values = {"run_id": run_id, "number": after + 1, "created_at": now()}
         try:
-            with self._trying(), self._engine.begin() as connection:
+            with self._trying(), for_one_statement(self._engine) as connection:
                 connection.execute(sqlalchemy.insert(self._rows).values(**values))
         except IntegrityError:
             return self._is_closed(run_id, after + 1)

@@ -25,6 +25,7 @@ from durable_swarm.engine.signals import Failed, Held, Released
 from durable_swarm.engine.toolcalls import AtCall, Making
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
 from durable_swarm.models import ModelCall, complete
+from durable_swarm.types import Message
 from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish, in_thread
 
 Body = Callable[[Waits], Awaitable[Record]]
@@ -162,9 +163,7 @@ class Durable:
 
     async def _reply(self, agent: Any, effect: Ask, waits: Waits) -> Record:
         """Ask the model and give the record of its reply."""
-        run = self.run
-        with engines_code(f"what was said to run {run.run_id!r}"):
-            heard = await self._in_engine(self.mailbox.heard, run.run_id, run.heard, run.seal)
+        run, heard = self.run, await self._heard()
         completion = await complete(
             run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None),
             agent,
@@ -183,6 +182,14 @@ class Durable:
         reply = Reply(completion.message, calls, completion.usage, together, heard)
         shown = run.feed.said(completion.message["content"])
         return records.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown)
+
+    async def _heard(self) -> list[Message]:
+        """Give what was said to the run and not heard before."""
+        run = self.run
+        if run.said == run.heard:
+            return []
+        with engines_code(f"what was said to run {run.run_id!r}"):
+            return await self._in_engine(self.mailbox.heard, run.run_id, run.heard, run.seal)
 
     async def _admit(self, model: str, waits: Waits) -> None:
         """Wait for the moment at which the model may be asked, if the swarm rates it."""

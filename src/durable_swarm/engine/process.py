@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import sqlalchemy
@@ -25,6 +26,7 @@ from durable_swarm.calls import Cast
 from durable_swarm.engine import database, internals, records
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
+from durable_swarm.engine.inbox import UNFINISHED
 from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
 from durable_swarm.engine.leases import Leases
 from durable_swarm.engine.live import Desk, Limits, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
@@ -227,12 +229,19 @@ class Process:
             run.owner = internals.owner_of(run_id)
             run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
             run.entered = True
-            internals.note_fresh(run_id, not run.recovered)
+            internals.begins(run_id, None if run.recovered else partial(self._goes_on, run))
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
             self.held.pop(run_id, None)
             self.orphans.interrupted.discard(run_id)
             return run
+
+    def _goes_on(self, run: LiveRun) -> bool:
+        """Whether a run in its first life is under way and has the same owner; also notes how much was said to it."""
+        status, owner, run.said = self.store.mailbox.stand(run.run_id)
+        if status in UNFINISHED and owner != run.owner:
+            raise internals.lost(run.run_id)
+        return status in UNFINISHED
 
     def _recovered(self, run_id: str, record: Record) -> LiveRun:
         name = records.read(record, f"the input of run {run_id!r}").get("swarm", "")
@@ -241,11 +250,12 @@ class Process:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
         cast = self.lent.pop(run_id, {})
         not_yet_read = Start("", [], {})
-        return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=True)
+        recovered = not internals.is_new(run_id)
+        return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=recovered)
 
     def leave(self, run: LiveRun) -> None:
         """End executing a run, whatever came of it."""
-        internals.note_fresh(run.run_id, False)
+        internals.begins(run.run_id, None)
         with self._lock:
             if self.runs.get(run.run_id) is run:
                 del self.runs[run.run_id]

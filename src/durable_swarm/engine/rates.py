@@ -13,7 +13,7 @@ from sqlalchemy import Column, Double, Text, case, func, literal
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
-from durable_swarm.engine.database import create_table, is_sqlite, schema_of, unfit
+from durable_swarm.engine.database import create_table, for_one_statement, is_sqlite, schema_of, unfit
 
 
 class Rates:
@@ -42,7 +42,7 @@ class Rates:
             if not self._made:
                 create_table(self._engine, self._rows)
                 self._made = True
-            with self._engine.begin() as connection:
+            with for_one_statement(self._engine) as connection:
                 return max(0.0, float(connection.execute(self._taking(model, spacing)).scalar_one()))
         except SQLAlchemyError as error:
             raise unfit(self._url, error) from error

@@ -116,8 +116,6 @@ def _earlier(store: Store, run: LiveRun) -> tuple[list[Row], list[int]]:
     if steps:
         row = store.found(run.run_id, load_output=False)
         made = turns_in(steps, calls_of(store, row), store, row, len(run.start.kept))
-    else:
-        internals.note_fresh(run.run_id, True)  # As most runs that a worker takes from the queue.
     try:
         rows = store.events.read(run.run_id, run.seal)
     except ReplayMismatch as error:
