@@ -287,6 +287,7 @@ def test_wrong_use(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "letters" / "one.txt").touch()
     assert "holds other things" in shell("postgres", "start", f"--data={tmp_path}/letters", code=2)
     assert "--port" in shell("postgres", "start", "--port=0", code=2)
+    assert "a folder with '$' in its name" in shell("postgres", "start", f"--data={tmp_path}/a$b", code=2)
     empty = f"--data={tmp_path}/empty"
     assert status(shell, empty)["state"] == "never started"
     assert shell("postgres", "stop", empty) == "No server runs there.\n"

@@ -25,6 +25,9 @@ DATABASE = "durable_swarm"
 _FRESH = "server.json.new"
 """The notes while they are written."""
 
+_UNFIT = '$"`\\\n'
+"""What pg_ctl does not quote when it has a shell start the server."""
+
 Keeper = Literal["docker", "binaries"]
 
 
@@ -53,6 +56,9 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().resolve()
+        if unfit := set(_UNFIT) & set(str(self.folder)):
+            signs = " ".join(sorted(map(repr, unfit)))
+            raise ConfigurationError(f"PostgreSQL cannot use a folder with {signs} in its name; name another (--data)")
         self.data = self.folder / "data"
         self.log = self.folder / "server.log"
         self.password_file = self.folder / "password"
