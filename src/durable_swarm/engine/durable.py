@@ -16,7 +16,7 @@ from dbos import error as dbos_errors
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
-from durable_swarm.checks import check_codec, check_seconds, check_text, check_whole
+from durable_swarm.checks import check_changed_agents, check_codec, check_queue, check_seconds, check_text
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
@@ -53,7 +53,9 @@ class DurableSwarm(Runner):
     exception to the model, where `"raise"` ends the run with it. `codec` is what all data of users passes through on
     its way to the database and back, such as `durable_swarm.encryption.EncryptionCodec`. `tool_database` is the URL of
     the database whose connection transactional tools get, by default that of the runs. `keep_for` is for how many
-    seconds runs of this swarm that have ended are kept, by default for ever.
+    seconds runs of this swarm that have ended are kept, by default for ever. `changed_agents="hold"` holds a run before
+    the first reply of an agent that has changed since it last answered in that run, until `Run.resume()` accepts the
+    agent as it is; with `"continue"` the run goes on.
 
     Nothing is opened before first use. Use it as a context manager, or call `close`, to give everything back.
     """
@@ -70,6 +72,7 @@ class DurableSwarm(Runner):
         codec: Codec | None = None,
         tool_database: str | None = None,
         keep_for: float | None = None,
+        changed_agents: str = "continue",
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors)
         check_codec(codec)
@@ -82,6 +85,7 @@ class DurableSwarm(Runner):
         if keep_for is not None:
             check_seconds("keep_for", keep_for)
         self.keep_for = keep_for
+        self.changed_agents = check_changed_agents(changed_agents)
         self.database = database if database is None else _check_database(database)
         self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
         self._opening = threading.Lock()
@@ -462,16 +466,6 @@ class DurableSwarm(Runner):
 
     def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
         return Run(run_id, self._store, self._open, live, self.name)
-
-
-def check_queue(queue: bool, priority: int) -> bool:
-    """Check how a run is to be queued, and give whether it is. Raises `ConfigurationError`."""
-    if not isinstance(queue, bool):
-        raise errors.ConfigurationError(f"queue must be True or False, not {queue!r:.80}")
-    check_whole("priority", priority, 0)
-    if priority and not queue:
-        raise errors.ConfigurationError("priority counts on the queue only; give queue=True, too")
-    return queue
 
 
 def _check_database(database: Any) -> str:

@@ -20,6 +20,7 @@ from durable_swarm.engine.feed import Feed
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal
 from durable_swarm.engine.signals import closed
+from durable_swarm.engine.versions import Answered
 from durable_swarm.loop import Call, Start
 from durable_swarm.models import Clients, Conversation
 from durable_swarm.types import Response
@@ -36,6 +37,7 @@ class Settings(Protocol):
     keep_for: float | None
     name: str
     codec: Codec | None
+    changed_agents: str
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class LiveRun:
     """DBOS's token of this execution."""
     heard: int = 0
     """How many messages that were said to the run the model has been told."""
+    answered: dict[str, Answered] = field(default_factory=dict)
+    """The last own turn of each agent. What a fork has kept does not count: it goes on with the code as it is now."""
     begun: set[str] = field(default_factory=set)
     """The tool calls whose tools are being executed."""
     asks: int = 0

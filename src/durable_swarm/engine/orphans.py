@@ -83,6 +83,8 @@ class Orphans:
             return queue == records.UNCLAIMED or (queue != owner and identity.is_dead(owner))
         if row.executor_id == identity.name:
             run_id = row.workflow_id if row.name == records.RUN else row.parent_workflow_id
+            if isinstance(self._process.held.get(run_id), errors.AgentChanged):
+                return False  # A person lets it go on: each look would come to the same change.
             return run_id in self.interrupted or (self._strangers and run_id not in self._process.runs)
         return identity.is_dead(row.executor_id)
 
@@ -100,7 +102,7 @@ class Orphans:
 
     def _forget_waiting(self, run_id: str) -> bool:
         try:
-            self._process.store.annotate(run_id, waits_for=None)
+            self._process.store.note_waiting(run_id, None)
         except errors.ConfigurationError as error:
             log.warning("run %r cannot be taken over: %s", run_id, error)
             return False

@@ -39,6 +39,7 @@ from durable_swarm.engine.store import Store, owner_of
 from durable_swarm.engine.toolcalls import AtCall
 from durable_swarm.engine.transactions import Transactions
 from durable_swarm.engine.trials import Trials
+from durable_swarm.engine.versions import mark
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
 from durable_swarm.waits import Home, background_loop, running_loop
@@ -295,7 +296,7 @@ class Process:
         """Note why a run cannot go on here, and what would let it."""
         if self._closing.is_set():
             return
-        reason = held.reason
+        reason, execution = held.reason, self.runs.get(run_id)
         self.orphans.interrupted.add(run_id)
         if held.passes:
             # Told once, and not noted in the database, which could not be written just now.
@@ -303,12 +304,16 @@ class Process:
                 log.warning("run %r waits: %s", run_id, reason)
             self.parked[run_id] = str(reason)
             return
-        self.held[run_id] = reason
         if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
             self.orphans.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
-            self.store.annotate(run_id, waits_for=str(reason))
+            change = mark(reason) if isinstance(reason, errors.AgentChanged) else None
+            self.store.note_waiting(run_id, str(reason), change)
+        with self._lock:
+            # Last: who sees that it is held, here or in the database, may resume it at once.
+            if self.runs.get(run_id) is execution:
+                self.held[run_id] = reason
 
     def at_call(self, made: ToolCall, key: str) -> AtCall:
         """Give who answers what a tool call asks."""

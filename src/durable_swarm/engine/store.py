@@ -24,7 +24,8 @@ from durable_swarm.engine.eventlog import EventLog
 from durable_swarm.engine.inbox import Inbox
 from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
-from durable_swarm.runs import STATES, State
+from durable_swarm.engine.versions import ACCEPTED, HELD_FOR
+from durable_swarm.runs import ENDED, STATES, State
 
 _STATES: dict[str, State] = {
     "ENQUEUED": "queued",
@@ -68,6 +69,11 @@ def notes_on(row: Any) -> dict[str, Any]:
     return {name: value for name, value in noted.items() if name not in _NOTED or _NOTED[name](value)}
 
 
+def reason_noted(row: Any) -> str | None:
+    """Give why an unfinished run does not go on, in the words of the process that holds it, or None."""
+    return None if state_of(row) in ENDED else notes_on(row).get("waits_for") or None
+
+
 def owner_of(row: Any) -> str:
     """Give the name of the process that executes an unfinished run; '' if it waits for any."""
     if row.status == "PENDING":
@@ -100,6 +106,7 @@ def _is_time(value: Any) -> bool:
 _YEAR_9999 = 253_370_764_800
 _NOTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
+    **dict.fromkeys((HELD_FOR, ACCEPTED), _is_text),
     "at": _is_time,
 }
 
@@ -369,6 +376,21 @@ class Store:
     def annotate(self, run_id: str, **attributes: Any) -> None:
         """Note JSON values on a run, beside what is noted there already."""
         self._client.update_workflow_attributes(run_id, attributes, merge=True)
+
+    def note_waiting(self, run_id: str, why: str | None, change: str | None = None) -> None:
+        """Note why a run is held, and for which change of an agent if for any; or that it goes on."""
+        self.annotate(run_id, **{"waits_for": why, HELD_FOR: change})
+
+    def accepted(self, run_id: str) -> str | None:
+        """Give the change of an agent that a person has accepted for a run."""
+        return notes_on(self.found(run_id, load_output=False)).get(ACCEPTED)
+
+    def accept(self, row: Any) -> None:
+        """Accept the change for which a run is held. If it is unfinished, the process that holds it goes on with it."""
+        change, owner = notes_on(row).get(HELD_FOR), owner_of(row)
+        self.annotate(row.workflow_id, **{ACCEPTED: change, HELD_FOR: None, "waits_for": None})
+        if row.status in UNFINISHED and owner:
+            self.inbox.hand_to([row], records.QUEUE + owner)
 
     def cancel(self, run_id: str) -> None:
         """Cancel a run and the tool calls under way in it."""
