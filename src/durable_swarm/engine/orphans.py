@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm import errors, roster
 from durable_swarm.engine import records
-from durable_swarm.engine.store import notes_on
+from durable_swarm.engine.store import NEEDS, notes_on
 
 if TYPE_CHECKING:
     from durable_swarm.engine.process import Process
@@ -30,16 +31,17 @@ class Orphans:
         self.interrupted: set[str] = set()
         """Runs that stopped here without an outcome."""
 
-    def take(self, *run_ids: str) -> list[str]:
+    def take(self, *run_ids: str, again: bool = True) -> list[str]:
         """Take over the unfinished runs that no living process executes and whose agents are defined here.
 
-        With `run_ids`, only those. Gives the ids of the runs taken over.
+        With `run_ids`, only those. `again` says whether those are tried once more that are held here. Gives the ids of
+        the runs taken over.
         """
         here = self._process
         if here.is_closed:  # Or about to be: what it took now would wait for its end.
             return []
         with here.identity.alone():
-            orphans = [row for row in here.store.unfinished(here.version) if self._is_orphan(row)]
+            orphans = [row for row in here.store.unfinished(here.version) if self._is_orphan(row, again)]
             self._strangers = False
             wanted = [row for row in orphans if not run_ids or row.workflow_id in run_ids]
             runs = [row for row in wanted if row.name == records.RUN and self._can_run(row)]
@@ -75,7 +77,7 @@ class Orphans:
             desk.clear(key)
         return [row for row in mine if row.workflow_id not in waiting - resumed]
 
-    def _is_orphan(self, row: Any) -> bool:
+    def _is_orphan(self, row: Any, again: bool) -> bool:
         identity = self._process.identity
         if row.status == "ENQUEUED":
             queue = row.queue_name or ""
@@ -83,14 +85,15 @@ class Orphans:
             return queue == records.UNCLAIMED or (queue != owner and identity.is_dead(owner))
         if row.executor_id == identity.name:
             run_id = row.workflow_id if row.name == records.RUN else row.parent_workflow_id
-            if isinstance(self._process.held.get(run_id), errors.AgentChanged):
-                return False  # A person lets it go on: each look would come to the same change.
+            reason = self._process.held.get(run_id)
+            if isinstance(reason, errors.AgentChanged) or (reason and not again):
+                return False  # Another look comes to the same reason: what was changed is accepted by a person alone.
             return run_id in self.interrupted or (self._strangers and run_id not in self._process.runs)
         return identity.is_dead(row.executor_id)
 
     def _can_run(self, row: Any) -> bool:
         here, noted, run_id = self._process, notes_on(row), row.workflow_id
-        agent, swarm = noted.get("agent", ""), noted.get("swarm", "")
+        agent, swarm = noted.get(NEEDS) or noted.get("agent", ""), noted.get("swarm", "")
         known = agent in roster.names() or agent in here.lent.get(run_id, {})
         if known and here.swarms.named(swarm):
             return not noted.get("waits_for") or self._forget_waiting(run_id)
@@ -122,7 +125,8 @@ class Orphans:
         """Look for the runs that wait for an agent of this name, if any do."""
         if name in self.wanted:
             self.wanted.discard(name)
-            threading.Thread(target=self.take_quietly, name="durable-swarm-take-over", daemon=True).start()
+            look = functools.partial(self.take_quietly, again=True)
+            threading.Thread(target=look, name="durable-swarm-take-over", daemon=True).start()
 
     def look(self) -> None:
         """Take over if any process is dead that has unfinished runs; how many wait for a worker costs nothing."""
@@ -133,10 +137,10 @@ class Orphans:
         if dead:
             self.take_quietly()
 
-    def take_quietly(self) -> None:
+    def take_quietly(self, *, again: bool = False) -> None:
         """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""
         try:
-            self.take()
+            self.take(again=again)
         except Exception as error:
             if not self._process.is_closed:
                 log.warning("could not look for runs to take over: %s", type(error).__name__)

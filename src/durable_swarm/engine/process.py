@@ -39,7 +39,6 @@ from durable_swarm.engine.store import Store, owner_of
 from durable_swarm.engine.toolcalls import AtCall
 from durable_swarm.engine.transactions import Transactions
 from durable_swarm.engine.trials import Trials
-from durable_swarm.engine.versions import mark
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
 from durable_swarm.waits import Home, background_loop, running_loop
@@ -308,8 +307,7 @@ class Process:
             self.orphans.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
-            change = mark(reason) if isinstance(reason, errors.AgentChanged) else None
-            self.store.note_waiting(run_id, str(reason), change)
+            self.store.note_waiting(run_id, reason)
         with self._lock:
             # Last: who sees that it is held, here or in the database, may resume it at once.
             if self.runs.get(run_id) is execution:

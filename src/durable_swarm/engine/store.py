@@ -24,7 +24,7 @@ from durable_swarm.engine.eventlog import EventLog
 from durable_swarm.engine.inbox import Inbox
 from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
-from durable_swarm.engine.versions import ACCEPTED, HELD_FOR
+from durable_swarm.engine.versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.runs import ENDED, STATES, State
 
 _STATES: dict[str, State] = {
@@ -40,6 +40,9 @@ UNFINISHED = ["PENDING", "ENQUEUED"]
 
 TRIED = "tried:"
 """Prefix of the notes on a run of how often its open calls were executed; resuming it clears them."""
+
+NEEDS = "needs"
+"""Note on a run that waits for an agent which some process lacked: the agent's name."""
 
 PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
@@ -106,7 +109,7 @@ def _is_time(value: Any) -> bool:
 _YEAR_9999 = 253_370_764_800
 _NOTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
-    **dict.fromkeys((HELD_FOR, ACCEPTED), _is_text),
+    **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
     "at": _is_time,
 }
 
@@ -377,9 +380,11 @@ class Store:
         """Note JSON values on a run, beside what is noted there already."""
         self._client.update_workflow_attributes(run_id, attributes, merge=True)
 
-    def note_waiting(self, run_id: str, why: str | None, change: str | None = None) -> None:
-        """Note why a run is held, and for which change of an agent if for any; or that it goes on."""
-        self.annotate(run_id, **{"waits_for": why, HELD_FOR: change})
+    def note_waiting(self, run_id: str, reason: errors.DurableSwarmError | None) -> None:
+        """Note why a run is held, and what would let it go on; or with None that it is held no more."""
+        needs = reason.agent if isinstance(reason, errors.UnknownAgent) else None
+        change = mark(reason) if isinstance(reason, errors.AgentChanged) else None
+        self.annotate(run_id, waits_for=str(reason) if reason else None, **{NEEDS: needs, HELD_FOR: change})
 
     def accepted(self, run_id: str) -> str | None:
         """Give the change of an agent that a person has accepted for a run."""
