@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, tool
+from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.helpers import user, wait_until
 
@@ -27,9 +29,9 @@ def added() -> str:
     return "new"
 
 clerk = Agent(name="{agent}", instructions="{prompt}", functions=[{tool}{more}])
-swarm = DurableSwarm(ScriptedModel(["Done."], strict=False))
+swarm = DurableSwarm(ScriptedModel(lambda _: "Done.", strict=False), changed_agents="{policy}")
 """
-SAME = {"tool": "refund", "agent": "Clerk", "prompt": "Old.", "more": ""}
+SAME = {"tool": "refund", "agent": "Clerk", "prompt": "Old.", "more": "", "policy": "continue"}
 
 
 @tool(approval=True)
@@ -86,6 +88,27 @@ def test_what_new_code_can_go_on_with(old: str) -> None:
 
 
 @pytest.mark.slow
+def test_what_new_code_is_to_hold(old: str) -> None:
+    """With changed_agents="hold" a changed agent counts, until a person has accepted it."""
+    code, runs = checked(old, prompt="New.", policy="hold")
+    assert (code, runs["open"]["held"], runs["open"]["changed"], runs["open"]["problem"]) == (1, True, True, "")
+    assert runs["queued"]["held"] is False
+    code, runs = checked(old, policy="hold")
+    assert (code, runs["open"]["held"]) == (0, False)
+    app = runpy.run_path("app.py")
+    app["clerk"].instructions = "New."
+    with DurableSwarm(ScriptedModel(["Never."]), database=old, changed_agents="hold") as swarm:
+        swarm.recover()
+        run = swarm.get("open")
+        run.approve()
+        wait_until(lambda: run.waits_for)
+    with open_runs(old) as opened:
+        opened.resume("open")
+    code, runs = checked(old, prompt="New.", policy="hold")
+    assert (code, runs["open"]["held"], runs["open"]["changed"]) == (0, False, True)
+
+
+@pytest.mark.slow
 def test_in_words(old: str) -> None:
     """Without --json each run has a line, and the last line sums up."""
     Path("app.py").write_text(VERSION.format(**SAME | {"tool": "pay_back", "prompt": "New."}), encoding="utf-8")
@@ -94,6 +117,13 @@ def test_in_words(old: str) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("open (waiting) cannot go on: agent 'Clerk' has no tool 'refund'")
     assert lines[1:] == ["queued (queued) goes on", "2 unfinished, 1 of them cannot go on with this code."]
+    Path("app.py").write_text(VERSION.format(**SAME | {"prompt": "New.", "policy": "hold"}), encoding="utf-8")
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    assert lines == [
+        "open (waiting) is to be held: agent 'Clerk' has changed since it last answered",
+        "queued (queued) goes on",
+        "2 unfinished, 0 of them cannot go on with this code, 1 to be held.",
+    ]
 
 
 def test_no_database(capsys: pytest.CaptureFixture[str]) -> None:

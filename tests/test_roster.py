@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,6 +179,16 @@ def test_what_is_no_change() -> None:
         return Agent(name="A", instructions=lambda context_variables: "x", functions=[greet])
 
     assert roster.fingerprint(make()) == roster.fingerprint(make())
+
+
+def test_an_edited_file_is_no_change_of_a_running_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program whose file is replaced while it runs, as by a deploy, keeps the code it has, and the fingerprint."""
+    for name in ("edited", "twin"):
+        (tmp_path / f"{name}.py").write_text("def prompt(context_variables):\n    return 'Old.'\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    edited, twin = (Agent(name="A", instructions=importlib.import_module(name).prompt) for name in ("edited", "twin"))
+    (tmp_path / "edited.py").write_text("# Edited.\ndef prompt():\n    return 'New.'\n", encoding="utf-8")
+    assert roster.fingerprint(edited) == roster.fingerprint(twin)
 
 
 @pytest.fixture

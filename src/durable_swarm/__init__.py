@@ -3,6 +3,7 @@
 from durable_swarm.asking import ask_human, ask_human_async, later
 from durable_swarm.engine import DurableSwarm, Run
 from durable_swarm.errors import (
+    AgentChanged,
     AlreadyAnswered,
     AmbiguousAgent,
     ConfigurationError,
@@ -29,6 +30,7 @@ from durable_swarm.types import Agent, Response, Result
 
 __all__ = [
     "Agent",
+    "AgentChanged",
     "AlreadyAnswered",
     "AmbiguousAgent",
     "ConfigurationError",

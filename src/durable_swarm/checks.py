@@ -40,6 +40,23 @@ def check_model_rates(rates: Any) -> None:
         check_rate(f"model_rates[{check_text('the model of a rate', model)!r}]", rate, "calls")
 
 
+def check_changed_agents(value: Any) -> str:
+    """Check that it says what becomes of runs whose agents have changed, and give it."""
+    if value not in ("continue", "hold"):
+        raise ConfigurationError(f"changed_agents must be 'continue' or 'hold', not {value!r:.40}")
+    return str(value)
+
+
+def check_queue(queue: Any, priority: Any) -> bool:
+    """Check how a run is to be queued, and give whether it is."""
+    if not isinstance(queue, bool):
+        raise ConfigurationError(f"queue must be True or False, not {queue!r:.80}")
+    check_whole("priority", priority, 0)
+    if priority and not queue:
+        raise ConfigurationError("priority counts on the queue only; give queue=True, too")
+    return queue
+
+
 def check_codec(codec: Any) -> None:
     """Check that it is a codec: something with `encode` and `decode`; or None."""
     if isinstance(codec, type):

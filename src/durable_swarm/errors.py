@@ -5,6 +5,7 @@
     ├─ NotSerializable      a value that cannot be stored as JSON; carries `path`
     ├─ UnknownAgent         no agent of that name is defined in this process
     ├─ AmbiguousAgent       two different agents share one name, so neither can be chosen
+    ├─ AgentChanged         an agent is no longer what answered in the run, which is held for it
     ├─ NotInRun             a call that only makes sense inside a tool
     ├─ RunNotFound          no run of that id in this database
     ├─ RunConflict          the id belongs to a run with another agent or other messages
@@ -71,6 +72,18 @@ class AmbiguousAgent(DurableSwarmError):
     """Two different agents called `agent` are alive in this process, so a recovered run cannot choose."""
 
     agent: str = ""
+
+
+class AgentChanged(DurableSwarmError):
+    """Agent `agent` is no longer what answered in turn `turn` of run `run_id`, and the swarm holds such runs.
+
+    `version` is the fingerprint it has now. `Run.resume()` accepts that version, and the run goes on with it.
+    """
+
+    run_id: str = ""
+    agent: str = ""
+    turn: int = 0
+    version: str = ""
 
 
 class NotInRun(DurableSwarmError):

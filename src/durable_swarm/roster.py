@@ -21,6 +21,7 @@ from durable_swarm.errors import AmbiguousAgent, UnknownAgent
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import agent_defined
 
+_sources: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _live: dict[int, Callable[[], Any]] = {}
 _watchers: list[Callable[[str], None]] = []
 _lock = threading.Lock()
@@ -47,6 +48,7 @@ def remember(agent: Any) -> None:
             return
         _live[key] = _reference(agent, key)
         watchers = list(_watchers)
+    _source(agent.instructions)
     for watcher in watchers:
         watcher(str(agent.name))
 
@@ -136,6 +138,15 @@ def _source(instructions: Any) -> str:
         instructions = instructions.func
     if not hasattr(instructions, "__qualname__"):
         instructions = type(instructions)
+    code = getattr(instructions, "__func__", instructions)
+    try:
+        # Kept as it was at first sight: the file may be edited under the running program, which keeps its code.
+        return _sources.get(code) or _sources.setdefault(code, _written(code))
+    except TypeError:  # Some objects cannot be watched.
+        return _written(code)
+
+
+def _written(instructions: Any) -> str:
     try:
         return inspect.getsource(instructions)
     except (OSError, TypeError):

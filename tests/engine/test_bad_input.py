@@ -137,6 +137,10 @@ DURABLE_SETTINGS: list[tuple[str, Any]] = [
     ("worker_id", 5),
     ("worker_id", ""),
     ("worker_id", "\ud800"),
+    ("changed_agents", "stop"),
+    ("changed_agents", None),
+    ("changed_agents", True),
+    ("changed_agents", ["hold"]),
 ]
 
 

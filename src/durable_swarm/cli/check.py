@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import click
 
@@ -21,6 +22,8 @@ from durable_swarm.service.fitness import Fit, check_runs
 def check(settings: Settings, target: str, as_json: bool) -> int:
     """Say which unfinished runs the code at hand can go on with, and why not the others; exit code 1 if there are any.
 
+    Runs count, too, that the swarm's changed_agents="hold" is to hold, since an agent of them has changed.
+
     MODULE is imported, SWARM is its `DurableSwarm`; nothing is executed or changed. Run it with new code before you
     deploy it. The steps inside a tool that is under way are known only when it is called again: they are not checked.
     """
@@ -30,13 +33,20 @@ def check(settings: Settings, target: str, as_json: bool) -> int:
     else:
         for fit in found:
             click.echo(one_line(_told(fit)))
-        stuck = sum(bool(fit.problem) for fit in found)
-        click.echo(f"{len(found)} unfinished, {stuck} of them cannot go on with this code.")
-    return int(any(fit.problem for fit in found))
+        click.echo(_summed(found))
+    return int(any(fit.problem or fit.held for fit in found))
+
+
+def _summed(found: Sequence[Fit]) -> str:
+    stuck, held = sum(bool(fit.problem) for fit in found), sum(fit.held for fit in found)
+    more = f", {held} to be held" if held else ""
+    return f"{len(found)} unfinished, {stuck} of them cannot go on with this code{more}."
 
 
 def _told(fit: Fit) -> str:
     if fit.problem:
         return f"{fit.run_id} ({fit.status}) cannot go on: {fit.problem}"
-    changed = f"; agent {fit.agent!r} has changed since it last answered" if fit.changed else ""
-    return f"{fit.run_id} ({fit.status}) goes on{changed}"
+    changed = f"agent {fit.agent!r} has changed since it last answered" if fit.changed else ""
+    if fit.held:
+        return f"{fit.run_id} ({fit.status}) is to be held: {changed}"
+    return f"{fit.run_id} ({fit.status}) goes on{'; ' if changed else ''}{changed}"

@@ -43,15 +43,17 @@ def draw_runs(views: Sequence[RunView]) -> None:
     rows = [(view.id, _status(view), view.agent, clock(view.created_at), clock(view.updated_at)) for view in views]
     titles = ("ID", "STATUS", "AGENT", "STARTED", "CHANGED")
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    _print(console, Text(_columns(titles, widths), DIM))
+    room = max(_width(console) - sum(widths) - 2 * len(widths), 60)
+    why = "WAITS FOR" if any(view.waits_for for view in views) else ""
+    _print(console, Text(f"{_columns(titles, widths)}  {why}", DIM))
     for view, row in zip(views, rows, strict=True):
-        line = Text(_columns(row, widths))
+        line = Text(f"{_columns(row, widths)}  {shorten(view.waits_for or '', room)}")
         line.stylize(_style(view), widths[0] + 2, widths[0] + 2 + len(row[1]))
         _print(console, line)
 
 
 def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
-    return "  ".join(f"{one_line(cell):{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip()
+    return "  ".join(f"{one_line(cell):{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _status(view: RunView) -> str:
@@ -68,7 +70,7 @@ def draw_run(run: RunDetail, command: Command) -> None:
     `command` gives the command line of some words.
     """
     console = _console()
-    width = shutil.get_terminal_size().columns if console.is_terminal else PIPE_WIDTH
+    width = _width(console)
     resume = command("resume", run.id)
     for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, resume, width)):
         _print(console, line)
@@ -87,6 +89,10 @@ def draw_requests(found: Sequence[Request], command: Command) -> None:
 
 def _console() -> Console:
     return Console(force_terminal=sys.stdout.isatty(), highlight=False)
+
+
+def _width(console: Console) -> int:
+    return shutil.get_terminal_size().columns if console.is_terminal else PIPE_WIDTH
 
 
 def _print(console: Console, line: Text) -> None:

@@ -27,7 +27,8 @@ def runs(settings: Settings, status: str | None, agent: str | None, limit: int, 
     """List runs, newest first.
 
     An interrupted run is one that is running, and that no living process executes: it goes on in the next program that
-    defines its agent. As JSON its status is "running", and "idle" is true.
+    defines its agent. The last column says why a run does not go on. As JSON a run has all that as fields; the status
+    of an interrupted one is "running", and "idle" is true.
     """
     idle = status == INTERRUPTED
     with open_runs(settings.database) as opened:
@@ -57,7 +58,7 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
         draw_run(detail, settings.command)
 
 
-@click.command(short_help="Let a failed or cancelled run go on.")
+@click.command(short_help="Let a failed, cancelled or held run go on.")
 @click.argument("run_id", metavar="ID")
 @common
 @click.pass_obj
@@ -65,7 +66,8 @@ def resume(settings: Settings, run_id: str) -> None:
     """Let a failed or cancelled run go on from its first unfinished step.
 
     What is finished is not done again. The run goes on in the program that defines its agent: in one that works on
-    this database now, else when it is started next.
+    this database now, else when it is started next. A run that is held since an agent of it has changed goes on with
+    the version that it is held for.
     """
     with open_runs(settings.database) as opened:
         view = opened.resume(run_id)

@@ -16,7 +16,14 @@ from dbos import error as dbos_errors
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
-from durable_swarm.checks import check_codec, check_model_rates, check_seconds, check_text, check_whole
+from durable_swarm.checks import (
+    check_changed_agents,
+    check_codec,
+    check_model_rates,
+    check_queue,
+    check_seconds,
+    check_text,
+)
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
@@ -55,6 +62,8 @@ class DurableSwarm(Runner):
     the database whose connection transactional tools get, by default that of the runs. `keep_for` is for how many
     seconds runs of this swarm that have ended are kept, by default for ever. `model_rates` says how often models are
     asked at most, as in `{"gpt-4o": (500, 60)}`: 500 calls in 60 seconds, of all processes of the database together.
+    `changed_agents="hold"` holds a run before the first reply of an agent that has changed since it last answered in
+    that run, until `Run.resume()` accepts the agent as it is; with `"continue"` the run goes on.
 
     Nothing is opened before first use. Use it as a context manager, or call `close`, to give everything back.
     """
@@ -72,6 +81,7 @@ class DurableSwarm(Runner):
         tool_database: str | None = None,
         keep_for: float | None = None,
         model_rates: Mapping[str, tuple[int, float]] = MappingProxyType({}),
+        changed_agents: str = "continue",
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors)
         check_codec(codec)
@@ -86,6 +96,7 @@ class DurableSwarm(Runner):
         self.keep_for = keep_for
         check_model_rates(model_rates)
         self.model_rates: Mapping[str, tuple[int, float]] = dict(model_rates)
+        self.changed_agents = check_changed_agents(changed_agents)
         self.database = database if database is None else _check_database(database)
         self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
         self._opening = threading.Lock()
@@ -466,16 +477,6 @@ class DurableSwarm(Runner):
 
     def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
         return Run(run_id, self._store, self._open, live, self.name)
-
-
-def check_queue(queue: bool, priority: int) -> bool:
-    """Check how a run is to be queued, and give whether it is. Raises `ConfigurationError`."""
-    if not isinstance(queue, bool):
-        raise errors.ConfigurationError(f"queue must be True or False, not {queue!r:.80}")
-    check_whole("priority", priority, 0)
-    if priority and not queue:
-        raise errors.ConfigurationError("priority counts on the queue only; give queue=True, too")
-    return queue
 
 
 def _check_database(database: Any) -> str:

@@ -53,13 +53,15 @@ def engines_code(what: str) -> Iterator[None]:
     except dbos_errors.DBOSAwaitedWorkflowCancelledError as error:
         # A call is cancelled with its run only, and for the run DBOS has another signal.
         raise dbos_errors.DBOSWorkflowCancelledError(str(error)) from error
+    except dbos_errors.DBOSUnexpectedStepError as error:
+        text = f"{what} does not fit the records; bring the old order and names of the steps back, or cancel the run"
+        raise Held(errors.ReplayMismatch(f"{text}: {safe_text(error)[:500]}")) from error
     except Exception as error:
         if isinstance(error, errors.DurableSwarmError):
             raise Held(error, passes=may_pass(error.__cause__)) from error
-        misfit = isinstance(error, dbos_errors.DBOSUnexpectedStepError)
-        kind = errors.ReplayMismatch if misfit else errors.ConfigurationError
         reason = told(error) if isinstance(error, SQLAlchemyError) else safe_text(error)[:500]
-        raise Held(kind(f"{what} could not be recorded or read: {reason}"), passes=may_pass(error)) from error
+        unrecorded = errors.ConfigurationError(f"{what} could not be recorded or read: {reason}")
+        raise Held(unrecorded, passes=may_pass(error)) from error
 
 
 def step_record(value: Any) -> Record:

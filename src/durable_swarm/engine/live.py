@@ -20,6 +20,7 @@ from durable_swarm.engine.feed import Feed
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal
 from durable_swarm.engine.signals import closed
+from durable_swarm.engine.versions import Answered
 from durable_swarm.loop import Call, Start
 from durable_swarm.models import Clients, Conversation
 from durable_swarm.types import Response
@@ -37,6 +38,7 @@ class Settings(Protocol):
     model_rates: Mapping[str, tuple[int, float]]
     name: str
     codec: Codec | None
+    changed_agents: str
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class LiveRun:
     """How many messages that were said to the run the model has been told."""
     said: int | None = None
     """How many were said to it when its last step began; None where that is not known."""
+    answered: dict[str, Answered] = field(default_factory=dict)
+    """The last own turn of each agent. What a fork has kept does not count: it goes on with the code as it is now."""
     begun: set[str] = field(default_factory=set)
     """The tool calls whose tools are being executed."""
     asks: int = 0

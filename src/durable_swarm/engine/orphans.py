@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from durable_swarm import errors, roster
 from durable_swarm.engine import records
-from durable_swarm.engine.store import notes_on
+from durable_swarm.engine.store import NEEDS, notes_on
 
 if TYPE_CHECKING:
     from durable_swarm.engine.process import Process
@@ -95,12 +95,14 @@ class Orphans:
             return queue == records.UNCLAIMED or (queue != owner and identity.is_dead(owner))
         if row.executor_id == identity.name:
             run_id = row.workflow_id if row.name == records.RUN else row.parent_workflow_id
+            if isinstance(self._process.held.get(run_id), errors.AgentChanged):
+                return False  # A person lets it go on.
             return run_id in self.interrupted or (self._strangers and run_id not in self._process.runs)
         return identity.is_dead(row.executor_id)
 
     def _can_run(self, row: Any) -> bool:
         here, noted, run_id = self._process, notes_on(row), row.workflow_id
-        agent, swarm = noted.get("agent", ""), noted.get("swarm", "")
+        agent, swarm = noted.get(NEEDS) or noted.get("agent", ""), noted.get("swarm", "")
         known = agent in roster.names() or agent in here.lent.get(run_id, {})
         if known and here.swarms.named(swarm):
             return not noted.get("waits_for") or self._forget_waiting(run_id)
@@ -108,10 +110,10 @@ class Orphans:
             lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
             log.warning("run %r waits: %s in this process", run_id, lack)
             self.wanted.add(agent)
-        self._decline(run_id)
+        self.decline(run_id)
         return False
 
-    def _decline(self, run_id: str) -> None:
+    def decline(self, run_id: str) -> None:
         """Leave a run to others for a while, and for longer each time: else those that lack something pass it round."""
         _, before = self._declined.get(run_id, (0.0, DECLINE / 2))
         pause = min(before * 2, LONGEST)
@@ -123,7 +125,7 @@ class Orphans:
 
     def _forget_waiting(self, run_id: str) -> bool:
         try:
-            self._process.store.annotate(run_id, waits_for=None)
+            self._process.store.note_waiting(run_id, None)
         except errors.ConfigurationError as error:
             log.warning("run %r cannot be taken over: %s", run_id, error)
             return False
@@ -143,8 +145,6 @@ class Orphans:
             ]
             here.store.inbox.hand_to(rows, records.UNCLAIMED)
             self.interrupted -= left
-        for run_id in left:
-            self._decline(run_id)
 
     def agent_defined(self, name: str) -> None:
         """Look for the runs that wait for an agent of this name, if any do."""

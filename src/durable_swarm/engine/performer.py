@@ -23,6 +23,7 @@ from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import Seal, output_of
 from durable_swarm.engine.signals import Failed, Held, Released
 from durable_swarm.engine.toolcalls import AtCall, Making
+from durable_swarm.engine.versions import Answered, changed, mark
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
 from durable_swarm.models import ModelCall, complete
 from durable_swarm.types import Message
@@ -114,6 +115,8 @@ class Durable:
     rates: Rates
     people: Callable[[ToolCall, str], AtCall]
     """Gives who answers what a tool call asks."""
+    accepted: Callable[[str], str | None]
+    """Gives the change of an agent that a person has accepted for the run of an id."""
     replayed: bool = False
     """Whether the last model call came from its record."""
 
@@ -151,15 +154,29 @@ class Durable:
             record = await self.colour.step(records.model_step(effect.agent), body)
             reply = records.read_reply(record)
             self.run.heard += len(reply.heard)
+            self.run.answered[effect.agent] = Answered(effect.turn, record.get("version", ""))
             self.run.feed.replied(record)
             return reply
 
     async def _model_call(self, effect: Ask, waits: Waits) -> Record:
         agent = self._agent(effect.agent)
+        await self._check_change(agent)
         if self.run.streams:
             self.run.feed.asking(effect.agent, effect.turn)
         with users_code(records.model_step(effect.agent)):
             return await self._reply(agent, effect, waits)
+
+    async def _check_change(self, agent: Any) -> None:
+        """Hold the run if its swarm says so and the agent is no longer what answered before, nor was accepted."""
+        run = self.run
+        holds = run.swarm.changed_agents == "hold"
+        change = changed(run.run_id, agent, run.answered.get(agent.name)) if holds else None
+        if change is None:
+            return
+        with engines_code(f"what was accepted for run {run.run_id!r}"):
+            accepted = await self._in_engine(self.accepted, run.run_id)
+        if accepted != mark(change):
+            raise Held(change)
 
     async def _reply(self, agent: Any, effect: Ask, waits: Waits) -> Record:
         """Ask the model and give the record of its reply."""

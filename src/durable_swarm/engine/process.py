@@ -315,7 +315,7 @@ class Process:
         """Note why a run cannot go on here, and what would let it."""
         if self._closing.is_set():
             return
-        reason = held.reason
+        reason, execution = held.reason, self.runs.get(run_id)
         self.orphans.interrupted.add(run_id)
         if held.passes:
             # Told once, and not noted in the database, which could not be written just now.
@@ -323,12 +323,16 @@ class Process:
                 log.warning("run %r waits: %s", run_id, reason)
             self.parked[run_id] = str(reason)
             return
-        self.held[run_id] = reason
         if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
             self.orphans.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
-            self.store.annotate(run_id, waits_for=str(reason))
+            self.store.note_waiting(run_id, reason)
+        with self._lock:
+            # Last: who sees that it is held, here or in the database, may resume it at once.
+            if self.runs.get(run_id) is execution:
+                self.held[run_id] = reason
+                self.orphans.decline(run_id)
 
     def at_call(self, made: ToolCall, key: str) -> AtCall:
         """Give who answers what a tool call asks."""
@@ -413,9 +417,10 @@ class Process:
 
     def _offer(self) -> None:
         """Leave runs that cannot go on here to workers that have what they need: another program, another key."""
-        if held := self.held.keys() & self.orphans.interrupted:
-            self.orphans.offer(held)
-            for run_id in held:
+        for_others = {run_id for run_id, why in list(self.held.items()) if not isinstance(why, errors.AgentChanged)}
+        if stopped := for_others & self.orphans.interrupted:
+            self.orphans.offer(stopped)
+            for run_id in stopped:
                 self.held.pop(run_id, None)
 
 

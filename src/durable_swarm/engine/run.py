@@ -19,7 +19,8 @@ from durable_swarm.engine.following import LATEST, Follower, Recorded, check_aft
 from durable_swarm.engine.forks import ForkRequest
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.live import LiveRun
-from durable_swarm.engine.store import Store, moment, notes_on, started_at, state_of
+from durable_swarm.engine.store import Store, moment, notes_on, reason_noted, started_at, state_of
+from durable_swarm.engine.versions import HELD_FOR
 from durable_swarm.events import Event
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
@@ -113,10 +114,7 @@ class Run(Conversing):
         """Why the unfinished run does not go on, here or where it was tried last; or None."""
         executor = self._executor()
         here = executor.waits_for(self.id) if executor else None
-        if here is not None:
-            return here
-        row = self._row()
-        return None if state_of(row) in ENDED else notes_on(row).get("waits_for")
+        return here or reason_noted(self._row())
 
     def messages(self) -> list[Message]:
         """Give the run's new messages so far: always a history that a provider accepts."""
@@ -131,7 +129,7 @@ class Run(Conversing):
 
         `timeout` is in seconds; past it TimeoutError is raised and the run goes on. Raises the error the run ended
         with (`RunFailed` if it is read back), `RunCancelled`, `RunNotFound`, and what keeps the run from going on in
-        this process, such as `AmbiguousAgent` and `ReplayMismatch`.
+        this process, such as `AmbiguousAgent`, `AgentChanged` and `ReplayMismatch`.
         """
         _check_timeout(timeout)
         self._refuse_to_block("result")
@@ -368,22 +366,29 @@ class Run(Conversing):
     def cancel(self) -> None:
         """Stop the run at its next checkpoint. A call under way ends unrecorded; an ended run stays as it is."""
         if self.status not in ENDED:
+            executor = self._executor()
             self._store().cancel(self.id)
+            if executor is not None:
+                executor.held.pop(self.id, None)
 
     def resume(self) -> None:
         """Have a failed or cancelled run go on from its first unfinished step; nothing finished is repeated.
 
-        A run that is done or under way stays as it is. It goes on in this process if its agents are defined here, else
-        in the next that defines them.
+        It goes on in this process if its agents are defined here, else in the next that defines them. Of a run that is
+        held since an agent of it has changed (`AgentChanged`), this accepts the version it is held for, and the process
+        that holds it goes on with it. Any other run stays as it is.
         """
-        row = self._row()
-        if state_of(row) in ("failed", "cancelled"):
-            executor = self._executor()
+        row, store, executor = self._row(), self._store(), self._executor()
+        stopped, held = state_of(row) in ("failed", "cancelled"), bool(notes_on(row).get(HELD_FOR))
+        if held:
+            store.accept(row)
+        if stopped:
             self._live = None
-            Recorded(self._store(), self.id).keep_end()
-            self._store().resume(row, records.UNCLAIMED)
-            if executor is not None:
-                executor.take_over(self.id)
+            Recorded(store, self.id).keep_end()
+            store.resume(row, records.UNCLAIMED)
+        if executor is not None and (stopped or held):
+            executor.held.pop(self.id, None)
+            executor.take_over(self.id)
 
     def fork(
         self,

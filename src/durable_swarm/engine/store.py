@@ -24,7 +24,8 @@ from durable_swarm.engine.eventlog import EventLog
 from durable_swarm.engine.inbox import Inbox
 from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
-from durable_swarm.runs import STATES, State
+from durable_swarm.engine.versions import ACCEPTED, HELD_FOR, mark
+from durable_swarm.runs import ENDED, STATES, State
 
 _STATES: dict[str, State] = {
     "ENQUEUED": "queued",
@@ -39,6 +40,9 @@ UNFINISHED = ["PENDING", "ENQUEUED"]
 
 TRIED = "tried:"
 """Prefix of the notes on a run of how often its open calls were executed; resuming it clears them."""
+
+NEEDS = "needs"
+"""Note on a run that waits for an agent which some process lacked: the agent's name."""
 
 PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
@@ -66,6 +70,11 @@ def notes_on(row: Any) -> dict[str, Any]:
     """Give what is noted on a run; a note that has not the form it was written in is none."""
     noted = row.attributes if isinstance(row.attributes, dict) else {}
     return {name: value for name, value in noted.items() if name not in _NOTED or _NOTED[name](value)}
+
+
+def reason_noted(row: Any) -> str | None:
+    """Give why an unfinished run does not go on, in the words of the process that holds it, or None."""
+    return None if state_of(row) in ENDED else notes_on(row).get("waits_for") or None
 
 
 def owner_of(row: Any) -> str:
@@ -100,6 +109,7 @@ def _is_time(value: Any) -> bool:
 _YEAR_9999 = 253_370_764_800
 _NOTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
+    **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
     "at": _is_time,
 }
 
@@ -369,6 +379,23 @@ class Store:
     def annotate(self, run_id: str, **attributes: Any) -> None:
         """Note JSON values on a run, beside what is noted there already."""
         self._client.update_workflow_attributes(run_id, attributes, merge=True)
+
+    def note_waiting(self, run_id: str, reason: errors.DurableSwarmError | None) -> None:
+        """Note why a run is held, and what would let it go on; or with None that it is held no more."""
+        needs = reason.agent if isinstance(reason, errors.UnknownAgent) else None
+        change = mark(reason) if isinstance(reason, errors.AgentChanged) else None
+        self.annotate(run_id, waits_for=str(reason) if reason else None, **{NEEDS: needs, HELD_FOR: change})
+
+    def accepted(self, run_id: str) -> str | None:
+        """Give the change of an agent that a person has accepted for a run."""
+        return notes_on(self.found(run_id, load_output=False)).get(ACCEPTED)
+
+    def accept(self, row: Any) -> None:
+        """Accept the change for which a run is held. If it is unfinished, the process that holds it goes on with it."""
+        change, owner = notes_on(row).get(HELD_FOR), owner_of(row)
+        self.annotate(row.workflow_id, **{ACCEPTED: change, HELD_FOR: None, "waits_for": None})
+        if row.status in UNFINISHED and owner:
+            self.inbox.hand_to([row], records.QUEUE + owner)
 
     def cancel(self, run_id: str) -> None:
         """Cancel a run and the tool calls under way in it."""

@@ -92,6 +92,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                     process.store.mailbox,
                     process.rates,
                     process.at_call,
+                    process.store.accepted,
                 ),
             )
         run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run_id)

@@ -12,8 +12,9 @@ from durable_swarm.engine import DurableSwarm, database
 from durable_swarm.engine.history import story
 from durable_swarm.engine.store import Store, notes_on, state_of
 from durable_swarm.engine.turns import recorded_turns
+from durable_swarm.engine.versions import ACCEPTED, Answered, changed, mark
 from durable_swarm.engine.visitor import visit
-from durable_swarm.errors import DurableSwarmError
+from durable_swarm.errors import AgentChanged, DurableSwarmError
 from durable_swarm.loop import Ask, CallAll
 from durable_swarm.runs import State
 
@@ -23,7 +24,8 @@ class Fit:
     """How an unfinished run and the code fit: `problem` says why it cannot go on, or is ''.
 
     `agent` is the one whose turn it is. `changed` says that it answers with another prompt, other tools or another
-    model than it last did in this run.
+    model than it last did in this run; `held`, that the swarm's `changed_agents="hold"` holds the run for that, before
+    the agent's next reply. A handoff that comes before it is not foreseen.
     """
 
     run_id: str
@@ -31,6 +33,7 @@ class Fit:
     agent: str
     problem: str = ""
     changed: bool = False
+    held: bool = False
 
 
 def check_runs(swarm: DurableSwarm) -> list[Fit]:
@@ -41,17 +44,20 @@ def check_runs(swarm: DurableSwarm) -> list[Fit]:
     """
     with visit(database.choose(swarm.database), lambda: swarm.codec) as visitor:
         rows = visitor.store.rows(states=["queued", "running", "waiting"])
-        return [_fit(visitor.store, row) for row in reversed(rows) if notes_on(row).get("swarm", "") == swarm.name]
+        own = [row for row in reversed(rows) if notes_on(row).get("swarm", "") == swarm.name]
+        return [_fit(visitor.store, row, holds=swarm.changed_agents == "hold") for row in own]
 
 
-def _fit(store: Store, row: Any) -> Fit:
+def _fit(store: Store, row: Any, *, holds: bool) -> Fit:
     run_id, agent = row.workflow_id, notes_on(row).get("agent", "")
     try:
         row, state = store.found(run_id), state_of(row)
         following = story(store, row).following
         agent = following.agent if isinstance(following, Ask | CallAll) else agent
         problem = next(_problems(store, row, following), "")
-        return Fit(run_id, state, agent, problem, not problem and _changed(store, row, agent))
+        change = None if problem or not isinstance(following, Ask | CallAll) else _change(store, row, agent)
+        held = holds and change is not None and notes_on(row).get(ACCEPTED) != mark(change)
+        return Fit(run_id, state, agent, problem, change is not None, held)
     except DurableSwarmError as error:
         return Fit(run_id, "running", agent, str(error))
 
@@ -67,9 +73,8 @@ def _problems(store: Store, row: Any, following: Any) -> Iterator[str]:
                 yield f"agent {agent.name!r} has no tool {call.tool!r} any more, but a call of it is open"
 
 
-def _changed(store: Store, row: Any, agent: str) -> bool:
-    versions = [
-        turn.reply.get("version") for turn in recorded_turns(store, row, store.start_record(row)) if turn.agent == agent
-    ]
-    known = roster.find_or_none(agent)
-    return bool(versions) and known is not None and versions[-1] != roster.fingerprint(known)
+def _change(store: Store, row: Any, agent: str) -> AgentChanged | None:
+    start = store.start_record(row)
+    told = list(enumerate(recorded_turns(store, row, start)))[len(start.get("kept", [])) :]
+    answered = [Answered(turn, record.reply.get("version", "")) for turn, record in told if record.agent == agent]
+    return changed(row.workflow_id, roster.find(agent), answered[-1] if answered else None)

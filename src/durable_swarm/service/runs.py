@@ -19,12 +19,12 @@ from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.retention import Retention
 from durable_swarm.engine.run import error_of
 from durable_swarm.engine.sealing import CLOSED, Sealed
-from durable_swarm.engine.store import Store, moment, notes_on, started_at, state_of
+from durable_swarm.engine.store import Store, moment, notes_on, reason_noted, started_at, state_of
 from durable_swarm.engine.visitor import NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.loop import Start
-from durable_swarm.runs import ENDED, Story
+from durable_swarm.runs import Story
 from durable_swarm.service.inbox import Inbox
 from durable_swarm.service.sealed import opened, why_closed
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
@@ -133,9 +133,10 @@ class Runs:
         return self._after(self._run(run_id), Run.cancel)
 
     def resume(self, run_id: str) -> RunView:
-        """Let a failed or cancelled run go on, and give it as it is then; any other run stays as it is.
+        """Let a failed, cancelled or held run go on as `Run.resume` does, and give it as it is then.
 
-        It goes on with the next program that defines its agent.
+        Any other run stays as it is. It goes on with the next program that defines its agent; one that was held for a
+        changed agent, in the process that holds it.
         """
         return self._after(self._run(run_id), Run.resume)
 
@@ -259,11 +260,9 @@ def _told(store: Store, row: Any) -> tuple[Start, Story, str | None]:
 
 def _waits_for(row: Any, idle: bool) -> str | None:
     """Say why an unfinished run does not go on: in the words of the process that held it, where there are any."""
-    if state_of(row) in ENDED:
-        return None
-    recorded = _about(row, "waits_for")
+    recorded = reason_noted(row)
     if recorded or not idle:
-        return recorded or None
+        return recorded
     agent, swarm = _about(row, "agent"), _about(row, "swarm")
     named = f" in a swarm named {swarm!r}" if swarm else ""
     return (
