@@ -36,6 +36,7 @@ from durable_swarm.engine.room import Room
 from durable_swarm.engine.sealing import input_of
 from durable_swarm.engine.signals import Held, closed
 from durable_swarm.engine.store import Store, owner_of
+from durable_swarm.engine.strays import Strays
 from durable_swarm.engine.toolcalls import AtCall
 from durable_swarm.engine.transactions import Transactions
 from durable_swarm.engine.trials import Trials
@@ -70,6 +71,7 @@ class Process:
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.orphans = Orphans(self, strangers=self.hosted and internals.LATE)
+        self._strays = Strays(self)
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._served: list[tuple[Any, int]] = []
@@ -385,6 +387,7 @@ class Process:
     def _keep(self) -> None:
         self.identity.keep()
         self.outage.look()
+        self._strays.look()
         self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
         if self._served:
             self._offer()
