@@ -14,11 +14,12 @@ import hashlib
 import logging
 import math
 import os
+import select
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy
 
@@ -50,6 +51,9 @@ class Locks(Protocol):
 
     def wrest(self, name: str) -> None:
         """Take the lock away from a process that stands still, where the database lets us."""
+
+    def lost(self) -> bool:
+        """Whether what holds the locks has visibly ended."""
 
     def close(self) -> None:
         """Free all locks."""
@@ -108,6 +112,9 @@ class FileLocks:
     def wrest(self, name: str) -> None:
         """Nobody but its holder frees a lock of the system."""
 
+    def lost(self) -> bool:
+        return False
+
     def close(self) -> None:
         os.close(self._file)
 
@@ -151,6 +158,15 @@ class PostgresLocks:
         )
         with contextlib.suppress(*_LOST):
             self._connection.execute(holders, {"key": _number(name)})
+
+    def lost(self) -> bool:
+        if self._connection.closed or self._connection.invalidated:
+            return True
+        # A session that is asked nothing hears nothing but the end.
+        session: Any = self._connection.connection.driver_connection
+        ear = select.poll()
+        ear.register(session.fileno(), select.POLLIN)
+        return bool(ear.poll(0))
 
     def _ask(self, function: str, name: str) -> bool:
         return bool(
@@ -209,6 +225,12 @@ class Identity:
             finally:
                 if taken:
                     self._locks.give("take-over")
+
+    def look(self) -> None:
+        """Take the name back at once if its session has ended: to others this process is dead meanwhile."""
+        if self._locks.lost():
+            with self.alone():
+                self._locks.take(self.name)
 
     def keep(self) -> None:
         """Give a sign of life, and hold the name: a lost session of the database takes its locks along."""

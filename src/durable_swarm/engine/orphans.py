@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm import errors, roster
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from durable_swarm.engine.process import Process
 
 log = logging.getLogger("durable_swarm")
+
+SURE = 1.0
+"""Seconds between two looks that both must find a process dead: one that has lost no more than the connection that
+holds its lock takes the lock back at its next look."""
 
 
 class Orphans:
@@ -124,12 +129,16 @@ class Orphans:
 
     def look(self) -> None:
         """Take over if any process is dead that has unfinished runs; how many wait for a worker costs nothing."""
-        here = self._process
-        owners = here.store.inbox.owners()
-        with here.identity.alone():
-            dead = any(here.identity.is_dead(name) for name in owners)
+        dead = self._dead(self._process.store.inbox.owners())
         if dead:
-            self.take_quietly()
+            time.sleep(SURE)
+            if self._dead(dead):
+                self.take_quietly()
+
+    def _dead(self, names: set[str]) -> set[str]:
+        identity = self._process.identity
+        with identity.alone():
+            return {name for name in names if identity.is_dead(name)}
 
     def take_quietly(self) -> None:
         """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""

@@ -378,6 +378,7 @@ class Process:
 
     def _look(self) -> None:
         """Look for what others left for whoever can do it."""
+        self.identity.look()
         self.room.look()
         for queue, concurrency in self._served:
             internals.limit_queue(queue, concurrency, len(self.runs))
