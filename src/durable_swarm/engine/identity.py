@@ -119,6 +119,13 @@ class FileLocks:
         os.close(self._file)
 
 
+def _hears(socket: int) -> bool:
+    """Whether something has come to a socket; a session that is asked nothing hears nothing but its end."""
+    ear = select.poll()
+    ear.register(socket, select.POLLIN)
+    return bool(ear.poll(0))
+
+
 _LOST = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.ResourceClosedError)
 """How a session that is gone shows itself: at once, and once its connection was closed."""
 
@@ -162,11 +169,8 @@ class PostgresLocks:
     def lost(self) -> bool:
         if self._connection.closed or self._connection.invalidated:
             return True
-        # A session that is asked nothing hears nothing but the end.
         session: Any = self._connection.connection.driver_connection
-        ear = select.poll()
-        ear.register(session.fileno(), select.POLLIN)
-        return bool(ear.poll(0))
+        return bool(session.closed) or _hears(session.fileno())
 
     def _ask(self, function: str, name: str) -> bool:
         return bool(
@@ -228,9 +232,17 @@ class Identity:
 
     def look(self) -> None:
         """Take the name back at once if its session has ended: to others this process is dead meanwhile."""
-        if self._locks.lost():
-            with self.alone():
+        if self._has_lost():
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), self.alone():  # `keep` tries again.
                 self._locks.take(self.name)
+
+    def _has_lost(self) -> bool:
+        if not self._guard.acquire(blocking=False):
+            return False  # Who uses the locks just now finds out.
+        try:
+            return self._locks.lost()
+        finally:
+            self._guard.release()
 
     def keep(self) -> None:
         """Give a sign of life, and hold the name: a lost session of the database takes its locks along."""

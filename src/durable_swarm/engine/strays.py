@@ -41,6 +41,14 @@ class Strays:
         self._seen = {claim: self._seen.get(claim, 0) + 1 for claim in claims if claim[0] not in executed}
         lost = {run_id for (run_id, _), looks in self._seen.items() if looks >= LOOKS}
         if lost:
-            log.info("runs were claimed here, and the answer was lost: %s", ", ".join(sorted(lost)))
-            here.orphans.interrupted |= lost
-            here.orphans.take(*lost)
+            self._take(lost)
+
+    def _take(self, lost: set[str]) -> None:
+        orphans = self._process.orphans
+        log.info("runs were claimed here, and the answer was lost: %s", ", ".join(sorted(lost)))
+        orphans.interrupted |= lost
+        try:
+            orphans.take(*lost)
+        except BaseException:
+            orphans.interrupted -= lost  # The next look finds them again.
+            raise
