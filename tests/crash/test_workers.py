@@ -5,108 +5,18 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from durable_swarm import DurableSwarm, Run
+from durable_swarm import DurableSwarm
 from durable_swarm.postgres import Server
 from tests.crash.matrix import LONG
+from tests.crash.workers import Workers, enqueue, finish
 from tests.engine.helpers import wait_until
 from tests.support.postgres import temporary_folder
-
-TURNS = 4
-APP = """
-    import os, time
-    from durable_swarm import Agent, DurableSwarm, current_call, step
-    from durable_swarm.engine import identity, leases
-    from durable_swarm.testing import ScriptedModel
-
-    leases.LEASE = identity.LEASE = float(os.environ.get("LEASE", "15"))
-
-    def note(what):
-        with open("ledger", "a") as ledger:
-            ledger.write(f"{current_call().idempotency_key} {what} {os.getpid()}\\n")
-
-    def work(number: int) -> str:
-        note("begin")
-        time.sleep(float(os.environ.get("PACE", "0.05")))
-        note("end")
-        return f"did {number}"
-
-    def reply(request):
-        turn = sum(message["role"] == "assistant" for message in request["messages"])
-        return [("work", {"number": turn})] if turn < 4 else "Done."
-
-    clerk = Agent(name="Clerk", functions=[work if os.environ.get("FLOW") else step(work)])
-    swarm = DurableSwarm(ScriptedModel(reply, strict=False))
-"""
-
-
-class Workers:
-    """Worker processes on one database, and what they have left in the ledger."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.living: list[subprocess.Popen[str]] = []
-        self.killed: set[int] = set()
-        Path("app.py").write_text(textwrap.dedent(APP), encoding="utf-8")
-
-    def start(self, target: str = "app:swarm", *options: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a worker, and wait until it works."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "durable_swarm", "worker", target, "--database", self.url, *options],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.living.append(process)
-        assert process.stdout is not None
-        assert process.stdout.readline().startswith("Worker ")
-        return process
-
-    def kill(self, process: subprocess.Popen[str]) -> None:
-        """Kill a worker, as only SIGKILL can."""
-        self.killed.add(process.pid)
-        self.living.remove(process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-
-    def end(self) -> None:
-        """Kill all that live."""
-        for process in list(self.living):
-            process.send_signal(signal.SIGCONT)
-            self.kill(process)
-
-    def history(self) -> dict[str, list[tuple[int, str, int]]]:
-        """Give for each run what happened, in order: the turn, whether it began or ended, and in which process."""
-        found = defaultdict(list)
-        for line in Path("ledger").read_text().splitlines():
-            key, what, pid = line.split()
-            run_id, _, call = key.rpartition("/")
-            found[run_id].append((int(call.split(".")[0]), what, int(pid)))
-        return dict(found)
-
-    def check(self, stopped: int = 0) -> int:
-        """Check that no finished call was made again, and give how many calls in flight were."""
-        again = 0
-        for run_id, events in self.history().items():
-            newest, begun_by = -1, 0
-            for turn, what, pid in events:
-                if what == "begin":
-                    assert turn >= newest, f"{run_id}: turn {turn} began again after turn {newest}: {events}"
-                    if turn == newest:
-                        again += 1
-                        assert begun_by in self.killed or begun_by == stopped, f"{run_id}: {events}"
-                    newest, begun_by = turn, pid
-            assert newest == TURNS - 1
-        return again
 
 
 @pytest.fixture
@@ -125,20 +35,6 @@ def many(postgres_database: str) -> Iterator[Workers]:
     found.end()
 
 
-def enqueue(swarm: DurableSwarm, count: int) -> list[Run]:
-    """Queue so many runs, in a program that has no agent."""
-    return [
-        swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id=f"r{number}") for number in range(count)
-    ]
-
-
-def finish(runs: list[Run], seconds: float = 60) -> None:
-    """Wait for the runs, and check their transcripts."""
-    for run in runs:
-        contents = [message["content"] for message in run.result(seconds).messages if message["role"] == "tool"]
-        assert contents == [f"did {turn}" for turn in range(TURNS)]
-
-
 @pytest.mark.slow
 def test_two_workers_share_the_queue(workers: Workers) -> None:
     """What a program without agents has queued is executed by workers, each call once."""
@@ -149,7 +45,7 @@ def test_two_workers_share_the_queue(workers: Workers) -> None:
             workers.start("app:swarm", "--concurrency", "3", PACE="0.2")
         finish(enqueue(swarm, 12))
     assert workers.check() == 0
-    assert len({pid for events in workers.history().values() for _, _, pid in events}) == 2
+    assert len({event.pid for events in workers.history().values() for event in events}) == 2
 
 
 @pytest.mark.slow
@@ -179,16 +75,16 @@ def test_a_worker_that_stood_still_lets_go(many: Workers) -> None:
         runs = enqueue(swarm, 6)
         frozen = many.start(PACE="0.4", LEASE="2")
         wait_until(lambda: Path("ledger").exists() and len(many.history()) == 6)
-        frozen.send_signal(signal.SIGSTOP)
+        many.stop(frozen)
         many.start(PACE="0.05", LEASE="2")
         finish(runs)
-        frozen.send_signal(signal.SIGCONT)
+        many.wake(frozen)
         more = swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id="more")
         finish([more])
         time.sleep(1)
         finish(runs)
         assert frozen.poll() is None
-    many.check(stopped=frozen.pid)
+    many.check()
 
 
 @pytest.mark.slow
@@ -202,7 +98,7 @@ def test_a_worker_that_is_asked_to_stop_finishes_what_is_in_hand(workers: Worker
         said, _ = first.communicate(timeout=20)
         assert (first.returncode, "Stopping" in said) == (0, True)
         workers.living.remove(first)
-        assert all(events[-1][1] == "end" for events in workers.history().values())
+        assert all(events[-1].what == "end" for events in workers.history().values())
         assert {run.status for run in runs} == {"running"}
         workers.start()
         finish(runs)

@@ -6,7 +6,7 @@ import contextlib
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -103,7 +103,8 @@ def test_names_are_made_where_none_is_given(tmp_path: Path) -> None:
     assert len(names) == 3
 
 
-def test_a_lost_session_takes_its_names_back(postgres_database: str) -> None:
+@pytest.mark.parametrize("look", [Identity.look, Identity.keep], ids=["look", "keep"])
+def test_a_lost_session_takes_its_names_back(look: Callable[[Identity], None], postgres_database: str) -> None:
     """When PostgreSQL ends the session that holds the name, the next look takes it back."""
     with contextlib.closing(Identity(locks_of(postgres_database), "me")) as identity:
         with connected(postgres_database) as connection:
@@ -114,7 +115,9 @@ def test_a_lost_session_takes_its_names_back(postgres_database: str) -> None:
                 )
             )
             assert ended.fetchall()
-        identity.keep()
+        wait_until(identity._locks.lost)
+        look(identity)
+        assert not identity._locks.lost()
         with contextlib.closing(locks_of(postgres_database)) as others:
             assert others.take("me") is False
 

@@ -101,3 +101,28 @@ def test_a_server_that_is_read_only_is_waited_for(
     assert told[0] == logging.ERROR
     assert told[-1] == logging.WARNING
     assert len(told) <= 4
+
+
+@pytest.mark.slow
+def test_a_connection_that_breaks_is_not_told(
+    make: Make, postgres_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When all connections break, and the server takes new ones, runs go on and nobody is told of an outage."""
+    name = sqlalchemy.make_url(postgres_database).database
+    made: list[int] = []
+
+    def pay(number: int) -> str:
+        made.append(number)
+        with connected(postgres_database) as server:
+            server.exec_driver_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                f"WHERE datname = '{name}' AND pid <> pg_backend_pid()"
+            )
+        return "paid"
+
+    model = ScriptedModel([[("pay", {"number": number})] for number in range(2)] + ["Paid."])
+    swarm = make(model, database=postgres_database)
+    response = swarm.start(Agent(functions=[pay]), user(), run_id="r").result(timeout=40)
+    assert response.messages[-1]["content"] == "Paid."
+    assert made == [0, 1]
+    assert not [record.message for record in caplog.records if "cannot be used" in record.message]

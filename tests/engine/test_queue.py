@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, ask_human
-from durable_swarm.engine import process, records
+from durable_swarm.engine import process, records, working
 from durable_swarm.engine.live import Limits
 from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.testing import ScriptedModel
@@ -264,7 +264,7 @@ def test_what_stops_in_a_draining_worker_is_offered_at_once(make_anywhere: Make)
 
 def test_a_run_that_waits_takes_nobodys_place(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of one place executes the next run while the first waits for a person, and ends both."""
-    monkeypatch.setattr(process, "PATIENCE", 0.3)
+    monkeypatch.setattr(working, "PATIENCE", 0.3)
 
     def ask() -> str:
         return ask_human("Now?")
@@ -301,7 +301,7 @@ def test_runs_from_elsewhere_count(make: Make, url: str) -> None:
     swarm.runs()
     run = swarm.start(holder, user("hold"), run_id="h")
     wait_until(lambda: run.status == "running" and process.current().runs)
-    process.current().serve("", Limits(1))
+    process.current().working.serve("", Limits(1))
     time.sleep(1.5)
     assert desk.came == []
     opened.set()

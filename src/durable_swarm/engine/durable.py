@@ -116,7 +116,7 @@ class DurableSwarm(Runner):
             else:
                 self._process = process.open_for(self, self.database, self._worker_id)
                 if self._limits is not None:
-                    self._process.serve(self.name, self._limits)
+                    self._process.working.serve(self.name, self._limits)
                 self._taken = self._process.take_over()
             return self._process
 
@@ -141,7 +141,7 @@ class DurableSwarm(Runner):
         What is unfinished is left to other processes once this one is closed.
         """
         check_seconds("seconds", seconds)
-        return self._process is None or self._process.drain(seconds)
+        return self._process is None or self._process.working.drain(seconds)
 
     def _open_on_loop(self) -> Process:
         """Open on the running loop: DBOS then executes on it what is recovered, where async tools find their things."""

@@ -14,11 +14,12 @@ import hashlib
 import logging
 import math
 import os
+import select
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy
 
@@ -50,6 +51,9 @@ class Locks(Protocol):
 
     def wrest(self, name: str) -> None:
         """Take the lock away from a process that stands still, where the database lets us."""
+
+    def lost(self) -> bool:
+        """Whether what holds the locks has visibly ended."""
 
     def close(self) -> None:
         """Free all locks."""
@@ -108,8 +112,18 @@ class FileLocks:
     def wrest(self, name: str) -> None:
         """Nobody but its holder frees a lock of the system."""
 
+    def lost(self) -> bool:
+        return False
+
     def close(self) -> None:
         os.close(self._file)
+
+
+def _hears(socket: int) -> bool:
+    """Whether something has come to a socket; a session that is asked nothing hears nothing but its end."""
+    ear = select.poll()
+    ear.register(socket, select.POLLIN)
+    return bool(ear.poll(0))
 
 
 _LOST = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.ResourceClosedError)
@@ -151,6 +165,12 @@ class PostgresLocks:
         )
         with contextlib.suppress(*_LOST):
             self._connection.execute(holders, {"key": _number(name)})
+
+    def lost(self) -> bool:
+        if self._connection.closed or self._connection.invalidated:
+            return True
+        session: Any = self._connection.connection.driver_connection
+        return bool(session.closed) or _hears(session.fileno())
 
     def _ask(self, function: str, name: str) -> bool:
         return bool(
@@ -214,6 +234,20 @@ class Identity:
     def _unlock(self) -> None:
         log.warning("another process has been looking for runs to take over for %g s; is it stopped?", LEASE)
         self._locks.wrest("take-over")
+
+    def look(self) -> None:
+        """Take the name back at once if its session has ended: to others this process is dead meanwhile."""
+        if self._has_lost():
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), self.alone():  # `keep` tries again.
+                self._locks.take(self.name)
+
+    def _has_lost(self) -> bool:
+        if not self._guard.acquire(blocking=False):
+            return False  # Who uses the locks just now finds out.
+        try:
+            return self._locks.lost()
+        finally:
+            self._guard.release()
 
     def keep(self) -> None:
         """Give a sign of life, and hold the name: a lost session of the database takes its locks along."""

@@ -337,6 +337,14 @@ class Inbox:
         with self._trying(), self._engine.connect() as connection:
             return list(connection.execute(select(runs.c.workflow_uuid).where(self._ours, begun)).scalars())
 
+    def claims(self, name: str) -> list[tuple[str, str]]:
+        """Give the runs that stand as under way in the process of this name, each with its execution's token."""
+        runs = self._runs
+        mine = (runs.c.name == records.RUN) & (runs.c.status == "PENDING") & (runs.c.executor_id == name)
+        with self._trying(), self._engine.connect() as connection:
+            found = connection.execute(select(runs.c.workflow_uuid, runs.c.owner_xid).where(mine)).all()
+            return [(str(run_id), str(owner)) for run_id, owner in found]
+
     def owners(self) -> set[str]:
         """Give the names of the processes that have unfinished runs or tool calls."""
         runs, queue = self._runs, self._runs.c.queue_name

@@ -315,6 +315,11 @@ def limit_queue(queue: Any, most: int, executing: int) -> None:
     queue._worker_concurrency = max(0, most - max(0, executing - active))
 
 
+def executing() -> set[str]:
+    """Give the ids of the workflows that this process is executing."""
+    return set(instance()._active_workflows_set.activeList()) if launched() else set()
+
+
 def set_poll(queue: Any, seconds: float) -> None:
     """Set how often the queue is looked at, from the next look on."""
     queue._polling_interval_sec = seconds

@@ -19,6 +19,9 @@ log = logging.getLogger("durable_swarm")
 
 DECLINE, LONGEST = 60.0, 3600.0
 """Seconds for which a worker leaves a run to others that it could not go on with: the first time, and at most."""
+SURE = 1.0
+"""Seconds between two looks that both must find a process dead: one that has lost no more than the connection that
+holds its lock takes the lock back at its next look."""
 
 
 class Orphans:
@@ -160,12 +163,16 @@ class Orphans:
 
     def look_for_dead(self) -> None:
         """Take over if any process is dead that has unfinished runs; how many wait for a worker costs nothing."""
-        here = self._process
-        owners = here.store.inbox.owners()
-        with here.identity.alone():
-            dead = any(here.identity.is_dead(name) for name in owners)
+        dead = self._dead(self._process.store.inbox.owners())
         if dead:
-            self._take_quietly()
+            time.sleep(SURE)
+            if self._dead(dead):
+                self._take_quietly()
+
+    def _dead(self, names: set[str]) -> set[str]:
+        identity = self._process.identity
+        with identity.alone():
+            return {name for name in names if identity.is_dead(name)}
 
     def _take_quietly(self) -> None:
         """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""

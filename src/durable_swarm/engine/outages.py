@@ -47,6 +47,7 @@ class Outage:
 
     def __init__(self, url: sqlalchemy.URL, patient: Callable[[], bool]) -> None:
         self.reason: str | None = None
+        self._told = False
         self._patient = patient
         self._url = url
         self._lock = threading.Lock()
@@ -71,10 +72,12 @@ class Outage:
             engine.dispose()
 
     def _failed(self, context: Any) -> None:
+        refused = context.connection is None and not is_sqlite(self._url)
         lost = context.is_disconnect and not is_sqlite(self._url)
-        if not (lost or passes(context.original_exception)) or self._closed:
+        lasts = refused or passes(context.original_exception)
+        if not (lost or lasts) or self._closed:
             return
-        self.begin(context.original_exception)
+        self.begin(context.original_exception, lasts=lasts)
         if self._patient() and not exiting():
             context.is_disconnect = True
 
@@ -83,19 +86,22 @@ class Outage:
         if self.reason is not None and made is not None and (made.isinsert or made.isupdate):
             self.end()
 
-    def begin(self, error: Exception) -> None:
-        """Note, and tell the first time, that the database cannot be written."""
+    def begin(self, error: Exception, *, lasts: bool = True) -> None:
+        """Note, and tell the first time, that the database cannot be written.
+
+        A connection that broke is not told: the next one mostly works, and if not, that lasts.
+        """
         reason = str(unfit(self._url, error))
         with self._lock:
-            known, self.reason = self.reason, reason
-        if known is None:
+            self.reason, known, self._told = reason, self._told, self._told or lasts
+        if lasts and not known:
             log.error("%s Runs under way wait for that, and then go on by themselves.", reason)
 
     def end(self) -> None:
         """Note that something was written."""
         with self._lock:
-            known, self.reason = self.reason, None
-        if known is not None:
+            self.reason, known, self._told = None, self._told, False
+        if known:
             log.warning("the database can be written again; runs go on")
 
     def close(self) -> None:

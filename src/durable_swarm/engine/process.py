@@ -29,7 +29,7 @@ from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.inbox import UNFINISHED
 from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
 from durable_swarm.engine.leases import Leases
-from durable_swarm.engine.live import Desk, Limits, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
+from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
 from durable_swarm.engine.orphans import Orphans
 from durable_swarm.engine.outages import Outage
 from durable_swarm.engine.rates import Rates
@@ -39,17 +39,16 @@ from durable_swarm.engine.room import Room
 from durable_swarm.engine.sealing import input_of
 from durable_swarm.engine.signals import Held, closed
 from durable_swarm.engine.store import Store, owner_of
+from durable_swarm.engine.strays import Strays
 from durable_swarm.engine.toolcalls import AtCall
 from durable_swarm.engine.transactions import Transactions
 from durable_swarm.engine.trials import Trials
+from durable_swarm.engine.working import Working
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
 from durable_swarm.waits import Home, background_loop, running_loop
 
 log = logging.getLogger("durable_swarm")
-
-POLL, PATIENCE = 0.1, 5.0
-"""Seconds between a worker's looks at its queue; and until a run that waits in a worker leaves its place to another."""
 
 SEE_OFF = 1.0
 """Seconds that closing waits at most for runs that only wait themselves."""
@@ -73,10 +72,10 @@ class Process:
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.orphans = Orphans(self, strangers=self.hosted and internals.LATE)
+        self._strays = Strays(self)
         self._lock = threading.RLock()
-        self._closing = threading.Event()
-        self._served: list[tuple[Any, int]] = []
-        """The queues it serves as a worker, and how many runs it executes at once."""
+        self.closing = threading.Event()
+        self.working = Working(self)
         self.parked: dict[str, str] = {}
         """Why runs wait that the database could not be written for; they are tried again by themselves."""
         self.outage = Outage(url, is_under_way)
@@ -146,42 +145,9 @@ class Process:
             raise database.unfit(self.url, error) from error
         self.outage.watch(self.store.engine)
 
-    # Workers
-
-    def serve(self, swarm: str, limits: Limits) -> None:
-        """Execute the queued runs of a swarm from now on, and those of dead processes."""
-        rate = None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
-        queue = internals.serve_queue(
-            records.work_queue(swarm),
-            POLL,
-            worker_concurrency=limits.concurrency,
-            global_concurrency=limits.queue_concurrency,
-            limiter=rate,
-        )
-        self._served.append((queue, limits.concurrency))
-        self.room.patience = PATIENCE
-
-    def drain(self, seconds: float) -> bool:
-        """Begin nothing more, and wait until what is under way has come to a record; False if that takes longer."""
-        self._closing.set()
-        self.room.close()
-        internals.stop_queues(CLOSING)
-        end = time.monotonic() + seconds
-        self._leave_to_others()
-        while self.runs and time.monotonic() < end:
-            time.sleep(0.05)
-            if self.orphans.interrupted:
-                self._leave_to_others()
-        return not self.runs
-
-    def _leave_to_others(self) -> None:
-        """Leave to other workers what has stopped here, without waiting for the end of this process."""
-        with contextlib.suppress(errors.ConfigurationError, sqlalchemy.exc.SQLAlchemyError):
-            self.orphans.offer(set(self.orphans.interrupted), handed=True)
-
     def close(self) -> None:
         """Give everything back. Runs under way stay unfinished in the database."""
-        self._closing.set()
+        self.closing.set()
         self.outage.close()
         self.keeper.close()
         self._unwatch()
@@ -194,8 +160,8 @@ class Process:
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
             self._restore_loops()
-        for queue in (self._private, *(served for served, _ in self._served)):
-            internals.forget_queue(queue.name)
+        internals.forget_queue(self._private.name)
+        self.working.close()
         self.transactions.close()
         self.identity.close()
         self.store.close()
@@ -300,7 +266,7 @@ class Process:
 
     def still_open(self) -> None:
         """Check that this engine was not closed. Raises `Held`."""
-        if self._closing.is_set():
+        if self.closing.is_set():
             raise closed()
 
     def check_fork(self) -> None:
@@ -313,7 +279,7 @@ class Process:
 
     def hold(self, run_id: str, held: Held) -> None:
         """Note why a run cannot go on here, and what would let it."""
-        if self._closing.is_set():
+        if self.closing.is_set():
             return
         reason, execution = held.reason, self.runs.get(run_id)
         self.orphans.interrupted.add(run_id)
@@ -390,7 +356,7 @@ class Process:
     @property
     def is_closed(self) -> bool:
         """Whether this engine is closed: who waits here waits for nothing."""
-        return self._closing.is_set()
+        return self.closing.is_set()
 
     def lives_elsewhere(self, row: Any) -> bool:
         """Whether another living process executes the run of this row."""
@@ -400,28 +366,19 @@ class Process:
 
     def _look(self) -> None:
         """Look for what others left for whoever can do it."""
+        self.identity.look()
         self.room.look()
-        for queue, concurrency in self._served:
-            internals.limit_queue(queue, concurrency, len(self.runs))
+        self.working.look()
         self.orphans.look_at_unclaimed()
 
     def _keep(self) -> None:
         self.identity.keep()
         self.outage.look()
+        self._strays.look()
         self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
-        if self._served:
-            self._offer()
-            self.orphans.look_for_dead()
+        self.working.keep()
         if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
             self.orphans.take(*stopped)
-
-    def _offer(self) -> None:
-        """Leave runs that cannot go on here to workers that have what they need: another program, another key."""
-        for_others = {run_id for run_id, why in list(self.held.items()) if not isinstance(why, errors.AgentChanged)}
-        if stopped := for_others & self.orphans.interrupted:
-            self.orphans.offer(stopped)
-            for run_id in stopped:
-                self.held.pop(run_id, None)
 
 
 def _end_in_order() -> None:

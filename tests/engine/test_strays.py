@@ -1,0 +1,74 @@
+"""A run that was claimed for a process, which never heard of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from durable_swarm import Agent
+from durable_swarm.engine import keeper, process, strays
+from durable_swarm.engine.inbox import Inbox
+from durable_swarm.testing import ScriptedModel
+from tests.engine.conftest import Make
+from tests.engine.helpers import change, rows, unique, user, wait_until
+
+CLAIM = "UPDATE {schema}workflow_status SET status = 'PENDING', executor_id = :name, owner_xid = 'lost' "
+
+
+@pytest.mark.slow
+def test_a_claim_whose_answer_was_lost_is_made_again(
+    make_anywhere: Make, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that stands as under way in a process, and is not executed, goes on there, if need be at the second try."""
+    monkeypatch.setattr(keeper, "KEEP", 0.1)
+    failures = iter([OperationalError("", (), Exception("cut"))])
+
+    def hand_to(self: Inbox, rows: Any, queue: str) -> set[str]:
+        for failure in failures:
+            raise failure
+        return handed(self, rows, queue)
+
+    handed = Inbox.hand_to
+    monkeypatch.setattr(Inbox, "hand_to", hand_to)
+    swarm = make_anywhere(ScriptedModel(["Done."]), database=database_url)
+    agent = Agent(name=unique())
+    run = swarm.start(agent, user(), run_id="r", queue=True)  # No worker serves the queue.
+    assert run.status == "queued"
+    change(database_url, CLAIM + "WHERE workflow_uuid = 'r'", name=process.current().identity.name)
+    wait_until(lambda: [row.status for row in rows(database_url, "status")] == ["SUCCESS"])
+    assert next(failures, None) is None
+    assert run.result(20).messages[-1]["content"] == "Done."
+
+
+@pytest.mark.slow
+def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is executed for many looks, in its caller's thread or another, is not begun again."""
+    monkeypatch.setattr(keeper, "KEEP", 0.02)
+    made: list[str] = []
+    looks: list[None] = []
+
+    def work(where: str) -> str:
+        made.append(where)
+        wait_until(lambda: len(made) == 2)
+        before = len(looks)
+        wait_until(lambda: len(looks) > before + 2 * strays.LOOKS)
+        return "did"
+
+    def look(self: strays.Strays) -> None:
+        looked(self)
+        looks.append(None)
+
+    def reply(request: dict[str, Any]) -> Any:
+        said = request["messages"]
+        return "Done." if said[-1]["content"] == "did" else [("work", {"where": said[-1]["content"]})]
+
+    looked = strays.Strays.look
+    monkeypatch.setattr(strays.Strays, "look", look)
+    swarm = make_anywhere(ScriptedModel(reply))
+    agent = Agent(name=unique(), functions=[work])
+    other = swarm.start(agent, user("There"))
+    assert swarm.run(agent, user("Here")).messages[-1]["content"] == "Done."
+    assert other.result(20).messages[-1]["content"] == "Done."
+    assert sorted(made) == ["Here", "There"]
