@@ -73,10 +73,10 @@ def test_a_worker_that_stood_still_lets_go(many: Workers) -> None:
     """A worker is stopped for longer than its lease: others end its runs, and woken it writes over nothing."""
     with DurableSwarm(database=many.url) as swarm:
         runs = enqueue(swarm, 6)
-        frozen = many.start(PACE="0.4", LEASE="2")
+        frozen = many.start(PACE="0.4", LEASE="6")
         wait_until(lambda: Path("ledger").exists() and len(many.history()) == 6)
         many.stop(frozen)
-        many.start(PACE="0.05", LEASE="2")
+        many.start(PACE="0.05", LEASE="6")
         finish(runs)
         many.wake(frozen)
         more = swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id="more")
