@@ -103,7 +103,13 @@ def test_names_are_made_where_none_is_given(tmp_path: Path) -> None:
     assert len(names) == 3
 
 
-@pytest.mark.parametrize("look", [Identity.look, Identity.keep], ids=["look", "keep"])
+def fail_to_give(identity: Identity) -> None:
+    """Have the loss be noticed where a lock is given back, which is not what anybody waits for."""
+    identity._locks.give("another")
+    identity.keep()
+
+
+@pytest.mark.parametrize("look", [Identity.look, Identity.keep, fail_to_give], ids=["look", "keep", "give"])
 def test_a_lost_session_takes_its_names_back(look: Callable[[Identity], None], postgres_database: str) -> None:
     """When PostgreSQL ends the session that holds the name, the next look takes it back."""
     with contextlib.closing(Identity(locks_of(postgres_database), "me")) as identity:

@@ -126,8 +126,8 @@ def _hears(socket: int) -> bool:
     return bool(ear.poll(0))
 
 
-_LOST = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.ResourceClosedError)
-"""How a session that is gone shows itself: at once, and once its connection was closed."""
+_LOST = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.PendingRollbackError, sqlalchemy.exc.ResourceClosedError)
+"""How a session that is gone shows itself: at once, ever after, and once its connection was closed."""
 
 
 class PostgresLocks:

@@ -39,6 +39,13 @@ def passes(error: BaseException | None) -> bool:
     return (code is not None and code & 0xFF in _SQLITE) or getattr(original, "sqlstate", None) in _POSTGRES
 
 
+def noted(error: BaseException | None) -> bool:
+    """Whether an error of a run under way comes from one that `Outage` was told of: it made a lost connection of it."""
+    while error is not None and not getattr(error, "connection_invalidated", False):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 class Outage:
     """Whether the database can be written now; tells once when it cannot, and once when it can again.
 

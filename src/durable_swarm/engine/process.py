@@ -31,7 +31,7 @@ from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
 from durable_swarm.engine.leases import Leases
 from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
 from durable_swarm.engine.orphans import Orphans
-from durable_swarm.engine.outages import Outage
+from durable_swarm.engine.outages import Outage, noted
 from durable_swarm.engine.rates import Rates
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.retention import Sweeper
@@ -284,8 +284,8 @@ class Process:
         reason, execution = held.reason, self.runs.get(run_id)
         self.orphans.interrupted.add(run_id)
         if held.passes:
-            # Told once, and not noted in the database, which could not be written just now.
-            if self.parked.get(run_id) != str(reason):
+            # Told once, an outage once for all runs. Not noted in the database, which could not be written just now.
+            if self.parked.get(run_id) != str(reason) and not (noted(held) or noted(reason)):
                 log.warning("run %r waits: %s", run_id, reason)
             self.parked[run_id] = str(reason)
             return
