@@ -17,7 +17,7 @@ from tests.crash.scenarios import SCENARIOS
 def test_a_run_survives_a_kill_at_every_boundary(scenario: str, lives: Lives, tmp_path: Path) -> None:
     """Whatever the boundary a process is killed at, the next life ends the run as if nothing had happened."""
     matrix = Matrix(lives, tmp_path, scenario)
-    every = {"refund": 1, "journey": 2}.get(scenario, 3)
+    every = {"refund": 1, "journey": 3}.get(scenario, 4)
     cases = every_combination(matrix) if LONG else every_place(matrix, lambda number: number % every == 0)
     matrix.judge_all(cases).check(least_kills=len(cases))
 

@@ -155,7 +155,7 @@ def test_reading_hostile_rows(make: Make, url: str, place: str, capsys: pytest.C
     program.opened.set()
     with make(ScriptedModel(program.replies)) as swarm:
         swarm.run(program.agent, user(), run_id="r")
-        for text in FORGERIES if LONG else FORGERIES[::2]:
+        for text in FORGERIES if LONG else FORGERIES[::4]:
             forge(url, place, text)
             for error in looks(swarm, "r"):
                 assert "\n" not in str(error), text[:100]
@@ -282,7 +282,7 @@ LIVES = """
 def test_recovering_hostile_rows(url: str, place: str) -> None:
     """A process that takes over runs with hostile rows says of each what is wrong, and the others go on."""
     program = Program(LIVES)
-    bad = {f"bad-{number}": text for number, text in enumerate(FORGERIES if LONG else FORGERIES[::3])}
+    bad = {f"bad-{number}": text for number, text in enumerate(FORGERIES if LONG else FORGERIES[::6])}
     good = ["good-1", "good-2", "good-3"]
     ids = [*good[:1], *bad, *good[1:]]
     program.run_and_kill(lambda: _open_calls(url) == len(ids), url, "first", *ids)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, ask_human
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, ask_human, step
 from durable_swarm.engine import process, records, working
 from durable_swarm.engine.live import Limits
 from durable_swarm.engine.mailbox import Mailbox
@@ -182,8 +182,9 @@ def test_a_run_in_its_first_life_takes_nothing_back(make_anywhere: Make) -> None
 
 def test_a_run_that_another_has_taken_makes_no_further_call(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has lost a run notices before the next step, though it is the run's first life."""
-    desk, stands, url = Desk(), list[str](), None
-    ask = Mailbox.stand
+    called, stands, ask = list[str](), list[str](), Mailbox.stand
+    swarm = make(ScriptedModel([["charge"], "Done."]))
+    url = str(swarm._open().url)
 
     def taken_before(mailbox: Mailbox, run_id: str) -> Any:
         stands.append(run_id)
@@ -191,14 +192,17 @@ def test_a_run_that_another_has_taken_makes_no_further_call(make: Make, monkeypa
             change(url, "UPDATE workflow_status SET owner_xid = 'other' WHERE workflow_uuid = 'r'")
         return ask(mailbox, run_id)
 
+    @step
+    def charge() -> str:
+        called.append("charge")
+        return "charged"
+
     monkeypatch.setattr(Mailbox, "stand", taken_before)
-    swarm = make(desk.model)
-    url = str(swarm._open().url)
-    swarm.start(desk.agent, user("a"), run_id="r")
+    agent = Agent(name=unique(), functions=[charge])
+    assert swarm.start(agent, user(), run_id="r").agent == agent.name
     wait_until(lambda: len(stands) == 2)
     time.sleep(0.5)
-    assert desk.came == []
-    assert len(stands) == 2
+    assert (called, len(stands)) == ([], 2)
 
 
 def unclaimed() -> set[str]:

@@ -35,14 +35,14 @@ BOUNDARIES = (
 """What the agents that charge pass, on every database and however busy the machine is."""
 
 
-@pytest.mark.parametrize("scenario", list(FAULTS)[:: 1 if LONG else 2], ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("scenario", list(FAULTS)[:: 1 if LONG else 3], ids=lambda scenario: scenario.__name__)
 def test_each_planted_fault_is_found(scenario: Callable[[], Any]) -> None:
     """A faulty agent gives a finding of its kind."""
     report = crash_test(scenario, check=False, timeout=20)
     assert FAULTS[scenario] in {finding.kind for finding in report.findings}, str(report)
 
 
-@pytest.mark.parametrize("scenario", RIGHT if LONG else RIGHT[2::5], ids=lambda scenario: scenario.__name__)
+@pytest.mark.parametrize("scenario", RIGHT if LONG else RIGHT[2::8], ids=lambda scenario: scenario.__name__)
 def test_each_right_agent_passes(scenario: Callable[..., Any]) -> None:
     """A right agent is killed before and after each of its boundaries, and nothing differs."""
     report = crash_test(scenario)
