@@ -218,7 +218,7 @@ def test_killed_and_continued() -> None:
 def test_a_lost_reply_begins_anew() -> None:
     """Text that was told and lost in a crash is told to be void, and what comes instead begins on a line of its own."""
     Path("hold").touch()
-    with program(pace=1) as first:
+    with program(pace=2) as first:  # Seconds for the watcher to tell the first word before the reply has ended.
         wait_for_tool()
         with subprocess.Popen([*WATCH, "live"], stdout=subprocess.PIPE, text=True) as watching:
             assert watching.stdout is not None

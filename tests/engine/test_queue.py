@@ -237,7 +237,7 @@ def test_a_run_without_its_tool_is_offered(make: Make) -> None:
     assert swarm.get("r").waits_for is None
 
 
-def test_what_stops_in_a_draining_worker_is_offered_at_once(make_anywhere: Make) -> None:
+def test_what_stops_in_a_draining_worker_is_offered_at_once(make_anywhere: Make, database_url: str) -> None:
     """A worker that stops leaves what waits in it to others while it still finishes a step, and then that run, too."""
     begun, ended = threading.Event(), threading.Event()
 
@@ -256,6 +256,9 @@ def test_what_stops_in_a_draining_worker_is_offered_at_once(make_anywhere: Make)
         swarm.enqueue(agent.name, user(tool), run_id=tool)
     assert begun.wait(PATIENCE)
     wait_until(swarm.requests)
+    # As if it had been taken over: it is under way all the same.
+    mine = f"UPDATE {{schema}}workflow_status SET queue_name = '{process.current().queue}' WHERE workflow_uuid = 'work'"
+    change(database_url, mine)
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(swarm.drain, PATIENCE)
         try:

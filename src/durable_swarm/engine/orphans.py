@@ -139,15 +139,19 @@ class Orphans:
 
         With `handed` also what was handed to this process and has not begun: it stops.
         """
-        here, left = self._process, set(run_ids)
+        here = self._process
         with here.identity.alone():
+            left = self.interrupted.intersection(run_ids)  # Not what was taken back meanwhile.
             rows = [
                 row
                 for row in here.store.unfinished(here.version)
-                if left & {row.workflow_id, row.parent_workflow_id} or (handed and row.queue_name == here.queue)
+                if left & {row.workflow_id, row.parent_workflow_id} or (handed and self._is_handed(row))
             ]
             here.store.inbox.hand_to(rows, records.UNCLAIMED)
             self.interrupted -= left
+
+    def _is_handed(self, row: Any) -> bool:
+        return bool(row.status == "ENQUEUED" and row.queue_name == self._process.queue)
 
     def agent_defined(self, name: str) -> None:
         """Look for the runs that wait for an agent of this name, if any do."""
