@@ -13,39 +13,17 @@ from __future__ import annotations
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import sqlalchemy
+from support.fleet import APP, end, fresh, ready, send, started, until_done, worker
 
 from durable_swarm import DurableSwarm
 from durable_swarm.engine import database
 
 RUNS, KILLS = 300, 15
-APP = """
-import os, time
-from durable_swarm import Agent, DurableSwarm, current_call, step
-from durable_swarm.testing import ScriptedModel
-
-@step
-def work(number: int) -> str:
-    if PACE:
-        with open("ledger", "a") as ledger:
-            ledger.write(f"{current_call().run_id} {os.getpid()} {time.time()}\\n")
-        time.sleep(PACE)
-    return "worked"
-
-def reply(request):
-    turn = sum(message["role"] == "assistant" for message in request["messages"])
-    return [("work", {"number": turn})] if turn < TURNS else "Done."
-
-PACE, TURNS = float(os.environ["PACE"]), int(os.environ["TURNS"])
-clerk = Agent(name="Clerk", functions=[work])
-swarm = DurableSwarm(ScriptedModel(reply, strict=False))
-"""
 BY_HAND = """
 import json, sys, time
 from dbos import DBOS, DBOSClient
@@ -89,41 +67,6 @@ time.sleep(600)
 """
 
 
-def fresh(url: str) -> str:
-    """Give a database of its own to a part."""
-    made = database.choose(url).set(database=f"workers_{time.time_ns()}")
-    return made.set(drivername="postgresql").render_as_string(hide_password=False)
-
-
-def started(command: list[str], **environment: str) -> subprocess.Popen[str]:
-    """Start a process, and wait for its first line."""
-    process = subprocess.Popen(
-        [sys.executable, *command], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
-
-
-def worker(url: str, pace: float, turns: int) -> subprocess.Popen[str]:
-    """Start a worker."""
-    command = ["-u", "-m", "durable_swarm", "worker", "app:swarm", "--database", url]
-    return started(command, PACE=str(pace), TURNS=str(turns))
-
-
-def end(*processes: subprocess.Popen[str]) -> None:
-    """Kill the processes."""
-    for process in processes:
-        process.kill()
-        process.communicate()
-
-
-def send(number: signal.Signals, processes: list[subprocess.Popen[str]]) -> None:
-    """Send the processes a signal."""
-    for process in processes:
-        process.send_signal(number)
-
-
 def latest() -> tuple[int, float]:
     """Give who began the last step, and when."""
     lines = Path("ledger").read_text().splitlines() if Path("ledger").exists() else []
@@ -150,30 +93,12 @@ def takeover(url: str) -> None:
     print(f"takeover, {KILLS} kills: median {statistics.median(taken):.1f} s, worst {max(taken):.1f} s")
 
 
-def until_done(url: str) -> float:
-    """Give the seconds until no workflow is unfinished."""
-    left = sqlalchemy.text("SELECT count(*) FROM dbos.workflow_status WHERE status IN ('ENQUEUED', 'PENDING')")
-    engine, began = database.connect(database.choose(url), create=False), time.monotonic()
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while connection.execute(left).scalar():
-            time.sleep(0.02)
-    engine.dispose()
-    return time.monotonic() - began
-
-
 def ours(url: str, count: int) -> float:
     """Give the seconds that workers take for all runs."""
     url = fresh(url)
-    with DurableSwarm(database=url) as swarm:
-        swarm.runs()
-        workers = [worker(url, 0, 1) for _ in range(count)]
-        send(signal.SIGSTOP, workers)
-        for number in range(RUNS):
-            swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id=f"r{number}")
+    with ready(url, RUNS, count) as workers:
         send(signal.SIGCONT, workers)
-        seconds = until_done(url)
-    end(*workers)
-    return seconds
+        return until_done(url)
 
 
 def by_hand(url: str, count: int) -> float:
@@ -201,6 +126,9 @@ def throughput(url: str) -> None:
 def main() -> None:
     """Run one part in a folder of its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if len(sys.argv) < 3:
+        print(__doc__)
+        return
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("app.py").write_text(APP, encoding="utf-8")

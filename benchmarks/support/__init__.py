@@ -1,0 +1,1 @@
+"""What several benchmarks share: workers as processes (`fleet`), and a PostgreSQL and what it does (`server`)."""
