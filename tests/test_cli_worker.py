@@ -32,6 +32,7 @@ WRONG = {
     ":swarm": "give MODULE:SWARM",
     "no_such_app:swarm": "no module 'no_such_app'",
     "app_of_a_worker.sub:swarm": "no module 'app_of_a_worker.sub'",
+    "broken_app_of_a_worker:swarm": "cannot be imported: RuntimeError: no key for the mail server. --debug shows where",
     "app_of_a_worker:number": "it has swarm, fixed",
     "app_of_a_worker:gone": "it has swarm, fixed",
     "app_of_a_worker:fixed": "names its database itself",
@@ -42,6 +43,7 @@ WRONG = {
 def test_what_is_no_swarm(target: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A target that is no swarm is told in one line, with what to do."""
     Path("app_of_a_worker.py").write_text(APP, encoding="utf-8")
+    Path("broken_app_of_a_worker.py").write_text("raise RuntimeError('no key for the mail server')", encoding="utf-8")
     monkeypatch.syspath_prepend(str(Path.cwd()))
     monkeypatch.delitem(sys.modules, "app_of_a_worker", raising=False)
     assert main(["worker", target, "--database", "sqlite:///other.sqlite"]) == 2

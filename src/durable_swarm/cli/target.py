@@ -6,11 +6,13 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from durable_swarm.cli.options import Problem, Settings
 from durable_swarm.engine import DurableSwarm, database
+from durable_swarm.errors import DurableSwarmError
 
 
 def load(settings: Settings, target: str) -> DurableSwarm:
@@ -23,14 +25,7 @@ def load(settings: Settings, target: str) -> DurableSwarm:
         raise click.UsageError(f"{target!r} names no swarm; give MODULE:SWARM, such as app:swarm.")
     if settings.database is not None:
         os.environ[database.VARIABLE] = settings.database
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        text = f"There is no module {module_name!r} here; start the worker where it can be imported."
-        raise Problem(text, 2) from error
+    module = _imported(module_name)
     swarm = getattr(module, name, None)
     if not isinstance(swarm, DurableSwarm):
         swarms = [key for key, value in vars(module).items() if isinstance(value, DurableSwarm)]
@@ -39,3 +34,17 @@ def load(settings: Settings, target: str) -> DurableSwarm:
     if settings.database is not None and swarm.database not in (None, settings.database):
         raise Problem(f"{target} names its database itself; take --database away, or database= out of the code.", 2)
     return swarm
+
+
+def _imported(name: str) -> Any:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except DurableSwarmError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            text = f"There is no module {name!r} here; run this where it can be imported."
+        else:
+            text = f"The module {name!r} cannot be imported: {type(error).__name__}: {error}. --debug shows where."
+        raise Problem(text, 2) from error
