@@ -31,7 +31,7 @@ def added() -> str:
 clerk = Agent(name="{agent}", instructions="{prompt}", functions=[{tool}{more}])
 swarm = DurableSwarm(ScriptedModel(lambda _: "Done.", strict=False), changed_agents="{policy}")
 """
-SAME = {"tool": "refund", "agent": "Clerk", "prompt": "Old.", "more": "", "policy": "continue"}
+SAME = {"tool": "refund", "agent": "Checked clerk", "prompt": "Old.", "more": "", "policy": "continue"}
 
 
 @tool(approval=True)
@@ -47,13 +47,13 @@ refund.__doc__ = None
 def old(tmp_path: Path) -> str:
     """A database with runs of an old version: one has an open call, one waits for a worker, others matter not."""
     database_url = f"sqlite:///{tmp_path}/runs.sqlite"
-    clerk = Agent(name="Clerk", instructions="Old.", functions=[refund])
+    clerk = Agent(name="Checked clerk", instructions="Old.", functions=[refund])
     model = ScriptedModel([[call("refund", amount=5)]])
     with DurableSwarm(model, database=database_url) as swarm:
         swarm.start(clerk, user(), run_id="open")
         wait_until(swarm.requests)
-        swarm.enqueue("Clerk", user(), run_id="queued")
-        swarm.enqueue("Clerk", user(), run_id="ended").cancel()
+        swarm.enqueue("Checked clerk", user(), run_id="queued")
+        swarm.enqueue("Checked clerk", user(), run_id="ended").cancel()
     with DurableSwarm(database=database_url, name="other") as other:
         other.enqueue("Nobody", user(), run_id="theirs")
     return database_url
@@ -84,7 +84,7 @@ def test_what_new_code_can_go_on_with(old: str) -> None:
     assert "no tool 'refund' any more" in runs["open"]["problem"]
     code, runs = checked(old, agent="Cashier")
     assert code == 1
-    assert all("no agent named 'Clerk'" in run["problem"] for run in runs.values())
+    assert all("no agent named 'Checked clerk'" in run["problem"] for run in runs.values())
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ APP = """
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.testing import ScriptedModel
 
-clerk = Agent(name="Clerk")
+clerk = Agent(name="Clerk of a worker")
 swarm = DurableSwarm(ScriptedModel(["Done."]))
 fixed = DurableSwarm(ScriptedModel([]), database="sqlite:///fixed.sqlite")
 number = 5
