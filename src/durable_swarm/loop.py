@@ -124,10 +124,14 @@ class CallAll:
 
 @dataclass(frozen=True)
 class Close:
-    """Effect: the run is about to end, nobody calls a tool any more. Answered by whether more was said to it."""
+    """Effect: the run is about to end, nobody calls a tool any more. Answered by whether more was said to it.
+
+    `at_limit` says that it ends in any case: it has reached its `max_turns`.
+    """
 
     turn: int
     history: list[Message]
+    at_limit: bool = False
 
 
 Effect = Ask | CallAll | Close
@@ -172,6 +176,8 @@ def turns(start: Start) -> Turns:
         for outcome in outcomes:
             context.update(outcome.updates)
         turn += 1
+    else:
+        yield Close(turn - 1, history, at_limit=True)
     return Ending(history[first:], agent, context, usage)
 
 

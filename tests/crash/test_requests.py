@@ -26,6 +26,7 @@ from durable_swarm import (
     tool,
 )
 from durable_swarm.engine import room
+from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.crash.lives import Lives, say
@@ -286,6 +287,30 @@ def test_what_is_said_at_the_end_is_heard_or_refused(database_url: str) -> None:
         with ThreadPoolExecutor(4) as pool:
             said = {text for text in pool.map(one, range(RACES)) if text}
         assert {text for text in heard if text.startswith("said")} == said
+
+
+def test_a_run_at_its_limit_hears_nothing_more(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever says something while `max_turns` ends a run is told so, though what was said before was not heard."""
+    refused: list[str] = []
+
+    def close_for_good(self: Mailbox, run_id: str, after: int) -> bool:
+        closed = closing(self, run_id, after)
+        with pytest.raises(ConfigurationError, match="has ended"):
+            self.say(run_id, "Too late.", "")
+        refused.append(run_id)
+        return closed
+
+    def work() -> str:
+        swarm.get("r1").say("Hurry.")
+        return "worked"
+
+    closing = Mailbox.close_for_good
+    monkeypatch.setattr(Mailbox, "close_for_good", close_for_good)
+    with DurableSwarm(ScriptedModel([["work"]]), database=database_url) as swarm:
+        run = swarm.start(Agent(name="Desk", functions=[work]), QUESTION, max_turns=2, run_id="r1")
+        assert [message["role"] for message in run.result(PATIENCE).messages] == ["assistant", "tool"]
+        assert refused == ["r1"]
+        assert [event.type for event in run.events()][-1] == "run.finished"
 
 
 def test_several_open_requests_want_an_id(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -46,6 +47,23 @@ def test_two_workers_share_the_queue(workers: Workers) -> None:
         finish(enqueue(swarm, 12))
     assert workers.check() == 0
     assert len({event.pid for events in workers.history().values() for event in events}) == 2
+
+
+@pytest.mark.slow
+def test_limits_hold_beside_a_worker_without_the_agents(many: Workers) -> None:
+    """What a worker of another program takes from the queue goes back to it, is executed, and counts for its limits."""
+    Path("other.py").write_text(Path("app.py").read_text().replace('name="Clerk"', 'name="Other"'))
+    with DurableSwarm(database=many.url) as swarm:
+        runs = enqueue(swarm, 12)
+        many.start("other:swarm", "--concurrency", "10")
+        wait_until(lambda: "'Clerk'" in many.logs()[0])
+        many.start("app:swarm", "--concurrency", "5", "--queue-concurrency", "2", PACE="0.1")
+        finish(runs)
+    assert many.check() == 0
+    moments = sorted((event.at, event.what) for events in many.history().values() for event in events)
+    there = list(itertools.accumulate(1 if what == "begin" else -1 for _, what in moments))
+    assert max(there) == 2
+    assert many.logs()[0].count("'Clerk'") == 1
 
 
 @pytest.mark.slow

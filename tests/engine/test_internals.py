@@ -138,7 +138,8 @@ def test_a_private_queue_is_forgotten() -> None:
     registry = _dbos._get_or_create_dbos_registry()
     assert registry.internal_queue_map["durable_swarm:test"] is queue
     assert queue.polling_interval_sec == 0.25
-    internals.forget_queue("durable_swarm:test")
+    internals.forget_queue(queue)
+    assert queue._worker_concurrency == 0
     assert "durable_swarm:test" not in registry.internal_queue_map
 
 
@@ -192,3 +193,53 @@ def test_a_lost_database_is_tried_again_soon() -> None:
     assert defaults is not None
     assert {*pauses, defaults[1]} == {internals.LONGEST_PAUSE / 1.5}
     assert defaults[0] == 1.0
+
+
+def test_only_a_first_claim_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is new in the execution that its first claim from a shared queue begins, and nowhere else."""
+    asked: list[tuple[str, bool]] = []
+
+    def execute(_: Any, status: dict[str, Any], owner: str) -> None:
+        asked.append((owner, internals.is_new("r")))
+
+    monkeypatch.setattr(_core, "execute_dequeued_workflow", execute)
+    queue = internals.serve_queue("durable_swarm_work:shared", 0.25, worker_concurrency=1)
+    internals.forget_queue(queue)
+    claims = [("r", queue.name, 1), ("r", queue.name, 2), ("other", queue.name, 1), ("r", "durable_swarm:mine", 1)]
+    for number, (run_id, name, attempts) in enumerate(claims):
+        status = {"workflow_uuid": run_id, "queue_name": name, "recovery_attempts": attempts}
+        vars(_queue)["execute_dequeued_workflow"](None, status, str(number))
+    assert asked == [("0", True), ("1", False), ("2", False), ("3", False)]
+    assert internals.is_new("r") is False
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_who_has_lost_a_run_begins_no_step(first: bool) -> None:
+    """A step without a record is made only where the run is this execution's; one with a record is given."""
+    found: list[str | None] = [None, "record"]
+    looks: list[str] = []
+
+    def goes_on() -> bool:
+        looks.append("looked")
+        raise internals.Lost("r")
+
+    def check(*_: Any) -> str | None:
+        return found[-1]
+
+    database, life = (
+        internals._Database(SimpleNamespace(check_operation_execution=check)),
+        internals.Life(goes_on, first),
+    )
+    internals.begins("r", life)
+    try:
+        if not first:
+            assert (database.check_operation_execution("r", 1, "step"), looks) == ("record", [])
+        found.pop()
+        with pytest.raises(internals.Lost):
+            database.check_operation_execution("r", 1, "step")
+        internals.is_over("r", internals.Life())
+        with pytest.raises(internals.Lost):
+            database.check_operation_execution("r", 1, "step")
+    finally:
+        internals.is_over("r", life)
+    assert database.check_operation_execution("r", 1, "step") is None

@@ -17,7 +17,7 @@ from dbos import DBOS
 from sqlalchemy import Engine, event
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
-from durable_swarm.engine import internals
+from durable_swarm.engine import internals, records
 from durable_swarm.engine.live import Desk
 from durable_swarm.engine.signals import Held
 from durable_swarm.testing import ScriptedModel
@@ -319,3 +319,30 @@ def test_one_worker_id_for_two_processes(url: str) -> None:
         found: dict[str, Any] = Program(source).run(url)
     assert "already works as worker_id 'me'" in found["me"]
     assert found["None"] == "Hello"
+
+
+NAMED = """
+    import sys, time
+    from pathlib import Path
+    from durable_swarm import Agent, DurableSwarm
+    from durable_swarm.testing import ScriptedModel
+
+    def work() -> str:
+        Path("begun").touch()
+        time.sleep(60 if sys.argv[2] == "first" else 0)
+        return "worked"
+
+    agent = Agent(name="Named", functions=[work])
+    model = ScriptedModel(lambda request: "Done." if request["messages"][-1]["role"] == "tool" else [("work", {})])
+    with DurableSwarm(model, database=sys.argv[1], worker_id="me") as swarm:
+        swarm.start(agent, [{"role": "user", "content": "Hi"}], run_id="r").result()
+        print('"ended"')
+"""
+
+
+def test_a_named_process_goes_on_with_its_own(database_url: str) -> None:
+    """What a killed process of a name has left, the next of that name takes over, and leaves to no other queue."""
+    program = Program(NAMED)
+    program.run_and_kill(Path("begun").exists, database_url, "first")
+    assert program.start(database_url, "second").communicate(timeout=60)[0] == '"ended"\n'
+    assert {row.queue_name for row in rows(database_url, "queue_name")} <= {records.QUEUE + "me", None}

@@ -308,7 +308,7 @@ def test_runs_from_elsewhere_count(make: Make, url: str) -> None:
     swarm.runs()
     run = swarm.start(holder, user("hold"), run_id="h")
     wait_until(lambda: run.status == "running" and process.current().runs)
-    process.current().working.serve("", Limits(1))
+    process.current().working.serve(swarm, Limits(1))
     time.sleep(1.5)
     assert desk.came == []
     opened.set()
@@ -357,3 +357,34 @@ def test_what_cannot_be_queued(call: Callable[[DurableSwarm], Any], make: Make) 
     with pytest.raises(ConfigurationError):
         call(swarm)
     assert swarm.runs() == []
+
+
+def test_a_closed_swarm_takes_nothing_from_its_queue(make: Make, url: str) -> None:
+    """A swarm that served and was closed begins no more, though another is open; opened again it does."""
+    desk = Desk()
+    other = make(desk.model, name="other")
+    other.runs()
+    with make(desk.model) as swarm:
+        swarm.serve()
+    queued(desk, url, "a")
+    time.sleep(1)
+    assert [row.status for row in rows(url, "status")] == ["ENQUEUED"]
+    served(make, desk, "a")
+
+
+def test_a_run_that_lives_elsewhere_is_nobodys_to_leave(make: Make, url: str) -> None:
+    """Of the runs that stopped here, only those that are this process's still are left to others."""
+    desk = Desk()
+    queued(desk, url, "mine", "others", "handed")
+    make(desk.model).runs()
+    here = process.current()
+    claim = "UPDATE {schema}workflow_status SET status = :status, executor_id = :name, queue_name = :queue "
+    for run_id, status, name, queue in (
+        ("mine", "PENDING", here.identity.name, "q"),
+        ("others", "PENDING", "another", "q"),
+        ("handed", "ENQUEUED", "another", records.QUEUE + "another"),
+    ):
+        change(url, f"{claim} WHERE workflow_uuid = '{run_id}'", status=status, name=name, queue=queue)
+    here.orphans.interrupted |= {"mine", "others", "handed"}
+    here.orphans.offer(["mine", "others", "handed"])
+    assert {row[0] for row in rows(url, "workflow_uuid, queue_name") if row[1] == records.UNCLAIMED} == {"mine"}

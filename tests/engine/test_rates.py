@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
+from durable_swarm.engine import process
 from durable_swarm.testing import ScriptedModel, rate_limited
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, unique, user
+from tests.engine.helpers import PATIENCE, unique, user, wait_until
 
 SPACING = 0.1
 
@@ -85,3 +86,23 @@ def test_what_is_no_rate_is_refused(rates: Any, told: str) -> None:
     """What cannot be kept to is refused when the swarm is made, and told by name."""
     with pytest.raises(ConfigurationError, match=told):
         DurableSwarm(ScriptedModel([]), model_rates=rates)
+
+
+@pytest.mark.parametrize("end", ["cancel", "drain"])
+def test_a_run_that_waits_for_its_moment_stops(end: str, make: Make) -> None:
+    """A run that is cancelled, or whose worker stops, while it waits for a model's rate asks nobody."""
+    model, name = Asked(), unique()
+    swarm = make(model, model_rates={name: (1, 2.0)})
+    agent = Agent(name=name, model=name)
+    swarm.run(agent, user())
+    run = swarm.start(agent, user())
+    assert f"model {name!r} may be asked in" in str(wait_until(lambda: run.waits_for))
+    if end == "cancel":
+        run.cancel()
+        wait_until(lambda: run.id not in process.current().runs)
+    else:
+        began = time.monotonic()
+        assert swarm.drain(PATIENCE) is True
+        assert time.monotonic() - began < 1.5
+    assert run.waits_for is None
+    assert len(model.at) == 1

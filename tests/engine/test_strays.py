@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextvars
+import functools
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from dbos import _core
 from sqlalchemy.exc import OperationalError
 
 from durable_swarm import Agent
-from durable_swarm.engine import keeper, process, strays
+from durable_swarm.engine import keeper, process, records, strays
 from durable_swarm.engine.inbox import Inbox
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import change, rows, unique, user, wait_until
+from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
 
 CLAIM = "UPDATE {schema}workflow_status SET status = 'PENDING', executor_id = :name, owner_xid = 'lost' "
 
@@ -72,3 +78,47 @@ def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest
     assert swarm.run(agent, user("Here")).messages[-1]["content"] == "Done."
     assert other.result(20).messages[-1]["content"] == "Done."
     assert sorted(made) == ["Here", "There"]
+
+
+@pytest.mark.slow
+def test_a_dispatch_that_comes_late_begins_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who claimed a run and comes to it when it was taken over lets go of it, and the one that has it goes on."""
+    monkeypatch.setattr(keeper, "KEEP", 0.1)
+    late: list[Callable[[], Any]] = []
+    asked, answer = list[int](), threading.Event()
+
+    def execute(*claimed: Any) -> Any:
+        if late:
+            return executed(*claimed)
+        late.append(functools.partial(contextvars.copy_context().run, executed, *claimed))
+        return None
+
+    def reply(_: Any) -> str:
+        asked.append(1)
+        assert answer.wait(PATIENCE)
+        return "Done."
+
+    executed = _core.execute_dequeued_workflow
+    monkeypatch.setattr(_core, "execute_dequeued_workflow", execute)
+    swarm, agent = make(ScriptedModel(reply)), Agent(name=unique())
+    swarm.serve()
+    run = swarm.start(agent, user(), run_id="r", queue=True)
+    wait_until(lambda: asked)
+    live = process.current().runs["r"]
+    late[0]()
+    time.sleep(0.5)
+    assert process.current().runs["r"] is live
+    assert process.current().orphans.interrupted == set()
+    answer.set()
+    assert run.result(PATIENCE).messages[-1]["content"] == "Done."
+    assert len(asked) == 1
+
+
+@pytest.mark.slow
+def test_a_stray_without_its_agent_is_left_to_others(make: Make, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was claimed here in vain, and cannot go on here, is any process's."""
+    monkeypatch.setattr(keeper, "KEEP", 0.1)
+    swarm = make(ScriptedModel([]))
+    swarm.enqueue(unique("Nobody"), user(), run_id="r")
+    change(url, CLAIM + "WHERE workflow_uuid = 'r'", name=process.current().identity.name)
+    wait_until(lambda: rows(url, "status, queue_name") == [("ENQUEUED", records.UNCLAIMED)])

@@ -116,7 +116,7 @@ class DurableSwarm(Runner):
             else:
                 self._process = process.open_for(self, self.database, self._worker_id)
                 if self._limits is not None:
-                    self._process.working.serve(self.name, self._limits)
+                    self._process.working.serve(self, self._limits)
                 self._taken = self._process.take_over()
             return self._process
 

@@ -309,8 +309,10 @@ class Inbox:
         moved = _moved(after, records.UNCLAIMED) | {"delay_until_epoch_ms": until}
         connection.execute(update(runs).where(ours, runs.c.status == before).values(**moved))
 
-    def hand_to(self, rows: Iterable[Any], queue: str) -> set[str]:
-        """Hand runs and tool calls to the process that serves `queue`; gives the ids of those that are handed over.
+    def hand_to(self, rows: Iterable[Any], queue: str, attempts: int = 0) -> set[str]:
+        """Hand runs and tool calls to who serves `queue`; gives the ids of those that are handed over.
+
+        `attempts` is how often they count as begun.
 
         Only what is as it was when its row was read: not what was cancelled since, as DBOS's own resumption would, nor
         what another process has taken over meanwhile.
@@ -324,7 +326,8 @@ class Inbox:
                     & runs.c.executor_id.is_not_distinct_from(row.executor_id)
                     & runs.c.queue_name.is_not_distinct_from(row.queue_name)
                 )
-                if connection.execute(update(runs).where(as_read).values(**_moved("ENQUEUED", queue))).rowcount:
+                moving = update(runs).where(as_read).values(**_moved("ENQUEUED", queue, attempts))
+                if connection.execute(moving).rowcount:
                     moved.add(row.workflow_id)
         return moved
 
@@ -336,6 +339,13 @@ class Inbox:
         )
         with self._trying(), self._engine.connect() as connection:
             return list(connection.execute(select(runs.c.workflow_uuid).where(self._ours, begun)).scalars())
+
+    def without_steps(self, run_ids: Iterable[str]) -> set[str]:
+        """Give those of the runs that have finished no step."""
+        ids, steps = set(run_ids), self._steps
+        finished = select(steps.c.workflow_uuid).where(steps.c.workflow_uuid.in_(ids)).distinct()
+        with self._trying(), self._engine.connect() as connection:
+            return ids.difference(connection.execute(finished).scalars()) if ids else ids
 
     def claims(self, name: str) -> list[tuple[str, str]]:
         """Give the runs that stand as under way in the process of this name, each with its execution's token."""
@@ -463,13 +473,13 @@ class Inbox:
             return Request(row.id, row.run_id, row.kind, "", "", f"({error})", moment(0), row.state)
 
 
-def _moved(status: str, queue: str) -> dict[str, Any]:
+def _moved(status: str, queue: str, attempts: int = 0) -> dict[str, Any]:
     """Give the columns of a run that nobody executes, and that begins anew where it goes on."""
     return {
         "status": status,
         "queue_name": queue,
         "owner_xid": None,
-        "recovery_attempts": 0,
+        "recovery_attempts": attempts,
         "started_at_epoch_ms": None,
         "updated_at": now(),
     }

@@ -11,10 +11,12 @@
   error as the workflow's own, for good. Ours lets only a failure of ours end a run.
 - `await_workflow_result_async`: who waits for a workflow of another task looks once a second. Ours is told when a tool
   call ends in this process, and looks then: an answer is not a second late, and a hundred runs that wait cost nothing.
-- `check_operation_execution`: before each step DBOS asks for the run's status and for a record of the step. A run that
-  began in this life has no record that this life did not make; one statement asks for status and owner. So a step that
-  another owner has finished meanwhile is not made again, as with DBOS's own check.
+- `check_operation_execution`: before each step DBOS asks for the run's status and for a record of the step, but not
+  whose the run is: who has lost it would begin a call that its owner is making. Ours asks that too, in one statement. A
+  run that began in this life has no record that this life did not make, so that statement is all it needs.
 - `execute_dequeued_workflow`: tells of a run that DBOS claims from the queue of workers whether it is the first time.
+- `startup_recovery_thread`: DBOS hands what a process of this name has left to a queue that every process polls, and
+  counts each time as an attempt, of which it allows a hundred. We take over ourselves.
 - `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens; ours notices a cancelled run.
 - `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
@@ -43,6 +45,7 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy
@@ -76,11 +79,14 @@ class _Database:
         self._database = database
 
     def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
-        """Look for the record of a step. In a run that began in this life there is none, while it is this life's."""
-        goes_on = _fresh.get(workflow_id)
-        if goes_on is not None and _patiently(goes_on):
+        """Look for the record of a step. Where there is none, the step is made only if the run is this execution's."""
+        life = _lives.get(workflow_id)
+        if life is not None and life.is_first and _patiently(life.goes_on):
             return None
-        return self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
+        found = self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
+        if found is None and life is not None and not life.is_first:
+            _patiently(life.goes_on)
+        return found
 
     def record_get_result(self, *_: Any, **__: Any) -> None:
         """Record nothing: on replay DBOS reads a child's result from the child."""
@@ -217,20 +223,34 @@ def ends(workflow_id: str) -> None:
             told.set_result(None)
 
 
-_fresh: dict[str, Callable[[], bool]] = {}
-_shared: set[str] = set()
-_new: set[str] = set()
+@dataclass(frozen=True)
+class Life:
+    """The execution of a run under way in this process.
 
-
-def begins(run_id: str, goes_on: Callable[[], bool] | None) -> None:
-    """Say that an execution is the first of its run; None says that it is not, or is over.
-
-    `goes_on` is asked before each step: it gives whether the run is under way and this execution's, and raises `lost`
-    where it is another's. Where it gives False, DBOS's own check tells why.
+    `goes_on` is asked before each step that has no record: it gives whether the run is under way and this execution's,
+    and raises `lost` where it is another's. Where it gives False, DBOS's own check tells why.
     """
-    _fresh.pop(run_id, None)
-    if goes_on is not None:
-        _fresh[run_id] = goes_on
+
+    goes_on: Callable[[], bool] = lambda: False
+    is_first: bool = False
+    """Whether no earlier execution can have left a record."""
+
+
+_lives: dict[str, Life] = {}
+_queues: dict[str, Any] = {}
+_shared: set[str] = set()
+_new: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_new", default=None)
+
+
+def begins(run_id: str, life: Life) -> None:
+    """Say that an execution of a run begins."""
+    _lives[run_id] = life
+
+
+def is_over(run_id: str, life: Life) -> None:
+    """Say that an execution of a run is over; a later one may have begun."""
+    if _lives.get(run_id) is life:
+        del _lives[run_id]
 
 
 @_sys_db.db_retry()
@@ -239,24 +259,24 @@ def _patiently(goes_on: Callable[[], bool]) -> bool:
 
 
 def is_new(run_id: str) -> bool:
-    """Whether a run was just claimed from a queue of several processes for the first time."""
-    new = run_id in _new
-    _new.discard(run_id)
-    return new
+    """Whether the execution under way was claimed from a queue of several processes, the first of its run."""
+    return _new.get() == run_id
 
 
 def _execute_and_tell(dbos: Any, status: Any, owner: str) -> Any:
-    if status["queue_name"] in _shared and status["recovery_attempts"] == 1:
-        _new.add(status["workflow_uuid"])
-    return _core.execute_dequeued_workflow(dbos, status, owner)
+    new = status["queue_name"] in _shared and status["recovery_attempts"] == 1
+    token = _new.set(status["workflow_uuid"] if new else None)
+    try:
+        return _core.execute_dequeued_workflow(dbos, status, owner)
+    finally:
+        _new.reset(token)
 
 
 vars(_queue)["execute_dequeued_workflow"] = _execute_and_tell
 
 
-def lost(run_id: str) -> BaseException:
-    """Give what ends an execution that is no longer the run's own; DBOS then waits for the one that is."""
-    return dbos_errors.DBOSWorkflowConflictIDError(run_id)
+Lost = dbos_errors.DBOSWorkflowConflictIDError
+"""Ends an execution that is no longer the run's own; DBOS then waits for the one that is. Made of the run's id."""
 
 
 def cancelled(text: str) -> BaseException:
@@ -300,10 +320,21 @@ def outside() -> contextvars.Context:
     return copy
 
 
-def serve_queue(name: str, polling_interval: float, **limits: Any) -> Any:
+def serve_queue(
+    name: str,
+    polling_interval: float,
+    *,
+    worker_concurrency: int | None = None,
+    global_concurrency: int | None = None,
+    limiter: Any = None,
+) -> Any:
     """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, one of several."""
-    queue = _dbos._get_or_create_dbos_registry()._register_internal_queue(name, **limits)
-    if limits:
+    registry = _dbos._get_or_create_dbos_registry()
+    # The same object: a DBOS that was not launched anew since has a thread that serves it.
+    queue = _queues.setdefault(name, registry._register_internal_queue(name))
+    registry.internal_queue_map[name] = queue
+    queue._worker_concurrency, queue._concurrency, queue._limiter = worker_concurrency, global_concurrency, limiter
+    if worker_concurrency is not None:
         _shared.add(name)
     set_poll(queue, polling_interval)
     return queue
@@ -335,9 +366,21 @@ def stop_queues(seconds: float) -> None:
             thread.join(seconds)
 
 
-def forget_queue(name: str) -> None:
-    """Serve the queue no more, from the next launch on."""
-    _dbos._get_or_create_dbos_registry().internal_queue_map.pop(name, None)
+def forget_queue(queue: Any) -> None:
+    """Begin no more from the queue, and serve it no more from the next launch on."""
+    queue._worker_concurrency = 0
+    _dbos._get_or_create_dbos_registry().internal_queue_map.pop(queue.name, None)
+
+
+@contextlib.contextmanager
+def recovering_nothing() -> Iterator[None]:
+    """Have a DBOS that is launched in this block recover nothing by itself."""
+    recovery = vars(_dbos)["startup_recovery_thread"]
+    vars(_dbos)["startup_recovery_thread"] = lambda *_: None
+    try:
+        yield
+    finally:
+        vars(_dbos)["startup_recovery_thread"] = recovery
 
 
 LONGEST_PAUSE = 5.0

@@ -114,12 +114,16 @@ class LiveRun:
     error: BaseException | None = None
     owner: str | None = None
     """DBOS's token of this execution."""
+    life: internals.Life = field(default_factory=internals.Life)
+    """What DBOS asks before it makes a step of this execution."""
     heard: int = 0
     """How many messages that were said to the run the model has been told."""
     said: int | None = None
     """How many were said to it when its last step began; None where that is not known."""
     answered: dict[str, Answered] = field(default_factory=dict)
     """The last own turn of each agent. What a fork has kept does not count: it goes on with the code as it is now."""
+    rated: str | None = None
+    """What the run waits for before it may ask a model, if it does."""
     begun: set[str] = field(default_factory=set)
     """The tool calls whose tools are being executed."""
     asks: int = 0

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm import errors, roster
-from durable_swarm.engine import records
-from durable_swarm.engine.store import NEEDS, notes_on
+from durable_swarm.engine import internals, records
+from durable_swarm.engine.store import NEEDS, QUEUED, notes_on
 
 if TYPE_CHECKING:
     from durable_swarm.engine.process import Process
@@ -58,9 +58,23 @@ class Orphans:
             self._strangers = False
             wanted = [row for row in orphans if row.workflow_id in run_ids or not (run_ids or self._declines(row))]
             runs = [row for row in wanted if row.name == records.RUN and self._can_run(row)]
-            if not runs:
-                return []
-            return sorted(self._claim(runs, orphans))
+            back = self._give_back(runs)
+            runs = [row for row in runs if row.workflow_id not in back]
+            return sorted(self._claim(runs, orphans)) if runs else []
+
+    def _give_back(self, runs: list[Any]) -> set[str]:
+        """Put queued runs that others left before their first step on the queue again: only there do its limits hold.
+
+        Only where this process serves that queue: else nobody might whose program has their agents.
+        """
+        here, queue_of = self._process, self._process.working.queue_of
+        queued = {row.workflow_id: row for row in runs if row.queue_name == records.UNCLAIMED and queue_of(row)}
+        back = here.store.inbox.without_steps(queued)
+        for run_id in back:
+            row = queued[run_id]
+            # Begun once: an execution that came to nothing may have told something.
+            here.store.inbox.hand_to([row], queue_of(row), attempts=1)
+        return back
 
     def _claim(self, runs: list[Any], orphans: list[Any]) -> set[str]:
         here, ids = self._process, {row.workflow_id for row in runs}
@@ -100,18 +114,22 @@ class Orphans:
             run_id = row.workflow_id if row.name == records.RUN else row.parent_workflow_id
             if isinstance(self._process.held.get(run_id), errors.AgentChanged):
                 return False  # A person lets it go on.
-            return run_id in self.interrupted or (self._strangers and run_id not in self._process.runs)
+            seen = internals.executing() | self._process.runs.keys()
+            return run_id in self.interrupted or (self._strangers and run_id not in seen)
         return identity.is_dead(row.executor_id)
 
     def _can_run(self, row: Any) -> bool:
         here, noted, run_id = self._process, notes_on(row), row.workflow_id
         agent, swarm = noted.get(NEEDS) or noted.get("agent", ""), noted.get("swarm", "")
         known = agent in roster.names() or agent in here.lent.get(run_id, {})
-        if known and here.swarms.named(swarm):
+        opened = here.swarms.named(swarm) is not None
+        if known and opened:
             return not noted.get("waits_for") or self._forget_waiting(run_id)
         if agent not in self.wanted:
             lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
-            log.warning("run %r waits: %s in this process", run_id, lack)
+            # Another program's runs, and those that a program without agents has queued, are no news here.
+            news = known or (opened and (noted.get(QUEUED) is not True or here.working.queue_of(row)))
+            log.log(logging.WARNING if news else logging.DEBUG, "run %r waits: %s in this process", run_id, lack)
             self.wanted.add(agent)
         self.decline(run_id)
         return False
@@ -141,17 +159,17 @@ class Orphans:
         """
         here = self._process
         with here.identity.alone():
-            left = self.interrupted.intersection(run_ids)  # Not what was taken back meanwhile.
-            rows = [
-                row
-                for row in here.store.unfinished(here.version)
-                if left & {row.workflow_id, row.parent_workflow_id} or (handed and self._is_handed(row))
-            ]
+            left = self.interrupted.intersection(run_ids) - here.runs.keys()  # Not what was taken back meanwhile.
+            rows = [row for row in here.store.unfinished(here.version) if self._is_left(row, left, handed)]
             here.store.inbox.hand_to(rows, records.UNCLAIMED)
             self.interrupted -= left
 
-    def _is_handed(self, row: Any) -> bool:
-        return bool(row.status == "ENQUEUED" and row.queue_name == self._process.queue)
+    def _is_left(self, row: Any, left: set[str], handed: bool) -> bool:
+        """Whether a run, or a call of one, is this process's to leave: another may have taken it over meanwhile."""
+        if row.status == "ENQUEUED" and row.queue_name == self._process.queue:
+            return handed or row.workflow_id in left or row.parent_workflow_id in left
+        mine = row.status == "PENDING" and row.executor_id == self._process.identity.name
+        return mine and (row.workflow_id in left or row.parent_workflow_id in left)
 
     def agent_defined(self, name: str) -> None:
         """Look for the runs that wait for an agent of this name, if any do."""

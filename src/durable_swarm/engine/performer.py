@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -28,6 +29,9 @@ from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absor
 from durable_swarm.models import ModelCall, complete
 from durable_swarm.types import Message
 from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish, in_thread
+
+SLICE = 0.5
+"""Seconds, at most, until a run that waits for a model's rate notices that it is to stop."""
 
 Body = Callable[[Waits], Awaitable[Record]]
 T = TypeVar("T")
@@ -135,7 +139,8 @@ class Durable:
         if isinstance(effect, CallAll):
             return await self._call_all(effect)
         with engines_code(f"the end of run {self.run.run_id!r}"):
-            return not await self._in_engine(self.mailbox.close, self.run.run_id, self.run.heard)
+            close = self.mailbox.close_for_good if effect.at_limit else self.mailbox.close
+            return not await self._in_engine(close, self.run.run_id, self.run.heard)
 
     async def _in_engine(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function of the engine, which may wait for the database."""
@@ -215,8 +220,22 @@ class Durable:
             calls, seconds = rate
             with engines_code(f"the rate of model {model!r}"):
                 wait = await self._in_engine(self.rates.reserve, model, seconds / calls)
-            await waits.sleep(wait)
-            self.still_wanted(self.run)
+            await self._wait_for_moment(model, wait, waits)
+
+    async def _wait_for_moment(self, model: str, seconds: float, waits: Waits) -> None:
+        """Wait before a model is asked, and look then whether it is still to be: a run may be cancelled meanwhile."""
+        end = time.monotonic() + seconds
+        self.run.rated = f"model {model!r} may be asked in {seconds:.3g} s (model_rates)"
+        try:
+            while (left := end - time.monotonic()) > 0:
+                await waits.sleep(min(left, SLICE))
+                self.still_wanted(self.run)
+        finally:
+            self.run.rated = None
+        with engines_code(f"the state of run {self.run.run_id!r}"):
+            wanted = seconds <= 0 or await self._in_engine(self.run.life.goes_on)
+        if not wanted:
+            raise internals.cancelled(f"run {self.run.run_id!r} was cancelled")
 
     def _agent(self, name: str) -> Any:
         """Give the agent of that name: the object this run has met, or after a crash the one found by name."""

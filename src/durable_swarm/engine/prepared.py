@@ -11,6 +11,7 @@ from durable_swarm.engine import internals, records, sessions
 from durable_swarm.engine.live import Settings
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.sealing import Seal, input_of
+from durable_swarm.engine.store import QUEUED
 from durable_swarm.swarm import Request
 from durable_swarm.tools import calling
 
@@ -56,7 +57,8 @@ class Prepared:
     @property
     def about(self) -> dict[str, Any]:
         """What is noted on the run."""
-        return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"]}
+        queued = {QUEUED: True} if self.queued else {}
+        return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"], **queued}
 
     def check_same(self, recorded: records.Record) -> None:
         """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""

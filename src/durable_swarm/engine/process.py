@@ -71,10 +71,11 @@ class Process:
         """Agents that runs mean here when they go on: those given with a run's id, and those of runs that rest."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
-        self.orphans = Orphans(self, strangers=self.hosted and internals.LATE)
+        self.orphans = Orphans(self, strangers=worker_id is not None or (self.hosted and internals.LATE))
         self._strays = Strays(self)
         self._lock = threading.RLock()
-        self.closing = threading.Event()
+        self.is_closed = False
+        """Whether this engine is closed, or about to be: who waits here waits for nothing."""
         self.working = Working(self)
         self.parked: dict[str, str] = {}
         """Why runs wait that the database could not be written for; they are tried again by themselves."""
@@ -139,7 +140,8 @@ class Process:
         try:
             internals.shorten_pauses()
             DBOS(config=config)
-            DBOS.launch()
+            with internals.recovering_nothing():
+                DBOS.launch()
         except Exception as error:
             DBOS.destroy()
             raise database.unfit(self.url, error) from error
@@ -147,7 +149,7 @@ class Process:
 
     def close(self) -> None:
         """Give everything back. Runs under way stay unfinished in the database."""
-        self.closing.set()
+        self.is_closed = True
         self.outage.close()
         self.keeper.close()
         self._unwatch()
@@ -160,8 +162,7 @@ class Process:
             DBOS.destroy()
             internals.refuse_pickle(everywhere=False)
             self._restore_loops()
-        internals.forget_queue(self._private.name)
-        self.working.close()
+        internals.forget_queue(self._private)
         self.transactions.close()
         self.identity.close()
         self.store.close()
@@ -185,29 +186,13 @@ class Process:
 
     # Runs that this process executes
 
-    def enter(self, run_id: str, record: Record) -> LiveRun:
-        """Begin to execute a run: with its own objects if it started here, else with those found by name."""
-        with self._lock:
-            begun = beginning_here()
-            run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
-            opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
-            run.start, run.streams = records.read_start(opened), opened.get("stream") is True
-            run.owner = internals.owner_of(run_id)
-            run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
-            run.entered = True
-            internals.begins(run_id, None if run.recovered else partial(self._goes_on, run))
-            run.homes = self.homes.setdefault(run_id, run.homes)
-            self.runs[run_id] = run
-            self.held.pop(run_id, None)
-            self.orphans.interrupted.discard(run_id)
-            return run
-
-    def _goes_on(self, run: LiveRun) -> bool:
-        """Whether a run in its first life is under way and has the same owner; also notes how much was said to it."""
-        status, owner, run.said = self.store.mailbox.stand(run.run_id)
-        if status in UNFINISHED and owner != run.owner:
-            raise internals.lost(run.run_id)
-        return status in UNFINISHED
+    def known(self, run_id: str, record: Record) -> LiveRun:
+        """Give an execution of a run: with its own objects if it started here, else with those found by name."""
+        begun = beginning_here()
+        run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
+        run.owner = internals.owner_of(run_id)
+        run.life = internals.Life(partial(self._goes_on, run), is_first=not run.recovered)
+        return run
 
     def _recovered(self, run_id: str, record: Record) -> LiveRun:
         name = records.read(record, f"the input of run {run_id!r}").get("swarm", "")
@@ -219,18 +204,44 @@ class Process:
         recovered = not internals.is_new(run_id)
         return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=recovered)
 
-    def leave(self, run: LiveRun) -> None:
-        """End executing a run, whatever came of it."""
-        internals.begins(run.run_id, None)
+    def may_be_late(self, run: LiveRun) -> bool:
+        """Whether the run may have been taken over before this execution of it began, perhaps by this process."""
+        return run is not beginning_here() and (run.recovered or run.run_id in self.runs)
+
+    def enter(self, run: LiveRun, record: Record) -> None:
+        """Begin to execute a run."""
+        run_id = run.run_id
+        with self._lock:
+            opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
+            run.start, run.streams = records.read_start(opened), opened.get("stream") is True
+            run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
+            run.entered = True
+            internals.begins(run_id, run.life)
+            run.homes = self.homes.setdefault(run_id, run.homes)
+            self.runs[run_id] = run
+            self.held.pop(run_id, None)
+            self.orphans.interrupted.discard(run_id)
+
+    def _goes_on(self, run: LiveRun) -> bool:
+        """Whether a run is under way and this execution's; also notes how much was said to it."""
+        status, owner, run.said = self.store.mailbox.stand(run.run_id)
+        if status in UNFINISHED and owner != run.owner:
+            raise internals.Lost(run.run_id)
+        return status in UNFINISHED
+
+    def leave(self, run: LiveRun, *, lost: bool = False) -> None:
+        """End executing a run, whatever came of it; one that was lost is another execution's to go on with."""
+        internals.is_over(run.run_id, run.life)
         with self._lock:
             if self.runs.get(run.run_id) is run:
                 del self.runs[run.run_id]
                 if not run.homes:
                     self.homes.pop(run.run_id, None)
-                if run.response is None and run.error is None:
-                    self.orphans.interrupted.add(run.run_id)
-                else:
+                if run.response is not None or run.error is not None:
                     self.parked.pop(run.run_id, None)
+                    self.working.fit()
+                elif not lost:
+                    self.orphans.interrupted.add(run.run_id)
         if not run.watched:
             run.over.set_result(None)
 
@@ -262,11 +273,11 @@ class Process:
         """
         self.still_open()
         if self.runs.get(run.run_id, run) is not run:
-            raise internals.lost(run.run_id)
+            raise internals.Lost(run.run_id)
 
     def still_open(self) -> None:
         """Check that this engine was not closed. Raises `Held`."""
-        if self.closing.is_set():
+        if self.is_closed:
             raise closed()
 
     def check_fork(self) -> None:
@@ -279,7 +290,7 @@ class Process:
 
     def hold(self, run_id: str, held: Held) -> None:
         """Note why a run cannot go on here, and what would let it."""
-        if self.closing.is_set():
+        if self.is_closed:
             return
         reason, execution = held.reason, self.runs.get(run_id)
         self.orphans.interrupted.add(run_id)
@@ -289,9 +300,7 @@ class Process:
                 log.warning("run %r waits: %s", run_id, reason)
             self.parked[run_id] = str(reason)
             return
-        if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
-            self.orphans.wanted.add(reason.agent)
-        log.warning("run %r waits: %s", run_id, reason)
+        self._tell(run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
             self.store.note_waiting(run_id, reason)
         with self._lock:
@@ -299,6 +308,16 @@ class Process:
             if self.runs.get(run_id) is execution:
                 self.held[run_id] = reason
                 self.orphans.decline(run_id)
+        if not isinstance(reason, errors.AgentChanged):
+            self.working.misfit()
+
+    def _tell(self, run_id: str, reason: errors.DurableSwarmError) -> None:
+        """Log why a run is held: once for all that lack the same agent."""
+        if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
+            if reason.agent in self.orphans.wanted:
+                return
+            self.orphans.wanted.add(reason.agent)
+        log.warning("run %r waits: %s", run_id, reason)
 
     def at_call(self, made: ToolCall, key: str) -> AtCall:
         """Give who answers what a tool call asks."""
@@ -323,7 +342,8 @@ class Process:
         """Why a run does not go on in this process, or None."""
         if run_id in self.held:
             return str(self.held[run_id])
-        return self.outage.reason if run_id in self.runs else self.parked.get(run_id)
+        live = self.runs.get(run_id)
+        return self.parked.get(run_id) if live is None else self.outage.reason or live.rated
 
     # Taking over
 
@@ -352,11 +372,6 @@ class Process:
             return self.queue
         self.orphans.wanted.add(agent)
         return records.UNCLAIMED
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether this engine is closed: who waits here waits for nothing."""
-        return self.closing.is_set()
 
     def lives_elsewhere(self, row: Any) -> bool:
         """Whether another living process executes the run of this row."""
@@ -450,6 +465,7 @@ def close_for(swarm: Settings) -> None:
         if _current is None or swarm not in _current.swarms:
             return
         _current.swarms.remove(swarm)
+        _current.working.stop(swarm)
         if not _current.swarms:
             _current.close()
             _current = None

@@ -44,6 +44,9 @@ TRIED = "tried:"
 NEEDS = "needs"
 """Note on a run that waits for an agent which some process lacked: the agent's name."""
 
+QUEUED = "queued"
+"""Note on a run that was started for the queue of workers: True."""
+
 PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
 

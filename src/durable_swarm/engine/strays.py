@@ -49,6 +49,7 @@ class Strays:
         orphans.interrupted |= lost
         try:
             orphans.take(*lost)
+            orphans.offer(lost)  # What cannot go on here.
         except BaseException:
             orphans.interrupted -= lost  # The next look finds them again.
             raise

@@ -151,7 +151,7 @@ class Place:
                 record = _made(body, connection)
             self._record(connection, call, record)
             if not (still_owns() if self._calls is None else self._owns(connection, call, owner)):
-                raise internals.lost(call)
+                raise internals.Lost(call)
             return record
 
     def _record(self, connection: sqlalchemy.Connection, call: str, record: Record) -> None:

@@ -73,10 +73,13 @@ def _own_id() -> str:
 
 
 async def _conduct(process: Process, run_id: str, record: Record, colour: Callable[[LiveRun], Colour]) -> Record:
-    run: LiveRun | None = None
+    run, lost = None, False
     try:
         with engines_code(f"the start of run {run_id!r}"):
-            run = process.enter(run_id, record)
+            run = process.known(run_id, record)
+            if process.may_be_late(run):
+                await in_thread(run.life.goes_on)
+            process.enter(run, record)
             if run.recovered:
                 run.feed.add(*await in_thread(_earlier, process.store, run))
         with internals.reading():
@@ -106,9 +109,12 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         if run is not None:
             await in_thread(process.rest, run)
         raise
+    except internals.Lost:
+        lost = True
+        raise
     finally:
         if run is not None:
-            process.leave(run)
+            process.leave(run, lost=lost)
 
 
 def _earlier(store: Store, run: LiveRun) -> tuple[list[Row], list[int]]:

@@ -11,13 +11,16 @@ from sqlalchemy.exc import SQLAlchemyError
 from durable_swarm import errors
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.keeper import CLOSING
-from durable_swarm.engine.live import Limits
+from durable_swarm.engine.live import Limits, Settings
+from durable_swarm.engine.store import QUEUED, notes_on
 
 if TYPE_CHECKING:
     from durable_swarm.engine.process import Process
 
 POLL, PATIENCE = 0.1, 5.0
 """Seconds between a worker's looks at its queue; and until a run that waits in a worker leaves its place to another."""
+FIRST, LONGEST = 1.0, 60.0
+"""Seconds for which a worker begins nothing from its queue after a run that it cannot execute: at first, and at most."""
 
 
 class Working:
@@ -25,26 +28,46 @@ class Working:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._served: list[tuple[Any, int]] = []
-        """The queues, and how many runs are executed at once."""
+        self._served: dict[Settings, tuple[Any, int]] = {}
+        """The queues of swarms, and how many runs are executed at once."""
+        self._pause, self._until = 0.0, 0.0
+        """For how many seconds, and until when, others go first, who may have what this worker lacks."""
 
-    def serve(self, swarm: str, limits: Limits) -> None:
+    def serve(self, swarm: Settings, limits: Limits) -> None:
         """Execute the queued runs of a swarm from now on, and those of dead processes."""
         rate = None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
         queue = internals.serve_queue(
-            records.work_queue(swarm),
+            records.work_queue(swarm.name),
             POLL,
             worker_concurrency=limits.concurrency,
             global_concurrency=limits.queue_concurrency,
             limiter=rate,
         )
-        self._served.append((queue, limits.concurrency))
+        self._served[swarm] = queue, limits.concurrency
         self._process.room.patience = PATIENCE
 
+    def queue_of(self, row: Any) -> str:
+        """Give the queue for which a run was started, if it is served here, else ''."""
+        noted = notes_on(row)
+        served = any(swarm.name == noted.get("swarm") for swarm in self._served)
+        return records.work_queue(noted["swarm"]) if served and noted.get(QUEUED) is True else ""
+
     def look(self) -> None:
-        """Begin less from the queues while more comes from elsewhere."""
-        for queue, concurrency in self._served:
-            internals.limit_queue(queue, concurrency, len(self._process.runs))
+        """Begin less from the queues while more comes from elsewhere, or runs that cannot go on here."""
+        for queue, concurrency in list(self._served.values()):
+            most = 0 if time.monotonic() < self._until else 1 if self._pause else concurrency
+            internals.limit_queue(queue, most, len(self._process.runs))
+
+    def misfit(self) -> None:
+        """Let others go first for a while, and for longer each time: a run cannot go on here, and more may follow."""
+        if time.monotonic() >= self._until:
+            self._pause = min(2 * self._pause or FIRST, LONGEST)
+            self._until = time.monotonic() + self._pause
+            self.look()
+
+    def fit(self) -> None:
+        """Note that a run came to its end here: what is on the queue can be executed."""
+        self._pause = 0.0
 
     def keep(self) -> None:
         """Leave to others what cannot go on here, and look for what the dead have left."""
@@ -64,7 +87,7 @@ class Working:
     def drain(self, seconds: float) -> bool:
         """Begin nothing more, and wait until what is under way has come to a record; False if that takes longer."""
         here = self._process
-        here.closing.set()
+        here.is_closed = True
         here.room.close()
         internals.stop_queues(CLOSING)
         end = time.monotonic() + seconds
@@ -81,7 +104,8 @@ class Working:
         with contextlib.suppress(errors.ConfigurationError, SQLAlchemyError):
             orphans.offer(set(orphans.interrupted), handed=True)
 
-    def close(self) -> None:
-        """Serve no queue any more."""
-        for queue, _ in self._served:
-            internals.forget_queue(queue.name)
+    def stop(self, swarm: Settings) -> None:
+        """Begin no more of the queued runs of a swarm, which is closed."""
+        queue, _ = self._served.pop(swarm, (None, 0))
+        if queue is not None and all(queue is not other for other, _ in self._served.values()):
+            internals.forget_queue(queue)
