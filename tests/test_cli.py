@@ -135,7 +135,7 @@ def test_colours_only_in_a_terminal(monkeypatch: pytest.MonkeyPatch, shell: Shel
     for command in (("show", "two"), ("runs",), ("doctor",)):
         assert "\x1b" not in shell(*command)
     monkeypatch.setattr(
-        drawing, "_console", lambda: Console(force_terminal=True, highlight=False, color_system="standard")
+        drawing, "plain_console", lambda: Console(force_terminal=True, highlight=False, color_system="standard")
     )
     assert "\x1b[" in shell("show", "two")
 
@@ -274,3 +274,29 @@ def test_ctrl_c(tmp_path: Path) -> None:
         _, err = running.communicate(timeout=30)
     assert running.returncode == 130
     assert err == "Interrupted. The same command goes on where this stopped.\n"
+
+
+def test_nobody_reads_on() -> None:
+    """Where whoever reads the output has gone, a command ends, and says nothing more."""
+    with DurableSwarm(ScriptedModel(["Done."] * 2)) as swarm:
+        for _ in range(2):
+            swarm.run(Agent(name="Piped Clerk"), [{"role": "user", "content": "Hi"}])
+    for arguments in (["runs"], ["runs", "--json"], ["doctor"]):
+        command = [sys.executable, "-u", "-m", "durable_swarm", *arguments]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.close()
+            assert process.stderr is not None
+            told = process.stderr.read()
+            code = process.wait(60)
+        assert (code, told) == (0, "")
+
+
+def test_a_queued_run_is_shown_with_what_it_waits_for(shell: Shell) -> None:
+    """`show` names the swarm and that a worker is missing, `doctor` since when."""
+    with DurableSwarm(ScriptedModel([]), name="shop") as swarm:
+        swarm.enqueue("Clerk", [{"role": "user", "content": "Hi"}], run_id="r")
+    shown = shell("show", "r")
+    assert re.search(r"^swarm +shop$", shown, re.MULTILINE)
+    assert re.search(r"^waits for +a worker$", shown, re.MULTILINE)
+    assert "1 of swarm 'shop', the oldest for" in shell("doctor")

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from durable_swarm import DurableSwarm
 from durable_swarm.cli.app import main
+from durable_swarm.testing import ScriptedModel
+from tests.engine.helpers import wait_until
 
 APP = """
 from durable_swarm import Agent, DurableSwarm
@@ -30,6 +33,8 @@ WRONG = {
     "appless": "give MODULE:SWARM",
     "app_of_a_worker:": "give MODULE:SWARM",
     ":swarm": "give MODULE:SWARM",
+    "app_of_a_worker.py:swarm": "give its module, as in app_of_a_worker:swarm",
+    "./shop/app.py:swarm": "give its module, as in shop.app:swarm",
     "no_such_app:swarm": "no module 'no_such_app'",
     "app_of_a_worker.sub:swarm": "no module 'app_of_a_worker.sub'",
     "broken_app_of_a_worker:swarm": "cannot be imported: RuntimeError: no key for the mail server. --debug shows where",
@@ -79,3 +84,49 @@ def test_health() -> None:
         assert (second.returncode, "cannot be used for /healthz" in second.stderr) == (2, True)
         worker.send_signal(signal.SIGINT)
         assert worker.wait(20) == 0
+
+
+SLOW = """
+import time
+from durable_swarm import Agent, DurableSwarm
+from durable_swarm.testing import ScriptedModel
+
+def work() -> str:
+    open("begun", "w").close()
+    time.sleep(60)
+    return "worked"
+
+clerk = Agent(name="Slow Clerk", functions=[work])
+swarm = DurableSwarm(ScriptedModel([["work"]]))
+"""
+
+
+@pytest.mark.slow
+def test_the_grace_bounds_the_end() -> None:
+    """A worker whose tool takes too long ends soon after its grace, though no thread can be stopped; it logs times."""
+    Path("slow_app.py").write_text(SLOW, encoding="utf-8")
+    with DurableSwarm(ScriptedModel([])) as swarm:
+        swarm.enqueue("Slow Clerk", [{"role": "user", "content": "Go."}], run_id="r")
+    command = [sys.executable, "-m", "durable_swarm", "worker", "slow_app:swarm", "--grace", "0.5"]
+    limits = ["--concurrency", "3", "--queue-concurrency", "5", "--rate", "7/60"]
+    with subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            wait_until(Path("begun").exists)
+            worker.send_signal(signal.SIGTERM)
+            out = worker.communicate(timeout=20)[0]
+        finally:
+            worker.kill()
+    assert worker.returncode == 0
+    assert "3 runs at once, 5 in all workers, of which all begin 7 in 60 s" in out
+    assert "took longer than 0.5 s" in out
+
+
+def test_a_worker_without_agents() -> None:
+    """A program that defines no agent is refused: it could execute nothing."""
+    Path("empty_app.py").write_text("from durable_swarm import DurableSwarm\nswarm = DurableSwarm()\n")
+    command = [sys.executable, "-m", "durable_swarm", "worker", "empty_app:swarm"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "empty_app:swarm defines no agent, so this worker could execute nothing; import them in its module.\n"
+    )

@@ -9,11 +9,15 @@ from typing import Any
 from durable_swarm.codec import storable
 from durable_swarm.errors import ConfigurationError
 
+LARGEST = 2**31 - 1
+"""The largest whole number that a column of the database holds."""
+
 
 def check_whole(name: str, value: Any, least: int) -> None:
-    """Check that it is a whole number from `least` up."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number from {least} up, not {value!r:.40}")
+    """Check that it is a whole number from `least` up, and not above what a database holds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        upper = f", {LARGEST} at most" if isinstance(value, int) and value > LARGEST else ""
+        raise ConfigurationError(f"{name} must be a whole number from {least} up{upper}, not {value!r:.40}")
 
 
 def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> None:
@@ -30,6 +34,8 @@ def check_rate(name: str, value: Any, what: str) -> None:
         raise ConfigurationError(f"{name} must be ({what}, seconds), not {value!r:.80}")
     check_whole(f"{name}: {what}", value[0], 1)
     check_seconds(f"{name}: seconds", value[1], above_zero=True)
+    if math.isinf(value[1]):
+        raise ConfigurationError(f"{name}: seconds must not be infinite")
 
 
 def check_model_rates(rates: Any) -> None:

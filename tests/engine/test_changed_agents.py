@@ -14,7 +14,7 @@ from durable_swarm.engine import process, room
 from durable_swarm.service import Query, open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, unique, user, wait_until
+from tests.engine.helpers import PATIENCE, Program, unique, user, wait_until
 from tests.support.shell import Shell
 
 
@@ -255,3 +255,26 @@ def test_what_never_changed_costs_nothing(make: Make) -> None:
         return "seen"
 
     assert statements("hold") == statements("continue") != []
+
+
+ELSEWHERE = """
+    import json, sys
+    from durable_swarm import AgentChanged, DurableSwarm
+
+    with DurableSwarm(database=sys.argv[1]) as swarm:
+        try:
+            swarm.get("r").result(30)
+        except AgentChanged as error:
+            print(json.dumps({"attributes": error.attributes, "text": str(error)}))
+"""
+
+
+def test_who_waits_elsewhere_is_told(agent: Agent, make: Make, url: str) -> None:
+    """In another process than the one that holds the run, `result` raises the same error."""
+    _, run = held(make, agent)
+    with pytest.raises(AgentChanged) as caught:
+        run.result(PATIENCE)
+    found = Program(ELSEWHERE).run(url)
+    assert (found["attributes"], found["text"]) == (caught.value.attributes, str(caught.value))
+    run.resume()
+    assert words(run) == "Done."

@@ -388,3 +388,18 @@ def test_a_run_that_lives_elsewhere_is_nobodys_to_leave(make: Make, url: str) ->
     here.orphans.interrupted |= {"mine", "others", "handed"}
     here.orphans.offer(["mine", "others", "handed"])
     assert {row[0] for row in rows(url, "workflow_uuid, queue_name") if row[1] == records.UNCLAIMED} == {"mine"}
+
+
+def test_who_waits_in_vain_is_told_for_what(make: Make) -> None:
+    """Past its timeout `result` says for what a queued run waits: in which swarm a worker is missing."""
+    run = make(ScriptedModel([]), name="shop").enqueue("Clerk", user())
+    with pytest.raises(TimeoutError, match=r"within 0\.1 s; it waits for a worker of a swarm named 'shop'"):
+        run.result(0.1)
+    with pytest.raises(TimeoutError, match="it waits for a worker of a swarm named 'shop'"):
+        asyncio.run(run.result_async(0.1))
+
+
+def test_a_priority_has_a_bound(make: Make) -> None:
+    """What no column of the database holds is refused with the largest that one does."""
+    with pytest.raises(ConfigurationError, match="priority must be a whole number from 0 up, 2147483647 at most"):
+        make(ScriptedModel([])).enqueue("Clerk", user(), priority=2**31)

@@ -177,7 +177,7 @@ def test_the_command(make: Make, url: str, capsys: pytest.CaptureFixture[str]) -
     assert "Deleted 0 runs" in capsys.readouterr().out
     change(url, "UPDATE workflow_status SET updated_at = 1000")
     assert main(["gc", "--older-than", "30d", "--dry-run", "--database", url]) == 0
-    assert "There is 1 run that" in capsys.readouterr().out
+    assert "Would delete 1 run that" in capsys.readouterr().out
     assert main(["gc", "--older-than", "30d", "--database", url]) == 0
     assert "Deleted 1 run that" in capsys.readouterr().out
     for wrong in ("30", "d", "-5d", "5y", "99999999999d"):

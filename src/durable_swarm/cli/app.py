@@ -8,6 +8,7 @@ stderr that says what to do; its traceback is shown with `--debug` only. What a 
 from __future__ import annotations
 
 import io
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -45,6 +46,10 @@ class _Commands(click.Group):
             return super().invoke(context)
         except KeyboardInterrupt:
             raise _Interrupted from None
+        except BrokenPipeError:
+            # Whoever read this has enough. Python writes the rest at its end, and must not meet the closed pipe again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
 
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:

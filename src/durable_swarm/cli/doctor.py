@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
-from rich.console import Console
 from rich.text import Text
 
+from durable_swarm.cli.drawing import plain_console
 from durable_swarm.cli.options import Settings, as_json, common
 from durable_swarm.cli.text import one_line
 from durable_swarm.service import Check, checkup, to_json
@@ -31,7 +30,7 @@ def doctor(settings: Settings, as_json: bool) -> int:
 
 
 def _draw(checks: list[Check]) -> None:
-    console = Console(force_terminal=sys.stdout.isatty(), highlight=False)
+    console = plain_console()
     width = max(len(check.name) for check in checks)
     for check in checks:
         line = Text.assemble(

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -36,7 +36,7 @@ PIPE_WIDTH = 160
 
 def draw_runs(views: Sequence[RunView]) -> None:
     """Print a list of runs."""
-    console = _console()
+    console = plain_console()
     if not views:
         console.print("No runs.")
         return
@@ -69,7 +69,7 @@ def draw_run(run: RunDetail, command: Command) -> None:
 
     `command` gives the command line of some words.
     """
-    console = _console()
+    console = plain_console()
     width = _width(console)
     resume = command("resume", run.id)
     for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, resume, width)):
@@ -80,15 +80,22 @@ def draw_run(run: RunDetail, command: Command) -> None:
 
 def draw_requests(found: Sequence[Request], command: Command) -> None:
     """Print open requests, each with the commands that decide about it."""
-    console = _console()
+    console = plain_console()
     if not found:
         console.print("Nothing is asked.")
     for line in requests_lines(found, command, runs=True):
         _print(console, line)
 
 
-def _console() -> Console:
-    return Console(force_terminal=sys.stdout.isatty(), highlight=False)
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the command, where Rich would end the program."""
+        raise BrokenPipeError
+
+
+def plain_console() -> Console:
+    """Give what prints to stdout: with styles in a terminal, without them in a pipe."""
+    return _Console(force_terminal=sys.stdout.isatty(), highlight=False)
 
 
 def _width(console: Console) -> int:
@@ -104,16 +111,23 @@ def _head(run: RunDetail) -> Iterator[Text]:
     yield _fact("run", Text(one_line(run.id), "bold"))
     yield _fact("status", Text(_status(run), _style(run)))
     yield _fact("agent", Text(one_line(_agents(run))))
+    if run.swarm:
+        yield _fact("swarm", Text(one_line(run.swarm)))
+    if run.worker:
+        yield _fact("process", Text(one_line(run.worker)))
+    if run.status == "queued":
+        yield _fact("waits for", Text("a worker"))
     if run.forked_from is not None:
         yield _fact("forked", Text(one_line(f"from turn {run.turn} of run {run.forked_from}")))
     yield _fact("started", Text(clock(run.created_at)))
-    yield _fact("took", Text(duration((run.updated_at - run.created_at).total_seconds())))
+    ran = "took" if run.status in ENDED else "so far"
+    yield _fact(ran, Text(duration((run.updated_at - run.created_at).total_seconds())))
     if run.usage is not None:
         yield _fact("tokens", Text(_tokens(run.usage)))
 
 
 def _fact(name: str, text: Text) -> Text:
-    return Text.assemble((f"{name:9}", DIM), text)
+    return Text.assemble((f"{name:10}", DIM), text)
 
 
 def _agents(run: RunDetail) -> str:

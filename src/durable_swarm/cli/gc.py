@@ -31,7 +31,11 @@ class Age(click.ParamType[timedelta]):
 
 @click.command(short_help="Delete runs that ended long ago.")
 @click.option(
-    "--older-than", metavar="AGE", type=Age(), required=True, help="Such as 30d, 12h or 2w; since they ended."
+    "--older-than",
+    metavar="AGE",
+    type=Age(),
+    required=True,
+    help="Such as 30d, 12h, 90m (minutes) or 2w; since they ended.",
 )
 @click.option("--keep-failed", is_flag=True, help="Keep the runs that failed.")
 @click.option("--swarm", metavar="NAME", help="Only runs of the DurableSwarm of this name.")
@@ -51,4 +55,4 @@ def gc(settings: Settings, older_than: timedelta, keep_failed: bool, swarm: str 
     with open_runs(settings.database) as opened:
         count = opened.forget(before, keep_failed=keep_failed, swarm=swarm, dry_run=dry_run)
     runs = f"{count} run{'s' * (count != 1)} that ended before {before:%Y-%m-%d %H:%M} UTC"
-    click.echo(f"There {'is' if count == 1 else 'are'} {runs}." if dry_run else f"Deleted {runs}.")
+    click.echo(f"Would delete {runs}." if dry_run else f"Deleted {runs}.")

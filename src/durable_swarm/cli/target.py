@@ -23,6 +23,9 @@ def load(settings: Settings, target: str) -> DurableSwarm:
     module_name, _, name = target.partition(":")
     if not module_name or not name:
         raise click.UsageError(f"{target!r} names no swarm; give MODULE:SWARM, such as app:swarm.")
+    if module_name.endswith(".py") or "/" in module_name:
+        meant = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        raise click.UsageError(f"{module_name!r} is a file; give its module, as in {meant}:{name}.")
     if settings.database is not None:
         os.environ[database.VARIABLE] = settings.database
     module = _imported(module_name)

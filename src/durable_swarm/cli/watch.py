@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 
-from durable_swarm.cli.drawing import DIM, PIPE_WIDTH, STYLES, as_call
+from durable_swarm.cli.drawing import DIM, PIPE_WIDTH, STYLES, as_call, plain_console
 from durable_swarm.cli.options import Problem, Settings, as_json, common
 from durable_swarm.cli.requests import Command, event_text
 from durable_swarm.cli.text import harmless, one_line, shorten, value
@@ -38,12 +36,7 @@ def watch(settings: Settings, run_id: str, after: int, as_json: bool) -> int:
     with open_runs(settings.database) as opened:
         found = opened.view(run_id).id
         teller = None if as_json else _Teller(settings.command, found, continued=after > 0)
-        try:
-            return _Watching(settings, opened, found, after).follow(teller)
-        except BrokenPipeError:
-            # Python writes what is left at its end, and must not meet the closed pipe again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        return _Watching(settings, opened, found, after).follow(teller)
 
 
 class _Watching:
@@ -88,19 +81,13 @@ def _standing(view: RunView) -> str:
     return f"Run {view.id} waits: {(view.waits_for or '').rstrip('.')}."
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> NoReturn:
-        """Leave it to the command, where Rich would end the program."""
-        raise BrokenPipeError
-
-
 class _Teller:
     """Prints events for people. What an agent says stays one open line until something else is to be told."""
 
     def __init__(self, command: Command, run_id: str, *, continued: bool) -> None:
         self._command = command
         self._resume = command("resume", run_id)
-        self._console = _Console(force_terminal=sys.stdout.isatty(), highlight=False)
+        self._console = plain_console()
         self._width = shutil.get_terminal_size().columns if self._console.is_terminal else PIPE_WIDTH
         self._agent = ""
         self._open = False

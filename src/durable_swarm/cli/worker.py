@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +19,8 @@ from durable_swarm import roster
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.target import load
 from durable_swarm.cli.text import one_line
-from durable_swarm.engine import database, process
+from durable_swarm.engine import DurableSwarm, database, process
+from durable_swarm.engine.keeper import CLOSING
 from durable_swarm.engine.live import Limits
 
 
@@ -60,14 +63,17 @@ def worker(
     """
     limits = Limits(concurrency, queue_concurrency, _rate(rate))
     swarm = load(settings, target)
+    if not roster.names():
+        raise Problem(f"{target} defines no agent, so this worker could execute nothing; import them in its module.", 2)
+    _log_to_stderr()
     stop = threading.Event()
     with swarm, _stopping(stop), _health(healthz):
         swarm.serve(limits.concurrency, queue_concurrency=limits.queue_concurrency, rate=limits.rate)
         here = process.current()
         click.echo(
             one_line(
-                f"Worker {here.identity.name} serves {target} on {database.shown(here.url)}, {concurrency} runs at "
-                f"once; its agents: {', '.join(sorted(roster.names())) or 'none'}."
+                f"Worker {here.identity.name} serves {target} on {database.shown(here.url)}, {_told(limits)}; "
+                f"its agents: {', '.join(sorted(roster.names()))}."
             )
         )
         while not stop.wait(0.5):
@@ -75,7 +81,39 @@ def worker(
         click.echo("Stopping: what is in hand is finished, the rest is left to other workers.")
         if not swarm.drain(grace):
             click.echo(f"Some steps took longer than {grace:g} s; other workers make them again.")
+            _end_soon(swarm)
+    click.echo("Stopped.")
     return 0
+
+
+def _told(limits: Limits) -> str:
+    told = f"{limits.concurrency} runs at once"
+    if limits.queue_concurrency is not None:
+        told += f", {limits.queue_concurrency} in all workers"
+    if limits.rate is not None:
+        told += f", of which all begin {limits.rate[0]} in {limits.rate[1]:g} s"
+    return told
+
+
+def _log_to_stderr() -> None:
+    """Have the log shown with times, unless the program has set up its own."""
+    log = logging.getLogger("durable_swarm")
+    if log.hasHandlers():
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _end_soon(swarm: DurableSwarm) -> None:
+    """Close, and end the process then: a tool in a thread cannot be stopped, and must not outlast what follows it."""
+    closing = threading.Thread(target=swarm.close, daemon=True)
+    closing.start()
+    closing.join(CLOSING)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(0)
 
 
 def _rate(text: str | None) -> tuple[int, float] | None:

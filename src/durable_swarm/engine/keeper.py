@@ -61,13 +61,16 @@ class Keeper:
                 return
             if time.monotonic() > self._fast_until:
                 internals.set_poll(self._queue, SLOW)
-            try:
-                self._look()
-                if time.monotonic() - kept > KEEP:
-                    kept = time.monotonic()
-                    self._keep()
-            except (SQLAlchemyError, DurableSwarmError):
-                pass  # Told where the database is used; the next look may succeed.
-            except Exception:
-                # Nobody would answer, resume or take over any more if this thread ended.
-                log.warning("could not look for what others have decided", exc_info=True)
+            self._try(self._look)
+            if time.monotonic() - kept > KEEP:
+                kept = time.monotonic()
+                self._try(self._keep)
+
+    def _try(self, look: Callable[[], None]) -> None:
+        try:
+            look()
+        except (SQLAlchemyError, DurableSwarmError):
+            pass  # Told where the database is used; the next look may succeed.
+        except Exception:
+            # Nobody would answer, resume or take over any more if this thread ended.
+            log.warning("could not look for what others have decided", exc_info=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm import errors, roster
 from durable_swarm.engine import internals, records
-from durable_swarm.engine.store import NEEDS, QUEUED, notes_on
+from durable_swarm.engine.store import NEEDS, QUEUED, notes_on, owner_of
 
 if TYPE_CHECKING:
     from durable_swarm.engine.process import Process
@@ -19,6 +20,8 @@ log = logging.getLogger("durable_swarm")
 
 DECLINE, LONGEST = 60.0, 3600.0
 """Seconds for which a worker leaves a run to others that it could not go on with: the first time, and at most."""
+TOLD = 5
+"""How many runs the log names of those that were taken over from one process."""
 SURE = 1.0
 """Seconds between two looks that both must find a process dead: one that has lost no more than the connection that
 holds its lock takes the lock back at its next look."""
@@ -89,7 +92,18 @@ class Orphans:
         finally:
             self.interrupted |= again - moved
             self.taken -= ids - moved
+        self._tell([row for row in runs if row.workflow_id in moved])
         return ids & moved
+
+    def _tell(self, taken: list[Any]) -> None:
+        """Log what was taken over from each process that has died."""
+        left = defaultdict(list)
+        for row in taken:
+            left[owner_of(row)].append(row.workflow_id)
+        for owner, run_ids in left.items():
+            if owner not in ("", self._process.identity.name):
+                more = f" and {len(run_ids) - TOLD} more" if len(run_ids) > TOLD else ""
+                log.info("goes on with what process %s has left: %s%s", owner, ", ".join(run_ids[:TOLD]), more)
 
     def _calls(self, ids: set[str], orphans: list[Any]) -> list[Any]:
         """Give the rows of the tool calls that go with these runs.

@@ -7,6 +7,7 @@ is resumed in the same moment must not lose its steps. Here the row is locked fi
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from durable_swarm.engine import records
 from durable_swarm.engine.database import is_sqlite, schema_of
 from durable_swarm.engine.inbox import LONGEST, now
 from durable_swarm.engine.store import Store
+
+log = logging.getLogger("durable_swarm")
 
 TRANSACTIONS = "durable_swarm_transactions"
 """Stands where tools write, which on PostgreSQL is no schema of ours."""
@@ -130,7 +133,12 @@ class Sweeper:
         for swarm, seconds in kept:
             if seconds is not None:
                 before = now() - round(min(seconds, LONGEST) * 1000)
-                more |= Retention(self._store, before, swarm=swarm).delete(SOME) == SOME
+                deleted = Retention(self._store, before, swarm=swarm).delete(SOME)
+                if deleted:
+                    log.info(
+                        "deleted %d runs of swarm %r, which keeps them for %g s (keep_for)", deleted, swarm, seconds
+                    )
+                more |= deleted == SOME
         self._next = time.monotonic() + (0 if more else EVERY)
 
 

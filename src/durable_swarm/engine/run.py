@@ -22,6 +22,7 @@ from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.store import Store, moment, notes_on, reason_noted, started_at, state_of
 from durable_swarm.engine.versions import HELD_FOR
 from durable_swarm.events import Event
+from durable_swarm.loop import Ask
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.streaming import from_any_thread
@@ -143,7 +144,7 @@ class Run(Conversing):
                 if deadline is not None:
                     pause = min(pause, deadline - time.monotonic())
                     if pause <= 0:
-                        raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on")
+                        raise TimeoutError(self._not_yet(timeout))
                 home.serve(pause)
 
     def events(self, after: int = 0) -> Iterator[Event]:
@@ -271,7 +272,18 @@ class Run(Conversing):
         except TimeoutError:
             if not bound.expired():
                 raise
-            raise TimeoutError(f"run {self.id!r} has not ended within {timeout:g} s; it goes on") from None
+            raise TimeoutError(await in_thread(self._not_yet, timeout)) from None
+
+    def _not_yet(self, timeout: float | None) -> str:
+        """Say that the run has not ended in time, and how it stands."""
+        how = "it goes on"
+        with contextlib.suppress(errors.ConfigurationError):  # The database may be what it waits for.
+            row, why = self._row(), self.waits_for
+            if why is not None:
+                how = f"it waits: {why}"
+            elif state_of(row) == "queued":
+                how = f"it waits for a worker of a swarm named {notes_on(row).get('swarm', '')!r}"
+        return f"run {self.id!r} has not ended within {timeout:g} s; {how}"
 
     async def _end_of_run(self) -> Response:
         while True:
@@ -316,7 +328,22 @@ class Run(Conversing):
             return self._end(row, live)
         self._raise_if_held()
         self._see_to_it()
+        if notes_on(row).get(HELD_FOR) and self.lives_elsewhere():
+            raise self._change()
         return None
+
+    def _change(self) -> errors.AgentChanged:
+        """Give for what another process holds the run, from what it has noted."""
+        row, store = self._row(), self._store()
+        following = story(store, row).following
+        turn, _, version = str(notes_on(row).get(HELD_FOR, "")).partition(":")
+        return errors.AgentChanged(
+            reason_noted(row) or f"an agent of run {self.id!r} has changed",
+            run_id=self.id,
+            agent=following.agent if isinstance(following, Ask) else "",
+            turn=int(turn) if turn.isdigit() else 0,
+            version=version,
+        )
 
     def _parked(self) -> bool:
         """Whether the database's trouble is why the run waits: it goes on by itself."""

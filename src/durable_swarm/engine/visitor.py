@@ -14,7 +14,7 @@ from sqlalchemy import column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
 from durable_swarm.codec import Codec
-from durable_swarm.engine import database, process, records
+from durable_swarm.engine import database, internals, process, records
 from durable_swarm.engine.database import shown
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.store import Store, owner_of, state_of
@@ -67,6 +67,8 @@ def visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = lambda: None)
         else:
             with _visit(url, codec) as visitor:
                 yield visitor
+    except BrokenPipeError:
+        raise  # Whoever read what is printed has gone.
     except (DBAPIError, OSError) as error:
         raise database.unfit(url, error) from error
 
@@ -82,6 +84,7 @@ def _opened(url: sqlalchemy.URL) -> process.Process | None:
 
 @contextlib.contextmanager
 def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[Visitor]:
+    internals.silence()
     with contextlib.ExitStack() as stack:
         engine = _connect(url)
         stack.callback(engine.dispose)

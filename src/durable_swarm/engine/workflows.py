@@ -111,6 +111,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         raise
     except internals.Lost:
         lost = True
+        log.info("run %r goes on elsewhere, and no more here", run_id)
         raise
     finally:
         if run is not None:

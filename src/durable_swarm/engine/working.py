@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 POLL, PATIENCE = 0.1, 5.0
 """Seconds between a worker's looks at its queue; and until a run that waits in a worker leaves its place to another."""
 FIRST, LONGEST = 1.0, 60.0
-"""Seconds for which a worker begins nothing from its queue after a run that it cannot execute: at first, and at most."""
+"""Seconds for which a worker begins nothing from its queue after a run that it cannot execute: at first, at most."""
 
 
 class Working:

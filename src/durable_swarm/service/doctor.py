@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -14,7 +16,7 @@ from typing import Literal
 import sqlalchemy
 
 from durable_swarm.engine import database, records
-from durable_swarm.engine.store import notes_on
+from durable_swarm.engine.store import notes_on, started_at
 from durable_swarm.engine.visitor import Facts, NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError
 
@@ -24,6 +26,8 @@ PACKAGES = {"durable-swarm": None, "dbos": (3, 4), "openai": (1, 40)}
 """The packages to look for, and the oldest fit release of each."""
 
 
+LATE = 60.0
+"""Seconds after which a run that waits for a worker is worth a word."""
 LARGEST = 4
 """How many of the largest tables are told of."""
 
@@ -88,6 +92,7 @@ def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
             if database.is_sqlite(url):
                 yield _mode(Path(str(url.database)))
             yield from _contents(facts)
+            yield _queue(visitor)
             yield _idle(visitor)
     except NoRuns as error:
         yield Check("database", "fail" if named else "warn", str(error))
@@ -163,6 +168,19 @@ def _formats(facts: Facts) -> Check:
         "version of durable-swarm, or the program that launched DBOS itself, that wrote them"
     )
     return Check("wire format", "warn", text)
+
+
+def _queue(visitor: Visitor) -> Check:
+    """Tell of the runs that wait for a worker, by the names of their swarms: a worker serves those of its own."""
+    rows = visitor.store.rows(states=["queued"])
+    if not rows:
+        return Check("queue", "ok", "empty: no run waits for a worker")
+    waiting = Counter(str(notes_on(row).get("swarm", "")) for row in rows)
+    told = ", ".join(f"{count} of swarm {name!r}" for name, count in sorted(waiting.items()))
+    oldest = (datetime.now(UTC) - min(started_at(row) for row in rows)).total_seconds()
+    late = oldest > LATE
+    remedy = "; is a worker at work whose swarm has that name, and the same database?" if late else ""
+    return Check("queue", "warn" if late else "ok", f"{told}, the oldest for {oldest:.0f} s{remedy}")
 
 
 def _idle(visitor: Visitor) -> Check:

@@ -19,12 +19,12 @@ from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.retention import Retention
 from durable_swarm.engine.run import error_of
 from durable_swarm.engine.sealing import CLOSED, Sealed
-from durable_swarm.engine.store import Store, moment, notes_on, reason_noted, started_at, state_of
+from durable_swarm.engine.store import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.engine.visitor import NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.loop import Start
-from durable_swarm.runs import Story
+from durable_swarm.runs import ENDED, Story
 from durable_swarm.service.inbox import Inbox
 from durable_swarm.service.sealed import opened, why_closed
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
@@ -233,6 +233,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         updated_at=max(moments),
         idle=idle,
         swarm=_about(row, "swarm"),
+        worker="" if state in ENDED else owner_of(row),
         asked=start.messages,
         context_variables=start.context if told.ending is None else told.ending.context,
         model_override=start.model_override,

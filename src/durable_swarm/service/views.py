@@ -67,6 +67,7 @@ class RunDetail(RunView):
     """A run in full: what it was asked (`asked`, the messages it was given), and what came of it so far.
 
     `added` are the messages that a fork added, by the turn, as text, before which they stand.
+    `worker` is the name of the process that has the unfinished run, living or not, or ''.
     `closed` is a sentence that says why nothing of what was said can be read here, such as encryption, or None.
     `requests` are all that the run has asked, oldest first, with what was decided.
     """
@@ -82,6 +83,7 @@ class RunDetail(RunView):
     last_agent: str | None
     error: Failure | None
     added: dict[str, list[Message]]
+    worker: str = ""
     closed: str | None = None
     requests: list[Request] = field(default_factory=list)
 
