@@ -63,20 +63,27 @@ def test_swarms_share_one_engine(make: Make) -> None:
 
 
 def test_a_run_that_waits_says_for_what(make: Make, url: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A run that is not taken over has one line in the log, with what is missing: its agent, or its swarm."""
+    """A run that is not taken over has one line in the log, with what is missing; another program's has none."""
     agent = Agent(name=unique())
     with make(hello(), name="sales") as swarm:
-        for run_id in ("here", "nowhere"):
+        for run_id in ("here", "foreign"):
             swarm.run(agent, user(), run_id=run_id)
+    with make(hello(), name="support") as swarm:
+        swarm.run(agent, user(), run_id="nowhere")
     change(url, "UPDATE {schema}workflow_status SET status = 'PENDING', executor_id = 'dead'")
-    missing = '{"agent": "Nobody", "swarm": "sales"}'
-    change(url, "UPDATE {schema}workflow_status SET attributes = :text WHERE workflow_uuid = 'nowhere'", text=missing)
+    for run_id, swarm_name in (("foreign", "sales"), ("nowhere", "support")):
+        change(
+            url,
+            "UPDATE {schema}workflow_status SET attributes = :text WHERE workflow_uuid = :run_id",
+            text=f'{{"agent": "Nobody of {swarm_name}", "swarm": "{swarm_name}"}}',
+            run_id=run_id,
+        )
     with make(hello(), name="support") as swarm:
         assert swarm.recover() == []
     told = sorted(record.getMessage() for record in caplog.records if "waits" in record.getMessage())
     assert told == [
         "run 'here' waits: a swarm named 'sales' is not open in this process",
-        "run 'nowhere' waits: its agent 'Nobody' is not defined in this process",
+        "run 'nowhere' waits: its agent 'Nobody of support' is not defined in this process",
     ]
 
 
