@@ -242,6 +242,46 @@ MUTANTS = [
         "return min(0.0,",
         ("tests/engine/test_rates.py",),
     ),
+    Mutant(
+        "late-and-begun",
+        "who comes late to a run that was taken over meanwhile begins nothing",
+        "engine/workflows.py",
+        "if process.may_be_late(run):",
+        "if False:",
+        ("tests/engine/test_strays.py::test_a_dispatch_that_comes_late_begins_nothing",),
+    ),
+    Mutant(
+        "the-loser-goes-on",
+        "who has lost a run that it recovered makes no further call of it",
+        "engine/internals.py",
+        "if found is None and life is not None and not life.is_first:",
+        "if False:",
+        ("tests/engine/test_internals.py::test_who_has_lost_a_run_begins_no_step",),
+    ),
+    Mutant(
+        "always-new",
+        "a run is in its first life in the execution of its first claim alone",
+        "engine/internals.py",
+        'status["recovery_attempts"] == 1',
+        'status["recovery_attempts"] >= 1',
+        ("tests/engine/test_internals.py::test_only_a_first_claim_is_new",),
+    ),
+    Mutant(
+        "anybodys-to-leave",
+        "a process that stops leaves to others no run of another that lives",
+        "engine/orphans.py",
+        'mine = row.status == "PENDING" and row.executor_id == self._process.identity.name',
+        'mine = row.status == "PENDING"',
+        ("tests/engine/test_queue.py::test_a_run_that_lives_elsewhere_is_nobodys_to_leave",),
+    ),
+    Mutant(
+        "past-the-limits",
+        "what a worker without the agents took from the queue counts for the queue's limits",
+        "engine/orphans.py",
+        "back = self._give_back(runs)",
+        "back: set[str] = set()",
+        ("tests/crash/test_workers.py::test_limits_hold_beside_a_worker_without_the_agents",),
+    ),
 ]
 
 
