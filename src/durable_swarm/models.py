@@ -33,7 +33,7 @@ from durable_swarm.errors import ConfigurationError, ModelError
 from durable_swarm.receiving import Reception, Show, Shown
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import Message, Usage
-from durable_swarm.waits import OnLoop, Waits, background_loop
+from durable_swarm.waits import OnLoop, Waits, background_loop, is_async
 
 DEFAULT_RETRIES = 5
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
@@ -415,6 +415,11 @@ class Clients:
             if asynchronous not in self._made:
                 self._made[asynchronous] = _default_client(asynchronous)
             return self._made[asynchronous]
+
+    @property
+    def is_blocking(self) -> bool:
+        """Whether the client is asked by plain calls."""
+        return self._given is None or not is_async(self._given.chat.completions.create)
 
     def ready(self) -> None:
         """Check that there is a client to use. Raises `ConfigurationError`."""

@@ -20,6 +20,7 @@ from durable_swarm.codec import dumps
 from durable_swarm.errors import AmbiguousAgent, UnknownAgent
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import agent_defined
+from durable_swarm.waits import is_async
 
 _sources: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _live: dict[int, Callable[[], Any]] = {}
@@ -70,6 +71,11 @@ def watch(callback: Callable[[str], None]) -> Callable[[], None]:
 def names() -> set[str]:
     """Give the names of all agents alive in this process."""
     return {agent.name for agent in _agents()}
+
+
+def is_blocking() -> bool:
+    """Whether no agent of this process has anything that is to be awaited: neither tools nor instructions."""
+    return not any(is_async(function) for agent in _agents() for function in [*agent.functions, agent.instructions])
 
 
 def find(name: str) -> Any:

@@ -273,10 +273,12 @@ _errands = ThreadPoolExecutor(8, thread_name_prefix="durable-swarm-errand")
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Await a short plain function of this package in a thread.
+    """Await a short plain function of this package in a thread; where no event loop is to be spared, call it here.
 
     Not a thread of `threads`: those may all be taken by tools that wait for what this call is part of.
     """
+    if running_loop() is None:
+        return function(*args)
     return await asyncio.wrap_future(_errands.submit(contextvars.copy_context().run, function, *args))
 
 

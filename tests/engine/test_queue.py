@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, ask_human, step
-from durable_swarm.engine import process, records, working
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, ask_human, roster, step, tool
+from durable_swarm.engine import internals, process, records, working
 from durable_swarm.engine.live import Limits
 from durable_swarm.engine.mailbox import Mailbox
-from durable_swarm.testing import ScriptedModel
+from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
 
@@ -252,8 +252,8 @@ def test_what_stops_in_a_draining_worker_is_offered_at_once(make_anywhere: Make,
     agent = Agent(name=unique(), functions=[work, ask])
     swarm = make_anywhere(ScriptedModel(lambda request: [_said(request)], strict=False))
     swarm.serve()
-    for tool in ("work", "ask"):
-        swarm.enqueue(agent.name, user(tool), run_id=tool)
+    for name in ("work", "ask"):
+        swarm.enqueue(agent.name, user(name), run_id=name)
     assert begun.wait(PATIENCE)
     wait_until(swarm.requests)
     # As if it had been taken over: it is under way all the same.
@@ -403,3 +403,76 @@ def test_a_priority_has_a_bound(make: Make) -> None:
     """What no column of the database holds is refused with the largest that one does."""
     with pytest.raises(ConfigurationError, match="priority must be a whole number from 0 up, 2147483647 at most"):
         make(ScriptedModel([])).enqueue("Clerk", user(), priority=2**31)
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async tool", "async model", "many at once"])
+def test_where_a_queued_run_is_executed(kind: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of its own executes a queued run in which nothing is to be awaited, with its model and its tools."""
+    monkeypatch.setattr(roster, "_live", {})
+    threads: list[threading.Thread] = []
+
+    def work() -> str:
+        threads.append(threading.current_thread())
+        return "worked"
+
+    async def other() -> str:
+        return "not called"
+
+    def reply(request: dict[str, Any]) -> Any:
+        threads.append(threading.current_thread())
+        return "Done." if request["messages"][-1]["role"] == "tool" else [("work", {})]
+
+    agent = Agent(name=unique(), functions=[work, other] if kind == "async tool" else [work])
+    model = AsyncScriptedModel(reply) if kind == "async model" else ScriptedModel(reply)
+    swarm = make(model)
+    swarm.serve(working.IN_THREADS + (kind == "many at once"))
+    run = swarm.start(agent, user(), queue=True)
+    assert run.result(PATIENCE).messages[-1]["content"] == "Done."
+    in_pool = any(thread.name.startswith("durable-swarm") for thread in threads)
+    assert (in_pool, len(set(threads)) == 1) == (False, True) if kind == "blocking" else in_pool
+
+
+def test_a_thread_does_not_wait_for_who_has_its_run(make: Make, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread of a run that another has taken meanwhile is free again, though the run has not ended."""
+    monkeypatch.setattr(roster, "_live", {})
+    ended: list[str] = []
+
+    def work() -> str:
+        change(url, "UPDATE {schema}workflow_status SET owner_xid = 'another', executor_id = 'another'")
+        return "worked"
+
+    def await_workflow_result(self: Any, workflow_id: str, *rest: Any, **named: Any) -> Any:
+        try:
+            return awaited(self, workflow_id, *rest, **named)
+        finally:
+            ended.append(workflow_id)
+
+    awaited = internals._Unwaited.await_workflow_result
+    monkeypatch.setattr(internals._Unwaited, "await_workflow_result", await_workflow_result)
+    swarm, agent = make(ScriptedModel([["work"]])), Agent(name=unique(), functions=[step(work)])
+    swarm.serve()
+    swarm.start(agent, user(), run_id="r", queue=True)
+    wait_until(lambda: ended == ["r"])
+    wait_until(lambda: not internals.executing())
+    assert (process.current().runs, process.current().orphans.interrupted) == ({}, set())
+
+
+def test_what_waits_in_a_thread_leaves_it(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that waits for an approval in a thread of its own leaves it, and goes on when it is answered."""
+    monkeypatch.setattr(roster, "_live", {})
+    monkeypatch.setattr(working, "PATIENCE", 0.2)
+    paid: list[int] = []
+
+    @tool(approval=True)
+    def pay() -> str:
+        paid.append(1)
+        return "paid"
+
+    swarm, agent = make_anywhere(ScriptedModel([["pay"], "Done."])), Agent(name=unique(), functions=[pay])
+    swarm.serve()
+    run = swarm.start(agent, user(), queue=True)
+    wait_until(lambda: run.requests() and not internals.executing())
+    assert run.status == "waiting"
+    run.approve()
+    assert run.result(PATIENCE).messages[-1]["content"] == "Done."
+    assert paid == [1]

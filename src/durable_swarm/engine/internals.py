@@ -14,10 +14,12 @@
 - `check_operation_execution`: before each step DBOS asks for the run's status and for a record of the step, but not
   whose the run is: who has lost it would begin a call that its owner is making. Ours asks that too, in one statement. A
   run that began in this life has no record that this life did not make, so that statement is all it needs.
-- `execute_dequeued_workflow`: tells of a run that DBOS claims from the queue of workers whether it is the first time.
+- `execute_dequeued_workflow`: tells whether it is the first time that DBOS claims a run from the queue of workers. Then
+  it is executed by the colour in a thread where that will do: on an event loop DBOS changes the thread twice for each
+  look at the database. A thread does not wait there for who has taken its run from it, as DBOS would have it.
 - `startup_recovery_thread`: DBOS hands what a process of this name has left to a queue that every process polls, and
   counts each time as an attempt, of which it allows a hundred. We take over ourselves.
-- `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens; ours notices a cancelled run.
+- `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens.
 - `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
   (plain functions on a thread that has an event loop). Its `workflow_id` and `function_id` are where the record will
@@ -46,7 +48,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy
 from dbos import (
@@ -118,10 +120,19 @@ class _Database:
         return getattr(self._database, name)
 
 
+class _Unwaited(_Database):
+    """The database of runs whose thread nobody waits in."""
+
+    def await_workflow_result(self, workflow_id: str, *_: Any, **__: Any) -> Any:
+        """End the thread of a run that is another execution's, or was cancelled."""
+        raise Held(ConfigurationError(f"run {workflow_id!r} ends elsewhere"))
+
+
 class _View:
     """The launched DBOS, seen with our serializer and our view of its database."""
 
     _serializer = JSON
+    _database = _Database
     _seen: _Database | None = None
 
     @property
@@ -130,7 +141,7 @@ class _View:
         if database is None:
             raise closed()
         if self._seen is None or self._seen._database is not database:
-            self._seen = _Database(database)
+            self._seen = self._database(database)
         return self._seen
 
     def __getattr__(self, name: str) -> Any:
@@ -155,7 +166,27 @@ class _Registry:
         return getattr(_dbos._get_or_create_dbos_registry(), name)
 
 
+class _ByThread(_View):
+    """The launched DBOS, for a run that it claims and that a thread of its pool is to execute."""
+
+    _database = _Unwaited
+    workflow_info_map: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def _registry(self) -> Any:
+        return self
+
+    @property
+    def _executor(self) -> Any:
+        return self
+
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
+        """Have a thread call the function in this context."""
+        return instance()._executor.submit(contextvars.copy_context().run, function, *args)
+
+
 _VIEW: Any = _View()
+_BY_THREAD: Any = _ByThread()
 
 
 def instance() -> Any:
@@ -178,10 +209,18 @@ def host_database() -> tuple[str, Any]:
 
 
 def workflow(name: str, *, recovers: bool) -> Callable[[Any], Any]:
-    """Make a function a workflow. Of several colours of one name, the one that `recovers` runs what is recovered."""
+    """Make a function a workflow. Of two colours of one name, the one that `recovers` runs what is recovered."""
     registry: Any = _Registry(recovers)
     portable = _serialization.WorkflowSerializationFormat.PORTABLE
-    return _core.decorate_workflow(registry, name, 100, serialization_type=portable)
+    decorate = _core.decorate_workflow(registry, name, 100, serialization_type=portable)
+
+    def decorated(function: Any) -> Any:
+        made = decorate(function)
+        if not recovers:
+            _ByThread.workflow_info_map[name] = made
+        return made
+
+    return decorated
 
 
 def executes(handle: Any) -> bool:
@@ -238,7 +277,7 @@ class Life:
 
 _lives: dict[str, Life] = {}
 _queues: dict[str, Any] = {}
-_shared: set[str] = set()
+_shared: dict[str, Callable[[], bool]] = {}
 _new: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_new", default=None)
 
 
@@ -267,7 +306,8 @@ def _execute_and_tell(dbos: Any, status: Any, owner: str) -> Any:
     new = status["queue_name"] in _shared and status["recovery_attempts"] == 1
     token = _new.set(status["workflow_uuid"] if new else None)
     try:
-        return _core.execute_dequeued_workflow(dbos, status, owner)
+        by_thread = new and _shared[status["queue_name"]]()
+        return _core.execute_dequeued_workflow(_BY_THREAD if by_thread else dbos, status, owner)
     finally:
         _new.reset(token)
 
@@ -277,11 +317,8 @@ vars(_queue)["execute_dequeued_workflow"] = _execute_and_tell
 
 Lost = dbos_errors.DBOSWorkflowConflictIDError
 """Ends an execution that is no longer the run's own; DBOS then waits for the one that is. Made of the run's id."""
-
-
-def cancelled(text: str) -> BaseException:
-    """Give what ends an execution that was cancelled."""
-    return dbos_errors.DBOSWorkflowCancelledError(text)
+Cancelled = dbos_errors.DBOSWorkflowCancelledError
+"""Ends an execution that was cancelled. Made of a text."""
 
 
 def owner_of(run_id: str) -> str | None:
@@ -327,15 +364,20 @@ def serve_queue(
     worker_concurrency: int | None = None,
     global_concurrency: int | None = None,
     limiter: Any = None,
+    by_thread: Callable[[], bool] = lambda: False,
 ) -> Any:
-    """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, one of several."""
+    """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, one of several.
+
+    `by_thread` is asked for each run that is claimed from one of several for the first time, whether a thread is to
+    execute it.
+    """
     registry = _dbos._get_or_create_dbos_registry()
     # The same object: a DBOS that was not launched anew since has a thread that serves it.
     queue = _queues.setdefault(name, registry._register_internal_queue(name))
     registry.internal_queue_map[name] = queue
     queue._worker_concurrency, queue._concurrency, queue._limiter = worker_concurrency, global_concurrency, limiter
     if worker_concurrency is not None:
-        _shared.add(name)
+        _shared[name] = by_thread
     set_poll(queue, polling_interval)
     return queue
 

@@ -130,7 +130,7 @@ class Durable:
             return await self._perform(effect)
         except (Failed, Released):
             # Before the run's end, or its rest, is recorded: readers may rely on it that nothing more comes.
-            await self._in_engine(self.run.feed.settle)
+            await in_thread(self.run.feed.settle)
             raise
 
     async def _perform(self, effect: Effect) -> Reply | list[Outcome] | bool:
@@ -140,11 +140,7 @@ class Durable:
             return await self._call_all(effect)
         with engines_code(f"the end of run {self.run.run_id!r}"):
             close = self.mailbox.close_for_good if effect.at_limit else self.mailbox.close
-            return not await self._in_engine(close, self.run.run_id, self.run.heard)
-
-    async def _in_engine(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function of the engine, which may wait for the database."""
-        return await in_thread(function, *args) if isinstance(self.colour.waits, OnLoop) else function(*args)
+            return not await in_thread(close, self.run.run_id, self.run.heard)
 
     async def _ask(self, effect: Ask) -> Reply:
         self.replayed = True
@@ -179,7 +175,7 @@ class Durable:
         if change is None:
             return
         with engines_code(f"what was accepted for run {run.run_id!r}"):
-            accepted = await self._in_engine(self.accepted, run.run_id)
+            accepted = await in_thread(self.accepted, run.run_id)
         if accepted != mark(change):
             raise Held(change)
 
@@ -211,7 +207,7 @@ class Durable:
         if run.said == run.heard:
             return []
         with engines_code(f"what was said to run {run.run_id!r}"):
-            return await self._in_engine(self.mailbox.heard, run.run_id, run.heard, run.seal)
+            return await in_thread(self.mailbox.heard, run.run_id, run.heard, run.seal)
 
     async def _admit(self, model: str, waits: Waits) -> None:
         """Wait for the moment at which the model may be asked, if the swarm rates it."""
@@ -219,7 +215,7 @@ class Durable:
         if rate is not None:
             calls, seconds = rate
             with engines_code(f"the rate of model {model!r}"):
-                wait = await self._in_engine(self.rates.reserve, model, seconds / calls)
+                wait = await in_thread(self.rates.reserve, model, seconds / calls)
             await self._wait_for_moment(model, wait, waits)
 
     async def _wait_for_moment(self, model: str, seconds: float, waits: Waits) -> None:
@@ -233,9 +229,9 @@ class Durable:
         finally:
             self.run.rated = None
         with engines_code(f"the state of run {self.run.run_id!r}"):
-            wanted = seconds <= 0 or await self._in_engine(self.run.life.goes_on)
+            wanted = seconds <= 0 or await in_thread(self.run.life.goes_on)
         if not wanted:
-            raise internals.cancelled(f"run {self.run.run_id!r} was cancelled")
+            raise internals.Cancelled(f"run {self.run.run_id!r} was cancelled")
 
     def _agent(self, name: str) -> Any:
         """Give the agent of that name: the object this run has met, or after a crash the one found by name."""

@@ -43,7 +43,7 @@ from durable_swarm.engine.strays import Strays
 from durable_swarm.engine.toolcalls import AtCall
 from durable_swarm.engine.transactions import Transactions
 from durable_swarm.engine.trials import Trials
-from durable_swarm.engine.working import Working
+from durable_swarm.engine.working import IN_THREADS, Working
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
 from durable_swarm.waits import Home, background_loop, running_loop
@@ -134,7 +134,7 @@ class Process:
             "executor_id": self.identity.name,
             "serializer": internals.JSON,
             "log_level": "CRITICAL",
-            "max_executor_threads": 32,
+            "max_executor_threads": 2 * IN_THREADS,
             "notification_listener_polling_interval_sec": 0.1,  # How long closing may take.
         }
         try:

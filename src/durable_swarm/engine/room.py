@@ -119,7 +119,7 @@ class Room:
         if waiting:
             self.tell(*self._inbox.decided(one.request for one in waiting if one.request is not None))
             cancelled = self._inbox.cancelled({one.key for one in waiting})
-            self._end(lambda one: one.key in cancelled, lambda: internals.cancelled("the tool call was cancelled"))
+            self._end(lambda one: one.key in cancelled, lambda: internals.Cancelled("the tool call was cancelled"))
 
     def close(self) -> list[LiveRun]:
         """Have nobody wait here any more, and give the runs that did; they stay unfinished."""

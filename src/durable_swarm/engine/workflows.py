@@ -21,7 +21,7 @@ from durable_swarm import roster
 from durable_swarm.codec import Place
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, step_done, step_failure, step_record
-from durable_swarm.engine.live import LiveRun, ToolCall
+from durable_swarm.engine.live import LiveRun, ToolCall, beginning_here
 from durable_swarm.engine.narrator import Row, numbers_in
 from durable_swarm.engine.performer import Colour, Durable, InThread, OnEventLoop
 from durable_swarm.engine.process import Process, current, wait_for_current
@@ -162,7 +162,8 @@ async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
 
 
 def _in_thread(run: LiveRun) -> InThread:
-    run.stays = True  # Its thread is its caller's, who would get nothing out of it that the run leaves memory.
+    # A caller in whose thread it is executed would get nothing out of it that the run leaves memory.
+    run.stays = beginning_here() is run
     return InThread(_child_in_thread, run.seal)
 
 

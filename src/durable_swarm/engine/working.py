@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from durable_swarm import errors
+from durable_swarm import errors, roster
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.keeper import CLOSING
 from durable_swarm.engine.live import Limits, Settings
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 POLL, PATIENCE = 0.1, 5.0
 """Seconds between a worker's looks at its queue; and until a run that waits in a worker leaves its place to another."""
+IN_THREADS = 32
+"""How many runs at most are executed in a thread each, where nothing in them is to be awaited: that costs least."""
 FIRST, LONGEST = 1.0, 60.0
 """Seconds for which a worker begins nothing from its queue after a run that it cannot execute: at first, at most."""
 
@@ -42,6 +44,7 @@ class Working:
             worker_concurrency=limits.concurrency,
             global_concurrency=limits.queue_concurrency,
             limiter=rate,
+            by_thread=lambda: limits.concurrency <= IN_THREADS and swarm.clients.is_blocking and roster.is_blocking(),
         )
         self._served[swarm] = queue, limits.concurrency
         self._process.room.patience = PATIENCE
