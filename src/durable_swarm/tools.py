@@ -27,7 +27,7 @@ from durable_swarm.codec import as_json, storable
 from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
 from durable_swarm.requests import Asked, Decision
 from durable_swarm.types import Effect, ToolSettings, note_settings, settings_of, tool_name
-from durable_swarm.waits import is_async
+from durable_swarm.waits import in_thread, is_async
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_GIVEN: Any = object()
@@ -72,6 +72,17 @@ class People(Protocol):
         """
 
 
+class Owner(Protocol):
+    """Who knows whether what begins is still to begin: in a database, others may have taken the run over."""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether that was asked just now."""
+
+    def make_sure(self) -> None:
+        """Ask. Raises what ends the execution where it has the run no more."""
+
+
 @dataclass(frozen=True)
 class Inside:
     """Where the running code stands: in which call, what records its steps (None: nothing does), who answers it.
@@ -90,6 +101,8 @@ class Inside:
     """Takes what the code emits, with the attempt; None where nobody can follow the run."""
     abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Set when the attempt has timed out; its thread may still run, but begins nothing more."""
+    owner: Owner | None = None
+    """Asked before each attempt; None in memory."""
 
     def next_id(self) -> str:
         """Give the id of the next thing begun here."""
@@ -99,6 +112,16 @@ class Inside:
         """Give the same place for the attempt that follows `attempt` earlier ones."""
         call = dataclasses.replace(self.call, attempt=self.call.attempt + attempt)
         return dataclasses.replace(self, call=call, numbers=itertools.count(), abandoned=threading.Event())
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it was asked just now whose the run is."""
+        return self.owner is None or self.owner.is_sure
+
+    def make_sure(self) -> None:
+        """Check that the code is still to begin, unless that was asked just now."""
+        if self.owner is not None and not self.owner.is_sure:
+            self.owner.make_sure()
 
     def check(self) -> None:
         """Check that the attempt is still wanted. Raises TimeoutError."""
@@ -191,7 +214,7 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
     scope = here.next_id()
     place = f"{scope} {label}"
     recorder = here.recorder or IN_MEMORY
-    body = retrying(target, settings, Inside(here.call, None, here.people, scope, emit=here.emit))
+    body = retrying(target, settings, Inside(here.call, None, here.people, scope, emit=here.emit, owner=here.owner))
 
     async def on_loop() -> Any:
         if place not in here.finished:
@@ -403,6 +426,8 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
 
     async def on_loop() -> Any:
         for attempt in range(settings.retries + 1):
+            if not here.is_sure:
+                await in_thread(here.make_sure)
             try:
                 with inside(here.again(attempt)):
                     return await _bounded_async(function, settings.timeout)
@@ -412,8 +437,9 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
                 await asyncio.sleep(settings.backoff * 2**attempt)
         raise AssertionError("unreachable")
 
-    def in_thread() -> Any:
+    def in_this_thread() -> Any:
         for attempt in range(settings.retries + 1):
+            here.make_sure()
             try:
                 with inside(here.again(attempt)) as now:
                     return function() if settings.timeout is None else _bounded(function, settings.timeout, now)
@@ -423,7 +449,7 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
                 time.sleep(settings.backoff * 2**attempt)
         raise AssertionError("unreachable")
 
-    return on_loop if is_async(function) else in_thread
+    return on_loop if is_async(function) else in_this_thread
 
 
 async def _bounded_async(function: Callable[[], Any], timeout: float | None) -> Any:

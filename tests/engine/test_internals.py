@@ -226,20 +226,11 @@ def test_who_has_lost_a_run_begins_no_step(first: bool) -> None:
     def check(*_: Any) -> str | None:
         return found[-1]
 
-    database, life = (
-        internals._Database(SimpleNamespace(check_operation_execution=check)),
-        internals.Life(goes_on, first),
-    )
-    internals.begins("r", life)
-    try:
+    database = internals._Database(SimpleNamespace(check_operation_execution=check))
+    with internals.living("r", internals.Life(goes_on, first)):
         if not first:
             assert (database.check_operation_execution("r", 1, "step"), looks) == ("record", [])
         found.pop()
         with pytest.raises(internals.Lost):
             database.check_operation_execution("r", 1, "step")
-        internals.is_over("r", internals.Life())
-        with pytest.raises(internals.Lost):
-            database.check_operation_execution("r", 1, "step")
-    finally:
-        internals.is_over("r", life)
     assert database.check_operation_execution("r", 1, "step") is None

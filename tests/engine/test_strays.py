@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from durable_swarm import Agent
 from durable_swarm.engine import keeper, process, records, strays
-from durable_swarm.engine.inbox import Inbox
+from durable_swarm.engine.claims import Claims
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
@@ -31,13 +31,13 @@ def test_a_claim_whose_answer_was_lost_is_made_again(
     monkeypatch.setattr(keeper, "KEEP", 0.1)
     failures = iter([OperationalError("", (), Exception("cut"))])
 
-    def hand_to(self: Inbox, rows: Any, queue: str) -> set[str]:
+    def hand_to(self: Claims, rows: Any, queue: str) -> set[str]:
         for failure in failures:
             raise failure
         return handed(self, rows, queue)
 
-    handed = Inbox.hand_to
-    monkeypatch.setattr(Inbox, "hand_to", hand_to)
+    handed = Claims.hand_to
+    monkeypatch.setattr(Claims, "hand_to", hand_to)
     swarm = make_anywhere(ScriptedModel(["Done."]), database=database_url)
     agent = Agent(name=unique())
     run = swarm.start(agent, user(), run_id="r", queue=True)  # No worker serves the queue.

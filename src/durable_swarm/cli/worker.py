@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -79,9 +79,9 @@ def worker(
         while not stop.wait(0.5):
             pass
         click.echo("Stopping: what is in hand is finished, the rest is left to other workers.")
-        if not swarm.drain(grace):
+        if not _within(grace + CLOSING, lambda: swarm.drain(grace)):
             click.echo(f"Some steps took longer than {grace:g} s; other workers make them again.")
-            _end_soon(swarm)
+            _end(swarm)
     click.echo("Stopped.")
     return 0
 
@@ -106,11 +106,18 @@ def _log_to_stderr() -> None:
     log.setLevel(logging.INFO)
 
 
-def _end_soon(swarm: DurableSwarm) -> None:
+def _within(seconds: float, function: Callable[[], object]) -> bool:
+    """Call a function, and give whether it gave something that is true in that time: a lost database may hang."""
+    given: list[object] = []
+    thread = threading.Thread(target=lambda: given.append(function()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(given and given[0])
+
+
+def _end(swarm: DurableSwarm) -> None:
     """Close, and end the process then: a tool in a thread cannot be stopped, and must not outlast what follows it."""
-    closing = threading.Thread(target=swarm.close, daemon=True)
-    closing.start()
-    closing.join(CLOSING)
+    _within(CLOSING, swarm.close)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(0)

@@ -138,7 +138,8 @@ class DurableSwarm(Runner):
     def drain(self, seconds: float = 30.0) -> bool:
         """Begin nothing more, and wait so long at most for the steps in hand; gives whether all have ended.
 
-        What is unfinished is left to other processes once this one is closed.
+        This goes for all swarms of the process, until the last one is closed. What is unfinished is left to other
+        processes.
         """
         check_seconds("seconds", seconds)
         return self._process is None or self._process.working.drain(seconds)
@@ -380,6 +381,8 @@ class DurableSwarm(Runner):
         agent = prepared.asked.agent
         live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
         opened = self._open()  # Now: what was closed under a run that waits must not be opened again by its end.
+        if opened.is_closed:
+            raise errors.ConfigurationError("this process was drained, and begins no run any more; close its swarms")
         try:
             with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about):
                 yield live

@@ -21,8 +21,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
 from durable_swarm.codec import dumps, storable
-from durable_swarm.engine import records
+from durable_swarm.engine import internals, records
 from durable_swarm.engine.asked import asked_record, decision_of, differ, misread, moment, place_of, request_of
+from durable_swarm.engine.claims import UNFINISHED, moved, now
 from durable_swarm.engine.database import create_table, has_table, is_sqlite, schema_of, unfit
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import CLOSED, Seal, Sealed
@@ -36,20 +37,12 @@ from durable_swarm.requests import (
     read_decision,
 )
 
-UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
-"""What DBOS calls a run that has not ended; one that rests until it is woken is DELAYED."""
-
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
 TIMES = ("created_at", "expires_at", "answered_at")
 _UNDECIDED: dict[str, Any] = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
 
 LONGEST = 1_000_000_000
 """Seconds; who waits longer waits for ever."""
-
-
-def now() -> int:
-    """Give the time in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 class NoRequest(errors.ConfigurationError):
@@ -76,9 +69,8 @@ class Inbox:
         Index("durable_swarm_requests_call", self._rows.c.call)
         Index("durable_swarm_requests_open", self._rows.c.state, self._rows.c.created_at)
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
-        more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms", "executor_id")
+        more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
         self._runs = table("workflow_status", *map(column, (*names, *more)), schema=schema)
-        self._ours = self._runs.c.name.in_([records.RUN, records.TOOL])
         self._steps = table(
             "operation_outputs", column("workflow_uuid"), column("function_name"), column("output"), schema=schema
         )
@@ -106,22 +98,30 @@ class Inbox:
             raise unfit(self._url, error) from error
 
     @contextlib.contextmanager
-    def _writing(self, run_id: str = "") -> Iterator[sqlalchemy.Connection]:
-        """Give a transaction that has locked the run's row: SQLite locks the whole file."""
+    def _writing(self, run_id: str = "", owner: str | None = None) -> Iterator[sqlalchemy.Connection]:
+        """Give a transaction that has locked the run's row: SQLite locks the whole file.
+
+        Raises `internals.Lost` where `owner` is given, and the run is not under way, or another execution's.
+        """
         with self._trying(), self._engine.begin() as connection:
             if self._lite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             elif run_id:
                 locked = select(self._runs.c.workflow_uuid).where(self._runs.c.workflow_uuid == run_id)
                 connection.execute(locked.with_for_update())
+            runs = self._runs.c
+            mine = (runs.workflow_uuid == run_id) & (runs.owner_xid == owner) & runs.status.in_(UNFINISHED)
+            if owner is not None and connection.execute(select(runs.status).where(mine)).first() is None:
+                raise internals.Lost(run_id)
             yield connection
 
     # What a run asks
 
-    def open(self, asked: Asked, swarm: str, kept: Record | None = None) -> Request:
+    def open(self, asked: Asked, swarm: str, kept: Record | None = None, owner: str | None = None) -> Request:
         """Open a request, unless it was asked before, and give it.
 
-        `kept` is what the run keeps with it. A request that is still open shows what is asked now.
+        `kept` is what the run keeps with it. A request that is still open shows what is asked now. `owner` is the
+        token of the execution that asks. Raises `internals.Lost` if that has the run no more.
         """
         record, at = asked_record(asked, kept), now()
         stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
@@ -132,7 +132,7 @@ class Inbox:
             id=asked.id, run_id=asked.run_id, call=asked.call, kind=asked.kind, state="open", swarm=swarm,
             request=stored, created_at=at, expires_at=expires,
         )  # fmt: skip
-        with self._writing(asked.run_id) as connection:
+        with self._writing(asked.run_id, owner) as connection:
             if connection.execute(insert.on_conflict_do_nothing()).rowcount != 1:
                 self._ask_again(connection, asked, swarm, record)
             row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
@@ -169,11 +169,11 @@ class Inbox:
             row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
         return self._read(row)
 
-    def reopen(self, asked: Asked, swarm: str, why: str) -> None:
+    def reopen(self, asked: Asked, swarm: str, why: str, owner: str | None = None) -> None:
         """Open a request again whose decision does not fit: whoever decides is shown why, and what is asked now."""
         rows, record = self._rows, {**asked_record(asked, None), "why": codec.encode(why)}
         stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
-        with self._writing(asked.run_id) as connection:
+        with self._writing(asked.run_id, owner) as connection:
             connection.execute(update(rows).where(rows.c.id == asked.id).values(request=stored, **_UNDECIDED))
 
     def kept(self, call: str) -> tuple[Request, Record] | None:
@@ -306,63 +306,8 @@ class Inbox:
         runs = self._runs
         calls = (runs.c.parent_workflow_id == run_id) & (runs.c.name == records.TOOL)
         ours = or_(runs.c.workflow_uuid == run_id, calls)
-        moved = _moved(after, records.UNCLAIMED) | {"delay_until_epoch_ms": until}
-        connection.execute(update(runs).where(ours, runs.c.status == before).values(**moved))
-
-    def hand_to(self, rows: Iterable[Any], queue: str, attempts: int = 0) -> set[str]:
-        """Hand runs and tool calls to who serves `queue`; gives the ids of those that are handed over.
-
-        `attempts` is how often they count as begun.
-
-        Only what is as it was when its row was read: not what was cancelled since, as DBOS's own resumption would, nor
-        what another process has taken over meanwhile.
-        """
-        runs, moved = self._runs, set()
-        with self._writing() as connection:
-            for row in rows:
-                as_read = (
-                    (runs.c.workflow_uuid == row.workflow_id)
-                    & (runs.c.status == row.status)
-                    & runs.c.executor_id.is_not_distinct_from(row.executor_id)
-                    & runs.c.queue_name.is_not_distinct_from(row.queue_name)
-                )
-                moving = update(runs).where(as_read).values(**_moved("ENQUEUED", queue, attempts))
-                if connection.execute(moving).rowcount:
-                    moved.add(row.workflow_id)
-        return moved
-
-    def unfinished(self) -> list[str]:
-        """Give the unfinished runs and tool calls, but for those that wait for a worker."""
-        runs = self._runs
-        begun = (runs.c.status == "PENDING") | (
-            (runs.c.status == "ENQUEUED") & runs.c.queue_name.not_like(f"{records.work_queue('')}%")
-        )
-        with self._trying(), self._engine.connect() as connection:
-            return list(connection.execute(select(runs.c.workflow_uuid).where(self._ours, begun)).scalars())
-
-    def without_steps(self, run_ids: Iterable[str]) -> set[str]:
-        """Give those of the runs that have finished no step."""
-        ids, steps = set(run_ids), self._steps
-        finished = select(steps.c.workflow_uuid).where(steps.c.workflow_uuid.in_(ids)).distinct()
-        with self._trying(), self._engine.connect() as connection:
-            return ids.difference(connection.execute(finished).scalars()) if ids else ids
-
-    def claims(self, name: str) -> list[tuple[str, str]]:
-        """Give the runs that stand as under way in the process of this name, each with its execution's token."""
-        runs = self._runs
-        mine = (runs.c.name == records.RUN) & (runs.c.status == "PENDING") & (runs.c.executor_id == name)
-        with self._trying(), self._engine.connect() as connection:
-            found = connection.execute(select(runs.c.workflow_uuid, runs.c.owner_xid).where(mine)).all()
-            return [(str(run_id), str(owner)) for run_id, owner in found]
-
-    def owners(self) -> set[str]:
-        """Give the names of the processes that have unfinished runs or tool calls."""
-        runs, queue = self._runs, self._runs.c.queue_name
-        pending = select(runs.c.executor_id).where(self._ours, runs.c.status == "PENDING")
-        queued = select(queue).where(self._ours, runs.c.status == "ENQUEUED", queue.like(f"{records.QUEUE}%"))
-        with self._trying(), self._engine.connect() as connection:
-            found = connection.execute(sqlalchemy.union(pending, queued)).scalars()
-            return {str(name).removeprefix(records.QUEUE) for name in found if name != records.UNCLAIMED}
+        values = moved(after, records.UNCLAIMED) | {"delay_until_epoch_ms": until}
+        connection.execute(update(runs).where(ours, runs.c.status == before).values(**values))
 
     def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
         """Give those of the runs and tool calls that were cancelled."""
@@ -372,13 +317,6 @@ class Inbox:
         cancelled = select(runs.c.workflow_uuid).where(runs.c.workflow_uuid.in_(ids), runs.c.status == "CANCELLED")
         with self._trying(), self._engine.connect() as connection:
             return list(connection.execute(cancelled).scalars())
-
-    def owner(self, workflow_id: str) -> str | None:
-        """Give DBOS's token of the execution that has a run or a tool call now."""
-        runs = self._runs
-        with self._trying(), self._engine.connect() as connection:
-            owner = connection.execute(select(runs.c.owner_xid).where(runs.c.workflow_uuid == workflow_id)).scalar()
-            return None if owner is None else str(owner)
 
     # Looking
 
@@ -471,18 +409,6 @@ class Inbox:
                 raise
             # One damaged row must not hide all the others.
             return Request(row.id, row.run_id, row.kind, "", "", f"({error})", moment(0), row.state)
-
-
-def _moved(status: str, queue: str, attempts: int = 0) -> dict[str, Any]:
-    """Give the columns of a run that nobody executes, and that begins anew where it goes on."""
-    return {
-        "status": status,
-        "queue_name": queue,
-        "owner_xid": None,
-        "recovery_attempts": attempts,
-        "started_at_epoch_ms": None,
-        "updated_at": now(),
-    }
 
 
 def _answered(request_id: str, by: str | None) -> errors.AlreadyAnswered:

@@ -82,7 +82,7 @@ class _Database:
 
     def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
         """Look for the record of a step. Where there is none, the step is made only if the run is this execution's."""
-        life = _lives.get(workflow_id)
+        life = _lives.get((workflow_id, owner_of(workflow_id)))
         if life is not None and life.is_first and _patiently(life.goes_on):
             return None
         found = self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
@@ -264,7 +264,7 @@ def ends(workflow_id: str) -> None:
 
 @dataclass(frozen=True)
 class Life:
-    """The execution of a run under way in this process.
+    """An execution of a run, or of a tool call, under way in this process.
 
     `goes_on` is asked before each step that has no record: it gives whether the run is under way and this execution's,
     and raises `lost` where it is another's. Where it gives False, DBOS's own check tells why.
@@ -275,21 +275,21 @@ class Life:
     """Whether no earlier execution can have left a record."""
 
 
-_lives: dict[str, Life] = {}
+_lives: dict[tuple[str, str | None], Life] = {}
 _queues: dict[str, Any] = {}
 _shared: dict[str, Callable[[], bool]] = {}
 _new: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_new", default=None)
 
 
-def begins(run_id: str, life: Life) -> None:
-    """Say that an execution of a run begins."""
-    _lives[run_id] = life
-
-
-def is_over(run_id: str, life: Life) -> None:
-    """Say that an execution of a run is over; a later one may have begun."""
-    if _lives.get(run_id) is life:
-        del _lives[run_id]
+@contextlib.contextmanager
+def living(workflow_id: str, life: Life) -> Iterator[None]:
+    """Have the steps of the workflow under way, of that id, be made only as its life says."""
+    key = workflow_id, owner_of(workflow_id)
+    _lives[key] = life
+    try:
+        yield
+    finally:
+        del _lives[key]
 
 
 @_sys_db.db_retry()

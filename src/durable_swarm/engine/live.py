@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
@@ -85,6 +86,10 @@ class Swarms(list[Settings]):
         self.append(swarm)
 
 
+SURE = 0.1
+"""Seconds for which it counts that the run was found to be this execution's: what waited longer asks again."""
+
+
 @dataclass
 class LiveRun:
     """One run under way in this process."""
@@ -114,8 +119,12 @@ class LiveRun:
     error: BaseException | None = None
     owner: str | None = None
     """DBOS's token of this execution."""
-    life: internals.Life = field(default_factory=internals.Life)
-    """What DBOS asks before it makes a step of this execution."""
+    goes_on: Callable[[], bool] = lambda: False
+    """Asks whether the run is under way and this execution's; raises `internals.Lost` where it is another's."""
+    make_sure: Callable[[], None] = lambda: None
+    """Asks that, and raises also where the run is not under way."""
+    sure_at: float = 0.0
+    """When that was asked last, in seconds since 1970: a machine that is suspended stops the other clocks."""
     heard: int = 0
     """How many messages that were said to the run the model has been told."""
     said: int | None = None
@@ -143,6 +152,11 @@ class LiveRun:
             yield
         finally:
             self.asks -= 1
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it was asked just now whose the run is."""
+        return abs(time.time() - self.sure_at) < SURE
 
     @property
     def seal(self) -> Seal:

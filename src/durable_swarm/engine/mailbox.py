@@ -19,8 +19,8 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
 from durable_swarm.codec import Place, dumps
+from durable_swarm.engine.claims import UNFINISHED, now
 from durable_swarm.engine.database import create_table, for_one_statement, is_sqlite, schema_of, unfit
-from durable_swarm.engine.inbox import UNFINISHED, now
 from durable_swarm.engine.sealing import Seal
 from durable_swarm.types import Message
 

@@ -61,22 +61,26 @@ class Orphans:
             self._strangers = False
             wanted = [row for row in orphans if row.workflow_id in run_ids or not (run_ids or self._declines(row))]
             runs = [row for row in wanted if row.name == records.RUN and self._can_run(row)]
+            runs = [row for row in runs if not self._is_a_workers(row)]
             back = self._give_back(runs)
             runs = [row for row in runs if row.workflow_id not in back]
             return sorted(self._claim(runs, orphans)) if runs else []
 
-    def _give_back(self, runs: list[Any]) -> set[str]:
-        """Put queued runs that others left before their first step on the queue again: only there do its limits hold.
+    def _is_a_workers(self, row: Any) -> bool:
+        """Whether a run waits for a worker still, which this process is not: one was there, but lacked its agent."""
+        queued = row.queue_name == records.UNCLAIMED and notes_on(row).get(QUEUED) is True
+        waits = queued and not self._process.working.queue_of(row)
+        return waits and bool(self._process.store.claims.without_steps([row.workflow_id]))
 
-        Only where this process serves that queue: else nobody might whose program has their agents.
-        """
+    def _give_back(self, runs: list[Any]) -> set[str]:
+        """Put queued runs that others left before their first step on the queue again: there its limits hold."""
         here, queue_of = self._process, self._process.working.queue_of
         queued = {row.workflow_id: row for row in runs if row.queue_name == records.UNCLAIMED and queue_of(row)}
-        back = here.store.inbox.without_steps(queued)
+        back = here.store.claims.without_steps(queued)
         for run_id in back:
             row = queued[run_id]
             # Begun once: an execution that came to nothing may have told something.
-            here.store.inbox.hand_to([row], queue_of(row), attempts=1)
+            here.store.claims.hand_to([row], queue_of(row), attempts=1)
         return back
 
     def _claim(self, runs: list[Any], orphans: list[Any]) -> set[str]:
@@ -88,7 +92,7 @@ class Orphans:
         self.taken |= ids
         moved: set[str] = set()
         try:
-            moved = here.store.inbox.hand_to([*runs, *calls], here.queue)
+            moved = here.store.claims.hand_to([*runs, *calls], here.queue)
         finally:
             self.interrupted |= again - moved
             self.taken -= ids - moved
@@ -175,7 +179,7 @@ class Orphans:
         with here.identity.alone():
             left = self.interrupted.intersection(run_ids) - here.runs.keys()  # Not what was taken back meanwhile.
             rows = [row for row in here.store.unfinished(here.version) if self._is_left(row, left, handed)]
-            here.store.inbox.hand_to(rows, records.UNCLAIMED)
+            here.store.claims.hand_to(rows, records.UNCLAIMED)
             self.interrupted -= left
 
     def _is_left(self, row: Any, left: set[str], handed: bool) -> bool:
@@ -199,7 +203,7 @@ class Orphans:
 
     def look_for_dead(self) -> None:
         """Take over if any process is dead that has unfinished runs; how many wait for a worker costs nothing."""
-        dead = self._dead(self._process.store.inbox.owners())
+        dead = self._dead(self._process.store.claims.owners())
         if dead:
             time.sleep(SURE)
             if self._dead(dead):

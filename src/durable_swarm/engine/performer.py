@@ -193,7 +193,7 @@ class Durable:
             call=ModelCall(run.run_id, effect.turn, len(run.start.kept)),
             waits=waits,
             show=run.feed if run.streams else None,
-            admit=(lambda model: self._admit(model, waits)) if run.swarm.model_rates else None,
+            admit=lambda model: self._admit(model, waits),
         )
         calls, version = plan_calls(agent, completion.message), roster.fingerprint(agent)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
@@ -210,16 +210,18 @@ class Durable:
             return await in_thread(self.mailbox.heard, run.run_id, run.heard, run.seal)
 
     async def _admit(self, model: str, waits: Waits) -> None:
-        """Wait for the moment at which the model may be asked, if the swarm rates it."""
+        """Wait for the moment at which the model may be asked, if it is rated, and see whether it still is to be."""
         rate = self.run.swarm.model_rates.get(model)
         if rate is not None:
             calls, seconds = rate
             with engines_code(f"the rate of model {model!r}"):
                 wait = await in_thread(self.rates.reserve, model, seconds / calls)
             await self._wait_for_moment(model, wait, waits)
+        if not self.run.is_sure:
+            await in_thread(self.run.make_sure)
 
     async def _wait_for_moment(self, model: str, seconds: float, waits: Waits) -> None:
-        """Wait before a model is asked, and look then whether it is still to be: a run may be cancelled meanwhile."""
+        """Wait before a model is asked."""
         end = time.monotonic() + seconds
         self.run.rated = f"model {model!r} may be asked in {seconds:.3g} s (model_rates)"
         try:
@@ -228,10 +230,6 @@ class Durable:
                 self.still_wanted(self.run)
         finally:
             self.run.rated = None
-        with engines_code(f"the state of run {self.run.run_id!r}"):
-            wanted = seconds <= 0 or await in_thread(self.run.life.goes_on)
-        if not wanted:
-            raise internals.Cancelled(f"run {self.run.run_id!r} was cancelled")
 
     def _agent(self, name: str) -> Any:
         """Give the agent of that name: the object this run has met, or after a crash the one found by name."""

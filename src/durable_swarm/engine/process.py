@@ -24,9 +24,10 @@ from dbos import DBOS, DBOSConfig
 from durable_swarm import errors, roster
 from durable_swarm.calls import Cast
 from durable_swarm.engine import database, internals, records
+from durable_swarm.engine.claims import UNFINISHED
 from durable_swarm.engine.eventlog import Writer
+from durable_swarm.engine.failures import engines_code
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
-from durable_swarm.engine.inbox import UNFINISHED
 from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
 from durable_swarm.engine.leases import Leases
 from durable_swarm.engine.live import Desk, LiveRun, Settings, Swarms, ToolCall, beginning_here, is_under_way
@@ -105,7 +106,7 @@ class Process:
         self.trials = Trials(self.store, self.still_open)
         self.room = Room(self.store.inbox)
         self.rates = Rates(self.url, self.store.engine)
-        self.transactions = Transactions(self.url, self.store.inbox.owner)
+        self.transactions = Transactions(self.url, self.store.claims.owner)
         self.writer = Writer(self.store.events.write)
         self._sweeper = Sweeper(self.store)
         self._unwatch = roster.watch(self.orphans.agent_defined)
@@ -191,7 +192,7 @@ class Process:
         begun = beginning_here()
         run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
         run.owner = internals.owner_of(run_id)
-        run.life = internals.Life(partial(self._goes_on, run), is_first=not run.recovered)
+        run.goes_on, run.make_sure = partial(self._goes_on, run), partial(self._make_sure, run)
         return run
 
     def _recovered(self, run_id: str, record: Record) -> LiveRun:
@@ -216,7 +217,6 @@ class Process:
             run.start, run.streams = records.read_start(opened), opened.get("stream") is True
             run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
             run.entered = True
-            internals.begins(run_id, run.life)
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
             self.held.pop(run_id, None)
@@ -224,14 +224,26 @@ class Process:
 
     def _goes_on(self, run: LiveRun) -> bool:
         """Whether a run is under way and this execution's; also notes how much was said to it."""
+        asked_at = time.time()
         status, owner, run.said = self.store.mailbox.stand(run.run_id)
         if status in UNFINISHED and owner != run.owner:
             raise internals.Lost(run.run_id)
+        run.sure_at = asked_at if status in UNFINISHED else 0.0
+        if run.answered and not run.recovered:
+            self.working.fit()
         return status in UNFINISHED
+
+    def _make_sure(self, run: LiveRun) -> None:
+        """Check that a run is under way and this execution's still, before something of it begins that had to wait."""
+        if self.runs.get(run.run_id, run) is not run:
+            raise internals.Lost(run.run_id)
+        with engines_code(f"the state of run {run.run_id!r}"):
+            goes_on = self._goes_on(run)
+        if not goes_on:
+            raise internals.Cancelled(f"run {run.run_id!r} was cancelled")
 
     def leave(self, run: LiveRun, *, lost: bool = False) -> None:
         """End executing a run, whatever came of it; one that was lost is another execution's to go on with."""
-        internals.is_over(run.run_id, run.life)
         with self._lock:
             if self.runs.get(run.run_id) is run:
                 del self.runs[run.run_id]
@@ -239,7 +251,6 @@ class Process:
                     self.homes.pop(run.run_id, None)
                 if run.response is not None or run.error is not None:
                     self.parked.pop(run.run_id, None)
-                    self.working.fit()
                 elif not lost:
                     self.orphans.interrupted.add(run.run_id)
         if not run.watched:
@@ -464,8 +475,8 @@ def close_for(swarm: Settings) -> None:
     with _guard:
         if _current is None or swarm not in _current.swarms:
             return
+        _current.working.stop(swarm)  # First: what it claims yet, it can still execute.
         _current.swarms.remove(swarm)
-        _current.working.stop(swarm)
         if not _current.swarms:
             _current.close()
             _current = None

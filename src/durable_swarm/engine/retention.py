@@ -16,8 +16,9 @@ import sqlalchemy
 from sqlalchemy import Connection, column, delete, select, table
 
 from durable_swarm.engine import records
+from durable_swarm.engine.claims import now
 from durable_swarm.engine.database import is_sqlite, schema_of
-from durable_swarm.engine.inbox import LONGEST, now
+from durable_swarm.engine.inbox import LONGEST
 from durable_swarm.engine.store import Store
 
 log = logging.getLogger("durable_swarm")

@@ -17,7 +17,8 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from durable_swarm.engine import internals
-from durable_swarm.engine.inbox import LONGEST, Inbox, now
+from durable_swarm.engine.claims import now
+from durable_swarm.engine.inbox import LONGEST, Inbox
 from durable_swarm.engine.live import LiveRun
 from durable_swarm.engine.signals import Released, closed
 

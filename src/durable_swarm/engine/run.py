@@ -329,13 +329,12 @@ class Run(Conversing):
         self._raise_if_held()
         self._see_to_it()
         if notes_on(row).get(HELD_FOR) and self.lives_elsewhere():
-            raise self._change()
+            raise self._change(row)
         return None
 
-    def _change(self) -> errors.AgentChanged:
+    def _change(self, row: Any) -> errors.AgentChanged:
         """Give for what another process holds the run, from what it has noted."""
-        row, store = self._row(), self._store()
-        following = story(store, row).following
+        following = story(self._store(), row).following
         turn, _, version = str(notes_on(row).get(HELD_FOR, "")).partition(":")
         return errors.AgentChanged(
             reason_noted(row) or f"an agent of run {self.id!r} has changed",

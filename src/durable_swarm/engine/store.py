@@ -19,6 +19,7 @@ from durable_swarm import errors
 from durable_swarm.checks import check_whole
 from durable_swarm.codec import Codec, Place, storable
 from durable_swarm.engine import internals, records
+from durable_swarm.engine.claims import Claims
 from durable_swarm.engine.database import let_go, unfit
 from durable_swarm.engine.eventlog import EventLog
 from durable_swarm.engine.inbox import Inbox
@@ -174,6 +175,7 @@ class Store:
         self._guesses = guesses
         self.events = EventLog(url, engine)
         """The rows of events of its runs."""
+        self.claims = Claims(url, engine)
         self.inbox = Inbox(url, engine, lambda swarm: Seal(self._codec_for(swarm)))
         """The requests of its runs."""
         self.mailbox = Mailbox(url, engine, lambda swarm: Seal(self._codec_for(swarm)))
@@ -264,7 +266,7 @@ class Store:
 
         Those that wait for a worker are left out: they may be many, and have no process that could be dead.
         """
-        ids = self.inbox.unfinished()
+        ids = self.claims.unfinished()
         rows: list[Any] = self._client.list_workflows(
             workflow_ids=ids,
             name=[records.RUN, records.TOOL],
@@ -398,7 +400,7 @@ class Store:
         change, owner = notes_on(row).get(HELD_FOR), owner_of(row)
         self.annotate(row.workflow_id, **{ACCEPTED: change, HELD_FOR: None, "waits_for": None})
         if row.status in UNFINISHED and owner:
-            self.inbox.hand_to([row], records.QUEUE + owner)
+            self.claims.hand_to([row], records.QUEUE + owner)
 
     def cancel(self, run_id: str) -> None:
         """Cancel a run and the tool calls under way in it."""

@@ -36,7 +36,7 @@ class Strays:
         here = self._process
         if here.is_closed:  # What its runs have left is for others.
             return
-        claims = here.store.inbox.claims(here.identity.name)
+        claims = here.store.claims.claims(here.identity.name)
         executed = internals.executing() | here.runs.keys() | here.orphans.interrupted
         self._seen = {claim: self._seen.get(claim, 0) + 1 for claim in claims if claim[0] not in executed}
         lost = {run_id for (run_id, _), looks in self._seen.items() if looks >= LOOKS}
@@ -45,7 +45,7 @@ class Strays:
 
     def _take(self, lost: set[str]) -> None:
         orphans = self._process.orphans
-        log.info("runs were claimed here, and the answer was lost: %s", ", ".join(sorted(lost)))
+        log.info("runs were claimed here and have not begun, and are taken once more: %s", ", ".join(sorted(lost)))
         orphans.interrupted |= lost
         try:
             orphans.take(*lost)

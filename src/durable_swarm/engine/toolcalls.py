@@ -14,8 +14,9 @@ from typing import Any, Protocol
 from durable_swarm import codec, errors
 from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
 from durable_swarm.engine import records
+from durable_swarm.engine.claims import now
 from durable_swarm.engine.failures import engines_code, users_code
-from durable_swarm.engine.inbox import Inbox, TokenTaken, now
+from durable_swarm.engine.inbox import Inbox, TokenTaken
 from durable_swarm.engine.live import Again, ToolCall
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.room import Room
@@ -60,12 +61,12 @@ class AtCall:
                 problem = unfit(decision) if unfit is not None else ""
                 if not problem:
                     return decision
-                await in_thread(self.inbox.reopen, asked, self.made.run.swarm.name, problem)
+                await in_thread(self.inbox.reopen, asked, self.made.run.swarm.name, problem, self.made.run.owner)
 
     async def open(self, asked: Asked, kept: Record | None = None) -> Request:
         """Open a request, unless it was asked before."""
         try:
-            request = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept)
+            request = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept, self.made.run.owner)
         except TokenTaken as error:
             raise Failed(error, records.tool_step(asked.tool)) from None
         self._tell("request.opened", request, question=request.question)
@@ -89,6 +90,8 @@ class AtCall:
     async def pause(self, seconds: float | None, request: str | None = None) -> None:
         """Wait here for a request, or for so many seconds."""
         await self.room.wait(self.made.run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread)
+        if not self.made.run.is_sure:
+            await in_thread(self.made.run.make_sure)
 
     def _tell(self, kind: Any, request: Request, **more: Any) -> None:
         call = self.made.call
@@ -181,7 +184,7 @@ class Making:
         def body(connection: Any) -> Record:
             given = {"connection": connection} if wants_connection(self.function) else {}
             change, context = records.Change.watch(self.made.context)
-            here = Inside(self.current, None, self.people, emit=self._emit)
+            here = Inside(self.current, None, self.people, emit=self._emit, owner=run)
             made = finish(invoke(self.function, call, context, here, cast=run.cast, waits=Blocking(), **given))
             if made.later is not None:
                 raise errors.ConfigurationError(f"tool {call.tool!r} is transactional, and cannot give later()")
@@ -194,7 +197,7 @@ class Making:
 
     def _here(self) -> Inside:
         people = replace(self.people, holds_thread=not is_async(self.function))
-        return Inside(self.current, self.recorder, people, emit=self._emit)
+        return Inside(self.current, self.recorder, people, emit=self._emit, owner=self.made.run)
 
     def _emit(self, attempt: int, data: Any) -> None:
         call = self.made.call
@@ -241,7 +244,9 @@ class Making:
     async def _checked(self, check: Any, call: Call) -> Any:
         arguments = {**check_arguments(self.function, call.arguments), "context_variables": self.context}
         body = functools.partial(check, **accepted(check, self.function, arguments))
-        return await self.waits.call(retrying(body, ToolSettings(), Inside(self.current, None, self.people)))
+        return await self.waits.call(
+            retrying(body, ToolSettings(), Inside(self.current, None, self.people, owner=self.made.run))
+        )
 
     # A result that comes later
 

@@ -78,11 +78,12 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         with engines_code(f"the start of run {run_id!r}"):
             run = process.known(run_id, record)
             if process.may_be_late(run):
-                await in_thread(run.life.goes_on)
+                await in_thread(run.goes_on)
             process.enter(run, record)
             if run.recovered:
                 run.feed.add(*await in_thread(_earlier, process.store, run))
-        with internals.reading():
+        life = internals.Life(run.goes_on, is_first=not run.recovered)
+        with internals.reading(), internals.living(run_id, life):
             ending = await drive(
                 turns(run.start),
                 Durable(
@@ -151,7 +152,9 @@ async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
     desk = process.desk  # Now: the process may be closed when the tool ends.
     try:
         people = process.at_call(made, key)
-        record = await Making(made, key, StepRecorder(made.run, key, people), waits, people).record()
+        life = internals.Life(made.run.goes_on, is_first=made.attempt == 1)
+        with internals.living(key, life):
+            record = await Making(made, key, StepRecorder(made.run, key, people), waits, people).record()
         return made.run.seal.close_step(record, output_of(key))
     except (Failed, Held, Released) as broken:
         made.wait.break_off(broken)

@@ -21,7 +21,7 @@ POLL, PATIENCE = 0.1, 5.0
 """Seconds between a worker's looks at its queue; and until a run that waits in a worker leaves its place to another."""
 IN_THREADS = 32
 """How many runs at most are executed in a thread each, where nothing in them is to be awaited: that costs least."""
-FIRST, LONGEST = 1.0, 60.0
+FIRST, LONGEST = 1.0, 5.0
 """Seconds for which a worker begins nothing from its queue after a run that it cannot execute: at first, at most."""
 
 
@@ -32,6 +32,8 @@ class Working:
         self._process = process
         self._served: dict[Settings, tuple[Any, int]] = {}
         """The queues of swarms, and how many runs are executed at once."""
+        self._works = False
+        """Whether a queue was ever served here: what was claimed from it last may not go on, either."""
         self._pause, self._until = 0.0, 0.0
         """For how many seconds, and until when, others go first, who may have what this worker lacks."""
 
@@ -47,6 +49,7 @@ class Working:
             by_thread=lambda: limits.concurrency <= IN_THREADS and swarm.clients.is_blocking and roster.is_blocking(),
         )
         self._served[swarm] = queue, limits.concurrency
+        self._works = True
         self._process.room.patience = PATIENCE
 
     def queue_of(self, row: Any) -> str:
@@ -58,7 +61,7 @@ class Working:
     def look(self) -> None:
         """Begin less from the queues while more comes from elsewhere, or runs that cannot go on here."""
         for queue, concurrency in list(self._served.values()):
-            most = 0 if time.monotonic() < self._until else 1 if self._pause else concurrency
+            most = 0 if time.monotonic() < self._until else concurrency
             internals.limit_queue(queue, most, len(self._process.runs))
 
     def misfit(self) -> None:
@@ -69,13 +72,14 @@ class Working:
             self.look()
 
     def fit(self) -> None:
-        """Note that a run came to its end here: what is on the queue can be executed."""
+        """Note that a run from the queue goes on here."""
         self._pause = 0.0
 
     def keep(self) -> None:
         """Leave to others what cannot go on here, and look for what the dead have left."""
-        if self._served:
+        if self._works:
             self._offer()
+        if self._served:
             self._process.orphans.look_for_dead()
 
     def _offer(self) -> None:
