@@ -112,7 +112,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         raise
     except internals.Lost:
         lost = True
-        log.info("run %r goes on elsewhere, and no more here", run_id)
+        log.info("run %r is this process's no more: another has it, or it was cancelled", run_id)
         raise
     finally:
         if run is not None:
