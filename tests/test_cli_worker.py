@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -109,16 +110,16 @@ def test_the_grace_bounds_the_end() -> None:
         swarm.enqueue("Slow Clerk", [{"role": "user", "content": "Go."}], run_id="r")
     command = [sys.executable, "-m", "durable_swarm", "worker", "slow_app:swarm", "--grace", "0.5"]
     limits = ["--concurrency", "3", "--queue-concurrency", "5", "--rate", "7/60"]
-    with subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, text=True) as worker:
+    with subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
         try:
             wait_until(Path("begun").exists)
             worker.send_signal(signal.SIGTERM)
-            out = worker.communicate(timeout=20)[0]
+            out, err = worker.communicate(timeout=20)
         finally:
             worker.kill()
     assert worker.returncode == 0
     assert "3 runs at once, 5 in all workers, of which all begin 7 in 60 s" in out
-    assert "took longer than 0.5 s" in out
+    assert re.search(r"^\d{4}-\d\d-\d\d \S+ WARNING r took longer than 0\.5 s", err, re.MULTILINE)
 
 
 def test_a_worker_without_agents() -> None:

@@ -118,7 +118,7 @@ def test_the_story_of_a_run(make_anywhere: Make) -> None:
 def test_pieces_are_the_same_live_and_later(make_anywhere: Make) -> None:
     """The pieces of a text that came slowly are stored in few rows, and read later as they were told live."""
     text = " ".join(f"word{index}" for index in range(100))
-    swarm = make_anywhere(ScriptedModel([text, text], pace=0.004))
+    swarm = make_anywhere(ScriptedModel([text, text], pace=0.01))
     agent = Agent(name=unique())
     run = swarm.start(agent, user())
     live, at = [], []

@@ -120,8 +120,9 @@ def _head(run: RunDetail) -> Iterator[Text]:
     if run.forked_from is not None:
         yield _fact("forked", Text(one_line(f"from turn {run.turn} of run {run.forked_from}")))
     yield _fact("started", Text(clock(run.created_at)))
-    ran = "took" if run.status in ENDED else "so far"
-    yield _fact(ran, Text(duration((run.updated_at - run.created_at).total_seconds())))
+    ended = run.status in ENDED
+    until = run.updated_at if ended else max(run.created_at, datetime.now(UTC))
+    yield _fact("took" if ended else "so far", Text(duration((until - run.created_at).total_seconds())))
     if run.usage is not None:
         yield _fact("tokens", Text(_tokens(run.usage)))
 
@@ -245,6 +246,7 @@ def _end(run: RunDetail, resume: str, width: int) -> Iterator[Text]:
         if not any(step.status == "failed" and step.error == run.error.line for step in run.steps):
             yield _failed(run.error, len(run.steps) + 1, width)
         yield Text()
+        yield Text(one_line(f"It failed (--json has the traceback): {run.error.line}"), "red")
         yield Text(one_line(f"Mend the cause, then: {resume}"))
     elif run.status == "cancelled":
         yield Text()

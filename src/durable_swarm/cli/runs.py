@@ -70,18 +70,20 @@ def resume(settings: Settings, run_id: str) -> None:
     the version that it is held for.
     """
     with open_runs(settings.database) as opened:
+        held = opened.view(run_id).waits_for
         view = opened.resume(run_id)
-    click.echo(one_line(_resumed(view)))
+    click.echo(one_line(_resumed(view, held)))
 
 
-def _resumed(view: RunView) -> str:
+def _resumed(view: RunView, held: str | None) -> str:
     if view.status == "done":
         return f"Run {view.id} is done; there is nothing to resume."
     if not view.idle:
-        return f"Run {view.id} is {view.status}."
+        accepted = f", with what it was held for: {held}" if held and not view.waits_for else ""
+        return f"Run {view.id} is {view.status}{accepted}."
     return (
-        f"Run {view.id} goes on when the program that defines agent {view.agent!r} runs, or next uses its "
-        f"DurableSwarm. {STARTS}"
+        f"Run {view.id} goes on when the program that defines agent {view.agent!r} runs, now if that is at work, or "
+        f"next uses its DurableSwarm. {STARTS}"
     )
 
 

@@ -23,6 +23,8 @@ from durable_swarm.engine import DurableSwarm, database, process
 from durable_swarm.engine.keeper import CLOSING
 from durable_swarm.engine.live import Limits
 
+log = logging.getLogger("durable_swarm")
+
 
 @click.command(short_help="Execute queued runs, and those of dead processes.")
 @click.argument("target", metavar="MODULE:SWARM")
@@ -78,11 +80,12 @@ def worker(
         )
         while not stop.wait(0.5):
             pass
-        click.echo("Stopping: what is in hand is finished, the rest is left to other workers.")
+        log.info("stopping: what is in hand is finished, the rest is left to other workers")
         if not _within(grace + CLOSING, lambda: swarm.drain(grace)):
-            click.echo(f"Some steps took longer than {grace:g} s; other workers make them again.")
+            left = ", ".join(sorted(here.runs)) or "what is in hand"
+            log.warning("%s took longer than %g s, and is left to other workers, who make the step again", left, grace)
             _end(swarm)
-    click.echo("Stopped.")
+    log.info("stopped")
     return 0
 
 
@@ -97,7 +100,6 @@ def _told(limits: Limits) -> str:
 
 def _log_to_stderr() -> None:
     """Have the log shown with times, unless the program has set up its own."""
-    log = logging.getLogger("durable_swarm")
     if log.hasHandlers():
         return
     handler = logging.StreamHandler()

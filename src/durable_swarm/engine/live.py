@@ -86,6 +86,16 @@ class Swarms(list[Settings]):
         self.append(swarm)
 
 
+class Keeper(Protocol):
+    """What knows whose a run is."""
+
+    def goes_on(self, run: LiveRun) -> bool:
+        """Whether the run is under way and this execution's. Raises `internals.Lost` where it is another's."""
+
+    def make_sure(self, run: LiveRun) -> None:
+        """Check that. Raises `internals.Cancelled`, too, and `Held` where the database cannot tell."""
+
+
 SURE = 0.1
 """Seconds for which it counts that the run was found to be this execution's: what waited longer asks again."""
 
@@ -119,10 +129,8 @@ class LiveRun:
     error: BaseException | None = None
     owner: str | None = None
     """DBOS's token of this execution."""
-    goes_on: Callable[[], bool] = lambda: False
-    """Asks whether the run is under way and this execution's; raises `internals.Lost` where it is another's."""
-    make_sure: Callable[[], None] = lambda: None
-    """Asks that, and raises also where the run is not under way."""
+    keeper: Keeper | None = None
+    """Who knows whose the run is."""
     sure_at: float = 0.0
     """When that was asked last, in seconds since 1970: a machine that is suspended stops the other clocks."""
     heard: int = 0
@@ -152,6 +160,15 @@ class LiveRun:
             yield
         finally:
             self.asks -= 1
+
+    def goes_on(self) -> bool:
+        """Whether the run is under way and this execution's. Raises `internals.Lost` where it is another's."""
+        return self.keeper is not None and self.keeper.goes_on(self)
+
+    def make_sure(self) -> None:
+        """Check that. Raises `internals.Cancelled`, too, and `Held` where the database cannot tell."""
+        if self.keeper is not None:
+            self.keeper.make_sure(self)
 
     @property
     def is_sure(self) -> bool:

@@ -107,7 +107,7 @@ class Orphans:
         for owner, run_ids in left.items():
             if owner not in ("", self._process.identity.name):
                 more = f" and {len(run_ids) - TOLD} more" if len(run_ids) > TOLD else ""
-                log.info("goes on with what process %s has left: %s%s", owner, ", ".join(run_ids[:TOLD]), more)
+                log.info("goes on with what %s has left: %s%s", owner, ", ".join(run_ids[:TOLD]), more)
 
     def _calls(self, ids: set[str], orphans: list[Any]) -> list[Any]:
         """Give the rows of the tool calls that go with these runs.

@@ -15,7 +15,6 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import sqlalchemy
@@ -192,7 +191,7 @@ class Process:
         begun = beginning_here()
         run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
         run.owner = internals.owner_of(run_id)
-        run.goes_on, run.make_sure = partial(self._goes_on, run), partial(self._make_sure, run)
+        run.keeper = self
         return run
 
     def _recovered(self, run_id: str, record: Record) -> LiveRun:
@@ -222,8 +221,11 @@ class Process:
             self.held.pop(run_id, None)
             self.orphans.interrupted.discard(run_id)
 
-    def _goes_on(self, run: LiveRun) -> bool:
-        """Whether a run is under way and this execution's; also notes how much was said to it."""
+    def goes_on(self, run: LiveRun) -> bool:
+        """Whether a run is under way and this execution's; also notes how much was said to it.
+
+        Raises `internals.Lost` where it is another's.
+        """
         asked_at = time.time()
         status, owner, run.said = self.store.mailbox.stand(run.run_id)
         if status in UNFINISHED and owner != run.owner:
@@ -233,12 +235,15 @@ class Process:
             self.working.fit()
         return status in UNFINISHED
 
-    def _make_sure(self, run: LiveRun) -> None:
-        """Check that a run is under way and this execution's still, before something of it begins that had to wait."""
+    def make_sure(self, run: LiveRun) -> None:
+        """Check that a run is under way and this execution's still, before something of it begins that had to wait.
+
+        Raises `internals.Lost`, `internals.Cancelled`, and `Held` where the database cannot tell.
+        """
         if self.runs.get(run.run_id, run) is not run:
             raise internals.Lost(run.run_id)
         with engines_code(f"the state of run {run.run_id!r}"):
-            goes_on = self._goes_on(run)
+            goes_on = self.goes_on(run)
         if not goes_on:
             raise internals.Cancelled(f"run {run.run_id!r} was cancelled")
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -29,6 +30,8 @@ from durable_swarm.engine.live import Again
 from durable_swarm.engine.signals import Failed, Released
 from durable_swarm.engine.store import TRIED, Store, notes_on
 from durable_swarm.waits import Waits, in_thread
+
+log = logging.getLogger("durable_swarm")
 
 EXECUTIONS = 3
 """How often, at most, a call is executed that ends its process each time."""
@@ -134,9 +137,15 @@ class Trials:
             raise _given_up(again.run_id, again.tool, before.times)
         return before._replace(times=before.times + 1)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether a call is executed alone here, or is about to be: what is begun meanwhile waits for it."""
+        return bool(self._turns or self._waiting)
+
     async def _begin(self, key: str, waits: Waits, *, alone: bool) -> None:
         """Wait until the call may begin, and count it among those under way."""
         if alone:
+            log.warning("call %r was under way at several deaths of its process; it is made alone, others wait", key)
             self._waiting.add(key)
         try:
             while not self._begins(key, alone):

@@ -144,6 +144,9 @@ def _broken(process: Process, run_id: str, run: LiveRun | None, failed: Failed) 
         return held
     if run is not None:
         run.error = failed.error
+    # Not what it says, which may be the user's data; and where somebody waits for the run, it is raised there.
+    kind = type(failed.error).__name__
+    log.info("run %r failed in %s: %s; `durable-swarm show %s` has more", run_id, failed.step, kind, run_id)
     return Broken(record)
 
 

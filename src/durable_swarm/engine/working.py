@@ -61,7 +61,8 @@ class Working:
     def look(self) -> None:
         """Begin less from the queues while more comes from elsewhere, or runs that cannot go on here."""
         for queue, concurrency in list(self._served.values()):
-            most = 0 if time.monotonic() < self._until else concurrency
+            rests = time.monotonic() < self._until or self._process.trials.is_alone
+            most = 0 if rests else concurrency
             internals.limit_queue(queue, most, len(self._process.runs))
 
     def misfit(self) -> None:

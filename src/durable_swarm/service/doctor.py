@@ -16,7 +16,7 @@ from typing import Literal
 import sqlalchemy
 
 from durable_swarm.engine import database, records
-from durable_swarm.engine.store import notes_on, started_at
+from durable_swarm.engine.store import notes_on, started_at, state_of
 from durable_swarm.engine.visitor import Facts, NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError
 
@@ -172,11 +172,14 @@ def _formats(facts: Facts) -> Check:
 
 def _queue(visitor: Visitor) -> Check:
     """Tell of the runs that wait for a worker, by the names of their swarms: a worker serves those of its own."""
-    rows = visitor.store.rows(states=["queued"])
+    rows = [row for row in visitor.store.rows(states=["queued"]) if state_of(row) == "queued"]
     if not rows:
         return Check("queue", "ok", "empty: no run waits for a worker")
     waiting = Counter(str(notes_on(row).get("swarm", "")) for row in rows)
-    told = ", ".join(f"{count} of swarm {name!r}" for name, count in sorted(waiting.items()))
+    told = ", ".join(
+        f"{count} of {f'swarm {name!r}' if name else 'the swarm without a name'}"
+        for name, count in sorted(waiting.items())
+    )
     oldest = (datetime.now(UTC) - min(started_at(row) for row in rows)).total_seconds()
     late = oldest > LATE
     remedy = "; is a worker at work whose swarm has that name, and the same database?" if late else ""
