@@ -80,13 +80,18 @@ def worker(
         )
         while not stop.wait(0.5):
             pass
-        log.info("stopping: what is in hand is finished, the rest is left to other workers")
-        if not _within(grace + CLOSING, lambda: swarm.drain(grace)):
-            left = ", ".join(sorted(here.runs)) or "what is in hand"
-            log.warning("%s took longer than %g s, and is left to other workers, who make the step again", left, grace)
-            _end(swarm)
+        _drain(swarm, grace)
     log.info("stopped")
     return 0
+
+
+def _drain(swarm: DurableSwarm, grace: float) -> None:
+    """Finish what is in hand, if that does not take too long; else end the process."""
+    log.info("stopping: what is in hand is finished, the rest is left to other workers")
+    if not _within(grace + CLOSING, lambda: swarm.drain(grace)):
+        left = ", ".join(sorted(process.current().runs)) or "what is in hand"
+        log.warning("%s took longer than %g s, and is left to other workers, who make the step again", left, grace)
+        _end(swarm)
 
 
 def _told(limits: Limits) -> str:
