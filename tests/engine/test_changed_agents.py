@@ -98,7 +98,8 @@ def test_a_program_without_agents_resumes_it(agent: Agent, make: Make, url: str,
     listed = shell("runs", "--database", url).splitlines()
     assert listed[0].endswith("WAITS FOR")
     assert "has changed since turn 0" in listed[1]
-    assert shell("resume", "r", "--database", url) == "Run r is running.\n"
+    accepted = f"accepted is that agent {agent.name!r} has changed since turn 0 of this run"
+    assert shell("resume", "r", "--database", url) == f"Run r is running; {accepted}.\n"
     wait_until(lambda: run.status == "done")
     assert words(run) == "Done."
 

@@ -79,7 +79,7 @@ def _resumed(view: RunView, held: str | None) -> str:
     if view.status == "done":
         return f"Run {view.id} is done; there is nothing to resume."
     if not view.idle:
-        accepted = f", with what it was held for: {held}" if held and not view.waits_for else ""
+        accepted = f"; accepted is that {held.partition(';')[0]}" if held and not view.waits_for else ""
         return f"Run {view.id} is {view.status}{accepted}."
     return (
         f"Run {view.id} goes on when the program that defines agent {view.agent!r} runs, now if that is at work, or "
