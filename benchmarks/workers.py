@@ -4,9 +4,9 @@ python benchmarks/workers.py takeover|throughput URL
 
 `takeover` kills, 15 times, the worker that executes a run, and takes the time until another begins the run's next step.
 `throughput` has 1, 2 and 4 workers execute 300 runs of two model calls and one tool call, and the same number of
-processes execute the same from a DBOS queue, in a loop written by hand for these two steps. The workers are stopped
-while the queue is filled, and the time is from waking them to the last end. The two take turns; the ratio is the median of
-the pairs.
+processes execute the same from a DBOS queue, in a loop written by hand for these steps, with the same scripted model.
+The workers are stopped while the queue is filled, and the time is from waking them to the last end. The two take turns;
+the ratio is the median of the pairs.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ RUNS, KILLS, PAIRS = 300, 15, 7
 BY_HAND = """
 import json, sys, time
 from dbos import DBOS, DBOSClient
+from durable_swarm.testing import ScriptedModel
 
-CALL = {"id": "c", "type": "function", "function": {"name": "work", "arguments": '{"number": 0}'}}
+def reply(request):
+    return "Done." if request["messages"][-1]["role"] == "tool" else [("work", {"number": 0})]
+
+model = ScriptedModel(reply, strict=False)
 
 @DBOS.step()
 def ask(messages):
-    if messages[-1]["role"] == "user":
-        return {"role": "assistant", "content": None, "tool_calls": [CALL]}
-    return {"role": "assistant", "content": "Done."}
+    answer = model.chat.completions.create(model="gpt-4o", messages=messages)
+    return answer.choices[0].message.model_dump(exclude_none=True)
 
 @DBOS.step()
 def work(number):

@@ -33,11 +33,12 @@ def hello() -> ScriptedModel:
 
 def test_making_a_swarm_opens_nothing(tmp_path: Path) -> None:
     """Construction does no I/O: no file, no thread, no launch, whatever the database would be."""
-    before = threading.active_count()
+    before = set(threading.enumerate())
     DurableSwarm(hello(), database=f"sqlite:///{tmp_path}/a.sqlite")
     DurableSwarm(hello(), database="postgresql://nobody:secret@127.0.0.1:1/none")
     assert list(tmp_path.iterdir()) == []
-    assert threading.active_count() == before
+    begun = {thread.name for thread in threading.enumerate() if thread not in before}
+    assert [name for name in begun if name.startswith("durable-swarm")] == []
     assert not internals.launched()
 
 
