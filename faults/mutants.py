@@ -278,8 +278,8 @@ MUTANTS = [
         "past-the-limits",
         "what a worker without the agents took from the queue counts for the queue's limits",
         "engine/orphans.py",
-        "back = self._give_back(runs)",
-        "back: set[str] = set()",
+        "            runs = self._without_queued(runs)\n",
+        "",
         ("tests/crash/test_workers.py::test_limits_hold_beside_a_worker_without_the_agents",),
     ),
 ]

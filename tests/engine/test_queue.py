@@ -15,6 +15,7 @@ from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, 
 from durable_swarm.engine import internals, process, records, working
 from durable_swarm.engine.live import Limits
 from durable_swarm.engine.mailbox import Mailbox
+from durable_swarm.engine.orphans import Orphans
 from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
@@ -476,3 +477,22 @@ def test_what_waits_in_a_thread_leaves_it(make_anywhere: Make, monkeypatch: pyte
     run.approve()
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
     assert paid == [1]
+
+
+def test_a_program_that_is_no_worker_leaves_queued_runs(make: Make, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queued run that a worker left before its first step is for workers, and others look for it no more."""
+    looks: list[tuple[str, ...]] = []
+
+    def take(self: Orphans, run_ids: tuple[str, ...]) -> list[str]:
+        looks.append(run_ids)
+        return taken(self, run_ids)
+
+    taken = Orphans._take
+    desk = Desk()
+    queued(desk, url, "a")
+    change(url, "UPDATE {schema}workflow_status SET queue_name = :queue", queue=records.UNCLAIMED)
+    make(desk.model).runs()
+    monkeypatch.setattr(Orphans, "_take", take)
+    time.sleep(1)
+    assert (looks, desk.came) == ([], [])
+    assert unclaimed() == {"a"}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import column, select, table, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm.engine import records
-from durable_swarm.engine.database import is_sqlite, schema_of, unfit
+from durable_swarm.engine.database import is_sqlite, schema_of, usable
 
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 """What DBOS calls a run that has not ended; one that rests until it is woken is DELAYED."""
@@ -36,13 +34,6 @@ class Claims:
         self._ours = self._runs.c.name.in_([records.RUN, records.TOOL])
         self._steps = table("operation_outputs", column("workflow_uuid"), schema=schema)
 
-    @contextlib.contextmanager
-    def _trying(self) -> Iterator[None]:
-        try:
-            yield
-        except SQLAlchemyError as error:
-            raise unfit(self._url, error) from error
-
     def hand_to(self, rows: Iterable[Any], queue: str, attempts: int = 0) -> set[str]:
         """Hand runs and tool calls to who serves `queue`; gives the ids of those that are handed over.
 
@@ -52,7 +43,7 @@ class Claims:
         what another process has taken over meanwhile.
         """
         runs, taken = self._runs, set()
-        with self._trying(), self._engine.begin() as connection:
+        with usable(self._url), self._engine.begin() as connection:
             if is_sqlite(self._url):
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             for row in rows:
@@ -73,21 +64,21 @@ class Claims:
         begun = (runs.c.status == "PENDING") | (
             (runs.c.status == "ENQUEUED") & runs.c.queue_name.not_like(f"{records.work_queue('')}%")
         )
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             return list(connection.execute(select(runs.c.workflow_uuid).where(self._ours, begun)).scalars())
 
     def without_steps(self, run_ids: Iterable[str]) -> set[str]:
         """Give those of the runs that have finished no step."""
         ids, steps = set(run_ids), self._steps
         finished = select(steps.c.workflow_uuid).where(steps.c.workflow_uuid.in_(ids)).distinct()
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             return ids.difference(connection.execute(finished).scalars()) if ids else ids
 
     def claims(self, name: str) -> list[tuple[str, str]]:
         """Give the runs that stand as under way in the process of this name, each with its execution's token."""
         runs = self._runs
         mine = (runs.c.name == records.RUN) & (runs.c.status == "PENDING") & (runs.c.executor_id == name)
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             found = connection.execute(select(runs.c.workflow_uuid, runs.c.owner_xid).where(mine)).all()
             return [(str(run_id), str(owner)) for run_id, owner in found]
 
@@ -96,14 +87,14 @@ class Claims:
         runs, queue = self._runs, self._runs.c.queue_name
         pending = select(runs.c.executor_id).where(self._ours, runs.c.status == "PENDING")
         queued = select(queue).where(self._ours, runs.c.status == "ENQUEUED", queue.like(f"{records.QUEUE}%"))
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             found = connection.execute(sqlalchemy.union(pending, queued)).scalars()
             return {str(name).removeprefix(records.QUEUE) for name in found if name != records.UNCLAIMED}
 
     def owner(self, workflow_id: str) -> str | None:
         """Give DBOS's token of the execution that has a run or a tool call now."""
         runs = self._runs
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             owner = connection.execute(select(runs.c.owner_xid).where(runs.c.workflow_uuid == workflow_id)).scalar()
             return None if owner is None else str(owner)
 

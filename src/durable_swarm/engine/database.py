@@ -261,6 +261,15 @@ def _create_postgres(url: sqlalchemy.URL) -> None:
 
 
 @contextlib.contextmanager
+def usable(url: sqlalchemy.URL) -> Iterator[None]:
+    """Round work on a database. Raises `ConfigurationError` where it cannot be used."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise unfit(url, error) from error
+
+
+@contextlib.contextmanager
 def for_one_statement(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
     """Give a connection for one statement. On PostgreSQL a transaction round it would be two more round trips."""
     if engine.dialect.name == "sqlite":

@@ -16,7 +16,6 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Index, Text, column, or_, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
@@ -24,7 +23,7 @@ from durable_swarm.codec import dumps, storable
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.asked import asked_record, decision_of, differ, misread, moment, place_of, request_of
 from durable_swarm.engine.claims import UNFINISHED, moved, now
-from durable_swarm.engine.database import create_table, has_table, is_sqlite, schema_of, unfit
+from durable_swarm.engine.database import create_table, has_table, is_sqlite, schema_of, usable
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import CLOSED, Seal, Sealed
 from durable_swarm.requests import (
@@ -80,22 +79,15 @@ class Inbox:
 
     def create(self) -> None:
         """Make the table, unless it is there."""
-        with self._trying():
+        with usable(self._url):
             create_table(self._engine, self._rows)
         self._there = True
 
     def _exists(self) -> bool:
         if not self._there:
-            with self._trying():
+            with usable(self._url):
                 self._there = has_table(self._engine, self._rows)
         return self._there
-
-    @contextlib.contextmanager
-    def _trying(self) -> Iterator[None]:
-        try:
-            yield
-        except SQLAlchemyError as error:
-            raise unfit(self._url, error) from error
 
     @contextlib.contextmanager
     def _writing(self, run_id: str = "", owner: str | None = None) -> Iterator[sqlalchemy.Connection]:
@@ -103,7 +95,7 @@ class Inbox:
 
         Raises `internals.Lost` where `owner` is given, and the run is not under way, or another execution's.
         """
-        with self._trying(), self._engine.begin() as connection:
+        with usable(self._url), self._engine.begin() as connection:
             if self._lite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             elif run_id:
@@ -181,14 +173,14 @@ class Inbox:
         if not self._exists():
             return None
         rows = self._rows
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             row = connection.execute(select(rows).where(rows.c.call == call, rows.c.kind == "result")).first()
         return None if row is None else (self._read(row), self._open(row).get("kept", {}))
 
     def asks(self, call: str) -> bool:
         """Whether a tool call has an open request."""
         rows = self._rows
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             return (
                 connection.execute(select(rows.c.id).where(rows.c.call == call, rows.c.state == "open")).first()
                 is not None
@@ -199,7 +191,7 @@ class Inbox:
         ids, rows = list(request_ids), self._rows
         if not ids:
             return []
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             return list(
                 connection.execute(select(rows.c.id).where(rows.c.id.in_(ids), rows.c.state != "open")).scalars()
             )
@@ -315,7 +307,7 @@ class Inbox:
         if not ids:
             return []
         cancelled = select(runs.c.workflow_uuid).where(runs.c.workflow_uuid.in_(ids), runs.c.status == "CANCELLED")
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             return list(connection.execute(cancelled).scalars())
 
     # Looking
@@ -324,7 +316,7 @@ class Inbox:
         """Give a request. Raises `NoRequest` where there is none of that id."""
         row = None
         if storable(request_id) and self._exists():
-            with self._trying(), self._engine.connect() as connection:
+            with usable(self._url), self._engine.connect() as connection:
                 row = connection.execute(select(self._rows).where(self._rows.c.id == request_id)).first()
         if row is None:
             raise NoRequest(f"there is no request {request_id!r} in this database")
@@ -363,7 +355,7 @@ class Inbox:
             steps, (steps.c.workflow_uuid == runs.c.workflow_uuid) & (steps.c.function_name == "DBOS.sleep")
         )
         slept = slept.where(runs.c.parent_workflow_id.in_(run_ids), runs.c.status.in_(UNFINISHED))
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             asks = set(connection.execute(asking).scalars()) if self._exists() else set()
             ends = connection.execute(slept).all()
         return asks | {run_id for run_id, end in ends if _is_later(end)}
@@ -379,7 +371,7 @@ class Inbox:
         if not self._exists():
             return []
         rows = self._rows
-        with self._trying(), self._engine.connect() as connection:
+        with usable(self._url), self._engine.connect() as connection:
             found = connection.execute(wanted.order_by(rows.c.created_at, rows.c.id)).all()
         return [self._read(row, closed=CLOSED) for row in found]
 

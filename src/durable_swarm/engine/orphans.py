@@ -61,27 +61,25 @@ class Orphans:
             self._strangers = False
             wanted = [row for row in orphans if row.workflow_id in run_ids or not (run_ids or self._declines(row))]
             runs = [row for row in wanted if row.name == records.RUN and self._can_run(row)]
-            runs = [row for row in runs if not self._is_a_workers(row)]
-            back = self._give_back(runs)
-            runs = [row for row in runs if row.workflow_id not in back]
+            runs = self._without_queued(runs)
             return sorted(self._claim(runs, orphans)) if runs else []
 
-    def _is_a_workers(self, row: Any) -> bool:
-        """Whether a run waits for a worker still, which this process is not: one was there, but lacked its agent."""
-        queued = row.queue_name == records.UNCLAIMED and notes_on(row).get(QUEUED) is True
-        waits = queued and not self._process.working.queue_of(row)
-        return waits and bool(self._process.store.claims.without_steps([row.workflow_id]))
+    def _without_queued(self, runs: list[Any]) -> list[Any]:
+        """Give the runs but for queued ones that others left before their first step: only a worker begins those.
 
-    def _give_back(self, runs: list[Any]) -> set[str]:
-        """Put queued runs that others left before their first step on the queue again: there its limits hold."""
-        here, queue_of = self._process, self._process.working.queue_of
-        queued = {row.workflow_id: row for row in runs if row.queue_name == records.UNCLAIMED and queue_of(row)}
-        back = here.store.claims.without_steps(queued)
-        for run_id in back:
-            row = queued[run_id]
-            # Begun once: an execution that came to nothing may have told something.
-            here.store.claims.hand_to([row], queue_of(row), attempts=1)
-        return back
+        It puts them on the queue again, where its limits hold.
+        """
+        here, left = self._process, [row for row in runs if row.queue_name == records.UNCLAIMED]
+        queued = {row.workflow_id: row for row in left if notes_on(row).get(QUEUED) is True}
+        waiting = here.store.claims.without_steps(queued)
+        for run_id in waiting:
+            queue = here.working.queue_of(queued[run_id])
+            if queue:
+                # Begun once: an execution that came to nothing may have told something.
+                here.store.claims.hand_to([queued[run_id]], queue, attempts=1)
+            else:
+                self.decline(run_id)
+        return [row for row in runs if row.workflow_id not in waiting]
 
     def _claim(self, runs: list[Any], orphans: list[Any]) -> set[str]:
         here, ids = self._process, {row.workflow_id for row in runs}

@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from durable_swarm import codec, errors, roster
 from durable_swarm.calls import Lane, call_in_order, call_together, plan_calls, runs_together
@@ -34,7 +34,6 @@ SLICE = 0.5
 """Seconds, at most, until a run that waits for a model's rate notices that it is to stop."""
 
 Body = Callable[[Waits], Awaitable[Record]]
-T = TypeVar("T")
 
 
 class Colour(Protocol):

@@ -11,9 +11,8 @@ import time
 import sqlalchemy
 from sqlalchemy import Column, Double, Text, case, func, literal
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 
-from durable_swarm.engine.database import create_table, for_one_statement, is_sqlite, schema_of, unfit
+from durable_swarm.engine.database import create_table, for_one_statement, is_sqlite, schema_of, usable
 
 
 class Rates:
@@ -38,14 +37,12 @@ class Rates:
 
         A moment that is not used, because its process died, is lost.
         """
-        try:
+        with usable(self._url):
             if not self._made:
                 create_table(self._engine, self._rows)
                 self._made = True
             with for_one_statement(self._engine) as connection:
                 return max(0.0, float(connection.execute(self._taking(model, spacing)).scalar_one()))
-        except SQLAlchemyError as error:
-            raise unfit(self._url, error) from error
 
     def _taking(self, model: str, spacing: float) -> sqlalchemy.Insert:
         # The server's clock where there is one: no machine's own matters.
