@@ -17,7 +17,7 @@ from rich.console import Console
 
 from durable_swarm import Agent, DurableSwarm, sleep
 from durable_swarm.cli import drawing, main
-from durable_swarm.testing import ScriptedModel
+from durable_swarm.testing import ScriptedModel, cut_off
 from tests.support.shell import Shell
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -103,6 +103,20 @@ def test_show_marks_where_the_code_changed(shell: Shell) -> None:
     [mark] = [index for index, line in enumerate(lines) if "the code changed: Refunds was version" in line]
     assert lines[mark + 1].startswith("  3  model  Refunds")
     assert lines[mark + 1].endswith("Refunded")
+
+
+def test_json_says_what_ended_a_run(shell: Shell) -> None:
+    """`ended_by` of a run that is done is in `runs --json` and `show --json`; of any other it is null."""
+    agent = Agent(name="Clerk")
+    with DurableSwarm(ScriptedModel(["Hello", cut_off("Hel")])) as swarm:
+        for run_id in ("whole", "cut"):
+            swarm.run(agent, [{"role": "user", "content": "Hi"}], run_id=run_id)
+    fail("failed")
+    ends = {"whole": "answer", "cut": "length", "failed": None}
+    assert {run["id"]: run["ended_by"] for run in json.loads(shell("runs", "--json"))} == ends
+    shown = {run_id: json.loads(shell("show", run_id, "--json")) for run_id in ends}
+    assert {run_id: run["ended_by"] for run_id, run in shown.items()} == ends
+    assert [shown[run_id]["steps"][0]["finish"] for run_id in ("whole", "cut")] == [None, "length"]
 
 
 def test_a_sleep_is_shown_with_its_end(shell: Shell) -> None:

@@ -112,7 +112,7 @@ def test_as_json(shell: Shell) -> None:
     assert all(list(event) == ["seq", "type", "data", "time"] for event in events)
     assert all(datetime.fromisoformat(event["time"]).tzinfo is not None for event in events)
     assert events[0]["type"] == "run.started"
-    assert events[-1] == events[-1] | {"type": "run.finished", "data": {"agent": "Clerk"}}
+    assert events[-1] == events[-1] | {"type": "run.finished", "data": {"agent": "Clerk", "ended_by": "answer"}}
     rest = shell("watch", "one", "--json", "--after", "3").splitlines()
     assert [json.loads(line) for line in rest] == events[3:]
     assert shell("watch", "one", "--after", str(len(events))) == ""

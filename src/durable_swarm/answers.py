@@ -18,19 +18,48 @@ class EmptyReply(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a provider answered, in its own types: the message, and the tokens it counted, or None."""
+    """A provider's answer in its own types: the message, the tokens it counted, or None, and its finish reason."""
 
     message: Any
     usage: Any = None
+    finish: Any = None
 
 
 def checked(answer: Any) -> Answer:
-    """Give what matters of a completion. Raises `EmptyReply` where it has no message."""
+    """Return what matters of a completion. Raises `EmptyReply` where it has no message."""
     choices = getattr(answer, "choices", None)
-    message = getattr(choices[0], "message", None) if choices else None
+    choice = choices[0] if choices else None
+    message = getattr(choice, "message", None)
     if message is None:
         raise EmptyReply("the provider's answer has no message")
-    return Answer(message, getattr(answer, "usage", None))
+    return Answer(message, getattr(answer, "usage", None), field(choice, "finish_reason"))
+
+
+_WHOLE = {"stop", "tool_calls", "function_call"}
+_CUT = {
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "model_context_window_exceeded": "length",
+    "safety": "content_filter",
+    "content_filtered": "content_filter",
+    "guardrail_intervened": "content_filter",
+    "sensitive": "content_filter",
+    "recitation": "content_filter",
+    "prohibited_content": "content_filter",
+    "blocklist": "content_filter",
+    "spii": "content_filter",
+}
+"""What gateways write who pass on another provider's reason, and the name that OpenAI has for it."""
+
+
+def read_finish(answer: Answer) -> str:
+    """Return the provider's reason for the end of its reply, in OpenAI's words; "" where it is the usual one."""
+    if not isinstance(answer.finish, str):
+        return ""
+    reason = answer.finish.strip()
+    word = reason.lower().replace("-", "_")
+    return "" if word in _WHOLE else _CUT.get(word, word if word in ("length", "content_filter") else reason)
 
 
 def read_message(message: Any, turn: int) -> Message:

@@ -15,7 +15,7 @@ from typing import Any
 from durable_swarm.asking import Later
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
 from durable_swarm.gates import needs_approval
-from durable_swarm.loop import Call, Outcome
+from durable_swarm.loop import CUT, Call, Outcome
 from durable_swarm.models import without_secrets
 from durable_swarm.schema import BadArguments, check_arguments, wants_connection, wants_context
 from durable_swarm.tools import Inside, retrying
@@ -28,10 +28,26 @@ def find_tool(agent: Any, name: str) -> Any | None:
     return next((function for function in reversed(agent.functions) if tool_name(function) == name), None)
 
 
-def plan_calls(agent: Any, message: Message) -> list[Call]:
-    """Decide how each tool call of a reply is to be made, by the code as it is now."""
+_CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's content filter"}
+
+
+def plan_calls(agent: Any, message: Message, finish: str = "") -> list[Call]:
+    """Decide how each tool call of a reply is to be made, by the code as it is now.
+
+    Of a reply that was cut (`finish`) no call is made, even one that looks whole: what was cut off may have been a part
+    of it, and empty arguments would be the tool's defaults.
+    """
     calls = message.get("tool_calls") or []
-    return [Call(index, call["id"], **_named(call), **_plan(agent, call)) for index, call in enumerate(calls)]
+    cut = _cut(finish) if finish in CUT else None
+    return [Call(index, call["id"], **_named(call), **(cut or _plan(agent, call))) for index, call in enumerate(calls)]
+
+
+def _cut(finish: str) -> dict[str, Any]:
+    text = (
+        f"Error: your reply was cut {_CUT_BY[finish]} (finish_reason {finish!r}), so this call was not made. "
+        "If it is still needed, make it again in a shorter reply."
+    )
+    return {"plan": "tell", "text": text}
 
 
 def _named(call: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Pieces:
         self._begun = self._met = self._marked = self._finished = False
         self._role_shown = False
         self._usage: Any = None
+        self._finish: Any = None
         self._texts: dict[str, list[Any]] = {}
         self._values: dict[str, Any] = {}
         self._halves: dict[str, str] = {}
@@ -64,6 +65,7 @@ class Pieces:
             # Hand-written clients may leave the field out altogether; of them, a clean end is all that can be asked.
             self._marked = True
             self._finished = self._finished or bool(reason)
+            self._finish = reason or self._finish
         delta = field(choice, "delta")
         # A gateway's own notes (of its content filter) come in choices without a delta.
         return None if delta is None else self._merge(delta)
@@ -109,7 +111,7 @@ class Pieces:
             raise BrokenStream("the provider's stream ended in the middle of the answer")
         texts = {name: _joined(pieces) for name, pieces in self._texts.items()}
         message: Message = {"role": "assistant", "content": None, **self._values, **texts}
-        return Answer({**message, "tool_calls": self._calls.whole()}, self._usage)
+        return Answer({**message, "tool_calls": self._calls.whole()}, self._usage, self._finish)
 
 
 def _first_choice(chunk: Any) -> Any:

@@ -43,7 +43,7 @@ class Event:
         request.closed turn, tool, call_id, request_id, kind, verdict (answered, approved, rejected, expired),
                        answered_by
         run.waiting    turn, tool, call_id, request_id: the run waits for this request
-        run.finished   agent: who spoke last
+        run.finished   agent: who spoke last; ended_by, as in `Response`
         run.failed     error_type, error_message
         run.cancelled
 

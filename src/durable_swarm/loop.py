@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from durable_swarm.types import Effect as EffectClass
-from durable_swarm.types import Message, Usage
+from durable_swarm.types import EndedBy, Message, Usage
+
+CUT: dict[str, EndedBy] = {"length": "length", "content_filter": "content_filter"}
+"""The finish reasons of replies that the provider cut: none of their calls is made."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Reply:
     """What the model answered: the message, and its tool calls with their plans.
 
     `together` says that the calls are made together, not one after the other; it belongs to the plan. `heard` is what
-    was said to the run meanwhile, and told to the model behind the history.
+    was said to the run meanwhile, and told to the model behind the history. `finish` is the provider's reason for the
+    reply's end where it is not the usual one: "length" and "content_filter" say that the reply was cut.
     """
 
     message: Message
@@ -49,6 +53,7 @@ class Reply:
     usage: Usage | None = None
     together: bool = False
     heard: list[Message] = field(default_factory=list)
+    finish: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,12 +144,13 @@ Effect = Ask | CallAll | Close
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: its new messages, the agent whose turn it is, and the context variables."""
+    """How a run ended: its new messages, the agent whose turn it is, the context variables, and what ended it."""
 
     messages: list[Message]
     agent: str
     context: dict[str, Any]
     usage: Usage | None
+    ended_by: EndedBy = "answer"
 
 
 Turns = Generator[Effect, Any, Ending]
@@ -166,6 +172,7 @@ def turns(start: Start) -> Turns:
         usage = add(usage, reply.usage)
         calls = reply.calls if start.execute_tools else []
         if not calls and not (yield from goes_on(start, Close(turn, history))):
+            ended_by = CUT.get(reply.finish, "answer")
             break
         outcomes = yield from call_all(start, CallAll(turn, agent, calls, context, history, reply.together))
         for call, outcome in zip(calls, outcomes, strict=True):
@@ -178,7 +185,8 @@ def turns(start: Start) -> Turns:
         turn += 1
     else:
         yield Close(turn - 1, history, at_limit=True)
-    return Ending(history[first:], agent, context, usage)
+        ended_by = "max_turns"
+    return Ending(history[first:], agent, context, usage, ended_by)
 
 
 def ask(start: Start, effect: Ask) -> Generator[Ask, Reply, Reply]:

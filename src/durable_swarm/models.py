@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from durable_swarm.answers import Answer, EmptyReply, checked, read_message, read_usage
+from durable_swarm.answers import Answer, EmptyReply, checked, read_finish, read_message, read_usage
 from durable_swarm.deltas import BrokenStream
 from durable_swarm.errors import ConfigurationError, ModelError
 from durable_swarm.receiving import Reception, Show, Shown
@@ -58,11 +58,15 @@ current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_mod
 
 @dataclass(frozen=True)
 class Completion:
-    """A model's answer as plain data: the message, the tokens if counted, and the model that was asked."""
+    """A model's answer as plain data: the message, the tokens if counted, the model that was asked.
+
+    `finish` is the reason for the reply's end where it is not the usual one.
+    """
 
     message: Message
     usage: Usage | None
     model: str
+    finish: str = ""
 
 
 class Conversation:
@@ -133,7 +137,7 @@ async def complete(
     message = read_message(answer.message, call.turn)
     if debug:
         say(f"Received completion: {message}")
-    return Completion(message, read_usage(answer), request["model"])
+    return Completion(message, read_usage(answer), request["model"], read_finish(answer))
 
 
 @contextlib.contextmanager

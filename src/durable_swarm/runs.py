@@ -27,6 +27,7 @@ class StepInfo:
     `kind` is `model`, `tool` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed` or
     `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
     `turn` is the turn it belongs to, counted from 0. `kept` says that a fork has it from the run it was forked from.
+    `finish` is the provider's reason for the end of a reply where it is not the usual one, such as "length".
     """
 
     number: int
@@ -41,6 +42,7 @@ class StepInfo:
     version: str | None = None
     turn: int | None = None
     kept: bool = False
+    finish: str | None = None
 
 
 class _NotYet(Exception):

@@ -364,9 +364,14 @@ def plain(message: Any) -> Message:
 
 
 def respond(ending: Ending, agent: Any, run_id: str | None) -> Response:
-    """Give the loop's ending as the `Response` a program gets."""
+    """Return the loop's ending as the `Response` a program gets."""
     return Response(
-        messages=ending.messages, agent=agent, context_variables=ending.context, run_id=run_id, usage=ending.usage
+        messages=ending.messages,
+        agent=agent,
+        context_variables=ending.context,
+        run_id=run_id,
+        usage=ending.usage,
+        ended_by=ending.ended_by,
     )
 
 
@@ -409,9 +414,9 @@ class _InMemory:
         )
         if self.channel is not None:
             self.channel.end()
-        calls = plan_calls(agent, completion.message)
+        calls = plan_calls(agent, completion.message, completion.finish)
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
-        return Reply(completion.message, calls, completion.usage, together)
+        return Reply(completion.message, calls, completion.usage, together, finish=completion.finish)
 
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
         agent, width = self.cast[effect.agent], self.swarm.tool_concurrency

@@ -62,10 +62,15 @@ class Usage(BaseModel):
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
 
 
-class Response(BaseModel):
-    """What a run gave: its new messages, the agent that spoke last, the context variables as they are now.
+EndedBy = Literal["answer", "max_turns", "limit", "length", "content_filter", "guardrail"]
+"""What ended a run: an answer, `max_turns`, a limit, the provider (which cut the reply), or a guardrail."""
 
-    `usage` is None where the provider reported none.
+
+class Response(BaseModel):
+    """The result of a run: its new messages, the agent that spoke last, the context variables as they are now.
+
+    `usage` is None where the provider reported none. `ended_by` is "answer" where the last message is one; "max_turns";
+    "length" or "content_filter" where the provider cut the last reply at its token limit or for what it said.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -75,6 +80,7 @@ class Response(BaseModel):
     context_variables: dict[str, Any] = Field(default_factory=dict)
     run_id: str | None = None
     usage: Usage | None = None
+    ended_by: EndedBy = "answer"
 
 
 Effect = Literal["read", "idempotent", "once", "transactional"]

@@ -107,7 +107,7 @@ def test_the_story_of_a_run(make_anywhere: Make) -> None:
         ("handoff", {"turn": 1, "from": first.name, "to": second.name}),
         ("turn.started", {"turn": 2, "agent": second.name}),
         ("text.delta", {"turn": 2, "text": "Hello."}),
-        ("run.finished", {"agent": second.name}),
+        ("run.finished", {"agent": second.name, "ended_by": "answer"}),
     ]
     assert [event.time for event in live] == sorted(event.time for event in live)
     assert live == list(swarm.get(run.id).events())

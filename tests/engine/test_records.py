@@ -176,7 +176,7 @@ def test_round_trips() -> None:
     message = {"role": "assistant", "content": "x", "tool_calls": [call, call]}
     calls = [Call(0, "c", "add", "{", "flow"), Call(1, "c", "add", "{", "tell", "Error: \0")]
     usage = Usage(requests=1, prompt_tokens=2, completion_tokens=3, total_tokens=5)
-    reply = Reply(message, calls, usage, together=True)
+    reply = Reply(message, calls, usage, together=True, finish="length")
     record = records.reply_record(reply, model="m", version="v", at=1, shown={"at": 3, "from": 0, "events": [[1, 1]]})
     assert records.read_reply(_stored(record)) == reply
     outcome = Outcome("\0", "B", {"a": {1}}, {"b": (2,)}, ["c"])

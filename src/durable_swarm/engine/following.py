@@ -16,6 +16,7 @@ from durable_swarm.engine.turns import TurnRecords, turns_in
 from durable_swarm.events import Event, EventType
 from durable_swarm.loop import Ask, CallAll, Close, Effect, Outcome, turns
 from durable_swarm.runs import ENDED
+from durable_swarm.types import EndedBy
 
 SOONEST, LATEST = 0.02, 0.25
 """Seconds between looks at the database: after something new, and when nothing has come for long."""
@@ -32,6 +33,7 @@ class Recorded:
         self._loop: Any = None
         self._effect: Effect | None = None
         self._agent = ""
+        self._ended_by: EndedBy = "answer"
         self._asked = -1
         self._returned: set[int] = set()
         self._passed = 0
@@ -93,7 +95,7 @@ class Recorded:
             self._effect = self._loop.send(answer)
             self._agent = getattr(self._effect, "agent", self._agent)
         except StopIteration as end:
-            self._effect, self._agent = None, end.value.agent
+            self._effect, self._agent, self._ended_by = None, end.value.agent, end.value.ended_by
 
     def _answer(self, effect: Ask | CallAll, told: TurnRecords | None) -> Any:
         if isinstance(effect, CallAll):
@@ -122,7 +124,7 @@ class Recorded:
 
     def _ending(self, row: Any, state: str) -> tuple[EventType, dict[str, Any]]:
         if state == "done":
-            return "run.finished", {"agent": self._agent}
+            return "run.finished", {"agent": self._agent, "ended_by": self._ended_by}
         if state == "cancelled":
             return "run.cancelled", {}
         return "run.failed", self._failure(row)

@@ -130,6 +130,7 @@ def _done(step: Any, record: records.Record) -> dict[str, Any]:
         "status": "done",
         "output": _value(record, "message") if kind == "model" else _value(record, "text", ""),
         "version": step.output.get("version") if isinstance(step.output, dict) else None,
+        "finish": codec.decode(record.get("finish")) if kind == "model" else None,
         **_times(step),
     }
 

@@ -127,7 +127,8 @@ class _Rows:
     def _outcome(self) -> dict[str, Any]:
         run, output, error = self._run.data, None, None
         if run.status == "done":
-            output = _text({"v": records.VERSION, "agent": run.agent})
+            ending = self._run.story().ending
+            output = _text({"v": records.VERSION, "agent": run.agent} if ending is None else records.end_record(ending))
         elif run.status == "failed" and run.failure is not None:
             broken = Broken(self._seal.close({"v": records.VERSION, **run.failure}, failure_of(run.id)))
             error = _text({"name": "Broken", "message": str(broken), "code": None, "data": broken.data})

@@ -21,14 +21,14 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType
-from typing import Any
+from typing import Any, get_args
 
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
 from durable_swarm.errors import safe_text
-from durable_swarm.loop import Call, Detour, Outcome, Reply, Start, Turn
+from durable_swarm.loop import Call, Detour, Ending, Outcome, Reply, Start, Turn
 from durable_swarm.models import without_secrets
-from durable_swarm.types import Usage
+from durable_swarm.types import EndedBy, Usage
 
 RUN = "durable_swarm.run"
 TOOL = "durable_swarm.tool"
@@ -220,6 +220,7 @@ def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Reco
         plan=[_plan_record(call) for call in reply.calls],
         together=reply.together or None,
         heard=codec.encode(reply.heard),
+        finish=codec.encode(reply.finish),
         model=model,
         version=version,
         usage=None if reply.usage is None else list(reply.usage.model_dump().values()),
@@ -254,7 +255,8 @@ def _reply(record: Record) -> Reply:
     counts = _each(record.get("usage") or [], int)
     usage = Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None
     heard = _each(codec.decode(record.get("heard", [])), dict)
-    return Reply(message, calls, usage, _checked(record.get("together", False), bool), heard)
+    finish = _checked(codec.decode(record.get("finish", "")), str)
+    return Reply(message, calls, usage, _checked(record.get("together", False), bool), heard, finish)
 
 
 def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
@@ -265,6 +267,17 @@ def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
     _each([call["id"], function["name"], function["arguments"], kind, text, effect, why], str)
     approval = _checked(made.get("approval", False), bool)
     return Call(index, call["id"], function["name"], function["arguments"], kind, text, effect, approval, why)
+
+
+def end_record(ending: Ending) -> Record:
+    """Return what a run gives to the database when it is done. Its messages are in the records of its steps."""
+    return {"v": VERSION, "agent": ending.agent, "ended_by": ending.ended_by}
+
+
+def read_end(record: Any) -> EndedBy | None:
+    """Return what ended a run, from what it gave; None where that is not noted, as in runs of earlier versions."""
+    noted = record.get("ended_by") if isinstance(record, dict) else None
+    return next((known for known in get_args(EndedBy) if known == noted), None)
 
 
 def outcome_record(outcome: Outcome) -> Record:

@@ -26,7 +26,8 @@ from durable_swarm.loop import Ask
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.streaming import from_any_thread
-from durable_swarm.types import Message, Response, Usage
+from durable_swarm.swarm import respond
+from durable_swarm.types import EndedBy, Message, Response, Usage
 from durable_swarm.waits import Home, in_thread, running_loop
 
 _PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
@@ -109,6 +110,16 @@ class Run(Conversing):
     def usage(self) -> Usage | None:
         """The tokens of the run so far, or None where the provider counts none."""
         return story(self._store(), self._row()).usage
+
+    @property
+    def ended_by(self) -> EndedBy | None:
+        """What ended the run that is done, as `Response.ended_by` says it; None for any other run."""
+        row = self._row(load_output=True)
+        if state_of(row) != "done":
+            return None
+        noted = records.read_end(row.output)
+        ending = None if noted else story(self._store(), row).ending
+        return noted if ending is None else ending.ended_by
 
     @property
     def waits_for(self) -> str | None:
@@ -381,13 +392,7 @@ class Run(Conversing):
         ending = story(self._store(), row).ending
         if ending is None:
             raise errors.ReplayMismatch(f"run {self.id!r} is done, but its records are not complete", run_id=self.id)
-        return Response(
-            messages=ending.messages,
-            agent=find_or_none(ending.agent),
-            context_variables=ending.context,
-            run_id=self.id,
-            usage=ending.usage,
-        )
+        return respond(ending, find_or_none(ending.agent), self.id)
 
     def cancel(self) -> None:
         """Stop the run at its next checkpoint. A call under way ends unrecorded; an ended run stays as it is."""

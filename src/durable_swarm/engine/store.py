@@ -27,6 +27,7 @@ from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
 from durable_swarm.engine.versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.runs import ENDED, STATES, State
+from durable_swarm.types import EndedBy
 
 _STATES: dict[str, State] = {
     "ENQUEUED": "queued",
@@ -47,6 +48,9 @@ NEEDS = "needs"
 
 QUEUED = "queued"
 """Note on a run that was started for the queue of workers: True."""
+
+PAGE = 500
+"""How many runs one statement reads."""
 
 PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
@@ -260,6 +264,17 @@ class Store:
         for row in rows:
             row.asks = row.workflow_id in asking
         return rows
+
+    def ends(self, rows: list[Any]) -> dict[str, EndedBy]:
+        """Return what ended those of these runs that are done, by their ids, as far as it is noted."""
+        done = [row.workflow_id for row in rows if state_of(row) == "done"]
+        found: dict[str, EndedBy] = {}
+        for first in range(0, len(done), PAGE):
+            ids = done[first : first + PAGE]
+            for row in self._client.list_workflows(workflow_ids=ids, name=records.RUN, load_input=False):
+                noted = records.read_end(row.output)
+                found |= {} if noted is None else {row.workflow_id: noted}
+        return found
 
     def unfinished(self, version: str) -> list[Any]:
         """Give the rows of all unfinished runs and tool calls of one application version: DBOS runs only its own.

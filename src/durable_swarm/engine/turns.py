@@ -110,6 +110,7 @@ def kept_steps(start: records.Record) -> Iterator[dict[str, Any]]:
             "kind": "model",
             "output": output,
             "version": reply.get("version"),
+            "finish": codec.decode(reply.get("finish")),
             **common,
         }
         for call, outcome in zip(records.read_reply(reply).calls, record["outcomes"], strict=True):

@@ -100,7 +100,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                 ),
             )
         run.response = respond(ending, run.cast.get(ending.agent) or roster.find_or_none(ending.agent), run_id)
-        return {"v": records.VERSION, "agent": ending.agent}
+        return records.end_record(ending)
     except Failed as failed:
         raise _broken(process, run_id, run, failed) from None
     except Held as held:

@@ -24,11 +24,11 @@ from durable_swarm.engine.visitor import NoRuns, Visitor, visit
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.loop import Start
-from durable_swarm.runs import ENDED, Story
+from durable_swarm.runs import ENDED, State, Story
 from durable_swarm.service.inbox import Inbox
 from durable_swarm.service.sealed import opened, why_closed
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
-from durable_swarm.types import Message
+from durable_swarm.types import EndedBy, Message
 
 CANDIDATES = 5
 """How many runs an ambiguous id names."""
@@ -83,8 +83,9 @@ class Runs:
         """Give runs, newest first. Raises `ConfigurationError` for a limit below 1."""
         rows = self._store.listed(query.status, query.agent, EVERY if query.idle else query.limit)
         idle = self._visitor.idle(rows)
-        found = [_view(row, row.workflow_id in idle) for row in rows if row.workflow_id in idle or not query.idle]
-        return found[: query.limit]
+        found = [row for row in rows if row.workflow_id in idle or not query.idle][: query.limit]
+        ends = self._store.ends(found)
+        return [_view(row, row.workflow_id in idle, ends.get(row.workflow_id)) for row in found]
 
     def show(self, run_id: str) -> RunDetail:
         """Give one run in full."""
@@ -173,7 +174,7 @@ class Runs:
 
     def _seen(self, run: Run) -> RunView:
         row = self._store.row(run.id, load_output=False)
-        return _view(row, bool(self._visitor.idle([row])))
+        return _view(row, bool(self._visitor.idle([row])), self._store.ends([row]).get(run.id))
 
     def _run(self, run_id: str) -> Run:
         return Run(self._find(run_id), lambda: self._store, lambda: None)
@@ -194,7 +195,7 @@ class Runs:
         return str(rows[0].workflow_id)
 
 
-def _view(row: Any, idle: bool) -> RunView:
+def _view(row: Any, idle: bool, ended_by: EndedBy | None) -> RunView:
     created = started_at(row)
     return RunView(
         id=row.workflow_id,
@@ -204,6 +205,7 @@ def _view(row: Any, idle: bool) -> RunView:
         updated_at=max(created, moment(row.updated_at)),
         idle=idle,
         waits_for=_waits_for(row, idle),
+        ended_by=ended_by,
         **_origin(row),
     )
 
@@ -242,6 +244,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         steps=steps,
         usage=told.usage,
         last_agent=None if told.ending is None else told.ending.agent,
+        ended_by=_ended_by(row, state, told),
         error=error,
         added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
         waits_for=_waits_for(row, idle),
@@ -249,6 +252,12 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         requests=store.inbox.of_run(row.workflow_id),
         **_origin(row),
     )
+
+
+def _ended_by(row: Any, state: State, told: Story) -> EndedBy | None:
+    if state != "done":
+        return None
+    return records.read_end(row.output) if told.ending is None else told.ending.ended_by
 
 
 def _told(store: Store, row: Any) -> tuple[Start, Story, str | None]:

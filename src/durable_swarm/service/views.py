@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from durable_swarm import codec
 from durable_swarm.requests import Request
 from durable_swarm.runs import State, StepInfo
-from durable_swarm.types import Message, Usage
+from durable_swarm.types import EndedBy, Message, Usage
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class RunView:
 
     `idle` says that the run is unfinished and no living process executes it: it goes on with the next that defines its
     agent. `waits_for` is a sentence that says why an unfinished run does not go on, or None. A fork keeps the turns
-    before `turn` of the run `forked_from`; both are None for other runs.
+    before `turn` of the run `forked_from`; both are None for other runs. `ended_by` says what ended a run that is done,
+    as `Response.ended_by` does; None for any other, and in a list for runs of versions that did not note it.
     """
 
     id: str
@@ -60,6 +61,7 @@ class RunView:
     waits_for: str | None
     forked_from: str | None
     turn: int | None
+    ended_by: EndedBy | None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ strict provider would refuse.
 from durable_swarm.testing.crash import CrashReport, CrashTestFailed, Finding, crash_test, effect
 from durable_swarm.testing.faults import (
     cut,
+    cut_off,
     dropped,
     garbled,
     http_error,
@@ -45,6 +46,7 @@ __all__ = [
     "check_request",
     "crash_test",
     "cut",
+    "cut_off",
     "dropped",
     "effect",
     "garbled",

@@ -10,6 +10,7 @@
 a stream breaks after n events, a whole answer in its middle |
 | `garbled()` | raises `json.JSONDecodeError` | a success whose body is broken JSON |
 | `no_choices()` | a response without a choice | the same |
+| `cut_off(reply, reason="length")` | the reply with that finish reason, whole or streamed | the same |
 | `slowly(reply, ...)` | waits, no longer than the request's `timeout` | waits |
 
 Any `ProviderError`, `TimeoutError`, `ConnectionError` or `JSONDecodeError` of your own does the same as these. Two more
@@ -25,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from durable_swarm.checks import check_text
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.shapes import Completion
 from durable_swarm.testing.strict import ProviderError
@@ -47,6 +49,14 @@ class Cut:
 
     reply: Any
     after: int
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """Made by `cut_off`."""
+
+    reply: Any
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,17 @@ def garbled() -> json.JSONDecodeError:
 def no_choices() -> Completion:
     """Answer with a success that holds no choice."""
     return Completion(id="chatcmpl-0", model="scripted", choices=[])
+
+
+def cut_off(reply: Any, reason: str = "length") -> CutOff:
+    """Answer with `reply` as far as it came: the provider cut it, at its token limit or for what it said.
+
+    `reason` is the finish reason, "length" or "content_filter"; others, as some gateways have, are sent as they are.
+    The reply may hold arguments that break off: `cut_off([("refund", '{"order": "A')])`. Raises `ConfigurationError`
+    for a reason that is no text.
+    """
+    check_text("cut_off(reason=...)", reason)
+    return CutOff(reply, reason)
 
 
 def slowly(reply: Any, *, latency: float | None = None, pace: float | None = None) -> Slow:

@@ -299,7 +299,7 @@ class Replaying:
 
     def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
         """Give the recorded reply, its calls planned by today's code."""
-        calls = plan_calls(agent, recorded.reply.message)
+        calls = plan_calls(agent, recorded.reply.message, recorded.reply.finish)
         for was, now in zip(recorded.reply.calls, calls, strict=True):
             if was.plan != "tell" and find_tool(agent, now.tool) is None:
                 raise ReplayMismatch(
@@ -308,7 +308,7 @@ class Replaying:
                     run_id=self.recording.run_id,
                 )
             self._note(turn, f"what the model is told of {_call(now)}", was.text or None, now.text or None)
-        return Reply(recorded.reply.message, calls, recorded.reply.usage, heard=recorded.reply.heard)
+        return replace(recorded.reply, calls=calls, together=False)
 
     async def _ask_anew(self, effect: Ask, agent: Any, context: dict[str, Any], recorded: RecordedTurn | None) -> Reply:
         heard = [] if recorded is None else recorded.reply.heard
@@ -323,13 +323,13 @@ class Replaying:
             call=ModelCall(self.recording.run_id, effect.turn),
             waits=Blocking(),
         )
-        calls = plan_calls(agent, completion.message)
+        calls = plan_calls(agent, completion.message, completion.finish)
         was = None if recorded is None else recorded.reply
         self._note(effect.turn, "reply", was and was.message.get("content"), completion.message.get("content"))
         self._note(
             effect.turn, "tool calls", [_call(call) for call in was.calls] if was else None, list(map(_call, calls))
         )
-        return Reply(completion.message, calls, completion.usage, heard=heard)
+        return Reply(completion.message, calls, completion.usage, heard=heard, finish=completion.finish)
 
     # Tool calls
 
@@ -365,6 +365,7 @@ class Replaying:
             return
         self._note(None, "turns", len(self.recording.turns), len(self.requests))
         self._note(None, "agent", then.agent, now.agent)
+        self._note(None, "ended_by", then.ended_by, now.ended_by)
         self._note(None, "context_variables", codec.encode(then.context), codec.encode(now.context))
 
 

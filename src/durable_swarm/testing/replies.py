@@ -9,9 +9,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.testing.faults import Cut, Page, Slow
+from durable_swarm.testing.faults import Cut, CutOff, Page, Slow
 from durable_swarm.testing.requests import messages_of
-from durable_swarm.testing.shapes import AssistantMessage, Choice, Completion, Function, TokenUsage, ToolCall
+from durable_swarm.testing.shapes import (
+    AssistantMessage,
+    Choice,
+    Completion,
+    Function,
+    TokenUsage,
+    ToolCall,
+    as_completion,
+)
 
 REPLY_FORMS = (
     "A reply is a string, a list of tool calls, a dict that is an assistant message, an exception, a fault such "
@@ -35,7 +43,7 @@ def check_reply(reply: Any) -> None:
 
     Raises `ConfigurationError`.
     """
-    while isinstance(reply, Slow | Cut):
+    while isinstance(reply, Slow | Cut | CutOff):
         reply = reply.reply
     if not (is_exception(reply) or callable(reply) or isinstance(reply, Page) or hasattr(reply, "choices")):
         message_of(reply, str)
@@ -87,16 +95,24 @@ def _as_json(name: str, arguments: dict[str, Any]) -> str:
         raise ConfigurationError(f"the arguments of the scripted tool call {name!r} are not JSON: {error}") from error
 
 
-def completion_of(number: int, request: dict[str, Any], message: AssistantMessage) -> Completion:
-    """Make the response to request `number` that holds the message."""
+def completion_of(number: int, request: dict[str, Any], message: AssistantMessage, finish: str | None) -> Completion:
+    """Make the response to request `number` that holds the message; `finish` is its reason where it was cut off."""
     prompt = sum(_words(asked) for asked in messages_of(request))
     answer = _words(message.model_dump())
     return Completion(
         id=f"chatcmpl-{number}",
         model=str(request.get("model", "scripted")),
-        choices=[Choice(message=message, finish_reason="tool_calls" if message.tool_calls else "stop")],
+        choices=[Choice(message=message, finish_reason=finish or ("tool_calls" if message.tool_calls else "stop"))],
         usage=TokenUsage(prompt_tokens=prompt, completion_tokens=answer, total_tokens=prompt + answer),
     )
+
+
+def cut_short(answer: Any, finish: str) -> Completion:
+    """Return a whole response object with another finish reason."""
+    cut = as_completion(answer).model_copy(deep=True)
+    for choice in cut.choices:
+        choice.finish_reason = finish
+    return cut
 
 
 def _words(message: dict[str, Any]) -> int:

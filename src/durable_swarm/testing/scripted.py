@@ -17,8 +17,8 @@ from typing import Any
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.models import current_model_call
-from durable_swarm.testing.faults import Cut, Page, Slow, check_seconds, dropped
-from durable_swarm.testing.replies import REPLY_FORMS, check_reply, completion_of, is_exception, message_of
+from durable_swarm.testing.faults import Cut, CutOff, Page, Slow, check_seconds, dropped
+from durable_swarm.testing.replies import REPLY_FORMS, check_reply, completion_of, cut_short, is_exception, message_of
 from durable_swarm.testing.requests import ending, last_id
 from durable_swarm.testing.rules import Rule, choose
 from durable_swarm.testing.shapes import as_completion
@@ -31,13 +31,14 @@ class Play:
     """The answer to one request and the manner in which it comes.
 
     `answer` is a response, an exception or a `Page`; `latency` and `pace` are seconds; `cut_after` the number of chunks
-    after which the connection is lost, or None.
+    after which the connection is lost, or None; `finish` the finish reason of a reply that was cut off, or None.
     """
 
     answer: Any
     latency: float = 0.0
     pace: float = 0.0
     cut_after: int | None = None
+    finish: str | None = None
 
     def whole(self) -> Any:
         """Give the answer as `create` does, or raise it."""
@@ -123,10 +124,12 @@ class Script(ABC):
             check_request(request)
         reply = self._take(request) if injected is None else injected
         play = self._performed(reply, request)
-        if is_exception(play.answer) or isinstance(play.answer, Page) or hasattr(play.answer, "choices"):
+        if is_exception(play.answer) or isinstance(play.answer, Page):
             return play
+        if hasattr(play.answer, "choices"):
+            return play if play.finish is None else replace(play, answer=cut_short(play.answer, play.finish))
         message = message_of(play.answer, self._ids_for(request))
-        return replace(play, answer=completion_of(number, request, message))
+        return replace(play, answer=completion_of(number, request, message, play.finish))
 
     def _take(self, request: dict[str, Any]) -> Any:
         if self._rules:
@@ -163,6 +166,8 @@ class Script(ABC):
                 reply = reply.reply
             elif isinstance(reply, Cut):
                 play, reply = replace(play, cut_after=reply.after), reply.reply
+            elif isinstance(reply, CutOff):
+                play, reply = replace(play, finish=reply.reason), reply.reply
             elif is_exception(reply):
                 return replace(play, answer=reply() if isinstance(reply, type) else reply)
             elif callable(reply) and not hasattr(reply, "choices"):
