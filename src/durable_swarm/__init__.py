@@ -23,9 +23,10 @@ from durable_swarm.errors import (
     UnknownAgent,
 )
 from durable_swarm.events import Event
+from durable_swarm.inside import current_call
 from durable_swarm.repl import run_demo_loop
 from durable_swarm.swarm import Swarm
-from durable_swarm.tools import current_call, emit, sleep, sleep_async, step, tool
+from durable_swarm.tools import emit, sleep, sleep_async, step, tool
 from durable_swarm.types import Agent, Response, Result
 
 __all__ = [

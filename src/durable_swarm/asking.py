@@ -13,8 +13,8 @@ from typing import Any
 from durable_swarm.checks import check_seconds, check_text
 from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError, InvalidAnswer, NotInRun, RequestExpired
+from durable_swarm.inside import Inside, calling
 from durable_swarm.requests import Asked, Decision
-from durable_swarm.tools import Inside, calling
 from durable_swarm.waits import block, running_loop
 
 _NOT_GIVEN: Any = object()

@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from durable_swarm.asking import Later
+from durable_swarm.attempts import retrying
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
 from durable_swarm.gates import needs_approval
+from durable_swarm.inside import Inside
 from durable_swarm.loop import CUT, Call, Outcome
 from durable_swarm.models import without_secrets
 from durable_swarm.schema import BadArguments, check_arguments, wants_connection, wants_context
-from durable_swarm.tools import Inside, retrying
 from durable_swarm.types import Message, Result, ToolSettings, settings_of, tool_name
 from durable_swarm.waits import Waits, contained, is_async
 

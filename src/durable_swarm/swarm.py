@@ -26,13 +26,14 @@ from durable_swarm.checks import check_text, check_whole
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.gates import approval_of, approved, later_of, posted
 from durable_swarm.inbox import MemoryInbox
+from durable_swarm.inside import CurrentCall, Inside
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, complete
 from durable_swarm.requests import Decision
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.roster import remember
 from durable_swarm.streaming import PATIENCE, Channel, Item, Stream, read, read_async
-from durable_swarm.tools import IN_MEMORY, CurrentCall, Inside
+from durable_swarm.tools import IN_MEMORY
 from durable_swarm.types import Message, Response
 from durable_swarm.waits import (
     Blocking,

@@ -7,155 +7,24 @@ the same functions are plain calls, so tools can be tested as the functions they
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import contextvars
 import dataclasses
 import functools
 import inspect
-import itertools
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, get_args, overload
+from collections.abc import Callable
+from typing import Any, TypeVar, get_args, overload
 
+from durable_swarm.attempts import retrying
 from durable_swarm.checks import check_seconds, check_whole
 from durable_swarm.codec import as_json, storable
-from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
-from durable_swarm.requests import Asked, Decision
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.inside import Inside, Recorder, calling
 from durable_swarm.types import Effect, ToolSettings, note_settings, settings_of, tool_name
-from durable_swarm.waits import in_thread, is_async
+from durable_swarm.waits import is_async
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_GIVEN: Any = object()
-
-
-@dataclass(frozen=True)
-class CurrentCall:
-    """The tool call under way.
-
-    `attempt` counts from 1 and is above 1 when the call may have been entered before: after a crash, or by a retry.
-    `idempotency_key` is the same in every attempt and belongs to no other call: hand it to the outside world.
-    """
-
-    run_id: str
-    agent: str
-    tool: str
-    call_id: str
-    attempt: int
-    idempotency_key: str
-
-
-class Recorder(Protocol):
-    """What the engine offers inside a tool: checkpoints and sleeps that survive a crash."""
-
-    def step(self, name: str, body: Callable[[], Any]) -> Any:
-        """Run `body` once, ever, and give its result; an async `body` gives an awaitable."""
-
-    def sleep(self, seconds: float) -> None:
-        """Sleep to the time first set."""
-
-    async def sleep_async(self, seconds: float) -> None:
-        """Sleep to the time first set, on the event loop."""
-
-
-class People(Protocol):
-    """Who answers what a tool call asks: a person, or another program."""
-
-    async def wait(self, asked: Asked, unfit: Callable[[Decision], str] | None = None) -> Decision:
-        """Ask, unless it was asked before, and wait for the decision.
-
-        `unfit` says what is wrong with one, or ''; then the request is opened again.
-        """
-
-
-class Owner(Protocol):
-    """Who knows whether what begins is still to begin: in a database, others may have taken the run over."""
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether that was asked just now."""
-
-    def make_sure(self) -> None:
-        """Ask. Raises what ends the execution where it has the run no more."""
-
-
-@dataclass(frozen=True)
-class Inside:
-    """Where the running code stands: in which call, what records its steps (None: nothing does), who answers it.
-
-    `scope` and `numbers` name what the code begins there (steps, runs of its own) the same way in every life and in
-    every attempt; `finished` keeps the steps of failed attempts, which a further attempt does not repeat.
-    """
-
-    call: CurrentCall
-    recorder: Recorder | None
-    people: People
-    scope: str = ""
-    numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
-    finished: dict[str, Any] = dataclasses.field(default_factory=dict)
-    emit: Callable[[int, Any], None] | None = None
-    """Takes what the code emits, with the attempt; None where nobody can follow the run."""
-    abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
-    """Set when the attempt has timed out; its thread may still run, but begins nothing more."""
-    owner: Owner | None = None
-    """Asked before each attempt; None in memory."""
-
-    def next_id(self) -> str:
-        """Give the id of the next thing begun here."""
-        return f"{self.scope or self.call.idempotency_key}/{next(self.numbers)}"
-
-    def again(self, attempt: int) -> Inside:
-        """Give the same place for the attempt that follows `attempt` earlier ones."""
-        call = dataclasses.replace(self.call, attempt=self.call.attempt + attempt)
-        return dataclasses.replace(self, call=call, numbers=itertools.count(), abandoned=threading.Event())
-
-    @property
-    def is_sure(self) -> bool:
-        """Whether it was asked just now whose the run is."""
-        return self.owner is None or self.owner.is_sure
-
-    def make_sure(self) -> None:
-        """Check that the code is still to begin, unless that was asked just now."""
-        if self.owner is not None and not self.owner.is_sure:
-            self.owner.make_sure()
-
-    def check(self) -> None:
-        """Check that the attempt is still wanted. Raises TimeoutError."""
-        if self.abandoned.is_set():
-            raise TimeoutError(f"tool {self.call.tool!r} has timed out; what its thread goes on with counts no more")
-
-
-_inside: ContextVar[Inside | None] = ContextVar("durable_swarm_inside", default=None)
-
-
-@contextlib.contextmanager
-def inside(here: Inside) -> Iterator[Inside]:
-    """Make `here` what the vocabulary sees in this context."""
-    token = _inside.set(here)
-    try:
-        yield here
-    finally:
-        _inside.reset(token)
-
-
-def current_call() -> CurrentCall:
-    """Give the tool call under way: `run_id, agent, tool, call_id, attempt, idempotency_key`.
-
-    Raises `NotInRun` outside a tool.
-    """
-    here = _inside.get()
-    if here is None:
-        raise NotInRun("current_call() was called outside a tool; only a tool that a run has called has a call")
-    return here.call
-
-
-def calling() -> Inside | None:
-    """Give where the running code stands, or None outside a tool."""
-    return _inside.get()
 
 
 @overload
@@ -189,7 +58,7 @@ def step(
 
         @functools.wraps(target)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            here = _inside.get()
+            here = calling()
             if here is None or here.recorder is None:
                 return target(*args, **kwargs)
             return _call_step(here, label, functools.partial(target, *args, **kwargs), settings)
@@ -385,7 +254,7 @@ def emit(progress: str | dict[str, Any]) -> None:
     if not isinstance(progress, str | dict):
         raise ConfigurationError(f"emit() takes a text or a dictionary, not a {type(progress).__name__}")
     data = as_json(progress, "emit()")
-    here = _inside.get()
+    here = calling()
     if here is not None and here.emit is not None:
         here.check()
         here.emit(here.call.attempt, data)
@@ -409,7 +278,7 @@ IN_MEMORY: Recorder = _Memory()
 
 def _recorder(word: str, seconds: float) -> Recorder | None:
     check_seconds(f"{word}: seconds", seconds)
-    here = _inside.get()
+    here = calling()
     if here is not None and here.recorder is None:
         raise ConfigurationError(
             f"{word}() inside a @step of tool {here.call.tool!r} would not survive a crash; "
@@ -419,67 +288,3 @@ def _recorder(word: str, seconds: float) -> Recorder | None:
         return None
     here.check()
     return here.recorder
-
-
-def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) -> Callable[[], Any]:
-    """Give `function` with the retries and the timeout of `settings`, async if it is; each attempt knows its number."""
-
-    async def on_loop() -> Any:
-        for attempt in range(settings.retries + 1):
-            if not here.is_sure:
-                await in_thread(here.make_sure)
-            try:
-                with inside(here.again(attempt)):
-                    return await _bounded_async(function, settings.timeout)
-            except Exception as error:
-                if attempt == settings.retries or isinstance(error, ToolError):
-                    raise
-                await asyncio.sleep(settings.backoff * 2**attempt)
-        raise AssertionError("unreachable")
-
-    def in_this_thread() -> Any:
-        for attempt in range(settings.retries + 1):
-            here.make_sure()
-            try:
-                with inside(here.again(attempt)) as now:
-                    return function() if settings.timeout is None else _bounded(function, settings.timeout, now)
-            except Exception as error:
-                if attempt == settings.retries or isinstance(error, ToolError):
-                    raise
-                time.sleep(settings.backoff * 2**attempt)
-        raise AssertionError("unreachable")
-
-    return on_loop if is_async(function) else in_this_thread
-
-
-async def _bounded_async(function: Callable[[], Any], timeout: float | None) -> Any:
-    try:
-        async with asyncio.timeout(timeout) as bound:
-            return await function()
-    except TimeoutError:
-        if timeout is None or not bound.expired():
-            raise
-        raise _late(timeout) from None
-
-
-def _bounded(function: Callable[[], Any], timeout: float, here: Inside) -> Any:
-    future: Future[Any] = Future()
-
-    def main() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=contextvars.copy_context().run, args=(main,), daemon=True).start()
-    try:
-        return future.result(timeout)
-    except TimeoutError:
-        if future.done():
-            raise
-        here.abandoned.set()
-        raise _late(timeout) from None
-
-
-def _late(timeout: float) -> TimeoutError:
-    return TimeoutError(f"the call took longer than its timeout of {timeout:g} s")

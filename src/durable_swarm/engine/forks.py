@@ -19,10 +19,10 @@ from durable_swarm.checks import check_text, check_whole
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.store import Store, notes_on
 from durable_swarm.engine.turns import Rows, TurnRecords, recorded_turns
+from durable_swarm.inside import calling
 from durable_swarm.loop import Ask, CallAll, Close, Start, turns
 from durable_swarm.roster import remember
 from durable_swarm.swarm import check_agent, check_messages, plain
-from durable_swarm.tools import calling
 from durable_swarm.types import Message
 
 

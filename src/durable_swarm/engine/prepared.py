@@ -12,8 +12,8 @@ from durable_swarm.engine.live import Settings
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.sealing import Seal, input_of
 from durable_swarm.engine.store import QUEUED
+from durable_swarm.inside import calling
 from durable_swarm.swarm import Request
-from durable_swarm.tools import calling
 
 
 class Home(Settings, Protocol):

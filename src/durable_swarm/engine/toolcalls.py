@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors
+from durable_swarm.attempts import retrying
 from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
 from durable_swarm.engine import records
 from durable_swarm.engine.claims import now
@@ -25,11 +26,11 @@ from durable_swarm.engine.signals import Failed, Held
 from durable_swarm.engine.transactions import Transactions
 from durable_swarm.errors import safe_text
 from durable_swarm.gates import approval_of, approved, later_of, outcome_of, posted
+from durable_swarm.inside import CurrentCall, Inside, Recorder
 from durable_swarm.loop import Call, Outcome, absorb
 from durable_swarm.models import without_secrets
 from durable_swarm.requests import TOKEN, Asked, Decision, Request
 from durable_swarm.schema import accepted, check_arguments, wants_connection
-from durable_swarm.tools import CurrentCall, Inside, Recorder, retrying
 from durable_swarm.types import ToolSettings, settings_of
 from durable_swarm.waits import Blocking, Waits, finish, in_thread, is_async
 
