@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
 
+from durable_swarm.engine.database import choose
 from durable_swarm.postgres import NoPostgres
+from durable_swarm.testing.crash.templates import copy_template, open_once
 from faults.shim import NoShim, build
 from tests.crash.lives import server
 from tests.support.postgres import fresh_database, running_server
@@ -23,7 +25,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test that asks for PostgreSQL, so that `-m "not postgres"` leaves it out."""
     for item in items:
-        if "postgres_database" in getattr(item, "fixturenames", ()):
+        if "postgres_url" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
 
 
@@ -55,18 +57,49 @@ def postgres_url() -> Iterator[str]:
         pytest.fail(str(reason))
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_url: str) -> Iterator[str]:
+    """The URL of a PostgreSQL database that was opened once, and of which fresh ones are copies."""
+    with fresh_database(postgres_url) as url:
+        open_once(url)
+        yield url
+
+
 @pytest.fixture
-def postgres_database(postgres_url: str) -> Iterator[str]:
-    """The URL of a fresh PostgreSQL database, dropped after the test."""
+def postgres_database(postgres_url: str, postgres_template: str) -> Iterator[str]:
+    """The URL of a fresh PostgreSQL database with all tables, dropped after the test."""
+    with fresh_database(postgres_url, postgres_template) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_postgres(postgres_url: str) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database, as programs find it at first; dropped after the test."""
     with fresh_database(postgres_url) as url:
         yield url
 
 
+@pytest.fixture(scope="session")
+def fresh_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], str]:
+    """Makes fresh SQLite databases with all tables, and gives their URLs; they are copies of one that was opened once.
+
+    What opens a database that is not there yet is tried in `tests/engine/test_database.py`.
+    """
+    template = f"sqlite:///{tmp_path_factory.mktemp('template')}/template.sqlite"
+    open_once(template)
+
+    def fresh(path: Path) -> str:
+        copy_template(choose(template), choose(f"sqlite:///{path}"))
+        return f"sqlite:///{path}"
+
+    return fresh
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, fresh_sqlite: Callable[[Path], str]) -> str:
     """The URL of a fresh database; the test runs once on SQLite and once on PostgreSQL."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/runs.sqlite"
+        return fresh_sqlite(tmp_path / "runs.sqlite")
     url: str = request.getfixturevalue("postgres_database")
     return url
 

@@ -44,7 +44,8 @@ def make_swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeS
         def make(client: Any, **options: Any) -> Any:
             if request.param == "memory":
                 return Swarm(client, **options)
-            database = f"sqlite:///{tmp_path}/runs.sqlite"
+            path = tmp_path / "runs.sqlite"
+            database = f"sqlite:///{path}" if path.exists() else request.getfixturevalue("fresh_sqlite")(path)
             return stack.enter_context(DurableSwarm(client, database=database, **options))
 
         yield make

@@ -21,8 +21,10 @@ from pathlib import Path
 
 import sqlalchemy
 
+from durable_swarm.engine.database import choose
 from durable_swarm.testing.crash.boundaries import Place
 from durable_swarm.testing.crash.ledger import read_lines
+from durable_swarm.testing.crash.templates import copy_template, open_once
 from durable_swarm.types import Message
 from faults.shim import Fault
 from tests.crash import disk, scenarios, streamed
@@ -104,15 +106,18 @@ class Matrix:
     folder: Path
     scenario: str
     postgres: str | None = None
-    """A PostgreSQL database after which each case names a fresh one; by default each gets a fresh SQLite file."""
+    """A fresh PostgreSQL database of which each case gets a copy; by default each gets a fresh SQLite file."""
 
     def __post_init__(self) -> None:
         self._numbers = count(1)
         self._undisturbed: dict[str, tuple[End, list[Effect]]] = {}
+        self._template = self.postgres or f"sqlite:///{self.folder}/template-{self.scenario}.sqlite"
 
     def undisturbed(self, colour: str) -> tuple[End, list[Effect]]:
         """Give the end and the effects of a life that nobody disturbed."""
         if colour not in self._undisturbed:
+            if not self.postgres and not self._undisturbed:
+                self.lives.live(open_once, self._template, ledger=self.folder / "template.ledger")
             trial = self._trial()
             end = trial.live(colour, "attach", None)
             effects = trial.effects()
@@ -127,10 +132,12 @@ class Matrix:
         end, _ = self.undisturbed(colour)
         return [place for number in range(1, len(end.passed) + 1) for place in both_sides(number)]
 
-    def _trial(self) -> _Trial:
+    def _trial(self, *, copy: bool = False) -> _Trial:
         number = next(self._numbers)
         name = f"{self.scenario}-{number}"
         url = f"{self.postgres}_{number}" if self.postgres else f"sqlite:///{self.folder}/{name}.sqlite"
+        if copy:
+            copy_template(choose(self._template), choose(url))
         return _Trial(self, f"{RUN_PREFIX}{name}", url, self.folder / f"{name}.ledger")
 
     def judge(self, colour: str, way: str, *deaths: Death) -> Verdict:
@@ -139,7 +146,9 @@ class Matrix:
         where = ", then ".join(_told(death, expected) for death in deaths)
         verdict = Verdict(f"{self.scenario} {colour} {way}: killed {where}")
         try:
-            self._trial().judge(verdict, colour, way, deaths, expected, effects)
+            # What dies at a boundary has made its tables; what dies at any instant, or write, may be about to.
+            trial = self._trial(copy=all(isinstance(death, Place) for death in deaths))
+            trial.judge(verdict, colour, way, deaths, expected, effects)
         except AssertionError as error:
             verdict.problems.append(str(error)[-3000:])
         return verdict

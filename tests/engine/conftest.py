@@ -16,9 +16,9 @@ Make = Callable[..., DurableSwarm]
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def url(tmp_path: Path, fresh_sqlite: Callable[[Path], str]) -> str:
     """The URL of a fresh SQLite database."""
-    return f"sqlite:///{tmp_path}/runs.sqlite"
+    return fresh_sqlite(tmp_path / "runs.sqlite")
 
 
 @pytest.fixture

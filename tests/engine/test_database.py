@@ -49,6 +49,12 @@ def work(make: Make) -> None:
 
 
 @pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The URL of a SQLite database that is not there yet: here it is made as programs make it."""
+    return f"sqlite:///{tmp_path}/runs.sqlite"
+
+
+@pytest.fixture
 def worked(make: Make, url: str) -> str:
     """The URL of a database in which runs of every kind are recorded, still open."""
     work(make)
@@ -88,6 +94,23 @@ def test_only_the_user_can_read_the_file(worked: str, tmp_path: Path) -> None:
     assert {name: stat.filemode((tmp_path / name).stat().st_mode) for name in files} == dict.fromkeys(
         files, "-rw-------"
     )
+
+
+def test_a_copy_of_an_opened_database_is_like_a_new_one(
+    worked: str, fresh_sqlite: Callable[[Path], str], tmp_path: Path
+) -> None:
+    """What tests begin with has the tables and indexes of a database that a program has made, and holds no run."""
+
+    def definitions(url: str) -> set[tuple[str, str]]:
+        with connected(url) as connection:
+            found = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+            return {(name, sql) for name, sql in found}
+
+    copied = fresh_sqlite(tmp_path / "copy.sqlite")
+    assert definitions(copied) == definitions(worked)
+    assert stat.S_IMODE((tmp_path / "copy.sqlite").stat().st_mode) == 0o600
+    with connected(copied) as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM workflow_status").scalar() == 0
 
 
 def test_a_reported_commit_is_on_disk(worked: str) -> None:

@@ -63,10 +63,14 @@ def kept(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fresh_database(server_url: str) -> Iterator[str]:
-    """Create an empty database in the server and give its URL; drop it, and every one named after it, at the end."""
+def fresh_database(server_url: str, template: str | None = None) -> Iterator[str]:
+    """Create a database in the server and give its URL; drop it, and every one named after it, at the end.
+
+    It is empty, or a copy of the database with the URL `template`.
+    """
     name = f"test_{secrets.token_hex(8)}"
-    _execute(server_url, f'CREATE DATABASE "{name}"')
+    like = "" if template is None else f' TEMPLATE "{urlsplit(template).path[1:]}"'
+    _execute(server_url, f'CREATE DATABASE "{name}"{like}')
     try:
         yield urlunsplit(urlsplit(_plain(server_url))._replace(path=f"/{name}"))
     finally:

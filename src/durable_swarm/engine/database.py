@@ -309,14 +309,27 @@ def drop(url: sqlalchemy.URL) -> None:
         raise unfit(url, error) from error
 
 
-def _on_server(url: sqlalchemy.URL, statement: str) -> None:
+def copy(template: sqlalchemy.URL, to: sqlalchemy.URL) -> None:
+    """Make a PostgreSQL database that begins as another one of the same server, to which nothing may be connected.
+
+    Raises `ConfigurationError` if that is refused.
+    """
+    try:
+        _on_server(to, "CREATE DATABASE {} TEMPLATE {}", template)
+    except DBAPIError as error:
+        raise unfit(to, error) from error
+
+
+def _on_server(url: sqlalchemy.URL, statement: str, *others: sqlalchemy.URL) -> None:
+    """Run a statement on the server of `url`, with the names of the databases put in."""
     server = sqlalchemy.create_engine(
         url.set(drivername="postgresql+psycopg", database="postgres"),
         isolation_level="AUTOCOMMIT",
         poolclass=sqlalchemy.NullPool,
     )
     with server.connect() as connection:
-        connection.exec_driver_sql(statement.format(server.dialect.identifier_preparer.quote(str(url.database))))
+        names = [server.dialect.identifier_preparer.quote(str(one.database)) for one in (url, *others)]
+        connection.exec_driver_sql(statement.format(*names))
 
 
 def unfit(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:

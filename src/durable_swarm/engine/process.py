@@ -50,6 +50,8 @@ from durable_swarm.waits import Home, background_loop, running_loop
 
 log = logging.getLogger("durable_swarm")
 
+POLL = 0.02
+"""Seconds between looks of DBOS for what was told to it: so long, about, closing waits. It costs 0.3 % of a core."""
 SEE_OFF = 1.0
 """Seconds that closing waits at most for runs that only wait themselves."""
 
@@ -135,7 +137,7 @@ class Process:
             "serializer": internals.JSON,
             "log_level": "CRITICAL",
             "max_executor_threads": 2 * IN_THREADS,
-            "notification_listener_polling_interval_sec": 0.1,  # How long closing may take.
+            "notification_listener_polling_interval_sec": POLL,
         }
         try:
             internals.shorten_pauses()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from durable_swarm.errors import ConfigurationError
 from durable_swarm.runs import ENDED
 from durable_swarm.testing.crash.boundaries import Death, Instant, Place
 from durable_swarm.testing.crash.ledger import read_ledger
-from durable_swarm.testing.crash.lives import End, Scenario, Task, live, scenario_of
+from durable_swarm.testing.crash.lives import PRELOAD, End, Scenario, Task, live, scenario_of
 from durable_swarm.testing.crash.outcome import Difference, Outcome, differences, name_calls, runs_of
 from durable_swarm.testing.crash.report import ADVICE, CrashReport, Finding, finding, undisturbed
+from durable_swarm.testing.crash.templates import copy_template, make_template
 
 HIT = 0.95
 """The part of the planned kills that must take place for a test to prove anything."""
@@ -104,20 +106,24 @@ class _Test:
     timeout: float
     chance: chances.Random
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    _template: sqlalchemy.URL | None = None
+    """What databases are copies of; without one a life makes its own, as the first does."""
 
     def run(self, workers: int, *, random: int, pairs: bool, only: Sequence[int] | None) -> CrashReport:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="crash-test-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
             expected, end = self._undisturbed(folder)
-            again, _ = self._undisturbed(folder)
-            report = CrashReport(str(self.scenario), end.passed, undisturbed(differences(expected, again, ())))
-            if not report.ok:
-                return report
-            cases = [(death, self.chance.random()) for death in self._deaths(end, random, only)]
-            with ThreadPoolExecutor(workers) as pool:
-                tried = pool.map(lambda case: self._try(folder, case[0], case[1], expected, end.passed, pairs), cases)
-                verdicts = [verdict for some in tried for verdict in some]
+            with self._copies(folder):
+                again, _ = self._undisturbed(folder)
+                report = CrashReport(str(self.scenario), end.passed, undisturbed(differences(expected, again, ())))
+                if not report.ok:
+                    return report
+                deaths = self._deaths(end, random, only)
+                draws = [self.chance.random() for _ in deaths]
+                try_one = partial(self._try, folder, expected=expected, boundaries=end.passed, pairs=pairs)
+                with ThreadPoolExecutor(workers) as pool:
+                    verdicts = [verdict for some in pool.map(try_one, deaths, draws) for verdict in some]
         findings = [finding for verdict in verdicts for finding in verdict.findings]
         findings += _missed(len(verdicts), sum(verdict.missed for verdict in verdicts), 0.5 if random else HIT)
         kills = sum(verdict.kills for verdict in verdicts)
@@ -219,15 +225,34 @@ class _Test:
     def _place(self, folder: Path) -> Iterator[Task]:
         """Give a folder and a database to one case, and take them away again."""
         number = next(self._numbers)
-        own = folder / str(number)
-        if self.server is None:
-            yield Task(self.scenario, f"sqlite:///{own}/crash.sqlite", own, 0)
-            return
-        url = self.server.set(database=f"{self.server.database}_crash_{folder.name[-8:].lower()}_{number}")
+        own, url = folder / str(number), self._url(folder, str(number))
+        if self._template is not None:
+            copy_template(self._template, url)
         try:
             yield Task(self.scenario, url.render_as_string(hide_password=False), own, 0)
         finally:
-            databases.drop(url)
+            if self.server is not None:
+                databases.drop(url)
+
+    def _url(self, folder: Path, name: str) -> sqlalchemy.URL:
+        """Name a database of this test."""
+        if self.server is None:
+            return databases.choose(f"sqlite:///{folder / name}/crash.sqlite")
+        return self.server.set(database=f"{self.server.database}_crash_{folder.name[-8:].lower()}_{name}")
+
+    @contextlib.contextmanager
+    def _copies(self, folder: Path) -> Iterator[None]:
+        """Have the databases of this block be copies of one that was opened once: that is what costs most of it."""
+        template = self._url(folder, "template")
+        (folder / "template").mkdir()
+        try:
+            make_template(template, folder / "template" / "log", PRELOAD)
+            self._template = template
+            yield
+        finally:
+            self._template = None
+            if self.server is not None:
+                databases.drop(template)
 
 
 def _missed(planned: int, missed: int, least: float) -> list[Finding]:

@@ -1,0 +1,58 @@
+"""Databases that a case begins with: one is opened once, and copied for each case, for a tenth of the time."""
+
+from __future__ import annotations
+
+import shutil
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import sqlalchemy
+
+from durable_swarm.engine import database as databases
+from durable_swarm.engine.durable import DurableSwarm
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.testing.crash.processes import Child, fork_server, leave, redirect
+
+SECONDS = 60.0
+"""Seconds that making a template may take."""
+
+
+def make_template(url: sqlalchemy.URL, log: Path, preload: list[str]) -> None:
+    """Open the database once, in a process of its own, so that it has all tables.
+
+    Raises `ConfigurationError` if it cannot be used.
+    """
+    child = Child(fork_server(preload), _open, (url.render_as_string(hide_password=False), log), log, daemon=True)
+    try:
+        problem = child.receive(SECONDS)
+    except TimeoutError:
+        problem = f"the database {databases.shown(url)} could not be opened within {SECONDS:g} s"
+    child.gone(10)
+    child.answer.close()
+    if problem != "":
+        raise ConfigurationError(problem or f"the database {databases.shown(url)} could not be opened: {child.log}")
+
+
+def _open(url: str, log: Path, answer: Connection) -> None:
+    redirect(log, log.parent)
+    try:
+        open_once(url)
+    except ConfigurationError as error:
+        leave(answer, str(error))
+    leave(answer, "")
+
+
+def open_once(url: str) -> None:
+    """Open the database in this process and close it again: it then has all tables."""
+    with DurableSwarm(database=url) as swarm:
+        swarm.runs(limit=1)
+
+
+def copy_template(template: sqlalchemy.URL, to: sqlalchemy.URL) -> None:
+    """Make a database that begins as the template. Nothing may be connected to the template."""
+    if databases.is_sqlite(to):
+        path = Path(str(to.database))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(str(template.database), path)
+    else:
+        databases.copy(template, to)
