@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from durable_swarm import ends
 from durable_swarm.errors import ToolError
 from durable_swarm.inside import Inside, inside
 from durable_swarm.types import ToolSettings
@@ -17,17 +18,20 @@ from durable_swarm.waits import in_thread, is_async
 
 
 def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) -> Callable[[], Any]:
-    """Give `function` with the retries and the timeout of `settings`, async if it is; each attempt knows its number."""
+    """Return `function` with the retries and the timeout of `settings`, async if it is; each attempt knows its number.
+
+    What it raises that is not an `Exception` leaves it as `ends.Raised`.
+    """
 
     async def on_loop() -> Any:
         for attempt in range(settings.retries + 1):
             if not here.is_sure:
                 await in_thread(here.make_sure)
             try:
-                with inside(here.again(attempt)):
+                with ends.carrying(), inside(here.again(attempt)):
                     return await _bounded_async(function, settings.timeout)
             except Exception as error:
-                if attempt == settings.retries or isinstance(error, ToolError):
+                if attempt == settings.retries or _is_final(error):
                     raise
                 await asyncio.sleep(settings.backoff * 2**attempt)
         raise AssertionError("unreachable")
@@ -36,15 +40,20 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
         for attempt in range(settings.retries + 1):
             here.make_sure()
             try:
-                with inside(here.again(attempt)) as now:
+                with ends.carrying(), inside(here.again(attempt)) as now:
                     return function() if settings.timeout is None else _bounded(function, settings.timeout, now)
             except Exception as error:
-                if attempt == settings.retries or isinstance(error, ToolError):
+                if attempt == settings.retries or _is_final(error):
                     raise
                 time.sleep(settings.backoff * 2**attempt)
         raise AssertionError("unreachable")
 
     return on_loop if is_async(function) else in_this_thread
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether no further attempt follows."""
+    return isinstance(error, ToolError) or (isinstance(error, ends.Raised) and not error.is_retried)
 
 
 async def _bounded_async(function: Callable[[], Any], timeout: float | None) -> Any:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from durable_swarm import ends
 from durable_swarm.asking import Later
 from durable_swarm.attempts import retrying
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
@@ -96,10 +97,11 @@ async def told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
         return await making
     except (BadArguments, ToolError) as error:
         return Outcome(f"Error: {error}")
-    except Exception as error:
-        if not tell_errors:
+    except BaseException as error:
+        failure = ends.failure_of(error)
+        if failure is None or not tell_errors:
             raise
-        return Outcome(f"Error: {type(error).__name__}: {without_secrets(safe_text(error))}")
+        return Outcome(f"Error: {type(failure).__name__}: {without_secrets(safe_text(failure))}")
 
 
 async def invoke(

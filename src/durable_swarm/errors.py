@@ -183,8 +183,8 @@ def from_record(record: Mapping[str, Any]) -> DurableSwarmError:
 
 
 def safe_text(error: BaseException) -> str:
-    """Give the error's text, even where making it fails."""
+    """Return the error's text, also where making it raises anything at all."""
     try:
         return str(error)
-    except Exception:
+    except BaseException:
         return f"<{type(error).__name__} without text>"

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from durable_swarm import ends
 from durable_swarm.errors import InvalidAnswer, safe_text
 from durable_swarm.inside import CurrentCall, People
 from durable_swarm.loop import Call, Outcome
@@ -27,8 +28,11 @@ def needs_approval(function: Any, settings: ToolSettings, arguments: dict[str, A
         return rule, ""
     try:
         return bool(rule(**accepted(rule, function, arguments))), ""
-    except Exception as error:  # A rule that fails must not let anything through.
-        why = f"its rule for approvals raised {type(error).__name__}: {without_secrets(safe_text(error))[:200]}"
+    except BaseException as error:  # A rule that fails must not let anything through.
+        failure = ends.failure_of(error)
+        if failure is None:
+            raise
+        why = f"its rule for approvals raised {type(failure).__name__}: {without_secrets(safe_text(failure))[:200]}"
         log.warning("tool %r: %s; a person is asked", getattr(function, "__name__", function), why)
         return True, why
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mappi
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, overload
 
+from durable_swarm import ends
 from durable_swarm.answering import Answering, fits_code
 from durable_swarm.calls import (
     Cast,
@@ -214,7 +215,7 @@ class Swarm(Runner):
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
         self.inbox = MemoryInbox()
-        self._streaming: set[asyncio.Task[Response]] = set()
+        self._streaming: set[asyncio.Task[Any]] = set()
 
     def close(self) -> None:
         """Close the client, if this object made it."""
@@ -261,7 +262,8 @@ class Swarm(Runner):
 
     async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
         loop, channel = asyncio.get_running_loop(), Channel()
-        over = loop.create_task(self._run(asked, run_id, OnLoop(), self.clients.get(loop), channel))
+        run = contained(self._run(asked, run_id, OnLoop(), self.clients.get(loop), channel))
+        over = loop.create_task(run)
         self._streaming.add(over)
         over.add_done_callback(self._streaming.discard)
         try:
@@ -269,7 +271,7 @@ class Swarm(Runner):
                 yield item
         finally:
             channel.close()
-        yield {"response": over.result()}
+        yield {"response": result_of(over.result())}
 
     async def _run(
         self, asked: Request, run_id: str | None, waits: Waits, client: Any, channel: Channel | None = None
@@ -278,7 +280,8 @@ class Swarm(Runner):
             check_text("run_id", run_id)
         performer = _InMemory(self, asked, run_id or str(uuid.uuid4()), waits, client, channel)
         try:
-            ending = await drive(turns(asked.start(copy.deepcopy)), performer)
+            with ends.bare():
+                ending = await drive(turns(asked.start(copy.deepcopy)), performer)
         finally:
             self.inbox.forget(performer.run_id)
         return respond(ending, performer.cast[ending.agent], run_id)

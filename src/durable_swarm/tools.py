@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, get_args, overload
 
+from durable_swarm import ends
 from durable_swarm.attempts import retrying
 from durable_swarm.checks import check_seconds, check_whole
 from durable_swarm.codec import as_json, storable
@@ -87,13 +88,15 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
 
     async def on_loop() -> Any:
         if place not in here.finished:
-            here.finished[place] = await recorder.step(label, body)
+            with ends.bare():
+                here.finished[place] = await recorder.step(label, body)
         return here.finished[place]
 
     if is_async(target):
         return on_loop()
     if place not in here.finished:
-        here.finished[place] = recorder.step(label, body)
+        with ends.bare():
+            here.finished[place] = recorder.step(label, body)
     return here.finished[place]
 
 

@@ -20,6 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, Self, TypeVar, cast
 
+from durable_swarm import ends
+
 T = TypeVar("T")
 
 
@@ -44,8 +46,9 @@ class Blocking:
     """Waits in the calling thread; what is async runs on a background loop meanwhile."""
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        return beside(lambda _: _await(result)) if inspect.isawaitable(result) else result
+        with ends.carrying():
+            result = function(*args, **kwargs)
+            return beside(lambda _: _await(result)) if inspect.isawaitable(result) else result
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -58,11 +61,12 @@ class OnLoop:
         self._pool = pool
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if is_async(function):
-            return await function(*args, **kwargs)
-        call = functools.partial(contextvars.copy_context().run, _plain, function, *args, **kwargs)
-        result = await asyncio.wrap_future((self._pool or threads()).submit(call))
-        return await result if inspect.isawaitable(result) else result
+        with ends.carrying():
+            if is_async(function):
+                return await _apart(function(*args, **kwargs))
+            call = functools.partial(contextvars.copy_context().run, _plain, function, *args, **kwargs)
+            result = await asyncio.wrap_future(begin(self._pool or threads(), call))
+            return await _apart(result) if inspect.isawaitable(result) else result
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -70,18 +74,26 @@ class OnLoop:
 
 def _plain(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     try:
-        return function(*args, **kwargs)
+        with ends.carrying():
+            return function(*args, **kwargs)
     except StopIteration as error:
         # A future refuses it, and whoever waits for the future would wait for ever; Python's own words for it.
         raise RuntimeError("coroutine raised StopIteration") from error
 
 
 async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple[None, BaseException]:
-    """Await the coroutine and give its result, or what would end the event loop (SystemExit) or lose its kind."""
+    """Await the coroutine and return its result, or what would end the event loop (SystemExit) or lose its kind."""
     try:
         return await coroutine, None
-    except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as error:
+    except Exception:
+        raise
+    except BaseException as error:
         return None, error
+
+
+async def _apart(awaitable: Awaitable[T]) -> T:
+    """Await what a function has returned in a task of its own: code that cancels its task does not cancel the run."""
+    return result_of(await asyncio.get_running_loop().create_task(contained(_await(awaitable))))
 
 
 def result_of(ended: tuple[T, None] | tuple[None, BaseException]) -> T:
@@ -122,6 +134,7 @@ def is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
+@ends.signal
 class Interrupted(BaseException):
     """Ctrl+C ended a plain function in the thread that lent itself; whoever waits for the function stops as well.
 
@@ -165,10 +178,10 @@ class Home:
                 return
             try:
                 future.set_result(function(*args))
-            except KeyboardInterrupt:
-                future.set_exception(Interrupted())
-                raise
             except BaseException as error:
+                if ends.interrupts(error):
+                    future.set_exception(Interrupted())
+                    raise
                 future.set_exception(error)
 
         with self._lock:
@@ -279,7 +292,15 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     """
     if running_loop() is None:
         return function(*args)
-    return await asyncio.wrap_future(_errands.submit(contextvars.copy_context().run, function, *args))
+    return await asyncio.wrap_future(begin(_errands, contextvars.copy_context().run, function, *args))
+
+
+def begin(pool: Pool, function: Callable[..., T], *args: Any) -> Future[T]:
+    """Have a pool call the function. Raises `Unable` where it can start nothing more: the interpreter is ending."""
+    try:
+        return pool.submit(function, *args)
+    except RuntimeError as error:
+        raise ends.Unable(f"this process begins nothing more: {error}") from error
 
 
 def exiting() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 from dbos import error as dbos_errors
 from sqlalchemy.exc import SQLAlchemyError
 
-from durable_swarm import codec, errors
+from durable_swarm import codec, ends, errors
 from durable_swarm.engine import internals
 from durable_swarm.engine.database import may_pass, told
 from durable_swarm.engine.records import Record, failure_record, read_failure, reading
@@ -22,27 +21,20 @@ from durable_swarm.errors import safe_text
 
 log = logging.getLogger("durable_swarm")
 
+ends.signal(dbos_errors.DBOSBaseException)
+
 
 @contextlib.contextmanager
 def users_code(step: str) -> Iterator[None]:
-    """Round the user's code: what it raises becomes `Failed`; Ctrl+C and cancellation from outside pass."""
+    """Run user code in this block: any failure of it becomes `Failed`; signals pass (see `durable_swarm.ends`)."""
     try:
         with internals.trusting():
             yield
-    except (Exception, SystemExit) as error:
-        raise Failed(error, step) from None
-    except asyncio.CancelledError as error:
-        if _cancelled_from_outside():
-            raise
-        raise Failed(error, step) from None
-
-
-def _cancelled_from_outside() -> bool:
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return False
-    return task is not None and task.cancelling() > 0
+    except BaseException as error:
+        failure = ends.failure_of(error)
+        if failure is not None:
+            raise Failed(failure, step) from None
+        ends.let_pass(error)
 
 
 @contextlib.contextmanager
@@ -53,6 +45,8 @@ def engines_code(what: str) -> Iterator[None]:
     except dbos_errors.DBOSAwaitedWorkflowCancelledError as error:
         # A call is cancelled with its run only, and for the run DBOS has another signal.
         raise dbos_errors.DBOSWorkflowCancelledError(str(error)) from error
+    except ends.Unable as error:
+        raise Held(errors.ConfigurationError(str(error))) from error
     except dbos_errors.DBOSUnexpectedStepError as error:
         text = f"{what} does not fit the records; bring the old order and names of the steps back, or cancel the run"
         raise Held(errors.ReplayMismatch(f"{text}: {safe_text(error)[:500]}")) from error
@@ -69,8 +63,8 @@ def step_record(value: Any) -> Record:
     return {"v": 1, "value": codec.encode(value, "the step's result")}
 
 
-def step_failure(run_id: str, name: str, error: Exception) -> Record:
-    """Give the record of what a `@step` raised, so that it can be raised again as what it was."""
+def step_failure(run_id: str, name: str, error: BaseException) -> Record:
+    """Return the record of what a `@step` raised, so that it can be raised again as what it was."""
     record = failure_record(run_id, error, step=name)
     with contextlib.suppress(errors.NotSerializable):
         record["args"] = codec.encode(list(error.args))
@@ -90,10 +84,10 @@ class Done:
     """How a `@step` ended: with what it returned, or with what it raised."""
 
     returned: Any = None
-    raised: Exception | None = None
+    raised: BaseException | None = None
 
     def value(self) -> Any:
-        """Give what the step returned, or raise what it raised."""
+        """Return what the step returned, or raise what it raised."""
         if self.raised is not None:
             raise self.raised
         return self.returned
@@ -105,8 +99,8 @@ def step_done(record: Record) -> Done:
         return Done(raised=rebuild(record["raised"])) if "raised" in record else Done(codec.decode(record["value"]))
 
 
-def rebuild(record: Record) -> Exception:
-    """Give the recorded exception as the class it had, found by name among the modules in use; else `RunFailed`.
+def rebuild(record: Record) -> BaseException:
+    """Return the recorded exception as the class it had, found by name among the modules in use; else `RunFailed`.
 
     No constructor runs: arguments and attributes are put back as the plain data they are.
     """
@@ -120,9 +114,9 @@ def rebuild(record: Record) -> Exception:
     return error
 
 
-def _class_of(qualified: str) -> type[Exception] | None:
+def _class_of(qualified: str) -> type[BaseException] | None:
     """Find an exception class by its qualified name, without importing anything."""
     module, _, name = qualified.rpartition(".")
     # Not getattr: a module may answer for a name by importing something.
     found = getattr(sys.modules.get(module or "builtins"), "__dict__", {}).get(name)
-    return found if isinstance(found, type) and issubclass(found, Exception) else None
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None

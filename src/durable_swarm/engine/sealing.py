@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from durable_swarm import errors
+from durable_swarm import ends, errors
 from durable_swarm.codec import Codec, Place
 from durable_swarm.engine.records import Record, read
 from durable_swarm.engine.signals import Held
@@ -108,7 +108,9 @@ class Seal:
     def _trying(self, fails: str, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
+            if ends.failure_of(error) is None:
+                raise
             reason = " ".join(without_secrets(safe_text(error)).split())[:500] or type(error).__name__
             raise Sealed(f"{type(self.codec).__name__} {fails} {what}: {reason}") from error
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from durable_swarm import errors
+from durable_swarm import ends, errors
 
 
+@ends.signal
 class Failed(BaseException):
     """A tool or a model call ended the run with `error`, in the step called `step`."""
 
     def __init__(self, error: BaseException, step: str) -> None:
-        super().__init__(str(type(error)))
+        super().__init__(type(error).__name__)
         self.error = error
         self.step = step
 
 
+@ends.signal
 class Held(BaseException):
     """The run cannot go on in this process for `reason`; in the database it stays unfinished.
 
@@ -32,6 +34,7 @@ class Held(BaseException):
         self.passes = passes
 
 
+@ends.signal
 class Released(BaseException):
     """The run waits for somebody or for a time, and leaves memory until the database wakes it."""
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from durable_swarm import codec, errors
+from durable_swarm import codec, ends, errors
 from durable_swarm.attempts import retrying
 from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
 from durable_swarm.engine import records
@@ -233,8 +233,11 @@ class Making:
                 why = (
                     f"Its check gave {found}, where it must give the call's result, or None if the call did not happen"
                 )
-            except Exception as error:
-                why = f"Its check raised {type(error).__name__}: {without_secrets(safe_text(error))[:200]}"
+            except BaseException as error:
+                failure = ends.failure_of(error)
+                if failure is None:
+                    raise
+                why = f"Its check raised {type(failure).__name__}: {without_secrets(safe_text(failure))[:200]}"
         decision: Decision = await self.waits.call(self.people.wait, outcome_of(call, self.current, number, why))
         if decision.verdict == "approved":
             return None

@@ -17,7 +17,7 @@ from typing import Any
 
 from dbos import DBOS, SetWorkflowID
 
-from durable_swarm import roster
+from durable_swarm import ends, roster
 from durable_swarm.codec import Place
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, step_done, step_failure, step_record
@@ -241,8 +241,8 @@ class StepRecorder:
             try:
                 with internals.trusting():
                     record = step_record(await body())
-            except Exception as error:
-                record = step_failure(self._run_id, place.step, error)
+            except BaseException as error:
+                record = self._failure(place, error)
             return self._seal.close_step(record, place)
 
         with engines_code(f"step {place.step!r}"), internals.reading():
@@ -254,9 +254,16 @@ class StepRecorder:
         try:
             with internals.trusting():
                 record = step_record(body())
-        except Exception as error:
-            record = step_failure(self._run_id, place.step, error)
+        except BaseException as error:
+            record = self._failure(place, error)
         return self._seal.close_step(record, place)
+
+    def _failure(self, place: Place, error: BaseException) -> Record:
+        """Return the record of what a step raised; a signal is raised again, and recorded by nobody."""
+        failure = ends.failure_of(error)
+        if failure is None:
+            raise error
+        return step_failure(self._run_id, place.step, failure)
 
     def sleep(self, seconds: float) -> None:
         if running_loop() is not None:

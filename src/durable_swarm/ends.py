@@ -1,0 +1,121 @@
+"""Sorts what ends user code: the code failed, or a signal that is nobody's failure passes through it.
+
+User code may raise anything: a Rust panic, pytest's `fail()` and gevent's `Timeout` are not `Exception`s. All of that
+is a failure like any other. What is not a failure: a signal of the engine, Ctrl+C, `sys.exit()` in a handler of an
+operating system's signal, and a cancellation of the task in which the run is executed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal as system_signals
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NoReturn, TypeVar
+
+Kind = TypeVar("Kind", bound=type[BaseException])
+
+_signals: set[type[BaseException]] = set()
+
+
+def signal(kind: Kind) -> Kind:
+    """Declare that exceptions of this class are signals, which pass through user code; usable as a decorator."""
+    _signals.add(kind)
+    return kind
+
+
+class Raised(Exception):
+    """Carries an exception of user code that is not an `Exception`, so that it is handled like those that are.
+
+    As itself it would pass every `except Exception`, and `SystemExit` would end the event loop it is raised on.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(type(error).__name__)
+        self.error = error
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether `retries` follow it. They do not follow what asks for an end."""
+        return not isinstance(self.error, SystemExit | KeyboardInterrupt | GeneratorExit | asyncio.CancelledError)
+
+
+@signal
+class Unable(BaseException):
+    """This process can begin nothing more, for example because its interpreter is ending. The run is left to others."""
+
+
+def failure_of(error: BaseException) -> BaseException | None:
+    """Return the exception with which user code failed, or None if a signal ended it."""
+    if isinstance(error, Raised):
+        return error.error
+    return None if passing(error) is not None else error
+
+
+def passing(error: BaseException) -> BaseException | None:
+    """Return the signal that this exception is, or that a group of exceptions contains, or None."""
+    if isinstance(error, Exception):
+        return None
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for part in error.exceptions if (found := passing(part)) is not None), None)
+    passes = isinstance(error, tuple(_signals)) or interrupts(error) or _cancelled_from_outside(error)
+    return error if passes else None
+
+
+def let_pass(error: BaseException) -> NoReturn:
+    """Raise the signal that ended user code; a group of exceptions is raised as the signal in it."""
+    raise passing(error) or error
+
+
+def interrupts(error: BaseException) -> bool:
+    """Whether the process was asked to stop: Ctrl+C, or `sys.exit()` in a handler of an operating system's signal.
+
+    Python runs such handlers in the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and _in_handler(error.__traceback__))
+
+
+def _in_handler(trace: TracebackType | None) -> bool:
+    handlers = [system_signals.getsignal(number) for number in system_signals.valid_signals()] if trace else []
+    codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
+    while trace is not None and codes:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _cancelled_from_outside(error: BaseException) -> bool:
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    return task is not None and task.cancelling() > 0
+
+
+@contextlib.contextmanager
+def carrying() -> Iterator[None]:
+    """Run user code in this block: a failure leaves it as an `Exception`, `Raised` if need be; signals pass."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if failure_of(error) is not None:
+            raise Raised(error) from None
+        let_pass(error)
+
+
+@contextlib.contextmanager
+def bare() -> Iterator[None]:
+    """Raise what left this block carried as what it was, where user code is to see it."""
+    try:
+        yield
+    except Raised as carried:
+        raise carried.error from None
