@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
 from durable_swarm import codec
-from durable_swarm.answers import read_message, read_usage
+from durable_swarm.answers import ErrorReply, read_message, read_usage
 from durable_swarm.deltas import BrokenStream, Pieces
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.testing.shapes import Chunk
@@ -272,7 +272,6 @@ NO_CHUNKS: dict[str, tuple[Any, str]] = {
     "none": (None, "no chunk: None"),
     "text": ("<html>", "no chunk: '<html>'"),
     "number": (5, "no chunk: 5"),
-    "error": ({"error": {"message": "overloaded"}}, "no chunk: .*overloaded"),
     "choices of text": ({"choices": "many"}, "no chunk"),
     "choice of text": ({"choices": ["one"]}, "no choice: 'one'"),
     "choice of nothing": ({"choices": [None]}, "no choice: None"),
@@ -290,6 +289,12 @@ def test_what_is_no_chunk_is_told(kind: str) -> None:
     item, told = NO_CHUNKS[kind]
     with pytest.raises(BrokenStream, match=told):
         Pieces().add(item)
+
+
+def test_an_error_in_a_stream_is_told() -> None:
+    """An error in place of a chunk is the provider's, in its own words."""
+    with pytest.raises(ErrorReply, match="overloaded"):
+        Pieces().add({"error": {"message": "overloaded"}})
 
 
 @st.composite

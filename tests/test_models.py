@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import UserDict
+from email.utils import formatdate
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -12,17 +14,8 @@ import pytest
 
 from durable_swarm import Agent, ModelError, codec
 from durable_swarm.answers import read_message
-from durable_swarm.models import (
-    FIRST_PAUSE,
-    LONGEST_PAUSE,
-    Conversation,
-    build_request,
-    current_model_call,
-    pause,
-    to_wire,
-    transient,
-    without_secrets,
-)
+from durable_swarm.models import Conversation, build_request, current_model_call, to_wire, without_secrets
+from durable_swarm.refusals import FIRST_PAUSE, LONGEST_PAUSE, pause, transient
 from durable_swarm.testing import ProviderError, ScriptedModel, check_request
 from durable_swarm.types import Usage
 from tests.support.model_calls import Naps, ask
@@ -262,10 +255,40 @@ def test_retry_after_is_honoured(asked: Any) -> None:
     assert pause(ProviderError("slow", status_code=429, retry_after=asked), 1) == float(asked)
 
 
-@pytest.mark.parametrize("asked", [-1, 601, "nan", "inf", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", ""])
+@pytest.mark.parametrize("asked", [-1, "nan", "inf", "soon", "Wed, 99 Oct 2015 07:28:00 GMT", ""])
 def test_a_senseless_retry_after_is_not(asked: Any) -> None:
     """A Retry-After that is no sensible number of seconds leaves the pause as it would be without."""
     assert 0.75 * FIRST_PAUSE <= pause(ProviderError("slow", status_code=429, retry_after=asked), 1) <= FIRST_PAUSE
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 90, 599])
+def test_retry_after_as_a_date(ahead: int) -> None:
+    """A date counts by the provider's own clock, where it tells the time; one that has passed asks for no pause."""
+    at = 1_700_000_000
+    error = ProviderError("slow", status_code=429, retry_after=formatdate(at + ahead, usegmt=True))
+    error.response.headers["date"] = formatdate(at, usegmt=True)
+    assert pause(error, 1) == ahead
+    late = ProviderError("slow", status_code=429, retry_after=formatdate(at, usegmt=True))
+    assert pause(late, 1) == 0
+    soon = ProviderError("slow", status_code=429, retry_after=formatdate(time.time() + 100, usegmt=True))
+    assert 98 <= pause(soon, 1) <= 100
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("1500", 1.5), ("0", 0), ("250.5", 0.2505), ("nonsense", 7)])
+def test_retry_after_in_milliseconds(given: str, seconds: float) -> None:
+    """`retry-after-ms` goes before `retry-after`, where it is a number."""
+    error = ProviderError("slow", status_code=429, retry_after=7, headers={"Retry-After-Ms": given})
+    assert pause(error, 1) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("asked", [601, "86400", "a date"])
+def test_a_long_retry_after_ends_the_tries(asked: Any) -> None:
+    """A provider that wants to be left alone for more than ten minutes is not asked earlier: the call fails at once."""
+    asked = formatdate(time.time() + 7200, usegmt=True) if asked == "a date" else asked
+    naps, model = Naps(), Client([ProviderError("slow", status_code=429, retry_after=asked), "never"])
+    with pytest.raises(ModelError, match=r"asks to be asked again in \d+ s") as caught:
+        ask(model, naps=naps)
+    assert (caught.value.tries, naps.taken) == (1, [])
 
 
 @pytest.mark.parametrize("code", [408, 409, 429, 500, 502, 503, 504, 529, 599])

@@ -111,6 +111,7 @@ def test_the_whole_request_arrives(provider: ScriptedServer, kind: str) -> None:
         "seed": 7,
         "routing": {"only": ["x"]},
         "top_k": 3,
+        "stream": False,
     }
     assert request.headers["authorization"] == f"Bearer {KEY}"
     assert request.headers["x-title"] == "Test"
@@ -122,9 +123,10 @@ def _call(arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_smallest_request(provider: ScriptedServer, kind: str) -> None:
-    """An agent without tools sends model and messages, and nothing else."""
+    """An agent without tools sends model and messages, that nothing is to be streamed, and nothing else."""
     answer = ask_provider(provider, kind)
-    assert provider.requests[0].body.keys() == {"model", "messages"}
+    assert provider.requests[0].body.keys() == {"model", "messages", "stream"}
+    assert provider.requests[0].body["stream"] is False
     assert answer.message["content"] == "Hello"
     assert answer.model == "gpt-4o"
     assert answer.usage == Usage(requests=1, prompt_tokens=6, completion_tokens=1, total_tokens=7)

@@ -51,7 +51,6 @@ FAULTS: dict[str, Any] = {
     "429": http_error(429),
     "500": http_error(500),
     "page of a proxy": proxy_page(502),
-    "page instead of a stream": proxy_page(200),
     "broken JSON": garbled(),
     "no choices": no_choices(),
     "cut at once": cut("Hello there", after=0),
@@ -172,6 +171,26 @@ def test_what_stays_away_is_an_error(provider: ScriptedServer, kind: str, fault:
     assert (caught.value.tries, len(provider.calls)) == (2, 2)
     assert caught.value.status == (int(fault) if fault.isdigit() else 502 if fault == "page of a proxy" else None)
     assert shown.deltas == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_instead_of_a_stream(provider: ScriptedServer, kind: str) -> None:
+    """Where nothing of a stream comes, a whole reply is asked for at once: the answer may have been one."""
+    provider.inject(proxy_page(200))
+    shown, naps = Shown(), Naps()
+    answer = ask_streamed(provider, kind, max_retries=0, naps=naps, show=shown)
+    assert answer.message["content"] == shown.text == "Hello there"
+    assert [bool(request.get("stream")) for request in provider.calls] == [True, False]
+    assert (naps.taken, shown.resets) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["scripted", "openai", "async openai"])
+def test_pages_that_stay(provider: ScriptedServer, kind: str) -> None:
+    """A page in place of every answer is an error that shows what came."""
+    provider.inject(*[proxy_page(200)] * 3)
+    with pytest.raises(ModelError, match="from a proxy") as caught:
+        ask_streamed(provider, kind, max_retries=1, show=Shown())
+    assert (caught.value.tries, caught.value.status, len(provider.calls)) == (2, None, 3)
 
 
 @pytest.mark.parametrize("kind", ["scripted", "async scripted", "openai", "async openai"])

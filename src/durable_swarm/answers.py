@@ -9,11 +9,22 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pydantic import BaseModel
+
 from durable_swarm.types import Message, Usage
 
 
 class EmptyReply(Exception):
     """The provider answered without a message."""
+
+
+class ErrorReply(Exception):
+    """An error in the provider's own words that came in place of a reply: in a success, or in a stream."""
+
+    def __init__(self, message: str, code: Any = None, kind: Any = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.type = kind
 
 
 @dataclass(frozen=True)
@@ -27,12 +38,56 @@ class Answer:
 
 def checked(answer: Any) -> Answer:
     """Return what matters of a completion. Raises `EmptyReply` where it has no message."""
-    choices = getattr(answer, "choices", None)
+    refuse_error(answer)
+    choices = field(answer, "choices")
     choice = choices[0] if choices else None
-    message = getattr(choice, "message", None)
+    message = field(choice, "message")
     if message is None:
-        raise EmptyReply("the provider's answer has no message")
-    return Answer(message, getattr(answer, "usage", None), field(choice, "finish_reason"))
+        refuse_error(choice)
+        raise EmptyReply(f"the provider's answer has no message{_instead(answer)}")
+    found = Answer(message, field(answer, "usage"), field(choice, "finish_reason"))
+    refuse_broken(found, choice)
+    return found
+
+
+def refuse_error(part: Any) -> None:
+    """Raise `ErrorReply` where an answer, a chunk or a choice says that something went wrong at the provider."""
+    error = field(part, "error")
+    if isinstance(error, BaseModel):
+        error = error.model_dump(mode="json")
+    if isinstance(error, str) and error:
+        raise ErrorReply(error)
+    if isinstance(error, Mapping) and error:
+        said = error.get("message")
+        text = said if isinstance(said, str) and said else json.dumps(dict(error), default=str)
+        raise ErrorReply(text, error.get("code"), error.get("type"))
+
+
+_BROKEN_OFF = {"error", "network_error", "server_error", "insufficient_system_resource", "abort", "aborted"}
+"""Finish reasons by which providers say that they could not finish a reply."""
+
+_UNREADABLE = "malformed_function_call"
+"""What stands in the finish reason of Gemini where it could not read the call that its model wrote."""
+
+
+def refuse_broken(answer: Answer, choice: Any = None) -> None:
+    """Raise `ErrorReply` where the finish reason says that this is not a reply."""
+    word = answer.finish.strip().lower() if isinstance(answer.finish, str) else ""
+    if word in _BROKEN_OFF:
+        refuse_error(choice)
+        raise ErrorReply(f"the provider broke off its reply (finish_reason {answer.finish!r})", word)
+    if _UNREADABLE in word and not field(answer.message, "tool_calls"):
+        raise ErrorReply("the provider could not read the tool call that its model wrote", _UNREADABLE)
+
+
+def _instead(answer: Any) -> str:
+    """Return what a provider says where it should have given a message."""
+    if isinstance(answer, str | bytes):
+        said: Any = answer
+    else:
+        extra = answer if isinstance(answer, Mapping) else getattr(answer, "model_extra", None)
+        said = {key: value for key, value in extra.items() if value} if isinstance(extra, Mapping) else None
+    return f": {said!r:.300}" if said else ""
 
 
 _WHOLE = {"stop", "tool_calls", "function_call"}
@@ -102,7 +157,7 @@ def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
 
 
 def field(thing: Any, name: str, default: Any = None) -> Any:
-    """Give a field of a mapping or an object, or `default` where there is none."""
+    """Return a field of a mapping or an object, or `default` where there is none."""
     return thing.get(name, default) if isinstance(thing, Mapping) else getattr(thing, name, default)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from durable_swarm.answers import Answer, field
+from durable_swarm.answers import Answer, checked, field, refuse_broken, refuse_error
 from durable_swarm.types import Message
 
 _DATA = (str, bytes, int, float, list, tuple, set, type(None))
@@ -33,6 +33,33 @@ class BrokenStream(Exception):
     """A streamed answer that ended too soon, or was none; the same request may succeed later."""
 
 
+class Unmarked(BrokenStream):
+    """A stream without a word of its end: it was cut, or its provider never marks the end."""
+
+
+def whole(answer: Any) -> Answer:
+    """Return what matters of an answer that was not streamed; some servers stream although nobody asked for it.
+
+    Raises `EmptyReply`, `ErrorReply`, `BrokenStream`, `JSONDecodeError`.
+    """
+    if isinstance(answer, bytes):
+        answer = answer.decode(errors="replace")
+    if not isinstance(answer, str):
+        return checked(answer)
+    if answer.lstrip().startswith("{"):
+        return checked(json.loads(answer))
+    events = [line[5:].strip() for line in answer.splitlines() if line.startswith("data:")]
+    if not events:
+        return checked(answer)
+    pieces = Pieces()
+    for data in events:
+        if data == "[DONE]":
+            pieces.mark()
+            break
+        pieces.add(json.loads(data))
+    return pieces.answer()
+
+
 class Pieces:
     """The pieces of one answer: `add` each chunk as it comes, then take the `answer`."""
 
@@ -41,6 +68,7 @@ class Pieces:
         self._role_shown = False
         self._usage: Any = None
         self._finish: Any = None
+        self._choice: Any = None
         self._texts: dict[str, list[Any]] = {}
         self._values: dict[str, Any] = {}
         self._halves: dict[str, str] = {}
@@ -54,12 +82,14 @@ class Pieces:
         `BrokenStream` for what is no chunk.
         """
         self._begun = True
+        refuse_error(chunk)
         usage = field(chunk, "usage")
         if usage is not None:
             self._usage = usage
         choice = _first_choice(chunk)
         if choice is None:
             return None
+        self._choice = choice
         reason = field(choice, "finish_reason", _ABSENT)
         if reason is not _ABSENT:
             # Hand-written clients may leave the field out altogether; of them, a clean end is all that can be asked.
@@ -101,17 +131,23 @@ class Pieces:
             text, self._halves[name] = text[:-1], text[-1]
         return _mended(text)
 
+    def mark(self) -> None:
+        """Take in that the provider has said that this is all."""
+        self._finished = True
+
     def answer(self) -> Answer:
-        """Give the whole answer, once the stream has ended. Raises `BrokenStream` where it is not whole."""
+        """Return the whole answer, once the stream has ended. Raises `BrokenStream` where it is not whole."""
         if not self._begun:
-            raise BrokenStream("the provider's stream ended before its first chunk")
+            raise Unmarked("the provider's stream ended before its first chunk")
+        texts = {name: _joined(pieces) for name, pieces in self._texts.items()}
+        message: Message = {"role": "assistant", "content": None, **self._values, **texts}
+        answer = Answer({**message, "tool_calls": self._calls.whole()}, self._usage, self._finish)
+        refuse_broken(answer, self._choice)
         if not self._met:
             raise BrokenStream("the provider's stream has no message")
         if self._marked and not self._finished:
-            raise BrokenStream("the provider's stream ended in the middle of the answer")
-        texts = {name: _joined(pieces) for name, pieces in self._texts.items()}
-        message: Message = {"role": "assistant", "content": None, **self._values, **texts}
-        return Answer({**message, "tool_calls": self._calls.whole()}, self._usage, self._finish)
+            raise Unmarked("the provider's stream ended in the middle of the answer")
+        return answer
 
 
 def _first_choice(chunk: Any) -> Any:

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import inspect
 import json
 import os
-import random
 import re
 import sys
 import threading
@@ -25,20 +23,29 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
-from durable_swarm.answers import Answer, EmptyReply, checked, read_finish, read_message, read_usage
-from durable_swarm.deltas import BrokenStream
+from durable_swarm.answers import Answer, read_finish, read_message, read_usage
+from durable_swarm.deltas import Unmarked, whole
 from durable_swarm.errors import ConfigurationError, ModelError
-from durable_swarm.receiving import Reception, Show, Shown
+from durable_swarm.lean import is_openai, prepared, retries_itself
+from durable_swarm.receiving import Reception, Show, Shown, has_end_marks, note_end_marks
+from durable_swarm.refusals import (
+    BAD_OUTPUT_TRIES,
+    LONGEST_RETRY_AFTER,
+    bad_output,
+    of_provider,
+    pause,
+    retry_after,
+    status_of,
+    transient,
+)
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import Message, Usage
 from durable_swarm.waits import OnLoop, Waits, background_loop, is_async
 
 DEFAULT_RETRIES = 5
-FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
-"""Seconds between tries: the first, the longest of our own, the longest a provider may ask for."""
-
 
 CLOSING_SECONDS = 5.0
 """How long closing waits for connections to be given back."""
@@ -133,7 +140,7 @@ async def complete(
         say(f"Getting chat completion for...: {request['messages']}")
     begin = None if show is None else partial(Shown, show, call.turn)
     with _called(call):
-        answer = await _with_retries(client, request, waits, begin, admit)
+        answer = await _Asking(client, request, waits, begin).answer(admit)
     message = read_message(answer.message, call.turn)
     if debug:
         say(f"Received completion: {message}")
@@ -186,61 +193,108 @@ Admit = Callable[[str], Awaitable[None]]
 """Waits until a model may be asked."""
 
 
-async def _with_retries(
-    client: Any, request: dict[str, Any], waits: Waits, begin: Begin | None, admit: Admit | None
-) -> Answer:
-    _remember_key(client)
-    retries = getattr(client, "max_retries", None)
-    tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
-    for attempt in range(1, tries + 1):
-        if admit is not None:
-            await admit(request["model"])
+@dataclass
+class _Asking:
+    """One model call with its retries."""
+
+    client: Any
+    request: dict[str, Any]
+    waits: Waits
+    begin: Begin | None
+    begun: bool = False
+    """Whether the last attempt went wrong after an answer had begun."""
+
+    async def answer(self, admit: Admit | None) -> Answer:
+        """Ask until there is an answer. Raises `ModelError`, and what the program's own client raises."""
+        _remember_key(self.client)
+        retries = getattr(self.client, "max_retries", None)
+        tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
+        for attempt in count(1):
+            if admit is not None:
+                await admit(self.request["model"])
+            try:
+                return await self._attempt()
+            except Exception as error:
+                if not of_provider(error):
+                    raise
+                most = max(tries, BAD_OUTPUT_TRIES) if bad_output(error) else tries
+                if self._was_retried(error):
+                    raise _model_error(error, attempt - 1 + tries) from error
+                if attempt >= most or not transient(error):
+                    raise _model_error(error, attempt) from error
+                await self.waits.sleep(pause(error, attempt))
+        raise AssertionError("unreachable")
+
+    def _was_retried(self, error: Exception) -> bool:
+        """Tell whether the client itself has tried again what went wrong, and given up."""
+        came = isinstance(getattr(error, "status_code", None), int) or isinstance(error, _lost_by_openai())
+        return came and not self.begun and not bad_output(error) and transient(error) and retries_itself(self.client)
+
+    async def _attempt(self) -> Answer:
+        self.begun = False
+        if self.begin is None:
+            create, arguments = prepared(self.client, self.request)
+            create = partial(_beside, create) if _is_at_home(self.client) else create
+            return whole(await self.waits.call(create, **arguments))
+        if self.request["stream"] and has_end_marks(self.client, self.request["model"]) is False:
+            self._ask_whole()
         try:
-            return await _attempt(client, request, waits, begin)
+            answer = await self._receive(self.begin())
         except Exception as error:
-            if not _of_provider(error):
+            refused = self._unmarked(error) or _refused(error, self.request)
+            if refused is None:
                 raise
-            if attempt == tries or not transient(error):
-                raise _model_error(error, attempt) from error
-            await waits.sleep(pause(error, attempt))
-    raise AssertionError("unreachable")
+        else:
+            if self.request["stream"] and answer.finish:
+                note_end_marks(self.client, self.request["model"], True)
+            return answer
+        # Kept out of further tries too.
+        if refused == "stream":
+            self._ask_whole()
+        else:
+            del self.request["stream_options"]
+        return await self._attempt()
 
+    def _unmarked(self, error: Exception) -> str | None:
+        """Return "stream" where a stream ended without a word of it, and this provider's may always do so.
 
-async def _attempt(client: Any, request: dict[str, Any], waits: Waits, begin: Begin | None) -> Answer:
-    if begin is None:
-        create, arguments = _prepared(client, request)
-        create = partial(_beside, create) if _is_at_home(client) else create
-        return checked(await waits.call(create, **arguments))
-    try:
-        return await _receive(client, request, waits, begin())
-    except Exception as error:
-        refused = _refused(error, request)
-        if refused is None:
+        What came may be whole or not; a whole reply is asked for. A provider that marks its ends has broken off.
+        """
+        model = self.request["model"]
+        if not isinstance(error, Unmarked) or not self.request["stream"] or has_end_marks(self.client, model):
+            return None
+        note_end_marks(self.client, model, False)
+        return "stream"
+
+    def _ask_whole(self) -> None:
+        self.request.pop("stream_options", None)
+        self.request["stream"] = False
+
+    async def _receive(self, shown: Shown) -> Answer:
+        """Make one attempt at a streamed call. What it has shown is taken back when it fails, or is cancelled."""
+        create, arguments = prepared(self.client, self.request)
+        reception = Reception(partial(create, **arguments), shown)
+        receive = reception.way()
+        if _is_at_home(self.client):
+            receive = partial(_beside, receive)
+        # Not in the threads that belong to `waits`: one of them may be the reader's, who is to read meanwhile.
+        waits = OnLoop() if isinstance(self.waits, OnLoop) else self.waits
+        try:
+            answer: Answer = await waits.call(receive)
+            return answer
+        except BaseException:
+            self.begun = reception.begun
+            shown.end()
             raise
-    # Kept out of further tries too.
-    request.pop("stream_options", None)
-    if refused == "stream":
-        request["stream"] = False
-    return await _attempt(client, request, waits, begin)
 
 
-def _prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Give the function to call, and its arguments."""
-    if not is_openai(client):
-        return client.chat.completions.create, request
-    # The official client walks every message of every request in Python. What stands in `extra_body` it sends as it is.
-    body = {key: request[key] for key in ("messages", "tools") if request[key] is not None}
-    body.update(request.get("extra_body") or {})
-    rest = {
-        key: value
-        for key, value in request.items()
-        if key not in ("tools", "stream", "extra_body") and value is not None
-    }
-    return _bare(client).chat.completions.create, {**rest, "messages": [], "extra_body": body}
+def _lost_by_openai() -> tuple[type[Exception], ...]:
+    openai = sys.modules.get("openai")
+    return () if openai is None else (openai.APIConnectionError,)
 
 
 def _refused(error: Exception, request: dict[str, Any]) -> str | None:
-    """Give which argument a provider, or a client with a fixed list of arguments, refuses: one that streaming needs.
+    """Return which argument a provider, or a client with a fixed list of arguments, refuses: one that streaming needs.
 
     Without `stream_options` the tokens of a stream are not counted; where nothing is streamed, a reply comes whole.
     """
@@ -250,24 +304,6 @@ def _refused(error: Exception, request: dict[str, Any]) -> str | None:
     if "stream_options" in request and "stream_options" in str(error):
         return "stream_options"
     return "stream" if re.search(r"\bstream(ing)?\b", str(error)) else None
-
-
-async def _receive(client: Any, request: dict[str, Any], waits: Waits, shown: Shown) -> Answer:
-    """Make one attempt at a streamed call. What it has shown is taken back when it fails, or is cancelled."""
-    create, arguments = _prepared(client, request)
-    if request["stream"]:
-        arguments = {**arguments, "stream": request["stream"]}
-    receive = Reception(partial(create, **arguments), shown).way()
-    if _is_at_home(client):
-        receive = partial(_beside, receive)
-    # Not in the threads that belong to `waits`: one of them may be the reader's, who is to read meanwhile.
-    waits = OnLoop() if isinstance(waits, OnLoop) else waits
-    try:
-        answer: Answer = await waits.call(receive)
-        return answer
-    except BaseException:
-        shown.end()
-        raise
 
 
 _at_home: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -282,89 +318,15 @@ async def _beside(create: Callable[..., Any], **request: Any) -> Any:
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(create(**request), background_loop()))
 
 
-def _bare(client: Any) -> Any:
-    """Give the client without retries of its own, sharing its connections."""
-    try:
-        return client.with_options(max_retries=0)
-    except TypeError:
-        # A program's own subclass, made with other arguments, cannot be made anew; `chat` is bound to the original.
-        bare = copy.copy(client)
-        vars(bare).pop("chat", None)
-        bare.max_retries = 0
-        return bare
-
-
-def is_openai(client: Any) -> bool:
-    """Whether it is a client of the `openai` package, which is only imported where a program uses it."""
-    openai = sys.modules.get("openai")
-    return openai is not None and isinstance(client, (openai.OpenAI, openai.AsyncOpenAI))
-
-
-def _of_provider(error: Exception) -> bool:
-    """Whether the error speaks of the provider, not of the program."""
-    openai = sys.modules.get("openai")
-    foreign = openai is not None and isinstance(error, openai.OpenAIError)
-    return foreign or isinstance(getattr(error, "status_code", None), int) or transient(error)
-
-
-def transient(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
-    status = _status(error)
-    if status is not None:
-        spent = getattr(error, "code", None) == "insufficient_quota"
-        refused = _headers(error).get("x-should-retry") == "false"
-        return (status in (408, 409, 429) or status >= 500) and not spent and not refused
-    names = {kind.__name__ for kind in type(error).__mro__}
-    # A body that is no JSON (a proxy's page, a cut answer) reaches us as the decoder's error.
-    kinds = ConnectionError | TimeoutError | EmptyReply | BrokenStream | json.JSONDecodeError | UnicodeDecodeError
-    return isinstance(error, kinds) or bool(names & _LOST_CONNECTIONS) or _passing_event(error)
-
-
-_LOST_CONNECTIONS = {"APIConnectionError", "APITimeoutError", "TransportError"}
-"""Names of the errors of openai and httpx; neither needs to be there."""
-
-
-def _passing_event(error: Exception) -> bool:
-    """Whether it is an error that the provider sent in the middle of a stream, and that may pass."""
-    lasting = "insufficient_quota", "invalid_request_error"
-    return _is_event(error) and not any(getattr(error, name, None) in lasting for name in ("code", "type"))
-
-
-def _is_event(error: Exception) -> bool:
-    # The class alone: its subclasses are errors of other kinds.
-    return type(error).__name__ == "APIError"
-
-
-def _status(error: Exception) -> int | None:
-    """Give the HTTP status; some providers send it as the code of an error in the middle of a stream."""
-    status = getattr(error, "status_code", None)
-    if isinstance(status, int):
-        return status
-    code = str(getattr(error, "code", None)) if _is_event(error) else ""
-    return int(code) if re.fullmatch(r"[45]\d\d", code, re.ASCII) else None
-
-
-def pause(error: Exception, attempt: int) -> float:
-    """Give the seconds to wait after try number `attempt`, what the provider asks for going first."""
-    with contextlib.suppress(TypeError, ValueError):
-        asked = float(_headers(error)["retry-after"])
-        if 0 <= asked <= LONGEST_RETRY_AFTER:
-            return asked
-    return float(min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1))
-
-
-def _headers(error: Exception) -> Mapping[str, str]:
-    headers = getattr(getattr(error, "response", None), "headers", None)
-    return defaultdict(str) if headers is None else defaultdict(str, {str(k).lower(): v for k, v in headers.items()})
-
-
 def _model_error(error: Exception, tries: int) -> ModelError:
     # The error stays the cause and is printed with it; a key that the provider repeats must not stand there either.
     error.args = tuple(without_secrets(part) if isinstance(part, str) else part for part in error.args)
     times = f" after {tries} tries" if tries > 1 else ""
+    wish = retry_after(error) or 0
+    later = f" (the provider asks to be asked again in {wish:.0f} s)" if wish > LONGEST_RETRY_AFTER else ""
     return ModelError(
-        f"the model call failed{times}: {type(error).__name__}: {without_secrets(str(error))[:1000]}",
-        status=_status(error),
+        f"the model call failed{times}: {type(error).__name__}: {without_secrets(str(error))[:1000]}{later}",
+        status=status_of(error),
         error_type=type(error).__name__,
         tries=tries,
     )

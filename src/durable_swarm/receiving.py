@@ -7,15 +7,36 @@ import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Awaitable, Callable
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from durable_swarm.answers import Answer, checked, read_message
-from durable_swarm.deltas import Pieces
+from pydantic import BaseModel
+
+from durable_swarm.answers import Answer, read_message
+from durable_swarm.deltas import Pieces, whole
 from durable_swarm.waits import is_async
 
 EAGER, SELDOM = 8, 25
 """After how many of the first pieces, and after each how many further ones, others of the process get a turn."""
+
+
+_marks: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
+"""For each client and model whether streams were seen to end with a finish reason."""
+
+
+def has_end_marks(client: Any, model: str) -> bool | None:
+    """Tell whether a model's streams have a finish reason at their end; None where that is not known."""
+    with contextlib.suppress(TypeError):
+        return _marks.get(client, {}).get(model)
+    return None
+
+
+def note_end_marks(client: Any, model: str, has: bool) -> None:
+    """Note whether a stream had a finish reason. A provider that ever wrote one has broken off where it writes none."""
+    with contextlib.suppress(TypeError):  # Some clients can be no key.
+        known = _marks.setdefault(client, {})
+        known[model] = has or known.get(model, False)
 
 
 class Show(Protocol):
@@ -80,6 +101,8 @@ class Reception:
         self._create = create
         self._shown = shown
         self._count = 0
+        self.begun = False
+        """Whether the provider has begun to answer."""
 
     def way(self) -> Callable[[], Any]:
         """Give the function that receives the `Answer`: async where the client is."""
@@ -93,19 +116,21 @@ class Reception:
         begun = self._create()
         if inspect.isawaitable(begun):
             return self._awaited(begun)
+        self.begun = True
         if _is_stream(begun, "__iter__"):
             return self._iterated(begun)
         return self._iterated_async(begun) if _is_stream(begun, "__aiter__") else self._whole(begun)
 
     async def _awaited(self, beginning: Awaitable[Any]) -> Answer:
         begun = await beginning
+        self.begun = True
         # Some streams can be read both ways; whoever awaits them means the async one.
         if _is_stream(begun, "__aiter__"):
             return await self._iterated_async(begun)
         return self._iterated(begun) if _is_stream(begun, "__iter__") else self._whole(begun)
 
     def _whole(self, completion: Any) -> Answer:
-        answer = checked(completion)
+        answer = whole(completion)
         self._shown.whole(answer.message)
         return answer
 
@@ -145,8 +170,10 @@ class Reception:
 
 
 def _is_stream(begun: Any, way: str) -> bool:
-    """Whether it is to be iterated this way, and no whole completion."""
-    # Completions that are pydantic models can be iterated too, and mocks in both ways.
+    """Tell whether it is to be iterated this way, and is not a whole completion."""
+    # Completions that are pydantic models or dictionaries can be iterated too, and mocks in both ways.
+    if isinstance(begun, str | bytes | Mapping | BaseModel):
+        return False
     return hasattr(begun, way) and not isinstance(getattr(begun, "choices", None), list | tuple)
 
 

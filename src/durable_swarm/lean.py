@@ -1,0 +1,82 @@
+"""Asking a client: Swarm's own call, or the official client's in a leaner form.
+
+The official client walks every message of every request in Python. What is given as `extra_body` it sends as it is, so
+a long history goes there. That is done only where nothing would notice: whatever a program, a tracer or a guard has put
+round `create`, on the instance, on the class or in a subclass, is called as Swarm calls it and sees every message.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any
+
+_BELOW = ("post", "request", "_build_request", "copy", "with_options")
+"""What the official client calls on itself on the way to the provider, and what it is copied with."""
+
+
+def is_openai(client: Any) -> bool:
+    """Tell whether it is a client of the `openai` package, which is only imported where a program uses it."""
+    openai = sys.modules.get("openai")
+    return openai is not None and isinstance(client, (openai.OpenAI, openai.AsyncOpenAI))
+
+
+def is_bare(client: Any) -> bool:
+    """Tell whether it is an official client with nothing of anybody else's on the way to the provider."""
+    if not is_openai(client) or not _is_official(type(client)):
+        return False
+    chat = client.chat
+    if not _is_official(type(chat)) or not _is_untouched(type(client), "chat"):
+        return False
+    completions = chat.completions
+    if not _is_official(type(completions)) or not _is_untouched(type(chat), "completions"):
+        return False
+    post = vars(completions).get("_post")
+    own = isinstance(post, MethodType) and post.__self__ is client and _is_official(post.__func__)
+    untouched = all(_is_untouched(type(client), name) and name not in vars(client) for name in _BELOW)
+    return own and untouched and "create" not in vars(completions) and _is_untouched(type(completions), "create")
+
+
+def _is_untouched(kind: type, name: str) -> bool:
+    """Tell whether a method or a property of a class is the `openai` package's own."""
+    found = inspect.getattr_static(kind, name, None)
+    return _is_official(getattr(found, "func", None) or getattr(found, "fget", None) or found)
+
+
+def _is_official(thing: Any) -> bool:
+    """Tell whether a class or a function is defined in the `openai` package, with all that it wraps."""
+    if isinstance(thing, type):
+        return _root(thing.__module__) == "openai"
+    while type(thing) is FunctionType:  # A proxy of another type only says that it is a function.
+        # A wrapper has the name of what it wraps, but not its globals.
+        if _root(str(thing.__globals__.get("__name__"))) != "openai":
+            return False
+        if "__wrapped__" not in vars(thing):
+            return True
+        thing = vars(thing)["__wrapped__"]
+    return False
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the function to call, and its arguments. Nothing that is null is sent by a client of `openai`."""
+    if not is_openai(client):
+        return client.chat.completions.create, request
+    given = {key: value for key, value in request.items() if value is not None}
+    if not is_bare(client):
+        return client.chat.completions.create, given
+    body = {key: given.pop(key) for key in ("messages", "tools") if key in given}
+    body.update(given.pop("extra_body", {}))
+    # Without retries of its own, over the same connections.
+    bare = client.with_options(max_retries=0)
+    return bare.chat.completions.create, {**given, "messages": [], "extra_body": body}
+
+
+def retries_itself(client: Any) -> bool:
+    """Tell whether the client makes its own retries of what goes wrong before an answer begins."""
+    return is_openai(client) and not is_bare(client)
