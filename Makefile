@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 JOBS ?= 5
+BACKEND_TESTS := tests/engine/test_dbos_uses.py tests/engine/test_internals.py tests/golden
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
@@ -16,7 +17,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test crash faults check format bench clean
+.PHONY: help demo test crash backend faults check format bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +30,11 @@ test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest, JOBS=1
 
 crash: $(VENV)/.installed-dev ## Kill programs at every boundary, in every way; takes long
 	DURABLE_SWARM_LONG=1 $(BIN)/python -m pytest --timeout=7200 tests/crash $(ARGS)
+
+backend: ## Test what is used of DBOS with another version of it: make backend DBOS=3.5.0
+	@test -n "$(DBOS)" || { echo "Name a version: make backend DBOS=3.5.0" >&2; exit 2; }
+	@$(MAKE) --no-print-directory VENV=.venv-dbos-$(DBOS) .venv-dbos-$(DBOS)/.dbos
+	.venv-dbos-$(DBOS)/bin/python -m pytest $(BACKEND_TESTS) $(ARGS)
 
 faults: $(VENV)/.installed-dev ## Have the disk fail at every write; takes half an hour; ARGS='--every 7 kill power' takes less
 	$(BIN)/python -m faults.disk $(ARGS)
@@ -62,3 +68,8 @@ $(VENV)/.installed: $(VENV)/pyvenv.cfg
 $(VENV)/.installed-dev: $(VENV)/pyvenv.cfg
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.installed $@
+
+# An environment of its own with a version of DBOS that the package does not promise to work with.
+$(VENV)/.dbos: $(VENV)/.installed-dev
+	$(INSTALL) 'dbos==$(DBOS)'
+	@touch $@
