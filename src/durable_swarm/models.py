@@ -43,7 +43,7 @@ from durable_swarm.refusals import (
 )
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import Message, Usage
-from durable_swarm.waits import OnLoop, Waits, background_loop, is_async
+from durable_swarm.waits import OnLoop, Waits, background_loop, give_back, is_async, on_background
 
 DEFAULT_RETRIES = 5
 
@@ -315,7 +315,7 @@ def _is_at_home(client: Any) -> bool:
 
 
 async def _beside(create: Callable[..., Any], **request: Any) -> Any:
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(create(**request), background_loop()))
+    return await asyncio.wrap_future(on_background(create(**request)))
 
 
 def _model_error(error: Exception, tries: int) -> ModelError:
@@ -393,15 +393,16 @@ class Clients:
             self.get()
 
     def close(self) -> None:
-        """Close what this object made; a later `get` makes it anew."""
+        """Close what this object made, and give back the threads behind it; a later `get` makes it anew."""
         with self._lock:
             blocking, on_loops = self._made.pop(False, None), self._made.pop(True, None)
         if blocking is not None:
             blocking.close()
         if on_loops is not None:
-            closed = asyncio.run_coroutine_threadsafe(on_loops.close(), background_loop())
+            closed = on_background(on_loops.close())
             with contextlib.suppress(TimeoutError):
                 closed.result(0 if _on_background_loop() else CLOSING_SECONDS)
+        give_back()
 
 
 def _on_background_loop() -> bool:

@@ -45,6 +45,7 @@ from durable_swarm.waits import (
     beside,
     contained,
     finish,
+    on_background,
     result_of,
     running_loop,
 )
@@ -218,7 +219,7 @@ class Swarm(Runner):
         self._streaming: set[asyncio.Task[Any]] = set()
 
     def close(self) -> None:
-        """Close the client, if this object made it."""
+        """Close the client, if this object made it, and give back threads."""
         self.clients.close()
 
     def __enter__(self) -> Self:
@@ -253,7 +254,7 @@ class Swarm(Runner):
         client, channel = self.clients.get(background_loop()), Channel()
         with Home(PATIENCE) as home:
             run = contained(self._run(asked, run_id, OnLoop(home), client, channel))
-            over = asyncio.run_coroutine_threadsafe(run, background_loop())
+            over = on_background(run)
             try:
                 yield from read(channel, home, over)
             finally:

@@ -429,8 +429,8 @@ def test_where_a_queued_run_is_executed(kind: str, make: Make, monkeypatch: pyte
     swarm.serve(working.IN_THREADS + (kind == "many at once"))
     run = swarm.start(agent, user(), queue=True)
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
-    in_pool = any(thread.name.startswith("durable-swarm") for thread in threads)
-    assert (in_pool, len(set(threads)) == 1) == (False, True) if kind == "blocking" else in_pool
+    of_its_own = {thread.name.startswith("durable-swarm-run") for thread in threads}
+    assert (of_its_own, len(set(threads)) == 1) == ({True}, True) if kind == "blocking" else of_its_own == {False}
 
 
 def test_a_thread_does_not_wait_for_who_has_its_run(make: Make, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

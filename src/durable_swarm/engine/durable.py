@@ -44,7 +44,7 @@ from durable_swarm.runs import ENDED, State
 from durable_swarm.streaming import PATIENCE, Channel, Item
 from durable_swarm.swarm import Request, Runner, check_settings
 from durable_swarm.types import Message, Response
-from durable_swarm.waits import background_loop, in_thread, running_loop, threads
+from durable_swarm.waits import background_loop, in_thread, on_background, running_loop, threads
 
 log = logging.getLogger("durable_swarm")
 
@@ -177,7 +177,7 @@ class DurableSwarm(Runner):
         if loop is not None:
             self._refuse_to_block(loop)
             # DBOS refuses to block a thread that has an event loop; a thread beside it may.
-            return threads().submit(internals.outside().run, self._run_here, prepared).result()
+            return threads().submit(self._run_here, prepared, context=internals.outside()).result()
         return internals.outside().run(self._run_here, prepared)
 
     def _run_here(self, prepared: Prepared) -> Response:
@@ -308,7 +308,7 @@ class DurableSwarm(Runner):
         return run
 
     def _start(self, prepared: Prepared, channel: Channel | None = None) -> Run:
-        return asyncio.run_coroutine_threadsafe(self._start_on_loop(prepared, channel), background_loop()).result()
+        return on_background(self._start_on_loop(prepared, channel)).result()
 
     async def start_async(
         self,

@@ -27,14 +27,12 @@
 - `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
 - `_register_internal_queue`: a queue that only processes serve that say so, in memory. Public queues are rows that
   every process polls, so another program would take over runs whose agents it does not have.
-- `_active_workflows_set`, `_worker_concurrency`: DBOS bounds what a process executes of one queue. A worker counts what
-  it took over, too.
+- `_active_workflows_set`, `_worker_concurrency`: DBOS bounds what a process executes of one queue; ours bound all.
 - `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
   that claim runs for it have ended, and what one has just claimed is then never begun, with a warning.
 - `_schemas.system_database.SystemSchema`: the tables, to bring in runs that have ended elsewhere. DBOS has no way to.
 - `_config`, `_sys_db.engine`: the database of a DBOS that the program launched.
-- `db_retry`: DBOS tries what failed for a lost connection again after pauses that double up to 90 s; a run should not
-  stand still for a minute after the database is back.
+- `db_retry`: DBOS's pauses after a lost connection double up to 90 s; a run should not stand still for so long.
 - `DBOSDefaultSerializer`: rows marked as pickle are unpickled whatever the serializer; a database must not run code.
 """
 
@@ -68,6 +66,7 @@ from dbos._sys_db import WorkflowStatusString
 
 from durable_swarm.codec import Place
 from durable_swarm.engine.database import may_pass, told
+from durable_swarm.engine.pools import run_threads, to_thread
 from durable_swarm.engine.signals import Broken, Held, closed
 from durable_swarm.errors import ConfigurationError
 
@@ -107,7 +106,7 @@ class _Database:
         ends = _ends.get(workflow_id)
         pause = polling_interval if ends is None else SOON
         while True:
-            result = await asyncio.to_thread(self._database.check_workflow_result, workflow_id, **named)
+            result = await to_thread(self._database.check_workflow_result, workflow_id, **named)
             if not isinstance(result, _outcome.NoResult):
                 return result
             if ends is not None and not ends.done():
@@ -182,7 +181,7 @@ class _ByThread(_View):
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
         """Have a thread call the function in this context."""
-        return instance()._executor.submit(contextvars.copy_context().run, function, *args)
+        return run_threads.submit(function, *args, context=contextvars.copy_context())
 
 
 _VIEW: Any = _View()

@@ -14,7 +14,6 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy
@@ -22,7 +21,7 @@ from dbos import DBOS, DBOSConfig
 
 from durable_swarm import errors, roster
 from durable_swarm.calls import Cast
-from durable_swarm.engine import database, internals, records
+from durable_swarm.engine import database, internals, pools, records
 from durable_swarm.engine.claims import UNFINISHED
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.failures import engines_code
@@ -46,7 +45,7 @@ from durable_swarm.engine.trials import Trials
 from durable_swarm.engine.working import IN_THREADS, Working
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
-from durable_swarm.waits import Home, background_loop, running_loop
+from durable_swarm.waits import Home, background, background_loop, running_loop
 
 log = logging.getLogger("durable_swarm")
 
@@ -112,6 +111,7 @@ class Process:
         self._sweeper = Sweeper(self.store)
         self._unwatch = roster.watch(self.orphans.agent_defined)
         self.keeper = Keeper(self._private, self._look, self._keep)
+        background().hold()
 
     def _launch(self, worker_id: str | None) -> None:
         locks = FileLocks(f"{self.url.database}.lock") if database.is_sqlite(self.url) else PostgresLocks(self.url)
@@ -144,6 +144,7 @@ class Process:
             DBOS(config=config)
             with internals.recovering_nothing():
                 DBOS.launch()
+            pools.keep_apart()
         except Exception as error:
             DBOS.destroy()
             raise database.unfit(self.url, error) from error
@@ -162,12 +163,13 @@ class Process:
         if not self.hosted:
             internals.stop_queues(CLOSING)
             DBOS.destroy()
+            pools.end()
             internals.refuse_pickle(everywhere=False)
-            self._restore_loops()
         internals.forget_queue(self._private)
         self.transactions.close()
         self.identity.close()
         self.store.close()
+        background().let_go()
 
     def _see_off(self, waited: list[LiveRun]) -> None:
         """Give runs that waited, or were about to, the time to leave; not where it is their loop that would wait."""
@@ -178,13 +180,6 @@ class Process:
 
     def _has_left(self, run: LiveRun) -> bool:
         return run.over.done() if run.watched else self.runs.get(run.run_id) is not run
-
-    def _restore_loops(self) -> None:
-        """DBOS makes its threads the default pool of every loop it meets, and has now ended them."""
-        loops = [loop for loop in self.loops if not loop.is_closed()]
-        for loop in loops:
-            pool = ThreadPoolExecutor(thread_name_prefix="asyncio")
-            loop.call_soon_threadsafe(loop.set_default_executor, pool)
 
     # Runs that this process executes
 
