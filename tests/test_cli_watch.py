@@ -93,7 +93,7 @@ def test_a_run_that_has_ended(shell: Shell) -> None:
     run("one", [[call("refund", item="hat")], ["hand_over"], "It is\ndone."], refund, hand_over)
     assert shell("watch", "o") == (
         'Clerk: refund(item="hat")\n'
-        "  refund … looking for �[31mhat\n"
+        "  refund … looking for \\x1b[31mhat\n"
         '  refund … {"percent": 50}\n'
         "  refund → Refunded hat. Thank you.\n"
         "Clerk: hand_over()\n"
@@ -127,7 +127,7 @@ def test_a_run_that_failed(capsys: pytest.CaptureFixture[str], shell: Shell) -> 
     with pytest.raises(ValueError, match="stock"):
         run("two", [["broken"]], broken)
     remedy = "Mend the cause, then: durable-swarm resume two\n"
-    told = f"Clerk: broken()\nfailed: ValueError: no �[2Jstock\n{remedy}"
+    told = f"Clerk: broken()\nfailed: ValueError: no \\x1b[2Jstock\n{remedy}"
     done = subprocess.run([*WATCH, "two"], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (1, told, "")
     done = subprocess.run([*WATCH, "two", "--after", "50"], capture_output=True, text=True, check=False, timeout=60)
@@ -170,7 +170,7 @@ def test_hostile_text(shell: Shell) -> None:
     """What an agent says keeps its lines, and no character that controls a terminal."""
     run("one", [HOSTILE])
     told = shell("watch", "one")
-    assert told == "Clerk: One\nTwo �[2J�]0;title� �three\nfour\ndone\n"
+    assert told == "Clerk: One\nTwo \\x1b[2J\\x1b]0;title\\x07 \\u202ethree\nfour\ndone\n"
     assert not CONTROL.search(told)
 
 

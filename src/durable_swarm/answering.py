@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from durable_swarm import codec, roster
 from durable_swarm.calls import find_tool
-from durable_swarm.checks import check_text
+from durable_swarm.checks import check_name, check_text
 from durable_swarm.codec import as_json
 from durable_swarm.errors import AmbiguousAgent, InvalidAnswer, UnknownAgent
 from durable_swarm.gates import refuse_misfit
@@ -92,4 +92,4 @@ class Answering(ABC):
 
         A result is posted once: a second raises `AlreadyAnswered`. Raises `NotSerializable`.
         """
-        return self._complete(check_text("token", token), answer(result), by)
+        return self._complete(check_name("token", token), answer(result), by)

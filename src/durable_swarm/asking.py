@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from durable_swarm.checks import check_seconds, check_text
+from durable_swarm.checks import check_name, check_seconds, check_text
 from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError, InvalidAnswer, NotInRun, RequestExpired
 from durable_swarm.inside import Inside, calling
@@ -109,6 +109,6 @@ def later(token: str) -> Any:
     `durable-swarm complete TOKEN RESULT`; also before the tool has returned. Until then the run waits. A token must
     belong to one call only; `current_call().idempotency_key` is such a token.
     """
-    check_text("later: token", token)
+    check_name("later: token", token)
     as_json(token, "later: token")
     return Later(token)

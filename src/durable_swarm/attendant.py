@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 import threading
 from types import TracebackType
 from typing import Protocol, Self
 
-from durable_swarm.errors import DurableSwarmError
+from durable_swarm.credentials import without_secrets
+from durable_swarm.display import as_call, harmless, one_line
+from durable_swarm.errors import DurableSwarmError, safe_text
 from durable_swarm.requests import TOKEN, Request
 
 LOOK = 0.2
@@ -64,13 +66,13 @@ class Attendant:
             except EOFError:
                 return
             except DurableSwarmError as error:
-                print(f"\033[91m{error}\033[0m", flush=True)
+                print(f"\033[91m{one_line(without_secrets(safe_text(error)))}\033[0m", flush=True)
 
     def _ask(self, request: Request) -> None:
-        print(f"\033[93m{request.question}\033[0m", flush=True)
+        print(f"\033[93m{harmless(request.question)}\033[0m", flush=True)
         match request.kind:
             case "question":
-                choices = f" ({', '.join(request.choices)})" if request.choices else ""
+                choices = f" ({one_line(', '.join(request.choices))})" if request.choices else ""
                 self._swarm.answer(input(f"Answer{choices}: "), request.id)
             case "approval":
                 self._approve(request)
@@ -78,14 +80,11 @@ class Attendant:
                 self._say_what_became(request)
             case _:
                 self._told.add(request.id)
-                print(f"Post it with: durable-swarm complete {request.id.removeprefix(TOKEN)} RESULT", flush=True)
+                token = one_line(shlex.quote(request.id.removeprefix(TOKEN)))
+                print(f"Post it with: durable-swarm complete {token} RESULT", flush=True)
 
     def _approve(self, request: Request) -> None:
-        given = ", ".join(
-            f"{name}={json.dumps(value, ensure_ascii=False, default=str)}"
-            for name, value in (request.arguments or {}).items()
-        )
-        if input(f"{request.tool}({given})? [y/N] ").strip().lower() in YES:
+        if input(f"{one_line(as_call(request.tool, request.arguments or {}))}? [y/N] ").strip().lower() in YES:
             self._swarm.approve(request.id)
         else:
             self._swarm.reject("", request.id)

@@ -15,11 +15,12 @@ from typing import Any
 from durable_swarm import ends
 from durable_swarm.asking import Later
 from durable_swarm.attempts import retrying
+from durable_swarm.checks import check_name
+from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
 from durable_swarm.gates import needs_approval
 from durable_swarm.inside import Inside
 from durable_swarm.loop import CUT, Call, Outcome
-from durable_swarm.models import without_secrets
 from durable_swarm.schema import BadArguments, check_arguments, wants_connection, wants_context
 from durable_swarm.types import Message, Result, ToolSettings, settings_of, tool_name
 from durable_swarm.waits import Waits, contained, is_async
@@ -144,7 +145,7 @@ def _has(value: Any, *names: str) -> bool:
 def _handoff(agent: Any, cast: Cast) -> str | None:
     if agent is None:
         return None
-    cast[agent.name] = agent
+    cast[check_name("the name of the agent that the tool returned", agent.name)] = agent
     return str(agent.name)
 
 

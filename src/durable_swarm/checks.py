@@ -43,7 +43,7 @@ def check_model_rates(rates: Any) -> None:
     if not isinstance(rates, Mapping):
         raise ConfigurationError(f'model_rates must be like {{"gpt-4o": (500, 60)}}, not {rates!r:.80}')
     for model, rate in rates.items():
-        check_rate(f"model_rates[{check_text('the model of a rate', model)!r}]", rate, "calls")
+        check_rate(f"model_rates[{check_name('the model of a rate', model)!r}]", rate, "calls")
 
 
 def check_changed_agents(value: Any) -> str:
@@ -77,5 +77,20 @@ def check_codec(codec: Any) -> None:
 def check_text(name: str, value: Any) -> str:
     """Check that it is a string that is not empty and that a database can store, and give it."""
     if not isinstance(value, str) or not value.strip() or not storable(value):
-        raise ConfigurationError(f"{name} must be a string that is not empty and that a database can store")
+        raise ConfigurationError(
+            f"{name} must be a string that is not empty and that a database can store: without NUL and without half "
+            f"of a surrogate pair; it is {value!r:.80}"
+        )
     return value
+
+
+LONGEST_NAME, LONGEST_ID = 500, 1000
+"""Bytes in UTF-8. An index of PostgreSQL holds 2,700: ids of calls and requests are made of these, and add to them."""
+
+
+def check_name(name: str, value: Any, longest: int = LONGEST_NAME) -> str:
+    """Check that it is a text that a database can store and find again by an index, and return it."""
+    text = check_text(name, value)
+    if (size := len(text.encode())) > longest:
+        raise ConfigurationError(f"{name} must be at most {longest} bytes in UTF-8, not {size}: {text[:40]!r}…")
+    return text

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from durable_swarm import ends
+from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import InvalidAnswer, safe_text
 from durable_swarm.inside import CurrentCall, People
 from durable_swarm.loop import Call, Outcome
-from durable_swarm.models import without_secrets
 from durable_swarm.requests import TOKEN, Asked, Decision
 from durable_swarm.schema import BadArguments, accepted, check_arguments, tool_schema
 from durable_swarm.types import ToolSettings, settings_of

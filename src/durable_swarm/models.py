@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import inspect
 import json
-import os
 import re
 import sys
 import threading
@@ -26,7 +25,9 @@ from functools import partial
 from itertools import count
 from typing import Any
 
+from durable_swarm import credentials
 from durable_swarm.answers import Answer, read_finish, read_message, read_usage
+from durable_swarm.credentials import without_secrets
 from durable_swarm.deltas import Unmarked, whole
 from durable_swarm.errors import ConfigurationError, ModelError
 from durable_swarm.lean import is_openai, prepared, retries_itself
@@ -206,7 +207,7 @@ class _Asking:
 
     async def answer(self, admit: Admit | None) -> Answer:
         """Ask until there is an answer. Raises `ModelError`, and what the program's own client raises."""
-        _remember_key(self.client)
+        credentials.remember(self.client)
         retries = getattr(self.client, "max_retries", None)
         tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
         for attempt in count(1):
@@ -330,30 +331,6 @@ def _model_error(error: Exception, tries: int) -> ModelError:
         error_type=type(error).__name__,
         tries=tries,
     )
-
-
-_KEYS = re.compile(r"sk-[\w-]{6,}|(?<=Bearer )\S+")
-_PASSWORDS = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)")
-_used_keys: set[str] = set()
-"""The keys of all clients that were used in this process: no error of it may repeat them."""
-
-
-def _remember_key(client: Any) -> None:
-    key = getattr(client, "api_key", None)
-    if isinstance(key, str) and len(key) > 5:
-        _used_keys.add(key)
-
-
-def without_secrets(text: str) -> str:
-    """Give the text without keys and the passwords of URLs.
-
-    Keys are those of clients in use, the environment's, and whatever looks like one.
-    """
-    environment = ",".join(os.environ.get(name, "") for name in ("OPENAI_API_KEY", "DURABLE_SWARM_ENCRYPTION_KEYS"))
-    for secret in {*_used_keys, *map(str.strip, environment.split(","))}:
-        if len(secret) > 5:
-            text = text.replace(secret, "***")
-    return _PASSWORDS.sub(r"\1***", _KEYS.sub("***", text))
 
 
 def say(text: str) -> None:

@@ -17,12 +17,13 @@ from typing import Any, cast
 
 from durable_swarm import roster
 from durable_swarm.attendant import Attendant
+from durable_swarm.credentials import without_secrets
+from durable_swarm.display import harmless, one_line
 from durable_swarm.engine import DurableSwarm, process, records
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.store import notes_on, state_of
 from durable_swarm.engine.visitor import visit
-from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound
-from durable_swarm.models import without_secrets
+from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound, safe_text
 from durable_swarm.runs import ENDED
 from durable_swarm.service import RunDetail, Runs
 from durable_swarm.swarm import Swarm, check_agent
@@ -34,6 +35,8 @@ LOOK_BACK = 1000
 INTERRUPTED = "\nInterrupted. Start the program again to continue this conversation."
 PROMPT = "\033[90mUser\033[0m: "
 ANEW = "\033[90m— the reply begins anew —\033[0m"
+EMPTY = "\033[90m(empty reply)\033[0m"
+"""Shown for a reply that holds neither text nor calls."""
 
 
 def run_demo_loop(
@@ -77,14 +80,28 @@ def pretty_print_messages(messages: list[Message]) -> None:
     for message in messages:
         if message["role"] != "assistant":
             continue
-        print(f"\033[94m{message['sender']}\033[0m:", end=" ")
-        if message["content"]:
-            print(message["content"])
-        calls = message.get("tool_calls") or []
+        print(_name(message["sender"]), end=" ")
+        text, calls = _text_of(message), message.get("tool_calls") or []
+        if text or not calls:
+            print(harmless(text) if text else EMPTY)
         if len(calls) > 1:
             print()
         for call in calls:
-            print(f"\033[95m{call['function']['name']}\033[0m({_arguments(call['function']['arguments'])})")
+            print(f"{_tool(call)}({one_line(_arguments(call['function']['arguments']))})")
+
+
+def _text_of(message: Message) -> str:
+    """Return what an agent said: its text, or the refusal that the provider puts in its place."""
+    said = message.get("content") or message.get("refusal") or ""
+    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+
+
+def _name(sender: str) -> str:
+    return f"\033[94m{one_line(sender)}\033[0m:"
+
+
+def _tool(call: dict[str, Any]) -> str:
+    return f"\033[95m{one_line(call['function']['name'])}\033[0m"
 
 
 def process_and_print_streaming_response(response: Iterable[dict[str, Any]]) -> Response:
@@ -111,43 +128,57 @@ class _Printer:
         self._sender = ""
         self._open = False
         self._printed = False
+        self._said = ""
 
     def take(self, item: dict[str, Any]) -> None:
         """Print one of them."""
         self._sender = item.get("sender") or self._sender
         if item.get("content"):
-            print(item["content"] if self._open else f"{self._name()} {item['content']}", end="", flush=True)
-            self._open = self._printed = True
-        names = [call["function"]["name"] for call in item.get("tool_calls") or ()]
-        for name in filter(None, names):
-            self.close()
-            print(f"{self._name()} \033[95m{name}\033[0m()", flush=True)
-            self._printed = True
+            self._say(item["content"])
+        for call in item.get("tool_calls") or ():
+            if call["function"]["name"]:
+                self.close()
+                print(f"{_name(self._sender)} {_tool(call)}()", flush=True)
+                self._printed = True
         match item.get("delim"):
             case "reset":
                 self.close()
                 if self._printed:
                     print(ANEW, flush=True)
                 self._printed = False
-            case "start" | "end":
+            case "start":
                 self.close()
                 self._printed = False
+            case "end":
+                self.close()
+                if not self._printed:
+                    print(f"{_name(self._sender)} {EMPTY}", flush=True)
+
+    def _say(self, piece: str) -> None:
+        shown = harmless(piece, self._said)
+        print(shown if self._open else f"{_name(self._sender)} {shown}", end="", flush=True)
+        self._open = self._printed = True
+        self._said = piece
 
     def close(self) -> None:
         """End the open line, if there is one."""
         if self._open:
-            self._open = False
+            self._open, self._said = False, ""
             print(flush=True)
-
-    def _name(self) -> str:
-        return f"\033[94m{self._sender}\033[0m:"
 
 
 def _arguments(text: str) -> str:
+    """Return the arguments of a call in Swarm's form; what is no object, as the model wrote it."""
     try:
-        return json.dumps(json.loads(text), ensure_ascii=False).replace(":", "=")[1:-1]
-    except ValueError:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
         return text
+    if not isinstance(given, dict):
+        return text
+    return ", ".join(
+        f"{json.dumps(name, ensure_ascii=False)}= {json.dumps(value, ensure_ascii=False)}"
+        for name, value in given.items()
+    )
 
 
 @dataclass
@@ -240,7 +271,7 @@ def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) ->
     elif isinstance(error, ConfigurationError):
         raise error
     kind = "" if isinstance(error, DurableSwarmError) else f"{type(error).__name__}: "
-    text = " ".join(without_secrets(f"{kind}{error}").split())
+    text = one_line(without_secrets(f"{kind}{safe_text(error)}"))
     print(f"\033[91mError\033[0m: {text}", flush=True)
 
 
@@ -268,7 +299,7 @@ def _continue(swarm: DurableSwarm, talk: Talk) -> None:
     print("Continuing where you were:")
     for message in run.asked:
         if message["role"] == "user":
-            print(f"{PROMPT}{message['content']}")
+            print(f"{PROMPT}{harmless(_text_of(message))}")
         pretty_print_messages([message])
     sys.stdout.flush()
     try:

@@ -23,7 +23,7 @@ from durable_swarm.calls import (
     read_result,
     runs_together,
 )
-from durable_swarm.checks import check_text, check_whole
+from durable_swarm.checks import LONGEST_ID, check_name, check_text, check_whole
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.gates import approval_of, approved, later_of, posted
 from durable_swarm.inbox import MemoryInbox
@@ -278,7 +278,7 @@ class Swarm(Runner):
         self, asked: Request, run_id: str | None, waits: Waits, client: Any, channel: Channel | None = None
     ) -> Response:
         if run_id is not None:
-            check_text("run_id", run_id)
+            check_name("run_id", run_id, LONGEST_ID)
         performer = _InMemory(self, asked, run_id or str(uuid.uuid4()), waits, client, channel)
         try:
             with ends.bare():
@@ -347,7 +347,7 @@ def check_agent(agent: Any) -> None:
         raise ConfigurationError(
             f"agent must be an Agent, not {agent!r:.80}" + (f" (it has no {', '.join(missing)})" if missing else "")
         )
-    check_text("the agent's name", agent.name)
+    check_name("the agent's name", agent.name)
     if not isinstance(agent.functions, list | tuple) or not all(callable(function) for function in agent.functions):
         raise ConfigurationError(f"agent {agent.name!r}: functions must be a list of functions")
 

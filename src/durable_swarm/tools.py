@@ -17,8 +17,8 @@ from typing import Any, TypeVar, get_args, overload
 
 from durable_swarm import ends
 from durable_swarm.attempts import retrying
-from durable_swarm.checks import check_seconds, check_whole
-from durable_swarm.codec import as_json, storable
+from durable_swarm.checks import check_name, check_seconds, check_whole
+from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.inside import Inside, Recorder, calling
 from durable_swarm.types import Effect, ToolSettings, note_settings, settings_of, tool_name
@@ -50,12 +50,12 @@ def step(
     """
     settings = ToolSettings(retries=retries, backoff=backoff, timeout=timeout, is_step=True)
     _check_settings("step", settings)
-    if name is not None and not (isinstance(name, str) and name and storable(name)):
-        raise ConfigurationError(f"@step: name must be a string that is not empty, not {name!r:.80}")
+    if name is not None:
+        check_name("@step: name", name)
 
     def decorate(target: Any) -> Any:
         _check_function("step", target)
-        label = name or tool_name(target)
+        label = name or check_name("@step: the function's name", tool_name(target))
 
         @functools.wraps(target)
         def wrapper(*args: Any, **kwargs: Any) -> Any:

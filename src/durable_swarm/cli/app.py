@@ -26,9 +26,10 @@ from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.postgres import postgres
 from durable_swarm.cli.runs import cancel, resume, runs, show
 from durable_swarm.cli.script import run
-from durable_swarm.cli.text import one_line
 from durable_swarm.cli.watch import watch
 from durable_swarm.cli.worker import worker
+from durable_swarm.credentials import without_secrets
+from durable_swarm.display import one_line
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, InvalidAnswer
 from durable_swarm.service import NoRequest, NoRuns
 from durable_swarm.service.doctor import installed
@@ -89,9 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app.main(arguments, prog_name=NAME, standalone_mode=False, obj=settings)
     except Exception as error:
         if settings.debug:
-            traceback.print_exception(error.__cause__ if isinstance(error, Problem) and error.__cause__ else error)
+            shown = error.__cause__ if isinstance(error, Problem) and error.__cause__ else error
+            click.echo(without_secrets("".join(traceback.format_exception(shown))), err=True, nl=False)
         code, text = _explain(error)
-        click.echo(one_line(text), err=True)
+        click.echo(one_line(without_secrets(text)), err=True)
     return code if isinstance(code, int) else 0
 
 

@@ -9,7 +9,7 @@ import click
 
 from durable_swarm.cli.options import Settings, as_json, common
 from durable_swarm.cli.target import load
-from durable_swarm.cli.text import one_line
+from durable_swarm.display import one_line
 from durable_swarm.service import to_json
 from durable_swarm.service.fitness import Fit, check_runs
 

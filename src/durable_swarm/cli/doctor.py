@@ -9,7 +9,7 @@ from rich.text import Text
 
 from durable_swarm.cli.drawing import plain_console
 from durable_swarm.cli.options import Settings, as_json, common
-from durable_swarm.cli.text import one_line
+from durable_swarm.display import one_line
 from durable_swarm.service import Check, checkup, to_json
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}

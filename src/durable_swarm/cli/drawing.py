@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
 from durable_swarm.cli.requests import Command, requests_lines
-from durable_swarm.cli.text import clock, duration, one_line, shorten, value
+from durable_swarm.cli.text import clock, duration, value
+from durable_swarm.display import as_call, one_line, shorten
 from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED, StepInfo
 from durable_swarm.service import Failure, RunDetail, RunView
@@ -226,19 +226,11 @@ def _outcome(step: StepInfo) -> str:
 
 
 def _reply(message: Message) -> str:
-    calls = ", ".join(as_call(call["function"]) for call in message.get("tool_calls") or [])
+    calls = ", ".join(
+        as_call(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or []
+    )
     said = value(message.get("content") or message.get("refusal") or "")
     return "  ".join(part for part in (said, calls and f"→ {calls}") if part)
-
-
-def as_call(function: dict[str, Any]) -> str:
-    """Give a tool call as it is written in Python."""
-    try:
-        given = json.loads(function["arguments"] or "{}")
-        inside = ", ".join(f"{name}={json.dumps(data, ensure_ascii=False)}" for name, data in given.items())
-    except (ValueError, AttributeError):
-        inside = function["arguments"]
-    return f"{function['name']}({inside})"
 
 
 def _end(run: RunDetail, resume: str, width: int) -> Iterator[Text]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from durable_swarm.cli.options import STARTS, Problem, Settings, as_json, common
-from durable_swarm.cli.text import one_line
+from durable_swarm.display import one_line
 from durable_swarm.redaction import Redacting
 from durable_swarm.service import Redact, RunDetail, import_run, open_runs, read_document, renamed, to_json
 

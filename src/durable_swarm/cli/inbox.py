@@ -11,7 +11,7 @@ import click
 
 from durable_swarm.cli.drawing import draw_requests
 from durable_swarm.cli.options import Settings, as_json, common
-from durable_swarm.cli.text import one_line
+from durable_swarm.display import one_line
 from durable_swarm.requests import Request
 from durable_swarm.service import Runs, open_runs, to_json
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from durable_swarm.cli.options import as_json, debuggable
-from durable_swarm.cli.text import one_line
+from durable_swarm.display import one_line
 from durable_swarm.engine.database import VARIABLE
 from durable_swarm.postgres import Server, State, default_folder
 

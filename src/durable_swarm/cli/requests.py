@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.text import Text
 
-from durable_swarm.cli.text import clock, duration, one_line, value
+from durable_swarm.cli.text import clock, duration, value
+from durable_swarm.display import as_call, one_line
 from durable_swarm.requests import TOKEN, Decision, Request
 
 Command = Callable[..., str]
@@ -62,10 +63,7 @@ def _body(request: Request, *, runs: bool) -> Iterator[Text]:
         yield _fact("run", f"{request.run_id} of agent {request.agent}")
     yield _fact("asked", f"{clock(request.created_at)}{_age(request)}  {request.question}")
     if request.arguments is not None:
-        given = ", ".join(
-            f"{name}={json.dumps(item, ensure_ascii=False, default=str)}" for name, item in request.arguments.items()
-        )
-        yield _fact("call", f"{request.tool}({given})")
+        yield _fact("call", as_call(request.tool, request.arguments))
     if request.choices is not None:
         yield _fact("choices", ", ".join(request.choices))
     if request.expires_at is not None and request.status == "open":

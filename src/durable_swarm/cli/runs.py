@@ -9,7 +9,7 @@ import click
 
 from durable_swarm.cli.drawing import INTERRUPTED, draw_run, draw_runs
 from durable_swarm.cli.options import STARTS, Settings, as_json, common
-from durable_swarm.cli.text import one_line
+from durable_swarm.display import one_line
 from durable_swarm.runs import STATES, State
 from durable_swarm.service import Query, RunView, open_runs, to_json
 

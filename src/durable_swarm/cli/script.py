@@ -15,9 +15,10 @@ from types import TracebackType
 import click
 
 from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.credentials import without_secrets
 from durable_swarm.engine import database, sessions
 from durable_swarm.engine.run import Run
-from durable_swarm.errors import ConfigurationError, RunFailed
+from durable_swarm.errors import ConfigurationError, RunFailed, safe_text
 from durable_swarm.runs import ENDED
 
 INTERRUPTED = 130
@@ -99,7 +100,8 @@ def _problem(settings: Settings, script: Path, error: Exception, run_id: str | N
     trace = _own_part(error, script)
     error.__traceback__ = trace or error.__traceback__
     line = f" (line {trace.tb_lineno})" if trace else ""
-    text = f"Error: {script.name}{line}: {type(error).__name__}: {error}".rstrip(": ").rstrip(".")
+    told = without_secrets(safe_text(error))
+    text = f"Error: {script.name}{line}: {type(error).__name__}: {told}".rstrip(": ").rstrip(".")
     if isinstance(error, RunFailed) and error.run_id and run_id is None:
         return Problem(f"{text}. Mend it, then `{settings.command('resume', error.run_id)}`.")
     if run_id is None:
@@ -134,7 +136,7 @@ def _trouble(run: Run) -> str | None:
     except RunFailed as error:
         return f"{error.error_type}: {error.error_message}"
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {without_secrets(safe_text(error))}"
     return None
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import click
 from rich.text import Text
 
-from durable_swarm.cli.drawing import DIM, PIPE_WIDTH, STYLES, as_call, plain_console
+from durable_swarm.cli.drawing import DIM, PIPE_WIDTH, STYLES, plain_console
 from durable_swarm.cli.options import Problem, Settings, as_json, common
 from durable_swarm.cli.requests import Command, event_text
-from durable_swarm.cli.text import harmless, one_line, shorten, value
+from durable_swarm.cli.text import value
+from durable_swarm.display import as_call, harmless, one_line, shorten
 from durable_swarm.events import Event
 from durable_swarm.service import Runs, RunView, open_runs
 
@@ -91,6 +92,7 @@ class _Teller:
         self._width = shutil.get_terminal_size().columns if self._console.is_terminal else PIPE_WIDTH
         self._agent = ""
         self._open = False
+        self._before = ""
         # Whoever goes on behind a number may have read the beginning of a reply.
         self._told = continued
         self._void = False
@@ -119,7 +121,7 @@ class _Teller:
     def close(self) -> None:
         """End the open line, if there is one."""
         if self._open:
-            self._open = False
+            self._open, self._before = False, ""
             _write("\n")
 
     def remedy(self, state: str) -> None:
@@ -140,7 +142,8 @@ class _Teller:
             name = f"{one_line(self._agent)}: " if self._agent else ""
             self._console.print(Text(name, "bright_blue"), end="", soft_wrap=True)
         # Not by Rich, which takes spaces from the end of a long piece.
-        _write(harmless(text))
+        _write(harmless(text, self._before))
+        self._before = text
 
     def _line(self, text: str, style: str) -> None:
         self.close()
@@ -155,7 +158,7 @@ class _Teller:
         name = one_line(data["tool"])
         if kind == "tool.started":
             line = Text.assemble((f"{one_line(self._agent)}: ", "bright_blue"), (name, "bright_magenta"))
-            text = as_call({"name": "", "arguments": data["arguments"]})
+            text = as_call("", data["arguments"])
         elif kind == "tool.progress":
             line, text = Text(f"  {name} … ", DIM), value(data["progress"])
         else:

@@ -18,7 +18,7 @@ import click
 from durable_swarm import roster
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.target import load
-from durable_swarm.cli.text import one_line
+from durable_swarm.display import one_line
 from durable_swarm.engine import DurableSwarm, database, process
 from durable_swarm.engine.keeper import CLOSING
 from durable_swarm.engine.live import Limits

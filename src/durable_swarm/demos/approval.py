@@ -12,6 +12,7 @@ from typing import Any
 
 from durable_swarm import Agent, DurableSwarm, Run, tool
 from durable_swarm.demos.refund import command, print_transcript
+from durable_swarm.display import one_line
 from durable_swarm.service import NoRuns, Query, RunDetail, open_runs
 from durable_swarm.testing import ScriptedModel, call
 
@@ -23,7 +24,7 @@ DEFAULT_NAME = "Max"
 @tool(approval=lambda amount: amount > 100)
 def refund(customer: str, amount: int) -> str:
     """Refund an amount. Above 100 a person is asked first."""
-    print(f"Refunding {amount} to {customer} ... done", flush=True)
+    print(f"Refunding {amount} to {one_line(customer)} ... done", flush=True)
     return f"Refunded {amount} to {customer}."
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Response
+from durable_swarm.display import as_call, harmless, one_line
 from durable_swarm.service import NoRuns, Query, RunDetail, open_runs
 from durable_swarm.testing import ScriptedModel, call
 
@@ -169,19 +170,20 @@ def _ask_name() -> str:
 
 def _show(items: Iterable[dict[str, Any]]) -> Response:
     """Print what the agents say as it comes, and give the response. The calls are told by their tools."""
-    console, sender, speaking = Console(highlight=False), "", False
+    console, sender, speaking, before = Console(highlight=False), "", False, ""
     for item in items:
         if "response" in item:
             return cast(Response, item["response"])
         sender = item.get("sender") or sender
         if item.get("content"):
             if not speaking:
-                console.print(Text.assemble((sender, "bright_blue"), ": "), end="", soft_wrap=True)
+                console.print(Text.assemble((one_line(sender), "bright_blue"), ": "), end="", soft_wrap=True)
             speaking = True
-            print(item["content"], end="", flush=True)
+            print(harmless(item["content"], before), end="", flush=True)
+            before = item["content"]
         elif speaking and "delim" in item:
             print(flush=True)
-            speaking = False
+            speaking, before = False, ""
     raise AssertionError("a stream ends with its response")
 
 
@@ -207,21 +209,17 @@ def print_transcript(messages: list[dict[str, Any]]) -> None:
 
 
 def _lines(message: dict[str, Any]) -> Iterator[Text]:
+    said = message.get("content") or message.get("refusal") or ""
+    text = harmless(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
     if message["role"] == "user":
-        yield Text.assemble(("User", "bright_black"), f": {message['content']}")
+        yield Text.assemble(("User", "bright_black"), f": {text}")
     elif message["role"] == "tool":
-        yield Text.assemble("  ", ("result", "green"), f": {message['content']}")
+        yield Text.assemble("  ", ("result", "green"), f": {text}")
     else:
-        sender = (message["sender"], "bright_blue")
-        if message["content"]:
-            yield Text.assemble(sender, f": {message['content']}")
-        for made in message["tool_calls"] or ():
-            function = made["function"]
-            yield Text.assemble(sender, ": ", (function["name"], "bright_magenta"), f"({_arguments(function)})")
-
-
-def _arguments(function: dict[str, str]) -> str:
-    try:
-        return ", ".join(f"{name}={json.dumps(value)}" for name, value in json.loads(function["arguments"]).items())
-    except (ValueError, AttributeError):
-        return function["arguments"]
+        sender, calls = (one_line(message["sender"]), "bright_blue"), message.get("tool_calls") or ()
+        if text or not calls:
+            yield Text.assemble(sender, ": ", text or ("(empty reply)", "bright_black"))
+        for made in calls:
+            name, arguments = made["function"]["name"], made["function"]["arguments"]
+            given = one_line(as_call("", arguments))
+            yield Text.assemble(sender, ": ", (one_line(name), "bright_magenta"), given)

@@ -19,7 +19,9 @@ SECONDS = float(os.environ.get("DURABLE_SWARM_DEMO_SECONDS", "1"))
 @step
 def refund_step(number: int, item_id: str, reason: str) -> None:
     """Do one step of a refund."""
-    print(f"[mock] Refunding item {item_id} because {reason}: step {number} of {STEPS} ...", end=" ", flush=True)
+    # A model wrote the arguments: repr keeps them from controlling the terminal.
+    about = repr(f"item {item_id} because {reason}")[1:-1]
+    print(f"[mock] Refunding {about}: step {number} of {STEPS} ...", end=" ", flush=True)
     time.sleep(SECONDS)
     print("done", flush=True)
 

@@ -15,15 +15,7 @@ from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID
 from dbos import error as dbos_errors
 from sqlalchemy.exc import SQLAlchemyError
 
-from durable_swarm import errors
-from durable_swarm.checks import (
-    check_changed_agents,
-    check_codec,
-    check_model_rates,
-    check_queue,
-    check_seconds,
-    check_text,
-)
+from durable_swarm import checks, errors
 from durable_swarm.codec import Codec
 from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
@@ -84,21 +76,21 @@ class DurableSwarm(Runner):
         changed_agents: str = "continue",
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors)
-        check_codec(codec)
+        checks.check_codec(codec)
         self.codec = codec
         self.clients = Clients(client)
-        self.name = sessions.default_name() if name is None else check_text("name", name)
+        self.name = sessions.default_name() if name is None else checks.check_name("name", name)
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
         self.tool_database = tool_database if tool_database is None else _check_database(tool_database)
         if keep_for is not None:
-            check_seconds("keep_for", keep_for)
+            checks.check_seconds("keep_for", keep_for)
         self.keep_for = keep_for
-        check_model_rates(model_rates)
+        checks.check_model_rates(model_rates)
         self.model_rates: Mapping[str, tuple[int, float]] = dict(model_rates)
-        self.changed_agents = check_changed_agents(changed_agents)
+        self.changed_agents = checks.check_changed_agents(changed_agents)
         self.database = database if database is None else _check_database(database)
-        self._worker_id = None if worker_id is None else check_text("worker_id", worker_id)
+        self._worker_id = None if worker_id is None else checks.check_name("worker_id", worker_id)
         self._opening = threading.Lock()
         self._process: Process | None = None
         self._limits: Limits | None = None
@@ -141,7 +133,7 @@ class DurableSwarm(Runner):
         This goes for all swarms of the process, until the last one is closed. What is unfinished is left to other
         processes.
         """
-        check_seconds("seconds", seconds)
+        checks.check_seconds("seconds", seconds)
         return self._process is None or self._process.working.drain(seconds)
 
     def _open_on_loop(self) -> Process:
@@ -243,7 +235,7 @@ class DurableSwarm(Runner):
         (`durable-swarm worker`), of several those with the lowest `priority` first, 0 or above.
         """
         asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
-        if check_queue(queue, priority):
+        if checks.check_queue(queue, priority):
             return self._enqueue(Prepared(self, asked, run_id, queued=True), priority)
         if running_loop() is background_loop():
             raise errors.ConfigurationError(
@@ -268,7 +260,7 @@ class DurableSwarm(Runner):
 
         This needs no model client and no key. The run belongs to swarms of this one's `name`, and so must the worker.
         """
-        named = Elsewhere(check_text("agent: the name of one", agent))
+        named = Elsewhere(checks.check_name("agent: the name of one", agent))
         return self.start(
             named, messages, context_variables, model_override, debug, max_turns, execute_tools,
             run_id=run_id, queue=True, priority=priority,
@@ -288,7 +280,7 @@ class DurableSwarm(Runner):
         priority: int = 0,
     ) -> Run:
         """Enqueue as `enqueue` does, on the running event loop."""
-        named = Elsewhere(check_text("agent: the name of one", agent))
+        named = Elsewhere(checks.check_name("agent: the name of one", agent))
         return await self.start_async(
             named, messages, context_variables, model_override, debug, max_turns, execute_tools,
             run_id=run_id, queue=True, priority=priority,
@@ -326,7 +318,7 @@ class DurableSwarm(Runner):
     ) -> Run:
         """Start as `start` does, on the running event loop."""
         asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
-        if check_queue(queue, priority):
+        if checks.check_queue(queue, priority):
             self._open_on_loop()
             return await in_thread(self._enqueue, Prepared(self, asked, run_id, queued=True), priority)
         return await self._start_on_loop(Prepared(self, asked, run_id))
@@ -404,7 +396,7 @@ class DurableSwarm(Runner):
 
     def get(self, run_id: str) -> Run:
         """Give the handle of a run. Raises `RunNotFound`."""
-        self._store().found(check_text("run_id", run_id), load_output=False)
+        self._store().found(checks.check_text("run_id", run_id), load_output=False)
         return self._handle(run_id)
 
     def runs(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
@@ -426,7 +418,7 @@ class DurableSwarm(Runner):
         `redact(path, value)` gets every value of users (texts, numbers, what tools gave) with its path in the document,
         as in `start.messages[0].content`, and gives what is written in its place. Raises `RunNotFound`.
         """
-        row = self._store().found(check_text("run_id", run_id))
+        row = self._store().found(checks.check_text("run_id", run_id))
         return exports.export(self._store(), row, redact)
 
     def import_run(self, document: dict[str, Any]) -> Run:
@@ -485,7 +477,7 @@ class DurableSwarm(Runner):
 def _check_database(database: Any) -> str:
     if isinstance(database, os.PathLike):
         raise errors.ConfigurationError(f"database must be a URL, not a path; use 'sqlite:///{database}'")
-    return check_text("database", database)
+    return checks.check_text("database", database)
 
 
 async def _watch(handle: Any, live: LiveRun) -> None:

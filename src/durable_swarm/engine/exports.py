@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from durable_swarm import codec, errors
-from durable_swarm.checks import check_text
+from durable_swarm.checks import LONGEST_ID, check_name, check_text
 from durable_swarm.engine import records
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.masking import Redact, redacted
@@ -126,7 +126,7 @@ class Exported:
         if len({(key, step.number) for key, step in numbered}) < len(numbered):
             raise ValueError("two steps have the same number")
         for _, step in numbered:
-            check_text("a step's name", step.name)
+            check_name("a step's name", step.name, LONGEST_ID)
             if step.call is not None:
                 _check_key(f"step {step.number} begins call", step.call)
             if step.record is not None:

@@ -13,6 +13,7 @@ from dbos import error as dbos_errors
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import codec, ends, errors
+from durable_swarm.credentials import masked
 from durable_swarm.engine import internals
 from durable_swarm.engine.database import may_pass, told
 from durable_swarm.engine.records import Record, failure_record, read_failure, reading
@@ -67,8 +68,8 @@ def step_failure(run_id: str, name: str, error: BaseException) -> Record:
     """Return the record of what a `@step` raised, so that it can be raised again as what it was."""
     record = failure_record(run_id, error, step=name)
     with contextlib.suppress(errors.NotSerializable):
-        record["args"] = codec.encode(list(error.args))
-        record["state"] = codec.encode(vars(error))
+        record["args"] = masked(codec.encode(list(error.args)))
+        record["state"] = masked(codec.encode(vars(error)))
     if "state" not in record or _class_of(record["type"]) is not type(error):
         log.warning(
             "step %r raised a %s, which cannot be rebuilt from the database: after a crash the tool sees RunFailed. "

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from dbos import error as dbos_errors
 
 from durable_swarm import codec, errors
-from durable_swarm.checks import check_text, check_whole
+from durable_swarm.checks import check_name, check_whole
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.store import Store, notes_on
 from durable_swarm.engine.turns import Rows, TurnRecords, recorded_turns
@@ -56,7 +56,7 @@ class ForkRequest:
         if self.run_id is not None:
             records.check_id(self.run_id)
         if isinstance(self.agent, str):
-            check_text("agent", self.agent)
+            check_name("agent", self.agent)
         elif self.agent is not None:
             check_agent(self.agent)
             remember(self.agent)

@@ -24,10 +24,10 @@ from types import NoneType
 from typing import Any, get_args
 
 from durable_swarm import codec, errors
-from durable_swarm.checks import check_text
+from durable_swarm.checks import LONGEST_ID, check_name
+from durable_swarm.credentials import masked, without_secrets
 from durable_swarm.errors import safe_text
 from durable_swarm.loop import Call, Detour, Ending, Outcome, Reply, Start, Turn
-from durable_swarm.models import without_secrets
 from durable_swarm.types import EndedBy, Usage
 
 RUN = "durable_swarm.run"
@@ -70,7 +70,7 @@ def call_key(run_id: str, turn: int, index: int) -> str:
 
 def check_id(run_id: Any) -> str:
     """Check that a run may have this id, and give it. Raises `ConfigurationError`."""
-    text = check_text("run_id", run_id)
+    text = check_name("run_id", run_id, LONGEST_ID)
     if re.search(r"/\d+\.\d+$", text):
         raise errors.ConfigurationError(f"run_id {text!r} ends like the id of a tool call (/1.2); choose another")
     return text
@@ -122,10 +122,11 @@ def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bo
 
 def _named(context: dict[str, Any]) -> dict[str, Any]:
     for key in context:
-        if not isinstance(key, str) or key == codec.TAG:
+        if not isinstance(key, str) or key == codec.TAG or not codec.storable(key):
             raise errors.NotSerializable(
-                f"context_variables has the key {key!r}; keys must be strings other than {codec.TAG!r}",
-                path="context_variables",
+                f"context_variables has the key {key!r:.80}; keys must be strings other than {codec.TAG!r}, without "
+                "NUL and without half of a surrogate pair",
+                path=f"context_variables[{key!r:.80}]",
             )
     return context
 
@@ -345,7 +346,7 @@ def failure_record(run_id: str, error: BaseException, *, step: str = "") -> Reco
 def _own(error: BaseException) -> Record | None:
     """Give one of this package's errors with its attributes; a program's own subclass is foreign."""
     if isinstance(error, errors.DurableSwarmError) and type(error).__module__ == errors.__name__:
-        record: Record = codec.encode(errors.to_record(error))
+        record: Record = codec.encode(masked(errors.to_record(error)))
         return record
     return None
 

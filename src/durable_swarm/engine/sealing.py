@@ -13,10 +13,10 @@ from typing import Any
 
 from durable_swarm import ends, errors
 from durable_swarm.codec import Codec, Place
+from durable_swarm.credentials import without_secrets
 from durable_swarm.engine.records import Record, read
 from durable_swarm.engine.signals import Held
 from durable_swarm.errors import safe_text
-from durable_swarm.models import without_secrets
 
 SEALED = "sealed"
 """The field of a record that holds the codec's text."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from durable_swarm import codec, ends, errors
 from durable_swarm.attempts import retrying
 from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
+from durable_swarm.credentials import without_secrets
 from durable_swarm.engine import records
 from durable_swarm.engine.claims import now
 from durable_swarm.engine.failures import engines_code, users_code
@@ -28,7 +29,6 @@ from durable_swarm.errors import safe_text
 from durable_swarm.gates import approval_of, approved, later_of, outcome_of, posted
 from durable_swarm.inside import CurrentCall, Inside, Recorder
 from durable_swarm.loop import Call, Outcome, absorb
-from durable_swarm.models import without_secrets
 from durable_swarm.requests import TOKEN, Asked, Decision, Request
 from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.types import ToolSettings, settings_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm.answering import answer, approve, reject
-from durable_swarm.checks import check_text
+from durable_swarm.checks import check_name
 from durable_swarm.engine.conversing import say
 from durable_swarm.engine.store import owner_of, state_of
 from durable_swarm.engine.visitor import Visitor
@@ -53,7 +53,7 @@ class Inbox:
         Gives the request as it is then, or None where no run waits for the result yet.
         """
         with opened(f"the request of token {token!r}"):
-            waits = self._store.inbox.complete(check_text("token", token), answer(result), by, "")
+            waits = self._store.inbox.complete(check_name("token", token), answer(result), by, "")
         return self._store.inbox.found(TOKEN + token) if waits else None
 
     def say(self, run_id: str, text: str) -> None:

@@ -1,0 +1,99 @@
+r"""Text on a screen: nothing that a model or a tool wrote may control a terminal, or hide in it.
+
+What has no sign of its own is written as Python writes it (`\u202e`, `\x1b`, `\U000e0041`), so whoever reads or
+decides sees exactly what is there. Joiners and variation selectors stay where they belong to a visible sign: inside an
+emoji, or between letters of a script that is written with them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from typing import Any
+
+_HIDDEN = re.compile(
+    "["
+    "\x00-\x1f\x7f-\x9f\xad"  # Controls, C1 controls, the soft hyphen.
+    "\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"  # Joiner, direction, fillers, Mongolian selectors.
+    "\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800"  # Zero width, directions, isolates, the blank Braille pattern.
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ud800-\udfff"  # Fillers, selectors, marks, half characters.
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"  # Musical controls; tags and further selectors.
+    "]"
+)
+_LINE = re.compile(r"[ \t\r\n\v\f]+")
+
+# A carriage return goes: at the end of a piece, nobody knows whether a line's end follows.
+_KEPT = {"\n": "\n", "\t": "\t", "\r": ""}
+
+_FURTHER_PICTOGRAMS = "\xa9\xae\u203c\u2049\u2139\u3030"
+"""Signs that have a picture, too, and that Unicode does not count as symbols above U+2000."""
+
+_JOINED_LETTERS = ((0x0600, 0x08FF), (0x0900, 0x0DFF), (0x1000, 0x109F), (0x1780, 0x17FF))
+"""Arabic, the Indic scripts, Burmese and Khmer: joiners between their letters change how these look."""
+
+
+def one_line(text: str) -> str:
+    """Return the text in one line, with everything invisible written out."""
+    return _visible(_LINE.sub(" ", text).strip(), "", {})
+
+
+def harmless(text: str, before: str = "") -> str:
+    """Return the text with its lines and tabs, with everything else that is invisible written out.
+
+    The text may be a piece of one; `before` is what came before it.
+    """
+    return _visible(text, before[-1:], _KEPT)
+
+
+def _visible(text: str, before: str, kept: dict[str, str]) -> str:
+    def written(found: re.Match[str]) -> str:
+        sign, start, end = found[0], found.start(), found.end()
+        if sign in kept:
+            return kept[sign]
+        if _belongs(sign, text[start - 1] if start else before, text[end : end + 1]):
+            return sign
+        code = ord(sign)
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    return _HIDDEN.sub(written, text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Return the text in one line of at most `width` characters."""
+    line = one_line(text[: 4 * width + 100])
+    return line if len(line) <= width else f"{line[: max(width - 1, 0)]}…"
+
+
+def as_call(tool: str, arguments: Any) -> str:
+    """Return a tool call as it is written in Python; `arguments` as values by name, or as the model wrote them."""
+    return f"{tool}({as_arguments(arguments)})"
+
+
+def as_arguments(arguments: Any) -> str:
+    """Return the arguments of a tool call as they are written in Python, or as they are where they are no object."""
+    try:
+        given = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+        return ", ".join(f"{name}={json.dumps(item, ensure_ascii=False, default=str)}" for name, item in given.items())
+    except (ValueError, AttributeError, RecursionError):
+        return str(arguments)
+
+
+def _belongs(sign: str, before: str, after: str) -> bool:
+    """Say whether a joiner or a selector is part of the visible sign before it."""
+    if sign in "\ufe0e\ufe0f":
+        return _is_pictogram(before) or (before in tuple("#*0123456789") and after == "\u20e3")
+    if sign == "\u200d" and (_is_pictogram(before) or before == "\ufe0f"):
+        return not after or _is_pictogram(after)
+    return sign in "\u200c\u200d" and _is_joined(before) and _is_joined(after)
+
+
+def _is_pictogram(sign: str) -> bool:
+    """Say whether it is a symbol that emoji are made of, or the tone of an emoji's skin."""
+    if sign in _FURTHER_PICTOGRAMS:
+        return bool(sign)
+    return sign >= "\u2000" and (unicodedata.category(sign) in ("So", "Sm") or "\U0001f3fb" <= sign <= "\U0001f3ff")
+
+
+def _is_joined(sign: str) -> bool:
+    return bool(sign) and any(first <= ord(sign) <= last for first, last in _JOINED_LETTERS)
