@@ -47,6 +47,7 @@ PUBLIC = {
     "dbos.WorkflowSerializationFormat",
     "dbos.WorkflowSerializationFormat.PORTABLE",
     "dbos.error.DBOSAwaitedWorkflowCancelledError",
+    "dbos.error.DBOSBaseException",
     "dbos.error.DBOSNonExistentWorkflowError",
     "dbos.error.DBOSUnexpectedStepError",
     "dbos.error.DBOSWorkflowCancelledError",
