@@ -135,8 +135,8 @@ def test_a_living_demo_is_left_alone() -> None:
         assert TRANSCRIPT.format(name=name) in printed
 
 
-def test_a_model_is_asked_and_a_failed_run_is_no_obstacle(tmp_path: Path) -> None:
-    """With a key that model answers; a run it failed is told in one line, and the next start begins a new one."""
+def test_a_model_is_asked_and_a_refused_key_is_no_obstacle(tmp_path: Path) -> None:
+    """With a key that model answers; a refused key is reported in one line, and the next start continues the run."""
     database = f"sqlite:///{tmp_path}/other.sqlite"
     with serve_scripted(refund.scripted_reply) as provider:
         key = {"OPENAI_API_KEY": "sk-secret", "OPENAI_BASE_URL": provider.base_url}
@@ -148,9 +148,10 @@ def test_a_model_is_asked_and_a_failed_run_is_no_obstacle(tmp_path: Path) -> Non
     assert "Traceback" not in failed.stderr
     assert "Traceback" not in failed.stdout
     assert (worked.returncode, worked.stderr) == (0, "")
-    assert f"The model is my-model, at {provider.base_url}." in worked.stdout
-    assert {request.body["model"] for request in provider.requests[1:]} == {"my-model"}
-    assert TRANSCRIPT.format(name="Ben") in worked.stdout
+    assert f"The model is gpt-4o, at {provider.base_url}." in worked.stdout
+    assert "the demo continues this run" in failed.stderr
+    assert "Continuing run" in worked.stdout
+    assert TRANSCRIPT.format(name="Ann") in worked.stdout
     assert f"--database {database}" in worked.stdout.splitlines()[-1]
 
 

@@ -75,7 +75,11 @@ def _bounded(function: Callable[[], Any], timeout: float, here: Inside) -> Any:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=contextvars.copy_context().run, args=(main,), daemon=True).start()
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(main,), daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise ends.Unable(f"this process begins nothing more: {error}") from error
     try:
         return future.result(timeout)
     except TimeoutError:

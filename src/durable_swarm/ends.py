@@ -15,14 +15,27 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
+from durable_swarm.errors import safe_text
+
 Kind = TypeVar("Kind", bound=type[BaseException])
+Left = TypeVar("Left", bound=type[Exception])
 
 _signals: set[type[BaseException]] = set()
+_leaving: set[type[Exception]] = set()
 
 
 def signal(kind: Kind) -> Kind:
     """Declare that exceptions of this class are signals, which pass through user code; usable as a decorator."""
     _signals.add(kind)
+    return kind
+
+
+def leaving(kind: Left) -> Left:
+    """Declare that these `Exception`s say that this process stops, also where user code raises another because of one.
+
+    Usable as a decorator.
+    """
+    _leaving.add(kind)
     return kind
 
 
@@ -55,13 +68,34 @@ def failure_of(error: BaseException) -> BaseException | None:
 
 
 def passing(error: BaseException) -> BaseException | None:
-    """Return the signal that this exception is, or that a group of exceptions contains, or None."""
+    """Return the signal that this exception is, that a group of exceptions contains, or None.
+
+    An `Exception` that comes from the end of this process counts as `Unable`.
+    """
     if isinstance(error, Exception):
-        return None
+        reason = next(filter(_is_of_the_end, _chain(error, set())), None)
+        return None if reason is None else Unable(f"this process stops: {reason}")
     if isinstance(error, BaseExceptionGroup):
         return next((found for part in error.exceptions if (found := passing(part)) is not None), None)
     passes = isinstance(error, tuple(_signals)) or interrupts(error) or _cancelled_from_outside(error)
     return error if passes else None
+
+
+def _is_of_the_end(error: BaseException) -> bool:
+    if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
+        return "interpreter shutdown" in safe_text(error)  # What Python says when its threads and pools are gone.
+    return isinstance(error, tuple(_leaving))
+
+
+def _chain(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
+    """Yield an exception, those it was raised from, and those in it where it is a group."""
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    causes = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for other in (error.__cause__, None if error.__suppress_context__ else error.__context__, *causes):
+        yield from _chain(other, seen)
 
 
 def let_pass(error: BaseException) -> NoReturn:

@@ -29,7 +29,7 @@ from durable_swarm import credentials
 from durable_swarm.answers import Answer, read_finish, read_message, read_usage
 from durable_swarm.credentials import without_secrets
 from durable_swarm.deltas import Unmarked, whole
-from durable_swarm.errors import ConfigurationError, ModelError
+from durable_swarm.errors import ConfigurationError, ModelError, safe_text
 from durable_swarm.lean import is_openai, prepared, retries_itself
 from durable_swarm.receiving import Reception, Show, Shown, has_end_marks, note_end_marks
 from durable_swarm.refusals import (
@@ -364,6 +364,15 @@ class Clients:
         """Whether the client is asked by plain calls."""
         return self._given is None or not is_async(self._given.chat.completions.create)
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a client to use."""
+        try:
+            self.ready()
+        except ConfigurationError:
+            return False
+        return True
+
     def ready(self) -> None:
         """Check that there is a client to use. Raises `ConfigurationError`."""
         if self._given is None and not self._made:
@@ -390,14 +399,14 @@ def _on_background_loop() -> bool:
 
 
 def _default_client(asynchronous: bool) -> Any:
-    import openai
-
     try:
+        import openai
+
         kind = openai.AsyncOpenAI if asynchronous else openai.OpenAI
         client = kind(max_retries=DEFAULT_RETRIES)
-    except openai.OpenAIError as error:
+    except Exception as error:  # A proxy or a certificate of the environment that is unfit raises anything.
         raise ConfigurationError(
-            f"no model client: {without_secrets(str(error))} Set OPENAI_API_KEY, or pass client= to the swarm."
+            f"no model client: {without_secrets(safe_text(error))} Set OPENAI_API_KEY, or pass client= to the swarm."
         ) from error
     if asynchronous:
         _at_home.add(client)

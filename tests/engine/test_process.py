@@ -93,7 +93,7 @@ def test_closing_ends_the_wait_for_a_call_that_is_not_laid_down() -> None:
     desk = Desk()
     place = desk.place("run/0.0")
     desk.close()
-    with pytest.raises(Held, match="was closed while the run was under way"):
+    with pytest.raises(Held, match="was closed while the run was in progress"):
         place.result(timeout=PATIENCE)
 
 

@@ -105,7 +105,8 @@ def test_secrets_of_a_failed_run(
     """A key that the provider repeats in its refusal reaches neither the error nor the traceback nor the database."""
     caplog.set_level(logging.DEBUG)
     key = CLIENT_KEY if given else ENVIRONMENT_KEY
-    provider.inject(http_error(401, f"Incorrect API key provided: {key}. You sent 'Authorization: Bearer {key}'"))
+    refusal = http_error(401, f"Incorrect API key provided: {key}. You sent 'Authorization: Bearer {key}'")
+    provider.inject(refusal, refusal)  # Nothing is recorded of the first one, so the second start asks again.
     client = openai.OpenAI(api_key=CLIENT_KEY) if given else None
     with DurableSwarm(client, database=url) as swarm:
         with pytest.raises(ModelError, match="Incorrect API key provided") as caught:

@@ -63,7 +63,9 @@ def _demonstrate(name: str | None, database: str | None, model: str | None) -> i
         except ConfigurationError:
             raise
         except Exception as error:
-            print(f"\nThe run failed: {error}\nStarted again, the demo begins a new run.", file=sys.stderr)
+            ended = swarm.get(run_id).status == "failed"
+            follows = "begins a new run" if ended else "continues this run"
+            print(f"\nThe run failed: {error}\nStarted again, the demo {follows}.", file=sys.stderr)
             return 1
     print_transcript([*asked, *response.messages])
     print(f"\nIts steps: {command('show', run_id, database=database)}")

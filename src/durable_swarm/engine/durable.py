@@ -21,12 +21,12 @@ from durable_swarm.engine import database as databases
 from durable_swarm.engine import exports, imports, internals, process, records, sessions, workflows
 from durable_swarm.engine.conversing import decide
 from durable_swarm.engine.dictionaries import dictionaries, dictionaries_async
-from durable_swarm.engine.live import Limits, LiveRun, beginning
+from durable_swarm.engine.live import Limits, LiveRun, beginning, watch
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.prepared import Prepared
 from durable_swarm.engine.process import Process
 from durable_swarm.engine.run import Run
-from durable_swarm.engine.signals import Held
+from durable_swarm.engine.signals import Closed, Held, refused
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.models import Clients
 from durable_swarm.requests import TOKEN, Decision
@@ -166,11 +166,12 @@ class DurableSwarm(Runner):
     def _respond(self, asked: Request, run_id: str | None) -> Response:
         prepared = Prepared(self, asked, run_id)
         loop = running_loop()
-        if loop is not None:
-            self._refuse_to_block(loop)
-            # DBOS refuses to block a thread that has an event loop; a thread beside it may.
-            return threads().submit(self._run_here, prepared, context=internals.outside()).result()
-        return internals.outside().run(self._run_here, prepared)
+        with prepared.withdrawing(self._handle):
+            if loop is not None:
+                self._refuse_to_block(loop)
+                # DBOS refuses to block a thread that has an event loop; a thread beside it may.
+                return threads().submit(self._run_here, prepared, context=internals.outside()).result()
+            return internals.outside().run(self._run_here, prepared)
 
     def _run_here(self, prepared: Prepared) -> Response:
         run = self._attach(prepared)
@@ -181,7 +182,7 @@ class DurableSwarm(Runner):
                 workflows.run_in_thread(prepared.stored)
             except Held as held:
                 if not held.passes or not live.entered:
-                    raise held.reason from None
+                    raise refused(held.reason) from None
             except SQLAlchemyError as error:
                 raise databases.unfit(self._open().url, error) from error
             except Exception as error:
@@ -197,23 +198,26 @@ class DurableSwarm(Runner):
             )
 
     async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
-        run = await self._start_on_loop(Prepared(self, asked, run_id))
-        return await run.result_async()
+        prepared = Prepared(self, asked, run_id)
+        run = await self._start_on_loop(prepared)
+        with prepared.withdrawing(self._handle):
+            return await run.result_async()
 
     def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
         loop = running_loop()
         if loop is not None:
             self._refuse_to_block(loop)
-        channel = Channel()
-        run = self._start(Prepared(self, asked, run_id), channel)
-        with self._open().at_home(run.id, PATIENCE) as home:
+        channel, prepared = Channel(), Prepared(self, asked, run_id)
+        run = self._start(prepared, channel)
+        with self._open().at_home(run.id, PATIENCE) as home, prepared.withdrawing(self._handle):
             yield from dictionaries(run, channel, home)
 
     async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
-        channel = Channel()
-        run = await self._start_on_loop(Prepared(self, asked, run_id), channel)
-        async for item in dictionaries_async(run, channel):
-            yield item
+        channel, prepared = Channel(), Prepared(self, asked, run_id)
+        run = await self._start_on_loop(prepared, channel)
+        with prepared.withdrawing(self._handle):
+            async for item in dictionaries_async(run, channel):
+                yield item
 
     def start(
         self,
@@ -348,7 +352,7 @@ class DurableSwarm(Runner):
         if not internals.executes(handle):
             return await in_thread(self._started, prepared, live)
         live.entered = True
-        live.watcher = asyncio.get_running_loop().create_task(_watch(handle, live))
+        live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))
         return self._handle(prepared.run_id, live)
 
     def _attach(self, prepared: Prepared) -> Run | None:
@@ -374,7 +378,7 @@ class DurableSwarm(Runner):
         live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
         opened = self._open()  # Now: what was closed under a run that waits must not be opened again by its end.
         if opened.is_closed:
-            raise errors.ConfigurationError("this process was drained, and begins no run any more; close its swarms")
+            raise refused(Closed("this process was drained, and begins no run any more; close its swarms"))
         try:
             with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about):
                 yield live
@@ -478,15 +482,3 @@ def _check_database(database: Any) -> str:
     if isinstance(database, os.PathLike):
         raise errors.ConfigurationError(f"database must be a URL, not a path; use 'sqlite:///{database}'")
     return checks.check_text("database", database)
-
-
-async def _watch(handle: Any, live: LiveRun) -> None:
-    """Tell when the run's end is recorded, whatever it is."""
-    try:
-        await handle.get_result()
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
-        log.debug("run %r ended with %s", live.run_id, type(error).__name__)
-    finally:
-        live.over.set_result(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ from durable_swarm.loop import Call, Start
 from durable_swarm.models import Clients, Conversation
 from durable_swarm.types import Response
 from durable_swarm.waits import Home, Waits
+
+log = logging.getLogger("durable_swarm")
 
 
 class Settings(Protocol):
@@ -206,6 +209,18 @@ def beginning(run: LiveRun) -> Iterator[None]:
         yield
     finally:
         _beginning.reset(token)
+
+
+async def watch(handle: Any, live: LiveRun) -> None:
+    """Note when the run's end is recorded, whatever it is; `handle` is DBOS's of the run."""
+    try:
+        await handle.get_result()
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        log.debug("run %r ended with %s", live.run_id, type(error).__name__)
+    finally:
+        live.over.set_result(None)
 
 
 class Again(NamedTuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from durable_swarm import errors, roster
 from durable_swarm.engine import internals, records
+from durable_swarm.engine.live import Settings
 from durable_swarm.engine.store import NEEDS, QUEUED, notes_on, owner_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Orphans:
         """Runs that stopped here without an outcome."""
         self._declined: dict[str, tuple[float, float]] = {}
         """Runs that could not go on here: until when they are left to others, and how long that is in all."""
+        self._tells_no_client = False
+        """Whether it was logged that this process has no model client."""
 
     def take(self, *run_ids: str) -> list[str]:
         """Take over the unfinished runs that no living process executes and whose agents are defined here.
@@ -94,6 +97,8 @@ class Orphans:
         finally:
             self.interrupted |= again - moved
             self.taken -= ids - moved
+        for run_id in ids & moved:
+            here.held.pop(run_id, None)  # Whoever waits for the run waits for this execution.
         self._tell([row for row in runs if row.workflow_id in moved])
         return ids & moved
 
@@ -138,17 +143,30 @@ class Orphans:
         here, noted, run_id = self._process, notes_on(row), row.workflow_id
         agent, swarm = noted.get(NEEDS) or noted.get("agent", ""), noted.get("swarm", "")
         known = agent in roster.names() or agent in here.lent.get(run_id, {})
-        opened = here.swarms.named(swarm) is not None
-        if known and opened:
-            return not noted.get("waits_for") or self._forget_waiting(run_id)
+        opened = here.swarms.named(swarm)
+        if known and opened is not None:
+            return self._has_client(run_id, opened) and (not noted.get("waits_for") or self._forget_waiting(run_id))
         if agent not in self.wanted:
             lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
             # Another program's runs, and those that a program without agents has queued, are no news here.
-            news = known or (opened and (noted.get(QUEUED) is not True or here.working.queue_of(row)))
+            news = known or (opened is not None and (noted.get(QUEUED) is not True or here.working.queue_of(row)))
             log.log(logging.WARNING if news else logging.DEBUG, "run %r waits: %s in this process", run_id, lack)
             self.wanted.add(agent)
         self.decline(run_id)
         return False
+
+    def _has_client(self, run_id: str, swarm: Settings) -> bool:
+        """Whether the models of a run can be asked here: else it is left to a process that has a client."""
+        try:
+            swarm.clients.ready()
+        except errors.ConfigurationError as error:
+            if not self._tells_no_client:
+                log.warning("run %r, and others, are not continued in this process: %s", run_id, error)
+            self._tells_no_client = True
+            self.decline(run_id)
+            return False
+        self._tells_no_client = False
+        return True
 
     def decline(self, run_id: str) -> None:
         """Leave a run to others for a while, and for longer each time: else those that lack something pass it round."""

@@ -33,6 +33,9 @@ from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish, i
 SLICE = 0.5
 """Seconds, at most, until a run that waits for a model's rate notices that it is to stop."""
 
+REFUSED = (401, 403)
+"""Statuses with which a provider refuses a key. Where no key has worked yet, that says nothing about the run."""
+
 Body = Callable[[Waits], Awaitable[Record]]
 
 
@@ -122,6 +125,8 @@ class Durable:
     """Gives the change of an agent that a person has accepted for the run of an id."""
     replayed: bool = False
     """Whether the last model call came from its record."""
+    answered_here: bool = False
+    """Whether the provider has answered this execution."""
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         self.still_wanted(self.run)
@@ -163,8 +168,18 @@ class Durable:
         await self._check_change(agent)
         if self.run.streams:
             self.run.feed.asking(effect.agent, effect.turn)
+        with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
+            # Not the run's failure: another process, or this one when it is started next, may have a client.
+            client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None)
         with users_code(records.model_step(effect.agent)):
-            return await self._reply(agent, effect, waits)
+            try:
+                record = await self._reply(client, agent, effect, waits)
+            except errors.ModelError as error:
+                if error.status in REFUSED and not self.answered_here:
+                    raise Held(error) from error
+                raise
+        self.answered_here = True
+        return record
 
     async def _check_change(self, agent: Any) -> None:
         """Hold the run if its swarm says so and the agent is no longer what answered before, nor was accepted."""
@@ -178,11 +193,11 @@ class Durable:
         if accepted != mark(change):
             raise Held(change)
 
-    async def _reply(self, agent: Any, effect: Ask, waits: Waits) -> Record:
-        """Ask the model and give the record of its reply."""
+    async def _reply(self, client: Any, agent: Any, effect: Ask, waits: Waits) -> Record:
+        """Ask the model and return the record of its reply."""
         run, heard = self.run, await self._heard()
         completion = await complete(
-            run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None),
+            client,
             agent,
             [*effect.history, *heard],
             {key: codec.round_trip(value) for key, value in effect.context.items()},

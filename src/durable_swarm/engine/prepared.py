@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors
@@ -21,6 +23,13 @@ class Home(Settings, Protocol):
 
     def _open(self) -> Process:
         """Open the database."""
+
+
+class Cancellable(Protocol):
+    """The handle of a run."""
+
+    def cancel(self) -> None:
+        """Cancel the run, unless it has ended."""
 
 
 class Prepared:
@@ -67,6 +76,20 @@ class Prepared:
             self._conflict(f"started with agent {recorded['agent']!r}")
         if codec.dumps(recorded["messages"]) != codec.dumps(asked["messages"]):
             self._conflict("started with other messages")
+
+    @contextlib.contextmanager
+    def withdrawing(self, handle: Callable[[str], Cancellable]) -> Iterator[None]:
+        """Wait for the run in this block. If a key was refused, cancel it where its caller has no id to ask again with.
+
+        The caller was told, and asks for a new run: the old one must not be executed as well once the key is right.
+        """
+        try:
+            yield
+        except errors.ModelError:
+            if not self.named:
+                with contextlib.suppress(errors.DurableSwarmError):
+                    handle(self.run_id).cancel()
+            raise
 
     def _conflict(self, difference: str) -> None:
         raise errors.RunConflict(

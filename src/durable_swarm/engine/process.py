@@ -379,8 +379,9 @@ class Process:
             live.cast.setdefault(agent.name, agent)
 
     def queue_for(self, agent: str, swarm: str) -> str:
-        """Give the queue on which a new run of the agent begins soonest: this process's own, if it can execute it."""
-        if agent in roster.names() and self.swarms.named(swarm) is not None:
+        """Return the queue on which a new run of the agent begins soonest: this process's own, if it can execute it."""
+        named = self.swarms.named(swarm)
+        if agent in roster.names() and named is not None and named.clients.is_ready:
             self.keeper.expect()
             return self.queue
         self.orphans.wanted.add(agent)

@@ -19,9 +19,11 @@ from durable_swarm.engine.following import LATEST, Follower, Recorded, check_aft
 from durable_swarm.engine.forks import ForkRequest
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.live import LiveRun
+from durable_swarm.engine.signals import Closed, refused
 from durable_swarm.engine.store import Store, moment, notes_on, reason_noted, started_at, state_of
 from durable_swarm.engine.versions import HELD_FOR
 from durable_swarm.events import Event
+from durable_swarm.inside import calling
 from durable_swarm.loop import Ask
 from durable_swarm.roster import find_or_none
 from durable_swarm.runs import ENDED, State, StepInfo
@@ -146,9 +148,10 @@ class Run(Conversing):
         _check_timeout(timeout)
         self._refuse_to_block("result")
         deadline = None if timeout is None else time.monotonic() + timeout
+        began = self._began()
         with self._home(lend=timeout is None) as home:
             while True:
-                ended = self.look()
+                ended = self.look(began)
                 if ended is not None:
                     return ended
                 pause = self._pause()
@@ -240,15 +243,21 @@ class Run(Conversing):
                             await asyncio.wait_for(changed.wait(), LATEST)
 
     def check_open(self, executor: Executor | None) -> None:
-        """Check that the engine with which a reader began is not closed: it would open another, and go on with the run.
+        """Check that the engine with which a reader began is not closed: it would open another, and execute the run.
 
-        Raises `ConfigurationError`.
+        Raises `ConfigurationError`; in a tool, `Held`: its run is left as well.
         """
         if executor is not None and executor.is_closed:
-            raise errors.ConfigurationError(
-                f"the DurableSwarm was closed while run {self.id!r} was read; it goes on where it is opened next, and "
-                "events(after=...) behind what was read"
+            raise refused(
+                Closed(
+                    f"the DurableSwarm was closed while run {self.id!r} was read; it continues where it is opened "
+                    "next, and events(after=...) behind what was read"
+                )
             )
+
+    def _began(self) -> Executor | None:
+        """Return the engine whose end is the end of a wait: in a tool, that which executes the tool's run."""
+        return None if calling() is None else self._executor()
 
     def _read(self, follower: Follower) -> list[Event]:
         try:
@@ -297,8 +306,9 @@ class Run(Conversing):
         return f"run {self.id!r} has not ended within {timeout:g} s; {how}"
 
     async def _end_of_run(self) -> Response:
+        began = await in_thread(self._began)
         while True:
-            ended = await in_thread(self.look)
+            ended = await in_thread(self.look, began)
             if ended is not None:
                 return ended
             live = self.live()
@@ -379,7 +389,7 @@ class Run(Conversing):
         executor = self._executor()
         reason = executor.held.get(self.id) if executor else None
         if reason is not None and not isinstance(reason, errors.UnknownAgent):
-            raise reason
+            raise refused(reason)
 
     def _end(self, row: Any, live: LiveRun | None) -> Response:
         state = state_of(row)

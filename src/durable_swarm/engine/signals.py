@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm import ends, errors
+from durable_swarm.inside import calling
 
 
 @ends.signal
@@ -39,6 +40,11 @@ class Released(BaseException):
     """The run waits for somebody or for a time, and leaves memory until the database wakes it."""
 
 
+@ends.leaving
+class Closed(errors.ConfigurationError):
+    """The engine was closed, or is about to be, under somebody who needs it."""
+
+
 class Broken(Exception):
     """What DBOS stores of a failed run: `data` is the failure's record."""
 
@@ -48,5 +54,11 @@ class Broken(Exception):
 
 
 def closed() -> Held:
-    """Give what a run meets when the engine under it was closed; it goes on where the database is opened next."""
-    return Held(errors.ConfigurationError("the DurableSwarm was closed while the run was under way"))
+    """Return what a run meets when the engine under it was closed; it continues where the database is opened next."""
+    return Held(Closed("the DurableSwarm was closed while the run was in progress"))
+
+
+def refused(reason: errors.DurableSwarmError) -> BaseException:
+    """Return what to raise where a run cannot continue in this process: in a tool, what leaves the tool's run, too."""
+    here = calling()
+    return reason if here is None or here.owner is None else Held(reason)

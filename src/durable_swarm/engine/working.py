@@ -78,19 +78,24 @@ class Working:
 
     def keep(self) -> None:
         """Leave to others what cannot go on here, and look for what the dead have left."""
-        if self._works:
-            self._offer()
+        self._offer()
         if self._served:
             self._process.orphans.look_for_dead()
 
     def _offer(self) -> None:
         """Leave runs to workers that have what they need: another program, another key."""
         here = self._process
-        for_others = {run_id for run_id, why in list(here.held.items()) if not isinstance(why, errors.AgentChanged)}
+        for_others = {run_id for run_id, why in list(here.held.items()) if self._is_for_others(why)}
         if stopped := for_others & here.orphans.interrupted:
             here.orphans.offer(stopped)
             for run_id in stopped:
                 here.held.pop(run_id, None)
+
+    def _is_for_others(self, reason: errors.DurableSwarmError) -> bool:
+        """Whether another process may have what a held run lacks here: only workers leave all of what they hold."""
+        if isinstance(reason, errors.ModelError):  # The key of this process was refused.
+            return True
+        return self._works and not isinstance(reason, errors.AgentChanged)
 
     def drain(self, seconds: float) -> bool:
         """Begin nothing more, and wait until what is under way has come to a record; False if that takes longer."""
