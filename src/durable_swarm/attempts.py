@@ -4,62 +4,99 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm import ends
 from durable_swarm.errors import ToolError
 from durable_swarm.inside import Inside, inside
 from durable_swarm.types import ToolSettings
-from durable_swarm.waits import in_thread, is_async
+from durable_swarm.waits import OnLoop, in_thread, is_async, is_awaitable, settled
 
 
 def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) -> Callable[[], Any]:
-    """Return `function` with the retries and the timeout of `settings`, async if it is; each attempt knows its number.
+    """Return `function` with the retries and the timeout of `settings`, async if it is; each attempt has its number.
 
     What it raises that is not an `Exception` leaves it as `ends.Raised`.
+
+    A plain function may turn out to give an awaitable. The rest of its attempt is then awaited by the caller, and
+    belongs to the call just as what came before.
     """
+    attempts = _Attempts(function, settings, here)
+    return attempts.on_loop if is_async(function) else attempts.in_this_thread
 
-    async def on_loop() -> Any:
-        for attempt in range(settings.retries + 1):
-            if not here.is_sure:
-                await in_thread(here.make_sure)
+
+@dataclass(frozen=True)
+class _Attempts:
+    function: Callable[[], Any]
+    settings: ToolSettings
+    here: Inside
+
+    async def on_loop(self) -> Any:
+        for attempt in range(self.settings.retries + 1):
+            if not self.here.is_sure:
+                await in_thread(self.here.make_sure)
             try:
-                with ends.carrying(), inside(here.again(attempt)):
-                    return await _bounded_async(function, settings.timeout)
+                with ends.carrying(), inside(self.here.again(attempt)):
+                    return await _bounded_async(self.function, self.settings.timeout)
             except Exception as error:
-                if attempt == settings.retries or _is_final(error):
+                if self._is_last(attempt, error):
                     raise
-                await asyncio.sleep(settings.backoff * 2**attempt)
+                await asyncio.sleep(self._pause(attempt))
         raise AssertionError("unreachable")
 
-    def in_this_thread() -> Any:
-        for attempt in range(settings.retries + 1):
-            here.make_sure()
+    def in_this_thread(self, first: int = 0) -> Any:
+        timeout = self.settings.timeout
+        for attempt in range(first, self.settings.retries + 1):
+            self.here.make_sure()
+            begun = time.monotonic()
             try:
-                with ends.carrying(), inside(here.again(attempt)) as now:
-                    return function() if settings.timeout is None else _bounded(function, settings.timeout, now)
+                with ends.carrying(), inside(self.here.again(attempt)) as now:
+                    value = self.function() if timeout is None else _bounded(self.function, timeout, now)
             except Exception as error:
-                if attempt == settings.retries or _is_final(error):
+                if self._is_last(attempt, error):
                     raise
-                time.sleep(settings.backoff * 2**attempt)
+                time.sleep(self._pause(attempt))
+            else:
+                return self._rest(value, attempt, now, begun) if self._is_begun(value) else value
         raise AssertionError("unreachable")
 
-    return on_loop if is_async(function) else in_this_thread
+    async def _rest(self, value: Any, attempt: int, now: Inside, begun: float) -> Any:
+        """Await what the plain function has given, and make further attempts in a thread, as plain functions are."""
+        timeout = self.settings.timeout
+        left = None if timeout is None else timeout - (time.monotonic() - begun)
+        try:
+            with ends.carrying(), inside(now):
+                return await _bounded_async(lambda: value, timeout, left)
+        except Exception as error:
+            if self._is_last(attempt, error):
+                raise
+            await asyncio.sleep(self._pause(attempt))
+        return await OnLoop().call(self.in_this_thread, attempt + 1)
+
+    def _is_begun(self, value: Any) -> bool:
+        if self.settings.effect == "transactional":
+            return False  # Refused by the transaction.
+        # A plain caller of a step may want the future of a thread as it is.
+        return inspect.isawaitable(value) if self.settings.is_step else is_awaitable(value)
+
+    def _is_last(self, attempt: int, error: Exception) -> bool:
+        final = isinstance(error, ToolError) or (isinstance(error, ends.Raised) and not error.is_retried)
+        return final or attempt == self.settings.retries
+
+    def _pause(self, attempt: int) -> float:
+        return self.settings.backoff * 2.0**attempt
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether no further attempt follows."""
-    return isinstance(error, ToolError) or (isinstance(error, ends.Raised) and not error.is_retried)
-
-
-async def _bounded_async(function: Callable[[], Any], timeout: float | None) -> Any:
+async def _bounded_async(function: Callable[[], Any], timeout: float | None, left: float | None = None) -> Any:
     try:
-        async with asyncio.timeout(timeout) as bound:
-            return await function()
+        async with asyncio.timeout(timeout if left is None else left) as bound:
+            return await settled(function())
     except TimeoutError:
         if timeout is None or not bound.expired():
             raise

@@ -34,7 +34,7 @@ def find_tool(agent: Any, name: str) -> Any | None:
 _CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's content filter"}
 
 
-def plan_calls(agent: Any, message: Message, finish: str = "") -> list[Call]:
+async def plan_calls(agent: Any, message: Message, waits: Waits, finish: str = "") -> list[Call]:
     """Decide how each tool call of a reply is to be made, by the code as it is now.
 
     Of a reply that was cut (`finish`) no call is made, even one that looks whole: what was cut off may have been a part
@@ -42,7 +42,10 @@ def plan_calls(agent: Any, message: Message, finish: str = "") -> list[Call]:
     """
     calls = message.get("tool_calls") or []
     cut = _cut(finish) if finish in CUT else None
-    return [Call(index, call["id"], **_named(call), **(cut or _plan(agent, call))) for index, call in enumerate(calls)]
+    return [
+        Call(index, call["id"], **_named(call), **(cut or await _plan(agent, call, waits)))
+        for index, call in enumerate(calls)
+    ]
 
 
 def _cut(finish: str) -> dict[str, Any]:
@@ -57,7 +60,7 @@ def _named(call: dict[str, Any]) -> dict[str, Any]:
     return {"tool": call["function"]["name"], "arguments": call["function"]["arguments"]}
 
 
-def _plan(agent: Any, call: dict[str, Any]) -> dict[str, Any]:
+async def _plan(agent: Any, call: dict[str, Any], waits: Waits) -> dict[str, Any]:
     name = call["function"]["name"]
     function = find_tool(agent, name)
     if function is None:
@@ -67,7 +70,7 @@ def _plan(agent: Any, call: dict[str, Any]) -> dict[str, Any]:
     except BadArguments as error:
         return {"plan": "tell", "text": f"Error: {error}"}
     settings = settings_of(function)
-    approval, why = needs_approval(function, settings, arguments)
+    approval, why = await needs_approval(function, settings, arguments, waits)
     # What is asked before a call, or marked, has its records among the call's own.
     alone = settings.is_step and not approval and settings.effect in ("read", "idempotent")
     return {"plan": "step" if alone else "flow", "effect": settings.effect, "approval": approval, "why": why}

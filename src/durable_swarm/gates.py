@@ -16,18 +16,23 @@ from durable_swarm.loop import Call, Outcome
 from durable_swarm.requests import TOKEN, Asked, Decision
 from durable_swarm.schema import BadArguments, accepted, check_arguments, tool_schema
 from durable_swarm.types import ToolSettings, settings_of
-from durable_swarm.waits import Waits
+from durable_swarm.waits import Waits, is_awaitable, settled
 
 log = logging.getLogger("durable_swarm")
 
 
-def needs_approval(function: Any, settings: ToolSettings, arguments: dict[str, Any]) -> tuple[bool, str]:
+async def needs_approval(
+    function: Any, settings: ToolSettings, arguments: dict[str, Any], waits: Waits
+) -> tuple[bool, str]:
     """Whether a person is to be asked before a call with these arguments, and why, where the rule could not tell."""
     rule = settings.approval
     if isinstance(rule, bool):
         return rule, ""
     try:
-        return bool(rule(**accepted(rule, function, arguments))), ""
+        verdict = rule(**accepted(rule, function, arguments))
+        if is_awaitable(verdict):
+            verdict = await waits.call(settled, verdict)
+        return bool(verdict), ""
     except BaseException as error:  # A rule that fails must not let anything through.
         failure = ends.failure_of(error)
         if failure is None:

@@ -38,7 +38,7 @@ class Recorder(Protocol):
     """What the engine offers inside a tool: checkpoints and sleeps that survive a crash."""
 
     def step(self, name: str, body: Callable[[], Any]) -> Any:
-        """Run `body` once, ever, and give its result; an async `body` gives an awaitable."""
+        """Run `body` once, ever, and give its result; a `body` that gives an awaitable gives one for the result."""
 
     def sleep(self, seconds: float) -> None:
         """Sleep to the time first set."""

@@ -419,7 +419,7 @@ class _InMemory:
         )
         if self.channel is not None:
             self.channel.end()
-        calls = plan_calls(agent, completion.message, completion.finish)
+        calls = await plan_calls(agent, completion.message, self.waits, completion.finish)
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
         return Reply(completion.message, calls, completion.usage, together, finish=completion.finish)
 

@@ -13,6 +13,7 @@ import inspect
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, overload
 
 from durable_swarm import ends
@@ -22,7 +23,7 @@ from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.inside import Inside, Recorder, calling
 from durable_swarm.types import Effect, ToolSettings, note_settings, settings_of, tool_name
-from durable_swarm.waits import is_async
+from durable_swarm.waits import is_async, settled
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_GIVEN: Any = object()
@@ -79,7 +80,10 @@ def _as_coroutine_function(wrapper: Any) -> Any:
 
 
 def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: ToolSettings) -> Any:
-    """Make one call of a step, unless an earlier attempt of the tool has finished it."""
+    """Make one call of a step, unless an earlier attempt of the tool has finished it.
+
+    Of a function that is plain to look at, only the call shows whether there is something to await.
+    """
     here.check()
     scope = here.next_id()
     place = f"{scope} {label}"
@@ -92,12 +96,28 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
                 here.finished[place] = await recorder.step(label, body)
         return here.finished[place]
 
+    async def rest(value: Any) -> Any:
+        with ends.bare():
+            here.finished[place] = _Awaited(await value)
+        return here.finished[place].value
+
     if is_async(target):
         return on_loop()
     if place not in here.finished:
         with ends.bare():
-            here.finished[place] = recorder.step(label, body)
-    return here.finished[place]
+            value = recorder.step(label, body)
+        if inspect.isawaitable(value):
+            return rest(value)
+        here.finished[place] = value
+    found = here.finished[place]
+    return settled(found.value) if isinstance(found, _Awaited) else found
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    """A finished step's result, where the caller gets something to await."""
+
+    value: Any
 
 
 @overload
@@ -185,8 +205,8 @@ def _check_effect(settings: ToolSettings, target: Any) -> None:
         raise ConfigurationError(
             f"@tool: effect must be one of {', '.join(get_args(Effect))}, not {settings.effect!r:.40}"
         )
-    if not isinstance(settings.approval, bool) and (not callable(settings.approval) or is_async(settings.approval)):
-        raise ConfigurationError("@tool: approval must be True, False, or a plain function of the call's arguments")
+    if not isinstance(settings.approval, bool) and not callable(settings.approval):
+        raise ConfigurationError("@tool: approval must be True, False, or a function of the call's arguments")
     if settings.approval_timeout is not None:
         check_seconds("@tool: approval_timeout", settings.approval_timeout)
         if settings.approval is False:

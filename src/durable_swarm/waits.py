@@ -49,7 +49,11 @@ class Blocking:
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with ends.carrying():
             result = function(*args, **kwargs)
-            return beside(lambda _: _await(result)) if inspect.isawaitable(result) else result
+            if not is_awaitable(result):
+                return result
+            if asyncio.isfuture(result) and result.get_loop() is running_loop():
+                raise RuntimeError("the function's task needs the event loop that run() blocks; use run_async() there")
+            return beside(lambda _: settled(result))
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -64,10 +68,10 @@ class OnLoop:
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with ends.carrying():
             if is_async(function):
-                return await _apart(function(*args, **kwargs))
+                return await _apart(settled(function(*args, **kwargs)))
             call = functools.partial(contextvars.copy_context().run, _plain, function, *args, **kwargs)
             result = await asyncio.wrap_future(begin(self._pool or threads(), call))
-            return await _apart(result) if inspect.isawaitable(result) else result
+            return await _apart(settled(result)) if is_awaitable(result) else result
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -113,8 +117,37 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def is_awaitable(value: Any) -> bool:
+    """Whether a function's result is still to come: a coroutine, a task, a future of a loop or of a thread."""
+    return inspect.isawaitable(value) or isinstance(value, Future)
+
+
+async def settled(value: Any) -> Any:
+    """Return the value once there is nothing left to await in it: an async function may return a task."""
+    while is_awaitable(value):
+        value = await _here(value)
+    return value
+
+
+def _here(value: Any) -> Awaitable[Any]:
+    """Return an awaitable for the running loop: futures may belong to a thread, or to another loop."""
+    if isinstance(value, Future):
+        return asyncio.wrap_future(value)
+    if not asyncio.isfuture(value) or value.get_loop() is asyncio.get_running_loop():
+        return _await(value)
+    if value.done():
+        return _done(value)
+    if not value.get_loop().is_running():
+        raise RuntimeError("the function returned a future of an event loop that does not run")
+    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_await(value), value.get_loop()))
+
+
 async def _await(awaitable: Awaitable[T]) -> T:
     return await awaitable
+
+
+async def _done(future: asyncio.Future[T]) -> T:
+    return future.result()
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:

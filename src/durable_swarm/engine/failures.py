@@ -86,6 +86,8 @@ class Done:
 
     returned: Any = None
     raised: BaseException | None = None
+    awaited: bool = False
+    """Whether the step's function gave something to await, so that its caller awaits what was recorded, too."""
 
     def value(self) -> Any:
         """Return what the step returned, or raise what it raised."""
@@ -97,7 +99,10 @@ class Done:
 def step_done(record: Record) -> Done:
     """Give how a step ended, from its record. Raises `ReplayMismatch` for a record that is damaged."""
     with reading("a step"):
-        return Done(raised=rebuild(record["raised"])) if "raised" in record else Done(codec.decode(record["value"]))
+        awaited = record.get("awaited") is True
+        if "raised" in record:
+            return Done(raised=rebuild(record["raised"]), awaited=awaited)
+        return Done(codec.decode(record["value"]), awaited=awaited)
 
 
 def rebuild(record: Record) -> BaseException:

@@ -209,7 +209,8 @@ class Durable:
             show=run.feed if run.streams else None,
             admit=lambda model: self._admit(model, waits),
         )
-        calls, version = plan_calls(agent, completion.message, completion.finish), roster.fingerprint(agent)
+        calls = await plan_calls(agent, completion.message, waits, completion.finish)
+        version = roster.fingerprint(agent)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
         reply = Reply(completion.message, calls, completion.usage, together, heard, completion.finish)
         shown = run.feed.said(completion.message["content"])

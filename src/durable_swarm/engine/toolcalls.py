@@ -7,7 +7,9 @@ opened, a mark that the tool was begun, a result that is awaited. `docs/effects.
 from __future__ import annotations
 
 import functools
+import inspect
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -32,7 +34,7 @@ from durable_swarm.loop import Call, Outcome, absorb
 from durable_swarm.requests import TOKEN, Asked, Decision, Request
 from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.types import ToolSettings, settings_of
-from durable_swarm.waits import Blocking, Waits, finish, in_thread, is_async
+from durable_swarm.waits import Blocking, Waits, finish, in_thread, is_async, is_awaitable
 
 
 class CallRecorder(Recorder, Protocol):
@@ -106,6 +108,21 @@ def _left(asked: Asked, request: Request) -> float | None:
         return None
     left = request.expires_at.timestamp() - now() / 1000
     return left if asked.timeout is None else min(left, asked.timeout)
+
+
+class _NoWaits(Blocking):
+    """Calls a transactional tool, whose transaction belongs to this thread."""
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if not is_awaitable(result):
+            return result
+        if inspect.iscoroutine(result):
+            result.close()
+        raise errors.ConfigurationError(
+            "a tool with effect='transactional' must be a plain function, and this one returned something to await; "
+            "nothing was committed"
+        )
 
 
 @dataclass
@@ -186,7 +203,7 @@ class Making:
             given = {"connection": connection} if wants_connection(self.function) else {}
             change, context = records.Change.watch(self.made.context)
             here = Inside(self.current, None, self.people, emit=self._emit, owner=run)
-            made = finish(invoke(self.function, call, context, here, cast=run.cast, waits=Blocking(), **given))
+            made = finish(invoke(self.function, call, context, here, cast=run.cast, waits=_NoWaits(), **given))
             if made.later is not None:
                 raise errors.ConfigurationError(f"tool {call.tool!r} is transactional, and cannot give later()")
             return run.seal.close_step(records.outcome_record(change.read(made, context)), place)

@@ -20,7 +20,7 @@ from dbos import DBOS, SetWorkflowID
 from durable_swarm import ends, roster
 from durable_swarm.codec import Place
 from durable_swarm.engine import internals, records
-from durable_swarm.engine.failures import engines_code, step_done, step_failure, step_record
+from durable_swarm.engine.failures import Done, engines_code, step_done, step_failure, step_record
 from durable_swarm.engine.live import LiveRun, ToolCall, beginning_here
 from durable_swarm.engine.narrator import Row, numbers_in
 from durable_swarm.engine.performer import Colour, Durable, InThread, OnEventLoop
@@ -34,7 +34,7 @@ from durable_swarm.engine.turns import calls_of, turns_in
 from durable_swarm.errors import ConfigurationError, ReplayMismatch
 from durable_swarm.loop import drive, turns
 from durable_swarm.swarm import respond
-from durable_swarm.waits import Blocking, OnLoop, Waits, block, finish, in_thread, running_loop, threads
+from durable_swarm.waits import Blocking, OnLoop, Waits, block, finish, in_thread, running_loop, settled, threads
 
 log = logging.getLogger("durable_swarm")
 
@@ -201,6 +201,19 @@ async def _child_on_loop(key: str) -> Record:
     return record
 
 
+@ends.signal
+class Begun(BaseException):
+    """A step whose function was plain to look at has given something to await; not an `Exception`, so not recorded."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
+async def _given(done: Done) -> Any:
+    return done.value()
+
+
 class StepRecorder:
     """Makes the steps of an undecorated tool checkpoints of its child workflow."""
 
@@ -232,9 +245,12 @@ class StepRecorder:
         if inspect.iscoroutinefunction(body):
             return self._on_loop(place, body, reserved)
         with engines_code(f"step {name!r}"), internals.reading():
-            record = internals.run_step(name, functools.partial(self._recorded, place, body), reserved)
+            try:
+                record = internals.run_step(name, functools.partial(self._recorded, place, body), reserved)
+            except Begun as begun:  # Nothing is recorded yet: what the step gives is still to be awaited.
+                return self._on_loop(place, functools.partial(settled, begun.value), reserved)
             done = step_done(self._seal.open(record, place, f"the record of step {name!r}"))
-        return done.value()
+        return _given(done) if done.awaited else done.value()
 
     async def _on_loop(self, place: Place, body: Callable[[], Awaitable[Any]], reserved: Any) -> Any:
         async def recorded() -> Record:
@@ -243,6 +259,8 @@ class StepRecorder:
                     record = step_record(await body())
             except BaseException as error:
                 record = self._failure(place, error)
+            if place.step != records.BEGUN:
+                record["awaited"] = True  # The code may look plain in another life: a decorator may have come.
             return self._seal.close_step(record, place)
 
         with engines_code(f"step {place.step!r}"), internals.reading():
@@ -253,7 +271,10 @@ class StepRecorder:
     def _recorded(self, place: Place, body: Callable[[], Any]) -> Record:
         try:
             with internals.trusting():
-                record = step_record(body())
+                value = body()
+                if inspect.isawaitable(value):
+                    raise Begun(value)
+                record = step_record(value)
         except BaseException as error:
             record = self._failure(place, error)
         return self._seal.close_step(record, place)

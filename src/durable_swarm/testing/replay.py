@@ -268,7 +268,7 @@ class Replaying:
         self.requests.append(request)
         if recorded is not None and self.client is None:
             self._compare_request(turn, agent, recorded, request)
-            return self._planned(turn, agent, recorded)
+            return await self._planned(turn, agent, recorded)
         return await self._ask_anew(effect, agent, context, recorded)
 
     def _agent(self, name: str, turn: int) -> Any:
@@ -297,9 +297,9 @@ class Replaying:
             )
             self._note(turn, what, recorded.version, now)
 
-    def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
+    async def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
         """Give the recorded reply, its calls planned by today's code."""
-        calls = plan_calls(agent, recorded.reply.message, recorded.reply.finish)
+        calls = await plan_calls(agent, recorded.reply.message, Blocking(), recorded.reply.finish)
         for was, now in zip(recorded.reply.calls, calls, strict=True):
             if was.plan != "tell" and find_tool(agent, now.tool) is None:
                 raise ReplayMismatch(
@@ -323,7 +323,7 @@ class Replaying:
             call=ModelCall(self.recording.run_id, effect.turn),
             waits=Blocking(),
         )
-        calls = plan_calls(agent, completion.message, completion.finish)
+        calls = await plan_calls(agent, completion.message, Blocking(), completion.finish)
         was = None if recorded is None else recorded.reply
         self._note(effect.turn, "reply", was and was.message.get("content"), completion.message.get("content"))
         self._note(
