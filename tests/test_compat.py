@@ -207,3 +207,14 @@ def test_merge_chunk() -> None:
 
 def _piece(index: int, id: str = "", type: str = "", name: str = "", arguments: str = "") -> dict[str, Any]:
     return {"index": index, "id": id, "type": type, "function": {"name": name, "arguments": arguments}}
+
+
+def test_unknown_fields_of_an_agent_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A program that was written for Swarm goes on although it gives an agent a field that nobody reads."""
+    compat.install(durable=False)
+    agent = imported("from swarm import Agent")["Agent"](name="Old", temperature=0.5)
+    assert agent.name == "Old"
+    assert "Agent has no field 'temperature', which is ignored" in caplog.text
+    compat.uninstall()
+    with pytest.raises(ConfigurationError):
+        type(agent)(temperature=0.5)

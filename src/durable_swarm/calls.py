@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -126,6 +127,11 @@ def read_result(value: Any, cast: Cast) -> Outcome:
 
     Raises TypeError, as Swarm does, for a value that cannot be made a string.
     """
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        raise TypeError(
+            "the tool returned a generator, of which nothing was executed; return the whole result, and tell progress "
+            "by emit()"
+        )
     if isinstance(value, Later):
         return Outcome("", later=value.token)
     if isinstance(value, Result) or _has(value, "value", "agent", "context_variables"):

@@ -22,7 +22,7 @@ from durable_swarm.engine import DurableSwarm
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.schema import function_to_json
 from durable_swarm.swarm import Swarm
-from durable_swarm.types import Agent, Response, Result
+from durable_swarm.types import Agent, Response, Result, ignore_unknown_fields
 
 __all__ = ["install", "uninstall"]
 
@@ -47,6 +47,7 @@ def install(durable: bool = True) -> None:
     imported from then on. Raises ConfigurationError if the original package is already imported.
     """
     _refuse_original()
+    ignore_unknown_fields(True)
     for name, content in _contents(durable).items():
         module = sys.modules[name] = _installed.setdefault(name, _new_module(name))
         vars(module).update(content)
@@ -57,6 +58,7 @@ def install(durable: bool = True) -> None:
 
 def uninstall() -> None:
     """Take the modules of `install` out of `sys.modules` again. What was imported from them keeps working."""
+    ignore_unknown_fields(False)
     for name, module in _installed.items():
         if sys.modules.get(name) is module:
             del sys.modules[name]

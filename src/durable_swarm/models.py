@@ -42,7 +42,7 @@ from durable_swarm.refusals import (
     status_of,
     transient,
 )
-from durable_swarm.schema import tool_schema
+from durable_swarm.schema import tool_schemas
 from durable_swarm.types import Message, Usage
 from durable_swarm.waits import OnLoop, Waits, background_loop, give_back, is_async, on_background
 
@@ -170,7 +170,7 @@ def build_request(
     agent: Any, messages: list[Message], model_override: str | None, *, streamed: bool = False
 ) -> dict[str, Any]:
     """Give the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too."""
-    tools = [tool_schema(function) for function in agent.functions]
+    tools = tool_schemas(agent)
     request = {
         "model": model_override or agent.model,
         "messages": messages,

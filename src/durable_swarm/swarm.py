@@ -33,6 +33,7 @@ from durable_swarm.models import Clients, Conversation, ModelCall, complete
 from durable_swarm.requests import Decision
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.roster import remember
+from durable_swarm.schema import tool_schemas
 from durable_swarm.streaming import PATIENCE, Channel, Item, Stream, read, read_async
 from durable_swarm.tools import IN_MEMORY
 from durable_swarm.types import Message, Response
@@ -350,6 +351,7 @@ def check_agent(agent: Any) -> None:
     check_name("the agent's name", agent.name)
     if not isinstance(agent.functions, list | tuple) or not all(callable(function) for function in agent.functions):
         raise ConfigurationError(f"agent {agent.name!r}: functions must be a list of functions")
+    tool_schemas(agent)
 
 
 def check_messages(messages: Any) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import functools
 import inspect
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from durable_swarm.checks import check_name, check_seconds, check_whole
 from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.inside import Inside, Recorder, calling
-from durable_swarm.types import Effect, ToolSettings, note_settings, settings_of, tool_name
-from durable_swarm.waits import is_async, settled
+from durable_swarm.types import TOOL_NAME, Effect, ToolSettings, note_settings, settings_of, tool_name
+from durable_swarm.waits import is_async, is_generator, settled
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_GIVEN: Any = object()
@@ -226,7 +225,7 @@ def _check_effect(settings: ToolSettings, target: Any) -> None:
 def _check_rule(word: str, rule: Any, target: Any, *more: str) -> None:
     """Check that a rule asks for nothing but arguments of its tool."""
     try:
-        wanted, given = inspect.signature(rule).parameters, inspect.signature(target).parameters
+        wanted, given = inspect.signature(rule).parameters, {*inspect.signature(target).parameters}
     except (TypeError, ValueError):  # No function, or one whose parameters Python does not tell.
         return
     known = {*given, *more} - ({"context_variables"} - {*more})
@@ -242,9 +241,11 @@ def _check_rule(word: str, rule: Any, target: Any, *more: str) -> None:
 def _check_function(decorator: str, target: Any) -> None:
     if not callable(target):
         raise ConfigurationError(f"@{decorator} decorates a function, not {target!r:.80}")
-
-
-TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+    if is_generator(target):
+        raise ConfigurationError(
+            f"@{decorator}: {tool_name(target)!r} is a generator, and nobody would take what it yields; "
+            "return the whole result, and tell progress by emit()"
+        )
 
 
 def sleep(seconds: float) -> None:

@@ -5,12 +5,19 @@ Data only. Fields, defaults and mutability are those of OpenAI's Swarm; `docs/co
 
 from __future__ import annotations
 
+import difflib
 import functools
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from durable_swarm.errors import ConfigurationError
+
+log = logging.getLogger("durable_swarm")
 
 Message = dict[str, Any]
 """One chat message as the provider's API spells it, plus Swarm's `sender` and `tool_name`."""
@@ -35,9 +42,37 @@ class Agent(BaseModel):
     model_settings: dict[str, Any] = {}
     """More arguments for the model client (temperature, seed, …), passed on as they are."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        """Refuse a field that is not there: a tool list under a wrong name would be no tools, without a word."""
+        known = list(cls.model_fields)
+        aliases = [field.alias for field in cls.model_fields.values()]
+        if isinstance(given, dict) and cls.model_config.get("extra", "ignore") == "ignore":
+            for name in [name for name in given if name not in known and name not in aliases]:
+                _unknown_field(cls.__name__, str(name), known)
+        return given
+
     def model_post_init(self, _context: Any) -> None:
         for notify in agent_defined:
             notify(self)
+
+
+_lenient = False
+
+
+def ignore_unknown_fields(ignore: bool) -> None:
+    """Have unknown fields of agents ignored with a warning, as Swarm ignores them, or refused."""
+    global _lenient
+    _lenient = ignore
+
+
+def _unknown_field(kind: str, name: str, known: list[str]) -> None:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(known)}"
+    if not _lenient:
+        raise ConfigurationError(f"{kind} has no field {name!r}; {hint}")
+    log.warning("%s has no field %r, which is ignored, as in Swarm; %s", kind, name, hint)
 
 
 class Result(BaseModel):
@@ -105,6 +140,8 @@ class ToolSettings:
     approval: bool | Callable[..., Any] = False
     approval_timeout: float | None = None
     """Seconds after which a call that nobody has approved counts as rejected."""
+    parameters: dict[str, Any] | None = None
+    """The JSON schema of the arguments, where it was given and is not read off the function's signature."""
 
 
 _SETTINGS = "__durable_swarm__"
@@ -127,11 +164,22 @@ def settings_of(function: Any) -> ToolSettings:
         function = function.func
 
 
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+"""The names that all providers take."""
+
+
 def tool_name(function: Any) -> str:
-    """Give the name by which the model calls the function, and by which it is found after a crash."""
-    named = settings_of(function).name
-    if named:
-        return named
-    while isinstance(function, functools.partial):
+    """Return the name by which the model calls the function, and by which it is found after a crash.
+
+    It is the outermost name: a `functools.partial` may have one of its own.
+    """
+    while True:
+        settings = getattr(function, _SETTINGS, None)
+        name = settings.name if isinstance(settings, ToolSettings) else None
+        if name is None:
+            name = getattr(function, "__name__", None)
+        if name is not None:
+            return str(name)
+        if not isinstance(function, functools.partial):
+            return type(function).__name__
         function = function.func
-    return str(getattr(function, "__name__", None) or type(function).__name__)

@@ -168,6 +168,14 @@ def is_async(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
+def is_generator(function: Any) -> bool:
+    """Whether calling the function gives a generator, plain or async, and executes nothing of it."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = (function, type(function).__call__)
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in called)
+
+
 @ends.signal
 class Interrupted(BaseException):
     """Ctrl+C ended a plain function in the thread that lent itself; whoever waits for the function stops as well.

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from durable_swarm import Agent, Response, Result
+import re
+
+import pytest
+from pydantic import Field
+
+from durable_swarm import Agent, ConfigurationError, Response, Result
 from durable_swarm.testing import ScriptedModel
 from tests.contract.helpers import MakeSwarm, tool_contents, user
 
@@ -89,3 +94,36 @@ def test_changes_of_an_agent_during_a_run_count_at_once(make_swarm: MakeSwarm) -
         "You know more now.",
     ]
     assert tool_contents(response) == ["Learned", "Recalled"]
+
+
+@pytest.mark.parametrize(
+    ("field", "hint"),
+    [
+        ("functon", "did you mean 'functions'?"),
+        ("function", "did you mean 'functions'?"),
+        ("instruction", "did you mean 'instructions'?"),
+        ("modelsettings", "did you mean 'model_settings'?"),
+        ("xyz", "its fields are name, model, instructions"),
+    ],
+)
+def test_unknown_fields_of_an_agent(field: str, hint: str) -> None:
+    """A field that is not there is an error that names the nearest one; nothing is left out without a word."""
+    with pytest.raises(ConfigurationError, match=re.escape(f"Agent has no field {field!r}; {hint}")):
+        Agent(**{field: []})
+
+
+def test_fields_of_a_program_s_own_agents() -> None:
+    """A subclass may add fields, by an alias too, or take any."""
+
+    class Clerk(Agent):
+        """Sits at a desk."""
+
+        desk: int = Field(default=1, alias="place")
+
+    class Open(Agent, extra="allow"):
+        """Takes any field."""
+
+    assert Clerk(place=2).desk == 2
+    assert Open(colour="red").name == "Agent"
+    with pytest.raises(ConfigurationError, match="Clerk has no field 'dsk'"):
+        Clerk(dsk=2)

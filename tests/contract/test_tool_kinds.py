@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, tool
-from durable_swarm.testing import ScriptedModel
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, step, tool
+from durable_swarm.testing import ScriptedModel, call
 from tests.contract.helpers import MakeSwarm, Run, completion, mock_client, tool_contents, tool_messages, user
 
 
@@ -98,11 +98,110 @@ def test_bound_method(make_swarm: MakeSwarm, run: Run) -> None:
     assert account.balance == 5
 
 
-def test_bare_lambda(make_swarm: MakeSwarm) -> None:
-    """A lambda without a name of its own is called by Python's name for it, as in Swarm."""
-    client = mock_client(completion(calls=[("<lambda>", {"number": 21})]), completion("Done"))
-    response = make_swarm(client).run(Agent(functions=[lambda number: number * 2]), user())
+def test_named_lambda(make_swarm: MakeSwarm) -> None:
+    """A lambda is a tool like any other by the name it is given."""
+    double = tool(name="double")(lambda number: number * 2)
+    client = mock_client(completion(calls=[("double", {"number": 21})]), completion("Done"))
+    response = make_swarm(client).run(Agent(functions=[double]), user())
     assert tool_contents(response) == ["42"]
+
+
+def test_partial_with_a_name_of_its_own(make_swarm: MakeSwarm) -> None:
+    """A partial that was given a `__name__` is called by it, whatever the function in it is called."""
+
+    @tool(name="ship")
+    def send(to: str, text: str) -> str:
+        return f"{text} to {to}"
+
+    to_ada, to_bob = functools.partial(send, "Ada"), functools.partial(send, "Bob")
+    to_ada.__name__ = "tell_ada"  # type: ignore[attr-defined]
+    model = ScriptedModel([[call("tell_ada", text="Hi"), call("ship", text="Hello")], "Done"])
+    response = make_swarm(model).run(Agent(functions=[to_ada, to_bob]), user())
+    assert tool_contents(response) == ["Hi to Ada", "Hello to Bob"]
+
+
+def named(name: str) -> Callable[[], str]:
+    """Give a tool of that name."""
+
+    def work() -> str:
+        return "worked"
+
+    work.__name__ = name
+    return work
+
+
+def pieces() -> Iterator[str]:
+    yield "a piece"
+
+
+async def pieces_async() -> AsyncIterator[str]:
+    yield "a piece"
+
+
+class Yields:
+    """A callable object that yields."""
+
+    def __call__(self) -> Iterator[str]:
+        yield "a piece"
+
+
+@pytest.mark.parametrize(
+    ("functions", "problem"),
+    [
+        ([named("send"), named("send")], "two tools are named 'send'"),
+        ([tool(name="send")(named("mail")), named("send")], "two tools are named 'send'"),
+        ([lambda: "x"], "'<lambda>'"),
+        ([functools.partial(lambda x: x, 1)], "'<lambda>'"),
+        ([named("grüßen")], "letters, digits, _ or - of ASCII"),
+        ([named("mail.send")], "letters, digits, _ or - of ASCII"),
+        ([named("send mail")], "letters, digits, _ or - of ASCII"),
+        ([named("s" * 65)], "1 to 64"),
+        ([named("")], "1 to 64"),
+        ([pieces], "is a generator"),
+        ([functools.partial(pieces_async)], "is a generator"),
+        ([Yields()], "is a generator"),
+    ],
+)
+def test_functions_that_cannot_be_tools(make_swarm: MakeSwarm, functions: list[Any], problem: str) -> None:
+    """One clear error, before anything is recorded and the model is asked; also when it is said by an appended tool."""
+    model = ScriptedModel(["Done"])
+    swarm, agent = make_swarm(model), Agent(name="Odd")
+    agent.functions.extend(functions)
+    with pytest.raises(ConfigurationError, match=f"agent 'Odd': .*{problem}"):
+        swarm.run(agent, user(), run_id="odd")
+    assert model.calls == []
+    if isinstance(swarm, DurableSwarm):
+        assert swarm.runs() == []
+
+
+def test_functions_that_cannot_be_tools_behind_a_handoff(make_swarm: MakeSwarm) -> None:
+    """An agent that a tool hands over to is checked before its model is asked."""
+    other = Agent(name="Odd", functions=[named("send"), named("send")])
+    model = ScriptedModel([["transfer"], "Done"])
+
+    def transfer() -> Agent:
+        return other
+
+    with pytest.raises(ConfigurationError, match="agent 'Odd': two tools"):
+        make_swarm(model).run(Agent(functions=[transfer]), user())
+    assert len(model.calls) == 1
+
+
+def test_a_tool_that_returns_a_generator(make_swarm: MakeSwarm) -> None:
+    """What only the call shows is an error then, and nothing that the model is told as a success."""
+
+    def report() -> Any:
+        return pieces()
+
+    with pytest.raises(TypeError, match="returned a generator"):
+        make_swarm(ScriptedModel([["report"], "Done"])).run(Agent(functions=[report]), user())
+
+
+@pytest.mark.parametrize("decorator", [tool, step, tool(retries=2), step(name="x")])
+def test_generators_are_refused_where_they_are_decorated(decorator: Any) -> None:
+    """`@tool` and `@step` say at once that nobody would take what a generator yields."""
+    with pytest.raises(ConfigurationError, match="is a generator"):
+        decorator(pieces)
 
 
 def test_defaults_of_the_tool(make_swarm: MakeSwarm) -> None:
@@ -175,18 +274,3 @@ def test_tool_of_two_agents(make_swarm: MakeSwarm) -> None:
     times = ("multiply", {"number": 2, "by": 3})
     response = make_swarm(ScriptedModel([[times], ["to_second"], [times], "Done"])).run(first, user())
     assert tool_contents(response) == ["6", '{"assistant": "Second"}', "6"]
-
-
-def test_last_tool_of_a_name_is_called(make_swarm: MakeSwarm) -> None:
-    """Where an agent has two functions of one name the later one is called, as in Swarm's function map."""
-
-    def make(text: str) -> Callable[[], str]:
-        def report() -> str:
-            return text
-
-        return report
-
-    # A provider would refuse two tools of one name; Swarm did not look.
-    model = ScriptedModel([["report"], "Done"], strict=False)
-    response = make_swarm(model).run(Agent(functions=[make("old"), make("new")]), user())
-    assert tool_contents(response) == ["new"]

@@ -106,7 +106,7 @@ def test_what_has_not_ended_is_kept(make_anywhere: Make, database_url: str) -> N
     swarm, clerk = make_anywhere(script()), agent()
     waiting = swarm.start(clerk, user(), run_id="waits")
     wait_until(waiting.requests)
-    broken = Agent(name=unique(), functions=[lambda: None], instructions=lambda: 1 / 0)
+    broken = Agent(name=unique(), functions=[tool(name="rest")(lambda: None)], instructions=lambda: 1 / 0)
     swarm.start(broken, user(), run_id="failed")
     wait_until(lambda: swarm.get("failed").status == "failed")
     with open_runs(database_url) as runs:

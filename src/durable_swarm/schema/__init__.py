@@ -11,13 +11,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from pydantic.fields import FieldInfo
+
+from durable_swarm.errors import ConfigurationError
 from durable_swarm.schema.arguments import BadArguments, Reader
 from durable_swarm.schema.descriptions import Adapters, adapters_of, describe
 from durable_swarm.schema.signatures import Signature
+from durable_swarm.types import TOOL_NAME, tool_name
+from durable_swarm.waits import is_generator
 
 __all__ = [
     "BadArguments",
@@ -25,6 +30,7 @@ __all__ = [
     "check_arguments",
     "function_to_json",
     "tool_schema",
+    "tool_schemas",
     "wants_connection",
     "wants_context",
 ]
@@ -78,12 +84,47 @@ def accepted(rule: Callable[..., Any], f: Callable[..., Any], arguments: dict[st
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(f).parameters.items()
-        if parameter.default is not parameter.empty
+        if parameter.default is not parameter.empty and not isinstance(parameter.default, FieldInfo)
     }
     given = {**defaults, **arguments}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
         return given
     return {name: value for name, value in given.items() if name in takes}
+
+
+def tool_schemas(agent: Any) -> list[dict[str, Any]]:
+    """Return the schemas of the agent's tools, each as `tool_schema` gives it.
+
+    Raises `ConfigurationError` for functions that cannot be an agent's tools: names that providers refuse, two of one
+    name, generators, signatures that cannot be told.
+    """
+    schemas: dict[str, dict[str, Any]] = {}
+    for function in agent.functions:
+        name = tool_name(function)
+        problem = _problem(function, name, schemas)
+        if problem:
+            raise ConfigurationError(f"agent {agent.name!r}: {problem}")
+        try:
+            schemas[name] = tool_schema(function)
+        except ValueError as error:
+            raise ConfigurationError(f"agent {agent.name!r}: {error}") from error
+    return list(schemas.values())
+
+
+def _problem(function: Any, name: str, others: Container[str]) -> str:
+    if not TOOL_NAME.fullmatch(name):
+        return (
+            f"a tool is named {name!r:.100}, and providers take 1 to 64 letters, digits, _ or - of ASCII only; "
+            'name it by @tool(name="...")'
+        )
+    if name in others:
+        return f'two tools are named {name!r}, and a call would not say which; name one of them by @tool(name="...")'
+    if is_generator(function):
+        return (
+            f"tool {name!r} is a generator, and nobody would take what it yields; return the whole result, and tell "
+            "progress by emit()"
+        )
+    return ""
 
 
 class _Tool:

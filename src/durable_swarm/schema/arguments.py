@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from durable_swarm.schema.descriptions import Adapters, describe, label
 from durable_swarm.schema.signatures import ABSENT, Parameter, Signature
@@ -37,6 +38,7 @@ class Reader:
         self._signature = signature
         self._adapters = adapters
         self._required = [parameter.name for parameter in signature.open if parameter.required]
+        self._filled = {parameter.name: parameter.filled for parameter in signature.open if parameter.filled}
         self._converters = {parameter.name: _converter(parameter, adapters) for parameter in signature.open}
 
     def read(self, text: str | None) -> dict[str, Any]:
@@ -55,6 +57,11 @@ class Reader:
                 values[key] = value
             else:
                 problems.append(f"there is no parameter {_echo(key)}")
+        for name in self._filled.keys() - given.keys() - set(self._required):
+            try:
+                values[name] = _default(self._filled[name], values)
+            except Exception as error:
+                problems += _reasons(name, error)
         if problems:
             self._refuse(f"do not fit: {'; '.join(problems[:20])}")
         return values
@@ -86,6 +93,14 @@ class Reader:
         notes = [f"{p.name} ({_cut(label(properties[p.name]), 60)}{', optional' * (not p.required)})" for p in takes]
         more = ", and any others" if self._signature.takes_more else ""
         return _cut(f"Expected is a JSON object with: {', '.join(notes) or 'no parameters'}{more}", 400)
+
+
+def _default(field: FieldInfo, values: dict[str, Any]) -> Any:
+    """Return the default that a `Field` gives, which may be made of the other arguments."""
+    if getattr(field, "default_factory_takes_validated_data", False):
+        make: Any = field.default_factory
+        return make(values)
+    return field.get_default(call_default_factory=True)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

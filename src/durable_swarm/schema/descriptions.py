@@ -38,8 +38,13 @@ _DEFINITIONS = "#/$defs/"
 def adapters_of(signature: Signature) -> Adapters:
     """Make an adapter for each annotated parameter that the model fills.
 
-    Raises `ConfigurationError` for an annotation without JSON schema.
+    Raises `ConfigurationError` for an annotation without JSON schema, or one that cannot be resolved.
     """
+    for parameter in signature.open:
+        if parameter.problem:
+            raise ConfigurationError(
+                f"tool {signature.name}: the parameter {parameter.name} cannot be used: {parameter.problem}"
+            )
     annotated = [parameter for parameter in signature.open if parameter.annotation is not ABSENT]
     return {parameter.name: _adapter(signature.name, parameter) for parameter in annotated}
 

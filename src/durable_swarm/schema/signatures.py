@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import docstring_parser
+from pydantic.fields import FieldInfo
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.types import settings_of, tool_name
@@ -22,7 +24,7 @@ CONNECTION = "connection"
 """The parameter of a transactional tool that gets its database connection; the model neither sees nor gives it."""
 
 ABSENT = inspect.Parameter.empty
-"""Stands for an annotation where there is none, or none that can be resolved."""
+"""Stands for an annotation where there is none, or none that can be resolved: see `Parameter.problem`."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Parameter:
     may_be_null: bool
     """Its default is None, which `x: str = None` means to allow."""
     positional_only: bool
+    filled: FieldInfo | None = None
+    """Gives the default, where it is pydantic's `Field(...)`; Python would hand the function the `Field` itself."""
+    problem: str = ""
+    """Why the model cannot be told of it: an annotation that nobody can resolve, a default that is none."""
 
 
 class Signature:
@@ -134,18 +140,71 @@ def _documented_parameters(docstring: str) -> dict[str, str]:
 
 
 def _parameters(f: Any, described: Iterable[inspect.Parameter]) -> list[Parameter]:
-    inner = _inner(f)
-    names = (getattr(inner, "__globals__", {}), _closure(inner))
-    return [
-        Parameter(
-            name=parameter.name,
-            annotation=_resolve(parameter.annotation, *names),
-            required=parameter.default is ABSENT,
-            may_be_null=parameter.default is None,
-            positional_only=parameter.kind is parameter.POSITIONAL_ONLY,
-        )
-        for parameter in described
-    ]
+    spaces = _namespaces(f)
+    return [_parameter(parameter, spaces) for parameter in described]
+
+
+def _parameter(parameter: inspect.Parameter, spaces: list[Namespace]) -> Parameter:
+    default = parameter.default
+    annotation, problem = _resolve(parameter.annotation, spaces)
+    if isinstance(default, FieldInfo):
+        annotation = Annotated[Any if annotation is ABSENT else annotation, default]
+    notes = [note for note in getattr(annotation, "__metadata__", ()) if isinstance(note, FieldInfo)]
+    if any(note.alias or note.validation_alias for note in notes):
+        problem = "its Field has an alias, and tools are called by the names of their parameters; rename the parameter"
+    if isinstance(default, dataclasses.Field):
+        problem = "its default is a dataclasses.field(), which only a dataclass takes; use pydantic's Field"
+    filled = default if isinstance(default, FieldInfo) else None
+    if default is ABSENT:
+        filled = next((note for note in notes if not note.is_required()), None)
+    return Parameter(
+        name=parameter.name,
+        annotation=annotation,
+        required=filled.is_required() if filled else default is ABSENT,
+        may_be_null=(filled.default if filled else default) is None,
+        positional_only=parameter.kind is parameter.POSITIONAL_ONLY,
+        filled=filled,
+        problem=problem,
+    )
+
+
+Namespace = tuple[dict[str, Any], dict[str, Any]]
+"""Global and local names."""
+
+
+def _namespaces(f: Any) -> list[Namespace]:
+    """Return where the names in annotations may be found: those of the innermost function first, then its wrappers'."""
+    f = _unbound(f)
+    owner = getattr(f, "__self__", None) if inspect.ismethod(f) else None
+    if inspect.isclass(f):
+        owner, f = f, f.__init__
+    elif not inspect.isroutine(f) and not hasattr(f, "__wrapped__"):
+        owner, f = f, type(f).__call__
+    layers = [f]
+    while hasattr(layers[-1], "__wrapped__"):
+        layers.append(layers[-1].__wrapped__)
+    functions = [getattr(_unbound(layer), "__func__", _unbound(layer)) for layer in reversed(layers)]
+    spaces = []
+    for function in functions:
+        names = getattr(function, "__globals__", {})
+        spaces.append((names, {**_class_names(function, names, owner), **_closure(function)}))
+    return spaces
+
+
+def _class_names(function: Any, names: dict[str, Any], owner: Any) -> dict[str, Any]:
+    """Return the names of the classes in which a method was written."""
+    classes = [] if owner is None else [owner if inspect.isclass(owner) else type(owner)]
+    outer: Any = None
+    for part in str(getattr(function, "__qualname__", "")).split(".")[:-1]:
+        outer = names.get(part) if outer is None else vars(outer).get(part)
+        if not inspect.isclass(outer):
+            break
+        classes.append(outer)
+    found: dict[str, Any] = {}
+    for kind in classes:
+        for base in reversed(kind.__mro__[:-1]):
+            found |= {base.__name__: base, **vars(base)}
+    return found
 
 
 def _closure(function: Any) -> dict[str, Any]:
@@ -158,16 +217,22 @@ def _closure(function: Any) -> dict[str, Any]:
     return names
 
 
-def _resolve(annotation: Any, global_names: dict[str, Any], local_names: dict[str, Any]) -> Any:
-    """Evaluate annotations that are text. As in Swarm, `None` and text that gives no type count as no annotation."""
+def _resolve(annotation: Any, spaces: list[Namespace]) -> tuple[Any, str]:
+    """Evaluate annotations that are text, and return why where that fails. `None` counts as none, as in Swarm."""
 
     def carrier() -> None: ...
 
     carrier.__annotations__ = {"it": annotation}
-    # Annotations may hold any text and any code, so any exception is possible.
-    try:
-        if annotation is ABSENT or annotation in (None, "None"):
-            return ABSENT
-        return typing.get_type_hints(carrier, global_names, local_names, include_extras=True)["it"]
-    except Exception:
-        return ABSENT
+    problems = []
+    for names in spaces:
+        # Annotations may hold any text and any code, so any exception is possible.
+        try:
+            if annotation is ABSENT or annotation in (None, "None"):
+                return ABSENT, ""
+            return typing.get_type_hints(carrier, *names, include_extras=True)["it"], ""
+        except Exception as error:
+            problems.append(str(error).partition("\n")[0] or type(error).__name__)
+    return ABSENT, (
+        f"its annotation {annotation!r:.200} cannot be resolved ({problems[0][:200]}); define or import what it names "
+        "at the top of its module, not under TYPE_CHECKING and not in a function, or take the quotes off"
+    )
