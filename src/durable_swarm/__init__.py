@@ -26,7 +26,7 @@ from durable_swarm.events import Event
 from durable_swarm.inside import current_call
 from durable_swarm.repl import run_demo_loop
 from durable_swarm.swarm import Swarm
-from durable_swarm.tools import emit, sleep, sleep_async, step, tool
+from durable_swarm.tools import emit, sleep, sleep_async, step, tool, tool_from_schema
 from durable_swarm.types import Agent, Response, Result
 
 __all__ = [
@@ -65,4 +65,5 @@ __all__ = [
     "sleep_async",
     "step",
     "tool",
+    "tool_from_schema",
 ]

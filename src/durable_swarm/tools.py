@@ -21,6 +21,7 @@ from durable_swarm.checks import check_name, check_seconds, check_whole
 from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.inside import Inside, Recorder, calling
+from durable_swarm.schema import checked_schema
 from durable_swarm.types import TOOL_NAME, Effect, ToolSettings, note_settings, settings_of, tool_name
 from durable_swarm.waits import is_async, is_generator, settled
 
@@ -187,6 +188,44 @@ def tool(
     return decorate if function is _NOT_GIVEN else decorate(function)
 
 
+def tool_from_schema(
+    name: str,
+    description: str,
+    parameters: dict[str, Any],
+    function: Callable[..., Any],
+    *,
+    effect: Effect = "idempotent",
+    approval: bool | Callable[..., Any] = False,
+) -> Callable[..., Any]:
+    """Return a tool whose arguments are described by a JSON schema, where the function's signature does not say them.
+
+    `function`, plain or async, gets the arguments as keywords, and `context_variables` if it names them. They are
+    checked against the schema; what does not fit is refused, and the model is told. Everything else is as for any
+    tool. Raises `ConfigurationError` for a schema that is none.
+    """
+    _check_function("tool_from_schema", function)
+    schema = checked_schema(name, parameters)
+    if not isinstance(description, str):
+        raise ConfigurationError(f"tool_from_schema: the description of {name!r} must be a text")
+    settings = dataclasses.replace(
+        settings_of(function), name=name, description=description, effect=effect, approval=approval, parameters=schema
+    )
+    _check_settings("tool", settings)
+
+    def plain(**arguments: Any) -> Any:
+        return function(**arguments)
+
+    async def asynchronous(**arguments: Any) -> Any:
+        return await function(**arguments)
+
+    made = asynchronous if is_async(function) else plain
+    functools.update_wrapper(made, function, updated=())
+    made.__name__ = name
+    _check_effect(settings, made)
+    note_settings(made, settings)
+    return made
+
+
 def _check_settings(decorator: str, settings: ToolSettings) -> None:
     check_whole(f"@{decorator}: retries", settings.retries, 0)
     check_seconds(f"@{decorator}: backoff", settings.backoff)
@@ -210,8 +249,9 @@ def _check_effect(settings: ToolSettings, target: Any) -> None:
         check_seconds("@tool: approval_timeout", settings.approval_timeout)
         if settings.approval is False:
             raise ConfigurationError("@tool: approval_timeout counts with approval=... only; give that, too")
-    _check_rule("approval", settings.approval, target)
-    _check_rule("check", settings.check, target, "context_variables")
+    described = (settings.parameters or {}).get("properties", {})
+    _check_rule("approval", settings.approval, target, *described)
+    _check_rule("check", settings.check, target, *described, "context_variables")
     if settings.check is not None and (settings.effect != "once" or not callable(settings.check)):
         raise ConfigurationError('@tool: check must be a function, and belongs to effect="once"')
     if settings.effect == "once" and settings.retries:

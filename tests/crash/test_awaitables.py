@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, step, tool
+from durable_swarm import Agent, DurableSwarm, step, tool, tool_from_schema
 from durable_swarm.testing import ScriptedModel, call
 from durable_swarm.testing.crash.ledger import read_lines, report
 from tests.crash.lives import Lives
@@ -54,7 +54,13 @@ def paying(url: str, shape: str, colour: str, dies: bool) -> str:
     async def begun(amount: int) -> Any:
         return asyncio.ensure_future(body(amount))
 
-    shapes: dict[str, Any] = {"object": Till(), "partial": functools.partial(delegate, body), "task": begun}
+    schema = {"properties": {"amount": {"type": "integer"}}, "required": ["amount"]}
+    shapes: dict[str, Any] = {
+        "object": Till(),
+        "partial": functools.partial(delegate, body),
+        "task": begun,
+        "schema": tool_from_schema("pay", "Pay.", schema, body),
+    }
     pay = tool(name="pay", retries=2)(shapes[shape])
     model = ScriptedModel(
         lambda request: [call("pay", amount=5)] if request["messages"][-1]["role"] == "user" else "Done."
@@ -67,7 +73,7 @@ def paying(url: str, shape: str, colour: str, dies: bool) -> str:
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
-@pytest.mark.parametrize("shape", ["object", "partial", "task"])
+@pytest.mark.parametrize("shape", ["object", "partial", "task", "schema"])
 def test_a_finished_step_is_not_repeated_behind_any_wrapper(
     shape: str, colour: str, lives: Lives, tmp_path: Path
 ) -> None:

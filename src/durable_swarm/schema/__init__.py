@@ -9,6 +9,7 @@ No tool is ever called here.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Container
@@ -20,6 +21,7 @@ from pydantic.fields import FieldInfo
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.schema.arguments import BadArguments, Reader
 from durable_swarm.schema.descriptions import Adapters, adapters_of, describe
+from durable_swarm.schema.given import GivenReader, checked_schema
 from durable_swarm.schema.signatures import Signature
 from durable_swarm.types import TOOL_NAME, tool_name
 from durable_swarm.waits import is_generator
@@ -28,6 +30,7 @@ __all__ = [
     "BadArguments",
     "accepted",
     "check_arguments",
+    "checked_schema",
     "function_to_json",
     "tool_schema",
     "tool_schemas",
@@ -46,6 +49,8 @@ def function_to_json(f: Callable[..., Any]) -> dict[str, Any]:
     annotation has no JSON schema.
     """
     tool = _tool_of(f)
+    if tool.signature.given is not None:
+        return copy.deepcopy(tool.schema)
     return describe(tool.signature, tool.signature.parameters, tool.adapters)
 
 
@@ -139,11 +144,17 @@ class _Tool:
 
     @functools.cached_property
     def schema(self) -> dict[str, Any]:
-        self.signature.require_keywords()
+        signature = self.signature
+        if signature.given is not None:
+            function = {"name": signature.name, "description": signature.description, "parameters": signature.given}
+            return {"type": "function", "function": function}
+        signature.require_keywords()
         return describe(self.signature, self.signature.open, self.adapters)
 
     @functools.cached_property
-    def reader(self) -> Reader:
+    def reader(self) -> Reader | GivenReader:
+        if self.signature.given is not None:
+            return GivenReader(self.signature.name, self.signature.given)
         return Reader(self.signature, self.adapters)
 
 

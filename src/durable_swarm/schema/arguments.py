@@ -30,11 +30,45 @@ class BadArguments(ValueError):
     """The model's arguments do not fit the tool. The message is meant for the model and takes 1024 bytes at most."""
 
 
-class Reader:
+class ObjectReader:
+    """Reads the JSON object that a model sends as arguments of a tool."""
+
+    def __init__(self, tool: str) -> None:
+        self._tool = tool
+
+    def read_object(self, text: str | None) -> dict[str, Any]:
+        """Return the object; no text counts as an empty one. Raises `BadArguments`."""
+        if not text or not text.strip():
+            return {}
+        try:
+            value = _decoder.decode(text)
+        except RecursionError:
+            self.refuse("are nested too deep")
+        except ValueError as error:
+            self.refuse(f"are not valid JSON: {cut(str(error), 200)}. They begin with {_echo(text)}")
+        if not isinstance(value, dict):
+            self.refuse(f"are not a JSON object. They begin with {_echo(text)}")
+        if _too_deep(value):
+            self.refuse("are nested too deep")
+        return value
+
+    def refuse(self, verdict: str) -> NoReturn:
+        """Raise `BadArguments`; where the text is too long, what is expected stays and the verdict is cut."""
+        ending = f". {self.expected()}."
+        verdict = f"The arguments for {cut(self._tool, 64)} {verdict}"
+        raise BadArguments(cut(verdict, MAX_MESSAGE - len(ending.encode())) + ending)
+
+    def expected(self) -> str:
+        """Say what the arguments may be."""
+        raise NotImplementedError
+
+
+class Reader(ObjectReader):
     """Reads arguments for one function. Raises `ConfigurationError` if the function cannot be called by keywords."""
 
     def __init__(self, signature: Signature, adapters: Adapters) -> None:
         signature.require_keywords()
+        super().__init__(signature.name)
         self._signature = signature
         self._adapters = adapters
         self._required = [parameter.name for parameter in signature.open if parameter.required]
@@ -43,7 +77,7 @@ class Reader:
 
     def read(self, text: str | None) -> dict[str, Any]:
         """Give the keyword arguments that the text stands for. Raises `BadArguments`."""
-        given = self._read_object(text)
+        given = self.read_object(text)
         problems = [f"{name} is missing" for name in self._required if name not in given]
         values: dict[str, Any] = {}
         for key, value in given.items():
@@ -63,36 +97,16 @@ class Reader:
             except Exception as error:
                 problems += _reasons(name, error)
         if problems:
-            self._refuse(f"do not fit: {'; '.join(problems[:20])}")
+            self.refuse(f"do not fit: {'; '.join(problems[:20])}")
         return values
 
-    def _read_object(self, text: str | None) -> dict[str, Any]:
-        if not text or not text.strip():
-            return {}
-        try:
-            value = _decoder.decode(text)
-        except RecursionError:
-            self._refuse("are nested too deep")
-        except ValueError as error:
-            self._refuse(f"are not valid JSON: {_cut(str(error), 200)}. They begin with {_echo(text)}")
-        if not isinstance(value, dict):
-            self._refuse(f"are not a JSON object. They begin with {_echo(text)}")
-        if _too_deep(value):
-            self._refuse("are nested too deep")
-        return value
-
-    def _refuse(self, verdict: str) -> NoReturn:
-        """Raise `BadArguments`; where the text is too long, what is expected stays and the verdict is cut."""
-        ending = f". {self._expected()}."
-        verdict = f"The arguments for {_cut(self._signature.name, 64)} {verdict}"
-        raise BadArguments(_cut(verdict, MAX_MESSAGE - len(ending.encode())) + ending)
-
-    def _expected(self) -> str:
+    def expected(self) -> str:
+        """Say what the arguments may be."""
         takes = self._signature.open
         properties = describe(self._signature, takes, self._adapters)["function"]["parameters"]["properties"]
-        notes = [f"{p.name} ({_cut(label(properties[p.name]), 60)}{', optional' * (not p.required)})" for p in takes]
+        notes = [f"{p.name} ({cut(label(properties[p.name]), 60)}{', optional' * (not p.required)})" for p in takes]
         more = ", and any others" if self._signature.takes_more else ""
-        return _cut(f"Expected is a JSON object with: {', '.join(notes) or 'no parameters'}{more}", 400)
+        return cut(f"Expected is a JSON object with: {', '.join(notes) or 'no parameters'}{more}", 400)
 
 
 def _default(field: FieldInfo, values: dict[str, Any]) -> Any:
@@ -155,7 +169,7 @@ def _converter(parameter: Parameter, adapters: Adapters) -> Callable[[Any], Any]
 
 def _reasons(name: str, error: Exception) -> list[str]:
     if not isinstance(error, ValidationError):
-        return [f"{name}: {type(error).__name__}: {_cut(str(error), 200)}"]
+        return [f"{name}: {type(error).__name__}: {cut(str(error), 200)}"]
     details = error.errors(include_url=False, include_context=False)
     reasons = [_reason(name, detail["loc"], detail["msg"], detail["input"]) for detail in islice(details, 5)]
     return reasons if len(details) <= 5 else [*reasons, f"{name}: and {len(details) - 5} more"]
@@ -163,15 +177,15 @@ def _reasons(name: str, error: Exception) -> list[str]:
 
 def _reason(name: str, place: tuple[int | str, ...], message: str, value: Any) -> str:
     path = ".".join([name, *map(str, place)])
-    return f"{_cut(path, 100)}: {_cut(message, 200)}, not {_echo(value)}"
+    return f"{cut(path, 100)}: {cut(message, 200)}, not {_echo(value)}"
 
 
 def _echo(value: Any) -> str:
     """Show a little of a value that came from the model."""
-    return "null" if value is None else _cut(reprlib.repr(value), 60)
+    return "null" if value is None else cut(reprlib.repr(value), 60)
 
 
-def _cut(text: str, size: int) -> str:
+def cut(text: str, size: int) -> str:
     """Give the text in at most `size` bytes of UTF-8, without what UTF-8 or a database refuses."""
     data = text.replace("\0", "\\0").encode("utf-8", "backslashreplace")
     return data.decode() if len(data) <= size else data[: size - 3].decode("utf-8", "ignore") + "…"

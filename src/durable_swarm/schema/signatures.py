@@ -59,6 +59,8 @@ class Signature:
         bound = _bound_keywords(f)
         self.parameters = _parameters(f, [p for p in _named(found) if p.name not in bound])
         names = {parameter.name for parameter in self.parameters}
+        self.given = settings_of(f).parameters
+        names -= {*(self.given or {}).get("properties", {})}
         self.wants_context = CONTEXT in names
         self.wants_connection = CONNECTION in names and settings_of(f).effect == "transactional"
         given = {CONTEXT, CONNECTION} if self.wants_connection else {CONTEXT}

@@ -1,0 +1,113 @@
+"""Tools whose JSON schema is given: it is sent as it is, and arguments are checked against it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from jsonschema.exceptions import SchemaError
+from jsonschema.validators import validator_for
+
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.schema.arguments import ObjectReader, cut
+from durable_swarm.schema.descriptions import label
+
+_DATA = ("const", "default", "enum", "examples")
+"""Keywords that hold data, in which nothing is a schema."""
+
+
+def checked_schema(name: str, parameters: Any) -> dict[str, Any]:
+    """Return a copy of a tool's JSON schema, as providers take it. Raises `ConfigurationError` for one that is none."""
+    where = f"tool_from_schema: the parameters of {name!r}"
+    if not isinstance(parameters, dict):
+        raise ConfigurationError(f"{where} must be a JSON schema, a dictionary, not {parameters!r:.80}")
+    try:
+        schema: dict[str, Any] = json.loads(json.dumps(parameters, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{where} must be plain JSON: {error}") from error
+    schema.setdefault("type", "object")
+    if schema["type"] != "object":
+        raise ConfigurationError(f"{where} must describe an object, not {schema['type']!r:.80}: arguments have names")
+    schema.setdefault("properties", {})
+    try:
+        validator_for(schema).check_schema(schema)
+    except SchemaError as error:
+        raise ConfigurationError(
+            f"{where} are no valid JSON schema: {_path(error.absolute_path)}: {error.message[:200]}"
+        ) from error
+    for reference in _references(schema):
+        if not _leads_somewhere(schema, reference):
+            raise ConfigurationError(
+                f"{where} refer to {reference!r:.200}, which is not in the schema; put it under $defs, as "
+                '{"$ref": "#/$defs/NAME"}'
+            )
+    return schema
+
+
+def _references(node: Any) -> Iterator[str]:
+    if isinstance(node, list):
+        for item in node:
+            yield from _references(item)
+    elif isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for key, value in node.items():
+            if key not in _DATA:
+                yield from _references(value)
+
+
+def _leads_somewhere(schema: dict[str, Any], reference: str) -> bool:
+    """Whether a reference is a path in the schema itself: nothing is fetched from anywhere."""
+    if reference == "#":
+        return True
+    node: Any = schema
+    if not reference.startswith("#/"):
+        return False
+    for part in reference[2:].split("/"):
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+            node = node[int(key)]
+        elif isinstance(node, dict) and key in node:
+            node = node[key]
+        else:
+            return False
+    return isinstance(node, dict | bool)
+
+
+def _path(path: Any) -> str:
+    return ".".join(map(str, path)) or "the schema"
+
+
+class GivenReader(ObjectReader):
+    """Reads arguments for a tool whose schema is given."""
+
+    def __init__(self, name: str, schema: dict[str, Any]) -> None:
+        super().__init__(name)
+        self._schema = schema
+        self._validator = validator_for(schema)(schema)
+
+    def read(self, text: str | None) -> dict[str, Any]:
+        """Return the arguments that the text stands for. Raises `BadArguments`."""
+        given = self.read_object(text)
+        try:
+            problems = [
+                f"{cut(_path(error.absolute_path), 100)}: {cut(error.message, 200)}"
+                for error in islice(self._validator.iter_errors(given), 20)
+            ]
+        except RecursionError:
+            self.refuse("are nested too deep")
+        if problems:
+            self.refuse(f"do not fit: {'; '.join(problem.removeprefix('the schema: ') for problem in problems)}")
+        return given
+
+    def expected(self) -> str:
+        """Say what the arguments may be."""
+        required = self._schema.get("required", [])
+        notes = [
+            f"{name} ({cut(label(schema if isinstance(schema, dict) else {}), 60)}"
+            f"{', optional' * (name not in required)})"
+            for name, schema in self._schema["properties"].items()
+        ]
+        return cut(f"Expected is a JSON object with: {', '.join(notes) or 'no parameters'}", 400)
