@@ -12,18 +12,8 @@ from typing import Any
 
 import pytest
 
-from durable_swarm.waits import (
-    Blocking,
-    Home,
-    Interrupted,
-    OnLoop,
-    background_loop,
-    beside,
-    finish,
-    in_thread,
-    is_async,
-    threads,
-)
+from durable_swarm.awaitables import is_async
+from durable_swarm.waits import Blocking, Home, Interrupted, OnLoop, background_loop, beside, finish, in_thread, threads
 
 LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="none")
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm import ends
+from durable_swarm.awaitables import is_async, is_awaitable, settled
 from durable_swarm.errors import ToolError
 from durable_swarm.inside import Inside, inside
 from durable_swarm.types import ToolSettings
-from durable_swarm.waits import OnLoop, in_thread, is_async, is_awaitable, settled
+from durable_swarm.waits import OnLoop, in_thread
 
 
 def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) -> Callable[[], Any]:

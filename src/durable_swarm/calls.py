@@ -16,6 +16,7 @@ from typing import Any
 from durable_swarm import ends
 from durable_swarm.asking import Later
 from durable_swarm.attempts import retrying
+from durable_swarm.awaitables import is_async
 from durable_swarm.checks import check_name
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
@@ -24,7 +25,7 @@ from durable_swarm.inside import Inside
 from durable_swarm.loop import CUT, Call, Outcome
 from durable_swarm.schema import BadArguments, check_arguments, wants_connection, wants_context
 from durable_swarm.types import Message, Result, ToolSettings, settings_of, tool_name
-from durable_swarm.waits import Waits, contained, is_async
+from durable_swarm.waits import Waits, contained
 
 
 def find_tool(agent: Any, name: str) -> Any | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from durable_swarm import ends
+from durable_swarm.awaitables import is_awaitable, settled
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import InvalidAnswer, safe_text
 from durable_swarm.inside import CurrentCall, People
@@ -16,7 +17,7 @@ from durable_swarm.loop import Call, Outcome
 from durable_swarm.requests import TOKEN, Asked, Decision
 from durable_swarm.schema import BadArguments, accepted, check_arguments, tool_schema
 from durable_swarm.types import ToolSettings, settings_of
-from durable_swarm.waits import Waits, is_awaitable, settled
+from durable_swarm.waits import Waits
 
 log = logging.getLogger("durable_swarm")
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from durable_swarm import credentials
 from durable_swarm.answers import Answer, read_finish, read_message, read_usage
+from durable_swarm.awaitables import is_async
 from durable_swarm.credentials import without_secrets
 from durable_swarm.deltas import Unmarked, whole
 from durable_swarm.errors import ConfigurationError, ModelError, safe_text
@@ -44,7 +45,7 @@ from durable_swarm.refusals import (
 )
 from durable_swarm.schema import tool_schemas
 from durable_swarm.types import Message, Usage
-from durable_swarm.waits import OnLoop, Waits, background_loop, give_back, is_async, on_background
+from durable_swarm.waits import OnLoop, Waits, background_loop, give_back, on_background
 
 DEFAULT_RETRIES = 5
 

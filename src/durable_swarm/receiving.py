@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from durable_swarm.answers import Answer, read_message
+from durable_swarm.awaitables import is_async
 from durable_swarm.deltas import Pieces, whole
-from durable_swarm.waits import is_async
 
 EAGER, SELDOM = 8, 25
 """After how many of the first pieces, and after each how many further ones, others of the process get a turn."""

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from durable_swarm.awaitables import is_async
 from durable_swarm.codec import dumps
 from durable_swarm.errors import AmbiguousAgent, UnknownAgent
 from durable_swarm.schema import tool_schema
 from durable_swarm.types import agent_defined
-from durable_swarm.waits import is_async
 
 _sources: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _live: dict[int, Callable[[], Any]] = {}

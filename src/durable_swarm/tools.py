@@ -17,13 +17,13 @@ from typing import Any, TypeVar, get_args, overload
 
 from durable_swarm import ends
 from durable_swarm.attempts import retrying
+from durable_swarm.awaitables import is_async, is_generator, settled
 from durable_swarm.checks import check_name, check_seconds, check_whole
 from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.inside import Inside, Recorder, calling
 from durable_swarm.schema import checked_schema
 from durable_swarm.types import TOOL_NAME, Effect, ToolSettings, note_settings, settings_of, tool_name
-from durable_swarm.waits import is_async, is_generator, settled
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_GIVEN: Any = object()

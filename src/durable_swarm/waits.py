@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import inspect
 import os
 import threading
 import time
@@ -22,6 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Protocol, Self, TypeVar, cast
 
 from durable_swarm import ends
+from durable_swarm.awaitables import is_async, is_awaitable, settled
 
 T = TypeVar("T")
 
@@ -96,9 +96,9 @@ async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple
         return None, error
 
 
-async def _apart(awaitable: Awaitable[T]) -> T:
+async def _apart(awaitable: Awaitable[Any]) -> Any:
     """Await what a function has returned in a task of its own: code that cancels its task does not cancel the run."""
-    return result_of(await asyncio.get_running_loop().create_task(contained(_await(awaitable))))
+    return result_of(await asyncio.get_running_loop().create_task(contained(settled(awaitable))))
 
 
 def result_of(ended: tuple[T, None] | tuple[None, BaseException]) -> T:
@@ -117,39 +117,6 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def is_awaitable(value: Any) -> bool:
-    """Whether a function's result is still to come: a coroutine, a task, a future of a loop or of a thread."""
-    return inspect.isawaitable(value) or isinstance(value, Future)
-
-
-async def settled(value: Any) -> Any:
-    """Return the value once there is nothing left to await in it: an async function may return a task."""
-    while is_awaitable(value):
-        value = await _here(value)
-    return value
-
-
-def _here(value: Any) -> Awaitable[Any]:
-    """Return an awaitable for the running loop: futures may belong to a thread, or to another loop."""
-    if isinstance(value, Future):
-        return asyncio.wrap_future(value)
-    if not asyncio.isfuture(value) or value.get_loop() is asyncio.get_running_loop():
-        return _await(value)
-    if value.done():
-        return _done(value)
-    if not value.get_loop().is_running():
-        raise RuntimeError("the function returned a future of an event loop that does not run")
-    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_await(value), value.get_loop()))
-
-
-async def _await(awaitable: Awaitable[T]) -> T:
-    return await awaitable
-
-
-async def _done(future: asyncio.Future[T]) -> T:
-    return future.result()
-
-
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine over `Blocking` to its end in this thread."""
     try:
@@ -159,21 +126,6 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise RuntimeError("a coroutine that may not suspend did")
-
-
-def is_async(function: Any) -> bool:
-    """Whether calling the function gives a coroutine; sees through partials and callable objects."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
-def is_generator(function: Any) -> bool:
-    """Whether calling the function gives a generator, plain or async, and executes nothing of it."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    called = (function, type(function).__call__)
-    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in called)
 
 
 @ends.signal

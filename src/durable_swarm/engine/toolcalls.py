@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from durable_swarm import codec, ends, errors
 from durable_swarm.attempts import retrying
+from durable_swarm.awaitables import is_async, is_awaitable
 from durable_swarm.calls import call_tool, find_tool, invoke, read_result, told
 from durable_swarm.credentials import without_secrets
 from durable_swarm.engine import records
@@ -34,7 +35,7 @@ from durable_swarm.loop import Call, Outcome, absorb
 from durable_swarm.requests import TOKEN, Asked, Decision, Request
 from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.types import ToolSettings, settings_of
-from durable_swarm.waits import Blocking, Waits, finish, in_thread, is_async, is_awaitable
+from durable_swarm.waits import Blocking, Waits, finish, in_thread
 
 
 class CallRecorder(Recorder, Protocol):

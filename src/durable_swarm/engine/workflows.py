@@ -18,6 +18,7 @@ from typing import Any
 from dbos import DBOS, SetWorkflowID
 
 from durable_swarm import ends, roster
+from durable_swarm.awaitables import settled
 from durable_swarm.codec import Place
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import Done, engines_code, step_done, step_failure, step_record
@@ -34,7 +35,7 @@ from durable_swarm.engine.turns import calls_of, turns_in
 from durable_swarm.errors import ConfigurationError, ReplayMismatch
 from durable_swarm.loop import drive, turns
 from durable_swarm.swarm import respond
-from durable_swarm.waits import Blocking, OnLoop, Waits, block, finish, in_thread, running_loop, settled, threads
+from durable_swarm.waits import Blocking, OnLoop, Waits, block, finish, in_thread, running_loop, threads
 
 log = logging.getLogger("durable_swarm")
 

@@ -18,13 +18,13 @@ from weakref import WeakKeyDictionary
 
 from pydantic.fields import FieldInfo
 
+from durable_swarm.awaitables import is_generator
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.schema.arguments import BadArguments, Reader
 from durable_swarm.schema.descriptions import Adapters, adapters_of, describe
 from durable_swarm.schema.given import GivenReader, checked_schema
 from durable_swarm.schema.signatures import Signature
 from durable_swarm.types import TOOL_NAME, tool_name
-from durable_swarm.waits import is_generator
 
 __all__ = [
     "BadArguments",

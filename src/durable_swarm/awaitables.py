@@ -1,0 +1,60 @@
+"""What functions give: a value, something to await, or a generator."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling the function gives a coroutine; sees through partials and callable objects."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def is_generator(function: Any) -> bool:
+    """Whether calling the function gives a generator, plain or async, and executes nothing of it."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    called = (function, type(function).__call__)
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in called)
+
+
+def is_awaitable(value: Any) -> bool:
+    """Whether a function's result is still to come: a coroutine, a task, a future of a loop or of a thread."""
+    return inspect.isawaitable(value) or isinstance(value, Future)
+
+
+async def settled(value: Any) -> Any:
+    """Return the value once there is nothing left to await in it: an async function may return a task."""
+    while is_awaitable(value):
+        value = await _here(value)
+    return value
+
+
+def _here(value: Any) -> Awaitable[Any]:
+    """Return an awaitable for the running loop: futures may belong to a thread, or to another loop."""
+    if isinstance(value, Future):
+        return asyncio.wrap_future(value)
+    if not asyncio.isfuture(value) or value.get_loop() is asyncio.get_running_loop():
+        return _await(value)
+    if value.done():
+        return _done(value)
+    if not value.get_loop().is_running():
+        raise RuntimeError("the function returned a future of an event loop that does not run")
+    return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_await(value), value.get_loop()))
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+async def _done(future: asyncio.Future[T]) -> T:
+    return future.result()
