@@ -454,7 +454,8 @@ def _forget_after_fork() -> None:
     _errands = Threads("durable-swarm-errand", ERRANDS)
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+if hasattr(os, "register_at_fork"):  # Not on Windows, where there is no fork.
+    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

@@ -9,17 +9,20 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from durable_swarm.engine import bytelocks
+from durable_swarm.engine.guard import Guard, close_guarded, open_guarded
 from durable_swarm.errors import ConfigurationError
 
 log = logging.getLogger("durable_swarm")
@@ -89,6 +92,7 @@ def connect(url: sqlalchemy.URL, *, create: bool, on_write: Callable[[], None] |
     `on_write` is called after each commit that changed a SQLite file. Raises `ConfigurationError`, naming the remedy,
     if it cannot be reached or used.
     """
+    bytelocks.require()
     try:
         return _sqlite(url, create, on_write) if is_sqlite(url) else _postgres(url, create)
     except (DBAPIError, OSError, sqlite3.Error) as error:
@@ -101,25 +105,107 @@ def let_go(engine: sqlalchemy.Engine) -> None:
     engine.dispose()
 
 
+_READS = re.compile(
+    r"\s*(SELECT|PRAGMA|EXPLAIN|VALUES|WITH(?!.*\b(INSERT|UPDATE|DELETE|REPLACE)\b))\b", re.IGNORECASE | re.DOTALL
+)
+"""Statements that write nothing."""
+
+
+class _Cursor(sqlite3.Cursor):
+    """A cursor whose writes wait until no other thread or process writes."""
+
+    def execute(self, sql: str, *values: Any) -> _Cursor:
+        with self._turn(sql):
+            super().execute(sql, *values)
+        return self
+
+    def executemany(self, sql: str, values: Iterable[Any]) -> _Cursor:
+        with self._turn(sql):
+            super().executemany(sql, values)
+        return self
+
+    @contextlib.contextmanager
+    def _turn(self, sql: str) -> Iterator[None]:
+        connection = cast(_Connection, self.connection)
+        if connection.writing or not _READS.match(sql):
+            connection.begin()
+        try:
+            yield
+        finally:
+            connection.end()
+
+
 class _Connection(sqlite3.Connection):
-    """A connection that tells when something was written, and writes nothing to a file that was taken away."""
+    """A connection that tells when something was written, and writes nothing to a file that was taken away.
+
+    Beside SQLite's own locks it holds those of `guard.py`, from `use` to `leave` and while it writes.
+    """
 
     on_write: Callable[[], None] | None = None
     is_gone: Callable[[], bool]
+    guard: Guard | None = None
+    writing = False
+    _use: int | None = None
     _written = 0
+
+    def cursor(self, factory: Any = _Cursor) -> Any:
+        return super().cursor(factory)
 
     def commit(self) -> None:
         writes = self.total_changes > self._written
         if writes and self.is_gone():
             raise gone()
         super().commit()
+        self.end()
         self._written = self.total_changes
         if writes and self.on_write is not None:
             self.on_write()
 
     def rollback(self) -> None:
         super().rollback()
+        self.end()
         self._written = self.total_changes  # What was taken back was not written.
+
+    def use(self) -> None:
+        """Keep checkpoints away until `leave`."""
+        if self.guard is not None and self._use is None:
+            self._use = self.guard.enter()
+
+    def leave(self) -> None:
+        """Let a checkpoint come, or make the one that is due."""
+        if self.guard is not None and self._use is not None:
+            use, self._use = self._use, None
+            self.guard.leave(use, self)
+
+    def empty_journal(self) -> None:
+        """Move the whole journal into the file, unless others use it just now."""
+        if self.guard is not None and self._use is not None:
+            self.guard.empty_journal(self._use, self)
+
+    def begin(self) -> None:
+        """Wait for the right to write."""
+        if self.guard is not None and not self.writing:
+            self.guard.begin()
+            self.writing = True
+
+    def end(self) -> None:
+        """Give the right to write back, once no transaction is open."""
+        if self.guard is not None and self.writing and not self.in_transaction:
+            self.writing = False
+            self.guard.end()
+
+    def close(self) -> None:
+        guard, self.guard = self.guard, None
+        if guard is None:
+            super().close()
+            return
+        try:
+            close_guarded(guard, super().close)
+        finally:
+            if self.writing:
+                guard.end()
+            if self._use is not None:
+                guard.leave(self._use)
 
 
 def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | None) -> sqlalchemy.Engine:
@@ -140,16 +226,18 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
     def open_file() -> sqlite3.Connection:
         if is_gone():
             raise gone()
-        connection = sqlite3.connect(
-            f"file:{quote(path)}?mode=rw",  # Without creating it: an empty file in its place would be no database.
-            uri=True,
-            check_same_thread=False,
-            isolation_level="IMMEDIATE",
-            timeout=30,
-            factory=_Connection,
-        )
-        connection.on_write, connection.is_gone = on_write, is_gone
-        _use_wal(connection)
+
+        def plain() -> _Connection:
+            return _Connection(
+                f"file:{quote(path)}?mode=rw",  # Without creating it: an empty file in its place would be no database.
+                uri=True,
+                check_same_thread=False,
+                isolation_level="IMMEDIATE",
+                timeout=30,
+            )
+
+        connection, guard = open_guarded(path, plain)
+        connection.on_write, connection.is_gone, connection.guard = on_write, is_gone, guard
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         # DBOS's two ways to ask for the time: whole seconds below Python 3.12, and from there one that SQLite before
@@ -167,9 +255,20 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
         hide_parameters=True,
         json_deserializer=_json,
     )
+    event.listen(engine, "checkout", lambda connection, *_: connection.use())
+    event.listen(engine, "checkin", lambda connection, _: connection is not None and connection.leave())
     with engine.begin() as connection:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     return engine
+
+
+def empty_journal(connection: sqlalchemy.Connection) -> None:
+    """Move the journal of a SQLite file into the file, for those who copy it alone."""
+    driver: Any = connection.connection.driver_connection
+    if isinstance(driver, _Connection):
+        driver.empty_journal()
+    else:  # An engine of the program's own DBOS.
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _json(text: str) -> Any:
@@ -202,19 +301,6 @@ def gone() -> sqlite3.OperationalError:
     error = sqlite3.OperationalError("the file was deleted or replaced while in use")
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
     return error
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to WAL. Of several processes that open a new file at once SQLite has only one wait its turn."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
 
 
 def _seconds(_format: str, _moment: str) -> str:

@@ -9,7 +9,6 @@ stands still without dying (`leases.py`).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import math
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 
 import sqlalchemy
 
+from durable_swarm.engine.bytelocks import ByteLocks
 from durable_swarm.engine.database import file_number
 from durable_swarm.engine.leases import LEASE, Leases
 from durable_swarm.errors import ConfigurationError
@@ -65,11 +65,14 @@ def _number(name: str) -> int:
 
 
 class FileLocks:
-    """Locks on the bytes of one file; they are not inherited by a fork and end with the process."""
+    """Locks on the bytes of one file; they are not inherited by a fork and end with the process.
+
+    Reading the file frees none of them, because they belong to the opening and not to the process (`bytelocks.py`).
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._file = ByteLocks(path, os.O_RDWR | os.O_CREAT)
         self._held: set[str] = set()
 
     def tell(self) -> bool:
@@ -77,20 +80,13 @@ class FileLocks:
 
     def take(self, name: str) -> bool:
         self._make_sure()
-        if taken := self._lock(name):
+        if taken := self._file.exclusive(_number(name)):
             self._held.add(name)
         return taken
 
-    def _lock(self, name: str) -> bool:
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _number(name))
-        except OSError:
-            return False
-        return True
-
     def _make_sure(self) -> None:
         """If the file was deleted, which others would lock anew, lock there too what is held."""
-        if file_number(self._path) == os.fstat(self._file).st_ino:
+        if file_number(self._path) == self._file.number():
             return
         log.error(
             "the file %s was deleted or replaced: it tells which programs live, and until now others could take this "
@@ -98,16 +94,16 @@ class FileLocks:
             self._path,
         )
         try:
-            lost, self._file = self._file, os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            lost, self._file = self._file, ByteLocks(self._path, os.O_RDWR | os.O_CREAT)
         except OSError:
             return  # A full disk, or a folder that is gone: told above, and tried again at the next look.
-        os.close(lost)
+        lost.close()
         for name in self._held:
-            self._lock(name)
+            self._file.exclusive(_number(name))
 
     def give(self, name: str) -> None:
         self._held.discard(name)
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _number(name))
+        self._file.free(_number(name))
 
     def wrest(self, name: str) -> None:
         """Nobody but its holder frees a lock of the system."""
@@ -116,7 +112,7 @@ class FileLocks:
         return False
 
     def close(self) -> None:
-        os.close(self._file)
+        self._file.close()
 
 
 def _hears(socket: int) -> bool:

@@ -84,10 +84,15 @@ class Process:
         self.store = self._open_store()
         try:
             self._launch(worker_id)
+            try:
+                self._start_keeping()
+            except BaseException:
+                self._end_dbos()
+                self.identity.close()
+                raise
         except BaseException:
             self.store.close()
             raise
-        self._start_keeping()
 
     # Launching and closing
 
@@ -160,16 +165,19 @@ class Process:
         self._see_off(self.room.close())
         self.writer.close()
         self.desk.close()
+        self._end_dbos()
+        self.transactions.close()
+        self.identity.close()
+        self.store.close()
+        background().let_go()
+
+    def _end_dbos(self) -> None:
         if not self.hosted:
             internals.stop_queues(CLOSING)
             DBOS.destroy()
             pools.end()
             internals.refuse_pickle(everywhere=False)
         internals.forget_queue(self._private)
-        self.transactions.close()
-        self.identity.close()
-        self.store.close()
-        background().let_go()
 
     def _see_off(self, waited: list[LiveRun]) -> None:
         """Give runs that waited, or were about to, the time to leave; not where it is their loop that would wait."""
@@ -419,7 +427,7 @@ def _end_in_order() -> None:
     if database.is_sqlite(_current.url):
         # For those who copy the file alone.
         with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), _current.store.engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            database.empty_journal(connection)
 
 
 atexit.register(_end_in_order)
