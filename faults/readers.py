@@ -39,6 +39,10 @@ ROLES = ("writer", "writer", "writer", "visitor", "stranger")
 """Programs that work on the file, one that opens it for one look again and again, and one that is not of ours."""
 
 
+PATIENCE = 120.0
+"""Seconds more that a trial takes at most, where all is slow."""
+
+
 @dataclass
 class Figures:
     """What came of a time of reading and killing."""
@@ -140,8 +144,8 @@ def _look(engine: sqlalchemy.Engine) -> None:
             raise AssertionError(f"counted {counted}, kept {kept}, last {last}")
 
 
-def trial(folder: Path, seconds: float) -> Figures:
-    """Let the programs work for a while, killing one after another."""
+def trial(folder: Path, seconds: float, kills: int = 10, rows: int = 50) -> Figures:
+    """Let the programs work for a while, and until so many kills and rows, killing one after another."""
     files, notes = folder / "files", folder / "notes"
     for made in (files, notes):
         made.mkdir()
@@ -162,7 +166,9 @@ def trial(folder: Path, seconds: float) -> Figures:
 
     living = {number: begin(kind) for number, kind in enumerate(ROLES)}
     end = time.monotonic() + seconds
-    while time.monotonic() < end and not list(notes.glob("*.wrong")):
+    while time.monotonic() < end or (time.monotonic() < end + PATIENCE and not _enough(notes, figures, kills, rows)):
+        if list(notes.glob("*.wrong")):
+            break
         time.sleep(random.uniform(0.1, 0.4))
         number = random.randrange(len(ROLES))
         living[number].kill()
@@ -174,6 +180,10 @@ def trial(folder: Path, seconds: float) -> Figures:
         process.join()
     _judge(files, notes, figures)
     return figures
+
+
+def _enough(notes: Path, figures: Figures, kills: int, rows: int) -> bool:
+    return figures.kills >= kills and sum(path.stat().st_size for path in notes.glob("*.rows")) >= rows * 33
 
 
 def _judge(files: Path, notes: Path, figures: Figures) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from durable_swarm import DurableSwarm
 from durable_swarm.cli.app import main
+from durable_swarm.cli.worker import _address, _health
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import wait_until
 
@@ -61,6 +62,28 @@ def test_a_wrong_rate(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A rate that is none is refused before anything is imported."""
     assert main(["worker", "no_such_app:swarm", "--rate", rate]) == 2
     assert "rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["http", ":80", "0.0.0.0:", "1.2.3.4:0", "65536", "-1", "[::1]", "²"])
+def test_a_wrong_address(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An address for /healthz that is none is refused before anything is imported."""
+    assert main(["worker", "no_such_app:swarm", f"--healthz={address}"]) == 2
+    assert "HOST:PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "answers", "refuses"),
+    [("{}", "127.0.0.1", "127.0.0.2"), ("127.0.0.2:{}", "127.0.0.2", "127.0.0.1"), ("[::1]:{}", "::1", "127.0.0.1")],
+)
+def test_health_is_for_the_address_given(given: str, answers: str, refuses: str) -> None:
+    """/healthz listens on loopback, or on the address that is given, and on no other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with _health(_address(given.format(port))):
+        socket.create_connection((answers, port), timeout=5).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((refuses, port), timeout=5)
 
 
 @pytest.mark.slow

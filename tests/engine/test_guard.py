@@ -373,6 +373,8 @@ WINDOWS = """
             DurableSwarm(ScriptedModel(["done"]), database=url).run(agent, asked)
         except ConfigurationError as error:
             print(error)
+    from durable_swarm.cli import main
+    sys.exit(main(["runs"]))
 """
 
 
@@ -386,4 +388,6 @@ def test_windows_has_the_half_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     assert lines[0] == "done", err
     assert len(lines) == 3
     assert all("needs Linux or macOS" in line for line in lines[1:])
-    assert process.returncode == 0
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "needs Linux or macOS" in err

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from durable_swarm.engine.keeper import CLOSING
 from durable_swarm.engine.live import Limits
 
 log = logging.getLogger("durable_swarm")
+
+LOOPBACK = "127.0.0.1"
 
 
 @click.command(short_help="Execute queued runs, and those of dead processes.")
@@ -45,7 +48,10 @@ log = logging.getLogger("durable_swarm")
     metavar="RUNS/SECONDS",
     help="How many runs of the queue all workers begin, such as 100/60; give all the same.",
 )
-@click.option("--healthz", metavar="PORT", type=click.IntRange(1, 65_535), help="Answer GET /healthz on this port.")
+@click.option(
+    "--healthz", metavar="[HOST:]PORT", callback=lambda _, __, text: _address(text),
+    help="Answer GET /healthz on this port, for this computer alone; 0.0.0.0:PORT for all.",
+)  # fmt: skip
 @common
 @click.pass_obj
 def worker(
@@ -55,7 +61,7 @@ def worker(
     queue_concurrency: int | None,
     rate: str | None,
     grace: float,
-    healthz: int | None,
+    healthz: tuple[str, int] | None,
 ) -> int:
     """Execute the runs that wait on the queue, and go on with those of processes that have died.
 
@@ -130,6 +136,17 @@ def _end(swarm: DurableSwarm) -> None:
     os._exit(0)
 
 
+def _address(text: str | None) -> tuple[str, int] | None:
+    """Return the address of `HOST:PORT` or `PORT`; without a host only this computer can ask."""
+    if text is None:
+        return None
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536 or (colon and not host):
+        raise click.BadParameter(f"give PORT or HOST:PORT, such as 8080 or 0.0.0.0:8080, not {text!r}")
+    return host or LOOPBACK, int(port)
+
+
 def _rate(text: str | None) -> tuple[int, float] | None:
     if text is None:
         return None
@@ -158,21 +175,27 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _health(port: int | None) -> Iterator[None]:
+def _health(address: tuple[str, int] | None) -> Iterator[None]:
     """Answer `GET /healthz` while the worker works: 200 while it may begin runs, 503 when it stops."""
-    if port is None:
+    if address is None:
         yield
         return
+    host, port = address
     try:
-        server = ThreadingHTTPServer(("", port), _Health)
+        server = (_Server6 if ":" in host else ThreadingHTTPServer)(address, _Health)
     except OSError as error:
-        raise Problem(f"Port {port} cannot be used for /healthz: {error.strerror}.", 2) from error
+        where = f"Port {port}" if host == LOOPBACK else f"{host}, port {port},"
+        raise Problem(f"{where} cannot be used for /healthz: {error.strerror or error}.", 2) from error
     threading.Thread(target=server.serve_forever, name="durable-swarm-health", daemon=True).start()
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server6(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
 
 
 class _Health(BaseHTTPRequestHandler):

@@ -182,6 +182,7 @@ class Guard:
         """End a use; make the checkpoint that is due over the connection, if all others have ended theirs."""
         with self._change:
             self._uses.remove(use)
+            self._change.notify_all()
             is_due = connection is not None and self.active and self._waiting() > PAGES
             if self._uses or not self.active:
                 return
@@ -190,7 +191,6 @@ class Guard:
                     self._checkpoint(connection)
             finally:
                 self._file.free(_USE, 2)
-                self._change.notify_all()
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         if self._many and self._file.exclusive(_TURN):
@@ -208,10 +208,9 @@ class Guard:
         with self._change:
             alone = self._change.wait_for(lambda: self._uses == [use], PATIENCE)
             if not self.active or (alone and _within(PATIENCE, lambda: self._file.exclusive(_USE))):
-                try:
+                with contextlib.suppress(sqlite3.Error):
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-                finally:
-                    self._file.shared(_USE)
+                self._file.shared(_USE)
 
     def _waiting(self) -> int:
         """Return how many pages of the journal are not in the file yet, from the head of SQLite's index."""

@@ -11,6 +11,8 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tarfile
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -117,7 +119,7 @@ class Local:
     def pid(self) -> int | None:
         """Give the process of the server that works on the data, None if none does."""
         with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int(self._pid_file.read_text().splitlines()[0])
+            pid = int(self.place.read("data", "postmaster.pid").splitlines()[0])
             # After a crash or a reboot the number may be another program's, such as one that looks into the data.
             return pid if f"postgres -D {self.place.data} " in f"{_command(pid)} " else None
         return None
@@ -140,7 +142,7 @@ class Local:
 
     def _major(self) -> str | None:
         with contextlib.suppress(FileNotFoundError):
-            return (self.place.data / "PG_VERSION").read_text().strip()
+            return self.place.read("data", "PG_VERSION").strip()
         return None
 
     def programs(self, binaries: Binaries) -> Path:
@@ -152,17 +154,26 @@ class Local:
             return self._copy(binaries.folder.parent) / "bin"
 
     def _copy(self, install: Path) -> Path:
-        """Copy an installation, and the libraries that a wheel keeps beside its package, in the same arrangement."""
+        """Copy an installation, and the libraries that a wheel keeps beside its package, in the same arrangement.
+
+        Root reads, and the server's user writes: its folder may hold links to anywhere.
+        """
         package = install.parent
-        copies = self.place.folder / "programs"
-        shutil.rmtree(copies, ignore_errors=True)
-        shutil.copytree(install, copies / package.name / install.name, symlinks=True)
         libraries = package.with_name(f"{package.name}.libs")
-        if libraries.is_dir():
-            shutil.copytree(libraries, copies / libraries.name, symlinks=True)
-        for path in (copies, *copies.rglob("*")):
-            self.place.give(path)
-        return copies / package.name / install.name
+        unpack = ["/bin/sh", "-c", "rm -rf programs && mkdir programs && tar -xof - -C programs"]
+        with tempfile.TemporaryFile() as packed:
+            with tarfile.open(fileobj=packed, mode="w") as archive:
+                archive.add(install, f"{package.name}/{install.name}")
+                if libraries.is_dir():
+                    archive.add(libraries, libraries.name)
+            packed.seek(0)
+            done = subprocess.run(
+                unpack, stdin=packed, capture_output=True, text=True, check=False, cwd=self.place.folder,
+                **self.place.identity,
+            )  # fmt: skip
+        if done.returncode:
+            raise NoPostgres(f"PostgreSQL's programs cannot be copied: {_last(done.stderr)}")
+        return self.place.folder / "programs" / package.name / install.name
 
     def _initialise(self, programs: Path) -> None:
         """Make the data, in full or not at all."""
@@ -196,25 +207,30 @@ class Local:
         file stays: by it PostgreSQL makes sure that no part of the killed server is still at work.
         """
         with contextlib.suppress(FileNotFoundError):
-            first, _, rest = self._pid_file.read_text().partition("\n")
+            first, _, rest = self.place.read("data", "postmaster.pid").partition("\n")
             if first.strip().isdigit():
-                self._pid_file.write_text(f"{_NOBODY}\n{rest}")
+                self.place.write(f"{_NOBODY}\n{rest}", "data", "postmaster.pid")
             else:
                 self._pid_file.unlink()
 
     def _try(self, programs: Path, options: list[str]) -> str | None:
         """Start the server; give what it says if it does not."""
-        before = self.place.log.stat().st_size if self.place.log.exists() else 0
+        before = self._log_size()
         done = self._call([programs / "pg_ctl", "start", "-w", "-t", str(START_SECONDS), *options])
         if done.returncode == 0:
             return None
-        with contextlib.suppress(FileNotFoundError), self.place.log.open("rb") as log:
+        with contextlib.suppress(FileNotFoundError), os.fdopen(self.place.open(self.place.log.name), "rb") as log:
             log.seek(before)
             said = re.findall(r"FATAL: +(.*)", log.read().decode(errors="replace"))
             # What is left of a killed server writes into the same file why it ends.
             if said := [line for line in said if "postmaster exit" not in line]:
                 return str(said[-1])
         return _last(done.stderr or done.stdout)
+
+    def _log_size(self) -> int:
+        with contextlib.suppress(FileNotFoundError), os.fdopen(self.place.open(self.place.log.name), "rb") as log:
+            return os.fstat(log.fileno()).st_size
+        return 0
 
     def _call(self, command: list[str | Path]) -> subprocess.CompletedProcess[str]:
         run = functools.partial(subprocess.run, text=True, check=False, cwd=self.place.folder)

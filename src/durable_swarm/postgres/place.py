@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import importlib
 import json
 import os
-import pwd
 import secrets
 import socket
+import stat
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -68,7 +69,7 @@ class Place:
     def notes(self) -> Notes | None:
         """What was noted at the last start; None if there was none."""
         try:
-            found = json.loads(self._notes.read_text())
+            found = json.loads(self.read(self._notes.name))
             return Notes(found["by"], int(found["port"]))
         except FileNotFoundError:
             return None
@@ -80,9 +81,8 @@ class Place:
         if notes is None:
             self._notes.unlink()
             return
-        fresh = self._notes.with_name(_FRESH)
-        fresh.write_text(json.dumps(asdict(notes)) + "\n")
-        fresh.replace(self._notes)
+        self.write(json.dumps(asdict(notes)) + "\n", _FRESH)
+        self._notes.with_name(_FRESH).replace(self._notes)
 
     def url(self, port: int) -> str:
         """Give the URL of the server's database for programs, with the password."""
@@ -91,7 +91,7 @@ class Place:
     def password(self) -> str:
         """Give the password of the server's superuser."""
         with contextlib.suppress(FileNotFoundError):
-            if found := self.password_file.read_text().strip():
+            if found := self.read(self.password_file.name).strip():
                 return found
         raise NoPostgres(
             f"the password in {self.password_file} is gone, without which nobody gets in; put it back, or start anew "
@@ -101,9 +101,10 @@ class Place:
     def make_password(self) -> None:
         """Make a new password, for the server's user only."""
         self.password_file.unlink(missing_ok=True)
-        with os.fdopen(os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(self.open(self.password_file.name, flags=os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
             file.write(secrets.token_urlsafe(24))
-        self.give(self.password_file)
+            if self.identity:
+                os.fchown(file.fileno(), self.identity["user"], self.identity["group"])
 
     def prepare(self) -> None:
         """Make the folder, or take an empty one, for the server's user only. Raises for one that holds other things."""
@@ -126,16 +127,51 @@ class Place:
             return {}
         return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
 
-    def give(self, path: Path) -> None:
-        """Make the file the server's user's."""
-        if self.identity:
-            os.chown(path, self.identity["user"], self.identity["group"], follow_symlinks=False)
+    def open(self, *names: str, flags: int = os.O_RDONLY) -> int:
+        """Open a file in the folder. Root follows no link there: the server's user owns the folder, and could name any.
+
+        Raises `NoPostgres` for a link, also a hard one, and for what is no plain file.
+        """
+        if os.geteuid() != 0:
+            return os.open(self.folder.joinpath(*names), flags, 0o600)
+        folder = os.open(self.folder, _FOLDER)
+        try:
+            for name in names[:-1]:
+                outer, folder = folder, os.open(name, _FOLDER, dir_fd=folder)
+                os.close(outer)
+            file = os.open(names[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=folder)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+                raise self._link(names) from None
+            raise
+        finally:
+            os.close(folder)
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            os.close(file)
+            raise self._link(names)
+        return file
+
+    def _link(self, names: tuple[str, ...]) -> NoPostgres:
+        path = self.folder.joinpath(*names)
+        return NoPostgres(f"{path} is a link or no plain file, which root does not open; remove it, if it is yours")
+
+    def read(self, *names: str) -> str:
+        """Return the text of a file in the folder."""
+        with os.fdopen(self.open(*names), encoding="utf-8", errors="replace") as file:
+            return file.read()
+
+    def write(self, text: str, *names: str) -> None:
+        """Write a file in the folder anew."""
+        with os.fdopen(self.open(*names, flags=os.O_WRONLY | os.O_CREAT), "w", encoding="utf-8") as file:
+            file.truncate(0)  # Not before it is known to be no link.
+            file.write(text)
 
     def check_entry(self) -> None:
         """Raise `NoPostgres` if the server's user may not enter the folder."""
         enter = ["/bin/sh", "-c", 'cd "$1"', "sh", str(self.folder)]
         if subprocess.run(enter, capture_output=True, cwd="/", check=False, **self.identity).returncode:
-            name = pwd.getpwuid(self.identity["user"]).pw_name if self.identity else "this user"
+            name = _users().getpwuid(self.identity["user"]).pw_name if self.identity else "this user"
             raise NoPostgres(
                 f"PostgreSQL refuses to run as root, so it runs as {name}, who may not enter {self.folder}; name a "
                 "folder that others can reach with --data"
@@ -144,18 +180,35 @@ class Place:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep others from starting or stopping the server meanwhile."""
-        with (self.folder / "lock").open("w") as file:
+        fcntl = _module("fcntl")
+        with os.fdopen(self.open("lock", flags=os.O_RDWR | os.O_CREAT)) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
 
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+
 _EXAMPLE = json.dumps(asdict(Notes("binaries", 5433)))
 
 
-def _unprivileged() -> pwd.struct_passwd:
+def _module(name: str) -> Any:
+    """Return a module that Windows lacks."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise NoPostgres(
+            "a server can be started on Linux and macOS only; name one that runs with --database"
+        ) from None
+
+
+def _users() -> Any:
+    return _module("pwd")
+
+
+def _unprivileged() -> Any:
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name)
+            return _users().getpwnam(name)
     raise NoPostgres("PostgreSQL refuses to run as root, and there is no user `postgres` or `nobody` to run it as")
 
 
