@@ -208,7 +208,6 @@ OTHER = Agent(name=unique("Other"))
 
 RETURNS: dict[str, Callable[[], Any]] = {
     "lock": threading.Lock,
-    "generator": generator,
     "bytes": lambda: b"\x00\xff",
     "cycle": cycle,
     "NaN": lambda: float("nan"),
