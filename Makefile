@@ -23,7 +23,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.installed ## See a run survive a crash; no key needed
-	$(BIN)/durable-swarm demo refund $(ARGS)
+	@# Ctrl+C, which the demo asks for, is no error of make's.
+	@trap : INT; $(BIN)/durable-swarm demo refund $(ARGS) || [ $$? -eq 130 ]
 
 test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest, JOBS=1 runs them one by one
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -60,7 +60,7 @@ def test_runs_as_text_and_as_json(shell: Shell) -> None:
     answer("one")
     fail("two")
     lines = shell("runs").splitlines()
-    assert lines[0].split() == ["ID", "STATUS", "AGENT", "STARTED", "CHANGED"]
+    assert lines[0].split() == ["ID", "STATUS", "AGENT", "STARTED", "CHANGED", "WHY"]
     assert {tuple(line.split()[:3]) for line in lines[1:]} == {("one", "done", "Clerk"), ("two", "failed", "Refunds")}
     assert {run["id"]: run["status"] for run in json.loads(shell("runs", "--json"))} == {"one": "done", "two": "failed"}
     assert [run["id"] for run in json.loads(shell("runs", "--status", "failed", "--json"))] == ["two"]
@@ -81,7 +81,7 @@ def test_show_tells_the_story(shell: Shell) -> None:
         r"^user: Refund$",
         r"^  1  model  Refunds  .*version [0-9a-f]{12}  → refund\(item=\"hat\"\)$",
         r"^  2  tool   refund  .*ValueError: no stock$",
-        r"^Mend the cause, then: durable-swarm resume two$",
+        r"^Fix the cause, then: durable-swarm resume two$",
     ):
         assert re.search(expected, shown, re.MULTILINE), expected
     assert not CONTROL.search(shown)

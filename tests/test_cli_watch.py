@@ -85,7 +85,7 @@ def wait_for(command: list[str], text: str) -> None:
 
 def wait_for_tool() -> None:
     """Wait until the program's tool is under way."""
-    wait_for([*WATCH[:-1], "show", "live"], "under way")
+    wait_for([*WATCH[:-1], "show", "live"], "in progress")
 
 
 def test_a_run_that_has_ended(shell: Shell) -> None:
@@ -126,7 +126,7 @@ def test_a_run_that_failed(capsys: pytest.CaptureFixture[str], shell: Shell) -> 
 
     with pytest.raises(ValueError, match="stock"):
         run("two", [["broken"]], broken)
-    remedy = "Mend the cause, then: durable-swarm resume two\n"
+    remedy = "Fix the cause, then: durable-swarm resume two\n"
     told = f"Clerk: broken()\nfailed: ValueError: no \\x1b[2Jstock\n{remedy}"
     done = subprocess.run([*WATCH, "two"], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (1, told, "")
@@ -148,7 +148,7 @@ def test_a_run_that_was_cancelled() -> None:
             time.sleep(0.02)
     done = subprocess.run([*WATCH, "three"], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.endswith("cancelled\nTo let it go on: durable-swarm resume three\n")
+    assert done.stdout.endswith("cancelled\nTo continue it: durable-swarm resume three\n")
 
 
 def test_wrong_use(shell: Shell) -> None:

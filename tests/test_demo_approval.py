@@ -54,7 +54,7 @@ def test_approved_while_nothing_runs(tmp_path: Path) -> None:
     process.communicate()
     assert f"{request}  approval, open" in said("inbox")
     assert "is approved by ann" in said("approve", request, "--by", "ann")
-    assert said("inbox").strip() == "Nothing is asked."
+    assert said("inbox").strip() == "No open requests."
     text = said("demo", "approval")
     assert "goes on; what is done is not done again" in text
     assert (text.count("Refunding 50"), text.count("Refunding 250 to Zoë ... done")) == (0, 1)

@@ -376,7 +376,7 @@ def test_no_error_repeats_a_key(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ModelError) as caught:
         ask(model)
     assert secret not in str(caught.value)
-    assert secret not in str(caught.value.__cause__)
+    assert secret not in str(caught.value.__context__)
     assert "wrong key: Authorization: Bearer ***" in str(caught.value)
 
 

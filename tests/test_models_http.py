@@ -255,7 +255,7 @@ def test_a_key_that_the_provider_repeats_is_masked(provider: ScriptedServer, kin
     provider.inject(http_error(401, f"Incorrect API key provided: {KEY}. Header was 'Authorization: Bearer {KEY}'."))
     with pytest.raises(ModelError, match="Incorrect API key provided: ") as caught:
         ask_provider(provider, kind)
-    assert isinstance(caught.value.__cause__, openai.AuthenticationError)
+    assert isinstance(caught.value.__context__, openai.AuthenticationError)
     assert KEY not in "".join(traceback.format_exception(caught.value))
 
 

@@ -84,6 +84,8 @@ class Attendant:
                 print(f"Post it with: durable-swarm complete {token} RESULT", flush=True)
 
     def _approve(self, request: Request) -> None:
+        if request.same_as is not None:
+            print(f"\033[93mThis is the same call as step {request.same_as}.\033[0m", flush=True)
         if input(f"{one_line(as_call(request.tool, request.arguments or {}))}? [y/N] ").strip().lower() in YES:
             self._swarm.approve(request.id)
         else:

@@ -10,7 +10,9 @@ import asyncio
 import functools
 import inspect
 import json
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from durable_swarm import ends
@@ -22,9 +24,10 @@ from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
 from durable_swarm.gates import needs_approval
 from durable_swarm.inside import Inside
-from durable_swarm.loop import CUT, Call, Outcome
+from durable_swarm.loop import CUT, NOT_MADE, Call, Outcome, known
+from durable_swarm.repeats import Made, key_of, succeeded
 from durable_swarm.schema import BadArguments, check_arguments, wants_connection, wants_context
-from durable_swarm.types import Message, Result, ToolSettings, settings_of, tool_name
+from durable_swarm.types import Message, Repeat, Result, ToolSettings, settings_of, tool_name
 from durable_swarm.waits import Waits, contained
 
 
@@ -33,21 +36,73 @@ def find_tool(agent: Any, name: str) -> Any | None:
     return next((function for function in reversed(agent.functions) if tool_name(function) == name), None)
 
 
+QUOTED = 500
+"""Characters of an earlier result that the model is told with a refusal."""
+
+MOST_NAMED = 50
+"""Tools that are named to a model that called another."""
+
+LONGEST_WRITTEN = 20_000
+"""Characters of a text in which a written call is looked for."""
+
 _CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's content filter"}
 
 
-async def plan_calls(agent: Any, message: Message, waits: Waits, finish: str = "") -> list[Call]:
+async def plan_calls(
+    agent: Any, message: Message, waits: Waits, finish: str = "", before: Sequence[Message] = ()
+) -> list[Call]:
     """Decide how each tool call of a reply is to be made, by the code as it is now.
 
     Of a reply that was cut (`finish`) no call is made, even one that looks whole: what was cut off may have been a part
-    of it, and empty arguments would be the tool's defaults.
+    of it, and empty arguments would be the tool's defaults. `before` are the new messages of the run so far: what a
+    tool's `repeat` says of calls that were made is decided here, once.
     """
     calls = message.get("tool_calls") or []
-    cut = _cut(finish) if finish in CUT else None
-    return [
-        Call(index, call["id"], **_named(call), **(cut or await _plan(agent, call, waits)))
-        for index, call in enumerate(calls)
+    if finish in CUT:
+        return [Call(index, call["id"], **_named(call), **_cut(finish)) for index, call in enumerate(calls)]
+    planned = [
+        Call(index, call["id"], **_named(call), **await _plan(agent, call, waits)) for index, call in enumerate(calls)
     ]
+    guarded = {call.index for call in planned if call.plan != "tell" and _repeat_of(agent, call) != "allow"}
+    if not guarded:
+        return planned
+    made, twins = succeeded(before), dict[str, int]()
+    for call in planned:
+        key = key_of(call.tool, call.arguments)
+        if call.index in guarded and (key in made or key in twins):
+            again = _again(_repeat_of(agent, call), made.get(key), twins.get(key))
+            planned[call.index] = replace(call, effect="idempotent", approval=False, why="", **again)
+        elif call.plan != "tell":
+            twins.setdefault(key, call.index)
+    return planned
+
+
+def _repeat_of(agent: Any, call: Call) -> Repeat:
+    return settings_of(find_tool(agent, call.tool)).repeat
+
+
+def _again(repeat: Repeat, made: Made | None, twin: int | None) -> dict[str, Any]:
+    """Plan a call that was made before in the run, or that stands before in the reply."""
+    if repeat == "reuse":
+        return {"plan": "same", "twin": twin} if made is None else {"plan": "tell", "text": made.text}
+    if made is None:
+        return {"plan": "tell", "text": "Error: this call stands twice in your reply, and is made once."}
+    text = made.text if len(made.text) <= QUOTED else f"{made.text[:QUOTED]}…"
+    told = "you have made this call in this run, with the same arguments, and it succeeded; it is not made again"
+    return {"plan": "tell", "text": f"Error: {told}. Its result was: {text}"}
+
+
+def written_call(agent: Any, message: Message) -> str:
+    """Return the name of a tool whose call seems to be written in the text of a reply without calls, or ''."""
+    text = message.get("content")
+    if message.get("tool_calls") or not isinstance(text, str) or len(text) > LONGEST_WRITTEN:
+        return ""
+    bare = text.strip(" \t\r\n`\"'.()")
+    for name in map(tool_name, agent.functions):
+        as_call = rf"(?<![\w-]){re.escape(name)}\s*\(|[\"']{re.escape(name)}[\"']|[=:>]\s*{re.escape(name)}\s*[<>{{\n]"
+        if bare == name or re.search(as_call, text):
+            return name
+    return ""
 
 
 def _cut(finish: str) -> dict[str, Any]:
@@ -66,7 +121,7 @@ async def _plan(agent: Any, call: dict[str, Any], waits: Waits) -> dict[str, Any
     name = call["function"]["name"]
     function = find_tool(agent, name)
     if function is None:
-        return {"plan": "tell", "text": f"Error: Tool {name[:100]} not found."}
+        return {"plan": "tell", "text": f"Error: Tool {name[:100]} not found. {_offered(agent)}"}
     try:
         arguments = check_arguments(function, call["function"]["arguments"])
     except BadArguments as error:
@@ -76,6 +131,15 @@ async def _plan(agent: Any, call: dict[str, Any], waits: Waits) -> dict[str, Any
     # What is asked before a call, or marked, has its records among the call's own.
     alone = settings.is_step and not approval and settings.effect in ("read", "idempotent")
     return {"plan": "step" if alone else "flow", "effect": settings.effect, "approval": approval, "why": why}
+
+
+def _offered(agent: Any) -> str:
+    """Return a sentence that names the agent's tools: a small model cannot learn from less."""
+    names = list(dict.fromkeys(map(tool_name, agent.functions)))
+    if not names:
+        return "You have no tools."
+    shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
+    return f"Your tools are: {shown}."
 
 
 Cast = dict[str, Any]
@@ -175,7 +239,10 @@ class Lane:
 
 async def call_in_order(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
     """Make the calls one after the other."""
-    return [await one(call) for call in calls]
+    outcomes: list[Outcome] = []
+    for call in calls:
+        outcomes.append(known(call, outcomes) or await one(call))
+    return outcomes
 
 
 async def call_together(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
@@ -196,7 +263,7 @@ async def _awaited(awaitable: Awaitable[Outcome]) -> Outcome:
 
 def runs_together(agent: Any, calls: list[Call], tool_concurrency: int) -> bool:
     """Whether a batch is to run together: several calls, and one of them is async or plain functions may overlap."""
-    made = [call for call in calls if call.plan != "tell"]
-    if len(made) < 2:
-        return False
+    made = [call for call in calls if call.plan not in NOT_MADE]
+    if len(made) < 2 or any(call.plan == "same" for call in calls):
+        return False  # A twin's outcome is that of a call before it.
     return tool_concurrency > 1 or any(is_async(find_tool(agent, call.tool)) for call in made)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
-from durable_swarm.errors import safe_text
+from durable_swarm.errors import ModelError, safe_text
 
 Kind = TypeVar("Kind", bound=type[BaseException])
 Left = TypeVar("Left", bound=type[Exception])
@@ -94,7 +94,9 @@ def _chain(error: BaseException | None, seen: set[int]) -> Iterator[BaseExceptio
     seen.add(id(error))
     yield error
     causes = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    for other in (error.__cause__, None if error.__suppress_context__ else error.__context__, *causes):
+    # A `ModelError` hides its context from tracebacks alone.
+    hidden = error.__suppress_context__ and not isinstance(error, ModelError)
+    for other in (error.__cause__, None if hidden else error.__context__, *causes):
         yield from _chain(other, seen)
 
 

@@ -43,8 +43,11 @@ async def needs_approval(
         return True, why
 
 
-def approval_of(function: Any, call: Call, current: CurrentCall) -> Asked:
-    """Give what a person is asked before the call is made: exactly the tool and the arguments."""
+def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | None = None) -> Asked:
+    """Return what a person is asked before the call is made: exactly the tool and the arguments.
+
+    `same_as` is the number of the step whose call this one repeats.
+    """
     return _asked(
         current,
         kind="approval",
@@ -53,6 +56,7 @@ def approval_of(function: Any, call: Call, current: CurrentCall) -> Asked:
         arguments=json.loads(call.arguments) if call.arguments.strip() else {},
         schema=tool_schema(function)["function"]["parameters"],
         timeout=settings_of(function).approval_timeout,
+        same_as=same_as,
     )
 
 
@@ -108,10 +112,9 @@ def refuse_misfit(function: Any, request_id: str, arguments: dict[str, Any]) -> 
 
 
 async def approved(
-    function: Any, call: Call, current: CurrentCall, people: People, waits: Waits
+    asked: Asked, function: Any, call: Call, people: People, waits: Waits
 ) -> tuple[Call, Outcome | None]:
-    """Wait until a person has decided about a call; give it as it may be made, and its outcome if it may not."""
-    asked = approval_of(function, call, current)
+    """Wait until a person has decided about a call; return it as it may be made, and its outcome if it may not."""
 
     def unfit(decision: Decision) -> str:
         if decision.verdict != "approved":

@@ -153,6 +153,7 @@ def _request(asked: Asked, early: Request | None) -> Request:
         choices=asked.choices,
         arguments=asked.arguments,
         schema=asked.schema,
+        same_as=asked.same_as,
         expires_at=None if asked.timeout is None else now + timedelta(seconds=min(asked.timeout, 1e9)),
     )
     if early is None:

@@ -7,7 +7,7 @@ by name, so a recorded run can be followed where its agents and tools are not de
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class Call:
 
     The plan is recorded with the reply, so that a change of the code never changes the order of what is already under
     way: `step` is one checkpoint, `flow` may contain steps, and `tell` is not made at all: `text` goes to the model.
+    `same` stands for a twin in the same reply, the call number `twin`, whose outcome it gets.
     `effect` is the tool's effect class. With `approval` a person is asked before it is made; `why` says what made that
     necessary where it is not the rule itself.
     """
@@ -37,6 +38,7 @@ class Call:
     effect: EffectClass = "idempotent"
     approval: bool = False
     why: str = ""
+    twin: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Reply:
     `together` says that the calls are made together, not one after the other; it belongs to the plan. `heard` is what
     was said to the run meanwhile, and told to the model behind the history. `finish` is the provider's reason for the
     reply's end where it is not the usual one: "length" and "content_filter" say that the reply was cut.
+    `written` names a tool whose call seems to be written in the text of a reply without calls.
     """
 
     message: Message
@@ -54,6 +57,7 @@ class Reply:
     together: bool = False
     heard: list[Message] = field(default_factory=list)
     finish: str = ""
+    written: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,18 @@ def goes_on(start: Start, effect: Close) -> Generator[Close, bool, bool]:
     """Yield the end of a run, unless the turn that follows is known."""
     known = effect.turn + 1 in start.detours or effect.turn + 1 < len(start.kept)
     return known or (yield effect)
+
+
+def known(call: Call, outcomes: Sequence[Outcome | None]) -> Outcome | None:
+    """Return the outcome of a call that is not made, from those of the calls before it; None for one to be made."""
+    if call.plan == "same" and call.twin is not None:
+        twin = outcomes[call.twin]
+        return None if twin is None else Outcome(twin.text)
+    return Outcome(call.text) if call.plan == "tell" else None
+
+
+NOT_MADE = ("tell", "same")
+"""The plans of calls that have no record of their own."""
 
 
 def absorb(context: dict[str, Any], outcome: Outcome) -> None:

@@ -36,10 +36,13 @@ from durable_swarm.receiving import Reception, Show, Shown, has_end_marks, note_
 from durable_swarm.refusals import (
     BAD_OUTPUT_TRIES,
     LONGEST_RETRY_AFTER,
+    TOO_LONG,
     bad_output,
+    is_too_long,
     of_provider,
     pause,
     retry_after,
+    root_of,
     status_of,
     transient,
 )
@@ -221,9 +224,9 @@ class _Asking:
                     raise
                 most = max(tries, BAD_OUTPUT_TRIES) if bad_output(error) else tries
                 if self._was_retried(error):
-                    raise _model_error(error, attempt - 1 + tries) from error
+                    raise _model_error(error, attempt - 1 + tries) from None
                 if attempt >= most or not transient(error):
-                    raise _model_error(error, attempt) from error
+                    raise _model_error(error, attempt) from None
                 await self.waits.sleep(pause(error, attempt))
         raise AssertionError("unreachable")
 
@@ -321,13 +324,17 @@ async def _beside(create: Callable[..., Any], **request: Any) -> Any:
 
 
 def _model_error(error: Exception, tries: int) -> ModelError:
-    # The error stays the cause and is printed with it; a key that the provider repeats must not stand there either.
+    # One exception in a traceback: the message has what the others would say. The error stays the context, and a key
+    # that the provider repeats must not be there either.
     error.args = tuple(without_secrets(part) if isinstance(part, str) else part for part in error.args)
     times = f" after {tries} tries" if tries > 1 else ""
     wish = retry_after(error) or 0
     later = f" (the provider asks to be asked again in {wish:.0f} s)" if wish > LONGEST_RETRY_AFTER else ""
+    text = without_secrets(f"{str(error)[:1000]}{root_of(error)}")
+    if is_too_long(text):
+        later = f"{later}. {TOO_LONG}"
     return ModelError(
-        f"the model call failed{times}: {type(error).__name__}: {without_secrets(str(error))[:1000]}{later}",
+        f"the model call failed{times}: {type(error).__name__}: {text}{later}",
         status=status_of(error),
         error_type=type(error).__name__,
         tries=tries,
@@ -407,8 +414,10 @@ def _default_client(asynchronous: bool) -> Any:
         client = kind(max_retries=DEFAULT_RETRIES)
     except Exception as error:  # A proxy or a certificate of the environment that is unfit raises anything.
         raise ConfigurationError(
-            f"no model client: {without_secrets(safe_text(error))} Set OPENAI_API_KEY, or pass client= to the swarm."
-        ) from error
+            f"no model client: {without_secrets(safe_text(error)).rstrip('.')}. Set OPENAI_API_KEY, or pass client= to "
+            'the swarm. To try it offline, without a key: client=ScriptedModel(["Hello"]) of durable_swarm.testing, or '
+            "`durable-swarm demo refund`."
+        ) from None
     if asynchronous:
         _at_home.add(client)
     return client

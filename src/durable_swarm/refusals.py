@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 
 from durable_swarm.answers import EmptyReply, ErrorReply
 from durable_swarm.deltas import BrokenStream
+from durable_swarm.errors import safe_text
 
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
 """Seconds between tries: the first, the longest of our own, the longest a provider may ask for."""
@@ -120,3 +121,30 @@ def _moment(text: str) -> float | None:
 def _headers(error: Exception) -> Mapping[str, str]:
     headers = getattr(getattr(error, "response", None), "headers", None)
     return defaultdict(str) if headers is None else defaultdict(str, {str(k).lower(): v for k, v in headers.items()})
+
+
+def root_of(error: BaseException) -> str:
+    """Return what is at the bottom of an error where the error itself does not say it, such as a refused connection."""
+    root: BaseException = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
+    text = " ".join(safe_text(root).split())[:200]
+    return "" if root is error or not text or text in str(error) else f" ({type(root).__name__}: {text})"
+
+
+TOO_LONG = (
+    "The messages are too long for this model's context, and a resume sends them again: take a model with a larger "
+    "context, or fork the run at an earlier turn (durable-swarm fork ID --turn N)"
+)
+"""The way out where the context is too long."""
+
+_CONTEXT = re.compile(
+    r"context_length_exceeded|(maximum|available|model's|exceed\w*( the)?)( \w+)? context|context (length|window|size)"
+    r"|prompt is too long|input is too long|too many (input |prompt )?tokens|reduce the length of the messages",
+    re.IGNORECASE,
+)
+
+
+def is_too_long(text: str) -> bool:
+    """Tell whether a provider's refusal means that the messages do not fit the model's context."""
+    return _CONTEXT.search(text) is not None

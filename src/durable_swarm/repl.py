@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from durable_swarm import roster
 from durable_swarm.attendant import Attendant
+from durable_swarm.calls import written_call
 from durable_swarm.credentials import without_secrets
 from durable_swarm.display import harmless, one_line
 from durable_swarm.engine import DurableSwarm, process, records
@@ -24,7 +25,9 @@ from durable_swarm.engine.process import Process
 from durable_swarm.engine.store import notes_on, state_of
 from durable_swarm.engine.visitor import visit
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound, safe_text
-from durable_swarm.runs import ENDED
+from durable_swarm.refusals import is_too_long
+from durable_swarm.repeats import FAILED, repeated
+from durable_swarm.runs import ENDED, without_answer, written_as_text
 from durable_swarm.service import RunDetail, Runs
 from durable_swarm.swarm import Swarm, check_agent
 from durable_swarm.types import Message, Response
@@ -35,6 +38,8 @@ LOOK_BACK = 1000
 INTERRUPTED = "\nInterrupted. Start the program again to continue this conversation."
 PROMPT = "\033[90mUser\033[0m: "
 ANEW = "\033[90m— the reply begins anew —\033[0m"
+SAME = " \033[93m(same call as before)\033[0m"
+"""Shown behind a call that succeeded before, or that stands twice in its reply."""
 EMPTY = "\033[90m(empty reply)\033[0m"
 """Shown for a reply that holds neither text nor calls."""
 
@@ -77,17 +82,29 @@ def run_demo_loop(
 
 def pretty_print_messages(messages: list[Message]) -> None:
     """Print what the agents among `messages` said and called, in Swarm's colours."""
+    again, turn = repeated(messages), -1
     for message in messages:
+        if message["role"] == "tool":
+            _print_refused(message)
         if message["role"] != "assistant":
             continue
+        turn += 1
         print(_name(message["sender"]), end=" ")
         text, calls = _text_of(message), message.get("tool_calls") or []
         if text or not calls:
             print(harmless(text) if text else EMPTY)
         if len(calls) > 1:
             print()
-        for call in calls:
-            print(f"{_tool(call)}({one_line(_arguments(call['function']['arguments']))})")
+        for index, call in enumerate(calls):
+            mark = SAME if (turn, index) in again else ""
+            print(f"{_tool(call)}({one_line(_arguments(call['function']['arguments']))}){mark}")
+
+
+def _print_refused(message: Message) -> None:
+    """Print what the model was told of a call that failed or was refused; other results are the model's to tell."""
+    text = message.get("content")
+    if isinstance(text, str) and text.startswith(FAILED):
+        print(f"  \033[93m{one_line(str(message.get('tool_name', '')))} → {one_line(text)}\033[0m")
 
 
 def _text_of(message: Message) -> str:
@@ -252,12 +269,40 @@ def _respond(swarm: Swarm | DurableSwarm, talk: Talk) -> Response:
     """Give what the agents answer, and print it; who sits here is asked what they ask."""
     with Attendant(swarm, talk.run_id):
         if talk.stream:
-            return process_and_print_streaming_response(
+            response = process_and_print_streaming_response(
                 swarm.run(talk.agent, talk.messages, talk.context, stream=True, debug=talk.debug, run_id=talk.run_id)
             )
-        response = swarm.run(talk.agent, talk.messages, talk.context, debug=talk.debug, run_id=talk.run_id)
-    pretty_print_messages(response.messages)
+            _print_calls(response.messages)
+        else:
+            response = swarm.run(talk.agent, talk.messages, talk.context, debug=talk.debug, run_id=talk.run_id)
+            pretty_print_messages(response.messages)
+    _print_end(response)
     return response
+
+
+def _print_end(response: Response) -> None:
+    """Say in a line of its own what ended a turn without an answer, or left a call unmade."""
+    if ended := without_answer(response.ended_by):
+        print(f"\033[93m({ended})\033[0m", flush=True)
+    elif response.messages and response.agent is not None:
+        _print_written(written_call(response.agent, response.messages[-1]))
+
+
+def _print_written(tool: str) -> None:
+    if tool:
+        print(f"\033[93m({written_as_text(one_line(tool))})\033[0m", flush=True)
+
+
+def _print_calls(messages: list[Message]) -> None:
+    """Print what a stream does not tell of its calls: which were refused, and which repeat another."""
+    again, turn = repeated(messages), -1
+    for message in messages:
+        if message["role"] == "tool":
+            _print_refused(message)
+        turn += message["role"] == "assistant"
+        for index, call in enumerate(message.get("tool_calls") or ()):
+            if (turn, index) in again:
+                print(f"  {_tool(call)}{SAME}")
 
 
 def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) -> None:
@@ -267,12 +312,18 @@ def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) ->
         if run is None or run.status not in ENDED:
             raise error
         senders = [message["sender"] for message in run.messages if message["role"] == "assistant"]
-        talk.take_up(run, senders[-1] if senders else run.agent, [*run.asked, *run.messages])
+        if is_too_long(run.failure or ""):
+            # With them, every further turn would fail in the same way.
+            talk.take_up(run, run.agent, run.asked[:-1])
+        else:
+            talk.take_up(run, senders[-1] if senders else run.agent, [*run.asked, *run.messages])
     elif isinstance(error, ConfigurationError):
         raise error
     kind = "" if isinstance(error, DurableSwarmError) else f"{type(error).__name__}: "
     text = one_line(without_secrets(f"{kind}{safe_text(error)}"))
     print(f"\033[91mError\033[0m: {text}", flush=True)
+    if is_too_long(text):
+        print("\033[93m(this turn is left out, so that the conversation can continue)\033[0m", flush=True)
 
 
 def _recorded(run_id: str) -> RunDetail | None:
@@ -309,6 +360,7 @@ def _continue(swarm: DurableSwarm, talk: Talk) -> None:
         _after_failure(swarm, talk, error)
     else:
         pretty_print_messages(response.messages)
+        _print_end(response)
         talk.absorb(response)
 
 

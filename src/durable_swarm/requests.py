@@ -29,7 +29,7 @@ _TAKES: dict[Kind, tuple[Verdict, ...]] = {
     "unknown_outcome": ("answered", "approved", "rejected"),
     "result": ("answered", "rejected"),
 }
-_METHODS = {"answered": "answer()", "approved": "approve()", "rejected": "reject()"}
+_METHODS = {"answered": "answer", "approved": "approve", "rejected": "reject"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Asked:
     """What is asked: all that whoever answers is shown, and what an answer must fit.
 
     `call` is the id of the tool call that asks. `arguments` are those of the call as plain JSON, `schema` the JSON
-    schema they must fit. `timeout` is in seconds.
+    schema they must fit. `timeout` is in seconds. `same_as` is the number of the step whose call this one repeats.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Asked:
     arguments: dict[str, Any] | None = None
     schema: dict[str, Any] | None = None
     timeout: float | None = None
+    same_as: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Request:
 
     `kind` is `question`, `approval`, `unknown_outcome` or `result` (a result that another program will post), `status`
     `open`, `answered` or `expired`. `arguments` are those of the tool call, exactly as it would be executed.
+    `same_as` is the number of the step whose call this one repeats, or None.
     `decision`, `answered_by` and `answered_at` tell what became of it. Times are aware UTC.
     """
 
@@ -89,6 +91,7 @@ class Request:
     answered_by: str | None = None
     answered_at: datetime | None = None
     schema: dict[str, Any] | None = field(default=None, repr=False)
+    same_as: int | None = None
 
 
 def check_decision(asked: Asked | Request, decision: Decision) -> None:

@@ -11,11 +11,46 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
-from durable_swarm.loop import Ask, Call, CallAll, Close, Effect, Ending, Outcome, Reply, Start, add, drive, turns
-from durable_swarm.types import Message, Usage
+from durable_swarm.loop import (
+    NOT_MADE,
+    Ask,
+    Call,
+    CallAll,
+    Close,
+    Effect,
+    Ending,
+    Outcome,
+    Reply,
+    Start,
+    add,
+    drive,
+    known,
+    turns,
+)
+from durable_swarm.types import EndedBy, Message, Usage
 from durable_swarm.waits import finish
 
 State = Literal["queued", "running", "waiting", "done", "failed", "cancelled"]
+NO_ANSWER: dict[EndedBy, str] = {
+    "max_turns": "max turns",
+    "limit": "a limit was reached",
+    "length": "cut by the provider's token limit",
+    "content_filter": "stopped by the provider's content filter",
+    "guardrail": "stopped by a guardrail",
+}
+"""What ended a run that is done and has no answer, in words for every screen."""
+
+
+def without_answer(ended_by: EndedBy | None) -> str:
+    """Return in words what ended a run without an answer, or ''."""
+    return NO_ANSWER.get(ended_by or "answer", "")
+
+
+def written_as_text(tool: str) -> str:
+    """Return what every screen says of a reply that seems to write a tool call in its text."""
+    return f"a call of {tool} seems to be written as text; no call was made"
+
+
 STATES: tuple[State, ...] = get_args(State)
 ENDED: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 
@@ -28,6 +63,10 @@ class StepInfo:
     `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
     `turn` is the turn it belongs to, counted from 0. `kept` says that a fork has it from the run it was forked from.
     `finish` is the provider's reason for the end of a reply where it is not the usual one, such as "length".
+    `index` is a call's place in its reply, from 0. A refused call (an unknown tool, unfit arguments, a reply that was
+    cut, a repetition) is a `tool` step too, `failed`, with the text that the model got as its `output`.
+    `same_as` is the number of the step whose call this one repeats. `written` names a tool whose call a reply without
+    calls seems to have written as text.
     """
 
     number: int
@@ -43,6 +82,9 @@ class StepInfo:
     turn: int | None = None
     kept: bool = False
     finish: str | None = None
+    index: int | None = None
+    same_as: int | None = None
+    written: str | None = None
 
 
 class _NotYet(Exception):
@@ -85,13 +127,14 @@ class _Recorded:
                 raise _NotYet(effect, [])
             self.usage = add(self.usage, reply.usage)
             return reply
-        outcomes = [
-            Outcome(call.text) if call.plan == "tell" else self.next_outcome(effect.turn, call) for call in effect.calls
-        ]
-        known = [outcome for outcome in outcomes if outcome is not None]
-        if len(known) < len(outcomes):
+        outcomes: list[Outcome | None] = []
+        for call in effect.calls:
+            made = call.plan not in NOT_MADE
+            outcomes.append(self.next_outcome(effect.turn, call) if made else known(call, outcomes))
+        found = [outcome for outcome in outcomes if outcome is not None]
+        if len(found) < len(outcomes):
             raise _NotYet(effect, outcomes)
-        return known
+        return found
 
 
 def follow(

@@ -30,7 +30,8 @@ from durable_swarm.inbox import MemoryInbox
 from durable_swarm.inside import CurrentCall, Inside
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, complete
-from durable_swarm.requests import Decision
+from durable_swarm.repeats import same_before, step_number
+from durable_swarm.requests import Asked, Decision
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.roster import remember
 from durable_swarm.schema import tool_schemas
@@ -421,9 +422,12 @@ class _InMemory:
         )
         if self.channel is not None:
             self.channel.end()
-        calls = await plan_calls(agent, completion.message, self.waits, completion.finish)
+        calls = await plan_calls(agent, completion.message, self.waits, completion.finish, self._new(effect))
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
         return Reply(completion.message, calls, completion.usage, together, finish=completion.finish)
+
+    def _new(self, effect: Ask | CallAll) -> list[Message]:
+        return effect.history[len(self.asked.messages) :]
 
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
         agent, width = self.cast[effect.agent], self.swarm.tool_concurrency
@@ -447,7 +451,7 @@ class _InMemory:
         for call in effect.calls:
             if call.approval:
                 function = find_tool(agent, call.tool)
-                self.swarm.inbox.open(approval_of(function, call, self._current(effect, call)))
+                self.swarm.inbox.open(self._approval(function, effect, call))
 
     async def _call(self, agent: Any, effect: CallAll, call: Call, waits: Waits) -> Outcome:
         function = find_tool(agent, call.tool)
@@ -455,7 +459,8 @@ class _InMemory:
             return Outcome(call.text)
         current, inbox = self._current(effect, call), self.swarm.inbox
         if call.approval:
-            call, refused = await approved(function, call, current, inbox, waits)
+            asked = self._approval(function, effect, call)
+            call, refused = await approved(asked, function, call, inbox, waits)
             if refused is not None:
                 return refused
         here = Inside(current, IN_MEMORY, inbox)
@@ -466,6 +471,12 @@ class _InMemory:
             return outcome
         decision: Decision = await waits.call(inbox.wait, later_of(call, current, outcome.later))
         return posted(decision, lambda value: read_result(value, self.cast), outcome)
+
+    def _approval(self, function: Any, effect: CallAll, call: Call) -> Asked:
+        new = self._new(effect)
+        same = same_before(new, call.index)
+        number = None if same is None else step_number(new, same)
+        return approval_of(function, call, self._current(effect, call), number)
 
     def _current(self, effect: CallAll, call: Call) -> CurrentCall:
         key = f"{self.run_id}/{effect.turn}.{call.index}"

@@ -23,7 +23,7 @@ from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.inside import Inside, Recorder, calling
 from durable_swarm.schema import checked_schema
-from durable_swarm.types import TOOL_NAME, Effect, ToolSettings, note_settings, settings_of, tool_name
+from durable_swarm.types import TOOL_NAME, Effect, Repeat, ToolSettings, note_settings, settings_of, tool_name
 
 F = TypeVar("F", bound=Callable[..., Any])
 _NOT_GIVEN: Any = object()
@@ -133,6 +133,7 @@ def tool(
     description: str | None = None,
     check: Callable[..., Any] | None = None,
     approval_timeout: float | None = None,
+    repeat: Repeat = "allow",
 ) -> Callable[[F], F]: ...
 def tool(
     function: Any = _NOT_GIVEN,
@@ -145,6 +146,7 @@ def tool(
     description: str | None = None,
     check: Callable[..., Any] | None = None,
     approval_timeout: float | None = None,
+    repeat: Repeat = "allow",
 ) -> Any:
     """Say more about a tool: what a crash in it means, who must agree to a call, its name and description.
 
@@ -160,6 +162,11 @@ def tool(
     `approval=True`, or a function of the call's arguments that gives True, opens a request `approval` before the call
     is made: nothing is executed until a person has approved these arguments, or changed ones. A rule that raises asks,
     too. After `approval_timeout` seconds the call counts as rejected, which the model is told.
+
+    `repeat` says what becomes of a call that the model makes again, with the same arguments in the same run, after it
+    has succeeded: `"allow"` makes it, `"reuse"` gives the earlier result without entering the tool, `"refuse"` tells
+    the model that it was made. Of twins in one reply the first is made. The idempotency key does not help here: each
+    call has its own.
 
     `retries` more tries follow an exception, and do not repeat the tool's finished steps; `timeout` bounds one try in
     seconds, times of waiting included. A plain function cannot be interrupted: past its `timeout` the run goes on with
@@ -179,6 +186,7 @@ def tool(
             check=check,
             approval=approval,
             approval_timeout=approval_timeout,
+            repeat=repeat,
         )
         _check_settings("tool", settings)
         _check_effect(settings, target)
@@ -242,6 +250,10 @@ def _check_effect(settings: ToolSettings, target: Any) -> None:
     if settings.effect not in get_args(Effect):
         raise ConfigurationError(
             f"@tool: effect must be one of {', '.join(get_args(Effect))}, not {settings.effect!r:.40}"
+        )
+    if settings.repeat not in get_args(Repeat):
+        raise ConfigurationError(
+            f"@tool: repeat must be one of {', '.join(get_args(Repeat))}, not {settings.repeat!r:.40}"
         )
     if not isinstance(settings.approval, bool) and not callable(settings.approval):
         raise ConfigurationError("@tool: approval must be True, False, or a function of the call's arguments")

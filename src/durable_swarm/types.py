@@ -118,6 +118,9 @@ class Response(BaseModel):
     ended_by: EndedBy = "answer"
 
 
+Repeat = Literal["allow", "reuse", "refuse"]
+"""What becomes of a call that the model makes again after it has succeeded."""
+
 Effect = Literal["read", "idempotent", "once", "transactional"]
 """What a crash in the middle of a call means: `docs/effects.md` has the table."""
 
@@ -142,6 +145,7 @@ class ToolSettings:
     """Seconds after which a call that nobody has approved counts as rejected."""
     parameters: dict[str, Any] | None = None
     """The JSON schema of the arguments, where it was given and is not read off the function's signature."""
+    repeat: Repeat = "allow"
 
 
 _SETTINGS = "__durable_swarm__"

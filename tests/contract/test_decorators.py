@@ -35,7 +35,7 @@ def test_tool_name_and_description(make_swarm: MakeSwarm) -> None:
     function = model.calls[0]["tools"][0]["function"]
     assert (function["name"], function["description"]) == ("find_order", "Finds an order.")
     assert tool_messages(response)[0]["tool_name"] == "find_order"
-    assert tool_contents(response) == ["Found A1", "Error: Tool internal not found."]
+    assert tool_contents(response) == ["Found A1", "Error: Tool internal not found. Your tools are: find_order."]
     assert internal("A2") == "Found A2"
 
 

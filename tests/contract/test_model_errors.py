@@ -92,7 +92,7 @@ def test_the_original_error_is_shown_as_the_cause(make_swarm: MakeSwarm) -> None
     refusal = ProviderError("not like this", status_code=400)
     with pytest.raises(ModelError) as caught:
         make_swarm(ScriptedModel([refusal])).run(Agent(), user())
-    assert caught.value.__cause__ is refusal
+    assert caught.value.__context__ is refusal
 
 
 def test_empty_choices_are_tried_again(make_swarm: MakeSwarm, run: Run) -> None:

@@ -26,7 +26,7 @@ def refund(order: str, amount: int = 1) -> str:
 
 
 def test_unknown_tool(make_swarm: MakeSwarm, run: Run) -> None:
-    """A tool the agent does not have is answered in Swarm's words, and the other calls of the reply are made."""
+    """A tool the agent does not have is answered in Swarm's words, with the agent's tools; the other calls are made."""
     calls = [("teleport", {"to": "Mars"}), ("refund", {"order": "A1"})]
     model = ScriptedModel([calls, "Sorry."])
     response = run(make_swarm(model), Agent(functions=[refund]), user())
@@ -36,7 +36,7 @@ def test_unknown_tool(make_swarm: MakeSwarm, run: Run) -> None:
         "role": "tool",
         "tool_call_id": response.messages[0]["tool_calls"][0]["id"],
         "tool_name": "teleport",
-        "content": "Error: Tool teleport not found.",
+        "content": "Error: Tool teleport not found. Your tools are: refund.",
     }
     assert known["content"] == "Refunded A1"
     assert response.messages[-1]["content"] == "Sorry."
@@ -46,7 +46,7 @@ def test_unknown_tool(make_swarm: MakeSwarm, run: Run) -> None:
 def test_a_tool_is_called_by_its_exact_name(make_swarm: MakeSwarm, name: str) -> None:
     """A name that is almost a tool's is unknown, and nothing is called."""
     response = make_swarm(ScriptedModel([[(name, {"order": "A1"})], "Sorry."])).run(Agent(functions=[refund]), user())
-    assert tool_contents(response) == [f"Error: Tool {name} not found."]
+    assert tool_contents(response) == [f"Error: Tool {name} not found. Your tools are: refund."]
     assert called == []
 
 
@@ -54,7 +54,7 @@ def test_tool_of_another_agent(make_swarm: MakeSwarm) -> None:
     """A tool that only another agent has is unknown: no agent borrows the rights of another."""
     Agent(name="Cashier", functions=[refund])
     response = make_swarm(ScriptedModel([[("refund", {"order": "A1"})], "Sorry."])).run(Agent(name="Clerk"), user())
-    assert tool_contents(response) == ["Error: Tool refund not found."]
+    assert tool_contents(response) == ["Error: Tool refund not found. You have no tools."]
     assert called == []
 
 

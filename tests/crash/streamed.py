@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from durable_swarm import Agent, DurableSwarm, Result, emit, errors, models, step
+from durable_swarm import Agent, DurableSwarm, Result, emit, errors, refusals, step
 from durable_swarm.engine import database
 from durable_swarm.engine.following import Recorded
 from durable_swarm.engine.store import Store
@@ -55,7 +55,7 @@ def agents() -> list[Agent]:
 def model() -> ScriptedModel:
     """Make the model: text and a call, calls alone, a reply that breaks off once in each life, and the end."""
     broken: list[int] = []
-    models.FIRST_PAUSE = 0.02  # Else most of a life is the pause after the broken reply.
+    refusals.FIRST_PAUSE = 0.02  # Else most of a life is the pause after the broken reply.
 
     def made(turn: int, *calls: tuple[str, str]) -> list[dict[str, Any]]:
         return [

@@ -96,7 +96,7 @@ def test_a_program_without_agents_resumes_it(agent: Agent, make: Make, url: str,
     _, run = held(make, agent)
     assert "has changed since turn 0" in shell("show", "r", "--database", url)
     listed = shell("runs", "--database", url).splitlines()
-    assert listed[0].endswith("WAITS FOR")
+    assert listed[0].endswith("WHY")
     assert "has changed since turn 0" in listed[1]
     accepted = f"accepted is that agent {agent.name!r} has changed since turn 0 of this run"
     assert shell("resume", "r", "--database", url) == f"Run r is running; {accepted}.\n"

@@ -99,7 +99,12 @@ def test_the_story_of_a_run(make_anywhere: Make) -> None:
         ("tool.started", {"turn": 0, "tool": "missing", "call_id": "call_3", "arguments": "{}"}),
         (
             "tool.finished",
-            {"turn": 0, "tool": "missing", "call_id": "call_3", "result": "Error: Tool missing not found."},
+            {
+                "turn": 0,
+                "tool": "missing",
+                "call_id": "call_3",
+                "result": "Error: Tool missing not found. Your tools are: stepped, plain, to_second.",
+            },
         ),
         ("turn.started", {"turn": 1, "agent": first.name}),
         ("tool.started", {"turn": 1, "tool": "to_second", "call_id": "call_4", "arguments": "{}"}),
@@ -187,7 +192,7 @@ def test_calls_that_run_together(make_anywhere: Make) -> None:
 
 def test_a_repeated_call_resets(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that broke off is followed by `text.reset`; what comes then is the text of the transcript."""
-    monkeypatch.setattr("durable_swarm.models.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("durable_swarm.refusals.FIRST_PAUSE", 0.0)
     long = " ".join(["never"] * 50)
     swarm = make_anywhere(ScriptedModel([cut(long, after=40), cut(long, after=3), "What is true."], pace=0.004))
     agent = Agent(name=unique())

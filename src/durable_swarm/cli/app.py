@@ -97,6 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _plainly(message: str) -> str:
+    """Return click's message of wrong use as a sentence that says what to do."""
+    if "unexpected extra argument" in message:
+        message = f"{message.rstrip('.')}; put a text with spaces in quotes"
+    message = message.replace("is not a valid integer range", "is not a whole number")
+    return message if message.endswith((".", "?", "!")) else f"{message}."
+
+
 def _explain(error: Exception) -> tuple[int, str]:
     """Give the exit code and the message of an error."""
     match error:
@@ -106,7 +114,7 @@ def _explain(error: Exception) -> tuple[int, str]:
             return code, str(error)
         case click.UsageError():
             path = error.ctx.command_path if error.ctx else NAME
-            return 2, f"Error: {error.format_message()} See: {path} --help"
+            return 2, f"Error: {_plainly(error.format_message())} See: {path} --help"
         case click.ClickException():
             return error.exit_code, f"Error: {error.format_message()}"
         case NoRuns() | NoRequest():

@@ -14,8 +14,10 @@ from rich.text import Text
 from durable_swarm.cli.requests import Command, requests_lines
 from durable_swarm.cli.text import clock, duration, value
 from durable_swarm.display import as_call, one_line, shorten
+from durable_swarm.loop import CUT
+from durable_swarm.refusals import is_too_long
 from durable_swarm.requests import Request
-from durable_swarm.runs import ENDED, StepInfo
+from durable_swarm.runs import ENDED, StepInfo, without_answer, written_as_text
 from durable_swarm.service import Failure, RunDetail, RunView
 from durable_swarm.types import Message, Usage
 
@@ -30,6 +32,10 @@ STYLES = {
 INTERRUPTED = "interrupted"
 """What a run is called that is running, and that no living process executes."""
 DIM = "bright_black"
+LEAST_ID = 24
+"""To how many characters the ids of a list are shortened where a terminal is narrow."""
+LEAST_ROOM = 30
+"""The shortest column for reasons; where less is left, a reason has a line of its own."""
 PIPE_WIDTH = 160
 """How long a line gets where no terminal says how wide it is."""
 
@@ -40,16 +46,32 @@ def draw_runs(views: Sequence[RunView]) -> None:
     if not views:
         console.print("No runs.")
         return
-    rows = [(view.id, _status(view), view.agent, clock(view.created_at), clock(view.updated_at)) for view in views]
+    rows = [
+        (one_line(view.id), _status(view), one_line(view.agent), clock(view.created_at), clock(view.updated_at))
+        for view in views
+    ]
     titles = ("ID", "STATUS", "AGENT", "STARTED", "CHANGED")
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    room = max(_width(console) - sum(widths) - 2 * len(widths), 60)
-    why = "WAITS FOR" if any(view.waits_for for view in views) else ""
+    over = sum(widths) + 2 * len(widths) - _width(console)
+    if over > 0:  # The beginning of an id is enough for every command.
+        widths[0] = max(widths[0] - over, min(widths[0], LEAST_ID))
+        rows = [(shorten(row[0], widths[0]), *row[1:]) for row in rows]
+    room = _width(console) - sum(widths) - 2 * len(widths)
+    reasons = [_why(view) for view in views]
+    beside = room >= LEAST_ROOM
+    why = "WHY" if any(reasons) and beside else ""
     _print(console, Text(f"{_columns(titles, widths)}  {why}", DIM))
-    for view, row in zip(views, rows, strict=True):
-        line = Text(f"{_columns(row, widths)}  {shorten(view.waits_for or '', room)}")
+    for view, row, reason in zip(views, rows, reasons, strict=True):
+        line = Text(f"{_columns(row, widths)}  {shorten(reason, room) if beside else ''}")
         line.stylize(_style(view), widths[0] + 2, widths[0] + 2 + len(row[1]))
         _print(console, line)
+        if reason and not beside:
+            _print(console, Text(f"  {shorten(reason, max(_width(console) - 2, LEAST_ROOM))}", DIM))
+
+
+def _why(view: RunView) -> str:
+    """Return why a run is not done, or has no answer."""
+    return view.waits_for or view.failure or without_answer(view.ended_by)
 
 
 def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -61,7 +83,7 @@ def _status(view: RunView) -> str:
 
 
 def _style(view: RunView) -> str:
-    return "yellow" if view.idle else STYLES[view.status]
+    return "yellow" if view.idle or without_answer(view.ended_by) else STYLES[view.status]
 
 
 def draw_run(run: RunDetail, command: Command) -> None:
@@ -71,8 +93,7 @@ def draw_run(run: RunDetail, command: Command) -> None:
     """
     console = plain_console()
     width = _width(console)
-    resume = command("resume", run.id)
-    for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, resume, width)):
+    for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, command, width)):
         _print(console, line)
     for line in requests_lines(run.requests, command, ended=run.status in ENDED):
         _print(console, line)
@@ -82,9 +103,10 @@ def draw_requests(found: Sequence[Request], command: Command) -> None:
     """Print open requests, each with the commands that decide about it."""
     console = plain_console()
     if not found:
-        console.print("Nothing is asked.")
-    for line in requests_lines(found, command, runs=True):
-        _print(console, line)
+        console.print("No open requests.")
+    for number, line in enumerate(requests_lines(found, command, runs=True)):
+        if number:  # The first line only parts a request from what is above it.
+            _print(console, line)
 
 
 class _Console(Console):
@@ -109,7 +131,8 @@ def _print(console: Console, line: Text) -> None:
 
 def _head(run: RunDetail) -> Iterator[Text]:
     yield _fact("run", Text(one_line(run.id), "bold"))
-    yield _fact("status", Text(_status(run), _style(run)))
+    why = without_answer(run.ended_by)
+    yield _fact("status", Text(f"{_status(run)} ({why})" if why else _status(run), _style(run)))
     yield _fact("agent", Text(one_line(_agents(run))))
     if run.swarm:
         yield _fact("swarm", Text(one_line(run.swarm)))
@@ -137,7 +160,7 @@ def _agents(run: RunDetail) -> str:
 
 def _tokens(usage: Usage) -> str:
     calls = "1 model call" if usage.requests == 1 else f"{usage.requests} model calls"
-    parts = f"{usage.prompt_tokens:,} asked, {usage.completion_tokens:,} answered"
+    parts = f"{usage.prompt_tokens:,} in, {usage.completion_tokens:,} out"
     return f"{usage.total_tokens:,} in {calls} ({parts})"
 
 
@@ -204,10 +227,25 @@ def _step(step: StepInfo, names: int, width: int) -> Text:
     )
     if step.kind == "model" and step.turn is not None:
         line.append(f"turn {step.turn}  ", DIM)
+    for mark in _marks(step):
+        line.append(f"{mark}  ", "yellow")
     if step.version:
         line.append(f"version {one_line(step.version)}  ", DIM)
     room = max(width - len(line), 20)
     return line.append(shorten(_outcome(step), room), style)
+
+
+def _marks(step: StepInfo) -> Iterator[str]:
+    """Return what a real model does that looks like an ordinary step."""
+    if step.same_as is not None:
+        yield f"same call as step {step.same_as}"
+    if step.finish:
+        cut = without_answer(CUT.get(step.finish))
+        yield cut or f"finish_reason {one_line(step.finish)!r}"
+    if step.written:
+        yield written_as_text(one_line(step.written))
+    if step.kind == "model" and step.status == "done" and step.output is not None and not _outcome(step):
+        yield "empty reply"
 
 
 def _shown_name(step: StepInfo, names: int) -> str:
@@ -217,7 +255,7 @@ def _shown_name(step: StepInfo, names: int) -> str:
 
 def _outcome(step: StepInfo) -> str:
     if step.status == "running":
-        return "under way, waits, or to be done again"
+        return "in progress (repeated after a crash)"
     if step.error:
         return step.error
     if _is_sleep(step):
@@ -233,16 +271,34 @@ def _reply(message: Message) -> str:
     return "  ".join(part for part in (said, calls and f"→ {calls}") if part)
 
 
-def _end(run: RunDetail, resume: str, width: int) -> Iterator[Text]:
+def _remedy(run: RunDetail, command: Command) -> str:
+    """Say what lets a failed run continue."""
+    resume = command("resume", run.id)
+    if run.error is None or not is_too_long(run.error.message):
+        return f"Fix the cause, then: {resume}"
+    # The last whole turn brought what is too long.
+    turn = max(sum(step.kind == "model" and step.status == "done" for step in run.steps) - 1, 0)
+    fork = command("fork", run.id, "--turn", str(turn))
+    return (
+        f"A resume sends the same messages. Go back to an earlier turn: {fork}; "
+        f"or give the agent a model with a larger context, then: {resume}"
+    )
+
+
+def _end(run: RunDetail, command: Command, width: int) -> Iterator[Text]:
+    resume = command("resume", run.id)
     if run.error is not None:
         if not any(step.status == "failed" and step.error == run.error.line for step in run.steps):
             yield _failed(run.error, len(run.steps) + 1, width)
         yield Text()
         yield Text(one_line(f"It failed (--json has the traceback): {run.error.line}"), "red")
-        yield Text(one_line(f"Mend the cause, then: {resume}"))
+        yield Text(one_line(_remedy(run, command)))
     elif run.status == "cancelled":
         yield Text()
-        yield Text(one_line(f"To let it go on: {resume}"))
+        yield Text(one_line(f"To continue it: {resume}"))
+    elif ended := without_answer(run.ended_by):
+        yield Text()
+        yield Text(f"It ended without an answer: {ended}.", "yellow")
     elif run.waits_for is not None:
         yield Text()
         yield Text(one_line(f"It waits: {run.waits_for.rstrip('.')}."), "yellow")

@@ -64,6 +64,8 @@ def _body(request: Request, *, runs: bool) -> Iterator[Text]:
     yield _fact("asked", f"{clock(request.created_at)}{_age(request)}  {request.question}")
     if request.arguments is not None:
         yield _fact("call", as_call(request.tool, request.arguments))
+    if request.same_as is not None:
+        yield _fact("repeats", f"the same call as step {request.same_as} of this run")
     if request.choices is not None:
         yield _fact("choices", ", ".join(request.choices))
     if request.expires_at is not None and request.status == "open":

@@ -16,6 +16,7 @@ from durable_swarm.cli.requests import Command, event_text
 from durable_swarm.cli.text import value
 from durable_swarm.display import as_call, harmless, one_line, shorten
 from durable_swarm.events import Event
+from durable_swarm.runs import without_answer, written_as_text
 from durable_swarm.service import Runs, RunView, open_runs
 
 ANEW = "— the reply begins anew —"
@@ -93,6 +94,7 @@ class _Teller:
         self._agent = ""
         self._open = False
         self._before = ""
+        self._spoke = continued
         # Whoever goes on behind a number may have read the beginning of a reply.
         self._told = continued
         self._void = False
@@ -104,6 +106,7 @@ class _Teller:
             case "run.started" | "turn.started":
                 self.close()
                 self._agent, self._told, self._void = data["agent"], False, False
+                self._spoke = False
             case "text.delta":
                 self._say(data["text"])
             case "text.reset":
@@ -127,7 +130,7 @@ class _Teller:
     def remedy(self, state: str) -> None:
         """Tell what lets the run go on that has ended in this state, unless it is done."""
         if state != "done":
-            self._line(f"{'Mend the cause, then' if state == 'failed' else 'To let it go on'}: {self._resume}", "")
+            self._line(f"{'Fix the cause, then' if state == 'failed' else 'To continue it'}: {self._resume}", "")
 
     def stands(self, view: RunView) -> None:
         """Tell why the run does not go on."""
@@ -136,7 +139,7 @@ class _Teller:
     def _say(self, text: str) -> None:
         if self._void:  # Told only now: nothing begins anew where the run has ended.
             self._line(ANEW, DIM)
-        self._told, self._void = True, False
+        self._told, self._void, self._spoke = True, False, True
         if not self._open:
             self._open = True
             name = f"{one_line(self._agent)}: " if self._agent else ""
@@ -172,6 +175,14 @@ class _Teller:
     def _end(self, event: Event) -> None:
         state = event.type.removeprefix("run.").replace("finished", "done")
         told = state
+        if ended := without_answer(event.data.get("ended_by")):
+            told = f"done, without an answer: {ended}"
+            self._line(told, "yellow")
+            return
+        if state == "done" and not self._spoke:
+            self._line("(empty reply)", DIM)
+        if written := event.data.get("written"):
+            self._line(written_as_text(written), "yellow")
         if state == "failed":
             told = f"failed: {event.data['error_type']}: {event.data['error_message']}"
         self._line(told.rstrip(": "), STYLES[state])

@@ -20,7 +20,10 @@ from rich.console import Console
 from rich.text import Text
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Response
+from durable_swarm.calls import written_call
 from durable_swarm.display import as_call, harmless, one_line
+from durable_swarm.repeats import repeated
+from durable_swarm.runs import without_answer, written_as_text
 from durable_swarm.service import NoRuns, Query, RunDetail, open_runs
 from durable_swarm.testing import ScriptedModel, call
 
@@ -65,9 +68,13 @@ def _demonstrate(name: str | None, database: str | None, model: str | None) -> i
         except Exception as error:
             ended = swarm.get(run_id).status == "failed"
             follows = "begins a new run" if ended else "continues this run"
-            print(f"\nThe run failed: {error}\nStarted again, the demo {follows}.", file=sys.stderr)
+            print(f"\nThe run failed: {one_line(str(error))}\nStarted again, the demo {follows}.", file=sys.stderr)
             return 1
     print_transcript([*asked, *response.messages])
+    if why := without_answer(response.ended_by):
+        print(f"\nThe run ended without an answer: {why}.")
+    elif written := written_call(response.agent or agent, response.messages[-1]):
+        print(f"\nNote: {written_as_text(written)}.")
     print(f"\nIts steps: {command('show', run_id, database=database)}")
     return 0
 
@@ -158,7 +165,7 @@ def _begin(name: str | None) -> Begun:
 
 
 def _ask_name() -> str:
-    if not sys.stdin.isatty():
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return DEFAULT_NAME
     try:
         return input(f"What is your name? [{DEFAULT_NAME}] ")
@@ -205,12 +212,15 @@ def print_transcript(messages: list[dict[str, Any]]) -> None:
     """Print a whole conversation: in colours where stdout is a terminal."""
     console = Console(highlight=False)
     console.print("\nTranscript", style="bold")
+    again, turn = repeated(messages), -1
     for message in messages:
-        for line in _lines(message):
+        turn += message["role"] == "assistant"
+        marked = {index for place, index in again if place == turn}
+        for line in _lines(message, marked):
             console.print(line, soft_wrap=True)
 
 
-def _lines(message: dict[str, Any]) -> Iterator[Text]:
+def _lines(message: dict[str, Any], repeats: set[int]) -> Iterator[Text]:
     said = message.get("content") or message.get("refusal") or ""
     text = harmless(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False))
     if message["role"] == "user":
@@ -221,7 +231,8 @@ def _lines(message: dict[str, Any]) -> Iterator[Text]:
         sender, calls = (one_line(message["sender"]), "bright_blue"), message.get("tool_calls") or ()
         if text or not calls:
             yield Text.assemble(sender, ": ", text or ("(empty reply)", "bright_black"))
-        for made in calls:
+        for index, made in enumerate(calls):
             name, arguments = made["function"]["name"], made["function"]["arguments"]
             given = one_line(as_call("", arguments))
-            yield Text.assemble(sender, ": ", (one_line(name), "bright_magenta"), given)
+            mark = (" (same call as before)", "yellow") if index in repeats else ""
+            yield Text.assemble(sender, ": ", (one_line(name), "bright_magenta"), given, mark)

@@ -34,6 +34,7 @@ def asked_record(asked: Asked, kept: Record | None) -> Record:
         "choices": None if asked.choices is None else codec.encode(asked.choices),
         "arguments": None if asked.arguments is None else codec.encode(asked.arguments),
         "schema": asked.schema,
+        "same_as": asked.same_as,
         "kept": kept,
     }
     return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
@@ -74,6 +75,7 @@ def request_of(row: Any, record: Record, decision: Decision | None) -> Request:
         choices=choices,
         arguments=codec.decode(record.get("arguments")),
         schema=record.get("schema"),
+        same_as=same_as if isinstance(same_as := record.get("same_as"), int) else None,
         expires_at=None if row.expires_at is None else moment(row.expires_at),
     )
     if row.state == "open":

@@ -97,6 +97,7 @@ class DurableSwarm(Runner):
         self._begun: set[asyncio.Task[Run]] = set()
         self._taken: list[str] = []
         """Runs taken over at opening, which `recover` has not told of yet."""
+        self._earlier: list[str] = []  # Those that no run without a `run_id` was compared with yet.
 
     # Opening and closing
 
@@ -110,6 +111,7 @@ class DurableSwarm(Runner):
                 if self._limits is not None:
                     self._process.working.serve(self, self._limits)
                 self._taken = self._process.take_over()
+                self._earlier = list(self._taken)
             return self._process
 
     def serve(
@@ -379,6 +381,7 @@ class DurableSwarm(Runner):
         opened = self._open()  # Now: what was closed under a run that waits must not be opened again by its end.
         if opened.is_closed:
             raise refused(Closed("this process was drained, and begins no run any more; close its swarms"))
+        prepared.warn_of_doubles(opened.store, self._earlier)
         try:
             with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about):
                 yield live

@@ -22,6 +22,7 @@ from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.masking import Redact, redacted
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.engine.turns import Rows, calls_of, numbered
+from durable_swarm.loop import NOT_MADE
 from durable_swarm.runs import ENDED, State, Story
 
 FORMAT = "durable-swarm run"
@@ -297,7 +298,7 @@ def _calls_made(start: records.Record, steps: list[StepData]) -> tuple[set[str],
         for call, number in numbered(records.read_reply(step.record or {}).calls, step.number):
             if call.plan == "step":
                 names[number] = records.tool_step(call.tool)
-            elif call.plan != "tell":
+            elif call.plan not in NOT_MADE:
                 keys.add(f"{turn}.{call.index}")
     return keys, names
 

@@ -14,7 +14,7 @@ from durable_swarm.engine.sealing import CLOSED, Sealed
 from durable_swarm.engine.store import Store, state_of
 from durable_swarm.engine.turns import TurnRecords, turns_in
 from durable_swarm.events import Event, EventType
-from durable_swarm.loop import Ask, CallAll, Close, Effect, Outcome, turns
+from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Outcome, turns
 from durable_swarm.runs import ENDED
 from durable_swarm.types import EndedBy
 
@@ -109,22 +109,20 @@ class Recorded:
         return told.read()
 
     def _outcomes(self, effect: CallAll, told: TurnRecords | None) -> list[Outcome] | None:
-        found = [None] * len(effect.calls) if told is None else told.outcomes
+        found: list[records.Record | None] = [None] * len(effect.calls) if told is None else told.outcomes
         for call, record in zip(effect.calls, found, strict=True):
             if record is not None and call.index not in self._returned:
                 self._returned.add(call.index)
                 self._narrator.returned(call.index, record)
         made = zip(effect.calls, found, strict=True)
-        if any(record is None and call.plan != "tell" for call, record in made):
+        if any(record is None and call.plan not in NOT_MADE for call, record in made):
             return None
-        return [
-            Outcome(call.text) if record is None else records.read_outcome(record)
-            for call, record in zip(effect.calls, found, strict=True)
-        ]
+        return records.outcomes_of(effect.calls, found)
 
     def _ending(self, row: Any, state: str) -> tuple[EventType, dict[str, Any]]:
         if state == "done":
-            return "run.finished", {"agent": self._agent, "ended_by": self._ended_by}
+            written = {"written": self._narrator.written} if self._narrator.written else {}
+            return "run.finished", {"agent": self._agent, "ended_by": self._ended_by, **written}
         if state == "cancelled":
             return "run.cancelled", {}
         return "run.failed", self._failure(row)

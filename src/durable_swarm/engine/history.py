@@ -9,9 +9,10 @@ from typing import Any
 from durable_swarm import codec, errors
 from durable_swarm.engine import records
 from durable_swarm.engine.sealing import CLOSED, Sealed
-from durable_swarm.engine.store import state_of
-from durable_swarm.engine.turns import Rows, calls_of, kept_steps, recorded_turns
-from durable_swarm.loop import Call, Outcome, Reply
+from durable_swarm.engine.store import Store, state_of
+from durable_swarm.engine.turns import Rows, calls_of, kept_steps, numbered, recorded_turns, told_step
+from durable_swarm.loop import NOT_MADE, Call, Outcome, Reply
+from durable_swarm.repeats import FAILED, Place, key_of
 from durable_swarm.runs import ENDED, StepInfo, Story, follow
 
 
@@ -35,16 +36,47 @@ def story(store: Rows, row: Any) -> Story:
 
 
 def step_infos(store: Rows, row: Any) -> list[StepInfo]:
-    """Give the run's steps in the order in which they were begun, with numbers from 1; those a fork has kept first.
+    """Return the run's steps in the order in which they were begun, with numbers from 1; those a fork has kept first.
 
     What was stored through a codec that this process lacks is shown as `(encrypted)`.
     """
     with records.reading(f"a step of run {row.workflow_id!r}"):
         start = _opened(lambda of, _: store.start_record(of), row, row)
         first = len(start.get("kept", []))
-        own = list(_in_turns(_fields(store, row, first), first))
+        own = list(_in_turns(_fields(store, row, makes_calls=start.get("execute_tools", True)), first))
         fields = _with_failure([*kept_steps(start), *own], _failure(store, row))
+        _mark_repeated(fields)
         return [StepInfo(number, **step) for number, step in enumerate(fields, 1)]
+
+
+def step_number(store: Store, run_id: str, place: Place) -> int | None:
+    """Return the number of a tool call among the steps of a run of this database."""
+    steps = step_infos(store, store.found(run_id))
+    for step in steps:
+        if step.kind == "tool" and (step.turn, step.index) == place:
+            return step.number
+    # A twin that has not begun: it comes after its reply.
+    reply = next((step.number for step in steps if step.kind == "model" and step.turn == place[0]), None)
+    return None if reply is None else reply + 1 + place[1]
+
+
+def _mark_repeated(fields: list[dict[str, Any]]) -> None:
+    """Note of each call that succeeded before, or stands before in its reply, the number of that step."""
+    succeeded: dict[str, int] = {}
+    twins: dict[str, int] = {}
+    for number, step in enumerate(fields, 1):
+        if step["kind"] == "model":
+            twins = {}
+        call: Call | None = step.pop("call", None)
+        if call is None:
+            continue
+        step["index"], key = call.index, key_of(call.tool, call.arguments)
+        step["same_as"] = succeeded.get(key, twins.get(key))
+        text = step.get("output")
+        if step["status"] == "done" and not str(text).startswith(FAILED):
+            succeeded.setdefault(key, number)
+        if step["status"] != "failed":
+            twins.setdefault(key, number)
 
 
 def _failure(store: Rows, row: Any) -> records.Record | None:
@@ -73,18 +105,52 @@ def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str
         yield {**step, "turn": turn}
 
 
-def _fields(store: Rows, row: Any, first: int) -> Iterator[dict[str, Any]]:
-    rows, calls = store.steps(row.workflow_id), calls_of(store, row)
+def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, Any]]:
+    rows, children = store.steps(row.workflow_id), calls_of(store, row)
     opened = {step.function_id: _opened(store.step_record, step, row) for step in rows}
-    names = _tool_names([opened[step.function_id] for step in rows if step.function_name.startswith("model:")], first)
+    # The calls of the last reply by the numbers of their steps, those that are not made, and what the others gave.
+    calls, unmade, texts = dict[int, Call](), list[tuple[int, Call]](), dict[int, Any]()
     for step in rows:
-        if step.function_name == records.TOOL:
+        while unmade and unmade[0][0] <= step.function_id:
+            yield _unmade(unmade.pop(0)[1], texts)
+        call = calls.get(step.function_id)
+        if step.function_name.startswith("model:"):
+            texts = {}
+            calls, unmade = _planned(opened[step.function_id], step.function_id) if makes_calls else ({}, [])
+            yield _done(step, opened[step.function_id])
+        elif step.function_name == records.TOOL:
             key = step.child_workflow_id
-            yield _tool(store, row, step, calls.get(key), names.get(_call_of(key), CLOSED))
+            fields = _tool(store, row, step, children.get(key), CLOSED if call is None else call.tool)
+            yield _noted(fields, call, texts)
             inside = (inner for inner in store.steps(key) if inner.function_name != records.BEGUN)
             yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in inside)
-        elif step.function_name.startswith(("model:", "tool:")):
-            yield _done(step, opened[step.function_id])
+        elif step.function_name.startswith("tool:"):
+            yield _noted(_done(step, opened[step.function_id]), call, texts)
+    yield from (_unmade(call, texts) for _, call in unmade)
+
+
+def _planned(reply: records.Record, number: int) -> tuple[dict[int, Call], list[tuple[int, Call]]]:
+    """Return the calls of a reply by the number of each one's step, and apart from them those that are not made."""
+    if "message" not in reply:
+        return {}, []
+    placed = list(numbered(records.read_reply(reply).calls, number))
+    made = {at: call for call, at in placed if call.plan not in NOT_MADE}
+    return made, [(at, call) for call, at in placed if call.plan in NOT_MADE]
+
+
+def _noted(fields: dict[str, Any], call: Call | None, texts: dict[int, Any]) -> dict[str, Any]:
+    if call is None:
+        return fields
+    texts[call.index] = fields.get("output")
+    return {**fields, "call": call}
+
+
+def _unmade(call: Call, texts: dict[int, Any]) -> dict[str, Any]:
+    """Return the step of a call that was not made: refused, or answered with the result of another."""
+    if call.twin is None:
+        return told_step(call, call.text)
+    text = texts.get(call.twin)
+    return {**told_step(call, str(text)), **({"status": "running", "output": None} if text is None else {})}
 
 
 def _opened(read: Callable[[Any, Any], records.Record], stored: Any, row: Any) -> records.Record:
@@ -95,19 +161,6 @@ def _opened(read: Callable[[Any, Any], records.Record], stored: Any, row: Any) -
         return {"closed": True}
     except errors.ReplayMismatch:
         return {}
-
-
-def _call_of(key: str) -> str:
-    return key.rpartition("/")[2]
-
-
-def _tool_names(replies: list[records.Record], first: int) -> dict[str, str]:
-    """Give the name of each undecorated call by its `<turn>.<index>`."""
-    return {
-        f"{turn}.{index}": call["function"]["name"]
-        for turn, reply in enumerate(replies, first)
-        for index, call in enumerate(reply.get("message", {}).get("tool_calls") or [])
-    }
 
 
 def _times(step: Any) -> dict[str, datetime | None]:
@@ -131,6 +184,7 @@ def _done(step: Any, record: records.Record) -> dict[str, Any]:
         "output": _value(record, "message") if kind == "model" else _value(record, "text", ""),
         "version": step.output.get("version") if isinstance(step.output, dict) else None,
         "finish": codec.decode(record.get("finish")) if kind == "model" else None,
+        "written": codec.decode(record.get("written")) if kind == "model" else None,
         **_times(step),
     }
 

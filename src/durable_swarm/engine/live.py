@@ -25,6 +25,7 @@ from durable_swarm.engine.signals import closed
 from durable_swarm.engine.versions import Answered
 from durable_swarm.loop import Call, Start
 from durable_swarm.models import Clients, Conversation
+from durable_swarm.repeats import Place
 from durable_swarm.types import Response
 from durable_swarm.waits import Home, Waits
 
@@ -301,6 +302,8 @@ class ToolCall:
     lane: Lane | None
     """Where the batch runs together: what gives its plain functions their turn."""
     trials: Trials
+    same: Place | None = None
+    """Where the model has made the same call before, for the person who approves."""
     wait: Wait = field(default_factory=Wait)
 
 

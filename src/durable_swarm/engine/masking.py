@@ -14,7 +14,7 @@ Redact = Callable[[str, Any], Any]
 
 _FACTS = frozenset({"v", "agent", "swarm", "at", "model", "version", "usage", "type", "step", "run_id", "failed"})
 _FACTS |= {"model_override", "max_turns", "execute_tools", "debug", "forked", "removed", "stream", "whole", "together"}
-_FACTS |= {"make", "effect", "approval"}
+_FACTS |= {"make", "effect", "approval", "twin"}
 """Fields of records that a run cannot be read without; they hold names and numbers of ours."""
 
 _OURS = frozenset({"messages", "message", "kept", "detours", "reply", "outcomes", "plan", "raised", "own", "heard"})

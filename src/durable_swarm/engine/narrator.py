@@ -21,7 +21,7 @@ from durable_swarm import codec, errors
 from durable_swarm.engine import records
 from durable_swarm.engine.records import Record
 from durable_swarm.events import Event, EventType, Journal
-from durable_swarm.loop import Call
+from durable_swarm.loop import NOT_MADE, Call
 
 UNSTORED = 1
 """How many pieces of a streamed reply may be shown before its first row is stored."""
@@ -54,6 +54,10 @@ class Narrator:
         self._begun = 0
         self._agent = ""
         self._calls: list[Call] = []
+        self._results: dict[int, str] = {}
+        """What the calls of this turn gave, by their place."""
+        self.written = ""
+        """The tool whose call the last reply seems to have written as text."""
 
     def begin(self, start: Record) -> None:
         """Tell that the run has started, and the turns that a fork has kept."""
@@ -113,6 +117,7 @@ class Narrator:
         self.asking, self._time = None, max(self._time, reply.get("at", 0))
         self._add_progress(self._progress.pop(self._turn, ()))
         read = records.read_reply(reply)
+        self.written, self._results = read.written, {}
         self._calls, self._together = read.calls if self._makes_calls else [], read.together
         if not self._together:
             self._begin_calls(0)
@@ -133,6 +138,7 @@ class Narrator:
             names = {"from": self._agent, "to": outcome["agent"]}
             self._place(next(numbers, None), at, "handoff", turn=self._turn, **names)
         self._time = max(self._time, at)
+        self._results[index] = text
         if not self._together:
             self._begin_calls(index + 1)
 
@@ -182,9 +188,10 @@ class Narrator:
                 return
 
     def _tell(self, call: Call) -> bool:
-        if call.plan != "tell":
+        if call.plan not in NOT_MADE:
             return False
-        self._follow("tool.finished", **self._about(call), result=call.text)
+        text = call.text if call.twin is None else self._results[call.twin]
+        self._follow("tool.finished", **self._about(call), result=text)
         return True
 
     def _about(self, call: Call) -> dict[str, Any]:

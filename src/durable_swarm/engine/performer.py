@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors, roster
-from durable_swarm.calls import Lane, call_in_order, call_together, plan_calls, runs_together
+from durable_swarm.calls import Lane, call_in_order, call_together, plan_calls, runs_together, written_call
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.failures import engines_code, users_code
 from durable_swarm.engine.feed import now
@@ -27,6 +27,7 @@ from durable_swarm.engine.toolcalls import AtCall, Making
 from durable_swarm.engine.versions import Answered, changed, mark
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
 from durable_swarm.models import ModelCall, complete
+from durable_swarm.repeats import same_before
 from durable_swarm.types import Message
 from durable_swarm.waits import Blocking, Home, OnLoop, Waits, beside, finish, in_thread
 
@@ -209,10 +210,11 @@ class Durable:
             show=run.feed if run.streams else None,
             admit=lambda model: self._admit(model, waits),
         )
-        calls = await plan_calls(agent, completion.message, waits, completion.finish)
-        version = roster.fingerprint(agent)
+        before = effect.history[len(run.start.messages) :]
+        calls = await plan_calls(agent, completion.message, waits, completion.finish, before)
+        version, written = roster.fingerprint(agent), written_call(agent, completion.message)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
-        reply = Reply(completion.message, calls, completion.usage, together, heard, completion.finish)
+        reply = Reply(completion.message, calls, completion.usage, together, heard, completion.finish, written)
         shown = run.feed.said(completion.message["content"])
         return records.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown)
 
@@ -303,7 +305,9 @@ class Durable:
 
     def _call(self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], lane: Lane | None) -> ToolCall:
         attempt = 2 if self.run.recovered and self.replayed else 1
-        return ToolCall(self.run, agent, effect.turn, call, context, attempt, lane, self.trials)
+        new = effect.history[len(self.run.start.messages) :] if call.approval else []
+        same = same_before(new, call.index) if call.approval else None
+        return ToolCall(self.run, agent, effect.turn, call, context, attempt, lane, self.trials, same)
 
     async def _alone(self, made: ToolCall, key: str, waits: Waits) -> Record:
         return await Making(made, key, None, waits, self.people(made, key)).record()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,10 +13,16 @@ from durable_swarm import codec, errors
 from durable_swarm.engine import internals, records, sessions
 from durable_swarm.engine.live import Settings
 from durable_swarm.engine.process import Process
-from durable_swarm.engine.sealing import Seal, input_of
-from durable_swarm.engine.store import QUEUED
+from durable_swarm.engine.sealing import Seal, Sealed, input_of
+from durable_swarm.engine.store import QUEUED, Store, state_of
 from durable_swarm.inside import calling
+from durable_swarm.runs import ENDED
 from durable_swarm.swarm import Request
+
+log = logging.getLogger("durable_swarm")
+
+MOST_COMPARED = 100
+"""Interrupted runs that a run without a `run_id` is compared with."""
 
 
 class Home(Settings, Protocol):
@@ -68,6 +75,27 @@ class Prepared:
         """What is noted on the run."""
         queued = {QUEUED: True} if self.queued else {}
         return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"], **queued}
+
+    def warn_of_doubles(self, store: Store, earlier: list[str]) -> None:
+        """Warn once, unless the run has an id, if one of these interrupted runs was asked the same, and continues."""
+        if self.named or self.caller is not None:
+            return
+        compared = earlier[:MOST_COMPARED]
+        earlier.clear()
+        for run_id in compared:
+            row = store.row(run_id, load_output=False)
+            with contextlib.suppress(errors.RunConflict, errors.ConfigurationError, Sealed, errors.ReplayMismatch):
+                if row is None or state_of(row) in ENDED:
+                    continue
+                self.check_same(store.start_record(row))
+                log.warning(
+                    "run %r, which was interrupted, has the same agent and messages and continues; run %r is a new "
+                    "one, and does all of it again. Give run() a run_id, so that a restart continues instead "
+                    "(`durable-swarm run SCRIPT` does it for an unchanged program)",
+                    run_id,
+                    self.run_id,
+                )
+                return
 
     def check_same(self, recorded: records.Record) -> None:
         """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""

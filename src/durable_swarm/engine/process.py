@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -25,6 +26,7 @@ from durable_swarm.engine import database, internals, pools, records
 from durable_swarm.engine.claims import UNFINISHED
 from durable_swarm.engine.eventlog import Writer
 from durable_swarm.engine.failures import engines_code
+from durable_swarm.engine.history import step_number
 from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
 from durable_swarm.engine.keeper import CLOSING, FAST, Keeper
 from durable_swarm.engine.leases import Leases
@@ -342,7 +344,8 @@ class Process:
 
     def at_call(self, made: ToolCall, key: str) -> AtCall:
         """Give who answers what a tool call asks."""
-        return AtCall(made, key, self.store.inbox, self.room, self.transactions)
+        number = functools.partial(step_number, self.store, made.run.run_id)
+        return AtCall(made, key, self.store.inbox, self.room, self.transactions, number)
 
     def rest(self, run: LiveRun) -> None:
         """Lay a run to rest that leaves memory until the database wakes it."""

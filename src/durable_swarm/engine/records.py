@@ -27,7 +27,7 @@ from durable_swarm import codec, errors
 from durable_swarm.checks import LONGEST_ID, check_name
 from durable_swarm.credentials import masked, without_secrets
 from durable_swarm.errors import safe_text
-from durable_swarm.loop import Call, Detour, Ending, Outcome, Reply, Start, Turn
+from durable_swarm.loop import Call, Detour, Ending, Outcome, Reply, Start, Turn, known
 from durable_swarm.types import EndedBy, Usage
 
 RUN = "durable_swarm.run"
@@ -167,8 +167,15 @@ def read_turn(record: Record) -> Turn:
     """Give a kept turn from its record."""
     with reading("a kept turn"):
         reply = _reply(record["reply"])
-        made = zip(reply.calls, record["outcomes"], strict=True)
-        return Turn(reply, [Outcome(call.text) if outcome is None else read_outcome(outcome) for call, outcome in made])
+        return Turn(reply, outcomes_of(reply.calls, record["outcomes"]))
+
+
+def outcomes_of(calls: list[Call], made: list[Record | None]) -> list[Outcome]:
+    """Return what came of each call of a finished turn, from the records of those that were made."""
+    outcomes: list[Outcome] = []
+    for call, record in zip(calls, made, strict=True):
+        outcomes.append(known(call, outcomes) or read_outcome(record or {}))
+    return outcomes
 
 
 def detour_record(agent: str | None, messages: list[Any]) -> Record:
@@ -222,6 +229,7 @@ def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Reco
         together=reply.together or None,
         heard=codec.encode(reply.heard),
         finish=codec.encode(reply.finish),
+        written=codec.encode(reply.written),
         model=model,
         version=version,
         usage=None if reply.usage is None else list(reply.usage.model_dump().values()),
@@ -234,6 +242,8 @@ def _plan_record(call: Call) -> str | Record:
     """Give how a call is made: one word where that says it all."""
     if call.plan == "tell":
         return {"tell": codec.encode(call.text)}
+    if call.plan == "same":
+        return {"make": "same", "twin": call.twin}
     said = {"effect": call.effect, "approval": call.approval, "why": codec.encode(call.why)}
     usual = {"effect": "idempotent", "approval": False, "why": ""}
     more = {key: value for key, value in said.items() if value != usual[key]}
@@ -257,7 +267,8 @@ def _reply(record: Record) -> Reply:
     usage = Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None
     heard = _each(codec.decode(record.get("heard", [])), dict)
     finish = _checked(codec.decode(record.get("finish", "")), str)
-    return Reply(message, calls, usage, _checked(record.get("together", False), bool), heard, finish)
+    written = _checked(codec.decode(record.get("written", "")), str)
+    return Reply(message, calls, usage, _checked(record.get("together", False), bool), heard, finish, written)
 
 
 def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
@@ -267,7 +278,10 @@ def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
     function = call["function"]
     _each([call["id"], function["name"], function["arguments"], kind, text, effect, why], str)
     approval = _checked(made.get("approval", False), bool)
-    return Call(index, call["id"], function["name"], function["arguments"], kind, text, effect, approval, why)
+    twin = _checked(made.get("twin"), int, NoneType)
+    if twin is not None and not 0 <= twin < index:
+        raise ValueError(f"call {index} is the twin of {twin}")
+    return Call(index, call["id"], function["name"], function["arguments"], kind, text, effect, approval, why, twin)
 
 
 def end_record(ending: Ending) -> Record:

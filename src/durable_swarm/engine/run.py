@@ -19,6 +19,7 @@ from durable_swarm.engine.following import LATEST, Follower, Recorded, check_aft
 from durable_swarm.engine.forks import ForkRequest
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.live import LiveRun
+from durable_swarm.engine.recorded import cancelled, error_of
 from durable_swarm.engine.signals import Closed, refused
 from durable_swarm.engine.store import Store, moment, notes_on, reason_noted, started_at, state_of
 from durable_swarm.engine.versions import HELD_FOR
@@ -394,7 +395,7 @@ class Run(Conversing):
     def _end(self, row: Any, live: LiveRun | None) -> Response:
         state = state_of(row)
         if state == "cancelled":
-            raise errors.RunCancelled(f"run {self.id!r} was cancelled; Run.resume() continues it", run_id=self.id)
+            raise cancelled(self.id)
         if state == "failed":
             raise live.error if live is not None and live.error is not None else error_of(self._store(), row)
         if live is not None and live.response is not None:
@@ -484,13 +485,3 @@ class Run(Conversing):
 def _check_timeout(timeout: float | None) -> None:
     if timeout is not None:
         check_seconds("timeout", timeout)
-
-
-def error_of(store: Store, row: Any) -> Exception:
-    """Give the error that ended a failed run, from its row."""
-    record = store.failure_record(row)
-    if record is not None:
-        return records.read_failure(record)
-    return errors.RunFailed(
-        f"run {row.workflow_id!r} failed: {row.error}", run_id=row.workflow_id, error_message=str(row.error)
-    )

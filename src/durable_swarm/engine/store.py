@@ -27,7 +27,6 @@ from durable_swarm.engine.mailbox import Mailbox
 from durable_swarm.engine.sealing import Seal, failure_of, input_of, is_sealed, output_of
 from durable_swarm.engine.versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.runs import ENDED, STATES, State
-from durable_swarm.types import EndedBy
 
 _STATES: dict[str, State] = {
     "ENQUEUED": "queued",
@@ -265,15 +264,14 @@ class Store:
             row.asks = row.workflow_id in asking
         return rows
 
-    def ends(self, rows: list[Any]) -> dict[str, EndedBy]:
-        """Return what ended those of these runs that are done, by their ids, as far as it is noted."""
-        done = [row.workflow_id for row in rows if state_of(row) == "done"]
-        found: dict[str, EndedBy] = {}
-        for first in range(0, len(done), PAGE):
-            ids = done[first : first + PAGE]
-            for row in self._client.list_workflows(workflow_ids=ids, name=records.RUN, load_input=False):
-                noted = records.read_end(row.output)
-                found |= {} if noted is None else {row.workflow_id: noted}
+    def ends(self, rows: list[Any]) -> dict[str, Any]:
+        """Return the rows of those of these runs that are done or failed, by their ids, with what ended them."""
+        over = [row.workflow_id for row in rows if state_of(row) in ("done", "failed")]
+        found: dict[str, Any] = {}
+        for first in range(0, len(over), PAGE):
+            ids = over[first : first + PAGE]
+            listed = self._client.list_workflows(workflow_ids=ids, name=records.RUN, load_input=False)
+            found |= {row.workflow_id: row for row in listed}
         return found
 
     def unfinished(self, version: str) -> list[Any]:

@@ -32,6 +32,7 @@ from durable_swarm.errors import safe_text
 from durable_swarm.gates import approval_of, approved, later_of, outcome_of, posted
 from durable_swarm.inside import CurrentCall, Inside, Recorder
 from durable_swarm.loop import Call, Outcome, absorb
+from durable_swarm.repeats import Place
 from durable_swarm.requests import TOKEN, Asked, Decision, Request
 from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.types import ToolSettings, settings_of
@@ -54,6 +55,8 @@ class AtCall:
     inbox: Inbox
     room: Room
     transactions: Transactions
+    number_of: Callable[[Place], int | None]
+    """Gives the number that a call of the run has as a step."""
     holds_thread: bool = False
     """Whether who waits blocks a thread: the tool itself, if it is a plain function."""
 
@@ -154,18 +157,27 @@ class Making:
 
     async def announce(self) -> None:
         """Open the request for the call's approval before the call has its turn."""
-        asked = approval_of(self.function, self.made.call, self.current)
+        asked = await self._approval(self.made.call)
         with engines_code(f"request {asked.id!r}"):
             await self.waits.call(self.people.open, asked)
 
     async def _made(self) -> Record:
         call, outcome = self.made.call, None
         if call.approval:
-            call, outcome = await approved(self.function, call, self.current, self.people, self.waits)
+            asked = await self._approval(call)
+            call, outcome = await approved(asked, self.function, call, self.people, self.waits)
         if outcome is None:
             outcome = await (self._once(call) if call.effect == "once" else self._entered(call))
         record = records.outcome_record(self.change.read(outcome, self.context))
         return record if outcome.later is None else await self._later(outcome.later, record)
+
+    async def _approval(self, call: Call) -> Asked:
+        """Return what is asked before the call, with the step that it repeats."""
+        same_as, same = None, self.made.same
+        if same is not None:
+            with engines_code(f"the steps of run {self.made.run.run_id!r}"):
+                same_as = await in_thread(self.people.number_of, same)
+        return approval_of(self.function, call, self.current, same_as)
 
     async def _entered(self, call: Call) -> Outcome:
         """Enter the tool, when its turn has come."""

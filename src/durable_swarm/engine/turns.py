@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from durable_swarm import codec
 from durable_swarm.engine import records
-from durable_swarm.loop import Call, Reply
+from durable_swarm.loop import NOT_MADE, Call, Reply
+from durable_swarm.repeats import FAILED
 
 
 class Rows(Protocol):
@@ -49,7 +50,7 @@ class TurnRecords:
     def whole(self) -> bool:
         """Whether each call has come to something."""
         made = zip(self.read().calls, self.outcomes, strict=True)
-        return all(record is not None or call.plan == "tell" for call, record in made)
+        return all(record is not None or call.plan in NOT_MADE for call, record in made)
 
 
 def calls_of(store: Rows, row: Any) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
             known = step is not None and step.function_name == records.tool_step(call.tool)
             return store.step_record(step, row) if known else None
         child = calls.get(records.call_key(row.workflow_id, turn, call.index))
-        ended = call.plan != "tell" and child is not None and child.status == "SUCCESS"
+        ended = call.plan not in NOT_MADE and child is not None and child.status == "SUCCESS"
         return store.output_record(child, row) if ended else None
 
     turns: list[TurnRecords] = []
@@ -91,12 +92,19 @@ def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
     """Give the calls of a reply with the number of each one's first step; the reply is the run's step `number`.
 
     Numbers are drawn in the model's order, however the calls overlap: one for a step, two for a child workflow (its
-    start and its result), none for what is only told. So two calls of one tool are told apart, whichever ended first.
+    start and its result), none for what is not made. So two calls of one tool are told apart, whichever ended first.
     """
     following = number + 1
     for call in calls:
         yield call, following
-        following += {"step": 1, "tell": 0}.get(call.plan, 2)
+        following += {"step": 1, "tell": 0, "same": 0}.get(call.plan, 2)
+
+
+def told_step(call: Call, text: str) -> dict[str, Any]:
+    """Return the fields of a tool's step, from what the model was told; `failed` where the call was refused."""
+    refused = call.plan == "tell" and text.startswith(FAILED)
+    ended = {"status": "failed", "error": text} if refused else {"status": "done"}
+    return {"name": records.tool_step(call.tool), "kind": "tool", "output": text, "call": call, **ended}
 
 
 def kept_steps(start: records.Record) -> Iterator[dict[str, Any]]:
@@ -104,6 +112,7 @@ def kept_steps(start: records.Record) -> Iterator[dict[str, Any]]:
     for turn, record in enumerate(start.get("kept", [])):
         common = {"status": "done", "turn": turn, "kept": True}
         reply = record["reply"]
+        read = records.read_reply(reply)
         output = codec.decode(reply["message"])
         yield {
             "name": records.model_step(record["agent"]),
@@ -113,7 +122,5 @@ def kept_steps(start: records.Record) -> Iterator[dict[str, Any]]:
             "finish": codec.decode(reply.get("finish")),
             **common,
         }
-        for call, outcome in zip(records.read_reply(reply).calls, record["outcomes"], strict=True):
-            if outcome is not None:
-                text = codec.decode(outcome.get("text", ""))
-                yield {"name": records.tool_step(call.tool), "kind": "tool", "output": text, **common}
+        for call, outcome in zip(read.calls, records.outcomes_of(read.calls, record["outcomes"]), strict=True):
+            yield {**common, **told_step(call, outcome.text)}

@@ -141,7 +141,9 @@ def _mode(path: Path) -> Check:
 
 def _contents(facts: Facts) -> Iterator[Check]:
     states = ", ".join(f"{count} {state}" for state, count in sorted(facts.states.items()))
-    yield Check("runs", "ok", states or "none")
+    failed = facts.states.get("failed", 0)
+    remedy = "; `durable-swarm runs --status failed` says why, and `durable-swarm resume ID` continues one"
+    yield Check("runs", "warn" if failed else "ok", f"{states or 'none'}{remedy if failed else ''}")
     if facts.tables:
         largest = sorted(facts.tables.items(), key=lambda table: -table[1])[:LARGEST]
         told = ", ".join(f"{name} {size(count)}" for name, count in largest)

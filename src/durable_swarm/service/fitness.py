@@ -15,7 +15,7 @@ from durable_swarm.engine.turns import recorded_turns
 from durable_swarm.engine.versions import ACCEPTED, Answered, changed, mark
 from durable_swarm.engine.visitor import visit
 from durable_swarm.errors import AgentChanged, DurableSwarmError
-from durable_swarm.loop import Ask, CallAll
+from durable_swarm.loop import NOT_MADE, Ask, CallAll
 from durable_swarm.runs import State
 
 
@@ -69,7 +69,7 @@ def _problems(store: Store, row: Any, following: Any) -> Iterator[str]:
     if isinstance(following, CallAll):
         outcomes = recorded_turns(store, row, store.start_record(row))[following.turn].outcomes
         for call, outcome in zip(following.calls, outcomes, strict=True):
-            if outcome is None and call.plan != "tell" and find_tool(agent, call.tool) is None:
+            if outcome is None and call.plan not in NOT_MADE and find_tool(agent, call.tool) is None:
                 yield f"agent {agent.name!r} has no tool {call.tool!r} any more, but a call of it is open"
 
 

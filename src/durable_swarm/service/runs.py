@@ -17,7 +17,6 @@ from durable_swarm.engine.following import Follower, check_after
 from durable_swarm.engine.history import step_infos, story
 from durable_swarm.engine.masking import Redact
 from durable_swarm.engine.retention import Retention
-from durable_swarm.engine.run import error_of
 from durable_swarm.engine.sealing import CLOSED, Sealed
 from durable_swarm.engine.store import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.engine.visitor import NoRuns, Visitor, visit
@@ -85,7 +84,7 @@ class Runs:
         idle = self._visitor.idle(rows)
         found = [row for row in rows if row.workflow_id in idle or not query.idle][: query.limit]
         ends = self._store.ends(found)
-        return [_view(row, row.workflow_id in idle, ends.get(row.workflow_id)) for row in found]
+        return [_view(self._store, row, row.workflow_id in idle, ends.get(row.workflow_id)) for row in found]
 
     def show(self, run_id: str) -> RunDetail:
         """Give one run in full."""
@@ -174,7 +173,7 @@ class Runs:
 
     def _seen(self, run: Run) -> RunView:
         row = self._store.row(run.id, load_output=False)
-        return _view(row, bool(self._visitor.idle([row])), self._store.ends([row]).get(run.id))
+        return _view(self._store, row, bool(self._visitor.idle([row])), self._store.ends([row]).get(run.id))
 
     def _run(self, run_id: str) -> Run:
         return Run(self._find(run_id), lambda: self._store, lambda: None)
@@ -195,17 +194,19 @@ class Runs:
         return str(rows[0].workflow_id)
 
 
-def _view(row: Any, idle: bool, ended_by: EndedBy | None) -> RunView:
-    created = started_at(row)
+def _view(store: Store, row: Any, idle: bool, ended: Any) -> RunView:
+    """Return a run for a list; `ended` is its row with what ended it, or None."""
+    created, state = started_at(row), state_of(row)
     return RunView(
         id=row.workflow_id,
-        status=state_of(row),
+        status=state,
         agent=_about(row, "agent"),
         created_at=created,
         updated_at=max(created, moment(row.updated_at)),
         idle=idle,
         waits_for=_waits_for(row, idle),
-        ended_by=ended_by,
+        ended_by=records.read_end(ended.output) if state == "done" and ended is not None else None,
+        failure=_failure(store, ended).line if state == "failed" and ended is not None else None,
         **_origin(row),
     )
 
@@ -246,6 +247,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         last_agent=None if told.ending is None else told.ending.agent,
         ended_by=_ended_by(row, state, told),
         error=error,
+        failure=None if error is None else error.line,
         added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
         waits_for=_waits_for(row, idle),
         closed=closed,
@@ -286,7 +288,7 @@ def _failure(store: Store, row: Any) -> Failure:
     except Sealed:
         return Failure(row.error.data["type"], CLOSED, str(row.error.data.get("step", "")))
     if record is None:
-        return Failure(type(row.error).__name__, str(error_of(store, row)))
+        return Failure(type(row.error).__name__, f"run {row.workflow_id!r} failed: {row.error}")
     return Failure(
         record["type"],
         codec.decode(record.get("message", "")),

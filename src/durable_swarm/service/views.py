@@ -50,6 +50,7 @@ class RunView:
     agent. `waits_for` is a sentence that says why an unfinished run does not go on, or None. A fork keeps the turns
     before `turn` of the run `forked_from`; both are None for other runs. `ended_by` says what ended a run that is done,
     as `Response.ended_by` does; None for any other, and in a list for runs of versions that did not note it.
+    `failure` is the error of a run that failed, in one line, or None.
     """
 
     id: str
@@ -62,6 +63,7 @@ class RunView:
     forked_from: str | None
     turn: int | None
     ended_by: EndedBy | None
+    failure: str | None
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@
 rules, `ScriptedModel(lambda request: ...)` with what a callable makes of each request; hand it to
 `DurableSwarm(client)` or `Swarm(client)`. `AsyncScriptedModel` is the same for `await`, `serve_scripted` the same over
 HTTP. `call` writes a tool call in a reply; `rate_limited`, `timed_out`, `cut` and their like are replies that go wrong
-(`testing/faults.py` lists them). Each request is checked by `check_request`, which raises `ProviderError` for what a
-strict provider would refuse.
+(`testing/faults.py` lists them). `REAL_REPLIES` is a table of what real models reply and scripts do not: cut, repeated,
+refused, empty. Each request is checked by `check_request`, which raises `ProviderError` for what a strict provider
+would refuse.
 """
 
 from durable_swarm.testing.crash import CrashReport, CrashTestFailed, Finding, crash_test, effect
@@ -24,6 +25,7 @@ from durable_swarm.testing.faults import (
     timed_out,
 )
 from durable_swarm.testing.golden import assert_replays, record_golden
+from durable_swarm.testing.real import REAL_REPLIES, RealReply
 from durable_swarm.testing.replay import Difference, Replay, replay
 from durable_swarm.testing.replies import call
 from durable_swarm.testing.rules import otherwise, when
@@ -32,12 +34,14 @@ from durable_swarm.testing.server import ScriptedServer, serve_scripted
 from durable_swarm.testing.strict import ProviderError, check_request
 
 __all__ = [
+    "REAL_REPLIES",
     "AsyncScriptedModel",
     "CrashReport",
     "CrashTestFailed",
     "Difference",
     "Finding",
     "ProviderError",
+    "RealReply",
     "Replay",
     "ScriptedModel",
     "ScriptedServer",

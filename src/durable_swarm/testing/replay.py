@@ -18,7 +18,7 @@ from durable_swarm.engine import process, records
 from durable_swarm.engine.exports import FORMAT, Exported, read_document
 from durable_swarm.engine.turns import recorded_turns
 from durable_swarm.errors import ConfigurationError, ReplayMismatch, RunNotFound, UnknownAgent
-from durable_swarm.loop import Ask, Call, Close, Effect, Ending, Outcome, Reply, Start, drive, turns
+from durable_swarm.loop import NOT_MADE, Ask, Call, Close, Effect, Ending, Outcome, Reply, Start, drive, known, turns
 from durable_swarm.models import Clients, Conversation, ModelCall, build_request, complete, instructions
 from durable_swarm.runs import State
 from durable_swarm.service import NoRuns, open_runs
@@ -245,7 +245,10 @@ class Replaying:
             return any(turn.reply.heard for turn in following)  # It went on, because more was said to it.
         if isinstance(effect, Ask):
             return await self._ask(effect)
-        return [self._answer(effect.turn, call) for call in effect.calls]
+        outcomes: list[Outcome] = []
+        for call in effect.calls:
+            outcomes.append(known(call, outcomes) or self._answer(effect.turn, call))
+        return outcomes
 
     def _note(self, turn: int | None, what: str, recorded: Any, now: Any) -> None:
         if recorded != now:
@@ -299,9 +302,10 @@ class Replaying:
 
     async def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
         """Give the recorded reply, its calls planned by today's code."""
-        calls = await plan_calls(agent, recorded.reply.message, Blocking(), recorded.reply.finish)
+        new = self._history[self._first :]
+        calls = await plan_calls(agent, recorded.reply.message, Blocking(), recorded.reply.finish, new)
         for was, now in zip(recorded.reply.calls, calls, strict=True):
-            if was.plan != "tell" and find_tool(agent, now.tool) is None:
+            if was.plan not in NOT_MADE and find_tool(agent, now.tool) is None:
                 raise ReplayMismatch(
                     f"run {self.recording.run_id!r} calls tool {now.tool!r} in turn {turn}, which agent {agent.name!r} "
                     "has no more; bring the tool back, or replay with a model that is asked anew",
@@ -323,9 +327,16 @@ class Replaying:
             call=ModelCall(self.recording.run_id, effect.turn),
             waits=Blocking(),
         )
-        calls = await plan_calls(agent, completion.message, Blocking(), completion.finish)
+        new = self._history[self._first :]
+        calls = await plan_calls(agent, completion.message, Blocking(), completion.finish, new)
         was = None if recorded is None else recorded.reply
-        self._note(effect.turn, "reply", was and was.message.get("content"), completion.message.get("content"))
+        # None and "" are the same: a stream has the one where a whole answer has the other.
+        self._note(
+            effect.turn,
+            "reply",
+            (was and was.message.get("content")) or None,
+            completion.message.get("content") or None,
+        )
         self._note(
             effect.turn, "tool calls", [_call(call) for call in was.calls] if was else None, list(map(_call, calls))
         )
@@ -334,17 +345,25 @@ class Replaying:
     # Tool calls
 
     def _answer(self, turn: int, call: Call) -> Outcome:
-        if call.plan == "tell":
-            return Outcome(call.text)
         for place in self._places(turn, call):
             outcome = self.recording.turns[place[0]].outcomes[place[1]]
             if outcome is not None:
                 self._used.add(place)
                 return outcome
-            if place[0] == turn and self.recording.turns[turn].reply.calls[place[1]].plan != "tell":
+            if place[0] == turn and self.recording.turns[turn].reply.calls[place[1]].plan not in NOT_MADE:
                 raise _Stopped(f"the recording has no result of {_call(call)} in turn {turn} ({self.recording.status})")
+        used = sorted(place[0] for place in self._used if self._is_call(place, call))
+        if used:
+            turns_ = ", ".join(map(str, used))
+            self._note(turn, "a tool call more often than recorded", f"{_call(call)} in turn {turns_}", _call(call))
+            raise _Stopped(
+                f"the recorded answer to {_call(call)} was used up in turn {turns_}; there is none for turn {turn}"
+            )
         self._note(turn, "a tool call without a recorded answer", None, _call(call))
         raise _Stopped(f"the recording has no answer to {_call(call)} in turn {turn}")
+
+    def _is_call(self, place: tuple[int, int], call: Call) -> bool:
+        return _call(self.recording.turns[place[0]].reply.calls[place[1]]) == _call(call)
 
     def _places(self, turn: int, call: Call) -> Iterator[tuple[int, int]]:
         """Give the places of the same call in the recording: the same place first, then the others in order."""

@@ -1,0 +1,93 @@
+"""Calls that a model makes again: the same tool with the same arguments, in one run.
+
+Models repeat what has succeeded. What counts as the same is decided here alone, for plans, approvals and screens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from durable_swarm.types import Message
+
+FAILED = "Error:"
+"""How the text of a call begins that did not succeed."""
+
+Place = tuple[int, int]
+"""Where a call is: its turn, and its place among the calls of that turn, both from 0."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A call that was made: where, and the text it gave."""
+
+    place: Place
+    text: str
+
+
+def key_of(tool: str, arguments: str) -> str:
+    """Return a text that is equal for equal calls, however their arguments are written."""
+    try:
+        plain = json.dumps(json.loads(arguments or "{}"), sort_keys=True)
+    except (ValueError, RecursionError):
+        plain = arguments
+    return f"{tool}({plain})"
+
+
+def succeeded(messages: Iterable[Message]) -> dict[str, Made]:
+    """Return the first success of each call among the new messages of a run, by its key.
+
+    A call that handed over to another agent is not among them: made again it hands over again.
+    """
+    found: dict[str, Made] = {}
+    turn, index, calls = -1, 0, list[dict[str, Any]]()
+    for message in messages:
+        if message.get("role") == "assistant":
+            turn, calls, index = turn + 1, message.get("tool_calls") or [], 0
+        elif message.get("role") == "tool" and index < len(calls):
+            function, text = calls[index]["function"], message.get("content")
+            if isinstance(text, str) and not text.startswith(FAILED) and not _hands_over(text):
+                found.setdefault(key_of(function["name"], function["arguments"]), Made((turn, index), text))
+            index += 1
+    return found
+
+
+def _hands_over(text: str) -> bool:
+    if not text.startswith('{"assistant"'):
+        return False
+    try:
+        given: Any = json.loads(text)
+    except ValueError:
+        return False
+    return list(given) == ["assistant"]
+
+
+def repeated(messages: list[Message]) -> set[Place]:
+    """Return the places of the calls that repeat a success, or stand twice in their reply."""
+    found: set[Place] = set()
+    replies = [at for at, message in enumerate(messages) if message.get("role") == "assistant"]
+    for turn, at in enumerate(replies):
+        calls = messages[at].get("tool_calls") or []
+        found |= {(turn, index) for index in range(len(calls)) if same_before(messages[: at + 1], index) is not None}
+    return found
+
+
+def same_before(messages: list[Message], index: int) -> Place | None:
+    """Return the place of the call that the `index`-th call of the last reply repeats, or None."""
+    last = max((at for at, message in enumerate(messages) if message.get("role") == "assistant"), default=None)
+    if last is None:
+        return None
+    keys = [key_of(call["function"]["name"], call["function"]["arguments"]) for call in messages[last]["tool_calls"]]
+    made = succeeded(messages[:last]).get(keys[index])
+    if made is not None:
+        return made.place
+    turn = sum(message.get("role") == "assistant" for message in messages[:last])
+    return (turn, keys.index(keys[index])) if keys.index(keys[index]) < index else None
+
+
+def step_number(messages: list[Message], place: Place) -> int:
+    """Return the number of a call as a step of a run in memory, where replies and their calls are all there is."""
+    replies = [message for message in messages if message.get("role") == "assistant"]
+    return sum(1 + len(reply.get("tool_calls") or []) for reply in replies[: place[0]]) + 2 + place[1]
