@@ -41,6 +41,8 @@ ROLES = ("writer", "writer", "writer", "visitor", "stranger")
 
 PATIENCE = 120.0
 """Seconds more that a trial takes at most, where all is slow."""
+SLOW = 5.0
+"""Seconds that a kill waits at most for a row."""
 
 
 @dataclass
@@ -167,9 +169,13 @@ def trial(folder: Path, seconds: float, kills: int = 10, rows: int = 50) -> Figu
     living = {number: begin(kind) for number, kind in enumerate(ROLES)}
     end = time.monotonic() + seconds
     while time.monotonic() < end or (time.monotonic() < end + PATIENCE and not _enough(notes, figures, kills, rows)):
+        before = _written(notes)
+        time.sleep(random.uniform(0.1, 0.4))
+        slow = time.monotonic() + SLOW
+        while _written(notes) == before and time.monotonic() < slow:
+            time.sleep(0.02)  # Where all is slow, programs would be killed before they have begun to work.
         if list(notes.glob("*.wrong")):
             break
-        time.sleep(random.uniform(0.1, 0.4))
         number = random.randrange(len(ROLES))
         living[number].kill()
         living[number].join()
@@ -183,7 +189,12 @@ def trial(folder: Path, seconds: float, kills: int = 10, rows: int = 50) -> Figu
 
 
 def _enough(notes: Path, figures: Figures, kills: int, rows: int) -> bool:
-    return figures.kills >= kills and sum(path.stat().st_size for path in notes.glob("*.rows")) >= rows * 33
+    return figures.kills >= kills and _written(notes) >= rows
+
+
+def _written(notes: Path) -> int:
+    """Return how many rows were acknowledged."""
+    return sum(path.stat().st_size for path in notes.glob("*.rows")) // 33
 
 
 def _judge(files: Path, notes: Path, figures: Figures) -> None:
