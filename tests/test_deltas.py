@@ -262,9 +262,10 @@ def test_content_in_parts() -> None:
 
 
 def test_a_pair_of_surrogates_may_be_cut() -> None:
-    """A character whose two halves come in two chunks is one character of the message; a lone half stays."""
+    """A character whose two halves come in two chunks is one character of the message; a lone one is U+FFFD."""
     assert merge(stream({"content": "a\ud83d"}, {"content": "\ude00b"}))["content"] == "a😀b"
-    assert merge(stream({"content": "a\ud83d"}))["content"] == "a\ud83d"
+    assert merge(stream({"content": "a\ud83d"}))["content"] == "a\ufffd"
+    assert merge(stream({"content": "\ude00a"}))["content"] == "\ufffda"
     assert calls_of(part(0, "c", "add", "\ud83d"), part(0, text="\ude00")) == [("c", "add", "😀")]
 
 

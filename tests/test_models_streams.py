@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from durable_swarm import Agent, ModelError
-from durable_swarm.models import Clients, Completion, Conversation, ModelCall, complete, current_model_call
+from durable_swarm.models import Clients, Completion, ModelCall, complete, current_model_call
 from durable_swarm.testing import (
     AsyncScriptedModel,
     ScriptedModel,
@@ -30,6 +30,7 @@ from durable_swarm.testing import (
     timed_out,
 )
 from durable_swarm.waits import OnLoop, background_loop
+from durable_swarm.wire import Conversation
 from tests.support.chunks import put_together
 from tests.support.http import httpx
 from tests.support.model_calls import Naps, Shown, ask

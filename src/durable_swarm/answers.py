@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from durable_swarm.codec import mended
 from durable_swarm.types import Message, Usage
 
 
@@ -54,7 +55,7 @@ def refuse_error(part: Any) -> None:
     """Raise `ErrorReply` where an answer, a chunk or a choice says that something went wrong at the provider."""
     error = field(part, "error")
     if isinstance(error, BaseModel):
-        error = error.model_dump(mode="json")
+        error = dumped(error)
     if isinstance(error, str) and error:
         raise ErrorReply(error)
     if isinstance(error, Mapping) and error:
@@ -124,6 +125,7 @@ def read_message(message: Any, turn: int) -> Message:
     left out; a call without an id gets one, for providers that send none but want it back.
     """
     data = _as_dict(message)
+    data = mended(data)
     calls = [_read_call(call, turn, index) for index, call in enumerate(data.pop("tool_calls", None) or [])]
     rest = {key: value for key, value in data.items() if value is not None and key not in ("role", "content", "sender")}
     content = data.get("content")
@@ -132,28 +134,57 @@ def read_message(message: Any, turn: int) -> Message:
     return {"role": "assistant", "content": content, **rest, "tool_calls": calls or None}
 
 
+def dumped(model: BaseModel) -> dict[str, Any]:
+    """Return a client's model as plain data; the client has not checked that its fields are what it says they are."""
+    return model.model_dump(mode="json", warnings=False)
+
+
 def _as_dict(message: Any) -> dict[str, Any]:
     if isinstance(message, Mapping):
         return dict(message)
+    if isinstance(message, BaseModel):
+        return dumped(message)
     with contextlib.suppress(AttributeError, TypeError, ValueError):
-        dumped = message.model_dump(mode="json")
-        if isinstance(dumped, dict):
-            return dumped
+        data = message.model_dump(mode="json")
+        if isinstance(data, dict):
+            return data
     return {key: getattr(message, key, None) for key in ("content", "tool_calls")}
 
 
 def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
-    function = field(call, "function")
+    """Return a tool call as plain data, with what its provider has put beside id, type and function."""
+    custom = field(call, "custom") if field(call, "type") == "custom" else None
+    function = field(call, "function") if custom is None else custom
     part = partial(field, function)
     given = field(call, "id")
-    arguments = part("arguments")
+    arguments = part("arguments", part("input"))
     if not isinstance(arguments, str):
-        arguments = "" if arguments is None else json.dumps(arguments)
-    return {
-        "id": str(given) if given else f"call_{turn}_{index}",
-        "type": "function",
-        "function": {"name": str(part("name") or ""), "arguments": arguments},
-    }
+        arguments = "" if arguments is None else json.dumps(arguments, default=str)
+    read: dict[str, Any] = mended(
+        {
+            **beside(call, ("id", "type", "function", "index")),
+            "id": str(given) if given else f"call_{turn}_{index}",
+            "type": "function" if custom is None else "custom",
+            "function": {
+                **(beside(function, ("name", "arguments")) if custom is None else {}),
+                "name": str(part("name") or ""),
+                "arguments": arguments,
+            },
+        }
+    )
+    return read
+
+
+def beside(thing: Any, known: tuple[str, ...]) -> dict[str, Any]:
+    """Return the further fields of a mapping or a client's model, without nulls.
+
+    Of other objects nothing is known: a mock has every field.
+    """
+    if isinstance(thing, BaseModel):
+        thing = dumped(thing)
+    if not isinstance(thing, Mapping):
+        return {}
+    return {str(key): value for key, value in thing.items() if value is not None and key not in known}
 
 
 def field(thing: Any, name: str, default: Any = None) -> Any:
@@ -161,8 +192,37 @@ def field(thing: Any, name: str, default: Any = None) -> Any:
     return thing.get(name, default) if isinstance(thing, Mapping) else getattr(thing, name, default)
 
 
+_TOTALS = ("prompt_tokens", "completion_tokens", "total_tokens")
+_DETAILS = {
+    "cached_tokens": (
+        ("prompt_tokens_details", "cached_tokens"),
+        ("prompt_cache_hit_tokens",),
+        ("cache_read_input_tokens",),
+    ),
+    "cache_write_tokens": (
+        ("prompt_tokens_details", "cache_write_tokens"),
+        ("prompt_tokens_details", "cache_creation_tokens"),
+        ("cache_creation_input_tokens",),
+    ),
+    "reasoning_tokens": (("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",)),
+}
+"""Where providers write the tokens that are part of the totals: the first place that counts any."""
+
+
 def read_usage(answer: Answer) -> Usage | None:
-    """Give the tokens that the provider counted, or None where it counted none."""
-    counts = {name: field(answer.usage, name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
-    known = {name: count for name, count in counts.items() if isinstance(count, int)}
-    return Usage(requests=1, **known) if known else None
+    """Return the tokens that the provider counted, or None where it counted none."""
+    counts = {name: field(answer.usage, name) for name in _TOTALS}
+    known = {name: count for name, count in counts.items() if _is_count(count)}
+    counted = partial(_count, answer.usage)
+    details = {name: next(filter(None, map(counted, places)), 0) for name, places in _DETAILS.items()}
+    return Usage(requests=1, **known, **details) if known else None
+
+
+def _count(usage: Any, place: tuple[str, ...]) -> int:
+    for name in place:
+        usage = field(usage, name)
+    return usage if _is_count(usage) else 0
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

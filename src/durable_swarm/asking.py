@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm.checks import check_name, check_seconds, check_text
-from durable_swarm.codec import as_json
+from durable_swarm.codec import as_json, mended
 from durable_swarm.errors import ConfigurationError, InvalidAnswer, NotInRun, RequestExpired
 from durable_swarm.inside import Inside, calling
 from durable_swarm.requests import Asked, Decision
@@ -51,7 +51,7 @@ async def ask_human_async(
 
 
 def _question(word: str, question: str, choices: Any, timeout: float | None) -> tuple[Inside, Asked]:
-    check_text(f"{word}: question", question)
+    question, choices = check_text(f"{word}: question", mended(question)), mended(choices)
     if timeout is not None:
         check_seconds(f"{word}: timeout", timeout)
     if choices is not None and (not isinstance(choices, list | tuple) or not choices):

@@ -20,6 +20,7 @@ from durable_swarm.asking import Later
 from durable_swarm.attempts import retrying
 from durable_swarm.awaitables import is_async
 from durable_swarm.checks import check_name
+from durable_swarm.codec import mended, mended_text
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
 from durable_swarm.gates import needs_approval
@@ -162,7 +163,15 @@ async def call_tool(
 
 
 async def told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
-    """Await a call's outcome; make what it raises for the model, or with `tell_errors` whatever it raises, its text."""
+    """Await a call's outcome; make what it raises for the model, or with `tell_errors` whatever it raises, its text.
+
+    Half characters in it (a file name that is not UTF-8, a text cut within an emoji) become U+FFFD.
+    """
+    outcome = await _told(making, tell_errors=tell_errors)
+    return replace(outcome, text=mended_text(outcome.text), updates=mended(outcome.updates))
+
+
+async def _told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
     try:
         return await making
     except (BadArguments, ToolError) as error:

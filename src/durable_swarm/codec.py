@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from operator import is_
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -119,7 +120,7 @@ def as_json(value: Any, path: str, depth: int = MAX_DEPTH) -> Any:
     if value is None or kind is bool or kind is int or (kind is float and math.isfinite(value)):
         return value
     if kind is str:
-        return _LONE.sub("\ufffd", value)
+        return mended_text(value)
     if kind in (list, tuple) and depth:
         return [as_json(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(value)]
     if kind is dict and depth and all(type(key) is str for key in value):
@@ -127,6 +128,31 @@ def as_json(value: Any, path: str, depth: int = MAX_DEPTH) -> Any:
     raise NotSerializable(
         f"{path} is not JSON data: {value!r:.80}; give texts, numbers, lists and dictionaries", path=path
     )
+
+
+def mended_text(text: str) -> str:
+    """Return the text with half characters as U+FFFD, and the two halves of one as that character.
+
+    File names that are not UTF-8 have such halves, and texts that were cut within an emoji; no JSON may hold them.
+    """
+    if text.isascii() or not _LONE.search(text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def mended(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Return `value` with all texts in it mended, keys too; itself where there is nothing to mend."""
+    kind = type(value)
+    if kind is str:
+        return mended_text(value)
+    if kind in (list, tuple, set, frozenset) and depth:
+        items = [mended(item, depth - 1) for item in value]
+        return value if all(map(is_, items, value)) else kind(items)
+    if kind is dict and depth:
+        pairs = [(mended(key, depth - 1), mended(item, depth - 1)) for key, item in value.items()]
+        same = all(key is old and item is was for (key, item), (old, was) in zip(pairs, value.items(), strict=True))
+        return value if same else dict(pairs)
+    return value
 
 
 def _encode(value: Any, path: str, depth: int) -> Any:

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from durable_swarm.answers import Answer, checked, field, refuse_broken, refuse_error
+from durable_swarm.answers import Answer, beside, checked, dumped, field, refuse_broken, refuse_error
+from durable_swarm.codec import mended_text
 from durable_swarm.types import Message
 
 _DATA = (str, bytes, int, float, list, tuple, set, type(None))
@@ -71,6 +72,7 @@ class Pieces:
         self._choice: Any = None
         self._texts: dict[str, list[Any]] = {}
         self._values: dict[str, Any] = {}
+        """Fields that are no texts, merged."""
         self._halves: dict[str, str] = {}
         """The half of a character with which a text ends so far."""
         self._calls = _Calls()
@@ -121,15 +123,21 @@ class Pieces:
         if isinstance(value, str) or name == "content":
             self._texts.setdefault(name, []).append(_text(value))
             return self._whole_characters(name, value) if isinstance(value, str) else value
-        self._values[name] = _plain(value)
-        return copy.deepcopy(self._values[name])
+        value = _plain(value)
+        self._values[name] = merged(name, self._values.get(name), value)
+        return copy.deepcopy(value)
 
     def _whole_characters(self, name: str, text: str) -> str:
         """Give what is new of a text, keeping back half a character until the other half comes."""
         text = self._halves.pop(name, "") + text
         if text and "\ud800" <= text[-1] <= "\udbff":
             text, self._halves[name] = text[:-1], text[-1]
-        return _mended(text)
+        return mended_text(text)
+
+    def rest(self) -> dict[str, Any] | None:
+        """Return the last delta, once the stream has ended: the halves of characters whose other half never came."""
+        halves, self._halves = self._halves, {}
+        return {name: mended_text(half) for name, half in halves.items()} or None
 
     def mark(self) -> None:
         """Take in that the provider has said that this is all."""
@@ -183,7 +191,7 @@ def _fields(delta: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return dumped(value) if isinstance(value, BaseModel) else value
 
 
 def _text(value: Any) -> str | list[Any]:
@@ -197,21 +205,47 @@ def _text(value: Any) -> str | list[Any]:
 def _joined(pieces: list[Any]) -> str | list[Any]:
     """Give texts as one text; where parts came too (thoughts, references), the list of all parts."""
     if all(isinstance(piece, str) for piece in pieces):
-        return _mended("".join(pieces))
+        return mended_text("".join(pieces))
     parts: list[Any] = []
     for kind, group in groupby(pieces, type):
         if kind is list:
             parts.extend(chain.from_iterable(group))
-        elif text := _mended("".join(group)):
+        elif text := mended_text("".join(group)):
             parts.append({"type": "text", "text": text})
     return parts
 
 
-def _mended(text: str) -> str:
-    """Give the text with its surrogate pairs joined: a chunk may end within a pair."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+_SAME = {"id", "index", "type", "format", "object", "model", "name", "role", "version"}
+"""What is repeated with each piece of a value, and no piece itself."""
+
+
+def merged(name: str, old: Any, new: Any) -> Any:
+    """Return a streamed value with one more piece: texts joined, objects deep, entries of lists by their `index`."""
+    if old is None or new is None:
+        return copy.deepcopy(old if new is None else new)
+    if isinstance(old, str) and isinstance(new, str) and name not in _SAME:
+        return old + new
+    if isinstance(old, dict) and isinstance(new, Mapping):
+        return {key: merged(key, old.get(key), new.get(key)) for key in {**old, **new}}
+    if isinstance(old, list) and isinstance(new, list | tuple):
+        return _with_entries(old, new)
+    return copy.deepcopy(new)
+
+
+def _with_entries(old: list[Any], new: Iterable[Any]) -> list[Any]:
+    entries = list(old)
+    for entry in new:
+        index = _index_of(entry)
+        same = [at for at, known in enumerate(entries) if index is not None and _index_of(known) == index]
+        if same:
+            entries[same[0]] = merged("", entries[same[0]], entry)
+        else:
+            entries.append(copy.deepcopy(entry))
+    return entries
+
+
+def _index_of(entry: Any) -> Any:
+    return entry.get("index") if isinstance(entry, Mapping) else None
 
 
 @dataclass
@@ -222,6 +256,46 @@ class _Call:
     id: str = ""
     name: str = ""
     arguments: list[str] = dataclass_field(default_factory=list)
+    beside: dict[str, Any] = dataclass_field(default_factory=dict)
+    """What stands beside id, type and function."""
+    inside: dict[str, Any] = dataclass_field(default_factory=dict)
+    """What stands beside name and arguments."""
+    custom: bool = False
+
+    @property
+    def text(self) -> str:
+        """The arguments so far."""
+        if len(self.arguments) > 1:
+            self.arguments[:] = ["".join(self.arguments)]
+        return self.arguments[0] if self.arguments else ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments so far are a JSON object, so that nothing can follow."""
+        try:
+            return self.text.rstrip().endswith("}") and isinstance(json.loads(self.text), dict)
+        except (ValueError, RecursionError):
+            return False
+
+    def repeats(self, arguments: str) -> bool:
+        """Tell whether a fragment's arguments say nothing new."""
+        return arguments.strip() in ("", self.text.strip())
+
+    def named(self, name: str, *, repeated: bool) -> str:
+        """Take a name, or a piece of one, and return what is new of it: some servers repeat it with each piece.
+
+        A name that comes a second time is a piece only if nothing else of the call has come or is `repeated`.
+        """
+        new = "" if self.text or (repeated and name == self.name) else name
+        self.name += new
+        return new
+
+    def as_read(self) -> dict[str, Any]:
+        """Return the whole call, as one that was not streamed."""
+        text = mended_text(self.text)
+        inside = {"name": self.name, **({"input": text} if self.custom else {**self.inside, "arguments": text})}
+        kind = "custom" if self.custom else "function"
+        return {**self.beside, "id": self.id or None, "type": kind, kind: inside}
 
 
 class _Calls:
@@ -240,34 +314,40 @@ class _Calls:
     def _add(self, fragment: Any) -> dict[str, Any]:
         if isinstance(fragment, _DATA):
             raise BrokenStream(f"the provider's stream holds what is no tool call: {_shortly(fragment)}")
-        function, index = field(fragment, "function"), field(fragment, "index")
+        custom = field(fragment, "custom") if isinstance(fragment, Mapping | BaseModel) else None
+        function, index = field(fragment, "function") if custom is None else custom, field(fragment, "index")
         given, name = str(field(fragment, "id") or ""), str(field(function, "name") or "")
-        call = self._find(index, given, name)
+        arguments = _arguments(field(function, "arguments" if custom is None else "input"))
+        call = self._find(index, given, name, arguments)
         if call is None:
             call = self._open(index)
+            call.custom = custom is not None
             shown: dict[str, Any] = {"index": call.number, "id": given, "type": "function"}
         else:
             shown = {"index": call.number, "id": "" if call.id else given}
+        named = call.named(name, repeated=bool(arguments or (given and given == call.id)))
         call.id = call.id or given
-        call.name += name
-        arguments = _arguments(field(function, "arguments"))
+        if arguments.strip() and call.repeats(arguments) and call.is_whole:
+            arguments = ""  # Some servers repeat the whole call in their last chunk.
         call.arguments.append(arguments)
-        said = {"name": name, "arguments": arguments}
-        shown["function"] = {key: text for key, text in said.items() if text}
-        return {key: value for key, value in shown.items() if value or key == "index"}
+        more = beside(fragment, ("id", "type", "function", "custom", "index"))
+        within = beside(function, ("name", "arguments", "input"))
+        call.beside, call.inside = merged("", call.beside, more), merged("", call.inside, within)
+        said = {"name": named, "arguments": arguments}
+        shown["function"] = {**within, **{key: text for key, text in said.items() if text}}
+        return {**more, **{key: value for key, value in shown.items() if value or key == "index"}}
 
-    def _find(self, index: Any, given: str, name: str) -> _Call | None:
+    def _find(self, index: Any, given: str, name: str, arguments: str) -> _Call | None:
         """Find the call that a fragment belongs to; None is a new one."""
         if isinstance(index, int):
             call = self._at.get(index)
-            # Some providers send every call whole, and all of them as number 0.
-            other = call is not None and call.id and call.name and name and given and given != call.id
-            return None if other else call
+            return None if call is not None and _is_another(call, given, name, arguments) else call
         if given:
-            return next((call for call in self._all if call.id == given), None)
+            last = next((call for call in reversed(self._all) if call.id == given), None)
+            return None if last is not None and _is_another(last, given, name, arguments) else last
         # Nothing tells the calls apart but that a name does not come after arguments.
         last = self._all[-1] if self._all else None
-        return None if last is not None and name and any(last.arguments) else last
+        return None if last is not None and name and _is_over(last, name, arguments) else last
 
     def _open(self, index: Any) -> _Call:
         taken = [call.number for call in self._all]
@@ -279,15 +359,29 @@ class _Calls:
         return call
 
     def whole(self) -> list[dict[str, Any]] | None:
-        """Give the calls in their order, None where there are none."""
-        return [
-            {
-                "id": call.id or None,
-                "type": "function",
-                "function": {"name": call.name, "arguments": _mended("".join(call.arguments))},
-            }
-            for call in sorted(self._all, key=lambda call: call.number)
-        ] or None
+        """Return the calls in their order, None where there are none."""
+        return [call.as_read() for call in sorted(self._all, key=lambda call: call.number)] or None
+
+
+def _is_another(call: _Call, given: str, name: str, arguments: str) -> bool:
+    """Tell whether a fragment with the index, or the id, of this call belongs to another one.
+
+    Some providers send every call whole, and all of them as number 0, or under one id.
+    """
+    if not call.name or not name:
+        return False
+    if call.id and given and given != call.id:
+        return True
+    again = name == call.name and call.repeats(arguments)
+    return bool(arguments.strip()) and not again and call.is_whole
+
+
+def _is_over(call: _Call, name: str, arguments: str) -> bool:
+    """Tell whether the last call takes no more, where a fragment without index and id brings a name."""
+    if name != call.name:
+        return bool(call.text)
+    # The name may only be repeated: while the arguments are in pieces, they go on.
+    return bool(arguments.strip()) and call.is_whole
 
 
 def _arguments(given: Any) -> str:

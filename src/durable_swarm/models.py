@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import json
 import re
 import sys
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from typing import Any
 from durable_swarm import credentials
 from durable_swarm.answers import Answer, read_finish, read_message, read_usage
 from durable_swarm.awaitables import is_async
+from durable_swarm.codec import mended
 from durable_swarm.credentials import without_secrets
 from durable_swarm.deltas import Unmarked, whole
 from durable_swarm.errors import ConfigurationError, ModelError, safe_text
@@ -49,6 +49,7 @@ from durable_swarm.refusals import (
 from durable_swarm.schema import tool_schemas
 from durable_swarm.types import Message, Usage
 from durable_swarm.waits import OnLoop, Waits, background_loop, give_back, on_background
+from durable_swarm.wire import Conversation, with_origin
 
 DEFAULT_RETRIES = 5
 
@@ -81,44 +82,6 @@ class Completion:
     finish: str = ""
 
 
-class Conversation:
-    """The history as providers accept it, converted once per message and not once per call."""
-
-    def __init__(self) -> None:
-        self._wire: list[Message] = []
-
-    def request(self, system: str, history: list[Message]) -> list[Message]:
-        """Give the messages of one request. `history` only ever grows between calls."""
-        self._wire.extend(to_wire(message) for message in history[len(self._wire) :])
-        return [{"role": "system", "content": system}, *self._wire]
-
-
-def to_wire(message: Message) -> Message:
-    """Give the message without what providers refuse: Swarm's own keys, nulls, arguments that are not JSON."""
-    wire = {key: value for key, value in message.items() if value is not None and key not in ("sender", "tool_name")}
-    if message.get("role") == "assistant":
-        # Providers take a message without content only where it calls tools.
-        wire.setdefault("content", None if wire.get("tool_calls") else "")
-    if "tool_calls" in wire:
-        wire["tool_calls"] = [_repaired(call) for call in wire["tool_calls"]]
-        if not wire["tool_calls"]:
-            del wire["tool_calls"]
-    return wire
-
-
-def _repaired(call: dict[str, Any]) -> dict[str, Any]:
-    """Some servers refuse for ever a history with a broken name or arguments; the model was told about them anyway."""
-    function = dict(call.get("function") or {})
-    name = re.sub(r"[^a-zA-Z0-9_-]", "_", str(function.get("name") or ""))[:64] or "_"
-    arguments = function.get("arguments")
-    try:
-        arguments = json.dumps(arguments) if isinstance(arguments, Mapping) else arguments
-        sound = isinstance(json.loads(arguments or ""), dict)
-    except (TypeError, ValueError, RecursionError):
-        sound = False
-    return {**call, "function": {**function, "name": name, "arguments": arguments if sound else "{}"}}
-
-
 async def complete(
     client: Any,
     agent: Any,
@@ -140,13 +103,14 @@ async def complete(
     Raises `ModelError` when the provider refuses or stays away; other exceptions of the client pass as they are.
     """
     system = await instructions(agent, context, waits)
-    request = build_request(agent, conversation.request(system, history), model_override, streamed=show is not None)
+    request = build_request(agent, [], model_override, streamed=show is not None)
+    request["messages"] = conversation.request(system, history, request["model"])
     if debug:
         say(f"Getting chat completion for...: {request['messages']}")
     begin = None if show is None else partial(Shown, show, call.turn)
     with _called(call):
         answer = await _Asking(client, request, waits, begin).answer(admit)
-    message = read_message(answer.message, call.turn)
+    message = with_origin(read_message(answer.message, call.turn), request["model"])
     if debug:
         say(f"Received completion: {message}")
     return Completion(message, read_usage(answer), request["model"], read_finish(answer))
@@ -174,7 +138,7 @@ def build_request(
     agent: Any, messages: list[Message], model_override: str | None, *, streamed: bool = False
 ) -> dict[str, Any]:
     """Give the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too."""
-    tools = tool_schemas(agent)
+    tools = mended(tool_schemas(agent))
     request = {
         "model": model_override or agent.model,
         "messages": messages,

@@ -144,7 +144,7 @@ class Reception:
             # An error of the stream says more than one of its closing.
             with contextlib.suppress(Exception):
                 _closing(stream)()
-        return pieces.answer()
+        return self._whole_of(pieces)
 
     async def _iterated_async(self, stream: Any) -> Answer:
         pieces = Pieces()
@@ -157,7 +157,13 @@ class Reception:
                 closed = _closing(stream)()
                 if inspect.isawaitable(closed):
                     await closed
-        return pieces.answer()
+        return self._whole_of(pieces)
+
+    def _whole_of(self, pieces: Pieces) -> Answer:
+        answer, rest = pieces.answer(), pieces.rest()
+        if rest is not None:
+            self._shown.delta(rest)
+        return answer
 
     def _take(self, pieces: Pieces, chunk: Any) -> bool:
         """Take in a chunk; whether its reader should get a turn now: chunks that are all there leave it none."""

@@ -24,12 +24,13 @@ from durable_swarm.calls import (
     runs_together,
 )
 from durable_swarm.checks import LONGEST_ID, check_name, check_text, check_whole
+from durable_swarm.codec import mended
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.gates import approval_of, approved, later_of, posted
 from durable_swarm.inbox import MemoryInbox
 from durable_swarm.inside import CurrentCall, Inside
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, drive, turns
-from durable_swarm.models import Clients, Conversation, ModelCall, complete
+from durable_swarm.models import Clients, ModelCall, complete
 from durable_swarm.repeats import same_before, step_number
 from durable_swarm.requests import Asked, Decision
 from durable_swarm.requests import Request as HumanRequest
@@ -51,6 +52,7 @@ from durable_swarm.waits import (
     result_of,
     running_loop,
 )
+from durable_swarm.wire import Conversation
 
 
 class Runner(Answering, ABC):
@@ -322,8 +324,8 @@ class Request:
         """Give what the loop starts with; `own` makes the run's own copy of the messages and the context."""
         return Start(
             agent=self.agent.name,
-            messages=own([plain(message) for message in self.messages]),
-            context=own(dict(self.context_variables or {})),
+            messages=mended(own([plain(message) for message in self.messages])),
+            context=mended(own(dict(self.context_variables or {}))),
             model_override=self.model_override,
             max_turns=None if self.max_turns == float("inf") else self.max_turns,
             execute_tools=bool(self.execute_tools),

@@ -86,12 +86,18 @@ class Result(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of all model calls of a run, as the provider counted them, and the number of calls it counted."""
+    """Tokens of all model calls of a run, as the provider counted them, and the number of calls it counted.
+
+    `cached_tokens` and `cache_write_tokens` are part of `prompt_tokens`, `reasoning_tokens` of `completion_tokens`.
+    """
 
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})

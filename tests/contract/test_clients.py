@@ -94,6 +94,9 @@ def test_usage_is_summed(make_swarm: MakeSwarm, run: Run) -> None:
         "prompt_tokens": 25,
         "completion_tokens": 5,
         "total_tokens": 30,
+        "cached_tokens": 0,
+        "cache_write_tokens": 0,
+        "reasoning_tokens": 0,
     }
 
 

@@ -155,7 +155,7 @@ def plan(store: Rows, row: Any, asked: ForkRequest, swarm: str) -> Planned:
 
 
 def _plain_data(messages: Sequence[Message]) -> list[Any]:
-    return [codec.encode(plain(message), f"messages[{index}]") for index, message in enumerate(messages)]
+    return [codec.encode(codec.mended(plain(message)), f"messages[{index}]") for index, message in enumerate(messages)]
 
 
 def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> list[records.Record]:

@@ -24,10 +24,11 @@ from durable_swarm.engine.sealing import Seal
 from durable_swarm.engine.signals import closed
 from durable_swarm.engine.versions import Answered
 from durable_swarm.loop import Call, Start
-from durable_swarm.models import Clients, Conversation
+from durable_swarm.models import Clients
 from durable_swarm.repeats import Place
 from durable_swarm.types import Response
 from durable_swarm.waits import Home, Waits
+from durable_swarm.wire import Conversation
 
 log = logging.getLogger("durable_swarm")
 

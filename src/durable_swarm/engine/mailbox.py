@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.checks import check_text
-from durable_swarm.codec import Place, dumps
+from durable_swarm.codec import Place, dumps, mended
 from durable_swarm.engine.claims import UNFINISHED, now
 from durable_swarm.engine.database import create_table, for_one_statement, is_sqlite, schema_of, unfit
 from durable_swarm.engine.sealing import Seal
@@ -74,7 +74,7 @@ class Mailbox:
 
     def say(self, run_id: str, text: str, swarm: str) -> None:
         """Leave a user's message for a run. Raises `ConfigurationError` if the run has ended."""
-        check_text("text", text)
+        text = check_text("text", mended(text))
         self.create()
         for _ in range(TRIES):
             with contextlib.suppress(IntegrityError), self._trying():

@@ -232,10 +232,30 @@ def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Reco
         written=codec.encode(reply.written),
         model=model,
         version=version,
-        usage=None if reply.usage is None else list(reply.usage.model_dump().values()),
+        **_usage_record(reply.usage),
         at=at,
         shown=shown,
     )
+
+
+_TOTALS = 4
+"""How many counts of a usage stand in `usage`; those that came later stand in `usage_details`, by name."""
+
+
+def _usage_record(usage: Usage | None) -> Record:
+    counts = [] if usage is None else list(usage.model_dump().items())
+    details = {name: count for name, count in counts[_TOTALS:] if count}
+    return {"usage": [count for _, count in counts[:_TOTALS]], "usage_details": details}
+
+
+def _read_usage(record: Record) -> Usage | None:
+    counts = _each(record.get("usage") or [], int)
+    if not counts:
+        return None
+    details = _checked(record.get("usage_details", {}), dict)
+    names = list(Usage.model_fields)
+    known = {name: _checked(count, int) for name, count in details.items() if name in names[_TOTALS:]}
+    return Usage(**dict(zip(names[:_TOTALS], counts, strict=True)), **known)
 
 
 def _plan_record(call: Call) -> str | Record:
@@ -263,8 +283,7 @@ def _reply(record: Record) -> Reply:
         _read_call(index, call, plan)
         for index, (call, plan) in enumerate(zip(made, record.get("plan", []), strict=True))
     ]
-    counts = _each(record.get("usage") or [], int)
-    usage = Usage(**dict(zip(Usage.model_fields, counts, strict=True))) if counts else None
+    usage = _read_usage(record)
     heard = _each(codec.decode(record.get("heard", [])), dict)
     finish = _checked(codec.decode(record.get("finish", "")), str)
     written = _checked(codec.decode(record.get("written", "")), str)
@@ -296,9 +315,9 @@ def read_end(record: Any) -> EndedBy | None:
 
 
 def outcome_record(outcome: Outcome) -> Record:
-    """Give the record of one tool call, without what its events need (`engine.feed`). Raises `NotSerializable`."""
+    """Return the record of one tool call, without what its events need (`engine.feed`). Raises `NotSerializable`."""
     return _slim(
-        text=codec.encode(outcome.text),
+        text=codec.encode(codec.mended_text(outcome.text)),
         agent=outcome.agent,
         updates=codec.encode(_named(outcome.updates), "the context_variables of the tool's Result"),
         changed={
@@ -333,7 +352,8 @@ class Change:
         return Change(encoded), {key: codec.decode(value) for key, value in encoded.items()}
 
     def read(self, outcome: Outcome, context: dict[str, Any]) -> Outcome:
-        """Give the outcome with the changes the tool made in `context`. Raises `NotSerializable`."""
+        """Return the outcome with the changes the tool made in `context`. Raises `NotSerializable`."""
+        context = codec.mended(context)
         after = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
         changed = {
             key: context[key]

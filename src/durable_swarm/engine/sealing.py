@@ -26,7 +26,7 @@ CLOSED = "(encrypted)"
 
 READABLE = (
     *("v", "agent", "swarm", "at", "debug", "model_override", "max_turns", "execute_tools"),
-    *("model", "version", "usage", "finish", "run_id", "step", "type", "failed"),
+    *("model", "version", "usage", "usage_details", "finish", "run_id", "step", "type", "failed"),
 )
 
 

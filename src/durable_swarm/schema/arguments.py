@@ -42,10 +42,14 @@ class ObjectReader:
             return {}
         try:
             value = _decoder.decode(text)
+            if isinstance(value, str) and value.strip()[:1] in ("", "{"):
+                value = _decoder.decode(value) if value.strip() else None  # The text of an object, as a text.
         except RecursionError:
             self.refuse("are nested too deep")
         except ValueError as error:
             self.refuse(f"are not valid JSON: {cut(str(error), 200)}. They begin with {_echo(text)}")
+        if value is None or value == []:
+            return {}  # How some models and servers write that there are none.
         if not isinstance(value, dict):
             self.refuse(f"are not a JSON object. They begin with {_echo(text)}")
         if _too_deep(value):

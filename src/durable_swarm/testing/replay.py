@@ -19,12 +19,13 @@ from durable_swarm.engine.exports import FORMAT, Exported, read_document
 from durable_swarm.engine.turns import recorded_turns
 from durable_swarm.errors import ConfigurationError, ReplayMismatch, RunNotFound, UnknownAgent
 from durable_swarm.loop import NOT_MADE, Ask, Call, Close, Effect, Ending, Outcome, Reply, Start, drive, known, turns
-from durable_swarm.models import Clients, Conversation, ModelCall, build_request, complete, instructions
+from durable_swarm.models import Clients, ModelCall, build_request, complete, instructions
 from durable_swarm.runs import State
 from durable_swarm.service import NoRuns, open_runs
 from durable_swarm.swarm import check_agent, check_settings
 from durable_swarm.types import Message
 from durable_swarm.waits import Blocking, finish
+from durable_swarm.wire import Conversation
 
 GOLDEN = f"{FORMAT}, golden"
 """The format of a golden file."""

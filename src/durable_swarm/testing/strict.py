@@ -16,6 +16,9 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MESSAGE_KEYS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"},
 )
+NOT_SENT_BACK = frozenset({"sender", "tool_name", "provider", "annotations", "tool_call_id"})
+"""What no assistant message of a request has. Its provider's own fields (reasoning, signatures) come back with it."""
+
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 CLIENT_OPTIONS = frozenset({"timeout", "extra_headers", "extra_query"})
 """Arguments of `create` that steer the client and are no part of the body."""
@@ -80,7 +83,8 @@ def _refuse(message: str) -> NoReturn:
 
 def _check_json(body: dict[str, Any]) -> None:
     try:
-        json.dumps(body, allow_nan=False)
+        # Not as ASCII, which would hide half a character.
+        json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         _refuse(f"the request cannot be written as JSON: {error}")
 
@@ -99,7 +103,8 @@ def _check_message(where: str, message: Any) -> None:
     role = message.get("role")
     if role not in ROLES:
         _refuse(f"{where}.role {role!r} is none of {', '.join(ROLES)}")
-    if unknown := sorted(map(str, message.keys() - MESSAGE_KEYS)):
+    foreign = message.keys() & NOT_SENT_BACK if role == "assistant" else message.keys() - MESSAGE_KEYS
+    if unknown := sorted(map(str, foreign)):
         _refuse(f"{where} has unknown keys: {', '.join(unknown)}")
     for key, value in message.items():
         if value is None and (role, key) != ("assistant", "content"):
@@ -116,6 +121,8 @@ def _check_reply(where: str, message: dict[str, Any]) -> None:
         _check_content(where, content)
     elif message.keys().isdisjoint({"tool_calls", "refusal", "audio", "function_call"}):
         _refuse(f"{where} needs content or tool_calls")
+    if "audio" in message and (not isinstance(message["audio"], dict) or message["audio"].keys() != {"id"}):
+        _refuse(f"{where}.audio must be the id of an earlier reply's audio, and nothing else")
     if "tool_calls" not in message:
         return
     calls = message["tool_calls"]
@@ -149,6 +156,10 @@ def _check_id(where: str, value: Any) -> None:
 
 
 def _check_call(where: str, call: Any) -> None:
+    if isinstance(call, dict) and call.get("type") == "custom" and isinstance(call.get("custom"), dict):
+        _check_id(f"{where}.id", call.get("id"))
+        _check_name(f"{where}.custom.name", call["custom"].get("name"))
+        return
     if not isinstance(call, dict) or call.get("type") != "function" or not isinstance(call.get("function"), dict):
         _refuse(f"{where} must have the type 'function' and a function")
     _check_id(f"{where}.id", call.get("id"))

@@ -1,0 +1,170 @@
+"""The history as a provider accepts it: which fields of a message are sent, under which ids, and to whom.
+
+What a provider adds to a reply of its own (reasoning, signatures of tool calls, `extra_content`) is kept in the message
+and sent back, because some refuse a history without it. To the models of another maker it is foreign, and not sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from typing import Any
+
+from durable_swarm.codec import mended
+from durable_swarm.types import Message
+
+REQUEST_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"})
+"""The fields that a message of a request may have."""
+
+_NOT_SENT = frozenset({"sender", "tool_name", "provider", "annotations"})
+"""Our own keys, and what only describes a reply."""
+
+_CALL_KEYS = frozenset({"id", "type", "function", "custom"})
+
+_MAKERS = {
+    "anthropic": ("anthropic", "claude"),
+    "openai": ("openai", "gpt", "chatgpt", "o1", "o3", "o4", "codex"),
+    "google": ("google", "gemini", "gemma"),
+    "deepseek": ("deepseek",),
+    "mistral": ("mistral", "mistralai", "mixtral", "magistral", "ministral", "codestral", "devstral"),
+    "qwen": ("qwen", "qwq", "alibaba"),
+    "moonshot": ("moonshot", "moonshotai", "kimi"),
+    "xai": ("xai", "grok"),
+    "meta": ("meta", "llama"),
+    "zhipu": ("zhipu", "glm"),
+    "minimax": ("minimax",),
+    "cohere": ("cohere", "command"),
+    "amazon": ("amazon", "nova"),
+}
+_MAKER_OF = {word: maker for maker, words in _MAKERS.items() for word in words}
+
+LONGEST_ID = 40
+"""How many characters of a tool call's id OpenAI takes."""
+
+
+def maker_of(model: Any) -> str:
+    """Return who made a model, as far as its name says; "" where it does not."""
+    words = re.findall(r"[a-z]+[0-9]?", str(model).lower().replace("x-ai", "xai"))
+    found = (_MAKER_OF.get(word) or _MAKER_OF.get(word.rstrip("0123456789")) for word in words)
+    return next((maker for maker in found if maker), "")
+
+
+def with_origin(message: Message, model: Any) -> Message:
+    """Return a reply with a note of who made the model, where it has fields that only that maker's models want back."""
+    maker, sent = maker_of(model), {key: value for key, value in message.items() if key not in _NOT_SENT}
+    if not maker or "provider" in message or _for_others(sent) == sent:
+        return message
+    return {**message, "provider": {"kind": maker, "model": str(model)}}
+
+
+class Conversation:
+    """The history as providers accept it, converted once per message and not once per call."""
+
+    def __init__(self) -> None:
+        self._wire: list[Message] = []
+        self._foreign: dict[int, tuple[str, Message]] = {}
+        """Replies with fields of their provider's own, by their place: their maker, and what others are sent."""
+        self._ids = _Ids()
+
+    def request(self, system: str, history: list[Message], model: Any = None) -> list[Message]:
+        """Return the messages of one request to `model`. `history` only ever grows between calls."""
+        for message in history[len(self._wire) :]:
+            sent = self._ids.unique(to_wire(message))
+            origin = message.get("provider")
+            if isinstance(origin, Mapping) and origin.get("kind"):
+                self._foreign[len(self._wire)] = str(origin["kind"]), _for_others(sent)
+            self._wire.append(sent)
+        messages = [{"role": "system", "content": mended(system)}, *self._wire]
+        asked = maker_of(model)
+        for place, (maker, plain) in self._foreign.items():
+            if asked and maker != asked:
+                messages[place + 1] = plain
+        return messages
+
+
+def to_wire(message: Message) -> Message:
+    """Return the message without what providers refuse: Swarm's own keys, nulls, arguments that are not JSON."""
+    wire = {key: value for key, value in mended(message).items() if value is not None and key not in _NOT_SENT}
+    if message.get("role") == "assistant":
+        # Providers take a message without content only where it calls tools.
+        wire.setdefault("content", None if wire.get("tool_calls") else "")
+        audio = wire.get("audio")
+        if isinstance(audio, Mapping) and "id" in audio:
+            wire["audio"] = {"id": audio["id"]}
+    if "tool_calls" in wire:
+        wire["tool_calls"] = [_repaired(call) for call in wire["tool_calls"]]
+        if not wire["tool_calls"]:
+            del wire["tool_calls"]
+    return wire
+
+
+def _for_others(message: Message) -> Message:
+    """Return a message with the fields alone that every provider knows."""
+    plain = {key: value for key, value in message.items() if key in REQUEST_KEYS}
+    if message.get("role") == "assistant" and isinstance(message.get("content"), list):
+        # Thoughts and references stand among the parts, too.
+        parts = [part for part in message["content"] if isinstance(part, Mapping) and part.get("type") in _PARTS]
+        plain["content"] = parts or ("" if not message.get("tool_calls") else None)
+    if message.get("tool_calls"):
+        plain["tool_calls"] = [_plain_call(call) for call in message["tool_calls"]]
+    return plain
+
+
+_PARTS = ("text", "refusal")
+
+
+def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in call.items() if key in _CALL_KEYS}
+    if isinstance(call.get("function"), Mapping):
+        kept["function"] = {key: value for key, value in call["function"].items() if key in ("name", "arguments")}
+    return kept
+
+
+def _repaired(call: dict[str, Any]) -> dict[str, Any]:
+    """Some servers refuse for ever a history with a broken name or arguments; the model was told about them anyway."""
+    if call.get("type") == "custom" and isinstance(call.get("custom"), Mapping):
+        return {key: value for key, value in call.items() if key != "function"}
+    function = dict(call.get("function") or {})
+    name = re.sub(r"[^a-zA-Z0-9_-]", "_", str(function.get("name") or ""))[:64] or "_"
+    arguments = function.get("arguments")
+    try:
+        arguments = json.dumps(arguments) if isinstance(arguments, Mapping) else arguments
+        sound = isinstance(json.loads(arguments or ""), dict)
+    except (TypeError, ValueError, RecursionError):
+        sound = False
+    return {**call, "function": {**function, "name": name, "arguments": arguments if sound else "{}"}}
+
+
+class _Ids:
+    """Makes the ids of tool calls unique in a history: some servers count from 0 in each reply, or write none."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._answers: defaultdict[str, deque[str]] = defaultdict(deque)
+        """The ids under which the calls of the last reply are sent, by the ids that they have."""
+
+    def unique(self, message: Message) -> Message:
+        """Return the message with ids that no earlier call has; what answers a call has its new id."""
+        if message.get("role") == "tool":
+            sent = self._answers[_id_of(message.get("tool_call_id"))]
+            return {**message, "tool_call_id": sent.popleft()} if sent else message
+        if message.get("role") == "assistant" and message.get("tool_calls"):
+            self._answers.clear()
+            return {**message, "tool_calls": [{**call, "id": self._new(call)} for call in message["tool_calls"]]}
+        return message
+
+    def _new(self, call: dict[str, Any]) -> str:
+        given = _id_of(call.get("id"))
+        sent, number = given, len(self._seen)
+        while not sent or sent in self._seen:
+            ending = f"_{number}"
+            sent, number = (given or "call")[: LONGEST_ID - len(ending)] + ending, number + 1
+        self._seen.add(sent)
+        self._answers[given].append(sent)
+        return sent
+
+
+def _id_of(given: Any) -> str:
+    return "" if given is None else str(given)
