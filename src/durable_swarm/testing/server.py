@@ -3,7 +3,10 @@
     with serve_scripted([rate_limited(), "Hello"]) as server, server.client(max_retries=1) as client:
         client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "Hi"}])
 
-Any client in any language may ask it. It serves `POST /v1/chat/completions`, streamed or whole, and `GET /v1/models`.
+Any client in any language may ask it. It serves `POST /v1/chat/completions` and `POST /v1/responses`, streamed or
+whole, and `GET /v1/models`; for responses in the background also `GET /v1/responses/ID`, streamed with
+`?stream=true&starting_after=N`, and `POST /v1/responses/ID/cancel`. One script answers both APIs: its rules and
+callables see the chat request that a request of the Responses API stands for.
 """
 
 from __future__ import annotations
@@ -17,11 +20,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.faults import BROKEN_JSON, Page
+from durable_swarm.testing.responses_reader import as_chat
+from durable_swarm.testing.responses_shapes import Scripted, scripted
 from durable_swarm.testing.scripted import Play, ScriptedModel
 from durable_swarm.testing.shapes import as_completion
 from durable_swarm.testing.strict import ProviderError
@@ -29,7 +35,7 @@ from durable_swarm.testing.strict import ProviderError
 if TYPE_CHECKING:
     import openai
 
-COMPLETIONS, MODELS = "/v1/chat/completions", "/v1/models"
+COMPLETIONS, RESPONSES, MODELS = "/v1/chat/completions", "/v1/responses", "/v1/models"
 JSON_BODY = {"content-type": "application/json"}
 
 
@@ -66,7 +72,7 @@ class ScriptedServer:
     """Made by `serve_scripted`.
 
     `requests` lists what arrived, oldest first; `model` is the `ScriptedModel` that answers; `connections` counts the
-    connections ever made; `api_key` is a key to use.
+    connections ever made; `api_key` is a key to use; `responses` are those that can be retrieved, by id.
     """
 
     api_key = "sk-test"
@@ -75,6 +81,8 @@ class ScriptedServer:
         self.model = model
         self.requests: list[Request] = []
         self.connections = 0
+        self.responses: dict[str, Scripted] = {}
+        self._numbers = count(1)
         self._port = port
         self._server: _Server | None = None
 
@@ -87,12 +95,16 @@ class ScriptedServer:
 
     @property
     def calls(self) -> list[dict[str, Any]]:
-        """The bodies of the requests that reached the script, oldest first."""
+        """The chat requests that reached the script, oldest first: one for each call that a provider would charge."""
         return self.model.calls
 
     def inject(self, *replies: Any) -> None:
         """Let the coming requests get these replies first, as `ScriptedModel.inject` does."""
         self.model.inject(*replies)
+
+    def new_id(self) -> str:
+        """Return the id of a new response."""
+        return f"resp_{next(self._numbers)}"
 
     def client(self, **options: Any) -> openai.OpenAI:
         """Give a real `openai.OpenAI` of this server, without retries unless `options` say otherwise; close it."""
@@ -178,23 +190,33 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._recorded(None)
-        if urlsplit(self.path).path == MODELS:
+        path = urlsplit(self.path).path
+        if path == MODELS:
             listed = [{"id": "scripted", "object": "model", "created": 0, "owned_by": "durable-swarm"}]
             self._send(200, json.dumps({"object": "list", "data": listed}))
+        elif path.startswith(f"{RESPONSES}/"):
+            self._retrieve(path.removeprefix(f"{RESPONSES}/"))
         else:
             self._refuse(ProviderError(f"no such path: GET {self.path}", 404))
 
     def do_POST(self) -> None:
         length = self.headers.get("content-length", "")
+        path = urlsplit(self.path).path
+        if not length.isdecimal() and path.endswith("/cancel"):
+            length = "0"
         if not length.isdecimal():
             self.close_connection = True
             self._refuse(ProviderError("the request needs a Content-Length; a chunked body is not read here", 411))
             return
         body = self._recorded(_parsed(self.rfile.read(int(length)))).body
-        if urlsplit(self.path).path != COMPLETIONS:
+        if path.startswith(f"{RESPONSES}/") and path.endswith("/cancel"):
+            self._cancel(path.removeprefix(f"{RESPONSES}/").removesuffix("/cancel"))
+        elif path not in (COMPLETIONS, RESPONSES):
             self._refuse(ProviderError(f"no such path: POST {self.path}", 404))
         elif not isinstance(body, dict):
             self._refuse(ProviderError("the body must be a JSON object", 400))
+        elif path == RESPONSES:
+            self._respond(body)
         else:
             self._answer(body)
 
@@ -205,21 +227,85 @@ class _Handler(BaseHTTPRequestHandler):
         return request
 
     def _answer(self, body: dict[str, Any]) -> None:
+        sent = self._played(body)
+        self._wait(sent.latency)
+        if self._went_wrong(sent, body):
+            return
+        if body.get("stream"):
+            self._stream(sent, body)
+        else:
+            self._send(200, json.dumps(sent.answer.model_dump()), cut=sent.cut_after is not None)
+
+    def _played(self, body: dict[str, Any]) -> Play:
+        """Return what the script says to a chat request: an exception, a page, or a response of ours."""
         try:
             play = self.server.owner.model.play(body)
-            sent = play if isinstance(play.answer, BaseException | Page) else _as_ours(play)
+            return play if isinstance(play.answer, BaseException | Page) else _as_ours(play)
         except Exception as error:
-            sent = Play(error)
-        self._wait(sent.latency)
+            return Play(error)
+
+    def _went_wrong(self, sent: Play, body: dict[str, Any]) -> bool:
+        """Send what is not an answer; tells whether it was one."""
         match sent.answer:
             case BaseException():
                 self._fail(sent.answer, streamed=bool(body.get("stream")))
             case Page():
                 self._send(sent.answer.status, sent.answer.text, {"content-type": "text/html"})
-            case _ if body.get("stream"):
-                self._stream(sent, body)
             case _:
-                self._send(200, json.dumps(sent.answer.model_dump()), cut=sent.cut_after is not None)
+                return False
+        return True
+
+    def _respond(self, body: dict[str, Any]) -> None:
+        """Answer a request of the Responses API; one in the background goes on whether or not its client stays."""
+        try:
+            asked = as_chat(body)
+        except ProviderError as error:
+            self._refuse(error)
+            return
+        sent, waits = self._played(asked), not body.get("background")
+        if waits or isinstance(sent.answer, BaseException | Page):
+            self._wait(sent.latency)
+        if self._went_wrong(sent, body):
+            return
+        turn = 1 + sum(message.get("role") == "assistant" for message in asked["messages"])
+        made = scripted(sent.answer, body, self.server.owner.new_id(), turn)
+        made.latency, made.pace = (0.0 if waits else sent.latency), sent.pace
+        if body.get("background"):
+            self.server.owner.responses[made.id] = made
+        if body.get("stream"):
+            self._tell(made, 0, sent.cut_after)
+        else:
+            self._send(200, json.dumps(made.whole if waits else made.now()), cut=sent.cut_after is not None)
+
+    def _retrieve(self, name: str) -> None:
+        made = self.server.owner.responses.get(name)
+        if made is None:
+            self._refuse(ProviderError(f"Response with id '{name}' not found.", 404))
+            return
+        query = parse_qs(urlsplit(self.path).query)
+        if query.get("stream") != ["true"]:
+            self._send(200, json.dumps(made.now()))
+        else:
+            self._tell(made, 1 + int(query.get("starting_after", ["-1"])[0]), None)
+
+    def _cancel(self, name: str) -> None:
+        made = self.server.owner.responses.get(name)
+        if made is None:
+            self._refuse(ProviderError(f"Response with id '{name}' not found.", 404))
+            return
+        made.cancel()
+        self._send(200, json.dumps(made.now()))
+
+    def _tell(self, made: Scripted, first: int, cut_after: int | None) -> None:
+        """Stream the events of a response from number `first` on; the connection breaks after `cut_after` of them."""
+        self._begin(200, {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"})
+        for number, event in enumerate(made.events[first:cut_after], first):
+            self._wait(made.due(number))
+            self._event(json.dumps(event), event["type"])
+        if cut_after is None:
+            self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.close_connection = True
 
     def _fail(self, error: BaseException, streamed: bool) -> None:
         match error:
@@ -263,8 +349,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
-    def _event(self, data: str) -> None:
-        event = f"data: {data}\n\n".encode()
+    def _event(self, data: str, kind: str = "") -> None:
+        event = (f"event: {kind}\n" if kind else "").encode() + f"data: {data}\n\n".encode()
         self.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
 
     def _wait(self, seconds: float | None) -> None:

@@ -156,16 +156,16 @@ def _pieces(choice: Choice) -> Iterator[ChunkChoice]:
 def _deltas(message: AssistantMessage) -> Iterator[Delta]:
     # What a program's own provider adds to messages comes with the role, in one piece.
     yield Delta(role="assistant", content=None if message.content is None else "", **(message.model_extra or {}))
-    for word in _words(message.content):
+    for word in words(message.content):
         yield Delta(content=word)
-    for word in _words(message.refusal):
+    for word in words(message.refusal):
         yield Delta(refusal=word)
     for index, call in enumerate(message.tool_calls or ()):
         for piece in _call_pieces(index, call):
             yield Delta(tool_calls=[piece])
 
 
-def _words(text: str | None) -> list[str]:
+def words(text: str | None) -> list[str]:
     """Cut a text into words, each with the space before it."""
     return re.findall(r"\s*\S+|\s+\Z", text or "")
 
