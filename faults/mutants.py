@@ -118,8 +118,8 @@ MUTANTS = [
         "everybody-is-dead",
         "the runs of a living process are not taken over",
         "engine/identity.py",
-        "        if self._locks.take(name):\n            self._locks.give(name)\n            return self._locks.tell()",
-        "        if True:\n            return True",
+        "        free = self._locks.take(name)\n        if free:\n            self._locks.give(name)",
+        "        return True",
         ("tests/engine/test_identity.py", "tests/crash/test_processes.py"),
     ),
     Mutant(
@@ -281,6 +281,59 @@ MUTANTS = [
         "            runs = self._without_queued(runs)\n",
         "",
         ("tests/crash/test_workers.py::test_limits_hold_beside_a_worker_without_the_agents",),
+    ),
+    Mutant(
+        "calls-stay",
+        "the open calls of a run go with it to who takes it over",
+        "engine/claims.py",
+        """                calls = self._calls_of(run_id) & runs.c.status.in_(UNFINISHED)
+""",
+        """                calls = self._calls_of(run_id) & (runs.c.status == "NONE")
+""",
+        ("tests/engine/test_ownership.py",),
+    ),
+    Mutant(
+        "resumes-what-was-read",
+        "a run that goes on already is not resumed again",
+        "engine/claims.py",
+        """            & (runs.c.status == row.status)
+            & runs.c.completed_at.is_not_distinct_from(row.completed_at)
+""",
+        "",
+        ("tests/engine/test_ownership.py",),
+    ),
+    Mutant(
+        "waits-for-the-thief",
+        "who has lost a run does not wait for who has it, and may have died",
+        "engine/internals.py",
+        """        if isinstance(result, _outcome.NoResult):
+            raise Lost(workflow_id)
+        return result
+""",
+        """        import time
+
+        while isinstance(result, _outcome.NoResult):
+            time.sleep(0.1)
+            result = self._database.check_workflow_result(workflow_id)
+        return result
+""",
+        ("tests/engine/test_ownership.py",),
+    ),
+    Mutant(
+        "one-look-is-enough",
+        "who has lost its connections for a moment is not dead",
+        "engine/identity.py",
+        "        return self._has_been_silent(name, last[0])\n",
+        "        return True\n",
+        ("tests/engine/test_signs.py",),
+    ),
+    Mutant(
+        "still-is-dead",
+        "a process that stood still has not died of its tool",
+        "engine/trials.py",
+        "        if again.stood:\n",
+        "        if False:\n",
+        ("tests/engine/test_trials.py::test_who_stood_still_has_not_died",),
     ),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import Counter
@@ -225,6 +226,7 @@ def test_approved_under_another_code(url: str, lives: Lives, tmp_path: Path) -> 
         request = soon(run.requests)[0]
     with open_runs(url) as runs:
         runs.inbox.approve(request.id, None, "ann")
+    gc.collect()  # The old code is gone with its program.
     with DurableSwarm(model, database=url) as swarm:
         run = swarm.start(agent_of(new), QUESTION, run_id="r1")
         reopened = soon(run.requests)[0]

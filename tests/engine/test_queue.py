@@ -448,8 +448,8 @@ def test_a_thread_does_not_wait_for_who_has_its_run(make: Make, url: str, monkey
         finally:
             ended.append(workflow_id)
 
-    awaited = internals._Unwaited.await_workflow_result
-    monkeypatch.setattr(internals._Unwaited, "await_workflow_result", await_workflow_result)
+    awaited = internals._Database.await_workflow_result
+    monkeypatch.setattr(internals._Database, "await_workflow_result", await_workflow_result)
     swarm, agent = make(ScriptedModel([["work"]])), Agent(name=unique(), functions=[step(work)])
     swarm.serve()
     swarm.start(agent, user(), run_id="r", queue=True)

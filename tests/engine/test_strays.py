@@ -31,10 +31,10 @@ def test_a_claim_whose_answer_was_lost_is_made_again(
     monkeypatch.setattr(keeper, "KEEP", 0.1)
     failures = iter([OperationalError("", (), Exception("cut"))])
 
-    def hand_to(self: Claims, rows: Any, queue: str) -> set[str]:
+    def hand_to(self: Claims, rows: Any, queue: str, **more: Any) -> set[str]:
         for failure in failures:
             raise failure
-        return handed(self, rows, queue)
+        return handed(self, rows, queue, **more)
 
     handed = Claims.hand_to
     monkeypatch.setattr(Claims, "hand_to", hand_to)

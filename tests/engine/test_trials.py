@@ -14,7 +14,7 @@ import pytest
 from durable_swarm import Agent
 from durable_swarm.engine import process, trials
 from durable_swarm.engine.live import Again
-from durable_swarm.engine.store import TRIED
+from durable_swarm.engine.store import TRIED, notes_on
 from durable_swarm.engine.trials import Trials
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.waits import OnLoop
@@ -179,3 +179,15 @@ async def test_a_suspect_that_never_began_leaves_no_trace(make: Make) -> None:
         calls.call("late/0.0")
         await calls.see("early/0.0", "late/0.0")
         await calls.end("early/0.0", "late/0.0")
+
+
+@on_loop
+@pytest.mark.parametrize("noted", [None, [0, 1], [0, trials.EXECUTIONS - 1], [0, trials.EXECUTIONS]])
+async def test_who_stood_still_has_not_died(noted: list[int] | None, make: Make) -> None:
+    """A call that was taken over from a living process may begin as often as if it had not been begun there."""
+    swarm = make(ScriptedModel(["Done."]))
+    await swarm.run_async(Agent(), user("Please."), run_id="r")
+    store, subject = process.current().store, process.current().trials
+    store.annotate("r", **{f"{TRIED}0.0": noted})
+    async with subject.execution("r/0.0", OnLoop(), Again("r", "tool", flow=False, stood=True)):
+        assert notes_on(store.found("r"))[f"{TRIED}0.0"][1] == (1 if noted is None else noted[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import sqlite3
@@ -19,7 +20,7 @@ from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, SQLAlchemyError
 
 from durable_swarm.engine import bytelocks
 from durable_swarm.engine.guard import Guard, close_guarded, open_guarded
@@ -324,6 +325,7 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
             cursor.execute("SET idle_in_transaction_session_timeout = 60000")
         connection.commit()
 
+    _try_idle_ones(engine)
     try:
         with engine.connect() as connection:
             has_schema = connection.exec_driver_sql("SELECT to_regnamespace(%s)", (schema_of(url),)).scalar()
@@ -364,6 +366,26 @@ def for_one_statement(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connecti
     else:
         with engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+IDLE = 1.0
+"""Seconds after which a connection that nobody has used is tried before it is: its server may have ended it."""
+
+
+def _try_idle_ones(engine: sqlalchemy.Engine) -> None:
+    """Have a pool give no connection that was lost while it was idle, without a round trip for those in use."""
+
+    @event.listens_for(engine, "checkin")
+    def given_back(_connection: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def taken(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("idle_since", math.inf) > IDLE:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError("the connection was lost while it was idle") from error
 
 
 def create_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> None:

@@ -31,7 +31,7 @@ def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
                 yield from text.leave()
                 live.feed.join(channel)
                 yield from read(channel, home, live.over, check)
-            elif (response := run.look(executor)) is None and live is None:
+            elif (response := run.look(executor)) is None and (live is None or live.lost):
                 yield from text.read()
                 home.serve(text.pause)
             elif response is None:
@@ -57,7 +57,7 @@ async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
                 live.feed.join(channel)
                 async for item in read_async(channel, asyncio.wrap_future(live.over), check):
                     yield item
-            elif (response := await in_thread(run.look, executor)) is None and live is None:
+            elif (response := await in_thread(run.look, executor)) is None and (live is None or live.lost):
                 for item in await in_thread(text.read):
                     yield item
                 await asyncio.sleep(text.pause)

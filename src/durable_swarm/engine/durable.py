@@ -110,8 +110,8 @@ class DurableSwarm(Runner):
                 self._process = process.open_for(self, self.database, self._worker_id)
                 if self._limits is not None:
                     self._process.working.serve(self, self._limits)
-                self._taken = self._process.take_over()
-                self._earlier = list(self._taken)
+                self._taken, self._earlier = [], []
+                self._process.orphans.begin(self._taken, self._earlier)
             return self._process
 
     def serve(
@@ -187,6 +187,8 @@ class DurableSwarm(Runner):
                     raise refused(held.reason) from None
             except SQLAlchemyError as error:
                 raise databases.unfit(self._open().url, error) from error
+            except internals.Lost:
+                live.lose()
             except Exception as error:
                 # The run's own end, recorded; or that of another process, which was faster. Told below either way.
                 log.debug("run %r ended with %s", prepared.run_id, type(error).__name__)
@@ -415,7 +417,7 @@ class DurableSwarm(Runner):
 
         Gives the runs taken over, those of the first use included.
         """
-        more = self._open().take_over()
+        more = self._open().orphans.take(sure=True)
         taken, self._taken = dict.fromkeys([*self._taken, *more]), []
         return [self._handle(run_id) for run_id in taken]
 

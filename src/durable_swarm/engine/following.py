@@ -51,10 +51,11 @@ class Recorded:
         if state == "queued" and self._loop is None:
             return []
         with records.reading(f"the events of run {self._run_id!r}"):
-            told = self._turns(row)
+            told, passed = self._turns(row)
             self._narrator.add(
                 self._store.events.read(self._run_id, self._store.seal(row), self._narrator.journal.last)
             )
+            self._passed, self._first = passed  # Last: a read that was broken off is made again.
             self._advance(told, over=state in ENDED)
             if state in ENDED and not self.ended:
                 self.ended, self._ended_at = True, row.completed_at
@@ -62,8 +63,8 @@ class Recorded:
         found, self._found[:] = list(self._found), []
         return found
 
-    def _turns(self, row: Any) -> dict[int, TurnRecords]:
-        """Give the turns from the one that was open last time on."""
+    def _turns(self, row: Any) -> tuple[dict[int, TurnRecords], tuple[int, int]]:
+        """Return the turns from the one that was open last time on; and how many steps and turns are passed then."""
         if self._loop is None:
             start = self._store.start_record(row)
             self._narrator.begin(start)
@@ -75,9 +76,8 @@ class Recorded:
         first = self._first
         told = dict(enumerate(turns_in(steps, calls, self._store, row, first), first))
         replies = [at for at, step in enumerate(steps) if step.function_name.startswith("model:")]
-        if replies:
-            self._passed, self._first = self._passed + replies[-1], first + len(replies) - 1
-        return told
+        passed = (self._passed + replies[-1], first + len(replies) - 1) if replies else (self._passed, first)
+        return told, passed
 
     def _advance(self, told: dict[int, TurnRecords], *, over: bool) -> None:
         """Tell as far as the records go."""

@@ -17,7 +17,7 @@ import select
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import sqlalchemy
@@ -32,6 +32,13 @@ log = logging.getLogger("durable_swarm")
 
 RENEW, PAUSE = 2.0, 0.01
 """Seconds between signs of life, and between tries, while this process waits for another that takes runs over."""
+
+SURE = 1.0
+"""Seconds between two looks that both must find a process dead: one that has lost no more than the connection that
+holds its lock takes the lock back at its next look."""
+
+DOUBLINGS = 5
+"""How often at most the lease is doubled for a run that is taken over from process to process."""
 
 RETURN = 5.0
 """Seconds after a lost session in which a free lock tells nothing: the server may have lost everybody's."""
@@ -54,6 +61,9 @@ class Locks(Protocol):
 
     def lost(self) -> bool:
         """Whether what holds the locks has visibly ended."""
+
+    def sessions(self) -> int:
+        """Count the sessions that have held the locks, one after the other."""
 
     def close(self) -> None:
         """Free all locks."""
@@ -111,6 +121,9 @@ class FileLocks:
     def lost(self) -> bool:
         return False
 
+    def sessions(self) -> int:
+        return 1
+
     def close(self) -> None:
         self._file.close()
 
@@ -134,6 +147,7 @@ class PostgresLocks:
         self._connection = self._engine.connect()
         self._held: set[str] = set()
         self._lost_at = -math.inf
+        self._sessions = 1
 
     def tell(self) -> bool:
         return time.monotonic() - self._lost_at > RETURN
@@ -178,8 +192,12 @@ class PostgresLocks:
             self._connection.close()
         self._connection = self._engine.connect()
         self._lost_at = time.monotonic()
+        self._sessions += 1
         for name in self._held:
             self._ask("pg_try_advisory_lock", name)
+
+    def sessions(self) -> int:
+        return self._sessions
 
     def close(self) -> None:
         with contextlib.suppress(sqlalchemy.exc.DBAPIError):
@@ -195,6 +213,11 @@ class Identity:
         self._guard = threading.Lock()
         self.leases: Leases | None = None
         """Signs of life, where the database keeps them; set once it has its tables."""
+        self._sessions = locks.sessions()
+        self._suspects: dict[str, tuple[float, float]] = {}
+        """Names whose lock was free, with the last sign of life, and when that was found."""
+        self._still: set[str] = set()
+        """Names that were found to stand still: their lock is held, and their lease is over."""
         self.name = name or f"process-{uuid.uuid4()}"
         with self.alone():
             if not self._locks.take(self.name):
@@ -208,6 +231,7 @@ class Identity:
         self._wait_for(lambda: self._guard.acquire(timeout=PAUSE))
         try:
             self._wait_for(lambda: self._locks.take("take-over"), self._unlock)
+            self._has_returned()
             try:
                 yield
             finally:
@@ -233,9 +257,16 @@ class Identity:
 
     def look(self) -> None:
         """Take the name back at once if its session has ended: to others this process is dead meanwhile."""
-        if self._has_lost():
+        if self._has_lost() or self._sessions != self._locks.sessions():
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), self.alone():  # `keep` tries again.
                 self._locks.take(self.name)
+
+    def _has_returned(self) -> None:
+        """Give a sign of life if the locks were lost and taken back: who has found them free must not see it twice."""
+        if self._sessions != self._locks.sessions():
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # `keep` gives the next.
+                self._renew()
+                self._sessions = self._locks.sessions()
 
     def _has_lost(self) -> bool:
         if not self._guard.acquire(blocking=False):
@@ -255,14 +286,49 @@ class Identity:
         if self.leases is not None:
             self.leases.renew(self.name)
 
-    def is_dead(self, name: str) -> bool:
-        """Whether no living process has that name, or one that stands still. To be asked inside `alone`."""
+    def is_dead(self, name: str, stood: int = 0) -> bool:
+        """Whether no living process has that name, or one that stands still. To be asked inside `alone`.
+
+        Where there are signs of life, a free lock alone tells nothing: who has lost its connections for a moment lives,
+        and takes it back with a new sign. So it must be found free twice, `SURE` seconds apart, without one. Who stands
+        still has twice the time for each of the `stood` times at which the same run was taken over for that: what it
+        does may just take longer than the lease.
+        """
         if name == self.name:
             return False
-        if self._locks.take(name):
+        free = self._locks.take(name)
+        if free:
             self._locks.give(name)
-            return self._locks.tell()
-        return self.leases is not None and self.leases.is_over(name)
+        if self.leases is None or (free and not self._locks.tell()):
+            return free and self._locks.tell()
+        last = self.leases.last(name)
+        if not free:
+            self._suspects.pop(name, None)
+            over = last is not None and last[1] > LEASE * 2 ** min(stood, DOUBLINGS)
+            (self._still.add if over else self._still.discard)(name)
+            return over
+        self._still.discard(name)
+        if last is None or last[1] > LEASE:
+            self._suspects.pop(name, None)
+            return True
+        return self._has_been_silent(name, last[0])
+
+    def _has_been_silent(self, name: str, last: float) -> bool:
+        """Whether a name's lock was found free before without a sign of life since; else that is noted."""
+        seen, found = self._suspects.get(name, (math.nan, 0.0))
+        if seen != last:
+            self._suspects[name] = last, time.monotonic()
+            return False
+        return time.monotonic() - found >= SURE
+
+    def suspects(self, names: Iterable[str]) -> bool:
+        """Whether any of the names may turn out to be dead at a look `SURE` seconds later."""
+        begun = time.monotonic() - SURE
+        return any(self._suspects.get(name, (0.0, -math.inf))[1] > begun for name in names)
+
+    def stands_still(self, name: str) -> bool:
+        """Whether the process of that name was found to live, and to stand still."""
+        return name in self._still
 
     def close(self) -> None:
         """Give the name up."""

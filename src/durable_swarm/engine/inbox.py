@@ -23,6 +23,7 @@ from durable_swarm.codec import dumps, storable
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.asked import asked_record, decision_of, differ, misread, moment, place_of, request_of
 from durable_swarm.engine.claims import UNFINISHED, moved, now
+from durable_swarm.engine.connections import persistently, read
 from durable_swarm.engine.database import create_table, has_table, is_sqlite, schema_of, usable
 from durable_swarm.engine.records import Record
 from durable_swarm.engine.sealing import CLOSED, Seal, Sealed
@@ -86,7 +87,7 @@ class Inbox:
     def _exists(self) -> bool:
         if not self._there:
             with usable(self._url):
-                self._there = has_table(self._engine, self._rows)
+                self._there = persistently(lambda: has_table(self._engine, self._rows))
         return self._there
 
     @contextlib.contextmanager
@@ -316,8 +317,8 @@ class Inbox:
         """Give a request. Raises `NoRequest` where there is none of that id."""
         row = None
         if storable(request_id) and self._exists():
-            with usable(self._url), self._engine.connect() as connection:
-                row = connection.execute(select(self._rows).where(self._rows.c.id == request_id)).first()
+            with usable(self._url):
+                row = next(iter(read(self._engine, select(self._rows).where(self._rows.c.id == request_id))), None)
         if row is None:
             raise NoRequest(f"there is no request {request_id!r} in this database")
         return self._read(row)
@@ -355,9 +356,9 @@ class Inbox:
             steps, (steps.c.workflow_uuid == runs.c.workflow_uuid) & (steps.c.function_name == "DBOS.sleep")
         )
         slept = slept.where(runs.c.parent_workflow_id.in_(run_ids), runs.c.status.in_(UNFINISHED))
-        with usable(self._url), self._engine.connect() as connection:
-            asks = set(connection.execute(asking).scalars()) if self._exists() else set()
-            ends = connection.execute(slept).all()
+        with usable(self._url):
+            asks = {row[0] for row in read(self._engine, asking)} if self._exists() else set()
+            ends = read(self._engine, slept)
         return asks | {run_id for run_id, end in ends if _is_later(end)}
 
     def _asked_still(self) -> sqlalchemy.ColumnElement[bool]:
@@ -371,8 +372,8 @@ class Inbox:
         if not self._exists():
             return []
         rows = self._rows
-        with usable(self._url), self._engine.connect() as connection:
-            found = connection.execute(wanted.order_by(rows.c.created_at, rows.c.id)).all()
+        with usable(self._url):
+            found = read(self._engine, wanted.order_by(rows.c.created_at, rows.c.id))
         return [self._read(row, closed=CLOSED) for row in found]
 
     def _open(self, row: Any) -> Record:

@@ -11,12 +11,14 @@
   error as the workflow's own, for good. Ours lets only a failure of ours end a run.
 - `await_workflow_result_async`: who waits for a workflow of another task looks once a second. Ours is told when a tool
   call ends in this process, and looks then: an answer is not a second late, and a hundred runs that wait cost nothing.
+- `await_workflow_result`, and that one: who has lost a run, or finds it begun by another, waits in DBOS for its end,
+  though the other may die. Ours leaves, and `Run.result` follows the run wherever it goes.
 - `check_operation_execution`: before each step DBOS asks for the run's status and for a record of the step, but not
   whose the run is: who has lost it would begin a call that its owner is making. Ours asks that too, in one statement. A
   run that began in this life has no record that this life did not make, so that statement is all it needs.
 - `execute_dequeued_workflow`: tells whether it is the first time that DBOS claims a run from the queue of workers. Then
   it is executed by the colour in a thread where that will do: on an event loop DBOS changes the thread twice for each
-  look at the database. A thread does not wait there for who has taken its run from it, as DBOS would have it.
+  look at the database.
 - `startup_recovery_thread`: DBOS hands what a process of this name has left to a queue that every process polls, and
   counts each time as an attempt, of which it allows a hundred. We take over ourselves.
 - `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens.
@@ -44,7 +46,6 @@ import contextvars
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,6 +66,7 @@ from dbos import error as dbos_errors
 from dbos._sys_db import WorkflowStatusString
 
 from durable_swarm.codec import Place
+from durable_swarm.engine import expecting
 from durable_swarm.engine.database import may_pass, told
 from durable_swarm.engine.pools import run_threads, to_thread
 from durable_swarm.engine.signals import Broken, Held, closed
@@ -101,37 +103,50 @@ class _Database:
             raise Held(unrecorded, passes=may_pass(reason))
         return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
 
-    async def await_workflow_result_async(self, workflow_id: str, polling_interval: float, **named: Any) -> Any:
-        """Wait for a workflow's result; where `expecting` says so, look when its end is told, and else rarely."""
-        ends = _ends.get(workflow_id)
-        pause = polling_interval if ends is None else SOON
+    def await_workflow_result(
+        self, workflow_id: str, polling_interval: float = 0.0, *, fail_if_missing: bool = False
+    ) -> Any:
+        """Return the result of a workflow that has ended; who has lost it, or was not the first to start it, goes."""
+        result = self._database.check_workflow_result(workflow_id, fail_if_missing=fail_if_missing)
+        if isinstance(result, _outcome.NoResult):
+            raise Lost(workflow_id)
+        return result
+
+    async def await_workflow_result_async(
+        self, workflow_id: str, polling_interval: float, *, fail_if_missing: bool = False
+    ) -> Any:
+        """Wait for a tool call that another task makes, as `expecting` says; who has lost a workflow does not wait."""
+        expected = expecting.expected(workflow_id)
+        if expected is None or fail_if_missing:
+            return await to_thread(self.await_workflow_result, workflow_id, fail_if_missing=fail_if_missing)
+        pause, idle = expecting.SOON, 0
         while True:
-            result = await to_thread(self._database.check_workflow_result, workflow_id, **named)
+            result = await to_thread(self._database.check_workflow_result, workflow_id)
             if not isinstance(result, _outcome.NoResult):
                 return result
-            if ends is not None and not ends.done():
-                await asyncio.wait([asyncio.wrap_future(ends)], timeout=RARELY)
-            else:  # Its end is being recorded.
+            if expected.ends.done() and pause < polling_interval:  # Its end is being recorded.
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, polling_interval)
+                pause *= 2
+                continue
+            await to_thread(_patiently, expected.goes_on)
+            idle = 0 if workflow_id in executing() else idle + 1
+            if idle >= expecting.LOOKS:
+                await to_thread(_patiently, expected.strayed)
+                idle = 0
+            if expected.ends.done():
+                await asyncio.sleep(polling_interval)
+            else:
+                seconds = polling_interval if idle else expecting.RARELY
+                await asyncio.wait([asyncio.wrap_future(expected.ends)], timeout=seconds)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
-
-
-class _Unwaited(_Database):
-    """The database of runs whose thread nobody waits in."""
-
-    def await_workflow_result(self, workflow_id: str, *_: Any, **__: Any) -> Any:
-        """End the thread of a run that is another execution's, or was cancelled."""
-        raise Held(ConfigurationError(f"run {workflow_id!r} ends elsewhere"))
 
 
 class _View:
     """The launched DBOS, seen with our serializer and our view of its database."""
 
     _serializer = JSON
-    _database = _Database
     _seen: _Database | None = None
 
     @property
@@ -140,7 +155,7 @@ class _View:
         if database is None:
             raise closed()
         if self._seen is None or self._seen._database is not database:
-            self._seen = self._database(database)
+            self._seen = _Database(database)
         return self._seen
 
     def __getattr__(self, name: str) -> Any:
@@ -168,7 +183,6 @@ class _Registry:
 class _ByThread(_View):
     """The launched DBOS, for a run that it claims and that a thread of its pool is to execute."""
 
-    _database = _Unwaited
     workflow_info_map: ClassVar[dict[str, Any]] = {}
 
     @property
@@ -237,30 +251,6 @@ def place_of(reserved: Any, name: str) -> Place:
     return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))
 
 
-SOON, RARELY = 0.01, 10.0
-"""Seconds until the first look for a record that is being written, and between looks for one that will be told of."""
-_ends: dict[str, Future[None]] = {}
-
-
-@contextlib.contextmanager
-def expecting(workflow_id: str) -> Iterator[None]:
-    """Say that the workflow is executed in this process, which calls `ends` just before its end is recorded."""
-    told = _ends[workflow_id] = Future()
-    try:
-        yield
-    finally:
-        if _ends.get(workflow_id) is told:  # Else a later life of the workflow is waited for.
-            del _ends[workflow_id]
-
-
-def ends(workflow_id: str) -> None:
-    """Have who waits for the workflow look for its record."""
-    told = _ends.get(workflow_id)
-    if told is not None:
-        with contextlib.suppress(InvalidStateError):
-            told.set_result(None)
-
-
 @dataclass(frozen=True)
 class Life:
     """An execution of a run, or of a tool call, under way in this process.
@@ -292,8 +282,8 @@ def living(workflow_id: str, life: Life) -> Iterator[None]:
 
 
 @_sys_db.db_retry()
-def _patiently(goes_on: Callable[[], bool]) -> bool:
-    return goes_on()
+def _patiently(ask: Callable[[], Any]) -> Any:
+    return ask()
 
 
 def is_new(run_id: str) -> bool:

@@ -11,6 +11,7 @@ import sqlalchemy
 from sqlalchemy import Column, Double, Text, func, select
 from sqlalchemy.dialects import postgresql
 
+from durable_swarm.engine.connections import persistently, read
 from durable_swarm.engine.database import create_table, schema_of
 
 LEASE = 15.0
@@ -35,14 +36,18 @@ class Leases:
     def renew(self, name: str) -> None:
         """Give a sign of life."""
         insert = postgresql.insert(self._rows).values(name=name, seen_at=_NOW)
-        with self._engine.begin() as connection:
-            connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_={"seen_at": _NOW}))
+        sign = insert.on_conflict_do_update(index_elements=["name"], set_={"seen_at": _NOW})
 
-    def is_over(self, name: str) -> bool:
-        """Whether a process has given no sign of life for too long."""
-        silent = select(_NOW - self._rows.c.seen_at > LEASE).where(self._rows.c.name == name)
-        with self._engine.connect() as connection:
-            return bool(connection.execute(silent).scalar())
+        def give() -> None:
+            with self._engine.begin() as connection:
+                connection.execute(sign)
+
+        persistently(give)
+
+    def last(self, name: str) -> tuple[float, float] | None:
+        """Return when a process has given its last sign of life, and how many seconds ago; None if it has none."""
+        last = select(self._rows.c.seen_at, _NOW - self._rows.c.seen_at).where(self._rows.c.name == name)
+        return next(((float(at), float(ago)) for at, ago in read(self._engine, last)), None)
 
     def forget(self, name: str) -> None:
         """Forget a process that has ended, and those that were killed long ago."""

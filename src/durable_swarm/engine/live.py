@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -124,8 +124,13 @@ class LiveRun:
     """Whether the workflow's body was entered in this process: if not, somebody else executes the run."""
     recovered: bool = False
     """Whether an earlier life may have begun what has no record yet."""
+    stood: bool = False
+    """Whether the life before was no crash: it was taken over from a process that stood still."""
     over: Future[None] = field(default_factory=Future)
-    """Done when the run is executed here no more, and its end, if it has come to one, is in the database."""
+    """Done when the run is executed here no more, and its end, if it has come to one, is in the database; or when it is
+    lost: then its tools may go on for a while."""
+    lost: bool = False
+    """Whether another execution has the run: what this one has made of it is not the run's."""
     watched: bool = False
     """Whether somebody awaits the workflow itself, who knows when its end is recorded."""
     watcher: asyncio.Task[None] | None = None
@@ -165,6 +170,15 @@ class LiveRun:
             yield
         finally:
             self.asks -= 1
+
+    def end(self) -> None:
+        """Have nobody wait any more for what this execution does."""
+        with contextlib.suppress(InvalidStateError):
+            self.over.set_result(None)
+
+    def lose(self) -> None:
+        """Note that another execution has the run."""
+        self.lost, self.response, self.error = True, None, None
 
     def goes_on(self) -> bool:
         """Whether the run is under way and this execution's. Raises `internals.Lost` where it is another's."""
@@ -222,7 +236,7 @@ async def watch(handle: Any, live: LiveRun) -> None:
     except BaseException as error:
         log.debug("run %r ended with %s", live.run_id, type(error).__name__)
     finally:
-        live.over.set_result(None)
+        live.end()
 
 
 class Again(NamedTuple):
@@ -232,6 +246,8 @@ class Again(NamedTuple):
     tool: str
     flow: bool
     """Whether the call has records of its own."""
+    stood: bool = False
+    """Whether the life before ended in no crash."""
 
 
 class Trials(Protocol):
@@ -317,11 +333,26 @@ class Desk:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._places: dict[str, Future[ToolCall]] = {}
+        self._owners: dict[str, str | None] = {}
 
-    def place(self, key: str) -> Future[ToolCall]:
-        """Give the place of one call."""
+    def place(self, key: str, owner: str | None = None) -> Future[ToolCall]:
+        """Return the place of one call; `owner` is the token of the execution that comes for it."""
         with self._lock:
+            self._owners[key] = owner
             return self._places.setdefault(key, Future())
+
+    def owners(self) -> dict[str, str | None]:
+        """Return the calls that lie or are waited for here, with the token of who came last; None if nobody has."""
+        with self._lock:
+            return {key: self._owners.get(key) for key in self._places}
+
+    def void(self, key: str) -> None:
+        """Take away what lies there of an execution that is over, and end who waits there for what does not come."""
+        with self._lock:
+            place = self._places.pop(key, None)
+            self._owners.pop(key, None)
+            if place is not None and not place.done():
+                place.set_exception(internals.Lost(key))
 
     def put(self, key: str, call: ToolCall) -> None:
         """Lay the call down, in place of what an interrupted life of it left."""
@@ -338,6 +369,7 @@ class Desk:
             lies = place is not None and place.done() and place.exception() is None
             if call is None or (place is not None and lies and place.result() is call):
                 self._places.pop(key, None)
+                self._owners.pop(key, None)
 
     def close(self) -> None:
         """Have nobody wait any more for what is not here."""
@@ -345,8 +377,3 @@ class Desk:
             for place in self._places.values():
                 if not place.done():
                     place.set_exception(closed())
-
-    def keys(self) -> set[str]:
-        """Give the calls that lie or are waited for here."""
-        with self._lock:
-            return set(self._places)

@@ -75,7 +75,7 @@ class Process:
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.orphans = Orphans(self, strangers=worker_id is not None or (self.hosted and internals.LATE))
-        self._strays = Strays(self)
+        self.strays = Strays(self)
         self._lock = threading.RLock()
         self.is_closed = False
         """Whether this engine is closed, or about to be: who waits here waits for nothing."""
@@ -226,7 +226,7 @@ class Process:
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
             self.held.pop(run_id, None)
-            self.orphans.interrupted.discard(run_id)
+            self.orphans.begun(run)
 
     def goes_on(self, run: LiveRun) -> bool:
         """Whether a run is under way and this execution's; also notes how much was said to it.
@@ -247,7 +247,7 @@ class Process:
 
         Raises `internals.Lost`, `internals.Cancelled`, and `Held` where the database cannot tell.
         """
-        if self.runs.get(run.run_id, run) is not run:
+        if run.lost or self.runs.get(run.run_id, run) is not run:
             raise internals.Lost(run.run_id)
         with engines_code(f"the state of run {run.run_id!r}"):
             goes_on = self.goes_on(run)
@@ -266,7 +266,7 @@ class Process:
                 elif not lost:
                     self.orphans.interrupted.add(run.run_id)
         if not run.watched:
-            run.over.set_result(None)
+            run.end()
 
     @contextlib.contextmanager
     def at_home(self, run_id: str, patience: float | None = None) -> Iterator[Home]:
@@ -295,7 +295,7 @@ class Process:
         Raises `Held` where this engine was closed, and DBOS's own signal where a later execution has the run.
         """
         self.still_open()
-        if self.runs.get(run.run_id, run) is not run:
+        if run.lost or self.runs.get(run.run_id, run) is not run:
             raise internals.Lost(run.run_id)
 
     def still_open(self) -> None:
@@ -414,7 +414,7 @@ class Process:
     def _keep(self) -> None:
         self.identity.keep()
         self.outage.look()
-        self._strays.look()
+        self.strays.look()
         self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
         self.working.keep()
         if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):

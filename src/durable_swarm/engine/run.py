@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from durable_swarm import errors
 from durable_swarm.checks import check_seconds
 from durable_swarm.engine import forks, records
+from durable_swarm.engine.connections import bearing
 from durable_swarm.engine.conversing import Conversing, Teller
 from durable_swarm.engine.following import LATEST, Follower, Recorded, check_after
 from durable_swarm.engine.forks import ForkRequest
@@ -261,12 +262,12 @@ class Run(Conversing):
         return None if calling() is None else self._executor()
 
     def _read(self, follower: Follower) -> list[Event]:
-        try:
+        with self._bearing():
             return follower.read()
-        except errors.ConfigurationError:
-            if not self._parked():
-                raise
-            return []
+        return []
+
+    def _bearing(self) -> contextlib.AbstractContextManager[None]:
+        return bearing(lambda: self._store().url, self._parked)
 
     def _living(self) -> LiveRun | None:
         live = self.live()
@@ -320,14 +321,13 @@ class Run(Conversing):
 
     def _pause(self) -> float:
         live = self.live()
-        if live is None or live.released:
+        if live is None or live.released or live.lost:
             return _LOOK
         return _PAUSE if live.over.done() else _LISTEN
 
     def live(self) -> LiveRun | None:
-        """Give the run as this process executes it, or has executed it last, if it does."""
-        executor = self._executor()
-        if executor is not None:
+        """Return the run as this process executes it, or has executed it last, if it does."""
+        if (executor := self._executor()) is not None:
             self._live = executor.runs.get(self.id, self._live)
         return self._live
 
@@ -337,15 +337,17 @@ class Run(Conversing):
         Raises `ConfigurationError` where the engine with which the caller `began` is closed.
         """
         self.check_open(began)
-        live = self.live()
+        live, ended = self.live(), None
         if live is not None and not live.over.done():
             return None
-        try:
-            row = self._row(load_output=True)
-        except errors.ConfigurationError:
-            if not self._parked():
-                raise
-            return None
+        with self._bearing():
+            ended = self._ended(live)
+        if isinstance(ended, BaseException):
+            raise ended
+        return ended
+
+    def _ended(self, live: LiveRun | None) -> Response | BaseException | None:
+        row = self._row(load_output=True)
         if state_of(row) in ENDED:
             return self._end(row, live)
         self._raise_if_held()
@@ -373,8 +375,7 @@ class Run(Conversing):
 
     def lives_elsewhere(self) -> bool:
         """Whether a process executes the run that is alive, and is not this one."""
-        executor = self._executor()
-        return executor is None or executor.lives_elsewhere(self._row())
+        return (executor := self._executor()) is None or executor.lives_elsewhere(self._row())
 
     def _see_to_it(self) -> None:
         """Once a second: if whoever executes the run has died, take it over."""
@@ -383,7 +384,8 @@ class Run(Conversing):
             return
         if now - self._seen > 1:
             self._seen = now
-            executor.take_over(self.id)
+            with self._bearing():
+                executor.take_over(self.id)
 
     def _raise_if_held(self) -> None:
         """Only an agent that is missing may turn up by itself; what else holds a run needs a person."""
@@ -392,12 +394,13 @@ class Run(Conversing):
         if reason is not None and not isinstance(reason, errors.UnknownAgent):
             raise refused(reason)
 
-    def _end(self, row: Any, live: LiveRun | None) -> Response:
+    def _end(self, row: Any, live: LiveRun | None) -> Response | BaseException:
+        """Return what the run has come to: its response, or the error it ended with."""
         state = state_of(row)
         if state == "cancelled":
-            raise cancelled(self.id)
+            return cancelled(self.id)
         if state == "failed":
-            raise live.error if live is not None and live.error is not None else error_of(self._store(), row)
+            return live.error if live is not None and live.error is not None else error_of(self._store(), row)
         if live is not None and live.response is not None:
             return live.response
         ending = story(self._store(), row).ending
@@ -418,16 +421,16 @@ class Run(Conversing):
 
         It goes on in this process if its agents are defined here, else in the next that defines them. Of a run that is
         held since an agent of it has changed (`AgentChanged`), this accepts the version it is held for, and the process
-        that holds it goes on with it. Any other run stays as it is.
+        that holds it goes on with it. Any other run stays as it is; so of several who resume a run at once one does it.
         """
         row, store, executor = self._row(), self._store(), self._executor()
         stopped, held = state_of(row) in ("failed", "cancelled"), bool(notes_on(row).get(HELD_FOR))
         if held:
             store.accept(row)
         if stopped:
-            self._live = None
             Recorded(store, self.id).keep_end()
-            store.resume(row, records.UNCLAIMED)
+            if store.resume(row, records.UNCLAIMED):
+                self._live = None
         if executor is not None and (stopped or held):
             executor.held.pop(self.id, None)
             executor.take_over(self.id)

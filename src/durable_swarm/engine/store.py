@@ -20,6 +20,7 @@ from durable_swarm.checks import check_whole
 from durable_swarm.codec import Codec, Place, storable
 from durable_swarm.engine import internals, records
 from durable_swarm.engine.claims import Claims
+from durable_swarm.engine.connections import persistently
 from durable_swarm.engine.database import let_go, unfit
 from durable_swarm.engine.eventlog import EventLog
 from durable_swarm.engine.inbox import Inbox
@@ -41,6 +42,9 @@ UNFINISHED = ["PENDING", "ENQUEUED"]
 
 TRIED = "tried:"
 """Prefix of the notes on a run of how often its open calls were executed; resuming it clears them."""
+
+STOOD = "stood"
+"""Note on a run of how often it was taken over from a process that stood still; resuming it clears that, too."""
 
 NEEDS = "needs"
 """Note on a run that waits for an agent which some process lacked: the agent's name."""
@@ -118,6 +122,7 @@ _NOTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
     **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
     "at": _is_time,
+    STOOD: lambda value: type(value) is int and value >= 0,
 }
 
 
@@ -134,7 +139,7 @@ class _Client:
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
                 with internals.reading():
-                    return method(*args, **kwargs)
+                    return persistently(lambda: method(*args, **kwargs))
             except dbos_errors.DBOSNonExistentWorkflowError as error:
                 raise errors.RunNotFound("the run is not in this database any more: it was deleted") from error
             except SQLAlchemyError as error:
@@ -188,6 +193,7 @@ class Store:
             system_database_engine=engine,
             serializer=internals.JSON,
             lazy=True,
+            retry_connection_errors=False,  # It would wait without an end, and with it the thread that says we live.
         )
         self._client = _Client(client, url)
 
@@ -275,14 +281,14 @@ class Store:
         return found
 
     def unfinished(self, version: str) -> list[Any]:
-        """Give the rows of all unfinished runs and tool calls of one application version: DBOS runs only its own.
+        """Return the rows of all unfinished runs of one application version: DBOS runs only its own.
 
         Those that wait for a worker are left out: they may be many, and have no process that could be dead.
         """
         ids = self.claims.unfinished()
         rows: list[Any] = self._client.list_workflows(
             workflow_ids=ids,
-            name=[records.RUN, records.TOOL],
+            name=records.RUN,
             status=UNFINISHED,
             app_version=version,
             load_input=False,
@@ -416,37 +422,30 @@ class Store:
             self.claims.hand_to([row], records.QUEUE + owner)
 
     def cancel(self, run_id: str) -> None:
-        """Cancel a run and the tool calls under way in it."""
-        self._client.cancel_workflow(run_id, cancel_children=True)
+        """Cancel a run and the tool calls under way in it; one that has ended stays as it is."""
+        self.claims.cancel(run_id)
 
-    def resume(self, row: Any, queue: str) -> None:
-        """Have a cancelled or failed run go on from its first unfinished step, on `queue`.
+    def resume(self, row: Any, queue: str) -> bool:
+        """Have a cancelled or failed run go on from its first unfinished step, on `queue`, with its open calls.
 
-        The run comes last: whoever looks at the queue takes it over with its calls as soon as it is there.
+        False if it has not stood as in its row any more: somebody else was faster.
         """
         run_id = row.workflow_id
         open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
         calls = [child.workflow_id for child in self.children(run_id) if child.status in open_still]
-        for call in calls:
-            self._forget_failed_step(call, queue)
-        if calls:
-            self._client.resume_workflows(calls, queue_name=queue)
-        if forgiven := {name: None for name in notes_on(row) if name.startswith(TRIED)}:
-            self.annotate(run_id, **forgiven)
-        if row.status == "ERROR":
-            last = max((step.function_id for step in self.steps(run_id)), default=0)
-            self._client.rewind_workflow(run_id, start_step=last + 1, queue_name=queue)
-        else:
-            self._client.resume_workflows([run_id], queue_name=queue)
+        failed = {call: number for call in calls if (number := self._failed_step(call)) is not None}
+        return self.claims.resume(row, queue, failed, lambda name: name == STOOD or name.startswith(TRIED))
 
-    def _forget_failed_step(self, call: str, queue: str) -> None:
-        """A tool that ended with the error of a step would get the same error from its record for ever."""
+    def _failed_step(self, call: str) -> int | None:
+        """Return the number of the step with whose error a tool has ended: it would get that from its record for ever.
+
+        Nobody records a step of a run that has ended, so this one lasts until the run goes on.
+        """
         steps = self.steps(call)
         last = steps[-1].output if steps else None
         # `failed` stands in records since they can be encrypted; `raised` is in the others.
-        if isinstance(last, dict) and ("failed" in last or "raised" in last):
-            self._client.cancel_workflow(call)
-            self._client.rewind_workflow(call, start_step=steps[-1].function_id, queue_name=queue)
+        failed = isinstance(last, dict) and ("failed" in last or "raised" in last)
+        return int(steps[-1].function_id) if failed else None
 
     def notes(self, program: str) -> dict[str, Any]:
         """Give the notes about the program of this id; empty if there are none."""

@@ -187,7 +187,7 @@ class Making:
 
     async def _body(self, call: Call) -> Outcome:
         run, made = self.made.run, self.made
-        again = None if made.attempt == 1 else Again(run.run_id, call.tool, call.plan == "flow")
+        again = None if made.attempt == 1 else Again(run.run_id, call.tool, call.plan == "flow", run.stood)
         async with made.trials.execution(self.key, self.waits, again):
             run.begun.add(self.key)
             try:

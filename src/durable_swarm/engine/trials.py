@@ -3,7 +3,8 @@
 A crash makes the call in flight run again. If the call itself is the cause (it calls `os._exit`, breaks in native code,
 eats all memory), that would go on for ever, and take every other run of the process down each time. So a call that is
 executed once more after a crash is counted in its run's row, and given up in the end. What does not count: a shutdown
-in good order, a tool that sleeps durably, a tool one of whose own steps was recorded meanwhile.
+in good order, a process that lives and stood still for longer than its lease, a tool that sleeps durably, a tool one of
+whose own steps was recorded meanwhile.
 
 The rule that blames no other call: the last execution before a call is given up takes place alone. It waits until what
 is under way has ended, or has gone on for `PROVEN` seconds; from then until it is recorded, no tool or model call
@@ -133,6 +134,8 @@ class Trials:
         before, sleeps = await in_thread(self._read, again.run_id, key, again.flow)
         if sleeps:
             return None
+        if again.stood:
+            before = before._replace(times=max(0, before.times - 1))
         if before.times >= before.limit:
             raise _given_up(again.run_id, again.tool, before.times)
         return before._replace(times=before.times + 1)

@@ -20,7 +20,7 @@ from dbos import DBOS, SetWorkflowID
 from durable_swarm import ends, roster
 from durable_swarm.awaitables import settled
 from durable_swarm.codec import Place
-from durable_swarm.engine import internals, records
+from durable_swarm.engine import expecting, internals, records
 from durable_swarm.engine.failures import Done, engines_code, step_done, step_failure, step_record
 from durable_swarm.engine.live import LiveRun, ToolCall, beginning_here
 from durable_swarm.engine.narrator import Row, numbers_in
@@ -56,7 +56,7 @@ async def run_on_loop(record: Record) -> Record:
 def tool_in_thread() -> Record:
     """Execute an undecorated tool call in the calling thread."""
     key = _own_id()
-    made = current().desk.place(key).result()
+    made = current().desk.place(key, internals.owner_of(key)).result()
     return finish(_tool(made, key, Blocking()))
 
 
@@ -65,7 +65,7 @@ async def tool_on_loop() -> Record:
     """Execute an undecorated tool call on the running event loop, when its run has come to it."""
     key = _own_id()
     process = await wait_for_current()
-    made = await asyncio.wrap_future(process.desk.place(key))
+    made = await asyncio.wrap_future(process.desk.place(key, internals.owner_of(key)))
     return await _tool(made, key, _on_loop(made.run).waits)
 
 
@@ -113,7 +113,8 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         raise
     except internals.Lost:
         lost = True
-        log.info("run %r is this process's no more: another has it, or it was cancelled", run_id)
+        if run is not None:
+            process.strays.lose(run)
         raise
     finally:
         if run is not None:
@@ -165,7 +166,7 @@ async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
         raise
     finally:
         desk.clear(key, made)
-        internals.ends(key)
+        expecting.ends(key)
 
 
 def _in_thread(run: LiveRun) -> InThread:
@@ -175,7 +176,7 @@ def _in_thread(run: LiveRun) -> InThread:
 
 
 def _on_loop(run: LiveRun) -> OnEventLoop:
-    return OnEventLoop(_child_on_loop, run.seal, OnLoop(_Pool(run)))
+    return OnEventLoop(functools.partial(_child_on_loop, run), run.seal, OnLoop(_Pool(run)))
 
 
 class _Pool:
@@ -196,8 +197,9 @@ def _child_in_thread(key: str) -> Record:
     return record
 
 
-async def _child_on_loop(key: str) -> Record:
-    with SetWorkflowID(key), internals.expecting(key):
+async def _child_on_loop(run: LiveRun, key: str) -> Record:
+    expected = expecting.Expected(run.goes_on, functools.partial(current().strays.fetch_call, run, key))
+    with SetWorkflowID(key), expecting.expecting(key, expected):
         record: Record = await tool_on_loop()
     return record
 
