@@ -366,7 +366,10 @@ class World:
             self.live.desk.flush([self.live.feed])
         self.check_end(self.fresh())
         self.loyal += [event for event in self.fresh() if event.seq > (self.loyal[-1].seq if self.loyal else 0)]
-        Recorded(self.tables, RUN).keep_end()  # type: ignore[arg-type]
+        for _ in range(2):  # Of two who resume it at once, the second finds what the first has stored.
+            ends = [event for event in self.fresh() if event.type in {"run.failed", "run.cancelled"}]
+            Recorded(self.tables, RUN).keep_end()  # type: ignore[arg-type]
+            assert [event for event in self.fresh() if event.type in {"run.failed", "run.cancelled"}] == ends
         self.steady, self.steadily = Recorded(self.tables, RUN), []  # type: ignore[arg-type]
         self._next_life(ghost=True)
 

@@ -22,6 +22,7 @@ from durable_swarm import (
     step,
 )
 from durable_swarm.encryption import EncryptionCodec, new_key
+from durable_swarm.engine.following import Recorded
 from durable_swarm.redaction import Redacting
 from durable_swarm.testing import ScriptedModel, call, cut
 from tests.engine.conftest import Make
@@ -274,6 +275,46 @@ def test_a_run_that_is_cancelled(make_anywhere: Make) -> None:
     assert texts(later) == transcript(run)
     assert [event.type for event in later[len(first) :]] == types(more)
     assert texts(first + more) == transcript(run)
+
+
+@pytest.mark.parametrize("how", ["a tool fails", "the model fails", "cancelled", "cancelled in mid-reply"])
+def test_an_end_that_is_stored_is_told_once(make_anywhere: Make, how: str) -> None:
+    """Whoever reads, or resumes, a run whose end another has just stored to resume it, is told of that end once."""
+    broken = True
+
+    def brittle() -> str:
+        """Break at first, or wait."""
+        if broken and how == "cancelled":
+            run.cancel()
+        if broken and how == "a tool fails":
+            raise LookupError("no such thing")
+        return "mended"
+
+    def replies(request: dict[str, Any]) -> Any:
+        if broken and how == "the model fails":
+            return RuntimeError("no more")
+        if broken and how == "cancelled in mid-reply":
+            return " ".join(["word"] * 60)
+        return "Good." if request["messages"][-1]["role"] == "tool" else [call("brittle")]
+
+    swarm = make_anywhere(ScriptedModel(replies, pace=0.01))
+    agent = Agent(name=unique(), functions=[brittle])
+    run = swarm.start(agent, user())
+    first = []
+    for event in run.events():
+        first.append(event)
+        if broken and how == "cancelled in mid-reply" and event.type == "text.delta":
+            run.cancel()
+    for _ in range(2):
+        Recorded(swarm._store(), run.id).keep_end()
+        assert types(list(swarm.get(run.id).events()))[len(first) - 1 :] == types(first)[-1:]
+    broken = False
+    run.resume()
+    run.result()
+    more = list(run.events(after=len(first)))
+    ends = [kind for kind in types(list(swarm.get(run.id).events())) if kind in {"run.failed", "run.cancelled"}]
+    assert ends == types(first)[-1:]
+    assert types(more)[-1] == "run.finished"
 
 
 def test_forks(make: Make) -> None:

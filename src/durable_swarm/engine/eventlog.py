@@ -149,6 +149,7 @@ def _is_sound(row: Record) -> bool:
     texts, progress, ended = row.get("events", []), row.get("progress", []), row.get("ended", [0, "run.failed", {}])
     return (
         isinstance(row.get("turn", 0), int)
+        and isinstance(row.get("of", 0), int)
         and isinstance(row.get("upto", 0), int)
         and _have(texts, int, str | dict | None)
         and _have([entry[:3] for entry in progress], int, int, dict)

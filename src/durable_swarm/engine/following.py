@@ -42,6 +42,8 @@ class Recorded:
         """The turn of the first step that is read."""
         self.ended = False
         self._ended_at: int | None = None
+        self._kept: set[int] = set()
+        """When the run ended, each time of which a row was read."""
 
     def read(self) -> list[Event]:
         """Give the events that have come since the last time. Raises `RunNotFound`, `ReplayMismatch`, `Sealed`."""
@@ -52,14 +54,15 @@ class Recorded:
             return []
         with records.reading(f"the events of run {self._run_id!r}"):
             told, passed = self._turns(row)
-            self._narrator.add(
-                self._store.events.read(self._run_id, self._store.seal(row), self._narrator.journal.last)
-            )
+            rows = self._store.events.read(self._run_id, self._store.seal(row), self._narrator.journal.last)
+            self._kept |= {record["of"] for _, record in rows if "of" in record}
+            self._narrator.add(rows)
             self._passed, self._first = passed  # Last: a read that was broken off is made again.
             self._advance(told, over=state in ENDED)
             if state in ENDED and not self.ended:
                 self.ended, self._ended_at = True, row.completed_at
-                self._narrator.ended(row.completed_at or row.updated_at, *self._ending(row, state))
+                if row.completed_at not in self._kept:  # Else somebody who resumes the run has just stored this end.
+                    self._narrator.ended(row.completed_at or row.updated_at, *self._ending(row, state))
         found, self._found[:] = list(self._found), []
         return found
 
@@ -148,12 +151,15 @@ class Recorded:
         row = self._store.found(self._run_id)
         if not self.ended or state_of(row) not in ENDED or row.completed_at != self._ended_at:
             return
+        if self._ended_at in self._kept:
+            return
         # What an execution that was cut off has recorded beyond a gap may stand behind the end.
         last = next(event for event in reversed(events) if event.type.startswith("run."))
         turn = self._narrator.asking
         at = round(last.time.timestamp() * 1000)
         record = {"v": records.VERSION, "ended": [at, last.type, codec.encode(last.data)]}
         record |= {} if turn is None else {"turn": turn}
+        record |= {} if self._ended_at is None else {"of": self._ended_at}
         stored = self._store.seal(row).close(record, place_of(self._run_id, last.seq))
         self._store.events.keep(NewRow(self._run_id, last.seq, stored, None))
 

@@ -8,7 +8,8 @@ was lost in a crash may stay free: what waits behind them was told to nobody, an
 
     text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset
     progress  {progress: [[seq, at, data], ...]}                    an entry of another type has it as its fourth part
-    end       {ended: [at, type, data], turn}                       `turn` if its model call was under way, else absent
+    end       {ended: [at, type, data], turn, of}                   `turn` if its model call was under way, else absent;
+                                                                    `of`: when the run's row says that it ended
 """
 
 from __future__ import annotations
