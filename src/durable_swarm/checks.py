@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,16 @@ from durable_swarm.errors import ConfigurationError
 
 LARGEST = 2**31 - 1
 """The largest whole number that a column of the database holds."""
+
+
+def check_threads() -> None:
+    """Check that threads are the system's: those that `gevent` puts in their place cannot have event loops."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise ConfigurationError(
+            "DurableSwarm needs the system's threads, and gevent has replaced them in this program; "
+            "start it without gevent.monkey.patch_all(), or call patch_all(thread=False)"
+        )
 
 
 def check_whole(name: str, value: Any, least: int) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -354,3 +356,16 @@ def test_a_named_process_goes_on_with_its_own(database_url: str) -> None:
     program.run_and_kill(Path("begun").exists, database_url, "first")
     assert program.start(database_url, "second").communicate(timeout=60)[0] == '"ended"\n'
     assert {row.queue_name for row in rows(database_url, "queue_name")} <= {records.QUEUE + "me", None}
+
+
+def test_a_program_without_threads_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where gevent has replaced the threads, one error says so and nothing is opened; patched otherwise, all works."""
+    patched = {"threading", "socket"}
+    monkeypatch.setitem(sys.modules, "gevent.monkey", SimpleNamespace(is_module_patched=patched.__contains__))
+    database = tmp_path / "runs.sqlite"
+    with DurableSwarm(ScriptedModel(["hi"]), database=f"sqlite:///{database}") as swarm:
+        with pytest.raises(ConfigurationError, match=r"gevent.*patch_all\(thread=False\)"):
+            swarm.run(Agent(name=unique()), user())
+        assert not database.exists()
+        patched.remove("threading")
+        assert swarm.run(Agent(name=unique()), user()).messages[-1]["content"] == "hi"

@@ -22,6 +22,7 @@ from dbos import DBOS, DBOSConfig
 
 from durable_swarm import errors, roster
 from durable_swarm.calls import Cast
+from durable_swarm.checks import check_threads
 from durable_swarm.engine import database, internals, pools, records
 from durable_swarm.engine.claims import UNFINISHED
 from durable_swarm.engine.eventlog import Writer
@@ -466,6 +467,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
         if at is not None:
             database.same(at, wanted)
         if _current is None:
+            check_threads()
             opened = Process(wanted, worker_id)
             opened.swarms.admit(swarm)  # Before anything that DBOS recovers can look for it.
             _current = opened
