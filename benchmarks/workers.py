@@ -22,7 +22,7 @@ from pathlib import Path
 from support.fleet import APP, end, fresh, ready, send, started, until_done, worker
 
 from durable_swarm import DurableSwarm
-from durable_swarm.engine import database
+from durable_swarm.engine.database import connection, urls
 
 RUNS, KILLS, PAIRS = 300, 15, 7
 BY_HAND = """
@@ -108,7 +108,7 @@ def ours(url: str, count: int) -> float:
 def by_hand(url: str, count: int) -> float:
     """Give the seconds that the loop written by hand takes."""
     url = fresh(url)
-    database.connect(database.choose(url), create=True).dispose()
+    connection.connect(urls.choose(url), create=True).dispose()
     Path("by_hand.py").write_text(BY_HAND, encoding="utf-8")
     workers = [started(["by_hand.py", url, f"worker-{number}", "0"]) for number in range(count)]
     send(signal.SIGSTOP, workers)

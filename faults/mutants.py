@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant(
         "late-ids",
         "step numbers follow the model's order, not the order in which calls get their turn",
-        "engine/performer.py",
+        "engine/execution/performer.py",
         "        return self.seal.open(await self.start_child(key)",
         """        import random
 
@@ -53,7 +53,7 @@ MUTANTS = [
     Mutant(
         "key-of-the-attempt",
         "the idempotency key is the same in every attempt",
-        "engine/toolcalls.py",
+        "engine/execution/tool_call.py",
         "self.made.attempt, self.key)",
         'self.made.attempt, f"{self.key}#{self.made.attempt}")',
         (f"{MATRIX}[five_steps]",),
@@ -61,7 +61,7 @@ MUTANTS = [
     Mutant(
         "silent-repetition",
         "a tool is told that its call is repeated",
-        "engine/performer.py",
+        "engine/execution/performer.py",
         "attempt = 2 if self.run.recovered and self.replayed else 1",
         "attempt = 1",
         (f"{MATRIX}[five_steps]",),
@@ -69,7 +69,7 @@ MUTANTS = [
     Mutant(
         "context-in-place",
         "what a tool changed in its context is recorded, not remembered",
-        "engine/records.py",
+        "engine/records/runs.py",
         "return Outcome(outcome.text, outcome.agent, outcome.updates, changed, removed)",
         "return Outcome(outcome.text, outcome.agent, outcome.updates, {}, [])",
         ("tests/contract/test_context.py",),
@@ -77,7 +77,7 @@ MUTANTS = [
     Mutant(
         "shared-context",
         "a tool gets a private copy of the context, the same before and after a crash",
-        "engine/records.py",
+        "engine/records/runs.py",
         "return Change(encoded), {key: codec.decode(value) for key, value in encoded.items()}",
         "return Change(encoded), context",
         ("tests/engine/test_runs.py",),
@@ -101,7 +101,7 @@ MUTANTS = [
     Mutant(
         "failure-to-record-is-failure",
         "a success that cannot be recorded is no failure of the run",
-        "engine/internals.py",
+        "engine/backend/steps.py",
         "if status == WorkflowStatusString.ERROR.value and not isinstance(reason, Broken):",
         "if False:",
         ("tests/engine/test_internals.py",),
@@ -109,7 +109,7 @@ MUTANTS = [
     Mutant(
         "one-name-for-all",
         "each process has a name of its own",
-        "engine/identity.py",
+        "engine/processes/identity.py",
         'f"process-{uuid.uuid4()}"',
         '"local"',
         ("tests/engine/test_identity.py", "tests/crash/test_processes.py"),
@@ -117,7 +117,7 @@ MUTANTS = [
     Mutant(
         "everybody-is-dead",
         "the runs of a living process are not taken over",
-        "engine/identity.py",
+        "engine/processes/identity.py",
         "        free = self._locks.take(name)\n        if free:\n            self._locks.give(name)",
         "        return True",
         ("tests/engine/test_identity.py", "tests/crash/test_processes.py"),
@@ -125,7 +125,7 @@ MUTANTS = [
     Mutant(
         "pickle-is-read",
         "nothing from the database is unpickled",
-        "engine/internals.py",
+        "engine/backend/patches.py",
         "if _owns_dbos or _refusing.get():",
         "if False:",
         ("tests/engine/test_pickle.py",),
@@ -133,7 +133,7 @@ MUTANTS = [
     Mutant(
         "commits-not-on-disk",
         "a commit that was reported is on disk",
-        "engine/database.py",
+        "engine/database/connection.py",
         "PRAGMA synchronous=FULL",
         "PRAGMA synchronous=OFF",
         ("tests/engine/test_database.py",),
@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant(
         "readable-by-all",
         "the database is the user's alone",
-        "engine/database.py",
+        "engine/database/connection.py",
         "os.O_RDWR | os.O_CREAT, 0o600",
         "os.O_RDWR | os.O_CREAT, 0o644",
         ("tests/engine/test_database.py", "tests/engine/test_security.py"),
@@ -149,7 +149,7 @@ MUTANTS = [
     Mutant(
         "any-run-will-do",
         "a run id with other messages is a conflict",
-        "engine/prepared.py",
+        "engine/api/start.py",
         'if codec.dumps(recorded["messages"]) != codec.dumps(asked["messages"]):',
         "if False:",
         ("tests/engine/test_runs.py", "tests/crash/test_processes.py"),
@@ -157,7 +157,7 @@ MUTANTS = [
     Mutant(
         "arguments-that-kill",
         "arguments that do not fit go back to the model, and never end the run",
-        "calls.py",
+        "tools/calls.py",
         "    except BadArguments as error:\n        return {",
         "    except ZeroDivisionError as error:\n        return {",
         ("tests/contract/test_tool_errors.py", "tests/contract/test_documented.py"),
@@ -165,7 +165,7 @@ MUTANTS = [
     Mutant(
         "wrong-case-will-do",
         "a tool is called by its exact name only",
-        "calls.py",
+        "tools/calls.py",
         "if tool_name(function) == name), None)",
         "if tool_name(function).lower() == name.lower()), None)",
         ("tests/contract/test_tool_errors.py",),
@@ -173,7 +173,7 @@ MUTANTS = [
     Mutant(
         "undecorated-is-a-step",
         "an undecorated tool with steps goes on after its last finished step",
-        "calls.py",
+        "tools/calls.py",
         '"plan": "step" if alone else "flow"',
         '"plan": "step"',
         (f"{MATRIX}[five_steps]",),
@@ -197,15 +197,15 @@ MUTANTS = [
     Mutant(
         "sleep-from-the-start",
         "a sleep ends when it was first to end",
-        "engine/workflows.py",
-        "left = internals.record_sleep(seconds)",
+        "engine/processes/workflows.py",
+        "left = backend_steps.record_sleep(seconds)",
         "left = seconds",
         ("tests/crash/test_sleeps.py",),
     ),
     Mutant(
         "the-first-life-looks-at-nothing",
         "who has lost a run makes no further call of it",
-        "engine/process.py",
+        "engine/processes/process.py",
         "if status in UNFINISHED and owner != run.owner:",
         "if False:",
         ("tests/engine/test_queue.py",),
@@ -213,7 +213,7 @@ MUTANTS = [
     Mutant(
         "a-claim-is-forgotten",
         "a run whose claim was committed while the connection broke is executed",
-        "engine/strays.py",
+        "engine/processes/lost_claims.py",
         "        if lost:",
         "        if False:",
         ("tests/engine/test_strays.py",),
@@ -221,7 +221,7 @@ MUTANTS = [
     Mutant(
         "passed-round",
         "a worker does not take back at once what it has left to others",
-        "engine/orphans.py",
+        "engine/processes/recovery.py",
         "return time.monotonic() < until",
         "return False",
         ("tests/engine/test_queue.py",),
@@ -229,7 +229,7 @@ MUTANTS = [
     Mutant(
         "changes-are-accepted-unseen",
         "a changed agent answers only once a person has accepted it, where the swarm holds",
-        "engine/performer.py",
+        "engine/execution/performer.py",
         "if accepted != mark(change):",
         "if False:",
         ("tests/engine/test_changed_agents.py",),
@@ -237,7 +237,7 @@ MUTANTS = [
     Mutant(
         "no-rate",
         "a rated model is asked at its pace",
-        "engine/rates.py",
+        "engine/storage/rates.py",
         "return max(0.0,",
         "return min(0.0,",
         ("tests/engine/test_rates.py",),
@@ -245,7 +245,7 @@ MUTANTS = [
     Mutant(
         "late-and-begun",
         "who comes late to a run that was taken over meanwhile begins nothing",
-        "engine/workflows.py",
+        "engine/processes/workflows.py",
         "if process.may_be_late(run):",
         "if False:",
         ("tests/engine/test_strays.py::test_a_dispatch_that_comes_late_begins_nothing",),
@@ -253,7 +253,7 @@ MUTANTS = [
     Mutant(
         "the-loser-goes-on",
         "who has lost a run that it recovered makes no further call of it",
-        "engine/internals.py",
+        "engine/backend/steps.py",
         "if found is None and life is not None and not life.is_first:",
         "if False:",
         ("tests/engine/test_internals.py::test_who_has_lost_a_run_begins_no_step",),
@@ -261,7 +261,7 @@ MUTANTS = [
     Mutant(
         "always-new",
         "a run is in its first life in the execution of its first claim alone",
-        "engine/internals.py",
+        "engine/backend/steps.py",
         'status["recovery_attempts"] == 1',
         'status["recovery_attempts"] >= 1',
         ("tests/engine/test_internals.py::test_only_a_first_claim_is_new",),
@@ -269,7 +269,7 @@ MUTANTS = [
     Mutant(
         "anybodys-to-leave",
         "a process that stops leaves to others no run of another that lives",
-        "engine/orphans.py",
+        "engine/processes/recovery.py",
         'mine = row.status == "PENDING" and row.executor_id == self._process.identity.name',
         'mine = row.status == "PENDING"',
         ("tests/engine/test_queue.py::test_a_run_that_lives_elsewhere_is_nobodys_to_leave",),
@@ -277,7 +277,7 @@ MUTANTS = [
     Mutant(
         "past-the-limits",
         "what a worker without the agents took from the queue counts for the queue's limits",
-        "engine/orphans.py",
+        "engine/processes/recovery.py",
         "            runs = self._without_queued(runs)\n",
         "",
         ("tests/crash/test_workers.py::test_limits_hold_beside_a_worker_without_the_agents",),
@@ -285,7 +285,7 @@ MUTANTS = [
     Mutant(
         "calls-stay",
         "the open calls of a run go with it to who takes it over",
-        "engine/claims.py",
+        "engine/storage/ownership.py",
         """                calls = self._calls_of(run_id) & runs.c.status.in_(UNFINISHED)
 """,
         """                calls = self._calls_of(run_id) & (runs.c.status == "NONE")
@@ -295,7 +295,7 @@ MUTANTS = [
     Mutant(
         "resumes-what-was-read",
         "a run that goes on already is not resumed again",
-        "engine/claims.py",
+        "engine/storage/ownership.py",
         """            & (runs.c.status == row.status)
             & runs.c.completed_at.is_not_distinct_from(row.completed_at)
 """,
@@ -305,7 +305,7 @@ MUTANTS = [
     Mutant(
         "waits-for-the-thief",
         "who has lost a run does not wait for who has it, and may have died",
-        "engine/internals.py",
+        "engine/backend/steps.py",
         """        if isinstance(result, _outcome.NoResult):
             raise Lost(workflow_id)
         return result
@@ -322,7 +322,7 @@ MUTANTS = [
     Mutant(
         "one-look-is-enough",
         "who has lost its connections for a moment is not dead",
-        "engine/identity.py",
+        "engine/processes/identity.py",
         "        return self._has_been_silent(name, last[0])\n",
         "        return True\n",
         ("tests/engine/test_signs.py",),
@@ -330,7 +330,7 @@ MUTANTS = [
     Mutant(
         "still-is-dead",
         "a process that stood still has not died of its tool",
-        "engine/trials.py",
+        "engine/execution/crash_guard.py",
         "        if again.stood:\n",
         "        if False:\n",
         ("tests/engine/test_trials.py::test_who_stood_still_has_not_died",),

@@ -32,7 +32,8 @@ from pathlib import Path
 
 import sqlalchemy
 
-from durable_swarm.engine import database
+from durable_swarm.engine.database import connection as database_connection
+from durable_swarm.engine.database import urls
 
 FILE = "runs.sqlite"
 ROLES = ("writer", "writer", "writer", "visitor", "stranger")
@@ -106,13 +107,13 @@ def _meddle(folder: Path, log: Path) -> None:
 def _work(kind: str, folder: Path, notes: Path) -> None:
     """Be one of the programs until killed."""
     name = uuid.uuid4().hex
-    url = database.choose(f"sqlite:///{folder / FILE}")
+    url = urls.choose(f"sqlite:///{folder / FILE}")
     threading.Thread(target=_meddle, args=(folder, notes / f"{name}.looks"), daemon=True).start()
     try:
         if kind == "writer":
-            _write(database.connect(url, create=False), notes / f"{name}.rows")
+            _write(database_connection.connect(url, create=False), notes / f"{name}.rows")
         while kind == "visitor":
-            engine = database.connect(url, create=False)
+            engine = database_connection.connect(url, create=False)
             _look(engine)
             engine.dispose()
         while True:
@@ -151,7 +152,7 @@ def trial(folder: Path, seconds: float, kills: int = 10, rows: int = 50) -> Figu
     files, notes = folder / "files", folder / "notes"
     for made in (files, notes):
         made.mkdir()
-    engine = database.connect(database.choose(f"sqlite:///{files / FILE}"), create=True)
+    engine = database_connection.connect(urls.choose(f"sqlite:///{files / FILE}"), create=True)
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE kept (key TEXT PRIMARY KEY, number INTEGER, text TEXT)")
         connection.exec_driver_sql("CREATE TABLE counted (n INTEGER)")

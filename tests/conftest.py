@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_swarm.engine.database import choose
+from durable_swarm.engine.database.urls import choose
 from durable_swarm.postgres import NoPostgres
 from durable_swarm.testing.crash.templates import copy_template, open_once
 from faults.shim import NoShim, build

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from durable_swarm import Agent, DurableSwarm, sleep
-from durable_swarm.cli import drawing, main
+from durable_swarm.cli import main, render
 from durable_swarm.testing import ScriptedModel, cut_off
 from tests.support.shell import Shell
 
@@ -149,7 +149,7 @@ def test_colours_only_in_a_terminal(monkeypatch: pytest.MonkeyPatch, shell: Shel
     for command in (("show", "two"), ("runs",), ("doctor",)):
         assert "\x1b" not in shell(*command)
     monkeypatch.setattr(
-        drawing, "plain_console", lambda: Console(force_terminal=True, highlight=False, color_system="standard")
+        render, "plain_console", lambda: Console(force_terminal=True, highlight=False, color_system="standard")
     )
     assert "\x1b[" in shell("show", "two")
 

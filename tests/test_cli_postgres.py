@@ -26,7 +26,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.postgres import NoPostgres, Server, binaries, choose
 from durable_swarm.postgres.binaries import Local
-from durable_swarm.postgres.place import Place
+from durable_swarm.postgres.data_folder import Place
 from durable_swarm.testing import ScriptedModel
 from tests.support.postgres import kept
 from tests.support.shell import Shell

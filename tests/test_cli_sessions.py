@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, tool
-from durable_swarm.engine import sessions
+from durable_swarm.engine.api import programs
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import unique
@@ -25,7 +25,7 @@ class Start:
         self.continues = False
         self.model = client or ScriptedModel(lambda request: f"Answer to {request['messages'][-1]['content']}")
         self.swarm = DurableSwarm(self.model, database=database, **options)
-        self.program = sessions.Program(Path("program.py"), ["--fast"], self._note)
+        self.program = programs.Program(Path("program.py"), ["--fast"], self._note)
         self.agent = agent or Agent(name="Receptionist")
 
     def _note(self) -> None:
@@ -42,12 +42,12 @@ class Start:
 def started(database: str, **options: Any) -> Iterator[Start]:
     """Start the program; what the block leaves is as after a kill, unless it calls `end`."""
     start = Start(database, **options)
-    sessions.begin(start.program)
+    programs.begin(start.program)
     try:
         with start.swarm:
             yield start
     finally:
-        sessions.begin(None)
+        programs.begin(None)
 
 
 def test_the_same_calls_find_the_same_runs(database_url: str) -> None:
@@ -96,7 +96,7 @@ def test_a_run_with_a_name_keeps_it(tmp_path: Path) -> None:
     """`run_id` goes before the id that a call would get by itself."""
     with started(f"sqlite:///{tmp_path}/runs.sqlite") as start:
         assert start.ask("one", run_id="mine") == "mine"
-    assert sessions.default_id(lambda: pytest.fail("opened"), {}) is None
+    assert programs.default_id(lambda: pytest.fail("opened"), {}) is None
 
 
 def test_a_worker_with_a_name_of_its_own_goes_on(database_url: str) -> None:

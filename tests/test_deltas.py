@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionChunk
 
 from durable_swarm import codec
-from durable_swarm.answers import ErrorReply, read_message, read_usage
-from durable_swarm.deltas import BrokenStream, Pieces
+from durable_swarm.models.reply import ErrorReply, read_message, read_usage
+from durable_swarm.models.stream import BrokenStream, Pieces
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.testing.shapes import Chunk
 from durable_swarm.types import Usage

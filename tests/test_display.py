@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from durable_swarm import repl
-from durable_swarm.cli.drawing import draw_requests
+from durable_swarm.cli.render import draw_requests
 from durable_swarm.cli.watch import _Teller
 from durable_swarm.demos.refund import print_transcript
 from durable_swarm.display import as_call, harmless, one_line
+from durable_swarm.repl import demo_loop
 
 HIDDEN = {
     "a direction": ("a\u202eb", "a\\u202eb"),
@@ -77,8 +77,8 @@ def test_no_screen_hides_it(kind: str, capsys: pytest.CaptureFixture[str]) -> No
     text, written = HIDDEN[kind]
     calls = [{"id": "1", "function": {"name": f"t{text}", "arguments": f'{{"to": "{text}"}}'}}]
     message = {"role": "assistant", "sender": f"A{text}", "content": text, "tool_calls": calls}
-    repl.pretty_print_messages([message])
-    printer = repl._Printer()
+    demo_loop.pretty_print_messages([message])
+    printer = demo_loop._Printer()
     for item in ({"delim": "start"}, {"sender": f"A{text}", "content": text, "tool_calls": calls}, {"delim": "end"}):
         printer.take(item)
     print_transcript([message])
@@ -95,7 +95,7 @@ def test_arguments_in_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
     """The loop shows the arguments of a call unmangled: null, a list, and a URL with its colons."""
     for arguments in ("null", "[1]", '{"url": "http://a.example:80/"}'):
         call = {"function": {"name": "look", "arguments": arguments}}
-        repl.pretty_print_messages([{"role": "assistant", "sender": "A", "content": None, "tool_calls": [call]}])
+        demo_loop.pretty_print_messages([{"role": "assistant", "sender": "A", "content": None, "tool_calls": [call]}])
     printed = capsys.readouterr().out
     assert "(null)" in printed
     assert "([1])" in printed
@@ -105,8 +105,8 @@ def test_arguments_in_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_empty_reply_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     """A reply with neither text nor calls has a line of its own in the loop, whole and streamed, and in the demo."""
     message = {"role": "assistant", "sender": "A", "content": "", "tool_calls": None}
-    repl.pretty_print_messages([message])
-    printer = repl._Printer()
+    demo_loop.pretty_print_messages([message])
+    printer = demo_loop._Printer()
     for item in ({"delim": "start"}, {"sender": "A", "content": ""}, {"delim": "end"}):
         printer.take(item)
     print_transcript([message])

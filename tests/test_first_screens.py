@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, ModelError, RunCancelled, RunFailed
-from durable_swarm.refusals import is_too_long
+from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.testing import ProviderError, ScriptedModel
 from tests.support.shell import Shell
 
@@ -101,7 +101,7 @@ def test_one_exception_in_a_traceback(kind: str, monkeypatch: pytest.MonkeyPatch
     """What a program sees of a provider that cannot be asked is one exception, not a chain of them."""
     if kind == "refused":
         monkeypatch.setenv("OPENAI_API_KEY", "key-of-a-test")
-        monkeypatch.setattr("durable_swarm.models.DEFAULT_RETRIES", 0)
+        monkeypatch.setattr("durable_swarm.models.retry.DEFAULT_RETRIES", 0)
     with DurableSwarm() as swarm, pytest.raises((ModelError, ConfigurationError)) as caught:
         swarm.run(Agent(), ASKED)
     told = "".join(traceback.format_exception(caught.value))
@@ -158,7 +158,7 @@ def test_why_runs_failed(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
             swarm.run(raising(LookupError("no such price")), ASKED, run_id=run_id)
     assert shell("runs").count("LookupError: no such price") == 2
     assert "warn  runs" in shell("doctor").replace("warn  runs ", "warn  runs")
-    monkeypatch.setattr("durable_swarm.cli.drawing._width", lambda _: 110)
+    monkeypatch.setattr("durable_swarm.cli.render._width", lambda _: 110)
     lines = shell("runs").splitlines()
     assert max(map(len, lines)) <= 110
     assert sum("LookupError: no such price" in line for line in lines) == 2

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from durable_swarm import codec
-from durable_swarm.engine import records
-from durable_swarm.engine.failures import rebuild, step_done
+from durable_swarm.engine.records import base, failures, runs
+from durable_swarm.engine.records.failures import rebuild, step_done
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, NotSerializable, ReplayMismatch
 from durable_swarm.schema import BadArguments, check_arguments, function_to_json, tool_schema
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_stored_is_named(value: Any, depth: int) -> None:
 # Records
 
 
-READERS = [records.read_start, records.read_reply, records.read_outcome, records.read_failure, step_done, rebuild]
+READERS = [runs.read_start, runs.read_reply, runs.read_outcome, failures.read_failure, step_done, rebuild]
 FIELDS = ["v", "agent", "swarm", "messages", "context", "message", "plan", "usage", "text", "changed", "updates", "own"]
 FIELDS += ["removed", "value", "raised", "type", "args", "state", "run_id", "traceback", "kept", "detours", "max_turns"]
 
@@ -135,7 +135,7 @@ def test_any_record_is_read_or_refused(record: dict[str, Any], read: Any) -> Non
 @given(json_values)
 def test_what_is_no_record_is_refused(data: Any) -> None:
     """Any JSON in the place of a record is told from one."""
-    refused = refusal(lambda: records.read(data, "it"), ReplayMismatch, ConfigurationError)
+    refused = refusal(lambda: base.read(data, "it"), ReplayMismatch, ConfigurationError)
     assert (refused is None) == (isinstance(data, dict) and isinstance(data.get("v"), int) and data["v"] <= 1)
     assert refused is None or str(refused).startswith("it ")
 

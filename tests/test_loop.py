@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from durable_swarm.concurrency import finish
 from durable_swarm.loop import (
     Ask,
     Call,
@@ -27,11 +28,10 @@ from durable_swarm.loop import (
     drive,
     turns,
 )
+from durable_swarm.models.wire import to_wire
 from durable_swarm.runs import Story, follow
 from durable_swarm.testing import check_request
 from durable_swarm.types import Message, Usage
-from durable_swarm.waits import finish
-from durable_swarm.wire import to_wire
 
 
 def text(content: str, usage: Usage | None = None) -> Reply:

@@ -13,13 +13,14 @@ from unittest.mock import MagicMock
 import pytest
 
 from durable_swarm import Agent, ModelError, codec
-from durable_swarm.answers import read_message
 from durable_swarm.credentials import without_secrets
-from durable_swarm.models import build_request, current_model_call
-from durable_swarm.refusals import FIRST_PAUSE, LONGEST_PAUSE, pause, transient
+from durable_swarm.models.call import current_model_call
+from durable_swarm.models.provider_errors import FIRST_PAUSE, LONGEST_PAUSE, pause, transient
+from durable_swarm.models.reply import read_message
+from durable_swarm.models.request import build_request
+from durable_swarm.models.wire import Conversation, to_wire
 from durable_swarm.testing import ProviderError, ScriptedModel, check_request
 from durable_swarm.types import Usage
-from durable_swarm.wire import Conversation, to_wire
 from tests.support.model_calls import Naps, ask
 
 

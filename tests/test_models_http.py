@@ -12,7 +12,8 @@ import openai
 import pytest
 
 from durable_swarm import Agent, ModelError, Swarm, tool
-from durable_swarm.models import Completion
+from durable_swarm.concurrency import background_loop
+from durable_swarm.models.call import Completion
 from durable_swarm.testing import (
     ScriptedServer,
     cut,
@@ -25,7 +26,6 @@ from durable_swarm.testing import (
     timed_out,
 )
 from durable_swarm.types import Usage
-from durable_swarm.waits import background_loop
 from tests.support.model_calls import Naps, ask
 
 KINDS = ["sync", "sync on a loop", "async", "async in a thread"]

@@ -13,7 +13,10 @@ import openai
 import pytest
 
 from durable_swarm import Agent, ModelError
-from durable_swarm.models import Clients, Completion, ModelCall, complete, current_model_call
+from durable_swarm.concurrency import OnLoop, background_loop
+from durable_swarm.models.call import Completion, ModelCall, complete, current_model_call
+from durable_swarm.models.client import Clients
+from durable_swarm.models.wire import Conversation
 from durable_swarm.testing import (
     AsyncScriptedModel,
     ScriptedModel,
@@ -29,8 +32,6 @@ from durable_swarm.testing import (
     slowly,
     timed_out,
 )
-from durable_swarm.waits import OnLoop, background_loop
-from durable_swarm.wire import Conversation
 from tests.support.chunks import put_together
 from tests.support.http import httpx
 from tests.support.model_calls import Naps, Shown, ask

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from durable_swarm import ModelError
-from durable_swarm.refusals import transient
+from durable_swarm.models.provider_errors import transient
 from durable_swarm.testing import ProviderError
 from durable_swarm.types import Usage
 from tests.contract.helpers import async_mock_client, completion, mock_client

@@ -13,7 +13,7 @@ import pytest
 
 from durable_swarm.postgres import NoPostgres
 from durable_swarm.postgres.binaries import Local
-from durable_swarm.postgres.place import Notes, Place, _unprivileged
+from durable_swarm.postgres.data_folder import Notes, Place, _unprivileged
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
 

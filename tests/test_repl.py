@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, Response, compat, repl, run_demo_loop
+from durable_swarm import Agent, ConfigurationError, Response, compat, run_demo_loop
+from durable_swarm.repl import demo_loop
 from durable_swarm.testing import ScriptedModel
 from tests.support.terminal import Terminal
 
@@ -113,7 +114,7 @@ def test_looks_like_swarm() -> None:
 def test_tool_calls_are_printed(calls: list[tuple[str, str]], printed: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Tool calls are printed as Swarm prints them, also those that no tool could take."""
     made = [{"function": {"name": name, "arguments": arguments}} for name, arguments in calls]
-    repl.pretty_print_messages([{"role": "assistant", "sender": "A", "content": None, "tool_calls": made}])
+    demo_loop.pretty_print_messages([{"role": "assistant", "sender": "A", "content": None, "tool_calls": made}])
     assert capsys.readouterr().out == printed
 
 
@@ -290,8 +291,8 @@ def test_a_streamed_reply_that_begins_anew(capsys: pytest.CaptureFixture[str]) -
     quiet = [{"delim": "start"}, {"sender": "A", "content": ""}, {"delim": "reset"}]
     ended = Response(messages=[])
     items = [*quiet, *({key: value} for key, value in said), {"response": ended}]
-    assert repl.process_and_print_streaming_response(items) is ended
+    assert demo_loop.process_and_print_streaming_response(items) is ended
     name = "\x1b[94mA\x1b[0m: "
-    assert capsys.readouterr().out == f"{name}Hel\n{repl.ANEW}\n{name}Hello\n"
+    assert capsys.readouterr().out == f"{name}Hel\n{demo_loop.ANEW}\n{name}Hello\n"
     with pytest.raises(ConfigurationError, match="without its response"):
-        repl.process_and_print_streaming_response([{"delim": "start"}])
+        demo_loop.process_and_print_streaming_response([{"delim": "start"}])

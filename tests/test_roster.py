@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, AmbiguousAgent, UnknownAgent, roster, tool
+from durable_swarm import Agent, AmbiguousAgent, UnknownAgent, tool
+from durable_swarm import agents as durable_swarm_agents
 
 
 def fresh() -> str:
@@ -31,8 +32,8 @@ def greet(name: str) -> str:
 def test_an_agent_is_known_from_its_construction() -> None:
     """Defining an agent is all it takes to find it by name."""
     agent = Agent(name=fresh())
-    assert roster.find(agent.name) is agent
-    assert agent.name in roster.names()
+    assert durable_swarm_agents.find(agent.name) is agent
+    assert agent.name in durable_swarm_agents.names()
 
 
 def test_a_collected_agent_is_forgotten() -> None:
@@ -46,25 +47,25 @@ def test_a_collected_agent_is_forgotten() -> None:
     define()
     gc.collect()
     with pytest.raises(UnknownAgent, match=f"no agent named '{name}' is defined in this process; define it, or import"):
-        roster.find(name)
+        durable_swarm_agents.find(name)
 
 
 def test_an_unknown_agent_is_named() -> None:
     """The error for a name nobody has carries the name."""
     with pytest.raises(UnknownAgent) as caught:
-        roster.find("nobody at all")
+        durable_swarm_agents.find("nobody at all")
     assert caught.value.agent == "nobody at all"
-    assert roster.find_or_none("nobody at all") is None
+    assert durable_swarm_agents.find_or_none("nobody at all") is None
 
 
 def test_agents_defined_alike_are_one() -> None:
     """Of several agents of one name that are defined alike, the newest is meant."""
     name = fresh()
     first, second = Agent(name=name, functions=[greet]), Agent(name=name, functions=[greet])
-    assert roster.find(name) is second
+    assert durable_swarm_agents.find(name) is second
     del second
     gc.collect()
-    assert roster.find(name) is first
+    assert durable_swarm_agents.find(name) is first
 
 
 def test_different_agents_of_one_name_are_ambiguous() -> None:
@@ -72,33 +73,33 @@ def test_different_agents_of_one_name_are_ambiguous() -> None:
     name = fresh()
     agents = [Agent(name=name, instructions="one"), Agent(name=name, instructions="two")]
     with pytest.raises(AmbiguousAgent, match=f"2 different agents named '{name}'") as caught:
-        roster.find(name)
+        durable_swarm_agents.find(name)
     assert caught.value.agent == agents[0].name
-    assert roster.find_or_none(name) is None
+    assert durable_swarm_agents.find_or_none(name) is None
 
 
 def test_a_renamed_agent_is_found_by_its_new_name() -> None:
     """Names are read when they are asked for, so an agent that is renamed later is found."""
     agent = Agent(name=fresh())
     agent.name = fresh()
-    assert roster.find(agent.name) is agent
+    assert durable_swarm_agents.find(agent.name) is agent
 
 
 def test_foreign_agents_are_known_once_remembered() -> None:
     """An object that is no Agent is known from the moment it was given to a run, and only once."""
     foreign = SimpleNamespace(name=fresh(), model="m", instructions="", functions=[])
-    assert roster.find_or_none(foreign.name) is None
-    roster.remember(foreign)
-    roster.remember(foreign)
-    assert roster.find(foreign.name) is foreign
+    assert durable_swarm_agents.find_or_none(foreign.name) is None
+    durable_swarm_agents.remember(foreign)
+    durable_swarm_agents.remember(foreign)
+    assert durable_swarm_agents.find(foreign.name) is foreign
 
 
 def test_watchers_are_told_of_each_new_agent() -> None:
     """A watcher hears the name of every agent that becomes known, until it stops watching."""
     heard: list[str] = []
-    stop = roster.watch(heard.append)
+    stop = durable_swarm_agents.watch(heard.append)
     first = Agent(name=fresh())
-    roster.remember(first)
+    durable_swarm_agents.remember(first)
     stop()
     Agent(name=fresh())
     assert heard == [first.name]
@@ -142,8 +143,8 @@ CALLABLES: dict[str, Any] = {
 def test_every_callable_prompt_has_a_fingerprint(kind: str) -> None:
     """An agent whose instructions are any kind of callable has a fingerprint, the same each time."""
     agent = Agent(name="A", instructions=CALLABLES[kind])
-    assert roster.fingerprint(agent) == roster.fingerprint(agent)
-    assert len(roster.fingerprint(agent)) == 12
+    assert durable_swarm_agents.fingerprint(agent) == durable_swarm_agents.fingerprint(agent)
+    assert len(durable_swarm_agents.fingerprint(agent)) == 12
 
 
 def other(name: str) -> str:
@@ -169,7 +170,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_a_change_of_the_definition_changes_the_fingerprint(change: str) -> None:
     """Prompt, tools, model and settings are part of the fingerprint."""
     base: dict[str, Any] = {"name": "A", "functions": [greet], "instructions": "Be kind."}
-    assert roster.fingerprint(Agent(**base)) != roster.fingerprint(Agent(**base | CHANGES[change]))
+    assert durable_swarm_agents.fingerprint(Agent(**base)) != durable_swarm_agents.fingerprint(
+        Agent(**base | CHANGES[change])
+    )
 
 
 def test_what_is_no_change() -> None:
@@ -178,7 +181,7 @@ def test_what_is_no_change() -> None:
     def make() -> Agent:
         return Agent(name="A", instructions=lambda context_variables: "x", functions=[greet])
 
-    assert roster.fingerprint(make()) == roster.fingerprint(make())
+    assert durable_swarm_agents.fingerprint(make()) == durable_swarm_agents.fingerprint(make())
 
 
 def test_an_edited_file_is_no_change_of_a_running_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +191,7 @@ def test_an_edited_file_is_no_change_of_a_running_program(tmp_path: Path, monkey
     monkeypatch.syspath_prepend(str(tmp_path))
     edited, twin = (Agent(name="A", instructions=importlib.import_module(name).prompt) for name in ("edited", "twin"))
     (tmp_path / "edited.py").write_text("# Edited.\ndef prompt():\n    return 'New.'\n", encoding="utf-8")
-    assert roster.fingerprint(edited) == roster.fingerprint(twin)
+    assert durable_swarm_agents.fingerprint(edited) == durable_swarm_agents.fingerprint(twin)
 
 
 @pytest.fixture
@@ -215,7 +218,7 @@ def test_agents_come_and_go_in_threads() -> None:
     def look() -> None:
         try:
             for _ in range(100):
-                assert roster.find(stays.name) is stays
+                assert durable_swarm_agents.find(stays.name) is stays
         except BaseException as error:
             failures.append(error)
 

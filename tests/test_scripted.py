@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, Swarm
+from durable_swarm.concurrency import running_loop
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.models import ModelCall, current_model_call
+from durable_swarm.models.call import ModelCall, current_model_call
 from durable_swarm.testing import AsyncScriptedModel, ProviderError, ScriptedModel, call, check_request, slowly
-from durable_swarm.waits import running_loop
 
 HELLO = [{"role": "user", "content": "hello there"}]
 CALLED: dict[str, Any] = {

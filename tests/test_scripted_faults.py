@@ -12,7 +12,7 @@ import pytest
 
 from durable_swarm import Agent, Swarm
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.refusals import transient
+from durable_swarm.models.provider_errors import transient
 from durable_swarm.testing import (
     AsyncScriptedModel,
     ProviderError,

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound, step
-from durable_swarm.engine.visitor import visit
+from durable_swarm.engine.api.inspector import visit
 from durable_swarm.service import Check, NoRuns, Query, Runs, checkup, open_runs, to_json
 from durable_swarm.testing import ScriptedModel
 

@@ -13,7 +13,17 @@ from typing import Any
 import pytest
 
 from durable_swarm.awaitables import is_async
-from durable_swarm.waits import Blocking, Home, Interrupted, OnLoop, background_loop, beside, finish, in_thread, threads
+from durable_swarm.concurrency import (
+    Blocking,
+    Home,
+    Interrupted,
+    OnLoop,
+    background_loop,
+    beside,
+    finish,
+    in_thread,
+    threads,
+)
 
 LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="none")
 

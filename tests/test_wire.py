@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm
-from durable_swarm.answers import Answer, read_message, read_usage
-from durable_swarm.deltas import Pieces
-from durable_swarm.engine import records
+from durable_swarm.engine.records import runs
 from durable_swarm.loop import Reply
+from durable_swarm.models.reply import Answer, read_message, read_usage
+from durable_swarm.models.stream import Pieces
+from durable_swarm.models.wire import Conversation, maker_of, to_wire
 from durable_swarm.testing import ProviderError, ScriptedModel, check_request
 from durable_swarm.types import Usage
-from durable_swarm.wire import Conversation, maker_of, to_wire
 from tests.contract.conftest import make_swarm
 from tests.contract.helpers import MakeSwarm, user
 from tests.support.chunks import stream
@@ -246,14 +246,14 @@ def test_tokens_that_are_parts_of_others(counted: dict[str, Any], parts: tuple[i
     assert (usage.cached_tokens, usage.cache_write_tokens, usage.reasoning_tokens) == parts
     assert (usage + usage).cached_tokens == 2 * parts[0]
     reply = Reply({"role": "assistant", "content": "x", "tool_calls": None}, [], usage)
-    record = json.loads(json.dumps(records.reply_record(reply, model="m", version="v", at=1, shown=None)))
+    record = json.loads(json.dumps(runs.reply_record(reply, model="m", version="v", at=1, shown=None)))
     assert len(record["usage"]) == 4
     assert ("usage_details" in record) == any(parts)
-    assert records.read_reply(record).usage == usage
+    assert runs.read_reply(record).usage == usage
 
 
 def test_a_usage_that_earlier_versions_recorded() -> None:
     """A record without the further counts is read with zeros."""
     record = {"v": 1, "message": {"content": "x"}, "usage": [1, 2, 3, 5]}
     expected = Usage(requests=1, prompt_tokens=2, completion_tokens=3, total_tokens=5)
-    assert records.read_reply(record).usage == expected
+    assert runs.read_reply(record).usage == expected

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import sqlalchemy
 
 from durable_swarm import DurableSwarm
-from durable_swarm.engine import database
+from durable_swarm.engine.database import connection as database_connection
+from durable_swarm.engine.database import urls
 
 APP = """
 import os, time
@@ -41,7 +42,7 @@ swarm = DurableSwarm(ScriptedModel(reply, strict=False))
 
 def fresh(url: str) -> str:
     """Give a database of its own to a part."""
-    made = database.choose(url).set(database=f"workers_{time.time_ns()}")
+    made = urls.choose(url).set(database=f"workers_{time.time_ns()}")
     return made.set(drivername="postgresql").render_as_string(hide_password=False)
 
 
@@ -94,7 +95,7 @@ def ready(
 def until_done(url: str, meanwhile: Callable[[], None] = lambda: None) -> float:
     """Give the seconds until no workflow is unfinished; `meanwhile` is called after each look."""
     left = sqlalchemy.text("SELECT count(*) FROM dbos.workflow_status WHERE status IN ('ENQUEUED', 'PENDING')")
-    engine, began = database.connect(database.choose(url), create=False), time.monotonic()
+    engine, began = database_connection.connect(urls.choose(url), create=False), time.monotonic()
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while connection.execute(left).scalar():
             meanwhile()

@@ -1,6 +1,5 @@
 """Multi-agent programs that survive any crash: OpenAI Swarm's API, every model and tool call a checkpoint."""
 
-from durable_swarm.asking import ask_human, ask_human_async, later
 from durable_swarm.engine import DurableSwarm, Run
 from durable_swarm.errors import (
     AgentChanged,
@@ -23,10 +22,12 @@ from durable_swarm.errors import (
     UnknownAgent,
 )
 from durable_swarm.events import Event
-from durable_swarm.inside import current_call
-from durable_swarm.repl import run_demo_loop
-from durable_swarm.swarm import Swarm
-from durable_swarm.tools import emit, sleep, sleep_async, step, tool, tool_from_schema
+from durable_swarm.repl.demo_loop import run_demo_loop
+from durable_swarm.swarm.memory import Swarm
+from durable_swarm.tools.asking import ask_human, ask_human_async, later
+from durable_swarm.tools.context import current_call
+from durable_swarm.tools.decorators import step, tool, tool_from_schema
+from durable_swarm.tools.inside import emit, sleep, sleep_async
 from durable_swarm.types import Agent, Response, Result
 
 __all__ = [

@@ -17,11 +17,11 @@ from importlib.util import module_from_spec
 from types import ModuleType
 from typing import Any
 
-from durable_swarm import repl
 from durable_swarm.engine import DurableSwarm
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.repl import demo_loop
 from durable_swarm.schema import function_to_json
-from durable_swarm.swarm import Swarm
+from durable_swarm.swarm.memory import Swarm
 from durable_swarm.types import Agent, Response, Result, ignore_unknown_fields
 
 __all__ = ["install", "uninstall"]
@@ -90,14 +90,17 @@ def _contents(durable: bool) -> dict[str, dict[str, Any]]:
         "merge_fields": merge_fields,
     }
     printers = ("pretty_print_messages", "process_and_print_streaming_response")
-    demo = {"run_demo_loop": repl.run_demo_loop if durable else partial(repl.run_demo_loop, durable=False)}
+    demo = {"run_demo_loop": demo_loop.run_demo_loop if durable else partial(demo_loop.run_demo_loop, durable=False)}
     return {
         "swarm": {"Swarm": swarm_class, **data, "__all__": ["Swarm", *data]},
         "swarm.core": {"Swarm": swarm_class, **types, **util, "__CTX_VARS_NAME__": "context_variables"},
         "swarm.types": types,
         "swarm.util": util,
         "swarm.repl": demo,
-        "swarm.repl.repl": {**demo, **{name: getattr(repl, name) for name in printers if hasattr(repl, name)}},
+        "swarm.repl.repl": {
+            **demo,
+            **{name: getattr(demo_loop, name) for name in printers if hasattr(demo_loop, name)},
+        },
     }
 
 

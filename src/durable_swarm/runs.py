@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from durable_swarm.concurrency import finish
 from durable_swarm.loop import (
     NOT_MADE,
     Ask,
@@ -28,7 +29,6 @@ from durable_swarm.loop import (
     turns,
 )
 from durable_swarm.types import EndedBy, Message, Usage
-from durable_swarm.waits import finish
 
 State = Literal["queued", "running", "waiting", "done", "failed", "cancelled"]
 NO_ANSWER: dict[EndedBy, str] = {

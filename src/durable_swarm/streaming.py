@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import Any, Self
 
-from durable_swarm.waits import Home
+from durable_swarm.concurrency import Home
 
 Item = dict[str, Any]
 """`{"delim": "start"}`, a delta, `{"delim": "reset"}`, `{"delim": "end"}`, and at last `{"response": Response}`."""

@@ -9,15 +9,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import (
-    Agent,
-    ConfigurationError,
-    current_call,
-    sleep,
-    sleep_async,
-    step,
-    tool,
-)
+from durable_swarm import Agent, ConfigurationError, current_call, sleep, sleep_async, step, tool
 from durable_swarm.testing import ScriptedModel, call
 from tests.contract.helpers import PATIENCE, MakeSwarm, Run, tool_contents, tool_messages, user
 

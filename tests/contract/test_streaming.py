@@ -94,7 +94,7 @@ def test_sender_is_the_active_agent(make_swarm: MakeSwarm, items: Take) -> None:
 @pytest.mark.parametrize("fault", [cut("Never mind this.", after=3), timed_out(), rate_limited(retry_after=0)], ids=str)
 def test_reset(make_swarm: MakeSwarm, items: Take, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that breaks off is void after a reset, and comes anew; what showed nothing needs none."""
-    monkeypatch.setattr("durable_swarm.refusals.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("durable_swarm.models.provider_errors.FIRST_PAUSE", 0.0)
     swarm = make_swarm(ScriptedModel([fault, "All of it."]))
     found = items(swarm, Agent(name="A"), user())
     showed = any(item.get("content") == "Never" for item in found)

@@ -13,9 +13,9 @@ from openai.resources.chat import AsyncChat, Chat
 from openai.resources.chat.completions import AsyncCompletions, Completions
 
 from durable_swarm import Agent, ModelError
-from durable_swarm.lean import is_bare
+from durable_swarm.concurrency import background_loop
+from durable_swarm.models.lean import is_bare
 from durable_swarm.testing import ScriptedServer, http_error, no_choices, serve_scripted
-from durable_swarm.waits import background_loop
 from tests.contract.conftest import run_sync
 from tests.contract.helpers import MakeSwarm, Run, user
 from tests.support.model_calls import Naps, ask

@@ -10,7 +10,7 @@ from dbos import DBOS
 
 from durable_swarm import current_call
 from durable_swarm.errors import NotInRun
-from durable_swarm.models import current_model_call
+from durable_swarm.models.call import current_model_call
 from durable_swarm.testing.crash.ledger import report
 
 RUN_PREFIX = "run-"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import sqlalchemy
 
-from durable_swarm.engine.database import choose
+from durable_swarm.engine.database.urls import choose
 from durable_swarm.testing.crash.boundaries import Place
 from durable_swarm.testing.crash.ledger import read_lines
 from durable_swarm.testing.crash.templates import copy_template, open_once

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from durable_swarm import Agent, DurableSwarm, Response, Result, errors, step, tool
-from durable_swarm.models import current_model_call
+from durable_swarm.models.call import current_model_call
 from durable_swarm.testing import ScriptedModel
 from tests.crash import streamed
 from tests.crash.boundaries import effect

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from durable_swarm import Agent, DurableSwarm, Result, emit, errors, refusals, step
-from durable_swarm.engine import database
-from durable_swarm.engine.following import Recorded
-from durable_swarm.engine.store import Store
+from durable_swarm import Agent, DurableSwarm, Result, emit, errors, step
+from durable_swarm.engine.database import connection, urls
+from durable_swarm.engine.history.follower import Recorded
+from durable_swarm.engine.storage.runs import Store
+from durable_swarm.models import provider_errors
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.testing.faults import cut
 from durable_swarm.types import Message
@@ -55,7 +56,7 @@ def agents() -> list[Agent]:
 def model() -> ScriptedModel:
     """Make the model: text and a call, calls alone, a reply that breaks off once in each life, and the end."""
     broken: list[int] = []
-    refusals.FIRST_PAUSE = 0.02  # Else most of a life is the pause after the broken reply.
+    provider_errors.FIRST_PAUSE = 0.02  # Else most of a life is the pause after the broken reply.
 
     def made(turn: int, *calls: tuple[str, str]) -> list[dict[str, Any]]:
         return [
@@ -112,8 +113,8 @@ def notes(run_id: str) -> Path:
 
 def told_of(url: str, run_id: str) -> list[Told]:
     """Give the events of a run as the database has them."""
-    parsed = database.choose(url)
-    engine = database.connect(parsed, create=False)
+    parsed = urls.choose(url)
+    engine = connection.connect(parsed, create=False)
     store = Store(parsed, engine)
     try:
         return [as_line(event) for event in Recorded(store, run_id).read()]

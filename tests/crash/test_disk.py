@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, step
-from durable_swarm.engine import database, outages
-from durable_swarm.engine.identity import FileLocks
+from durable_swarm.engine.database import connection, outages, urls
+from durable_swarm.engine.database.locks import FileLocks
 from durable_swarm.testing import ScriptedModel
 from faults import power
 from faults.disk import sweep
@@ -182,8 +182,8 @@ def test_a_database_that_is_taken_away_is_waited_for(tmp_path: Path, caplog: pyt
 
 def test_another_file_in_place_of_the_database_is_not_used(tmp_path: Path) -> None:
     """Connections are made to the file that was opened first, never to one that came in its place."""
-    url = database.choose(f"sqlite:///{tmp_path}/runs.sqlite")
-    engine = database.connect(url, create=True)
+    url = urls.choose(f"sqlite:///{tmp_path}/runs.sqlite")
+    engine = connection.connect(url, create=True)
     engine.dispose()
     (tmp_path / "runs.sqlite").rename(tmp_path / "old.sqlite")
     with connected(f"sqlite:///{tmp_path}/runs.sqlite") as other:
@@ -201,9 +201,8 @@ def test_locks_survive_the_deletion_of_their_file(tmp_path: Path, caplog: pytest
     path.unlink()
     assert ours.take("worker")
     assert "deleted or replaced" in caplog.text
-    probe = (
-        "import sys; from durable_swarm.engine.identity import FileLocks; print(FileLocks(sys.argv[1]).take('worker'))"
-    )
+    known = "import sys; from durable_swarm.engine.database.locks import FileLocks"
+    probe = f"{known}; print(FileLocks(sys.argv[1]).take('worker'))"
     other = subprocess.run([sys.executable, "-c", probe, str(path)], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == "False"
     ours.close()

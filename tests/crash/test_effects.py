@@ -76,9 +76,9 @@ def charging(url: str, effect: str, point: str, found: str | None, verdict: str 
 
 def watch_for_the_record(swarm: DurableSwarm, at: Callable[[str], None]) -> None:
     """Have the process come to `after the body` just before the call's outcome is recorded."""
-    from durable_swarm.engine import toolcalls
+    from durable_swarm.engine.execution import tool_call
 
-    stamp = toolcalls.Making.record
+    stamp = tool_call.Making.record
 
     async def record(self: Any) -> Any:
         made = await stamp(self)
@@ -86,7 +86,7 @@ def watch_for_the_record(swarm: DurableSwarm, at: Callable[[str], None]) -> None
             at("after the body")
         return made
 
-    toolcalls.Making.record = record  # type: ignore[method-assign]
+    tool_call.Making.record = record  # type: ignore[method-assign]
 
 
 def decide(run: Run, verdict: str | None) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, RunFailed, sleep, step
-from durable_swarm.engine import trials
+from durable_swarm.engine.execution import crash_guard
 from durable_swarm.testing import ScriptedModel
 from tests.crash.boundaries import effect
 from tests.crash.lives import Life, Lives, say
@@ -128,7 +128,7 @@ def closing(url: str) -> None:
 
 def slow(url: str) -> None:
     """A program whose tool ends the process, but not soon."""
-    trials.PROVEN = 0.1
+    crash_guard.PROVEN = 0.1
 
     def drink() -> str:
         effect("drink")
@@ -145,7 +145,7 @@ def stream(url: str, life: int) -> str:
     """A program with a tool that takes a while, and each time one more run whose tool ends the process."""
 
     def work() -> str:
-        time.sleep(20 if life < trials.EXECUTIONS - 1 else 0.6)
+        time.sleep(20 if life < crash_guard.EXECUTIONS - 1 else 0.6)
         return "worked"
 
     def drink() -> str:
@@ -175,7 +175,7 @@ def die(life: Life, way: str) -> None:
 def test_a_tool_that_ends_its_process_is_given_up(way: str, kind: str, lives: Lives, tmp_path: Path) -> None:
     """It is executed three times; then its run fails with an error that names it, and resuming counts afresh."""
     url, ledger = f"sqlite:///{tmp_path}/runs.sqlite", tmp_path / "ledger"
-    for _ in range(trials.EXECUTIONS):
+    for _ in range(crash_guard.EXECUTIONS):
         die(lives.start(one_life, url, way, kind, ledger=ledger), way)
     given_up = lives.live(one_life, url, way, kind, ledger=ledger).value
     assert given_up.startswith(
@@ -183,9 +183,9 @@ def test_a_tool_that_ends_its_process_is_given_up(way: str, kind: str, lives: Li
     )
     assert "3 times" in given_up
     assert "Run.resume()" in given_up
-    assert drinks(ledger) == trials.EXECUTIONS
+    assert drinks(ledger) == crash_guard.EXECUTIONS
     die(lives.start(one_life, url, way, kind, True, ledger=ledger), way)
-    assert drinks(ledger) == trials.EXECUTIONS + 1
+    assert drinks(ledger) == crash_guard.EXECUTIONS + 1
     assert lives.live(one_life, url, "", kind, ledger=ledger).value == "Done."
 
 
@@ -196,13 +196,13 @@ def test_other_runs_of_the_process_finish(lives: Lives, tmp_path: Path) -> None:
     deaths = 0
     while (report := lives.start(crowd, url, ledger=ledger).outcome()[1]) is None:
         deaths += 1
-        assert deaths <= trials.EXECUTIONS
+        assert deaths <= crash_guard.EXECUTIONS
     assert report[RUN].startswith("failed: ")
     assert {run_id: text for run_id, text in report.items() if text != "Done."} == {RUN: report[RUN]}
-    assert drinks(ledger) == deaths == trials.EXECUTIONS
+    assert drinks(ledger) == deaths == crash_guard.EXECUTIONS
     worked = Counter(effect.key for effect in read_ledger(ledger, RUN) if effect.label == "work")
     assert len(worked) == len(HEALTHY)
-    assert max(worked.values()) <= trials.EXECUTIONS + 1
+    assert max(worked.values()) <= crash_guard.EXECUTIONS + 1
 
 
 def test_a_healthy_tool_is_not_blamed_for_new_ones(lives: Lives, tmp_path: Path) -> None:
@@ -213,13 +213,13 @@ def test_a_healthy_tool_is_not_blamed_for_new_ones(lives: Lives, tmp_path: Path)
         if told is not None:
             break
     assert told == "Done."
-    assert number >= trials.EXECUTIONS - 1
+    assert number >= crash_guard.EXECUTIONS - 1
 
 
 def test_a_tool_that_sleeps_is_not_what_ends_its_process(lives: Lives, tmp_path: Path) -> None:
     """However often a process dies while a tool waits with `sleep`, the tool is not given up."""
     url, ledger = f"sqlite:///{tmp_path}/runs.sqlite", tmp_path / "ledger"
-    for _ in range(trials.EXECUTIONS + 2):
+    for _ in range(crash_guard.EXECUTIONS + 2):
         life = lives.start(resting, url, ledger=ledger)
         assert life.hear() == "resting"
         time.sleep(0.3)
@@ -230,7 +230,7 @@ def test_a_tool_that_sleeps_is_not_what_ends_its_process(lives: Lives, tmp_path:
 def test_a_shutdown_in_good_order_does_not_count(lives: Lives, tmp_path: Path) -> None:
     """However often a program is closed while a tool is in flight, the tool is not given up."""
     url, ledger = f"sqlite:///{tmp_path}/runs.sqlite", tmp_path / "ledger"
-    times = trials.EXECUTIONS + 3
+    times = crash_guard.EXECUTIONS + 3
     for _ in range(times):
         assert not lives.live(closing, url, ledger=ledger).killed
     assert drinks(ledger) == times
@@ -240,8 +240,8 @@ def test_a_shutdown_in_good_order_does_not_count(lives: Lives, tmp_path: Path) -
 def test_a_long_tool_has_more_lives(lives: Lives, tmp_path: Path) -> None:
     """A tool that has gone on for a while each time its process died is given up later: it may just be slow."""
     url, ledger = f"sqlite:///{tmp_path}/runs.sqlite", tmp_path / "ledger"
-    for _ in range(trials.EXECUTIONS_OF_LONG):
+    for _ in range(crash_guard.EXECUTIONS_OF_LONG):
         die(lives.start(slow, url, ledger=ledger), "kill")
-    assert drinks(ledger) == trials.EXECUTIONS_OF_LONG
+    assert drinks(ledger) == crash_guard.EXECUTIONS_OF_LONG
     with pytest.raises(AssertionError, match="10 times in a row"):
         lives.live(slow, url, ledger=ledger)

@@ -26,8 +26,8 @@ from durable_swarm import (
     step,
     tool,
 )
-from durable_swarm.engine import room
-from durable_swarm.engine.mailbox import Mailbox
+from durable_swarm.engine.execution import waiting
+from durable_swarm.engine.storage.messages import Mailbox
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.crash.lives import Lives, say
@@ -61,8 +61,8 @@ def texts(run: Run) -> list[str]:
 
 def test_runs_that_wait_leave_memory(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """When many wait, those that have waited longest are released; an answer, or their time, has them go on."""
-    monkeypatch.setattr(room, "COROUTINES", 2)
-    monkeypatch.setattr(room, "THREADS", 1)
+    monkeypatch.setattr(waiting, "COROUTINES", 2)
+    monkeypatch.setattr(waiting, "THREADS", 1)
     entered: Counter[str] = Counter()
 
     @step

@@ -16,7 +16,8 @@ import pytest
 import sqlalchemy
 
 from durable_swarm import Agent, DurableSwarm, ToolError, errors, tool
-from durable_swarm.engine.database import choose, connect, drop
+from durable_swarm.engine.database.connection import connect, drop
+from durable_swarm.engine.database.urls import choose
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.testing.crash.boundaries import Place
 from tests.crash.lives import Lives, say

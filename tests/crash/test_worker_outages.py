@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from durable_swarm import DurableSwarm
-from durable_swarm.engine import records
+from durable_swarm.engine.records import names
 from durable_swarm.postgres import Server
 from tests.crash.matrix import LONG
 from tests.crash.workers import Workers, enqueue, finish
@@ -138,7 +138,7 @@ class Recorded:
 
 def unfinished(url: str) -> int:
     """Give how many runs have not ended well."""
-    return len([row for row in rows(url, "name, status") if row.name == records.RUN and row.status != "SUCCESS"])
+    return len([row for row in rows(url, "name, status") if row.name == names.RUN and row.status != "SUCCESS"])
 
 
 @pytest.mark.skipif(not LONG, reason="takes minutes; the short form is test_a_worker_that_stood_still_lets_go")

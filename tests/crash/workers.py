@@ -21,10 +21,12 @@ HURRY = 60.0
 APP = """
     import os, time
     from durable_swarm import Agent, DurableSwarm, current_call, step
-    from durable_swarm.engine import identity, leases
+    from durable_swarm.engine.processes import identity
+    from durable_swarm.engine.storage import heartbeats
     from durable_swarm.testing import ScriptedModel
+    from durable_swarm.engine.storage import heartbeats as storage_heartbeats
 
-    leases.LEASE = identity.LEASE = float(os.environ.get("LEASE", "15"))
+    heartbeats.LEASE = storage_heartbeats.LEASE = float(os.environ.get("LEASE", "15"))
 
     def note(what):
         with open("ledger", "a") as ledger:

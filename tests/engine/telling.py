@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from durable_swarm.engine import records
-from durable_swarm.engine.eventlog import NewRow, Source
-from durable_swarm.engine.feed import Feed
-from durable_swarm.engine.following import Recorded
-from durable_swarm.engine.narrator import numbers_in
-from durable_swarm.engine.sealing import Seal
+from durable_swarm.engine.execution.event_writer import Source
+from durable_swarm.engine.execution.publisher import Feed
+from durable_swarm.engine.history.follower import Recorded
+from durable_swarm.engine.history.projection import numbers_in
+from durable_swarm.engine.records import base, runs
+from durable_swarm.engine.records.encoding import Seal
+from durable_swarm.engine.storage.events import NewRow
 from durable_swarm.events import Event
 from durable_swarm.loop import Call, Outcome, Reply
 
@@ -40,7 +41,7 @@ class Tables:
         self.start = {"v": 1, "agent": "A0", "at": 0.0, "stream": True, "messages": [], "context": {}}
         self.owner: str | None = None
         self.status, self.completed_at = "PENDING", 0
-        self.rows: dict[int, records.Record] = {}
+        self.rows: dict[int, base.Record] = {}
         self.recorded: dict[int, Any] = {}
         self.events = SimpleNamespace(read=self._read, keep=lambda row: self.write([row]))
 
@@ -51,7 +52,7 @@ class Tables:
         self.rows.update({row.seq: row.record for row in rows})
         return False
 
-    def _read(self, run_id: str, seal: Seal, after: int = 0) -> list[tuple[int, records.Record]]:
+    def _read(self, run_id: str, seal: Seal, after: int = 0) -> list[tuple[int, base.Record]]:
         return [(seq, row) for seq, row in sorted(self.rows.items()) if seq > after]
 
     def number(self, turn: int) -> int:
@@ -64,7 +65,7 @@ class Tables:
             workflow_id=RUN, status=self.status, queue_name=None, completed_at=self.completed_at, error=error
         )
 
-    def start_record(self, row: Any) -> records.Record:
+    def start_record(self, row: Any) -> base.Record:
         return self.start
 
     def steps(self, run_id: str, *, after: int = 0) -> list[Any]:
@@ -73,18 +74,18 @@ class Tables:
     def calls(self, keys: set[str]) -> list[Any]:
         return []
 
-    def step_record(self, step: Any, row: Any) -> records.Record:
-        record: records.Record = step.output
+    def step_record(self, step: Any, row: Any) -> base.Record:
+        record: base.Record = step.output
         return record
 
-    def failure_record(self, row: Any) -> records.Record:
-        record: records.Record = row.error.data
+    def failure_record(self, row: Any) -> base.Record:
+        record: base.Record = row.error.data
         return record
 
     def seal(self, row: Any) -> Seal:
         return Seal(None)
 
-    def record(self, number: int, name: str, output: records.Record) -> None:
+    def record(self, number: int, name: str, output: base.Record) -> None:
         """Record a step."""
         self.recorded[number] = SimpleNamespace(function_id=number, function_name=name, output=output)
 
@@ -265,7 +266,7 @@ class World:
         message = {"role": "assistant", "content": content or None, "tool_calls": made or None}
         reply = Reply(message, calls, None, plan.together)
         at = next(self.numbers)
-        record = records.reply_record(reply, model="m", version="v", at=at, shown=said)
+        record = runs.reply_record(reply, model="m", version="v", at=at, shown=said)
         self.tables.record(self.tables.number(turn), f"model:{self.agents[turn]}", record)
         self.texts.append(content)
         self.agents.append(f"A{turn + 1}" if plan.hands is not None and plan.hands < plan.calls else self.agents[turn])
@@ -311,7 +312,7 @@ class World:
         agent = f"A{life.turn + 1}" if index == plan.hands else None
         key = f"{life.turn}.{index}"
         life.finished.append((life.turn, index))
-        record = life.feed.stamped(key, records.outcome_record(Outcome(f"result {key}", agent)))
+        record = life.feed.stamped(key, runs.outcome_record(Outcome(f"result {key}", agent)))
         if which % 5 == 4:
             self._next_life(ghost=False)
             return

@@ -13,8 +13,8 @@ from uuid import UUID
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, NotSerializable, Result, RunFailed, step
+from durable_swarm.models.wire import to_wire
 from durable_swarm.testing import ScriptedModel, check_request
-from durable_swarm.wire import to_wire
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, Program, unique, user
 

@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy
 
 from durable_swarm import Agent, AgentChanged, DurableSwarm, Run, tool
-from durable_swarm.engine import process, room
+from durable_swarm.engine.execution import waiting
+from durable_swarm.engine.processes import process
 from durable_swarm.service import Query, open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
@@ -217,7 +218,7 @@ def test_a_fork_is_made_for_the_code_as_it_is(agent: Agent, make: Make) -> None:
 
 def test_released_from_memory_and_woken(agent: Agent, make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that left memory while it waited comes back in the same program, and nothing has changed."""
-    monkeypatch.setattr(room, "COROUTINES", 0)
+    monkeypatch.setattr(waiting, "COROUTINES", 0)
     swarm = make_anywhere(ScriptedModel([[call("pay")], "Done."]), changed_agents="hold")
     run = swarm.start(agent, user())
     wait_until(lambda: run.requests() and not process.current().runs)

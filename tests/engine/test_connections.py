@@ -16,7 +16,8 @@ import sqlalchemy
 from sqlalchemy import exc
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, ask_human
-from durable_swarm.engine import connections, database
+from durable_swarm.engine.database import connection as database_connection
+from durable_swarm.engine.database import reconnecting
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, connected, unique, user, wait_until
@@ -98,7 +99,7 @@ def test_what_was_lost_while_idle_is_not_told(
     """Connections that the server has ended while nobody used them are renewed before they are used."""
     swarm = make(ScriptedModel(["Done."]), database=postgres_database)
     swarm.run(Agent(name=unique()), user(), run_id="r")
-    time.sleep(2 * database.IDLE)
+    time.sleep(2 * database_connection.IDLE)
     cut(postgres_database)
     ask(swarm)
 
@@ -162,7 +163,7 @@ LOST: list[tuple[BaseException, bool]] = [
 @pytest.mark.parametrize(("error", "is_lost"), LOST, ids=[str(error)[:40] for error, _ in LOST])
 def test_what_comes_back_by_itself(error: BaseException, is_lost: bool) -> None:
     """A server that is away, and a connection that broke, are waited for; what no waiting mends is not."""
-    assert connections.is_lost(error) is is_lost
+    assert reconnecting.is_lost(error) is is_lost
     wrapped = ConfigurationError("the database cannot be used")
     wrapped.__cause__ = error
-    assert connections.is_lost(wrapped) is is_lost
+    assert reconnecting.is_lost(wrapped) is is_lost

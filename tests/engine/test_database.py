@@ -16,7 +16,8 @@ import pytest
 import sqlalchemy
 
 from durable_swarm import Agent, ConfigurationError, step
-from durable_swarm.engine import database
+from durable_swarm.engine.database import connection as database_connection
+from durable_swarm.engine.database import diagnosis, urls
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import Program, connected, stored_texts, user
@@ -115,7 +116,7 @@ def test_a_copy_of_an_opened_database_is_like_a_new_one(
 
 def test_a_reported_commit_is_on_disk(worked: str) -> None:
     """The file is in WAL mode, and each connection of the engine has synchronous=FULL."""
-    engine = database.connect(database.choose(worked), create=False)
+    engine = database_connection.connect(urls.choose(worked), create=False)
     pragmas = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
     for _ in range(3):
         with engine.connect() as connection:
@@ -316,15 +317,15 @@ def make_empty(file: Path) -> None:
 
 def test_same_database_whatever_the_driver() -> None:
     """Two spellings of one PostgreSQL database are one database."""
-    one, other = database.choose("postgresql://me@host/x"), database.choose("postgresql+psycopg://me@host/x")
-    database.same(one, other)
+    one, other = urls.choose("postgresql://me@host/x"), urls.choose("postgresql+psycopg://me@host/x")
+    urls.same(one, other)
     with pytest.raises(ConfigurationError):
-        database.same(one, database.choose("postgresql://me@host/y"))
+        urls.same(one, urls.choose("postgresql://me@host/y"))
 
 
 def test_urls_are_shown_without_password() -> None:
     """The error for an unfit database shows where it is, and not how to get in."""
     url = sqlalchemy.make_url(f"postgresql://me:{SECRET}@host/x")
-    text = str(database.unfit(url, RuntimeError(f"connection to host failed\nDETAIL: {SECRET}")))
+    text = str(diagnosis.unfit(url, RuntimeError(f"connection to host failed\nDETAIL: {SECRET}")))
     assert SECRET not in text
     assert "postgresql://me:***@host/x" in text

@@ -139,6 +139,14 @@ def _trees() -> Iterator[tuple[Path, ast.Module, dict[str, str]]]:
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "dbos"
             for alias in node.names
         }
+        imported |= {
+            alias.asname or alias.name: f"dbos.{alias.name}"
+            if hasattr(dbos, alias.name)
+            else f"dbos.error.{alias.name}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("backend.public")
+            for alias in node.names
+        }
         if imported:
             yield path, tree, imported
 
@@ -167,9 +175,7 @@ def _uses() -> set[str]:
     """Return everything that the package imports from DBOS, and the attributes that it uses of that."""
     found: set[str] = set()
     for _, tree, imported in _trees():
-        found |= {*imported.values(), *_in_file(tree, imported)}
-        if "dbos.DBOSClient" in imported.values():
-            found |= set(_client_methods(tree))
+        found |= {*imported.values(), *_in_file(tree, imported), *_client_methods(tree)}
     modules = {name for name in found if name.count(".") == 1 and (name == "dbos.error" or "._" in name)}
     return found - modules
 

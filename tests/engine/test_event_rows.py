@@ -15,13 +15,14 @@ import psycopg
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, ReplayMismatch, emit
-from durable_swarm.engine.database import choose, connect
-from durable_swarm.engine.dictionaries import dictionaries
-from durable_swarm.engine.run import Run
+from durable_swarm.concurrency import Home
+from durable_swarm.engine.api.live_stream import dictionaries
+from durable_swarm.engine.api.run import Run
+from durable_swarm.engine.database.connection import connect
+from durable_swarm.engine.database.urls import choose
 from durable_swarm.redaction import Redacting
 from durable_swarm.streaming import Channel
 from durable_swarm.testing import ScriptedModel, call
-from durable_swarm.waits import Home
 from tests.contract.helpers import rebuilt, replies_in
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, connected, schema, unique, user

@@ -11,18 +11,9 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import (
-    Agent,
-    ConfigurationError,
-    Event,
-    NotSerializable,
-    Result,
-    RunNotFound,
-    emit,
-    step,
-)
+from durable_swarm import Agent, ConfigurationError, Event, NotSerializable, Result, RunNotFound, emit, step
 from durable_swarm.encryption import EncryptionCodec, new_key
-from durable_swarm.engine.following import Recorded
+from durable_swarm.engine.history.follower import Recorded
 from durable_swarm.redaction import Redacting
 from durable_swarm.testing import ScriptedModel, call, cut
 from tests.engine.conftest import Make
@@ -193,7 +184,7 @@ def test_calls_that_run_together(make_anywhere: Make) -> None:
 
 def test_a_repeated_call_resets(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply that broke off is followed by `text.reset`; what comes then is the text of the transcript."""
-    monkeypatch.setattr("durable_swarm.refusals.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("durable_swarm.models.provider_errors.FIRST_PAUSE", 0.0)
     long = " ".join(["never"] * 50)
     swarm = make_anywhere(ScriptedModel([cut(long, after=40), cut(long, after=3), "What is true."], pace=0.004))
     agent = Agent(name=unique())

@@ -26,7 +26,7 @@ from durable_swarm import (
     sleep,
     step,
 )
-from durable_swarm.engine.exports import Exported, read_document
+from durable_swarm.engine.history.export import Exported, read_document
 from durable_swarm.redaction import Redacting
 from durable_swarm.service import import_run
 from durable_swarm.testing import ScriptedModel, call

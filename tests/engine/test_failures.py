@@ -10,8 +10,9 @@ import sqlalchemy
 from dbos import error as dbos_errors
 
 from durable_swarm import ConfigurationError, errors
-from durable_swarm.engine.database import unfit
-from durable_swarm.engine.failures import engines_code, rebuild, step_done, step_failure, users_code
+from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.execution.errors import engines_code, users_code
+from durable_swarm.engine.records.failures import rebuild, step_done, step_failure
 from durable_swarm.engine.signals import Failed, Held
 
 FOREIGN = [kind for _, kind in inspect.getmembers(dbos_errors, inspect.isclass) if issubclass(kind, Exception)]

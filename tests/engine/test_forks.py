@@ -23,7 +23,7 @@ from durable_swarm import (
     step,
 )
 from durable_swarm.codec import Place
-from durable_swarm.engine.exports import Exported
+from durable_swarm.engine.history.export import Exported
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make

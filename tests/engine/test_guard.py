@@ -19,9 +19,10 @@ import pytest
 import sqlalchemy
 
 from durable_swarm import ConfigurationError
-from durable_swarm.engine import bytelocks, database, guard
-from durable_swarm.engine.bytelocks import ByteLocks
-from durable_swarm.engine.identity import FileLocks, _number
+from durable_swarm.engine.database import byte_locks, file_guard, urls
+from durable_swarm.engine.database import connection as database_connection
+from durable_swarm.engine.database.byte_locks import ByteLocks
+from durable_swarm.engine.database.locks import FileLocks, _number
 from faults import readers
 from tests.engine.helpers import Program, wait_until
 
@@ -63,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def engine(folder: Path) -> Iterator[sqlalchemy.Engine]:
     """Connections to a fresh database with one table."""
-    opened = database.connect(database.choose(f"sqlite:///{folder}/runs.sqlite"), create=True)
+    opened = database_connection.connect(urls.choose(f"sqlite:///{folder}/runs.sqlite"), create=True)
     with opened.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE kept (number INTEGER, text TEXT)")
         connection.exec_driver_sql("INSERT INTO kept VALUES (1, 'first')")
@@ -102,9 +103,9 @@ def count(path: Path) -> int:
 
 def write(path: Path) -> str:
     """Try to write, and return what came of it."""
-    guard.BUSY = 0.3
+    file_guard.BUSY = 0.3
     try:
-        engine = database.connect(database.choose(f"sqlite:///{path}"), create=False)
+        engine = database_connection.connect(urls.choose(f"sqlite:///{path}"), create=False)
         engine.dispose()
     except ConfigurationError as error:
         return "locked" if "database is locked" in str(error) else str(error)
@@ -123,8 +124,8 @@ def write_plainly(path: Path) -> str:
 
 def fill(path: Path) -> int:
     """Write more than fits into a small journal, and return the size of the file then."""
-    guard.PAGES = 10
-    engine = database.connect(database.choose(f"sqlite:///{path}"), create=False)
+    file_guard.PAGES = 10
+    engine = database_connection.connect(urls.choose(f"sqlite:///{path}"), create=False)
     for _ in range(20):
         with engine.begin() as connection:
             connection.exec_driver_sql("INSERT INTO kept VALUES (2, ?)", ("x" * 40_000,))
@@ -281,7 +282,7 @@ def test_the_journal_stays_small(folder: Path, engine: sqlalchemy.Engine) -> Non
 
 def test_the_last_one_tidies_up(folder: Path, engine: sqlalchemy.Engine, other: Executor) -> None:
     """Once all connections of all processes are closed the file alone is left, with all rows, and no descriptor."""
-    second = database.connect(database.choose(f"sqlite:///{folder}/runs.sqlite"), create=False)
+    second = database_connection.connect(urls.choose(f"sqlite:///{folder}/runs.sqlite"), create=False)
     engine.dispose()
     assert (folder / "runs.sqlite-wal").exists()
     second.dispose()
@@ -308,7 +309,7 @@ def test_a_database_in_another_mode_is_switched(folder: Path, other: Executor) -
     path = folder / "own.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as own:
         own.execute("CREATE TABLE kept (number INTEGER)")
-    engine = database.connect(database.choose(f"sqlite:///{path}"), create=False)
+    engine = database_connection.connect(urls.choose(f"sqlite:///{path}"), create=False)
     with engine.begin() as connection:
         connection.exec_driver_sql("INSERT INTO kept VALUES (1)")
     readers._touch(folder)
@@ -321,17 +322,17 @@ def test_a_system_without_such_locks_is_warned_of(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, other: Executor
 ) -> None:
     """Where the system refuses the locks, those of the process are used, and one line says what to avoid."""
-    monkeypatch.setattr(bytelocks, "_SETLK", 9999)
+    monkeypatch.setattr(byte_locks, "_SETLK", 9999)
     with contextlib.closing(FileLocks(str(folder / "lock"))) as locks:
         assert locks.take("worker")
         assert [other.submit(way, folder / "lock").result() for way in WAYS] == [False, False]
     assert "no open-file-description locks" in caplog.text
-    engine = database.connect(database.choose(f"sqlite:///{folder}/runs.sqlite"), create=True)
+    engine = database_connection.connect(urls.choose(f"sqlite:///{folder}/runs.sqlite"), create=True)
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE kept (number INTEGER)")
     assert other.submit(count, folder / "runs.sqlite").result() == 0
     engine.dispose()
-    assert guard._guards == {}
+    assert file_guard._guards == {}
 
 
 def test_locks_are_what_the_system_says_they_are(tmp_path: Path) -> None:

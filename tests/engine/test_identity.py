@@ -13,17 +13,20 @@ import pytest
 import sqlalchemy
 
 from durable_swarm import ConfigurationError
-from durable_swarm.engine import database
-from durable_swarm.engine.identity import FileLocks, Identity, Locks, PostgresLocks
+from durable_swarm.engine.database import urls
+from durable_swarm.engine.database.locks import FileLocks, Locks, PostgresLocks
+from durable_swarm.engine.processes.identity import Identity
 from tests.engine.helpers import PATIENCE, Program, connected, wait_until
 
 OTHER = """
     import sys, threading
-    from durable_swarm.engine import database
-    from durable_swarm.engine.identity import FileLocks, Identity, PostgresLocks
+    from durable_swarm.engine.database import connection
+    from durable_swarm.engine.database.locks import FileLocks, PostgresLocks
+    from durable_swarm.engine.processes.identity import Identity
+    from durable_swarm.engine.database import urls
 
-    url = database.choose(sys.argv[1])
-    locks = FileLocks(f"{url.database}.lock") if database.is_sqlite(url) else PostgresLocks(url)
+    url = urls.choose(sys.argv[1])
+    locks = FileLocks(f"{url.database}.lock") if urls.is_sqlite(url) else PostgresLocks(url)
     identity = Identity(locks, "other")
     open("ready", "w").close()
     threading.Event().wait(60)
@@ -32,8 +35,8 @@ OTHER = """
 
 def locks_of(url: str) -> Locks:
     """Give the locks of a database."""
-    chosen = database.choose(url)
-    return FileLocks(f"{chosen.database}.lock") if database.is_sqlite(chosen) else PostgresLocks(chosen)
+    chosen = urls.choose(url)
+    return FileLocks(f"{chosen.database}.lock") if urls.is_sqlite(chosen) else PostgresLocks(chosen)
 
 
 @pytest.fixture

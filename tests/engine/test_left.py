@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, ModelError, current_call, sleep
-from durable_swarm.models import Clients
+from durable_swarm.models.client import Clients
 from durable_swarm.testing import ProviderError, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, Program, unique, user

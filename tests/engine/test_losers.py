@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, Run, ask_human, step, tool
-from durable_swarm.engine import internals, live, process
+from durable_swarm.engine.backend import queues, steps
+from durable_swarm.engine.execution import execution
+from durable_swarm.engine.processes import process
 from durable_swarm.requests import Asked, Decision
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
 
-LATE = 2 * live.SURE
+LATE = 2 * execution.SURE
 """Seconds after which it is asked again whose the run is."""
 
 
@@ -35,7 +37,7 @@ class Desk:
 
 def over(run: Run) -> bool:
     """Whether no execution of the run is under way here."""
-    return run.id not in process.current().runs and run.id not in internals.executing()
+    return run.id not in process.current().runs and run.id not in queues.executing()
 
 
 def cancel_and_resume(run: Run) -> None:
@@ -153,12 +155,12 @@ def test_who_has_lost_a_run_asks_nobody(make: Make) -> None:
     inbox = process.current().store.inbox
     asked = Asked(request.id, "r", "r/0.0", "question", "Clerk", "refund", question="Other words?")
     for change in (lambda: inbox.open(asked, "", None, "another"), lambda: inbox.reopen(asked, "", "no", "another")):
-        with pytest.raises(internals.Lost):
+        with pytest.raises(steps.Lost):
             change()
     inbox.decide(request.id, Decision("answered", value="yes"), "boss")
     owner = process.current().runs["r"].owner
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
-    with pytest.raises(internals.Lost):
+    with pytest.raises(steps.Lost):
         inbox.open(asked, "", None, owner)
     assert run.requests(all=True)[0].answered_by == "boss"
 

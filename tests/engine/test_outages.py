@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy
 
 from durable_swarm import Agent
-from durable_swarm.engine import outages
+from durable_swarm.engine.database import outages
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import connected, user

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, Run, step
-from durable_swarm.engine import live, process, records
-from durable_swarm.engine.live import Desk
+from durable_swarm.engine.execution import execution
+from durable_swarm.engine.execution.child_calls import Desk
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.records import names
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
@@ -206,8 +208,8 @@ def test_who_has_lost_a_run_is_told_while_its_tool_works(
     assert gate.entered.wait(PATIENCE)
     change(url, STEAL)
     change(url, "UPDATE {schema}workflow_status SET status = 'CANCELLED', owner_xid = NULL WHERE name = :tool",
-           tool=records.TOOL)  # fmt: skip
-    executed: live.LiveRun = process.current().runs["r"]
+           tool=names.TOOL)  # fmt: skip
+    executed: execution.LiveRun = process.current().runs["r"]
     wait_until(executed.over.done)
     assert "goes on elsewhere" in caplog.text
     assert executed.lost is True

@@ -19,11 +19,12 @@ from dbos import DBOS
 from sqlalchemy import Engine, event
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
-from durable_swarm.engine import internals, records
-from durable_swarm.engine.live import Desk
+from durable_swarm.concurrency import background_loop
+from durable_swarm.engine.backend import launch
+from durable_swarm.engine.execution.child_calls import Desk
+from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.signals import Held
 from durable_swarm.testing import ScriptedModel
-from durable_swarm.waits import background_loop
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, Program, change, rows, unique, user, wait_until
 
@@ -41,7 +42,7 @@ def test_making_a_swarm_opens_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     begun = {thread.name for thread in threading.enumerate() if thread not in before}
     assert [name for name in begun if name.startswith("durable-swarm")] == []
-    assert not internals.launched()
+    assert not launch.launched()
 
 
 def test_closing_what_was_never_opened(tmp_path: Path) -> None:
@@ -59,10 +60,10 @@ def test_swarms_share_one_engine(make: Make) -> None:
     second.run(Agent(), user(), run_id="two")
     assert [run.id for run in first.runs()] == [run.id for run in second.runs()] == ["two", "one"]
     first.close()
-    assert internals.launched()
+    assert launch.launched()
     assert second.get("one").result().messages[-1]["content"] == "Hello"
     second.close()
-    assert not internals.launched()
+    assert not launch.launched()
 
 
 def test_a_run_that_waits_says_for_what(make: Make, url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -192,7 +193,7 @@ def test_close_and_use_again(make_anywhere: Make) -> None:
         swarm.run(Agent(), user(), run_id=f"run-{number}")
         swarm.close()
         swarm.close()
-        assert not internals.launched()
+        assert not launch.launched()
     assert len(swarm.runs()) == 3
     assert swarm.get("run-0").result().messages[-1]["content"] == "Hello"
 
@@ -217,7 +218,7 @@ def test_with_statement(make: Make, url: str) -> None:
 
     with pytest.raises(LookupError):
         program()
-    assert not internals.launched()
+    assert not launch.launched()
 
 
 def test_closing_leaves_no_threads(make: Make) -> None:
@@ -355,7 +356,7 @@ def test_a_named_process_goes_on_with_its_own(database_url: str) -> None:
     program = Program(NAMED)
     program.run_and_kill(Path("begun").exists, database_url, "first")
     assert program.start(database_url, "second").communicate(timeout=60)[0] == '"ended"\n'
-    assert {row.queue_name for row in rows(database_url, "queue_name")} <= {records.QUEUE + "me", None}
+    assert {row.queue_name for row in rows(database_url, "queue_name")} <= {records_names.QUEUE + "me", None}
 
 
 def test_a_program_without_threads_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

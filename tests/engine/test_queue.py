@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, ask_human, roster, step, tool
-from durable_swarm.engine import internals, process, records, working
-from durable_swarm.engine.live import Limits
-from durable_swarm.engine.mailbox import Mailbox
-from durable_swarm.engine.orphans import Orphans
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, agents, ask_human, step, tool
+from durable_swarm.engine.backend import queues, steps
+from durable_swarm.engine.execution.swarms import Limits
+from durable_swarm.engine.processes import process, worker
+from durable_swarm.engine.processes.recovery import Orphans
+from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.storage.messages import Mailbox
 from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
@@ -95,7 +97,7 @@ def test_no_more_in_a_time(make_anywhere: Make, database_url: str) -> None:
     desk, names = Desk(), [str(number) for number in range(5)]
     queued(desk, database_url, *names)
     served(make_anywhere, desk, *names, rate=(2, 1.0))
-    begun = sorted(at for at, name in rows(database_url, "started_at_epoch_ms, name") if name == records.RUN)
+    begun = sorted(at for at, name in rows(database_url, "started_at_epoch_ms, name") if name == records_names.RUN)
     assert begun[4] - begun[0] > 1500
 
 
@@ -272,7 +274,7 @@ def test_what_stops_in_a_draining_worker_is_offered_at_once(make_anywhere: Make,
 
 def test_a_run_that_waits_takes_nobodys_place(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of one place executes the next run while the first waits for a person, and ends both."""
-    monkeypatch.setattr(working, "PATIENCE", 0.3)
+    monkeypatch.setattr(worker, "PATIENCE", 0.3)
 
     def ask() -> str:
         return ask_human("Now?")
@@ -383,12 +385,12 @@ def test_a_run_that_lives_elsewhere_is_nobodys_to_leave(make: Make, url: str) ->
     for run_id, status, name, queue in (
         ("mine", "PENDING", here.identity.name, "q"),
         ("others", "PENDING", "another", "q"),
-        ("handed", "ENQUEUED", "another", records.QUEUE + "another"),
+        ("handed", "ENQUEUED", "another", records_names.QUEUE + "another"),
     ):
         change(url, f"{claim} WHERE workflow_uuid = '{run_id}'", status=status, name=name, queue=queue)
     here.orphans.interrupted |= {"mine", "others", "handed"}
     here.orphans.offer(["mine", "others", "handed"])
-    assert {row[0] for row in rows(url, "workflow_uuid, queue_name") if row[1] == records.UNCLAIMED} == {"mine"}
+    assert {row[0] for row in rows(url, "workflow_uuid, queue_name") if row[1] == records_names.UNCLAIMED} == {"mine"}
 
 
 def test_who_waits_in_vain_is_told_for_what(make: Make) -> None:
@@ -409,7 +411,7 @@ def test_a_priority_has_a_bound(make: Make) -> None:
 @pytest.mark.parametrize("kind", ["blocking", "async tool", "async model", "many at once"])
 def test_where_a_queued_run_is_executed(kind: str, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread of its own executes a queued run in which nothing is to be awaited, with its model and its tools."""
-    monkeypatch.setattr(roster, "_live", {})
+    monkeypatch.setattr(agents, "_live", {})
     threads: list[threading.Thread] = []
 
     def work() -> str:
@@ -426,7 +428,7 @@ def test_where_a_queued_run_is_executed(kind: str, make: Make, monkeypatch: pyte
     agent = Agent(name=unique(), functions=[work, other] if kind == "async tool" else [work])
     model = AsyncScriptedModel(reply) if kind == "async model" else ScriptedModel(reply)
     swarm = make(model)
-    swarm.serve(working.IN_THREADS + (kind == "many at once"))
+    swarm.serve(worker.IN_THREADS + (kind == "many at once"))
     run = swarm.start(agent, user(), queue=True)
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
     of_its_own = {thread.name.startswith("durable-swarm-run") for thread in threads}
@@ -435,7 +437,7 @@ def test_where_a_queued_run_is_executed(kind: str, make: Make, monkeypatch: pyte
 
 def test_a_thread_does_not_wait_for_who_has_its_run(make: Make, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread of a run that another has taken meanwhile is free again, though the run has not ended."""
-    monkeypatch.setattr(roster, "_live", {})
+    monkeypatch.setattr(agents, "_live", {})
     ended: list[str] = []
 
     def work() -> str:
@@ -448,20 +450,20 @@ def test_a_thread_does_not_wait_for_who_has_its_run(make: Make, url: str, monkey
         finally:
             ended.append(workflow_id)
 
-    awaited = internals._Database.await_workflow_result
-    monkeypatch.setattr(internals._Database, "await_workflow_result", await_workflow_result)
+    awaited = steps._Database.await_workflow_result
+    monkeypatch.setattr(steps._Database, "await_workflow_result", await_workflow_result)
     swarm, agent = make(ScriptedModel([["work"]])), Agent(name=unique(), functions=[step(work)])
     swarm.serve()
     swarm.start(agent, user(), run_id="r", queue=True)
     wait_until(lambda: ended == ["r"])
-    wait_until(lambda: not internals.executing())
+    wait_until(lambda: not queues.executing())
     assert (process.current().runs, process.current().orphans.interrupted) == ({}, set())
 
 
 def test_what_waits_in_a_thread_leaves_it(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that waits for an approval in a thread of its own leaves it, and goes on when it is answered."""
-    monkeypatch.setattr(roster, "_live", {})
-    monkeypatch.setattr(working, "PATIENCE", 0.2)
+    monkeypatch.setattr(agents, "_live", {})
+    monkeypatch.setattr(worker, "PATIENCE", 0.2)
     paid: list[int] = []
 
     @tool(approval=True)
@@ -472,7 +474,7 @@ def test_what_waits_in_a_thread_leaves_it(make_anywhere: Make, monkeypatch: pyte
     swarm, agent = make_anywhere(ScriptedModel([["pay"], "Done."])), Agent(name=unique(), functions=[pay])
     swarm.serve()
     run = swarm.start(agent, user(), queue=True)
-    wait_until(lambda: run.requests() and not internals.executing())
+    wait_until(lambda: run.requests() and not queues.executing())
     assert run.status == "waiting"
     run.approve()
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
@@ -490,7 +492,7 @@ def test_a_program_that_is_no_worker_leaves_queued_runs(make: Make, url: str, mo
     taken = Orphans._take
     desk = Desk()
     queued(desk, url, "a")
-    change(url, "UPDATE {schema}workflow_status SET queue_name = :queue", queue=records.UNCLAIMED)
+    change(url, "UPDATE {schema}workflow_status SET queue_name = :queue", queue=records_names.UNCLAIMED)
     make(desk.model).runs()
     monkeypatch.setattr(Orphans, "_take", take)
     time.sleep(1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
-from durable_swarm.engine import process
+from durable_swarm.engine.processes import process
 from durable_swarm.testing import ScriptedModel, rate_limited
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until

@@ -19,7 +19,7 @@ from durable_swarm import (
     RunFailed,
     step,
 )
-from durable_swarm.engine import records
+from durable_swarm.engine.records import base, failures, runs
 from durable_swarm.loop import Call, Outcome, Reply, Start
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.types import Usage
@@ -171,19 +171,19 @@ def nothing() -> str:
 def test_round_trips() -> None:
     """Start, reply and outcome come back from their records as they were."""
     start = Start("A", user("ü\0"), {"a": (1, {2}), "b": b"x"}, "m", 5, False)
-    assert records.read_start(_stored(records.start_record(start, swarm="s", at=1.0, debug=True, stream=True))) == start
+    assert runs.read_start(_stored(runs.start_record(start, swarm="s", at=1.0, debug=True, stream=True))) == start
     call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{"}}
     message = {"role": "assistant", "content": "x", "tool_calls": [call, call]}
     calls = [Call(0, "c", "add", "{", "flow"), Call(1, "c", "add", "{", "tell", "Error: \0")]
     usage = Usage(requests=1, prompt_tokens=2, completion_tokens=3, total_tokens=5)
     reply = Reply(message, calls, usage, together=True, finish="length")
-    record = records.reply_record(reply, model="m", version="v", at=1, shown={"at": 3, "from": 0, "events": [[1, 1]]})
-    assert records.read_reply(_stored(record)) == reply
+    record = runs.reply_record(reply, model="m", version="v", at=1, shown={"at": 3, "from": 0, "events": [[1, 1]]})
+    assert runs.read_reply(_stored(record)) == reply
     outcome = Outcome("\0", "B", {"a": {1}}, {"b": (2,)}, ["c"])
-    assert records.read_outcome(_stored(records.outcome_record(outcome))) == outcome
+    assert runs.read_outcome(_stored(runs.outcome_record(outcome))) == outcome
 
 
-def _stored(record: records.Record) -> Any:
+def _stored(record: base.Record) -> Any:
     return json.loads(json.dumps(record))
 
 
@@ -192,16 +192,18 @@ def test_a_failure_comes_back_as_text() -> None:
     try:
         raise LookupError("not there")
     except LookupError as error:
-        record = records.failure_record("r", error, step="tool:x")
-    found = records.read_failure(_stored(record))
+        record = failures.failure_record("r", error, step="tool:x")
+    found = failures.read_failure(_stored(record))
     assert isinstance(found, RunFailed)
     assert (found.run_id, found.error_type, found.error_message) == ("r", "LookupError", "not there")
     assert found.traceback.endswith("LookupError: not there\n")
 
 
-@pytest.mark.parametrize("context", [{1: 2}, {"$type": "x"}, {None: 1}])
-def test_context_keys(context: dict[Any, Any]) -> None:
-    """Context variables have names: a key that is none is refused before anything runs."""
+@pytest.mark.parametrize("key", [1, None, (1, "a"), "$type", "a\0b", "a\ud800"], ids=ascii)
+def test_context_keys(key: Any) -> None:
+    """Context variables have names: a key that is none is refused before anything runs, and the path names it."""
+    context = {"fine": 1, key: 2}
     with pytest.raises(NotSerializable, match="keys must be strings") as caught:
-        records.start_record(Start("A", [], context), swarm="", at=0.0, debug=False, stream=False)
-    assert caught.value.path == "context_variables"
+        runs.start_record(Start("A", [], context), swarm="", at=0.0, debug=False, stream=False)
+    assert caught.value.path == f"context_variables[{key!r}]"
+    assert str(caught.value).isprintable()

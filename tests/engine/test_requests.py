@@ -19,8 +19,11 @@ from durable_swarm import (
     later,
     tool,
 )
+from durable_swarm import requests as durable_swarm_requests
 from durable_swarm.encryption import EncryptionCodec, new_key
-from durable_swarm.engine import inbox, process, room, toolcalls
+from durable_swarm.engine.execution import waiting
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.storage import ownership
 from durable_swarm.requests import Decision, Request
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
@@ -46,7 +49,7 @@ def asking(*more: Any) -> ScriptedModel:
 
 def test_cancelled_while_it_is_taken_over(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is cancelled just when it is taken over stays cancelled; resumed, it has its answer."""
-    monkeypatch.setattr(room, "THREADS", 0)
+    monkeypatch.setattr(waiting, "THREADS", 0)
     swarm, agent = make_anywhere(asking()), Agent(name=unique(), functions=[ask])
     run = swarm.start(agent, user())
     request, store = asked(swarm), process.current().store
@@ -70,7 +73,7 @@ def test_cancelled_while_it_is_taken_over(make_anywhere: Make, monkeypatch: pyte
 
 def test_a_run_that_rested_has_its_own_agent(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs whose agents share a name go on each with its own, also if the program has not kept it."""
-    monkeypatch.setattr(room, "THREADS", 0)
+    monkeypatch.setattr(waiting, "THREADS", 0)
     name, swarm = unique(), make(ScriptedModel([["ask"]] * 3 + ["Done."] * 3))
 
     def begun(number: int) -> Run:
@@ -110,14 +113,14 @@ def test_a_clock_that_is_set_back(make: Make, monkeypatch: pytest.MonkeyPatch) -
     agent = Agent(name=unique(), functions=[ask])
     run = swarm.start(agent, user())
     asked(swarm)
-    monkeypatch.setattr(toolcalls, "now", lambda: inbox.now() - 86_400_000)
+    monkeypatch.setattr(ownership, "now", lambda: ownership.now() - 86_400_000)
     assert run.result(PATIENCE).messages[1]["content"] == "grey"
     assert time.monotonic() - began < PATIENCE / 2
 
 
 def test_a_question_that_is_another_one_now(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a tool that is entered again asks something else, an answer to the old question is none to the new one."""
-    monkeypatch.setattr(room, "THREADS", 0)
+    monkeypatch.setattr(waiting, "THREADS", 0)
     swarm, items = make_anywhere(asking()), iter("abcdef")
 
     def ask() -> str:
@@ -128,7 +131,7 @@ def test_a_question_that_is_another_one_now(make_anywhere: Make, monkeypatch: py
     run = swarm.start(agent, user())
     assert asked(swarm).question == "Delete a?"
     wait_until(lambda: run.id not in process.current().runs)
-    monkeypatch.setattr(room, "THREADS", 1)
+    monkeypatch.setattr(waiting, "THREADS", 1)
     run.answer("yes")
     assert wait_until(swarm.requests)[0].question == "Delete b?"
     run.answer("no")
@@ -148,7 +151,7 @@ def test_a_decision_that_the_code_refuses(make_anywhere: Make, monkeypatch: pyte
     run = swarm.start(agent, user())
     request = asked(swarm)
     with monkeypatch.context() as patch:
-        patch.setattr(inbox, "check_decision", lambda *_: None)
+        patch.setattr(durable_swarm_requests, "check_decision", lambda *_: None)
         process.current().store.inbox.decide(request.id, Decision("approved", arguments={"amount": "much"}), "ann")
     shown = wait_until(lambda: [one for one in swarm.requests() if one.question != request.question])
     assert "amount" in shown[0].question

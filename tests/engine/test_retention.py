@@ -11,7 +11,8 @@ import sqlalchemy
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound, ask_human, emit, step, tool
 from durable_swarm.cli.app import main
-from durable_swarm.engine import process, retention
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.storage import retention
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make

@@ -20,8 +20,8 @@ from durable_swarm import (
     ToolError,
     step,
 )
+from durable_swarm.models.wire import to_wire
 from durable_swarm.testing import ProviderError, ScriptedModel, check_request
-from durable_swarm.wire import to_wire
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, Program, stored_runs, unique, user, wait_until
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, Run, RunNotFound, step
+from durable_swarm.models.wire import to_wire
 from durable_swarm.runs import StepInfo
 from durable_swarm.testing import ScriptedModel, check_request
 from durable_swarm.types import Usage
-from durable_swarm.wire import to_wire
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, user, wait_until
 

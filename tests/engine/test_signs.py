@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from durable_swarm.engine import database, identity
-from durable_swarm.engine.identity import Identity, PostgresLocks
-from durable_swarm.engine.leases import LEASE, Leases
+from durable_swarm.engine.database import connection as database_connection
+from durable_swarm.engine.database import locks, urls
+from durable_swarm.engine.database.locks import PostgresLocks
+from durable_swarm.engine.processes import identity
+from durable_swarm.engine.processes.identity import Identity
+from durable_swarm.engine.storage.heartbeats import LEASE, Leases
 from tests.engine.helpers import change
 
 GONE = [
@@ -22,10 +25,10 @@ GONE = [
 @pytest.fixture
 def new(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Identity]]:
     """Make identities that give signs of life, as processes do."""
-    monkeypatch.setattr(identity, "RETURN", 0.0)
-    url = database.choose(postgres_database)
+    monkeypatch.setattr(locks, "RETURN", 0.0)
+    url = urls.choose(postgres_database)
     with contextlib.ExitStack() as stack:
-        engine = database.connect(url, create=True)
+        engine = database_connection.connect(url, create=True)
         stack.callback(engine.dispose)
         with engine.begin() as connection:
             connection.exec_driver_sql("CREATE SCHEMA IF NOT EXISTS dbos")

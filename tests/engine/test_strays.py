@@ -14,8 +14,10 @@ from dbos import _core
 from sqlalchemy.exc import OperationalError
 
 from durable_swarm import Agent
-from durable_swarm.engine import keeper, process, records, strays
-from durable_swarm.engine.claims import Claims
+from durable_swarm.engine.backend import awaited_calls
+from durable_swarm.engine.processes import lost_claims, maintenance, process
+from durable_swarm.engine.records import names
+from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
@@ -28,7 +30,7 @@ def test_a_claim_whose_answer_was_lost_is_made_again(
     make_anywhere: Make, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that stands as under way in a process, and is not executed, goes on there, if need be at the second try."""
-    monkeypatch.setattr(keeper, "KEEP", 0.1)
+    monkeypatch.setattr(maintenance, "KEEP", 0.1)
     failures = iter([OperationalError("", (), Exception("cut"))])
 
     def hand_to(self: Claims, rows: Any, queue: str, **more: Any) -> set[str]:
@@ -51,7 +53,7 @@ def test_a_claim_whose_answer_was_lost_is_made_again(
 @pytest.mark.slow
 def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is executed for many looks, in its caller's thread or another, is not begun again."""
-    monkeypatch.setattr(keeper, "KEEP", 0.02)
+    monkeypatch.setattr(maintenance, "KEEP", 0.02)
     made: list[str] = []
     looks: list[None] = []
 
@@ -59,10 +61,10 @@ def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest
         made.append(where)
         wait_until(lambda: len(made) == 2)
         before = len(looks)
-        wait_until(lambda: len(looks) > before + 2 * strays.LOOKS)
+        wait_until(lambda: len(looks) > before + 2 * awaited_calls.LOOKS)
         return "did"
 
-    def look(self: strays.Strays) -> None:
+    def look(self: lost_claims.Strays) -> None:
         looked(self)
         looks.append(None)
 
@@ -70,8 +72,8 @@ def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest
         said = request["messages"]
         return "Done." if said[-1]["content"] == "did" else [("work", {"where": said[-1]["content"]})]
 
-    looked = strays.Strays.look
-    monkeypatch.setattr(strays.Strays, "look", look)
+    looked = lost_claims.Strays.look
+    monkeypatch.setattr(lost_claims.Strays, "look", look)
     swarm = make_anywhere(ScriptedModel(reply))
     agent = Agent(name=unique(), functions=[work])
     other = swarm.start(agent, user("There"))
@@ -83,7 +85,7 @@ def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest
 @pytest.mark.slow
 def test_a_dispatch_that_comes_late_begins_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who claimed a run and comes to it when it was taken over lets go of it, and the one that has it goes on."""
-    monkeypatch.setattr(keeper, "KEEP", 0.1)
+    monkeypatch.setattr(maintenance, "KEEP", 0.1)
     late: list[Callable[[], Any]] = []
     asked, answer = list[int](), threading.Event()
 
@@ -117,8 +119,8 @@ def test_a_dispatch_that_comes_late_begins_nothing(make: Make, monkeypatch: pyte
 @pytest.mark.slow
 def test_a_stray_without_its_agent_is_left_to_others(make: Make, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was claimed here in vain, and cannot go on here, is any process's."""
-    monkeypatch.setattr(keeper, "KEEP", 0.1)
+    monkeypatch.setattr(maintenance, "KEEP", 0.1)
     swarm = make(ScriptedModel([]))
     swarm.enqueue(unique("Nobody"), user(), run_id="r")
     change(url, CLAIM + "WHERE workflow_uuid = 'r'", name=process.current().identity.name)
-    wait_until(lambda: rows(url, "status, queue_name") == [("ENQUEUED", records.UNCLAIMED)])
+    wait_until(lambda: rows(url, "status, queue_name") == [("ENQUEUED", names.UNCLAIMED)])

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, Swarm
+from durable_swarm.concurrency import CROWD
 from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
-from durable_swarm.waits import CROWD
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
 

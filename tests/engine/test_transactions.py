@@ -19,9 +19,9 @@ import sqlalchemy
 from dbos import SetWorkflowID
 
 from durable_swarm import Agent, DurableSwarm, errors, tool
-from durable_swarm.engine import internals
-from durable_swarm.engine.process import current
-from durable_swarm.engine.transactions import Body
+from durable_swarm.engine.backend import steps
+from durable_swarm.engine.execution.transactions import Body
+from durable_swarm.engine.processes.process import current
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import connected, rows, unique, user
 
@@ -41,13 +41,13 @@ def transact(key: str) -> Record:
         return {"ended": type(error).__name__}
 
 
-@internals.workflow("test-transaction-in-thread", recovers=True)
+@steps.workflow("test-transaction-in-thread", recovers=True)
 def in_thread(key: str) -> Record:
     """Run the transaction in the workflow's own thread."""
     return transact(key)
 
 
-@internals.workflow("test-transaction-in-pool", recovers=True)
+@steps.workflow("test-transaction-in-pool", recovers=True)
 async def in_pool(key: str) -> Record:
     """Run the transaction in a thread of a pool, with the workflow's context."""
     context = contextvars.copy_context()
@@ -55,7 +55,7 @@ async def in_pool(key: str) -> Record:
         return await asyncio.wrap_future(pool.submit(context.run, transact, key))
 
 
-@internals.workflow("test-transaction-on-loop", recovers=True)
+@steps.workflow("test-transaction-on-loop", recovers=True)
 async def on_loop(key: str) -> Record:
     """Run the transaction in a thread whose event loop runs."""
     return transact(key)

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent
-from durable_swarm.engine import process, trials
-from durable_swarm.engine.live import Again
-from durable_swarm.engine.store import TRIED, notes_on
-from durable_swarm.engine.trials import Trials
+from durable_swarm.concurrency import OnLoop
+from durable_swarm.engine.execution import crash_guard
+from durable_swarm.engine.execution.child_calls import Again
+from durable_swarm.engine.execution.crash_guard import Trials
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.storage.runs import TRIED, notes_on
 from durable_swarm.testing import ScriptedModel
-from durable_swarm.waits import OnLoop
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, user
 
@@ -66,7 +67,7 @@ class Calls:
         end = time.monotonic() + PATIENCE
         while self.under_way != set(expected) and time.monotonic() < end:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(10 * trials.PAUSE)
+        await asyncio.sleep(10 * crash_guard.PAUSE)
         assert self.under_way == set(expected)
 
 
@@ -76,14 +77,14 @@ async def suspicion(make: Make, *run_ids: str) -> AsyncIterator[Calls]:
     swarm = make(ScriptedModel(["Done."] * len(run_ids)))
     for run_id in run_ids:
         await swarm.run_async(Agent(), user("Please."), run_id=run_id)
-        process.current().store.annotate(run_id, **{f"{TRIED}0.0": [0, trials.EXECUTIONS - 1]})
+        process.current().store.annotate(run_id, **{f"{TRIED}0.0": [0, crash_guard.EXECUTIONS - 1]})
     yield Calls(process.current().trials)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look more often than a program would."""
-    monkeypatch.setattr(trials, "PAUSE", 0.01)
+    monkeypatch.setattr(crash_guard, "PAUSE", 0.01)
 
 
 @on_loop
@@ -132,7 +133,7 @@ async def test_a_suspect_inside_a_suspect_is_alone_with_it(make: Make) -> None:
 @on_loop
 async def test_no_wait_is_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has gone on for a while is suspected no more: a suspect begins beside it, and others beside the suspect."""
-    monkeypatch.setattr(trials, "PROVEN", 0.3)
+    monkeypatch.setattr(crash_guard, "PROVEN", 0.3)
     async with suspicion(make, "suspect") as calls:
         calls.call("early/0.0")
         await asyncio.sleep(0)
@@ -147,10 +148,10 @@ async def test_no_wait_is_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) 
 @on_loop
 async def test_a_long_call_keeps_no_suspect_waiting(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that a call starts when it has gone on for long wait as others do: there might be no end of them."""
-    monkeypatch.setattr(trials, "PROVEN", 1.0)
+    monkeypatch.setattr(crash_guard, "PROVEN", 1.0)
     async with suspicion(make, "suspect") as calls:
         calls.call("long/0.0")
-        await asyncio.sleep(trials.PROVEN)
+        await asyncio.sleep(crash_guard.PROVEN)
         calls.call("early/0.0")
         await calls.see("long/0.0", "early/0.0")
         calls.call(SUSPECT, Again("suspect", "tool", flow=False))
@@ -182,7 +183,7 @@ async def test_a_suspect_that_never_began_leaves_no_trace(make: Make) -> None:
 
 
 @on_loop
-@pytest.mark.parametrize("noted", [None, [0, 1], [0, trials.EXECUTIONS - 1], [0, trials.EXECUTIONS]])
+@pytest.mark.parametrize("noted", [None, [0, 1], [0, crash_guard.EXECUTIONS - 1], [0, crash_guard.EXECUTIONS]])
 async def test_who_stood_still_has_not_died(noted: list[int] | None, make: Make) -> None:
     """A call that was taken over from a living process may begin as often as if it had not been begun there."""
     swarm = make(ScriptedModel(["Done."]))

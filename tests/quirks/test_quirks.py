@@ -255,7 +255,7 @@ def test_forms(make_swarm: MakeSwarm, face: str, form: str) -> None:
 @pytest.mark.parametrize("quirk", BEFORE)
 def test_what_may_pass(make_swarm: MakeSwarm, face: str, quirk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What may pass, in whatever form a provider says it, is asked for again."""
-    monkeypatch.setattr("durable_swarm.refusals.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("durable_swarm.models.provider_errors.FIRST_PAUSE", 0.01)
     reply, orders = BEFORE[quirk], []
     first: list[Any] = [reply]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from durable_swarm.answers import read_message
-from durable_swarm.deltas import Pieces
+from durable_swarm.models.reply import read_message
+from durable_swarm.models.stream import Pieces
 
 
 def chunk(delta: dict[str, Any] | None, reason: str | None = None, index: int = 0, **more: Any) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from durable_swarm import Agent
-from durable_swarm.models import Completion, ModelCall, complete
+from durable_swarm.concurrency import Blocking, OnLoop, finish
+from durable_swarm.models.call import Completion, ModelCall, complete
+from durable_swarm.models.wire import Conversation
 from durable_swarm.types import Message
-from durable_swarm.waits import Blocking, OnLoop, finish
-from durable_swarm.wire import Conversation
 
 
 @dataclass

@@ -21,9 +21,9 @@ from durable_swarm.cli.demo import demo
 from durable_swarm.cli.doctor import doctor
 from durable_swarm.cli.exports import export, fork, import_
 from durable_swarm.cli.gc import gc
-from durable_swarm.cli.inbox import answer, approve, complete, inbox, reject, say
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.cli.postgres import postgres
+from durable_swarm.cli.requests import answer, approve, complete, inbox, reject, say
 from durable_swarm.cli.runs import cancel, resume, runs, show
 from durable_swarm.cli.script import run
 from durable_swarm.cli.watch import watch

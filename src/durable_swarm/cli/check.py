@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import click
 
+from durable_swarm.cli.loading import load
 from durable_swarm.cli.options import Settings, as_json, common
-from durable_swarm.cli.target import load
 from durable_swarm.display import one_line
 from durable_swarm.service import to_json
-from durable_swarm.service.fitness import Fit, check_runs
+from durable_swarm.service.compatibility import Fit, check_runs
 
 
 @click.command(short_help="Say which unfinished runs a program can go on with.")

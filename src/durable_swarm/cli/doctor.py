@@ -7,8 +7,8 @@ import json
 import click
 from rich.text import Text
 
-from durable_swarm.cli.drawing import plain_console
 from durable_swarm.cli.options import Settings, as_json, common
+from durable_swarm.cli.render import plain_console
 from durable_swarm.display import one_line
 from durable_swarm.service import Check, checkup, to_json
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from durable_swarm.engine.database import without_password
+from durable_swarm.engine.database.urls import without_password
 
 F = TypeVar("F", bound=Callable[..., Any])
 

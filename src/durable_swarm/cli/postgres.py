@@ -13,7 +13,7 @@ import click
 
 from durable_swarm.cli.options import as_json, debuggable
 from durable_swarm.display import one_line
-from durable_swarm.engine.database import VARIABLE
+from durable_swarm.engine.database.urls import VARIABLE
 from durable_swarm.postgres import Server, State, default_folder
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,116 +1,158 @@
-"""How requests look: what is asked, and the commands that answer it."""
+"""`inbox`, `answer`, `approve`, `reject`, `complete`, `say`: what runs ask, and what people tell them."""
 
 from __future__ import annotations
 
+import getpass
 import json
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from rich.text import Text
+import click
 
-from durable_swarm.cli.text import clock, duration, value
-from durable_swarm.display import as_call, one_line
-from durable_swarm.requests import TOKEN, Decision, Request
+from durable_swarm.cli.options import Settings, as_json, common
+from durable_swarm.cli.render import draw_requests
+from durable_swarm.display import one_line
+from durable_swarm.requests import Request
+from durable_swarm.service import Runs, open_runs, to_json
 
-Command = Callable[..., str]
-"""Gives the command line of some words, for the same database."""
+F = TypeVar("F", bound=Callable[..., Any])
 
-DIM = "bright_black"
-
-_ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "question": (("answer", "ID", "TEXT"),),
-    "approval": (("approve", "ID"), ("reject", "ID", "--reason", "TEXT")),
-    "unknown_outcome": (("answer", "ID", "RESULT"), ("approve", "ID"), ("reject", "ID", "--reason", "TEXT")),
-    "result": (("complete", "ID", "RESULT"),),
+WHERE = {
+    True: "in its process",
+    False: "when its program is started",
+    None: "in the program that defines its agent: now, if that runs, else when it is started next",
 }
-_MEANS = {"answer": "answer", "approve": "approve", "reject": "reject", "complete": "post the result"}
-_MEANS_ONE = {
-    "question": "answer it",
-    "approval": "approve it, or reject it",
-    "unknown_outcome": "say what became of it",
-    "result": "post its result",
-}
-_OF_UNKNOWN = {"answer": "it happened", "approve": "repeat it", "reject": "it failed"}
+"""Where a run goes on that was answered, by what `Inbox.goes_on` gives."""
 
 
-def requests_lines(
-    found: Sequence[Request], command: Command, *, runs: bool = False, ended: bool = False
-) -> Iterator[Text]:
-    """Give the lines of requests: open ones with what answers them, unless their run has `ended`.
+def _user() -> str | None:
+    """Give the login name of whoever sits here, or None where there is none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return None
 
-    With `runs` each names its run.
+
+def _by(function: F) -> F:
+    option = click.option(
+        "--by", metavar="NAME", default=_user, show_default="your login name", help="Who answers; it is recorded."
+    )
+    return option(function)
+
+
+@click.command(short_help="List what runs ask, oldest first.")
+@click.option("--run", "run_id", metavar="ID", help="Only the requests of this run.")
+@click.option("--limit", metavar="N", type=click.IntRange(1, 1_000_000), help="At most N requests.")
+@as_json
+@common
+@click.pass_obj
+def inbox(settings: Settings, run_id: str | None, limit: int | None, as_json: bool) -> None:
+    """List the open requests of all runs, oldest first: what people and programs are asked.
+
+    `answer`, `approve`, `reject` and `complete` decide about them.
     """
-    for request in found:
-        yield Text()
-        yield _head(request, ended=ended)
-        yield from _body(request, runs=runs)
-        if request.status == "open" and not ended:
-            yield from _how(request, command)
+    with open_runs(settings.database) as opened:
+        found = opened.inbox.list(run_id, limit)
+    if as_json:
+        click.echo(json.dumps([to_json(request) for request in found], indent=2))
+    else:
+        draw_requests(found, settings.command)
 
 
-def _head(request: Request, *, ended: bool) -> Text:
-    state: str = request.status
-    style = "yellow" if state == "open" else "green"
-    if ended and request.status == "open":
-        state, style = "closed with its run", DIM
-    kind = request.kind.replace("_", " ")
-    return Text.assemble((f"{one_line(request.id)}  ", "bold"), (f"{kind}, {state}", style))
+@click.command(short_help="Answer what a run asks.")
+@click.argument("request_id", metavar="ID")
+@click.argument("value")
+@_by
+@common
+@click.pass_obj
+def answer(settings: Settings, request_id: str, value: str, by: str | None) -> None:
+    """Answer a question with VALUE; or say of a call of unknown outcome that it happened, with this result.
+
+    ID is that of the request, or of a run with one open request.
+    """
+    with open_runs(settings.database) as opened:
+        _tell(opened, opened.inbox.answer(request_id, value, by), "answered")
 
 
-def _body(request: Request, *, runs: bool) -> Iterator[Text]:
-    if runs:
-        yield _fact("run", f"{request.run_id} of agent {request.agent}")
-    yield _fact("asked", f"{clock(request.created_at)}{_age(request)}  {request.question}")
-    if request.arguments is not None:
-        yield _fact("call", as_call(request.tool, request.arguments))
-    if request.same_as is not None:
-        yield _fact("repeats", f"the same call as step {request.same_as} of this run")
-    if request.choices is not None:
-        yield _fact("choices", ", ".join(request.choices))
-    if request.expires_at is not None and request.status == "open":
-        yield _fact("expires", clock(request.expires_at))
-    if request.decision is not None and request.answered_at is not None:
-        by = f" by {request.answered_by}" if request.answered_by else ""
-        yield _fact("decided", f"{clock(request.answered_at)}  {_decided(request.decision)}{by}")
+@click.command(short_help="Approve a call that a run wants to make.")
+@click.argument("request_id", metavar="ID")
+@click.option(
+    "--arguments", metavar="JSON", help="Approve the call with these arguments, all of them, in place of its own."
+)
+@_by
+@common
+@click.pass_obj
+def approve(settings: Settings, request_id: str, arguments: str | None, by: str | None) -> None:
+    """Approve a call exactly as the request shows it; or have a call of unknown outcome repeated.
+
+    ID is that of the request, or of a run with one open request.
+    """
+    with open_runs(settings.database) as opened:
+        _tell(opened, opened.inbox.approve(request_id, _object(arguments), by), "approved")
 
 
-def _age(request: Request) -> str:
-    """Give how long a request has been open, where it is."""
-    if request.status != "open":
-        return ""
-    return f" ({duration((datetime.now(UTC) - request.created_at).total_seconds())} ago)"
+def _object(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"--arguments is not JSON: {error}.") from None
+    if not isinstance(given, dict):
+        raise click.UsageError('--arguments must be a JSON object, such as {"amount": 5}.')
+    return given
 
 
-def _fact(name: str, text: str) -> Text:
-    return Text.assemble((f"  {name:9}", DIM), one_line(text))
+@click.command(short_help="Reject a call that a run wants to make.")
+@click.argument("request_id", metavar="ID")
+@click.option("--reason", metavar="TEXT", default="", help="Why; the agent is told.")
+@_by
+@common
+@click.pass_obj
+def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> None:
+    """Reject a call: it is not made, and the agent is told so.
+
+    ID is that of the request, or of a run with one open request.
+    """
+    with open_runs(settings.database) as opened:
+        _tell(opened, opened.inbox.reject(request_id, reason, by), "rejected")
 
 
-def _decided(decision: Decision) -> str:
-    if decision.verdict == "answered":
-        return f"answered {value(decision.value)}".rstrip()
-    if decision.arguments is not None:
-        return f"approved with {json.dumps(decision.arguments, ensure_ascii=False, default=str)}"
-    return f"{decision.verdict}: {decision.reason}" if decision.reason else decision.verdict
+@click.command(short_help="Post the result of a tool that said it comes later.")
+@click.argument("token")
+@click.argument("result")
+@_by
+@common
+@click.pass_obj
+def complete(settings: Settings, token: str, result: str, by: str | None) -> None:
+    """Post the RESULT of a tool call that has given `later(TOKEN)`. It is taken once."""
+    with open_runs(settings.database) as opened:
+        request = opened.inbox.complete(token, result, by)
+        kept = "No run waits for it yet: it is kept for the call that gives this token."
+        then = kept if request is None else _then(opened, request.run_id)
+    click.echo(one_line(f"Result for {token} posted. {then}"))
 
 
-def _how(request: Request, command: Command) -> Iterator[Text]:
-    for words in _ways(request.kind, request.id):
-        means = (_OF_UNKNOWN if request.kind == "unknown_outcome" else _MEANS)[words[0]]
-        yield _fact(f"{means}: ", command(*words))
+@click.command(short_help="Say something to a run under way.")
+@click.argument("run_id", metavar="RUN")
+@click.argument("text")
+@common
+@click.pass_obj
+def say(settings: Settings, run_id: str, text: str) -> None:
+    """Add TEXT as a user's message to a run; the agent hears it with its next model call."""
+    with open_runs(settings.database) as opened:
+        opened.inbox.say(run_id, text)
+        then = _then(opened, run_id)
+    click.echo(one_line(f"It is heard with the next model call. {then}"))
 
 
-def _ways(kind: str, request_id: str) -> Iterator[list[str]]:
-    """Give the words of each command that decides about a request."""
-    name = request_id.removeprefix(TOKEN) if kind == "result" else request_id
-    for words in _ANSWERS[kind]:
-        yield [name if word == "ID" else word for word in words]
+def _tell(opened: Runs, request: Request, verb: str) -> None:
+    by = f" by {request.answered_by}" if request.answered_by else ""
+    click.echo(one_line(f"Request {request.id} is {verb}{by}. {_then(opened, request.run_id)}"))
 
 
-def event_text(event: str, data: dict[str, Any], command: Command) -> str:
-    """Say what an event tells of a request."""
-    if event == "request.opened":
-        return f"asks: {data['question']} [{data['request_id']}]"
-    if event == "run.waiting":
-        return f"waits; {_MEANS_ONE[data['kind']]}: {command(*next(_ways(data['kind'], data['request_id'])))}"
-    return f"{data['verdict']} by {data['answered_by']}" if data.get("answered_by") else str(data["verdict"])
+def _then(opened: Runs, run_id: str) -> str:
+    """Say where the run goes on, and what else it asks."""
+    text = f"Run {run_id} goes on {WHERE[opened.inbox.goes_on(run_id)]}"
+    left = len(opened.inbox.list(run_id))
+    return f"{text}; it has {left} open request{'s' * (left > 1)}." if left else f"{text}."

@@ -7,8 +7,8 @@ from typing import cast
 
 import click
 
-from durable_swarm.cli.drawing import INTERRUPTED, draw_run, draw_runs
 from durable_swarm.cli.options import STARTS, Settings, as_json, common
+from durable_swarm.cli.render import INTERRUPTED, draw_run, draw_runs
 from durable_swarm.display import one_line
 from durable_swarm.runs import STATES, State
 from durable_swarm.service import Query, RunView, open_runs, to_json

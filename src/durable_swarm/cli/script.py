@@ -1,7 +1,7 @@
 """`run`: an unchanged Swarm program, made durable.
 
 Started again with the same arguments, a program that was killed goes on where it stopped; one that had come to its end
-does everything afresh (`durable_swarm.engine.sessions` says how).
+does everything afresh (`durable_swarm.engine.api.programs` says how).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import click
 
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.credentials import without_secrets
-from durable_swarm.engine import database, sessions
-from durable_swarm.engine.run import Run
+from durable_swarm.engine.api import programs
+from durable_swarm.engine.api.run import Run
+from durable_swarm.engine.database import urls
 from durable_swarm.errors import ConfigurationError, RunFailed, safe_text
 from durable_swarm.runs import ENDED
 
@@ -40,8 +41,8 @@ def run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
     again. Options come before SCRIPT; what follows it belongs to the program.
     """
     _prepare(settings, script, arguments)
-    program = sessions.Program(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))
-    sessions.begin(program)
+    program = programs.Program(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))
+    programs.begin(program)
     try:
         code = _execute(settings, script)
     except KeyboardInterrupt:
@@ -49,7 +50,7 @@ def run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
     except Exception as error:
         raise _problem(settings, script, error, _end(program, failed=True)) from error
     finally:
-        sessions.begin(None)
+        programs.begin(None)
     if code != INTERRUPTED:
         _end(program, failed=code != 0)
     return code
@@ -71,7 +72,7 @@ def _prepare(settings: Settings, script: Path, arguments: tuple[str, ...]) -> No
     from durable_swarm import compat
 
     # Absolute, so that a program that changes its directory keeps its database.
-    os.environ[database.VARIABLE] = database.choose(settings.database).render_as_string(hide_password=False)
+    os.environ[urls.VARIABLE] = urls.choose(settings.database).render_as_string(hide_password=False)
     compat.install(durable=True)
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.resolve().parent))
@@ -84,7 +85,7 @@ def _code(end: SystemExit) -> int:
     return 1
 
 
-def _end(program: sessions.Program, *, failed: bool) -> str | None:
+def _end(program: programs.Program, *, failed: bool) -> str | None:
     """Note the program's end. Whatever hinders that must not hide how it ended."""
     try:
         return program.end(failed=failed)
@@ -116,7 +117,7 @@ def _problem(settings: Settings, script: Path, error: Exception, run_id: str | N
 
 def _finish(settings: Settings) -> None:
     """Wait for the runs of earlier starts that this one has taken over, and tell of those that did not get done."""
-    for run in sessions.taken_over():
+    for run in programs.taken_over():
         trouble, told = _trouble(run), False
         while trouble is None and run.status not in ENDED:
             if not told:

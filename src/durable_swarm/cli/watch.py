@@ -10,9 +10,9 @@ from typing import Any
 import click
 from rich.text import Text
 
-from durable_swarm.cli.drawing import DIM, PIPE_WIDTH, STYLES, plain_console
 from durable_swarm.cli.options import Problem, Settings, as_json, common
-from durable_swarm.cli.requests import Command, event_text
+from durable_swarm.cli.render import DIM, PIPE_WIDTH, STYLES, plain_console
+from durable_swarm.cli.render_requests import Command, event_text
 from durable_swarm.cli.text import value
 from durable_swarm.display import as_call, harmless, one_line, shorten
 from durable_swarm.events import Event

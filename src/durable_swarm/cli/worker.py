@@ -16,13 +16,15 @@ from typing import Any
 
 import click
 
-from durable_swarm import roster
+from durable_swarm import agents
+from durable_swarm.cli.loading import load
 from durable_swarm.cli.options import Problem, Settings, common
-from durable_swarm.cli.target import load
 from durable_swarm.display import one_line
-from durable_swarm.engine import DurableSwarm, database, process
-from durable_swarm.engine.keeper import CLOSING
-from durable_swarm.engine.live import Limits
+from durable_swarm.engine import DurableSwarm
+from durable_swarm.engine.database import urls
+from durable_swarm.engine.execution.swarms import Limits
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes.maintenance import CLOSING
 
 log = logging.getLogger("durable_swarm")
 
@@ -71,7 +73,7 @@ def worker(
     """
     limits = Limits(concurrency, queue_concurrency, _rate(rate))
     swarm = load(settings, target)
-    if not roster.names():
+    if not agents.names():
         raise Problem(f"{target} defines no agent, so this worker could execute nothing; import them in its module.", 2)
     _log_to_stderr()
     stop = threading.Event()
@@ -80,8 +82,8 @@ def worker(
         here = process.current()
         click.echo(
             one_line(
-                f"Worker {here.identity.name} serves {target} on {database.shown(here.url)}, {_told(limits)}; "
-                f"its agents: {', '.join(sorted(roster.names()))}."
+                f"Worker {here.identity.name} serves {target} on {urls.shown(here.url)}, {_told(limits)}; "
+                f"its agents: {', '.join(sorted(agents.names()))}."
             )
         )
         while not stop.wait(0.5):

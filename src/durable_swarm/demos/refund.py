@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.text import Text
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Response
-from durable_swarm.calls import written_call
 from durable_swarm.display import as_call, harmless, one_line
-from durable_swarm.repeats import repeated
 from durable_swarm.runs import without_answer, written_as_text
 from durable_swarm.service import NoRuns, Query, RunDetail, open_runs
 from durable_swarm.testing import ScriptedModel, call
+from durable_swarm.tools.calls import written_call
+from durable_swarm.tools.repeats import repeated
 
 AGENT = "Refunds Agent"
 PREFIX = "demo-refund-"

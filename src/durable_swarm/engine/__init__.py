@@ -1,6 +1,6 @@
 """`DurableSwarm` over DBOS: the only package that knows it."""
 
-from durable_swarm.engine.durable import DurableSwarm
-from durable_swarm.engine.run import Run
+from durable_swarm.engine.api.durable import DurableSwarm
+from durable_swarm.engine.api.run import Run
 
 __all__ = ["DurableSwarm", "Run"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm import ends, errors
-from durable_swarm.inside import calling
+from durable_swarm.tools.context import calling
 
 
 @ends.signal

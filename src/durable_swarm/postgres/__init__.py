@@ -5,7 +5,7 @@ server is for; `durable_swarm` does not import it.
 """
 
 from durable_swarm.postgres.binaries import Binaries, choose
-from durable_swarm.postgres.place import NoPostgres, default_folder
+from durable_swarm.postgres.data_folder import NoPostgres, default_folder
 from durable_swarm.postgres.server import Server, State
 
 __all__ = ["Binaries", "NoPostgres", "Server", "State", "choose", "default_folder"]

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from durable_swarm.postgres.place import HOST, USER, NoPostgres, Place, why_not
+from durable_swarm.postgres.data_folder import HOST, USER, NoPostgres, Place, why_not
 
 DEBIAN = Path("/usr/lib/postgresql")
 

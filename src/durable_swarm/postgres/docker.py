@@ -9,7 +9,7 @@ import hashlib
 import os
 import subprocess
 
-from durable_swarm.postgres.place import DATABASE, HOST, USER, NoPostgres, Place
+from durable_swarm.postgres.data_folder import DATABASE, HOST, USER, NoPostgres, Place
 
 IMAGE = "postgres:18"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from durable_swarm.postgres import docker
 from durable_swarm.postgres.binaries import START_SECONDS, Local
-from durable_swarm.postgres.place import (
+from durable_swarm.postgres.data_folder import (
     DATABASE,
     HOST,
     USER,

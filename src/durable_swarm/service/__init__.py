@@ -4,10 +4,10 @@ Nothing here executes a run or takes one over; that is for programs that define 
 dataclasses, and `to_json` gives all of them as JSON.
 """
 
-from durable_swarm.engine.exports import read_document, renamed
-from durable_swarm.engine.inbox import NoRequest
-from durable_swarm.engine.masking import Redact
-from durable_swarm.engine.visitor import NoRuns
+from durable_swarm.engine.api.inspector import NoRuns
+from durable_swarm.engine.history.export import read_document, renamed
+from durable_swarm.engine.history.export_redaction import Redact
+from durable_swarm.engine.storage.requests import NoRequest
 from durable_swarm.service.doctor import Check, checkup
 from durable_swarm.service.runs import Runs, import_run, open_runs
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView, to_json

@@ -15,9 +15,10 @@ from typing import Literal
 
 import sqlalchemy
 
-from durable_swarm.engine import database, records
-from durable_swarm.engine.store import notes_on, started_at, state_of
-from durable_swarm.engine.visitor import Facts, NoRuns, Visitor, visit
+from durable_swarm.engine.api.inspector import Facts, NoRuns, Visitor, visit
+from durable_swarm.engine.database import urls
+from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.storage.runs import notes_on, started_at, state_of
 from durable_swarm.errors import ConfigurationError
 
 Level = Literal["ok", "warn", "fail"]
@@ -46,8 +47,8 @@ def checkup(url: str | None) -> list[Check]:
 
     Raises `ConfigurationError` for a URL that is none.
     """
-    chosen = database.choose(url)
-    named = bool(url or os.environ.get(database.VARIABLE))
+    chosen = urls.choose(url)
+    named = bool(url or os.environ.get(urls.VARIABLE))
     return [*_installation(), *_key(), *_database(chosen, named)]
 
 
@@ -87,9 +88,9 @@ def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
     try:
         with visit(url) as visitor:
             facts = visitor.facts()
-            yield Check("database", "ok", f"{facts.kind} {facts.version}, {database.shown(url)}, {size(facts.size)}")
+            yield Check("database", "ok", f"{facts.kind} {facts.version}, {urls.shown(url)}, {size(facts.size)}")
             yield from _settings(facts)
-            if database.is_sqlite(url):
+            if urls.is_sqlite(url):
                 yield _mode(Path(str(url.database)))
             yield from _contents(facts)
             yield _queue(visitor)
@@ -161,13 +162,13 @@ def _contents(facts: Facts) -> Iterator[Check]:
 
 def _formats(facts: Facts) -> Check:
     """Tell in which format runs are stored: this version goes on with those of its own."""
-    foreign = [version for version in facts.formats if version != records.WIRE]
+    foreign = [version for version in facts.formats if version != records_names.WIRE]
     if not foreign:
-        return Check("wire format", "ok", f"{records.WIRE}: every run is stored in the format this version reads")
+        return Check("wire format", "ok", f"{records_names.WIRE}: every run is stored in the format this version reads")
     found = ", ".join(f"{count} as {version}" for version, count in sorted(facts.formats.items()))
     text = (
-        f"runs are stored {found}; after a crash this version goes on with {records.WIRE} only, the others need the "
-        "version of durable-swarm, or the program that launched DBOS itself, that wrote them"
+        f"runs are stored {found}; after a crash this version goes on with {records_names.WIRE} only, the others "
+        "need the version of durable-swarm, or the program that launched DBOS itself, that wrote them"
     )
     return Check("wire format", "warn", text)
 

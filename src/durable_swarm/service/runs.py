@@ -11,21 +11,24 @@ from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.encryption import codec_of_environment
-from durable_swarm.engine import DurableSwarm, Run, database, imports, records
-from durable_swarm.engine.exports import Exported, export
-from durable_swarm.engine.following import Follower, check_after
-from durable_swarm.engine.history import step_infos, story
-from durable_swarm.engine.masking import Redact
-from durable_swarm.engine.retention import Retention
-from durable_swarm.engine.sealing import CLOSED, Sealed
-from durable_swarm.engine.store import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
-from durable_swarm.engine.visitor import NoRuns, Visitor, visit
+from durable_swarm.engine import DurableSwarm, Run
+from durable_swarm.engine.api.inspector import NoRuns, Visitor, visit
+from durable_swarm.engine.database import urls
+from durable_swarm.engine.history import importing
+from durable_swarm.engine.history.export import Exported, export
+from durable_swarm.engine.history.export_redaction import Redact
+from durable_swarm.engine.history.follower import Follower, check_after
+from durable_swarm.engine.history.story import step_infos, story
+from durable_swarm.engine.records import runs
+from durable_swarm.engine.records.encoding import CLOSED, Sealed
+from durable_swarm.engine.storage.retention import Retention
+from durable_swarm.engine.storage.runs import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.loop import Start
 from durable_swarm.runs import ENDED, State, Story
-from durable_swarm.service.inbox import Inbox
-from durable_swarm.service.sealed import opened, why_closed
+from durable_swarm.service.requests import Inbox
+from durable_swarm.service.unreadable import opened, why_closed
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
 from durable_swarm.types import EndedBy, Message
 
@@ -46,7 +49,7 @@ def open_runs(url: str | None) -> Iterator[Runs]:
     What was encrypted is read with the keys of the environment, where there are any. Raises `NoRuns` where there is no
     database yet, and `ConfigurationError` where it cannot be used.
     """
-    with visit(database.choose(url), functools.cache(codec_of_environment)) as visitor:
+    with visit(urls.choose(url), functools.cache(codec_of_environment)) as visitor:
         yield Runs(visitor)
 
 
@@ -165,7 +168,7 @@ class Runs:
 
     def load(self, document: Any) -> RunView:
         """Put an exported run into the database, as `DurableSwarm.import_run` does, and give it as it is then."""
-        return self._seen(self._run(imports.import_run(self._store, document)))
+        return self._seen(self._run(importing.import_run(self._store, document)))
 
     def _after(self, run: Run, change: Any) -> RunView:
         change(run)
@@ -185,7 +188,7 @@ class Runs:
         rows = self._store.rows(prefix=text, limit=CANDIDATES + 1) if text else []
         if not rows:
             raise RunNotFound(
-                f"there is no run {text!r} in {database.shown(self._store.url)}; `durable-swarm runs` lists them",
+                f"there is no run {text!r} in {urls.shown(self._store.url)}; `durable-swarm runs` lists them",
                 run_id=text,
             )
         if len(rows) > 1:
@@ -205,7 +208,7 @@ def _view(store: Store, row: Any, idle: bool, ended: Any) -> RunView:
         updated_at=max(created, moment(row.updated_at)),
         idle=idle,
         waits_for=_waits_for(row, idle),
-        ended_by=records.read_end(ended.output) if state == "done" and ended is not None else None,
+        ended_by=runs.read_end(ended.output) if state == "done" and ended is not None else None,
         failure=_failure(store, ended).line if state == "failed" and ended is not None else None,
         **_origin(row),
     )
@@ -259,13 +262,13 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
 def _ended_by(row: Any, state: State, told: Story) -> EndedBy | None:
     if state != "done":
         return None
-    return records.read_end(row.output) if told.ending is None else told.ending.ended_by
+    return runs.read_end(row.output) if told.ending is None else told.ending.ended_by
 
 
 def _told(store: Store, row: Any) -> tuple[Start, Story, str | None]:
     """Give what the run was asked and its story; where they cannot be opened here, nothing, and a sentence why."""
     try:
-        return records.read_start(store.start_record(row)), story(store, row), None
+        return runs.read_start(store.start_record(row)), story(store, row), None
     except Sealed as error:
         return Start("", [], {}), Story([], None), why_closed(error)
 

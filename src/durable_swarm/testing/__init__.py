@@ -25,13 +25,13 @@ from durable_swarm.testing.faults import (
     timed_out,
 )
 from durable_swarm.testing.golden import assert_replays, record_golden
+from durable_swarm.testing.provider_rules import ProviderError, check_request
 from durable_swarm.testing.real import REAL_REPLIES, RealReply
 from durable_swarm.testing.replay import Difference, Replay, replay
 from durable_swarm.testing.replies import call
 from durable_swarm.testing.rules import otherwise, when
 from durable_swarm.testing.scripted import AsyncScriptedModel, ScriptedModel
 from durable_swarm.testing.server import ScriptedServer, serve_scripted
-from durable_swarm.testing.strict import ProviderError, check_request
 
 __all__ = [
     "REAL_REPLIES",

@@ -26,10 +26,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from durable_swarm.checks import check_text
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.testing.provider_rules import ProviderError
 from durable_swarm.testing.shapes import Completion
-from durable_swarm.testing.strict import ProviderError
+from durable_swarm.validation import check_text
 
 BROKEN_JSON = '{"id": "chatcmpl-0", "choices": ['
 

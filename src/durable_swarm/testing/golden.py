@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from durable_swarm.engine.exports import Exported
-from durable_swarm.engine.masking import Redact, redacted
+from durable_swarm.engine.history.export import Exported
+from durable_swarm.engine.history.export_redaction import Redact, redacted
 from durable_swarm.errors import AmbiguousAgent, ConfigurationError, ReplayMismatch
 from durable_swarm.testing.replay import GOLDEN, VERSION, Recording, Replaying, document, replay
 

@@ -12,20 +12,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from durable_swarm import codec, roster
-from durable_swarm.calls import find_tool, plan_calls
-from durable_swarm.engine import process, records
-from durable_swarm.engine.exports import FORMAT, Exported, read_document
-from durable_swarm.engine.turns import recorded_turns
+from durable_swarm import agents, codec
+from durable_swarm.concurrency import Blocking, finish
+from durable_swarm.engine.history.export import FORMAT, Exported, read_document
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.records import runs
+from durable_swarm.engine.records.turns import recorded_turns
 from durable_swarm.errors import ConfigurationError, ReplayMismatch, RunNotFound, UnknownAgent
 from durable_swarm.loop import NOT_MADE, Ask, Call, Close, Effect, Ending, Outcome, Reply, Start, drive, known, turns
-from durable_swarm.models import Clients, ModelCall, build_request, complete, instructions
+from durable_swarm.models.call import ModelCall, complete
+from durable_swarm.models.client import Clients
+from durable_swarm.models.request import build_request, instructions
+from durable_swarm.models.wire import Conversation
 from durable_swarm.runs import State
 from durable_swarm.service import NoRuns, open_runs
-from durable_swarm.swarm import check_agent, check_settings
+from durable_swarm.swarm.arguments import check_agent, check_settings
+from durable_swarm.tools.calls import find_tool, plan_calls
 from durable_swarm.types import Message
-from durable_swarm.waits import Blocking, finish
-from durable_swarm.wire import Conversation
 
 GOLDEN = f"{FORMAT}, golden"
 """The format of a golden file."""
@@ -166,13 +169,13 @@ class Recording:
             RecordedTurn(
                 turn.agent,
                 turn.read(),
-                [None if outcome is None else records.read_outcome(outcome) for outcome in turn.outcomes],
+                [None if outcome is None else runs.read_outcome(outcome) for outcome in turn.outcomes],
                 turn.reply.get("version"),
                 turn.reply.get("model"),
             )
             for turn in recorded_turns(exported, exported.row, record)
         ]
-        start = records.read_start(record)
+        start = runs.read_start(record)
         by_turn = {index: request for index, request in enumerate(requests) if request is not None}
         return Recording(
             exported.data.id, exported.data.status, replace(start, kept=[]), found, exported.story().ending, by_turn
@@ -278,7 +281,7 @@ class Replaying:
     def _agent(self, name: str, turn: int) -> Any:
         if name not in self.cast:
             try:
-                self.cast[name] = roster.find(name)
+                self.cast[name] = agents.find(name)
             except UnknownAgent as error:
                 raise ReplayMismatch(
                     f"run {self.recording.run_id!r} needs agent {name!r} in turn {turn}, which is not defined in this "
@@ -293,7 +296,7 @@ class Replaying:
             for part in sorted(known.keys() | request.keys()):
                 self._note(turn, part, known.get(part), request.get(part))
             return
-        now = roster.fingerprint(agent)
+        now = agents.fingerprint(agent)
         if recorded.version is not None and recorded.version != now:
             what = (
                 f"version of agent {recorded.agent!r}: its instructions, tools, model or settings changed "

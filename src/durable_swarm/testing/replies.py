@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.faults import Cut, CutOff, Page, Slow
-from durable_swarm.testing.requests import messages_of
+from durable_swarm.testing.request_reader import messages_of
 from durable_swarm.testing.shapes import (
     AssistantMessage,
     Choice,

@@ -10,7 +10,7 @@ import base64
 import json
 from typing import Any, NoReturn
 
-from durable_swarm.testing.strict import ProviderError
+from durable_swarm.testing.provider_rules import ProviderError
 
 PARAMETERS = frozenset(
     {

@@ -20,7 +20,7 @@ from typing import Any
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.replies import check_reply
-from durable_swarm.testing.requests import ending, offers_in, results_in, said_in, short, system_of
+from durable_swarm.testing.request_reader import ending, offers_in, results_in, said_in, short, system_of
 
 Text = str | re.Pattern[str]
 

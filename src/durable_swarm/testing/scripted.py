@@ -16,14 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.models import current_model_call
+from durable_swarm.models.call import current_model_call
 from durable_swarm.testing.faults import Cut, CutOff, Page, Slow, check_seconds, dropped
+from durable_swarm.testing.provider_rules import ProviderError, check_request
 from durable_swarm.testing.replies import REPLY_FORMS, check_reply, completion_of, cut_short, is_exception, message_of
-from durable_swarm.testing.requests import ending, last_id
+from durable_swarm.testing.request_reader import ending, last_id
 from durable_swarm.testing.rules import Rule, choose
 from durable_swarm.testing.shapes import as_completion
 from durable_swarm.testing.streams import AsyncScriptedStream, Patience, ScriptedStream, Tape, chunks_of
-from durable_swarm.testing.strict import ProviderError, check_request
 
 
 @dataclass(frozen=True)

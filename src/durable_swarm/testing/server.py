@@ -26,11 +26,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.faults import BROKEN_JSON, Page
+from durable_swarm.testing.provider_rules import ProviderError
 from durable_swarm.testing.responses_reader import as_chat
 from durable_swarm.testing.responses_shapes import Scripted, scripted
 from durable_swarm.testing.scripted import Play, ScriptedModel
 from durable_swarm.testing.shapes import as_completion
-from durable_swarm.testing.strict import ProviderError
 
 if TYPE_CHECKING:
     import openai

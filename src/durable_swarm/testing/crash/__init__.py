@@ -6,7 +6,7 @@ fresh process that is killed there with SIGKILL and started again. Your tools re
 """
 
 from durable_swarm.testing.crash.ledger import effect
-from durable_swarm.testing.crash.matrix import crash_test
 from durable_swarm.testing.crash.report import CrashReport, CrashTestFailed, Finding
+from durable_swarm.testing.crash.runner import crash_test
 
 __all__ = ["CrashReport", "CrashTestFailed", "Finding", "crash_test", "effect"]

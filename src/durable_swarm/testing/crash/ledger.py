@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from durable_swarm.errors import ConfigurationError, NotInRun
-from durable_swarm.inside import current_call
 from durable_swarm.testing.crash.boundaries import PROBE
+from durable_swarm.tools.context import current_call
 
 
 @dataclass(frozen=True)

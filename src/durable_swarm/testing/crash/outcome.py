@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from durable_swarm.engine.visitor import NoRuns
+from durable_swarm.engine.api.inspector import NoRuns
 from durable_swarm.service import Query, RunDetail, open_runs
 from durable_swarm.testing.crash.ledger import Entry
 from durable_swarm.types import Message

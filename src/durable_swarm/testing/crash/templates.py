@@ -8,8 +8,9 @@ from pathlib import Path
 
 import sqlalchemy
 
-from durable_swarm.engine import database as databases
-from durable_swarm.engine.durable import DurableSwarm
+from durable_swarm.engine.api.durable import DurableSwarm
+from durable_swarm.engine.database import connection as databases
+from durable_swarm.engine.database import urls
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.crash.processes import Child, fork_server, leave, redirect
 
@@ -26,11 +27,11 @@ def make_template(url: sqlalchemy.URL, log: Path, preload: list[str]) -> None:
     try:
         problem = child.receive(SECONDS)
     except TimeoutError:
-        problem = f"the database {databases.shown(url)} could not be opened within {SECONDS:g} s"
+        problem = f"the database {urls.shown(url)} could not be opened within {SECONDS:g} s"
     child.gone(10)
     child.answer.close()
     if problem != "":
-        raise ConfigurationError(problem or f"the database {databases.shown(url)} could not be opened: {child.log}")
+        raise ConfigurationError(problem or f"the database {urls.shown(url)} could not be opened: {child.log}")
 
 
 def _open(url: str, log: Path, answer: Connection) -> None:
@@ -50,7 +51,7 @@ def open_once(url: str) -> None:
 
 def copy_template(template: sqlalchemy.URL, to: sqlalchemy.URL) -> None:
     """Make a database that begins as the template. Nothing may be connected to the template."""
-    if databases.is_sqlite(to):
+    if urls.is_sqlite(to):
         path = Path(str(to.database))
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(str(template.database), path)

@@ -1,0 +1,310 @@
+"""How runs look: styled in a terminal, the same plain text in a pipe."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+from durable_swarm.cli.render_requests import Command, requests_lines
+from durable_swarm.cli.text import clock, duration, value
+from durable_swarm.display import as_call, one_line, shorten
+from durable_swarm.loop import CUT
+from durable_swarm.models.provider_errors import is_too_long
+from durable_swarm.requests import Request
+from durable_swarm.runs import ENDED, StepInfo, without_answer, written_as_text
+from durable_swarm.service import Failure, RunDetail, RunView
+from durable_swarm.types import Message, Usage
+
+STYLES = {
+    "queued": "cyan",
+    "running": "cyan",
+    "waiting": "yellow",
+    "done": "green",
+    "failed": "bold red",
+    "cancelled": "magenta",
+}
+INTERRUPTED = "interrupted"
+"""What a run is called that is running, and that no living process executes."""
+DIM = "bright_black"
+LEAST_ID = 24
+"""To how many characters the ids of a list are shortened where a terminal is narrow."""
+LEAST_ROOM = 30
+"""The shortest column for reasons; where less is left, a reason has a line of its own."""
+PIPE_WIDTH = 160
+"""How long a line gets where no terminal says how wide it is."""
+
+
+def draw_runs(views: Sequence[RunView]) -> None:
+    """Print a list of runs."""
+    console = plain_console()
+    if not views:
+        console.print("No runs.")
+        return
+    rows = [
+        (one_line(view.id), _status(view), one_line(view.agent), clock(view.created_at), clock(view.updated_at))
+        for view in views
+    ]
+    titles = ("ID", "STATUS", "AGENT", "STARTED", "CHANGED")
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    over = sum(widths) + 2 * len(widths) - _width(console)
+    if over > 0:  # The beginning of an id is enough for every command.
+        widths[0] = max(widths[0] - over, min(widths[0], LEAST_ID))
+        rows = [(shorten(row[0], widths[0]), *row[1:]) for row in rows]
+    room = _width(console) - sum(widths) - 2 * len(widths)
+    reasons = [_why(view) for view in views]
+    beside = room >= LEAST_ROOM
+    why = "WHY" if any(reasons) and beside else ""
+    _print(console, Text(f"{_columns(titles, widths)}  {why}", DIM))
+    for view, row, reason in zip(views, rows, reasons, strict=True):
+        line = Text(f"{_columns(row, widths)}  {shorten(reason, room) if beside else ''}")
+        line.stylize(_style(view), widths[0] + 2, widths[0] + 2 + len(row[1]))
+        _print(console, line)
+        if reason and not beside:
+            _print(console, Text(f"  {shorten(reason, max(_width(console) - 2, LEAST_ROOM))}", DIM))
+
+
+def _why(view: RunView) -> str:
+    """Return why a run is not done, or has no answer."""
+    return view.waits_for or view.failure or without_answer(view.ended_by)
+
+
+def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(f"{one_line(cell):{width}}" for cell, width in zip(cells, widths, strict=True))
+
+
+def _status(view: RunView) -> str:
+    return INTERRUPTED if view.idle else view.status
+
+
+def _style(view: RunView) -> str:
+    return "yellow" if view.idle or without_answer(view.ended_by) else STYLES[view.status]
+
+
+def draw_run(run: RunDetail, command: Command) -> None:
+    """Print one run: how it stands, what was asked, its steps and requests, how it ended and what can be done.
+
+    `command` gives the command line of some words.
+    """
+    console = plain_console()
+    width = _width(console)
+    for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, command, width)):
+        _print(console, line)
+    for line in requests_lines(run.requests, command, ended=run.status in ENDED):
+        _print(console, line)
+
+
+def draw_requests(found: Sequence[Request], command: Command) -> None:
+    """Print open requests, each with the commands that decide about it."""
+    console = plain_console()
+    if not found:
+        console.print("No open requests.")
+    for number, line in enumerate(requests_lines(found, command, runs=True)):
+        if number:  # The first line only parts a request from what is above it.
+            _print(console, line)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Leave it to the command, where Rich would end the program."""
+        raise BrokenPipeError
+
+
+def plain_console() -> Console:
+    """Give what prints to stdout: with styles in a terminal, without them in a pipe."""
+    return _Console(force_terminal=sys.stdout.isatty(), highlight=False)
+
+
+def _width(console: Console) -> int:
+    return shutil.get_terminal_size().columns if console.is_terminal else PIPE_WIDTH
+
+
+def _print(console: Console, line: Text) -> None:
+    line.rstrip()
+    console.print(line, soft_wrap=True)
+
+
+def _head(run: RunDetail) -> Iterator[Text]:
+    yield _fact("run", Text(one_line(run.id), "bold"))
+    why = without_answer(run.ended_by)
+    yield _fact("status", Text(f"{_status(run)} ({why})" if why else _status(run), _style(run)))
+    yield _fact("agent", Text(one_line(_agents(run))))
+    if run.swarm:
+        yield _fact("swarm", Text(one_line(run.swarm)))
+    if run.worker:
+        yield _fact("process", Text(one_line(run.worker)))
+    if run.status == "queued":
+        yield _fact("waits for", Text("a worker"))
+    if run.forked_from is not None:
+        yield _fact("forked", Text(one_line(f"from turn {run.turn} of run {run.forked_from}")))
+    yield _fact("started", Text(clock(run.created_at)))
+    ended = run.status in ENDED
+    until = run.updated_at if ended else max(run.created_at, datetime.now(UTC))
+    yield _fact("took" if ended else "so far", Text(duration((until - run.created_at).total_seconds())))
+    if run.usage is not None:
+        yield _fact("tokens", Text(_tokens(run.usage)))
+
+
+def _fact(name: str, text: Text) -> Text:
+    return Text.assemble((f"{name:10}", DIM), text)
+
+
+def _agents(run: RunDetail) -> str:
+    return run.agent if run.last_agent in (None, run.agent) else f"{run.agent}, at last {run.last_agent}"
+
+
+def _tokens(usage: Usage) -> str:
+    calls = "1 model call" if usage.requests == 1 else f"{usage.requests} model calls"
+    parts = f"{usage.prompt_tokens:,} in, {usage.completion_tokens:,} out"
+    return f"{usage.total_tokens:,} in {calls} ({parts})"
+
+
+def _asked(run: RunDetail, width: int) -> Iterator[Text]:
+    if run.closed is not None:
+        yield Text(one_line(f"(encrypted) It cannot be read here: {run.closed.rstrip('.')}."), "yellow")
+        yield Text()
+    for message in run.asked[-1:]:
+        yield _said(message, width)
+        yield Text()
+
+
+def _said(message: Message, width: int) -> Text:
+    role = f"{message.get('role', '')}:"
+    return Text.assemble((f"{one_line(role)} ", DIM), shorten(value(message.get("content") or ""), width - 12))
+
+
+def _added(messages: Sequence[Message], width: int) -> Iterator[Text]:
+    """Give a line for each message that a fork added."""
+    for message in messages:
+        yield Text("     added  ", DIM).append_text(_said(message, width - 12))
+
+
+def _steps(run: RunDetail, width: int) -> Iterator[Text]:
+    """Give a line for each step, for what a fork added, and where an agent that answers is no longer what it was."""
+    versions: dict[str, str] = {}
+    added = dict(run.added)
+    names = max((len(_name(step)) for step in run.steps), default=0)
+    for step in run.steps:
+        if step.kind == "model":
+            yield from _added(added.pop(str(step.turn), []), width)
+        before = versions.get(step.name)
+        if step.version and before not in (None, step.version):
+            yield Text(
+                f"     the code changed: {one_line(_name(step).strip())} was version {before} until here", "yellow"
+            )
+        if step.version:
+            versions[step.name] = step.version
+        yield _step(step, min(names, 40), width)
+    for messages in added.values():
+        yield from _added(messages, width)
+
+
+def _name(step: StepInfo) -> str:
+    own = "sleep" if _is_sleep(step) else step.name.removeprefix(f"{step.kind}:")
+    return f"  {own}" if step.kind == "step" else own
+
+
+def _is_sleep(step: StepInfo) -> bool:
+    return step.name == "DBOS.sleep" and isinstance(step.output, int | float)
+
+
+def _step(step: StepInfo, names: int, width: int) -> Text:
+    took = "kept" if step.kept else ""
+    # What is recorded of a sleep is the setting of its end, which takes no time.
+    if step.started_at and step.finished_at and not _is_sleep(step):
+        took = duration((step.finished_at - step.started_at).total_seconds())
+    style = {"failed": "red", "running": "cyan"}.get(step.status, "")
+    line = Text.assemble(
+        (f"{step.number:3}  ", DIM),
+        (f"{step.kind:5}  ", DIM),
+        (f"{_shown_name(step, names):{names}}  ", style or "bold"),
+        (f"{took:>9}  ", DIM),
+    )
+    if step.kind == "model" and step.turn is not None:
+        line.append(f"turn {step.turn}  ", DIM)
+    for mark in _marks(step):
+        line.append(f"{mark}  ", "yellow")
+    if step.version:
+        line.append(f"version {one_line(step.version)}  ", DIM)
+    room = max(width - len(line), 20)
+    return line.append(shorten(_outcome(step), room), style)
+
+
+def _marks(step: StepInfo) -> Iterator[str]:
+    """Return what a real model does that looks like an ordinary step."""
+    if step.same_as is not None:
+        yield f"same call as step {step.same_as}"
+    if step.finish:
+        cut = without_answer(CUT.get(step.finish))
+        yield cut or f"finish_reason {one_line(step.finish)!r}"
+    if step.written:
+        yield written_as_text(one_line(step.written))
+    if step.kind == "model" and step.status == "done" and step.output is not None and not _outcome(step):
+        yield "empty reply"
+
+
+def _shown_name(step: StepInfo, names: int) -> str:
+    indent = "  " if step.kind == "step" else ""
+    return indent + shorten(_name(step), names - len(indent))
+
+
+def _outcome(step: StepInfo) -> str:
+    if step.status == "running":
+        return "in progress (repeated after a crash)"
+    if step.error:
+        return step.error
+    if _is_sleep(step):
+        return f"until {clock(datetime.fromtimestamp(step.output, UTC))}"
+    return _reply(step.output) if step.kind == "model" and isinstance(step.output, dict) else value(step.output)
+
+
+def _reply(message: Message) -> str:
+    calls = ", ".join(
+        as_call(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or []
+    )
+    said = value(message.get("content") or message.get("refusal") or "")
+    return "  ".join(part for part in (said, calls and f"→ {calls}") if part)
+
+
+def _remedy(run: RunDetail, command: Command) -> str:
+    """Say what lets a failed run continue."""
+    resume = command("resume", run.id)
+    if run.error is None or not is_too_long(run.error.message):
+        return f"Fix the cause, then: {resume}"
+    # The last whole turn brought what is too long.
+    turn = max(sum(step.kind == "model" and step.status == "done" for step in run.steps) - 1, 0)
+    fork = command("fork", run.id, "--turn", str(turn))
+    return (
+        f"A resume sends the same messages. Go back to an earlier turn: {fork}; "
+        f"or give the agent a model with a larger context, then: {resume}"
+    )
+
+
+def _end(run: RunDetail, command: Command, width: int) -> Iterator[Text]:
+    resume = command("resume", run.id)
+    if run.error is not None:
+        if not any(step.status == "failed" and step.error == run.error.line for step in run.steps):
+            yield _failed(run.error, len(run.steps) + 1, width)
+        yield Text()
+        yield Text(one_line(f"It failed (--json has the traceback): {run.error.line}"), "red")
+        yield Text(one_line(_remedy(run, command)))
+    elif run.status == "cancelled":
+        yield Text()
+        yield Text(one_line(f"To continue it: {resume}"))
+    elif ended := without_answer(run.ended_by):
+        yield Text()
+        yield Text(f"It ended without an answer: {ended}.", "yellow")
+    elif run.waits_for is not None:
+        yield Text()
+        yield Text(one_line(f"It waits: {run.waits_for.rstrip('.')}."), "yellow")
+
+
+def _failed(error: Failure, number: int, width: int) -> Text:
+    kind, _, name = error.step.partition(":")
+    line = Text.assemble((f"{number:3}  ", DIM), (f"{one_line(kind):5}  ", DIM), (f"{one_line(name)}  ", "bold red"))
+    return line.append(shorten(error.line, max(width - len(line), 60)), "red")

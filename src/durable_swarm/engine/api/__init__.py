@@ -1,0 +1,1 @@
+"""What programs and the service hold: the engine's face."""

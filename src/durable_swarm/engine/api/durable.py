@@ -1,0 +1,495 @@
+"""`DurableSwarm`: Swarm's methods over the same loop, with every model call and tool call a checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from durable_swarm import errors, validation
+from durable_swarm.agents import Elsewhere
+from durable_swarm.codec import Codec
+from durable_swarm.concurrency import background_loop, in_thread, on_background, running_loop, threads
+from durable_swarm.engine.api import programs
+from durable_swarm.engine.api.live_stream import dictionaries, dictionaries_async
+from durable_swarm.engine.api.run import Run
+from durable_swarm.engine.api.run_requests import decide
+from durable_swarm.engine.api.start import Prepared
+from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend.public import DBOS, DBOSWorkflowIDInUseError, SetWorkflowAttributes, SetWorkflowID
+from durable_swarm.engine.database import diagnosis
+from durable_swarm.engine.execution.execution import LiveRun, beginning, watch
+from durable_swarm.engine.execution.swarms import Limits
+from durable_swarm.engine.history import export as history_export
+from durable_swarm.engine.history import importing
+from durable_swarm.engine.history.export_redaction import Redact
+from durable_swarm.engine.processes import process, workflows
+from durable_swarm.engine.processes.process import Process
+from durable_swarm.engine.records import names
+from durable_swarm.engine.signals import Closed, Held, refused
+from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.models.client import Clients
+from durable_swarm.requests import TOKEN, Decision
+from durable_swarm.requests import Request as HumanRequest
+from durable_swarm.runs import ENDED, State
+from durable_swarm.streaming import PATIENCE, Channel, Item
+from durable_swarm.swarm.arguments import Request, check_settings
+from durable_swarm.swarm.runner import Runner
+from durable_swarm.types import Message, Response
+
+log = logging.getLogger("durable_swarm")
+
+
+class DurableSwarm(Runner):
+    """Runs agents so that no crash loses them: Swarm's client, with checkpoints in a database.
+
+    `client` is anything with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s.
+    `database` is a SQLAlchemy URL, by default `$DURABLE_SWARM_DATABASE_URL`, else `sqlite:///durable_swarm.sqlite`.
+    `name` tells the runs of several swarms on one database apart: a run is recovered by a swarm of its name.
+    `worker_id` names this process in the database, where something outside relies on it; no two may share one.
+    `tool_concurrency` above 1 lets plain functions of one reply run together. `tool_errors="tell"` reports a tool's
+    exception to the model, where `"raise"` ends the run with it. `codec` is what all data of users passes through on
+    its way to the database and back, such as `durable_swarm.encryption.EncryptionCodec`. `tool_database` is the URL of
+    the database whose connection transactional tools get, by default that of the runs. `keep_for` is for how many
+    seconds runs of this swarm that have ended are kept, by default for ever. `model_rates` says how often models are
+    asked at most, as in `{"gpt-4o": (500, 60)}`: 500 calls in 60 seconds, of all processes of the database together.
+    `changed_agents="hold"` holds a run before the first reply of an agent that has changed since it last answered in
+    that run, until `Run.resume()` accepts the agent as it is; with `"continue"` the run goes on.
+
+    Nothing is opened before first use. Use it as a context manager, or call `close`, to give everything back.
+    """
+
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        database: str | None = None,
+        name: str | None = None,
+        worker_id: str | None = None,
+        tool_concurrency: int = 1,
+        tool_errors: str = "raise",
+        codec: Codec | None = None,
+        tool_database: str | None = None,
+        keep_for: float | None = None,
+        model_rates: Mapping[str, tuple[int, float]] = MappingProxyType({}),
+        changed_agents: str = "continue",
+    ) -> None:
+        check_settings(client, tool_concurrency, tool_errors)
+        validation.check_codec(codec)
+        self.codec = codec
+        self.clients = Clients(client)
+        self.name = programs.default_name() if name is None else validation.check_name("name", name)
+        self.tool_concurrency = tool_concurrency
+        self.tool_errors = tool_errors
+        self.tool_database = tool_database if tool_database is None else _check_database(tool_database)
+        if keep_for is not None:
+            validation.check_seconds("keep_for", keep_for)
+        self.keep_for = keep_for
+        validation.check_model_rates(model_rates)
+        self.model_rates: Mapping[str, tuple[int, float]] = dict(model_rates)
+        self.changed_agents = validation.check_changed_agents(changed_agents)
+        self.database = database if database is None else _check_database(database)
+        self._worker_id = None if worker_id is None else validation.check_name("worker_id", worker_id)
+        self._opening = threading.Lock()
+        self._process: Process | None = None
+        self._limits: Limits | None = None
+        self._begun: set[asyncio.Task[Run]] = set()
+        self._taken: list[str] = []
+        """Runs taken over at opening, which `recover` has not told of yet."""
+        self._earlier: list[str] = []  # Those that no run without a `run_id` was compared with yet.
+
+    # Opening and closing
+
+    def _open(self) -> Process:
+        """Launch at first use, then take over what dead processes left unfinished."""
+        with self._opening:
+            if self._process is not None:
+                self._process.check_fork()
+            else:
+                self._process = process.open_for(self, self.database, self._worker_id)
+                if self._limits is not None:
+                    self._process.working.serve(self, self._limits)
+                self._taken, self._earlier = [], []
+                self._process.orphans.begin(self._taken, self._earlier)
+            return self._process
+
+    def serve(
+        self, concurrency: int = 10, *, queue_concurrency: int | None = None, rate: tuple[int, float] | None = None
+    ) -> None:
+        """Become a worker: execute queued runs of this swarm, and those of dead processes, `concurrency` at once.
+
+        `queue_concurrency` bounds what all workers execute of the queue at once, and `rate`, as (runs, seconds), how
+        many they begin; give all workers the same. Agents must be defined before. Returns at once; `drain` and `close`
+        end it. `durable-swarm worker` calls it. Raises `ConfigurationError`, also in a swarm that is in use already.
+        """
+        if self._process is not None:
+            raise errors.ConfigurationError("serve() must come before anything else that uses this DurableSwarm")
+        self._limits = Limits(concurrency, queue_concurrency, rate)
+        self.clients.ready()
+        self._open()
+
+    def drain(self, seconds: float = 30.0) -> bool:
+        """Begin nothing more, and wait so long at most for the steps in hand; gives whether all have ended.
+
+        This goes for all swarms of the process, until the last one is closed. What is unfinished is left to other
+        processes.
+        """
+        validation.check_seconds("seconds", seconds)
+        return self._process is None or self._process.working.drain(seconds)
+
+    def _open_on_loop(self) -> Process:
+        """Open on the running loop: DBOS then executes on it what is recovered, where async tools find their things."""
+        opened = self._open()
+        opened.loops.add(asyncio.get_running_loop())
+        return opened
+
+    def _store(self) -> Store:
+        return self._open().store
+
+    def close(self) -> None:
+        """Give everything back. Runs under way stop where they are and stay unfinished; a later use opens again."""
+        with self._opening:
+            if self._process is not None:
+                process.close_for(self)
+                self._process = None
+                self.clients.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Running
+
+    def _respond(self, asked: Request, run_id: str | None) -> Response:
+        prepared = Prepared(self, asked, run_id)
+        loop = running_loop()
+        with prepared.withdrawing(self._handle):
+            if loop is not None:
+                self._refuse_to_block(loop)
+                # DBOS refuses to block a thread that has an event loop; a thread beside it may.
+                return threads().submit(self._run_here, prepared, context=steps.outside()).result()
+            return steps.outside().run(self._run_here, prepared)
+
+    def _run_here(self, prepared: Prepared) -> Response:
+        run = self._attach(prepared)
+        if run is not None:
+            return run.result()
+        with self._starting(prepared) as live:
+            try:
+                workflows.run_in_thread(prepared.stored)
+            except Held as held:
+                if not held.passes or not live.entered:
+                    raise refused(held.reason) from None
+            except SQLAlchemyError as error:
+                raise diagnosis.unfit(self._open().url, error) from error
+            except steps.Lost:
+                live.lose()
+            except Exception as error:
+                # The run's own end, recorded; or that of another process, which was faster. Told below either way.
+                log.debug("run %r ended with %s", prepared.run_id, type(error).__name__)
+        return self._started(prepared, live).result()
+
+    def _refuse_to_block(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop in self._open().loops:
+            raise errors.ConfigurationError(
+                "run() would stop the event loop on which this program's runs are executed; call "
+                "`await run_async(...)`, or iterate `run_async(..., stream=True)`"
+            )
+
+    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
+        prepared = Prepared(self, asked, run_id)
+        run = await self._start_on_loop(prepared)
+        with prepared.withdrawing(self._handle):
+            return await run.result_async()
+
+    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+        loop = running_loop()
+        if loop is not None:
+            self._refuse_to_block(loop)
+        channel, prepared = Channel(), Prepared(self, asked, run_id)
+        run = self._start(prepared, channel)
+        with self._open().at_home(run.id, PATIENCE) as home, prepared.withdrawing(self._handle):
+            yield from dictionaries(run, channel, home)
+
+    async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
+        channel, prepared = Channel(), Prepared(self, asked, run_id)
+        run = await self._start_on_loop(prepared, channel)
+        with prepared.withdrawing(self._handle):
+            async for item in dictionaries_async(run, channel):
+                yield item
+
+    def start(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        queue: bool = False,
+        priority: int = 0,
+    ) -> Run:
+        """Start a run in the background and return once it is recorded. Raises as `run` does before that point.
+
+        Its replies are streamed: `Run.events` tells them piece by piece. With `queue` it waits for a worker
+        (`durable-swarm worker`), of several those with the lowest `priority` first, 0 or above.
+        """
+        asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        if validation.check_queue(queue, priority):
+            return self._enqueue(Prepared(self, asked, run_id, queued=True), priority)
+        if running_loop() is background_loop():
+            raise errors.ConfigurationError(
+                "start() would stop the event loop on which runs are executed; call `await start_async(...)`"
+            )
+        return self._start(Prepared(self, asked, run_id))
+
+    def enqueue(
+        self,
+        agent: str,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        priority: int = 0,
+    ) -> Run:
+        """Have a worker run an agent that need not be defined here, by its name; as `start` with `queue`.
+
+        This needs no model client and no key. The run belongs to swarms of this one's `name`, and so must the worker.
+        """
+        named = Elsewhere(validation.check_name("agent: the name of one", agent))
+        return self.start(
+            named, messages, context_variables, model_override, debug, max_turns, execute_tools,
+            run_id=run_id, queue=True, priority=priority,
+        )  # fmt: skip
+
+    async def enqueue_async(
+        self,
+        agent: str,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        priority: int = 0,
+    ) -> Run:
+        """Enqueue as `enqueue` does, on the running event loop."""
+        named = Elsewhere(validation.check_name("agent: the name of one", agent))
+        return await self.start_async(
+            named, messages, context_variables, model_override, debug, max_turns, execute_tools,
+            run_id=run_id, queue=True, priority=priority,
+        )  # fmt: skip
+
+    def _enqueue(self, prepared: Prepared, priority: int) -> Run:
+        opened = self._open()
+        known = prepared.named or prepared.caller is not None
+        run = self._attach(prepared) if known else None
+        if run is None:
+            queue = names.work_queue(self.name)
+            try:
+                opened.store.enqueue(prepared.run_id, prepared.stored, prepared.about, queue, opened.version, priority)
+            except DBOSWorkflowIDInUseError:  # Another process was faster.
+                prepared.check_same(opened.store.start_record(opened.store.found(prepared.run_id)))
+            run = self._handle(prepared.run_id)
+        return run
+
+    def _start(self, prepared: Prepared, channel: Channel | None = None) -> Run:
+        return on_background(self._start_on_loop(prepared, channel)).result()
+
+    async def start_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        queue: bool = False,
+        priority: int = 0,
+    ) -> Run:
+        """Start as `start` does, on the running event loop."""
+        asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        if validation.check_queue(queue, priority):
+            self._open_on_loop()
+            return await in_thread(self._enqueue, Prepared(self, asked, run_id, queued=True), priority)
+        return await self._start_on_loop(Prepared(self, asked, run_id))
+
+    async def _start_on_loop(self, prepared: Prepared, channel: Channel | None = None) -> Run:
+        # A task of its own, because a tool may start a run: it must stand outside the tool's workflow. Shielded,
+        # because a start that was cancelled half-way would leave a run that nobody executes.
+        begun = asyncio.get_running_loop().create_task(self._begin(prepared, channel), context=steps.outside())
+        self._begun.add(begun)
+        begun.add_done_callback(self._begun.discard)
+        return await asyncio.shield(begun)
+
+    async def _begin(self, prepared: Prepared, channel: Channel | None) -> Run:
+        self._open_on_loop()
+        known = prepared.named or prepared.caller is not None
+        run = await in_thread(self._attach, prepared) if known else None
+        if run is not None:
+            return run
+        with self._starting(prepared) as live:
+            live.watched = True
+            if channel is not None:
+                live.feed.join(channel)
+            try:
+                handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.stored)
+            except SQLAlchemyError as error:
+                raise diagnosis.unfit(self._open().url, error) from error
+        if not steps.executes(handle):
+            return await in_thread(self._started, prepared, live)
+        live.entered = True
+        live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))
+        return self._handle(prepared.run_id, live)
+
+    def _attach(self, prepared: Prepared) -> Run | None:
+        """Give the run if the caller named one that exists already. Raises `RunConflict`."""
+        store = self._store()
+        if prepared.caller is not None:
+            self._open().trials.lend(prepared.run_id, prepared.caller)
+        if not prepared.named:
+            return None
+        row = store.row(prepared.run_id)
+        if not prepared.queued and (row is None or state_of(row) not in ENDED):
+            self.clients.ready()  # What has ended is read without a model client.
+        if row is None:
+            return None
+        prepared.check_same(store.start_record(row))
+        if not prepared.queued:
+            self._open().lend(prepared.run_id, prepared.asked.agent)
+        return self._handle(prepared.run_id)
+
+    @contextlib.contextmanager
+    def _starting(self, prepared: Prepared) -> Iterator[LiveRun]:
+        agent = prepared.asked.agent
+        live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
+        opened = self._open()  # Now: what was closed under a run that waits must not be opened again by its end.
+        if opened.is_closed:
+            raise refused(Closed("this process was drained, and begins no run any more; close its swarms"))
+        prepared.warn_of_doubles(opened.store, self._earlier)
+        try:
+            with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about):
+                yield live
+        except BaseException:
+            opened.stop(live)
+            raise
+
+    def _started(self, prepared: Prepared, live: LiveRun) -> Run:
+        """Give the handle of what was started; if another process was faster, of its run."""
+        if live.entered:
+            return self._handle(prepared.run_id, live)
+        store = self._store()
+        row = store.row(prepared.run_id)
+        if row is not None and not live.entered:
+            prepared.check_same(store.start_record(row))
+        return self._handle(prepared.run_id, live if live.entered else None)
+
+    # Looking at runs
+
+    def get(self, run_id: str) -> Run:
+        """Give the handle of a run. Raises `RunNotFound`."""
+        self._store().found(validation.check_text("run_id", run_id), load_output=False)
+        return self._handle(run_id)
+
+    def runs(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
+        """Give the runs, newest first: all, or those of one status or one agent."""
+        return [self._handle(row.workflow_id) for row in self._store().listed(status, agent, limit)]
+
+    def recover(self) -> list[Run]:
+        """Take over, now, the unfinished runs that no living process executes and whose agents are defined here.
+
+        Gives the runs taken over, those of the first use included.
+        """
+        more = self._open().orphans.take(sure=True)
+        taken, self._taken = dict.fromkeys([*self._taken, *more]), []
+        return [self._handle(run_id) for run_id in taken]
+
+    def export(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:
+        """Give everything that is recorded of a run as one document of plain JSON data.
+
+        `redact(path, value)` gets every value of users (texts, numbers, what tools gave) with its path in the document,
+        as in `start.messages[0].content`, and gives what is written in its place. Raises `RunNotFound`.
+        """
+        row = self._store().found(validation.check_text("run_id", run_id))
+        return history_export.export(self._store(), row, redact)
+
+    def import_run(self, document: dict[str, Any]) -> Run:
+        """Put an exported run into this database: ended, to be looked at, replayed and forked.
+
+        Nothing is executed. The same run again changes nothing. Raises `ConfigurationError` for what is no exported
+        run, and `RunConflict` where its id belongs to another run.
+        """
+        return self._handle(importing.import_run(self._store(), document))
+
+    # What runs ask
+
+    def requests(self) -> list[HumanRequest]:
+        """Give the open requests of all runs in the database, oldest first."""
+        return self._store().inbox.open_requests()
+
+    def _decide(self, request_id: str, decision: Decision, by: str | None) -> None:
+        opened = self._open()
+        decide(opened.store, opened, request_id, decision, by)
+
+    def _complete(self, token: str, decision: Decision, by: str | None) -> bool:
+        opened = self._open()
+        waits = opened.store.inbox.complete(token, decision, by, self.name)
+        opened.room.tell(TOKEN + token)
+        return waits
+
+    async def export_async(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:
+        """Export as `export` does, on the event loop."""
+        self._open_on_loop()
+        return await in_thread(lambda: self.export(run_id, redact=redact))
+
+    async def import_run_async(self, document: dict[str, Any]) -> Run:
+        """Import as `import_run` does, on the event loop."""
+        self._open_on_loop()
+        return await in_thread(self.import_run, document)
+
+    async def get_async(self, run_id: str) -> Run:
+        """Give the handle as `get` does, on the event loop."""
+        self._open_on_loop()
+        return await in_thread(self.get, run_id)
+
+    async def runs_async(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
+        """Give the runs as `runs` does, on the event loop."""
+        self._open_on_loop()
+        return await in_thread(self.runs, status, agent, limit)
+
+    async def recover_async(self) -> list[Run]:
+        """Take over as `recover` does, on the event loop."""
+        self._open_on_loop()
+        return await in_thread(self.recover)
+
+    def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
+        return Run(run_id, self._store, self._open, live, self.name)
+
+
+def _check_database(database: Any) -> str:
+    if isinstance(database, os.PathLike):
+        raise errors.ConfigurationError(f"database must be a URL, not a path; use 'sqlite:///{database}'")
+    return validation.check_text("database", database)

@@ -1,0 +1,199 @@
+"""A database looked at from outside: its runs, who executes them, facts about it. Nothing is launched or taken over."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import column, func, select, table
+from sqlalchemy.exc import DBAPIError
+
+from durable_swarm.codec import Codec
+from durable_swarm.engine.backend import patches
+from durable_swarm.engine.database import connection as database_connection
+from durable_swarm.engine.database import diagnosis, urls
+from durable_swarm.engine.database.locks import FileLocks, PostgresLocks
+from durable_swarm.engine.database.urls import shown
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes.identity import Identity
+from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.storage.runs import Store, owner_of, state_of
+from durable_swarm.errors import ConfigurationError
+
+
+class NoRuns(ConfigurationError):
+    """There is no database of that name yet, or nothing of durable-swarm is in it."""
+
+
+class Visitor:
+    """What an outsider may know and do: the store, and which runs no living process executes."""
+
+    def __init__(self, store: Store, identity: Identity) -> None:
+        self.store = store
+        self._identity = identity
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Identity]:
+        """Be the only process that looks for what the dead have left."""
+        with self._identity.alone():
+            yield self._identity
+
+    def idle(self, rows: Iterable[Any]) -> set[str]:
+        """Give the ids of those running runs that no living process executes."""
+        found = [row for row in rows if state_of(row) == "running"]
+        with self.alone() as me:
+            dead = {owner: not owner or me.is_dead(owner) for owner in map(owner_of, found)}
+        return {row.workflow_id for row in found if dead[owner_of(row)]}
+
+    def facts(self) -> Facts:
+        """Give what there is to know about the database. Reads all of a SQLite file."""
+        url = self.store.url
+        with self.store.engine.connect() as connection:
+            here = _sqlite(connection) if urls.is_sqlite(url) else _postgres(connection, url)
+            return Facts(**here, **_counts(connection, url))
+
+
+@contextlib.contextmanager
+def visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = lambda: None) -> Iterator[Visitor]:
+    """Look at a database from outside; in a process that works on it, with the connections and the codecs it has.
+
+    `codec` gives what opens the records, and is asked at the first one.
+    Raises `NoRuns` where there is nothing to look at, and `ConfigurationError` where it cannot be used.
+    """
+    here = _opened(url)
+    try:
+        if here is not None:
+            yield Visitor(here.store, here.identity)
+        else:
+            with _visit(url, codec) as visitor:
+                yield visitor
+    except BrokenPipeError:
+        raise  # Whoever read what is printed has gone.
+    except (DBAPIError, OSError) as error:
+        raise diagnosis.unfit(url, error) from error
+
+
+def _opened(url: sqlalchemy.URL) -> process.Process | None:
+    """Give the engine of this process if it works on that database: its locks must not be opened a second time."""
+    try:
+        here = process.current()
+    except ConfigurationError:
+        return None
+    return here if here.url == url else None
+
+
+@contextlib.contextmanager
+def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[Visitor]:
+    patches.silence()
+    with contextlib.ExitStack() as stack:
+        engine = _connect(url)
+        stack.callback(engine.dispose)
+        if not sqlalchemy.inspect(engine).has_table("workflow_status", schema=urls.schema_of(url)):
+            raise NoRuns(f"the database {shown(url)} holds nothing of durable-swarm; name another with --database")
+        locks = FileLocks(f"{url.database}.lock") if urls.is_sqlite(url) else PostgresLocks(url)
+        stack.callback(locks.close)
+        store = Store(url, engine, lambda _: codec(), owns=False, guesses=True)
+        stack.callback(store.close)
+        yield Visitor(store, Identity(locks, None))
+
+
+def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
+    if urls.is_sqlite(url) and not Path(str(url.database)).exists():
+        raise NoRuns(
+            f"there is no database {shown(url)}; run a program with DurableSwarm there, or name another with --database"
+        )
+    try:
+        return database_connection.connect(url, create=False)
+    except ConfigurationError as error:
+        if database_connection.is_missing(error.__cause__):
+            raise NoRuns(f"there is no database {shown(url)}; run a program with DurableSwarm there first") from None
+        raise
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to know about a database.
+
+    `size` is in bytes, as is that of each of the `tables`, with its indexes; a SQLite without `dbstat` tells of none.
+    `settings` are those that decide whether a reported commit is on disk. `damage` is what SQLite's own check found, or
+    ''. `states` and `formats` count the runs by state and by wire format, `pickles` our rows that are pickles.
+    """
+
+    kind: str
+    version: str
+    size: int
+    settings: dict[str, str]
+    damage: str = ""
+    tables: dict[str, int] = field(default_factory=dict)
+    states: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, int] = field(default_factory=dict)
+    pickles: int = 0
+
+
+def _sqlite(connection: sqlalchemy.Connection) -> dict[str, Any]:
+    def pragma(name: str) -> Any:
+        return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+
+    levels = {0: "off", 1: "normal", 2: "full", 3: "extra"}
+    found = str(pragma("quick_check(1)"))
+    return {
+        "kind": "SQLite",
+        "version": connection.exec_driver_sql("SELECT sqlite_version()").scalar(),
+        "size": pragma("page_count") * pragma("page_size"),
+        "settings": {"journal_mode": pragma("journal_mode"), "synchronous": levels[pragma("synchronous")]},
+        "damage": "" if found == "ok" else found.strip(),
+        "tables": {} if found != "ok" else _sqlite_tables(connection),
+    }
+
+
+def _sqlite_tables(connection: sqlalchemy.Connection) -> dict[str, int]:
+    sizes = (
+        "SELECT tbl_name, sum(pgsize) FROM dbstat JOIN sqlite_schema USING (name) "
+        "WHERE aggregate = TRUE GROUP BY tbl_name"
+    )
+    try:
+        return {str(name): int(size) for name, size in connection.exec_driver_sql(sizes)}
+    except DBAPIError:  # Compiled without it.
+        return {}
+
+
+def _postgres(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str, Any]:
+    tables = "SELECT relname, pg_total_relation_size(relid) FROM pg_stat_user_tables WHERE schemaname = %s"
+    return {
+        "kind": "PostgreSQL",
+        "version": connection.exec_driver_sql("SHOW server_version").scalar(),
+        "size": connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar(),
+        "settings": {
+            name: connection.exec_driver_sql(f"SHOW {name}").scalar() for name in ("synchronous_commit", "fsync")
+        },
+        "tables": {str(name): int(size) for name, size in connection.exec_driver_sql(tables, (urls.schema_of(url),))},
+    }
+
+
+def _counts(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str, Any]:
+    names = ("workflow_uuid", "name", "status", "queue_name", "application_version", "serialization")
+    flows = table("workflow_status", *map(column, names), schema=urls.schema_of(url))
+    steps = table("operation_outputs", column("workflow_uuid"), column("serialization"), schema=urls.schema_of(url))
+    groups = (flows.c.status, flows.c.queue_name, flows.c.application_version)
+    states: dict[str, int] = {}
+    formats: dict[str, int] = {}
+    runs = select(*groups, func.count()).where(flows.c.name == records_names.RUN).group_by(*groups)
+    for status, queue, version, count in connection.execute(runs):
+        state = state_of(SimpleNamespace(status=status, queue_name=queue))
+        states[state] = states.get(state, 0) + count
+        formats[str(version)] = formats.get(str(version), 0) + count
+    ours = select(flows.c.workflow_uuid).where(flows.c.name.in_([records_names.RUN, records_names.TOOL]))
+    pickles = [
+        select(func.count()).where(rows.c.serialization == "py_pickle", rows.c.workflow_uuid.in_(ours))
+        for rows in (flows, steps)
+    ]
+    return {
+        "states": states,
+        "formats": formats,
+        "pickles": sum(connection.execute(query).scalar_one() for query in pickles),
+    }

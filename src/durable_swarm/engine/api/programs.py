@@ -1,0 +1,141 @@
+"""Run ids for a program that names none, so that the program, started again, goes on where it was interrupted.
+
+`durable-swarm run` calls `begin`. From then on a run without `run_id` has the id `<program>-<session>-<digest>`, and
+the same call in the program started again finds the same run. The digest is that of all that the call asks (agent,
+messages, context variables, settings) and not of its place in the program: so neither threads nor an edit of the
+program, nor another answer of its user, can hand a call the run of another. A call that asks the same again gets `-2`.
+
+A session is one start of a program, with those that continue it; it stands in the database, in a row of the program.
+It is over when the program has ended. If it ended with an error, the next start continues it once the run that failed
+was resumed. A session that a living process works in is never shared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+
+from durable_swarm import codec
+from durable_swarm.engine.api.inspector import visit
+from durable_swarm.engine.api.run import Run
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes.process import Process
+from durable_swarm.engine.records import base
+from durable_swarm.engine.storage.runs import PROGRAM, Store, state_of
+from durable_swarm.errors import ConfigurationError
+
+REMEMBERED = 20
+"""How many runs that failed a session remembers: the newest."""
+
+
+class Program:
+    """A program under way, which is known by its script and its arguments.
+
+    `continues` is called when a start turns out to continue an earlier one.
+    """
+
+    def __init__(self, script: Path, arguments: Sequence[str], continues: Callable[[], None]) -> None:
+        self._name = re.sub(r"[^\w.-]+", "-", script.stem)[:40]
+        self.name = f"{self._name}-{_digest(str(script.resolve()))}"
+        """What its swarms are called: other programs with agents of the same names do not take its runs over."""
+        self._key = f"{PROGRAM}/{_digest([str(script.resolve()), *arguments])}"
+        self._continues = continues
+        self._sessions: dict[sqlalchemy.URL, str] = {}
+        self._asked: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def run_id(self, opened: Process, record: base.Record) -> str:
+        """Give the id of the run that a call asks for."""
+        asked = {key: value for key, value in record.items() if key not in ("v", "at", "debug")}
+        with self._lock:
+            if opened.url not in self._sessions:
+                self._sessions[opened.url] = self._claim(opened)
+            run_id = f"{self._prefix(self._sessions[opened.url])}{_digest(asked)}"
+            self._asked[run_id] += 1
+            again = self._asked[run_id]
+        return run_id if again == 1 else f"{run_id}-{again}"
+
+    def _prefix(self, session: str) -> str:
+        return f"{self._name}-{session}-"
+
+    def _claim(self, opened: Process) -> str:
+        """Give the session of a start that was interrupted, else a new one; it is this process's from now on."""
+        me, store = opened.identity, opened.store
+        with me.alone():
+            known = store.notes(self._key)
+            # Of this process's own name, but not begun by it: an earlier life of a worker that has a name of its own.
+            dead = {
+                key: about for key, about in known.items() if me.name == about["worker"] or me.is_dead(about["worker"])
+            }
+            left = [key for key, about in dead.items() if _goes_on(store, about)]
+            session = left[0] if left else secrets.token_hex(5)
+            others = {key: about for key, about in known.items() if "failed" not in about}
+            store.note(self._key, {**others, session: {"worker": me.name}})
+        if left:
+            self._continues()
+        return session
+
+    def end(self, *, failed: bool) -> str | None:
+        """Note that the program has ended. If it failed, give the id of the newest run that failed, or None."""
+        newest = None
+        for url, session in self._sessions.items():
+            with visit(url) as visitor, visitor.alone():
+                known = visitor.store.notes(self._key)
+                about = known.pop(session, {})
+                ids = self._failed(visitor.store, session) if failed else []
+                if ids:
+                    known[session] = {**about, "failed": ids}
+                    newest = ids[0]
+                visitor.store.note(self._key, known)
+        return newest
+
+    def _failed(self, store: Store, session: str) -> list[str]:
+        rows = store.rows(states=["failed", "cancelled"], prefix=self._prefix(session), limit=REMEMBERED)
+        return [row.workflow_id for row in rows]
+
+
+def _goes_on(store: Store, about: dict[str, Any]) -> bool:
+    if "failed" not in about:
+        return True
+    rows = [store.row(run_id, load_output=False) for run_id in about["failed"]]
+    return any(row is not None and state_of(row) not in ("failed", "cancelled") for row in rows)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(codec.dumps(data).encode()).hexdigest()[:12]
+
+
+_program: Program | None = None
+
+
+def begin(program: Program | None) -> None:
+    """Give the runs of this process that are not named the ids of `program`; None ends that."""
+    global _program
+    _program = program
+
+
+def default_name() -> str:
+    """Give the name of a swarm that its program gave none: under `durable-swarm run`, programs keep to themselves."""
+    return "" if _program is None else _program.name
+
+
+def default_id(open_process: Callable[[], Process], record: base.Record) -> str | None:
+    """Give the id of a run that its caller did not name, or None where no program has begun."""
+    return None if _program is None else _program.run_id(open_process(), record)
+
+
+def taken_over() -> list[Run]:
+    """Give the runs of earlier starts that this process has taken over, those that have ended meanwhile included."""
+    try:
+        here = process.current()
+    except ConfigurationError:
+        return []
+    return [Run(run_id, lambda: here.store, lambda: here) for run_id in sorted(here.orphans.taken)]

@@ -1,0 +1,121 @@
+"""What people do with a run that waits or works: its requests, their answers, and what they say to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from durable_swarm import errors
+from durable_swarm.concurrency import in_thread
+from durable_swarm.engine.storage.runs import Store, notes_on
+from durable_swarm.requests import Decision, Request
+from durable_swarm.swarm.answering import answer, approve, fits_code, reject
+
+
+class Teller(Protocol):
+    """What hears at once what was decided, in a process that executes runs."""
+
+    def decided(self, request: Request) -> None:
+        """Have the run go on that waited for this request, if it does so here."""
+
+
+def decide(store: Store, teller: Teller | None, request_id: str, decision: Decision, by: str | None) -> Request:
+    """Take a decision, once, and have the run go on. Raises as `durable_swarm.swarm.answering.Answering` says."""
+    check = (lambda request: fits_code(request, decision)) if decision.verdict == "approved" else None
+    request = store.inbox.decide(request_id, decision, by, check)
+    if teller is not None:
+        teller.decided(request)
+    return request
+
+
+def say(store: Store, run_id: str, text: str) -> None:
+    """Add a user's message to a run. Raises as `Conversing.say` says, and `RunNotFound`."""
+    row = store.found(run_id, load_output=False)
+    # Who cannot open the run would leave a message that the run cannot open: it would never go on.
+    store.start_record(row)
+    store.mailbox.say(run_id, text, notes_on(row).get("swarm", ""))
+
+
+class Conversing:
+    """The part of `Run` that people use. What answers raises `AlreadyAnswered`, `RequestExpired` or `InvalidAnswer`."""
+
+    id: str
+    _store: Callable[[], Store]
+
+    def _teller(self) -> Teller | None:
+        """Give what executes runs in this process."""
+
+    def requests(self, *, all: bool = False) -> list[Request]:
+        """Give the run's open requests, oldest first; with `all` those too that were answered, or have expired."""
+        inbox = self._store().inbox
+        return inbox.of_run(self.id) if all else inbox.open_requests([self.id])
+
+    def answer(self, value: Any, request_id: str | None = None, *, by: str | None = None) -> None:
+        """Answer a question; or say of an unknown outcome that the call happened, with this result.
+
+        An answer is taken once. Without `request_id` it is for the only open request; where a second click must not
+        answer the next request, give it. `by` says who answers, and is recorded.
+        """
+        self._decide(request_id, answer(value), by)
+
+    def approve(
+        self, request_id: str | None = None, *, arguments: dict[str, Any] | None = None, by: str | None = None
+    ) -> None:
+        """Approve a call as it is shown, or with other `arguments`; or have one of unknown outcome repeated."""
+        self._decide(request_id, approve(arguments), by)
+
+    def reject(self, reason: str = "", request_id: str | None = None, *, by: str | None = None) -> None:
+        """Reject a call; the model is told the reason."""
+        self._decide(request_id, reject(reason), by)
+
+    def say(self, text: str) -> None:
+        """Add a user's message to the run before its next model call; delivered once.
+
+        An agent that was about to end the run hears it first. Raises `ConfigurationError` once the run has ended, and
+        where this process lacks its codec.
+        """
+        say(self._store(), self.id, text)
+
+    def _decide(self, request_id: str | None, decision: Decision, by: str | None) -> None:
+        store = self._store()
+        decide(store, self._teller(), self._meant(store, request_id), decision, by)
+
+    def _meant(self, store: Store, request_id: str | None) -> str:
+        """Give the id of the request that is meant.
+
+        Raises `ConfigurationError`, `AlreadyAnswered`, `RequestExpired`.
+        """
+        if request_id is not None:
+            if store.inbox.found(request_id).run_id != self.id:
+                raise errors.ConfigurationError(f"request {request_id!r} is not of run {self.id!r}")
+            return request_id
+        store.found(self.id, load_output=False)
+        found = store.inbox.open_requests([self.id])
+        if len(found) == 1:
+            return found[0].id
+        if found:
+            ids = ", ".join(repr(request.id) for request in found)
+            raise errors.ConfigurationError(f"run {self.id!r} has several open requests; name one of {ids}")
+        raise store.inbox.none_open(self.id)
+
+    async def requests_async(self, *, all: bool = False) -> list[Request]:
+        """Give the requests as `requests` does, on the event loop."""
+        return await in_thread(lambda: self.requests(all=all))
+
+    async def answer_async(self, value: Any, request_id: str | None = None, *, by: str | None = None) -> None:
+        """Answer as `answer` does, on the event loop."""
+        await in_thread(lambda: self.answer(value, request_id, by=by))
+
+    async def approve_async(
+        self, request_id: str | None = None, *, arguments: dict[str, Any] | None = None, by: str | None = None
+    ) -> None:
+        """Approve as `approve` does, on the event loop."""
+        await in_thread(lambda: self.approve(request_id, arguments=arguments, by=by))
+
+    async def reject_async(self, reason: str = "", request_id: str | None = None, *, by: str | None = None) -> None:
+        """Reject as `reject` does, on the event loop."""
+        await in_thread(lambda: self.reject(reason, request_id, by=by))
+
+    async def say_async(self, text: str) -> None:
+        """Say as `say` does, on the event loop."""
+        await in_thread(self.say, text)

@@ -1,0 +1,128 @@
+"""A request to run agents, made ready before anything runs: its id, and the record it leaves in the database."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from durable_swarm import codec, errors
+from durable_swarm.engine.api import programs
+from durable_swarm.engine.backend import steps
+from durable_swarm.engine.execution.swarms import Settings
+from durable_swarm.engine.processes.process import Process
+from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.encoding import Seal, Sealed, input_of
+from durable_swarm.engine.storage.runs import QUEUED, Store, state_of
+from durable_swarm.runs import ENDED
+from durable_swarm.swarm.arguments import Request
+from durable_swarm.tools.context import calling
+
+log = logging.getLogger("durable_swarm")
+
+MOST_COMPARED = 100
+"""Interrupted runs that a run without a `run_id` is compared with."""
+
+
+class Home(Settings, Protocol):
+    """The swarm that a request is made to."""
+
+    def _open(self) -> Process:
+        """Open the database."""
+
+
+class Cancellable(Protocol):
+    """The handle of a run."""
+
+    def cancel(self) -> None:
+        """Cancel the run, unless it has ended."""
+
+
+class Prepared:
+    """A request with its id and its record, made before anything runs.
+
+    Raises `NotSerializable` and `ConfigurationError`.
+    """
+
+    def __init__(self, swarm: Home, asked: Request, run_id: str | None, *, queued: bool = False) -> None:
+        here = calling()
+        inner = here.next_id() if here is not None and run_id is None and steps.in_workflow() else None
+        self.caller = None if here is None else here.call.idempotency_key
+        """The tool call that asks, or None."""
+        self.named = run_id is not None or inner is not None
+        self.run_id = names.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
+        self.asked = asked
+        self.queued = queued
+        """Whether another process is to execute the run: no model client is needed here."""
+        self.start = asked.start(lambda value: value)
+        whole = swarm.codec is not None and not getattr(swarm.codec, "lossless", False)
+        self.record = runs.start_record(
+            self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=bool(asked.stream), whole=whole
+        )
+        if not self.named and not queued:
+            swarm.clients.ready()  # Before a session is claimed: a program that ends with an error gives it up.
+        default = None if self.named else programs.default_id(swarm._open, self.record)
+        if default is not None:
+            self.named, self.run_id = True, default
+        self._swarm = swarm.name
+        self._seal, self._place = Seal(swarm.codec), input_of(self.run_id)
+        self.stored = self._seal.close(self.record, self._place)
+        """The record as it goes to the database."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is noted on the run."""
+        queued = {QUEUED: True} if self.queued else {}
+        return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"], **queued}
+
+    def warn_of_doubles(self, store: Store, earlier: list[str]) -> None:
+        """Warn once, unless the run has an id, if one of these interrupted runs was asked the same, and continues."""
+        if self.named or self.caller is not None:
+            return
+        compared = earlier[:MOST_COMPARED]
+        earlier.clear()
+        for run_id in compared:
+            row = store.row(run_id, load_output=False)
+            with contextlib.suppress(errors.RunConflict, errors.ConfigurationError, Sealed, errors.ReplayMismatch):
+                if row is None or state_of(row) in ENDED:
+                    continue
+                self.check_same(store.start_record(row))
+                log.warning(
+                    "run %r, which was interrupted, has the same agent and messages and continues; run %r is a new "
+                    "one, and does all of it again. Give run() a run_id, so that a restart continues instead "
+                    "(`durable-swarm run SCRIPT` does it for an unchanged program)",
+                    run_id,
+                    self.run_id,
+                )
+                return
+
+    def check_same(self, recorded: base.Record) -> None:
+        """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""
+        asked = self._seal.open(self.stored, self._place, "what was asked")  # As it is after a codec that changes it.
+        if recorded["agent"] != asked["agent"]:
+            self._conflict(f"started with agent {recorded['agent']!r}")
+        if codec.dumps(recorded["messages"]) != codec.dumps(asked["messages"]):
+            self._conflict("started with other messages")
+
+    @contextlib.contextmanager
+    def withdrawing(self, handle: Callable[[str], Cancellable]) -> Iterator[None]:
+        """Wait for the run in this block. If a key was refused, cancel it where its caller has no id to ask again with.
+
+        The caller was told, and asks for a new run: the old one must not be executed as well once the key is right.
+        """
+        try:
+            yield
+        except errors.ModelError:
+            if not self.named:
+                with contextlib.suppress(errors.DurableSwarmError):
+                    handle(self.run_id).cancel()
+            raise
+
+    def _conflict(self, difference: str) -> None:
+        raise errors.RunConflict(
+            f"run {self.run_id!r} exists already, {difference}; use a new run_id, or the same agent and messages",
+            run_id=self.run_id,
+        )

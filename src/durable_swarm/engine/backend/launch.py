@@ -1,0 +1,52 @@
+"""The launched DBOS of this process, its database, and its serializer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy
+from dbos import (
+    DBOSPortableJSONSerializer,
+    _dbos,
+    _schemas,
+)
+
+from durable_swarm.engine.database import urls
+
+JSON = DBOSPortableJSONSerializer()
+POLL = 0.02
+"""Seconds between DBOS's looks for notifications, which is about how long closing waits. It costs 0.3 % of a core."""
+
+
+def instance() -> Any:
+    """Give the process's DBOS object, or None."""
+    return _dbos._dbos_global_instance
+
+
+def launched() -> bool:
+    """Whether this process has a launched DBOS."""
+    return instance() is not None and instance()._launched
+
+
+LATE = launched()
+"""Whether this package was imported after DBOS was launched: what DBOS recovered then, it did not know."""
+
+
+def host_database() -> tuple[str, Any]:
+    """Give the URL of the launched DBOS's database, and its connections."""
+    return instance()._config["system_database_url"], instance()._sys_db.engine
+
+
+def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Write rows of DBOS's tables, all or none; `schema` is where the tables are."""
+    tables = _schemas.system_database.SystemSchema
+    mapped = engine.execution_options(schema_translate_map={_schemas.SCHEMA_PLACEHOLDER: schema})
+    with mapped.begin() as connection:
+        for name, some in rows.items():
+            if some:
+                connection.execute(sqlalchemy.insert(getattr(tables, name)), some)
+
+
+def host_url() -> sqlalchemy.URL | None:
+    """Return the URL of the database of the DBOS that the program has launched, None if it has launched none."""
+    return urls.choose(host_database()[0]) if launched() else None

@@ -1,0 +1,90 @@
+"""What is changed in DBOS itself, each with a test."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from dbos import (
+    _dbos,
+    _serialization,
+    _sys_db,
+)
+
+from durable_swarm.errors import ConfigurationError
+
+
+@contextlib.contextmanager
+def recovering_nothing() -> Iterator[None]:
+    """Have a DBOS that is launched in this block recover nothing by itself."""
+    recovery = vars(_dbos)["startup_recovery_thread"]
+    vars(_dbos)["startup_recovery_thread"] = lambda *_: None
+    try:
+        yield
+    finally:
+        vars(_dbos)["startup_recovery_thread"] = recovery
+
+
+LONGEST_PAUSE = 5.0
+"""Seconds, at most, between two tries to write what a lost database refused."""
+
+
+def shorten_pauses() -> None:
+    """Have DBOS try again soon where the database was lost."""
+    longest = LONGEST_PAUSE / 1.5  # DBOS draws a pause between half and one and a half times what it is.
+    _sys_db.db_retry.__defaults__ = (1.0, longest)  # For what it decorates at each call.
+    for method in vars(_sys_db.SystemDatabase).values():
+        code = getattr(method, "__code__", None)
+        if code is not None and "max_backoff" in code.co_freevars and method.__closure__:
+            method.__closure__[code.co_freevars.index("max_backoff")].cell_contents = longest
+
+
+_unpickle = _serialization.DBOSDefaultSerializer.deserialize
+_refusing: contextvars.ContextVar[bool] = contextvars.ContextVar("durable_swarm_refusing_pickle", default=False)
+_owns_dbos = False
+
+
+def _guarded(text: str) -> Any:
+    if _owns_dbos or _refusing.get():
+        raise ConfigurationError("a row of the database is a pickle, which is never read: it could run any code")
+    return _unpickle(text)
+
+
+vars(_serialization.DBOSDefaultSerializer)["deserialize"] = _guarded
+
+
+def refuse_pickle(everywhere: bool) -> None:
+    """Refuse pickled rows in the whole process (we launched DBOS), or only where `reading` says so (our runs)."""
+    global _owns_dbos
+    _owns_dbos = everywhere
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Refuse pickled rows in this context."""
+    token = _refusing.set(True)
+    try:
+        yield
+    finally:
+        _refusing.reset(token)
+
+
+@contextlib.contextmanager
+def trusting() -> Iterator[None]:
+    """Round the user's code: what it reads with DBOS is the program's own affair again."""
+    token = _refusing.set(False)
+    try:
+        yield
+    finally:
+        _refusing.reset(token)
+
+
+def silence() -> None:
+    """Keep DBOS's own log to itself: it prints statements with their values, and those are the users' data."""
+    logger = logging.getLogger("dbos")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False

@@ -1,0 +1,73 @@
+"""Queues that DBOS serves in this process: served, limited, stopped, forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dbos import (
+    _dbos,
+    _queue,
+)
+
+from durable_swarm.engine.backend.launch import instance, launched
+
+_queues: dict[str, Any] = {}
+_shared: dict[str, Callable[[], bool]] = {}
+
+
+def serve_queue(
+    name: str,
+    polling_interval: float,
+    *,
+    worker_concurrency: int | None = None,
+    global_concurrency: int | None = None,
+    limiter: Any = None,
+    by_thread: Callable[[], bool] = lambda: False,
+) -> Any:
+    """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, one of several.
+
+    `by_thread` is asked for each run that is claimed from one of several for the first time, whether a thread is to
+    execute it.
+    """
+    registry = _dbos._get_or_create_dbos_registry()
+    # The same object: a DBOS that was not launched anew since has a thread that serves it.
+    queue = _queues.setdefault(name, registry._register_internal_queue(name))
+    registry.internal_queue_map[name] = queue
+    queue._worker_concurrency, queue._concurrency, queue._limiter = worker_concurrency, global_concurrency, limiter
+    if worker_concurrency is not None:
+        _shared[name] = by_thread
+    set_poll(queue, polling_interval)
+    return queue
+
+
+def limit_queue(queue: Any, most: int, executing: int) -> None:
+    """Have the queue begin no more than brings what this process is executing, whatever its queue, to `most`."""
+    active = instance()._active_workflows_set.count_for_queue(queue.name) if launched() else 0
+    queue._worker_concurrency = max(0, most - max(0, executing - active))
+
+
+def executing() -> set[str]:
+    """Give the ids of the workflows that this process is executing."""
+    return set(instance()._active_workflows_set.activeList()) if launched() else set()
+
+
+def set_poll(queue: Any, seconds: float) -> None:
+    """Set how often the queue is looked at, from the next look on."""
+    queue._polling_interval_sec = seconds
+
+
+def stop_queues(seconds: float) -> None:
+    """Have the launched DBOS claim no more runs, and wait so long at most for what it is claiming."""
+    dbos = instance()
+    for event in dbos.background_thread_stop_events if dbos else ():
+        event.set()
+    for thread in dbos._background_threads if dbos else ():
+        if getattr(thread, "_target", None) is _queue.queue_thread:
+            thread.join(seconds)
+
+
+def forget_queue(queue: Any) -> None:
+    """Begin no more from the queue, and serve it no more from the next launch on."""
+    queue._worker_concurrency = 0
+    _dbos._get_or_create_dbos_registry().internal_queue_map.pop(queue.name, None)

@@ -1,0 +1,79 @@
+"""What an error of a database means, and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import sqlalchemy
+from sqlalchemy.exc import SQLAlchemyError
+
+from durable_swarm.engine.database.urls import is_sqlite, schema_of, shown
+from durable_swarm.errors import ConfigurationError
+
+
+@contextlib.contextmanager
+def usable(url: sqlalchemy.URL) -> Iterator[None]:
+    """Round work on a database. Raises `ConfigurationError` where it cannot be used."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise unfit(url, error) from error
+
+
+def unfit(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
+    """Give the one clear error for a database that cannot be used."""
+    text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    where = shown(url)
+    return ConfigurationError(f"the database {where} cannot be used: {text}. {_remedy(url, text)}")
+
+
+def told(error: BaseException) -> str:
+    """Give the text of an error of the database without the statement and its values, which are users' data."""
+    line = str(getattr(error, "orig", None) or error).strip().partition("\n")[0][:500]
+    return ". ".join(part for part in (line, size_hint(line)) if part)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether what the database refused may go through when it is tried again: not a value that is too large."""
+    return isinstance(error, SQLAlchemyError) and not size_hint(told(error))
+
+
+def size_hint(text: str) -> str:
+    """Give what to do about an error of the database, if it is about a value's size, else ''."""
+    if any(sign in text for sign in ("too big", "too large", "too long", "invalid memory alloc")):
+        return "One value is larger than the database stores: keep it elsewhere, and its name in the run"
+    return ""
+
+
+def _remedy(url: sqlalchemy.URL, text: str) -> str:
+    if "not a database" in text or "malformed" in text:
+        return "The file is not SQLite, or damaged: name another file, or restore this one from a backup."
+    if "deleted or replaced" in text:
+        return "Put the file back, or stop this program: what it records now would be lost."
+    if hint := size_hint(text):
+        return f"{hint}."
+    if "is full" in text or "No space" in text:
+        return "Free some space on its disk."
+    if "I/O error" in text:
+        return "Check its disk."
+    if not is_sqlite(url) and (remedy := _right(url, text)):
+        return remedy
+    if "readonly" in text or "read-only" in text or "Permission" in text or "permission" in text:
+        return "Give this user the right to write it and its folder, or name another database."
+    if is_sqlite(url):
+        return "Check that its folder exists and can be written, or name another database."
+    return "Check that the server runs and that host, port, user, password and database name are right."
+
+
+def _right(url: sqlalchemy.URL, text: str) -> str:
+    """Give what to do about what a PostgreSQL server refuses to this user, or ''."""
+    if "permission denied to create database" in text:
+        return f"Have its administrator create it, or give {url.username} the right CREATEDB."
+    if "permission denied for database" in text:
+        return f"Give {url.username} the right CREATE on it, to make the schema {schema_of(url)}."
+    if "permission denied" in text:
+        return f"Make {url.username} the owner of the schema {schema_of(url)} and of what is in it."
+    if "SSL" in text or "certificate" in text:
+        return "Check what sslmode and sslrootcert in the URL ask for, and what the server has."
+    return ""

@@ -1,0 +1,183 @@
+"""Named locks that the death of a process frees: bytes of a file, advisory locks of PostgreSQL."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import select
+import time
+from typing import Any, Protocol
+
+import sqlalchemy
+
+from durable_swarm.engine.database.byte_locks import ByteLocks
+from durable_swarm.engine.database.connection import file_number
+
+log = logging.getLogger("durable_swarm")
+
+RETURN = 5.0
+"""Seconds after a lost session in which a free lock tells nothing: the server may have lost everybody's."""
+
+
+class Locks(Protocol):
+    """Named locks that the death of a process frees."""
+
+    def tell(self) -> bool:
+        """Whether a free lock tells that its process is dead."""
+
+    def take(self, name: str) -> bool:
+        """Take the lock for this process; False if another living process has it."""
+
+    def give(self, name: str) -> None:
+        """Free the lock."""
+
+    def wrest(self, name: str) -> None:
+        """Take the lock away from a process that stands still, where the database lets us."""
+
+    def lost(self) -> bool:
+        """Whether what holds the locks has visibly ended."""
+
+    def sessions(self) -> int:
+        """Count the sessions that have held the locks, one after the other."""
+
+    def close(self) -> None:
+        """Free all locks."""
+
+
+def _number(name: str) -> int:
+    """Give the number by which a name is locked: 62 bits, so that two names practically never share one."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
+
+
+class FileLocks:
+    """Locks on the bytes of one file; they are not inherited by a fork and end with the process.
+
+    Reading the file frees none of them, because they belong to the opening and not to the process (`bytelocks.py`).
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file = ByteLocks(path, os.O_RDWR | os.O_CREAT)
+        self._held: set[str] = set()
+
+    def tell(self) -> bool:
+        return True
+
+    def take(self, name: str) -> bool:
+        self._make_sure()
+        if taken := self._file.exclusive(_number(name)):
+            self._held.add(name)
+        return taken
+
+    def _make_sure(self) -> None:
+        """If the file was deleted, which others would lock anew, lock there too what is held."""
+        if file_number(self._path) == self._file.number():
+            return
+        log.error(
+            "the file %s was deleted or replaced: it tells which programs live, and until now others could take this "
+            "program's runs for orphans. It is made again; leave it where it is.",
+            self._path,
+        )
+        try:
+            lost, self._file = self._file, ByteLocks(self._path, os.O_RDWR | os.O_CREAT)
+        except OSError:
+            return  # A full disk, or a folder that is gone: told above, and tried again at the next look.
+        lost.close()
+        for name in self._held:
+            self._file.exclusive(_number(name))
+
+    def give(self, name: str) -> None:
+        self._held.discard(name)
+        self._file.free(_number(name))
+
+    def wrest(self, name: str) -> None:
+        """Nobody but its holder frees a lock of the system."""
+
+    def lost(self) -> bool:
+        return False
+
+    def sessions(self) -> int:
+        return 1
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _hears(socket: int) -> bool:
+    """Whether something has come to a socket; a session that is asked nothing hears nothing but its end."""
+    ear = select.poll()
+    ear.register(socket, select.POLLIN)
+    return bool(ear.poll(0))
+
+
+_LOST = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.PendingRollbackError, sqlalchemy.exc.ResourceClosedError)
+"""How a session that is gone shows itself: at once, ever after, and once its connection was closed."""
+
+
+class PostgresLocks:
+    """Advisory locks of one session. If the session is lost, `take` opens another and takes back what it held."""
+
+    def __init__(self, url: sqlalchemy.URL) -> None:
+        self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
+        self._connection = self._engine.connect()
+        self._held: set[str] = set()
+        self._lost_at = -math.inf
+        self._sessions = 1
+
+    def tell(self) -> bool:
+        return time.monotonic() - self._lost_at > RETURN
+
+    def take(self, name: str) -> bool:
+        try:
+            taken = self._ask("pg_try_advisory_lock", name)
+        except _LOST:
+            self._reconnect()
+            taken = self._ask("pg_try_advisory_lock", name)
+        if taken:
+            self._held.add(name)
+        return taken
+
+    def give(self, name: str) -> None:
+        self._held.discard(name)
+        with contextlib.suppress(*_LOST):  # A lost session has given it already.
+            self._ask("pg_advisory_unlock", name)
+
+    def wrest(self, name: str) -> None:
+        holders = sqlalchemy.text(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+            "AND (classid::bigint << 32) + objid::bigint = :key"
+        )
+        with contextlib.suppress(*_LOST):
+            self._connection.execute(holders, {"key": _number(name)})
+
+    def lost(self) -> bool:
+        if self._connection.closed or self._connection.invalidated:
+            return True
+        session: Any = self._connection.connection.driver_connection
+        return bool(session.closed) or _hears(session.fileno())
+
+    def _ask(self, function: str, name: str) -> bool:
+        return bool(
+            self._connection.execute(sqlalchemy.text(f"SELECT {function}(:key)"), {"key": _number(name)}).scalar()
+        )
+
+    def _reconnect(self) -> None:
+        with contextlib.suppress(sqlalchemy.exc.DBAPIError):
+            self._connection.close()
+        self._connection = self._engine.connect()
+        self._lost_at = time.monotonic()
+        self._sessions += 1
+        for name in self._held:
+            self._ask("pg_try_advisory_lock", name)
+
+    def sessions(self) -> int:
+        return self._sessions
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlalchemy.exc.DBAPIError):
+            self._connection.close()
+        self._engine.dispose()

@@ -1,0 +1,118 @@
+"""When the database cannot be written for a while: a full disk, an I/O error, a lost permission, a read-only server.
+
+What happened already, a paid model call or a sent mail, is kept in memory, and its checkpoint tried again until the
+cause is mended: DBOS does so with what it takes for a lost connection, and `Outage` makes it take these errors for one.
+Only a run under way waits; whoever asks from outside, or starts a run, gets the error at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import event
+
+from durable_swarm.concurrency import exiting
+from durable_swarm.engine.database.connection import file_number, gone
+from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.urls import is_sqlite
+
+log = logging.getLogger("durable_swarm")
+
+_SQLITE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+}
+_POSTGRES = {"25006", "42501", "58030"}
+"""A server that is read-only (a standby), a privilege that is gone, an I/O error; the full disk DBOS knows itself."""
+
+
+def passes(error: BaseException | None) -> bool:
+    """Whether an error of the database is one that passes without any change of the program."""
+    original = getattr(error, "orig", None) or error
+    code = getattr(original, "sqlite_errorcode", None)
+    return (code is not None and code & 0xFF in _SQLITE) or getattr(original, "sqlstate", None) in _POSTGRES
+
+
+def noted(error: BaseException | None) -> bool:
+    """Whether an error of a run under way comes from one that `Outage` was told of: it made a lost connection of it."""
+    while error is not None and not getattr(error, "connection_invalidated", False):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+class Outage:
+    """Whether the database can be written now; tells once when it cannot, and once when it can again.
+
+    `patient` tells whether what runs now may wait: a run under way.
+    """
+
+    def __init__(self, url: sqlalchemy.URL, patient: Callable[[], bool]) -> None:
+        self.reason: str | None = None
+        self._told = False
+        self._patient = patient
+        self._url = url
+        self._lock = threading.Lock()
+        self._closed = False
+        self._file: tuple[sqlalchemy.Engine, int | None] | None = None
+
+    def watch(self, engine: sqlalchemy.Engine) -> None:
+        """Have runs under way wait for what passes, from now on."""
+        event.listen(engine, "handle_error", self._failed)
+        if is_sqlite(self._url):
+            self._file = engine, file_number(str(self._url.database))
+        else:
+            event.listen(engine, "after_cursor_execute", self._executed)
+
+    def look(self) -> None:
+        """Have nothing written to a SQLite file that was deleted: it would be lost with this process."""
+        if self._file is None:
+            return
+        engine, number = self._file
+        if file_number(str(self._url.database)) != number:
+            self.begin(gone())
+            engine.dispose()
+
+    def _failed(self, context: Any) -> None:
+        refused = context.connection is None and not is_sqlite(self._url)
+        lost = context.is_disconnect and not is_sqlite(self._url)
+        lasts = refused or passes(context.original_exception)
+        if not (lost or lasts) or self._closed:
+            return
+        self.begin(context.original_exception, lasts=lasts)
+        if self._patient() and not exiting():
+            context.is_disconnect = True
+
+    def _executed(self, *call: Any) -> None:
+        made = call[4]
+        if self.reason is not None and made is not None and (made.isinsert or made.isupdate):
+            self.end()
+
+    def begin(self, error: Exception, *, lasts: bool = True) -> None:
+        """Note, and tell the first time, that the database cannot be written.
+
+        A connection that broke is not told: the next one mostly works, and if not, that lasts.
+        """
+        reason = str(unfit(self._url, error))
+        with self._lock:
+            self.reason, known, self._told = reason, self._told, self._told or lasts
+        if lasts and not known:
+            log.error("%s Runs under way wait for that, and then go on by themselves.", reason)
+
+    def end(self) -> None:
+        """Note that something was written."""
+        with self._lock:
+            self.reason, known, self._told = None, self._told, False
+        if known:
+            log.warning("the database can be written again; runs go on")
+
+    def close(self) -> None:
+        """Have nobody wait any more: the database is about to be closed."""
+        self._closed = True

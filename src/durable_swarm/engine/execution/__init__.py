@@ -1,0 +1,1 @@
+"""One run while it executes here."""

@@ -1,0 +1,250 @@
+"""Tools that end their process: how often each open call was executed, and when it is enough.
+
+A crash makes the call in flight run again. If the call itself is the cause (it calls `os._exit`, breaks in native code,
+eats all memory), that would go on for ever, and take every other run of the process down each time. So a call that is
+executed once more after a crash is counted in its run's row, and given up in the end. What does not count: a shutdown
+in good order, a process that lives and stood still for longer than its lease, a tool that sleeps durably, a tool one of
+whose own steps was recorded meanwhile.
+
+The rule that blames no other call: the last execution before a call is given up takes place alone. It waits until what
+is under way has ended, or has gone on for `PROVEN` seconds; from then until it is recorded, no tool or model call
+begins. Those of runs that the call started itself do, since it may wait for them; and while it still waits, those of
+runs that a call under way started no longer ago. Past `PROVEN` seconds it need not be alone any more. So no wait is for
+ever, and two calls that wait for each other lose a minute. While nothing is suspected, all this costs a look at a few
+lists. Model calls are company, but are not counted themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NamedTuple, TypeGuard
+
+from durable_swarm import errors
+from durable_swarm.concurrency import Waits, in_thread
+from durable_swarm.engine.execution.child_calls import Again
+from durable_swarm.engine.execution.errors import engines_code
+from durable_swarm.engine.records import names
+from durable_swarm.engine.signals import Failed, Released
+from durable_swarm.engine.storage.runs import TRIED, Store, notes_on
+
+log = logging.getLogger("durable_swarm")
+
+EXECUTIONS = 3
+"""How often, at most, a call is executed that ends its process each time."""
+
+PROVEN, EXECUTIONS_OF_LONG = 60.0, 10
+"""Seconds after which the call is no longer suspected to be what ends the process, and its limit from then on: a tool
+that takes hours may well be in flight at every restart."""
+
+PAUSE = 0.1
+"""Seconds between looks for the turn of a suspect."""
+
+
+class Tried(NamedTuple):
+    """What stands in a run's row of an open call."""
+
+    inner: int
+    """How many records of its own the call had left when it was last begun."""
+    times: int
+    """How often it was begun at this point."""
+    long: bool = False
+    """Whether it has gone on for `PROVEN` seconds."""
+
+    @property
+    def limit(self) -> int:
+        """How often the call is executed at most."""
+        return EXECUTIONS_OF_LONG if self.long else EXECUTIONS
+
+
+class Trials:
+    """Counts the executions of calls that a crash left open; the last of each takes place alone."""
+
+    def __init__(self, store: Store, still_open: Callable[[], None]) -> None:
+        self._store = store
+        self._still_open = still_open
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[str, Tried]] = {}
+        """The counted calls that were begun here and have not ended, with their runs."""
+        self._under_way: dict[str, float] = {}
+        """When each tool or model call that is being executed here began."""
+        self._waiting: set[str] = set()
+        """The calls that wait until they are alone."""
+        self._turns: list[str] = []
+        """The call whose turn it is to be alone; behind it, the one of a run it started, and so on."""
+        self._lent: dict[str, str] = {}
+        """Runs that a call under way has started or waits for, with that call."""
+
+    @contextlib.asynccontextmanager
+    async def execution(self, key: str, waits: Waits, again: Again | None = None) -> AsyncIterator[None]:
+        """Round the execution of a tool or model call; `again` tells of one that an earlier life may have begun.
+
+        Raises `Failed` if the call was executed often enough.
+        """
+        with engines_code(f"call {key!r}"):
+            tried = None if again is None else await self._next(key, again)
+            await self._begin(key, waits, alone=tried is not None and tried.times >= tried.limit)
+        proof: asyncio.Task[None] | None = None
+        try:
+            if again is not None and tried is not None:
+                with engines_code(f"call {key!r}"):
+                    await in_thread(self._write, again.run_id, key, tried)
+                self._open[key] = again.run_id, tried
+                proof = asyncio.create_task(self._prove(again.run_id, key, tried))
+            yield
+        except Released:
+            if again is not None and tried is not None:
+                self._open.pop(key, None)
+                await in_thread(self._write, again.run_id, key, tried._replace(times=tried.times - 1))
+            raise
+        finally:
+            if proof is not None:
+                proof.cancel()
+            self._end(key)
+
+    def lend(self, run_id: str, key: str) -> None:
+        """Note that the call `key`, which is under way, has started the run or waits for it."""
+        with self._lock:
+            if key in self._under_way:
+                self._lent[run_id] = key
+
+    @contextlib.contextmanager
+    def until_recorded(self, key: str) -> Iterator[None]:
+        """Round a call from before its trial until what came of it is recorded: until then it counts as open.
+
+        The next suspect must not begin earlier: if it ended the process, this one would be blamed.
+        """
+        try:
+            yield
+            self._open.pop(key, None)
+        except (Failed, Released):
+            self._open.pop(key, None)
+            raise
+        finally:
+            self._leave_turn(key)
+
+    async def _next(self, key: str, again: Again) -> Tried | None:
+        """Give what is to stand in the row once the call is begun; None if that is not to be counted."""
+        if key in self._open:  # Begun here before: what was in between was no crash.
+            return None
+        before, sleeps = await in_thread(self._read, again.run_id, key, again.flow)
+        if sleeps:
+            return None
+        if again.stood:
+            before = before._replace(times=max(0, before.times - 1))
+        if before.times >= before.limit:
+            raise _given_up(again.run_id, again.tool, before.times)
+        return before._replace(times=before.times + 1)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether a call is executed alone here, or is about to be: what is begun meanwhile waits for it."""
+        return bool(self._turns or self._waiting)
+
+    async def _begin(self, key: str, waits: Waits, *, alone: bool) -> None:
+        """Wait until the call may begin, and count it among those under way."""
+        if alone:
+            log.warning("call %r was under way at several deaths of its process; it is made alone, others wait", key)
+            self._waiting.add(key)
+        try:
+            while not self._begins(key, alone):
+                self._still_open()
+                await waits.sleep(PAUSE)
+        finally:
+            self._waiting.discard(key)
+
+    def _begins(self, key: str, alone: bool) -> bool:
+        with self._lock:
+            if not self._is_free(key, alone):
+                return False
+            if alone:
+                self._turns.append(key)
+            self._under_way[key] = time.monotonic()
+            return True
+
+    def _is_free(self, key: str, alone: bool) -> bool:
+        if self._turns and not self._belongs(key, self._turns[-1]):
+            return False
+        if not alone and not self._waiting:
+            return True
+        # Not the runs of what has gone on for long: it might start one after the other.
+        suspected = time.monotonic() - PROVEN
+        kin = [self._belongs(key, other) for other, begun in self._under_way.items() if begun > suspected]
+        return all(kin) if alone else any(kin)
+
+    def _belongs(self, key: str, other: str) -> bool:
+        """Whether a call is made in a run that the `other` call has started, or in one of that run's, and so on."""
+        family = [other]
+        for member in family:  # Which grows meanwhile.
+            family += [
+                run for run, host in self._lent.items() if f"{host}/".startswith(f"{member}/") and run not in family
+            ]
+        return any(key.startswith(f"{member}/") for member in family)
+
+    def _end(self, key: str) -> None:
+        with self._lock:
+            self._under_way.pop(key, None)
+            if self._lent:
+                self._lent = {run: host for run, host in self._lent.items() if host != key}
+
+    def _read(self, run_id: str, key: str, flow: bool) -> tuple[Tried, bool]:
+        """Give how often the call was executed since its last record, and whether it sleeps."""
+        steps = self._store.steps(key) if flow else []
+        row = self._store.row(run_id, load_output=False)
+        noted = None if row is None else notes_on(row).get(_name(key))
+        last = steps[-1] if steps else None
+        sleeps = last is not None and last.function_name == "DBOS.sleep" and _later(last.output)
+        sleeps = sleeps or self._store.inbox.asks(key)
+        if _is_tried(noted) and noted[0] == len(steps):
+            return Tried(*noted), sleeps
+        return Tried(len(steps), 1), sleeps  # The life before came to this point: it began what is open now.
+
+    def _write(self, run_id: str, key: str, tried: Tried) -> None:
+        self._store.annotate(run_id, **{_name(key): list(tried)})
+
+    async def _prove(self, run_id: str, key: str, tried: Tried) -> None:
+        """Some time later: the call does not end its process soon, if at all."""
+        await asyncio.sleep(PROVEN)
+        self._leave_turn(key)
+        with contextlib.suppress(errors.DurableSwarmError):
+            await in_thread(self._write, run_id, key, tried._replace(long=True))
+
+    def _leave_turn(self, key: str) -> None:
+        with self._lock:
+            if key in self._turns:
+                self._turns.remove(key)
+
+    def close(self) -> None:
+        """Take back the count of what is under way: this process ends in good order."""
+        for key, (run_id, tried) in list(self._open.items()):
+            with contextlib.suppress(errors.DurableSwarmError):
+                self._write(run_id, key, tried._replace(times=tried.times - 1))
+        self._open.clear()
+
+
+def _name(key: str) -> str:
+    return TRIED + key.rpartition("/")[2]
+
+
+def _is_tried(noted: Any) -> TypeGuard[list[Any]]:
+    if not isinstance(noted, list) or not 2 <= len(noted) <= 3:
+        return False
+    return all(type(number) is int for number in noted[:2]) and all(type(flag) is bool for flag in noted[2:])
+
+
+def _later(moment: Any) -> bool:
+    return isinstance(moment, int | float) and moment > time.time()
+
+
+def _given_up(run_id: str, tool: str, count: int) -> Failed:
+    step = names.tool_step(tool)
+    error = errors.RunFailed(
+        f"run {run_id!r} was given up: tool {tool!r} was being executed when its process died, {count} times in a row; "
+        "mend the tool and call Run.resume()",
+        run_id=run_id,
+    )
+    return Failed(error, step)

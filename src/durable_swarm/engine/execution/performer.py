@@ -1,0 +1,336 @@
+"""Performs the loop's effects as checkpoints: a model call is a step, a tool call a step or a child workflow.
+
+Written once for both colours: `InThread` runs DBOS's steps in the calling thread, `OnEventLoop` awaits them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from durable_swarm import agents, codec, errors
+from durable_swarm.concurrency import Blocking, Home, OnLoop, Waits, beside, finish, in_thread
+from durable_swarm.engine.backend import steps
+from durable_swarm.engine.execution.child_calls import ToolCall, Trials
+from durable_swarm.engine.execution.errors import engines_code, users_code
+from durable_swarm.engine.execution.execution import LiveRun
+from durable_swarm.engine.execution.publisher import now
+from durable_swarm.engine.execution.tool_call import AtCall, Making
+from durable_swarm.engine.records import names, runs
+from durable_swarm.engine.records.agent_versions import Answered, changed, mark
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import Seal, output_of
+from durable_swarm.engine.signals import Failed, Held, Released
+from durable_swarm.engine.storage.messages import Mailbox
+from durable_swarm.engine.storage.rates import Rates
+from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
+from durable_swarm.models.call import ModelCall, complete
+from durable_swarm.tools.batch import Lane, call_in_order, call_together, runs_together
+from durable_swarm.tools.calls import plan_calls, written_call
+from durable_swarm.tools.repeats import same_before
+from durable_swarm.types import Message
+
+SLICE = 0.5
+"""Seconds, at most, until a run that waits for a model's rate notices that it is to stop."""
+
+REFUSED = (401, 403)
+"""Statuses with which a provider refuses a key. Where no key has worked yet, that says nothing about the run."""
+
+Body = Callable[[Waits], Awaitable[Record]]
+
+
+class Colour(Protocol):
+    """How steps and child workflows are run: in this thread, or on an event loop. Records pass through the run's codec.
+
+    Both methods draw the numbers by which DBOS knows a step again before they first suspend: so a batch that is begun
+    in the model's order has the same numbers in every life, whatever the order in which its calls get their turn.
+    """
+
+    @property
+    def waits(self) -> Waits:
+        """How the run waits and calls what may block."""
+
+    async def step(self, name: str, body: Body) -> Record:
+        """Run a step and give its record, the recorded one if there is one."""
+
+    async def child(self, key: str) -> Record:
+        """Run the child workflow of the tool call `key` and give its record."""
+
+
+@dataclass(frozen=True)
+class InThread:
+    """Everything in the calling thread."""
+
+    run_child: Callable[[str], Record]
+    seal: Seal
+    waits: Waits = field(default_factory=Blocking)
+
+    async def step(self, name: str, body: Body) -> Record:
+        reserved = steps.reserve()
+        place = steps.place_of(reserved, name)
+        record = steps.run_step(
+            name, lambda: self.seal.close_step(finish(_coroutine(body, self.waits)), place), reserved
+        )
+        return self.seal.open(record, place, f"the record of step {name!r}")
+
+    async def child(self, key: str) -> Record:
+        return self.seal.open(self.run_child(key), output_of(key), f"the record of tool call {key!r}")
+
+
+@dataclass(frozen=True)
+class OnEventLoop:
+    """Everything awaited; plain functions go to the pool of `waits`."""
+
+    start_child: Callable[[str], Awaitable[Record]]
+    seal: Seal
+    waits: Waits
+
+    async def step(self, name: str, body: Body) -> Record:
+        reserved = steps.reserve()
+        place = steps.place_of(reserved, name)
+
+        async def go() -> Record:
+            return self.seal.close_step(await body(self.waits), place)
+
+        record = await steps.run_step_async(name, go, reserved)
+        return self.seal.open(record, place, f"the record of step {name!r}")
+
+    async def child(self, key: str) -> Record:
+        return self.seal.open(await self.start_child(key), output_of(key), f"the record of tool call {key!r}")
+
+
+async def _coroutine(body: Body, waits: Waits) -> Record:
+    return await body(waits)
+
+
+@dataclass
+class Durable:
+    """Performs the effects of one run."""
+
+    run: LiveRun
+    colour: Colour
+    on_loop: Callable[[LiveRun], Colour]
+    """Gives the colour for a batch that runs together beside a blocked thread."""
+    place_call: Callable[[str, ToolCall], None]
+    """Lays an undecorated tool call where its child workflow finds it."""
+    still_wanted: Callable[[LiveRun], None]
+    """Stops an execution that is over: the process's engine was closed, or a later execution has the run."""
+    trials: Trials
+    """Counts the calls that are executed once more after a crash."""
+    mailbox: Mailbox
+    rates: Rates
+    people: Callable[[ToolCall, str], AtCall]
+    """Gives who answers what a tool call asks."""
+    accepted: Callable[[str], str | None]
+    """Gives the change of an agent that a person has accepted for the run of an id."""
+    replayed: bool = False
+    """Whether the last model call came from its record."""
+    answered_here: bool = False
+    """Whether the provider has answered this execution."""
+
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+        self.still_wanted(self.run)
+        try:
+            return await self._perform(effect)
+        except (Failed, Released):
+            # Before the run's end, or its rest, is recorded: readers may rely on it that nothing more comes.
+            await in_thread(self.run.feed.settle)
+            raise
+
+    async def _perform(self, effect: Effect) -> Reply | list[Outcome] | bool:
+        if isinstance(effect, Ask):
+            return await self._ask(effect)
+        if isinstance(effect, CallAll):
+            return await self._call_all(effect)
+        with engines_code(f"the end of run {self.run.run_id!r}"):
+            close = self.mailbox.close_for_good if effect.at_limit else self.mailbox.close
+            return not await in_thread(close, self.run.run_id, self.run.heard)
+
+    async def _ask(self, effect: Ask) -> Reply:
+        self.replayed = True
+
+        async def body(waits: Waits) -> Record:
+            self.replayed = False
+            async with self.trials.execution(f"{self.run.run_id}/{effect.turn}", waits):
+                return await self._model_call(effect, waits)
+
+        with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
+            self.run.feed.asked(effect.turn, effect.agent)
+            record = await self.colour.step(names.model_step(effect.agent), body)
+            reply = runs.read_reply(record)
+            self.run.heard += len(reply.heard)
+            self.run.answered[effect.agent] = Answered(effect.turn, record.get("version", ""))
+            self.run.feed.replied(record)
+            return reply
+
+    async def _model_call(self, effect: Ask, waits: Waits) -> Record:
+        agent = self._agent(effect.agent)
+        await self._check_change(agent)
+        if self.run.streams:
+            self.run.feed.asking(effect.agent, effect.turn)
+        with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
+            # Not the run's failure: another process, or this one when it is started next, may have a client.
+            client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None)
+        with users_code(names.model_step(effect.agent)):
+            try:
+                record = await self._reply(client, agent, effect, waits)
+            except errors.ModelError as error:
+                if error.status in REFUSED and not self.answered_here:
+                    raise Held(error) from error
+                raise
+        self.answered_here = True
+        return record
+
+    async def _check_change(self, agent: Any) -> None:
+        """Hold the run if its swarm says so and the agent is no longer what answered before, nor was accepted."""
+        run = self.run
+        holds = run.swarm.changed_agents == "hold"
+        change = changed(run.run_id, agent, run.answered.get(agent.name)) if holds else None
+        if change is None:
+            return
+        with engines_code(f"what was accepted for run {run.run_id!r}"):
+            accepted = await in_thread(self.accepted, run.run_id)
+        if accepted != mark(change):
+            raise Held(change)
+
+    async def _reply(self, client: Any, agent: Any, effect: Ask, waits: Waits) -> Record:
+        """Ask the model and return the record of its reply."""
+        run, heard = self.run, await self._heard()
+        completion = await complete(
+            client,
+            agent,
+            [*effect.history, *heard],
+            {key: codec.round_trip(value) for key, value in effect.context.items()},
+            conversation=run.conversation,
+            model_override=run.start.model_override,
+            debug=run.debug,
+            call=ModelCall(run.run_id, effect.turn, len(run.start.kept)),
+            waits=waits,
+            show=run.feed if run.streams else None,
+            admit=lambda model: self._admit(model, waits),
+        )
+        before = effect.history[len(run.start.messages) :]
+        calls = await plan_calls(agent, completion.message, waits, completion.finish, before)
+        version, written = agents.fingerprint(agent), written_call(agent, completion.message)
+        together = runs_together(agent, calls, run.swarm.tool_concurrency)
+        reply = Reply(completion.message, calls, completion.usage, together, heard, completion.finish, written)
+        shown = run.feed.said(completion.message["content"])
+        return runs.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown)
+
+    async def _heard(self) -> list[Message]:
+        """Give what was said to the run and not heard before."""
+        run = self.run
+        if run.said == run.heard:
+            return []
+        with engines_code(f"what was said to run {run.run_id!r}"):
+            return await in_thread(self.mailbox.heard, run.run_id, run.heard, run.seal)
+
+    async def _admit(self, model: str, waits: Waits) -> None:
+        """Wait for the moment at which the model may be asked, if it is rated, and see whether it still is to be."""
+        rate = self.run.swarm.model_rates.get(model)
+        if rate is not None:
+            calls, seconds = rate
+            with engines_code(f"the rate of model {model!r}"):
+                wait = await in_thread(self.rates.reserve, model, seconds / calls)
+            await self._wait_for_moment(model, wait, waits)
+        if not self.run.is_sure:
+            await in_thread(self.run.make_sure)
+
+    async def _wait_for_moment(self, model: str, seconds: float, waits: Waits) -> None:
+        """Wait before a model is asked."""
+        end = time.monotonic() + seconds
+        self.run.rated = f"model {model!r} may be asked in {seconds:.3g} s (model_rates)"
+        try:
+            while (left := end - time.monotonic()) > 0:
+                await waits.sleep(min(left, SLICE))
+                self.still_wanted(self.run)
+        finally:
+            self.run.rated = None
+
+    def _agent(self, name: str) -> Any:
+        """Give the agent of that name: the object this run has met, or after a crash the one found by name."""
+        if name not in self.run.cast:
+            try:
+                self.run.cast[name] = agents.find(name)
+            except (errors.UnknownAgent, errors.AmbiguousAgent) as reason:
+                raise Held(reason) from None
+        return self.run.cast[name]
+
+    async def _call_all(self, effect: CallAll) -> list[Outcome]:
+        if all(call.plan == "tell" for call in effect.calls):
+            return [Outcome(call.text) for call in effect.calls]
+        # Looked up once: a handoff in the batch may bring another agent of the same name.
+        agent = self._agent(effect.agent)
+        if not effect.together:
+            return await self._in_order(agent, effect)
+        if isinstance(self.colour, InThread):
+            return self._beside(agent, effect)
+        return await call_together(effect.calls, self._maker(agent, effect, self.colour))
+
+    def _beside(self, agent: Any, effect: CallAll) -> list[Outcome]:
+        """Run the batch on the background loop, while this thread makes the calls of plain functions."""
+        home = Home()
+        self.run.homes.append(home)
+        try:
+            return beside(
+                lambda _: call_together(effect.calls, self._maker(agent, effect, self.on_loop(self.run))), home
+            )
+        finally:
+            self.run.homes.remove(home)
+
+    def _maker(self, agent: Any, effect: CallAll, colour: Colour) -> Callable[[Call], Awaitable[Outcome]]:
+        lane = Lane(self.run.swarm.tool_concurrency)
+        return lambda call: self._make(agent, effect, call, effect.context, colour, lane)
+
+    async def _in_order(self, agent: Any, effect: CallAll) -> list[Outcome]:
+        context = dict(effect.context)
+        if len(effect.calls) > 1:
+            await self._announce(agent, effect)
+
+        async def one(call: Call) -> Outcome:
+            outcome = await self._make(agent, effect, call, context, self.colour, None)
+            absorb(context, outcome)
+            return outcome
+
+        return await call_in_order(effect.calls, one)
+
+    async def _announce(self, agent: Any, effect: CallAll) -> None:
+        """Open the requests for the approval of a batch at once, though its calls are made one after the other."""
+        for call in effect.calls:
+            if call.approval:
+                key = names.call_key(self.run.run_id, effect.turn, call.index)
+                made = self._call(agent, effect, call, effect.context, None)
+                await Making(made, key, None, self.colour.waits, self.people(made, key)).announce()
+
+    def _call(self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], lane: Lane | None) -> ToolCall:
+        attempt = 2 if self.run.recovered and self.replayed else 1
+        new = effect.history[len(self.run.start.messages) :] if call.approval else []
+        same = same_before(new, call.index) if call.approval else None
+        return ToolCall(self.run, agent, effect.turn, call, context, attempt, lane, self.trials, same)
+
+    async def _alone(self, made: ToolCall, key: str, waits: Waits) -> Record:
+        return await Making(made, key, None, waits, self.people(made, key)).record()
+
+    async def _make(
+        self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], colour: Colour, lane: Lane | None
+    ) -> Outcome:
+        """Make one tool call as planned."""
+        if call.plan == "tell":
+            return Outcome(call.text)
+        run, key = self.run, names.call_key(self.run.run_id, effect.turn, call.index)
+        made = self._call(agent, effect, call, context, lane)
+        counted = contextlib.nullcontext() if made.attempt == 1 else self.trials.until_recorded(key)
+        with engines_code(f"tool call {key!r}"), counted:
+            if call.plan == "step":
+                record = await colour.step(names.tool_step(call.tool), lambda waits: self._alone(made, key, waits))
+            else:
+                self.place_call(key, made)
+                awaited = isinstance(colour, OnEventLoop)
+                record = await (made.wait.end(lambda: colour.child(key)) if awaited else colour.child(key))
+            outcome = runs.read_outcome(record)
+            run.feed.returned(call.index, record)
+            return outcome

@@ -1,0 +1,396 @@
+"""What is told of a run while this process executes it: to readers here at once, to all others in rows of events."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from typing import Any
+
+from durable_swarm import codec
+from durable_swarm.codec import storable
+from durable_swarm.engine.execution.event_writer import SIZE, Writer
+from durable_swarm.engine.history.projection import Narrator, Row, noted_in
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import Seal
+from durable_swarm.engine.records.names import VERSION
+from durable_swarm.engine.storage.events import NewRow, place_of
+from durable_swarm.events import Event, EventType
+from durable_swarm.streaming import Channel
+
+AHEAD = 4
+"""How many pieces beyond the stored ones may be shown here; further ones are joined until the next row is stored."""
+
+RECENT, KEPT = 500, 1_000_000
+"""How many events, and characters in them, are kept for readers here; who is further behind reads the database."""
+
+
+def now() -> int:
+    """Give the time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass
+class _Piece:
+    """A piece of text, or None for a reset, with the number under which it is told."""
+
+    seq: int
+    at: int
+    text: str | None
+
+
+class _Text:
+    """The text of a reply that is coming in: what of it is stored, and the pieces that are not known to be."""
+
+    def __init__(self, first: int, shown: int) -> None:
+        self._next = first
+        self._shown = shown
+        """The last number that may be shown before it is stored."""
+        self._pieces: list[_Piece] = []
+        self._ends: list[int] = []
+        """Where among the pieces the rows end that were made, and are not known to be stored."""
+        self._writing = 0
+        """How many of the pieces are being written."""
+        self._stored = 0
+        """How many characters of the reply's text are stored."""
+        self._ahead = AHEAD
+
+    def skip_to(self, seq: int) -> None:
+        """Number the next piece `seq`."""
+        self._next = seq
+
+    def add(self, text: str | None, at: int) -> bool:
+        """Take in a piece of text, or None for a reset; whether it is the first that waits to be stored."""
+        first = not self.waits()
+        in_a_row = self._ends[-1] if self._ends else 0
+        last = self._pieces[-1] if len(self._pieces) > in_a_row else None
+        if last is not None and last.seq > self._shown and last.text is not None and text is not None:
+            last.text += text
+        else:
+            self._pieces.append(_Piece(self._next, at, text))
+            self._next += 1
+        return first
+
+    def close(self, at: int) -> None:
+        """Show nothing more; what was shown is void."""
+        if not self._pieces or self._pieces[-1].text is not None:
+            self.add(None, at)
+        self._ahead = 0
+
+    def waits(self) -> bool:
+        """Whether something waits to be stored."""
+        return len(self._pieces) > self._writing
+
+    def size(self) -> int:
+        """Give how many characters wait to be stored."""
+        return sum(len(piece.text or "") for piece in self._pieces[self._writing :])
+
+    def showable(self) -> list[_Piece]:
+        """Give the pieces that may be shown before they are stored."""
+        return [piece for piece in self._pieces if piece.seq <= self._shown]
+
+    def rows(self) -> list[Row]:
+        """Give what is to be stored now. A row that was made stays as it is: what seemed to fail may be stored."""
+        if not self.waits():
+            return []
+        self._writing = len(self._pieces)
+        if self._ends[-1:] != [self._writing]:
+            self._ends.append(self._writing)
+        return [self._row(self._pieces[begin:end]) for begin, end in pairwise([0, *self._ends])]
+
+    def _row(self, pieces: list[_Piece]) -> Row:
+        events = [[piece.at, codec.encode(piece.text)] for piece in pieces]
+        return pieces[0].seq, {"upto": pieces[-1].seq + self._ahead, "events": events}
+
+    def written(self, *, stored: bool) -> list[_Piece]:
+        """Hear whether that was stored, and give the pieces that are."""
+        count, self._writing = self._writing if stored else 0, 0
+        done, self._pieces = self._pieces[:count], self._pieces[count:]
+        for piece in done:
+            self._stored = 0 if piece.text is None else self._stored + len(piece.text)
+        if done:
+            self._ends.clear()
+            self._shown = max(self._shown, done[-1].seq + self._ahead)
+        return done
+
+    def rest(self, content: Any) -> Record | None:
+        """Give what is not known to be stored, as it is recorded with the reply, which has that content.
+
+        None if nothing was shown at all. Of pieces of the content the length will do.
+        """
+        if not self._pieces and not self._stored:
+            return None
+        void = max((index for index, piece in enumerate(self._pieces) if piece.text is None), default=-1)
+        start = self._stored if void < 0 else 0
+        last = "".join(piece.text or "" for piece in self._pieces[void + 1 :])
+        held = isinstance(content, str) and content[start:] == last and storable(content)
+        events = [
+            [piece.at, len(piece.text) if piece.text and held and index > void else codec.encode(piece.text)]
+            for index, piece in enumerate(self._pieces)
+        ]
+        return {"at": self._pieces[0].seq if self._pieces else self._next, "from": start, "events": events}
+
+
+def _copied(event: Event) -> Event:
+    """Give an event that its reader may change."""
+    data = copy.deepcopy(event.data) if event.type == "tool.progress" else dict(event.data)
+    return Event(event.seq, event.type, data, event.time)
+
+
+def _size(event: Event) -> int:
+    """Give about how many characters an event holds."""
+    return 100 + sum(len(value) if isinstance(value, str) else len(repr(value)) for value in event.data.values())
+
+
+class Feed:
+    """The events of one run under way. Any thread may call it; what it calls back must not wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._recent: deque[Event] = deque()
+        self._listeners: list[Callable[[], None]] = []
+        self._channels: list[Channel] = []
+        self._so_far = Channel(waiting=0)
+        """The dictionaries of the reply that is coming in, for whoever joins in the middle of it."""
+        self._kept = 0
+        self._narrator = Narrator(self._keep)
+        self._text: _Text | None = None
+        self._progress: dict[str, list[list[Any]]] = {}
+        """Progress that is not known to be stored, by its call."""
+        self._batches: list[list[list[Any]]] = []
+        """The rows of progress that were made, and are not known to be stored."""
+        self._stamped: set[str] = set()
+        """Calls that have ended."""
+        self._noted: set[tuple[str, str]] = set()
+        """What was told once, by its type and what it is about."""
+        self._writer: Writer | None = None
+        self._run_id = ""
+        self._owner: str | None = None
+        self._seal = Seal(None)
+        self._writing: tuple[_Text | None, int] = (None, 0)
+        """What is being written: pieces of this text, and so many rows of progress."""
+        self._again = False
+        self._over = False
+        """Whether nothing more may be stored: the run is about to end, or belongs to another execution."""
+
+    # What happens in the run
+
+    def open(self, start: Record, writer: Writer, run_id: str, owner: str | None, seal: Seal, *, again: bool) -> None:
+        """Begin to tell the run of that id.
+
+        `owner` is DBOS's token of this execution, `again` says that it is not the first.
+        """
+        with self._telling():
+            self._writer, self._run_id, self._owner, self._seal = writer, run_id, owner, seal
+            self._again = again
+            self._narrator.begin(start)
+
+    def add(self, rows: list[Row], numbers: Iterable[int] = ()) -> None:
+        """Take in what earlier lives have stored, and the numbers in their outcomes, before the first turn is told."""
+        with self._telling():
+            self._narrator.add(rows)
+            self._narrator.journal.reserve(numbers)
+            self._noted |= {noted for _, row in rows for noted in noted_in(row)}
+
+    def asked(self, turn: int, agent: str) -> None:
+        """Tell that a turn has started."""
+        with self._telling():
+            self._narrator.asked(turn, agent)
+
+    def asking(self, agent: str, turn: int) -> None:
+        """Show that the agent's reply of that turn begins to come in."""
+        with self._telling():
+            last, shown = self._narrator.journal.last, self._narrator.shown
+            self._text = _Text(last + 1, shown) if self._narrator.in_pieces else None
+            self._so_far = Channel(waiting=0)
+            for channel in (self._so_far, *self._channels):
+                channel.begin(agent, turn)
+            again, self._again = self._again, False
+            if self._text is not None and again and shown > last:
+                self._text.skip_to(shown + 1)
+                self._say(None)
+
+    def delta(self, delta: dict[str, Any]) -> None:
+        """Show a piece of the reply."""
+        text = delta.get("content")
+        with self._telling():
+            for channel in (self._so_far, *self._channels):
+                channel.delta(delta)
+            if isinstance(text, str) and text:
+                self._say(text)
+
+    def reset(self) -> None:
+        """Show that what was shown of the reply is void."""
+        with self._telling():
+            for channel in (self._so_far, *self._channels):
+                channel.reset()
+            self._say(None)
+
+    def said(self, content: Any) -> Record | None:
+        """Give how the end of the reply came in, which has that content, to be recorded with it: no row follows."""
+        with self._lock:
+            text, self._text = self._text, None
+            return None if text is None else text.rest(content)
+
+    def replied(self, reply: Record) -> None:
+        """Tell what the reply says beyond what was told of it, now that it is recorded."""
+        with self._telling():
+            self._narrator.replied(reply)
+            if self._so_far.look():
+                self._so_far = Channel(waiting=0)
+                for channel in self._channels:
+                    channel.end()
+
+    def progress(self, key: str, data: dict[str, Any]) -> None:
+        """Take in what a tool emits, in the call `key`; it is told once it is stored. Raises `NotSerializable`.
+
+        What comes after the call's end, from what the tool has left behind, is told to nobody.
+        """
+        self._add(key, codec.encode(data, "emit()"), [])
+
+    def note(self, key: str, kind: EventType, data: dict[str, Any]) -> None:
+        """Tell what happens to a request in the call `key`, once in all lives, once it is stored."""
+        with self._lock:
+            noted = (kind, data["request_id"])
+            if noted not in self._noted:
+                self._noted.add(noted)
+                self._add(key, codec.encode(data), [kind])
+
+    def _add(self, key: str, encoded: Any, kind: list[EventType]) -> None:
+        with self._lock:
+            if key in self._stamped or self._over:
+                return
+            self._progress.setdefault(key, []).append([self._narrator.journal.take(), now(), encoded, *kind])
+            self._schedule(soon=bool(self._listeners))
+
+    def stamped(self, key: str, outcome: Record) -> Record:
+        """Give the record of a call's outcome with what its events need: numbers, the time, progress not yet stored."""
+        with self._lock:
+            take, told = self._narrator.journal.take, self._progress.pop(key, [])
+            self._stamped.add(key)
+            numbers = [take() for _ in range(1 if outcome.get("agent") is None else 2)]
+        return {**outcome, "seq": numbers, "at": now(), **({"progress": told} if told else {})}
+
+    def returned(self, index: int, outcome: Record) -> None:
+        """Tell what came of a call, now that it is recorded."""
+        with self._telling():
+            self._narrator.returned(index, outcome)
+
+    def settle(self) -> None:
+        """Store what was shown, before a failure ends the run, and nothing afterwards. Waits for the database."""
+        with self._telling():
+            if self._text is not None:
+                self._text.close(now())
+        if self._writer is not None:
+            self._writer.flush([self])
+        with self._lock:
+            self._over = True
+
+    # What is stored
+
+    def rows(self) -> list[NewRow]:
+        """Give what is to be written now."""
+        with self._lock:
+            if self._over:
+                return []
+            known = {one[0] for batch in self._batches for one in batch}
+            told = [one for some in self._progress.values() for one in some if one[0] not in known]
+            if told:
+                batch = {"v": VERSION, "progress": sorted(told, key=lambda one: one[0])}
+                # As it will be read: a codec may mask.
+                self._batches.append(self._seal.settle(batch, place_of(self._run_id, 0))["progress"])
+            found: list[Row] = [(batch[0][0], {"progress": batch}) for batch in self._batches]
+            if self._text is not None:
+                found += [(seq, {"turn": self._narrator.asking, **row}) for seq, row in self._text.rows()]
+            self._writing = self._text, len(self._batches)
+        return [self._closed(seq, {"v": VERSION, **record}) for seq, record in found]
+
+    def _closed(self, seq: int, record: Record) -> NewRow:
+        return NewRow(self._run_id, seq, self._seal.close(record, place_of(self._run_id, seq)), self._owner)
+
+    def written(self, refused: bool | None) -> None:
+        """Hear what became of the rows: written, refused because another execution owns the run, or not possible."""
+        with self._telling():
+            self._over = self._over or refused is True
+            stored = refused is False and not self._over
+            text, count = self._writing
+            if text is not None and text is self._text:
+                self._tell(text.written(stored=stored))
+            if stored:
+                done, self._batches = self._batches[:count], self._batches[count:]
+                told = [one for batch in done for one in batch]
+                self._narrator.add([(0, {"progress": told})])
+                known = {one[0] for one in told}
+                for key, waiting in self._progress.items():
+                    self._progress[key] = [one for one in waiting if one[0] not in known]
+
+    # Who reads
+
+    def since(self, after: int) -> list[Event] | None:
+        """Give the events behind number `after` as far as they are told; None if some of them are not kept here."""
+        with self._lock:
+            first = self._recent[0].seq if self._recent else self._narrator.journal.last + 1
+            if after + 1 < first:
+                return None
+            known = after + 1 - first
+            return [_copied(event) for event in islice(self._recent, known, None)]
+
+    @contextlib.contextmanager
+    def listening(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Have `wake` called when there is something new; it must not wait."""
+        with self._lock:
+            self._listeners.append(wake)
+            self._schedule(soon=True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._listeners.remove(wake)
+
+    def join(self, channel: Channel) -> None:
+        """Have Swarm's dictionaries of what comes in go to the channel too, from the beginning of this reply on."""
+        with self._lock:
+            if channel not in self._channels:
+                channel.join(self._so_far)
+                self._channels.append(channel)
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        with self._lock:
+            last = self._narrator.journal.last
+            yield
+            if self._narrator.journal.last > last:
+                for wake in self._listeners:
+                    wake()
+
+    def _keep(self, event: Event) -> None:
+        self._recent.append(event)
+        self._kept += _size(event)
+        while self._kept > KEPT or len(self._recent) > RECENT:
+            self._kept -= _size(self._recent.popleft())
+
+    def _say(self, text: str | None) -> None:
+        if self._text is None or self._over:
+            return
+        first = self._text.add(text, now())
+        self._tell([])
+        if first or self._text.size() >= SIZE:
+            self._schedule(soon=bool(self._listeners))
+
+    def _tell(self, stored: list[_Piece]) -> None:
+        """Tell the pieces that are stored, and those that may be shown before they are."""
+        shown = self._text.showable() if self._text is not None else []
+        for piece in [*stored, *shown]:
+            if piece.seq > self._narrator.journal.last:
+                self._narrator.text(piece.seq, [(piece.at, piece.text)])
+
+    def _schedule(self, *, soon: bool) -> None:
+        waits = any(self._progress.values()) or (self._text is not None and self._text.waits())
+        if self._writer is not None and not self._over and waits:
+            much = self._text is not None and self._text.size() >= SIZE
+            self._writer.schedule(self, soon=soon, much=much)

@@ -1,0 +1,70 @@
+"""The swarms of this process, and their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from durable_swarm import errors
+from durable_swarm.codec import Codec
+from durable_swarm.models.client import Clients
+from durable_swarm.validation import check_rate, check_whole
+
+
+class Settings(Protocol):
+    """What a run needs of the `DurableSwarm` it belongs to."""
+
+    clients: Clients
+    tool_concurrency: int
+    tool_errors: str
+    tool_database: str | None
+    keep_for: float | None
+    model_rates: Mapping[str, tuple[int, float]]
+    name: str
+    codec: Codec | None
+    changed_agents: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many queued runs are executed. Raises `ConfigurationError`."""
+
+    concurrency: int = 10
+    """In this process at once."""
+    queue_concurrency: int | None = None
+    """In all workers of the queue at once."""
+    rate: tuple[int, float] | None = None
+    """How many begin, in all workers, within how many seconds."""
+
+    def __post_init__(self) -> None:
+        check_whole("concurrency", self.concurrency, 1)
+        if self.queue_concurrency is not None:
+            check_whole("queue_concurrency", self.queue_concurrency, 1)
+        if self.rate is not None:
+            check_rate("rate", self.rate, "runs")
+
+
+class Swarms(list[Settings]):
+    """The swarms that are open in this process, oldest first."""
+
+    def named(self, name: str) -> Settings | None:
+        """Give the newest open swarm of that name."""
+        return next((swarm for swarm in reversed(self) if swarm.name == name), None)
+
+    def codec_for(self, name: str) -> Codec | None:
+        """Give the codec of the swarm of that name; for runs of a swarm that is not open here, whatever codec is."""
+        named = self.named(name)
+        if named is not None:
+            return named.codec
+        return next((swarm.codec for swarm in reversed(self) if swarm.codec is not None), None)
+
+    def admit(self, swarm: Settings) -> None:
+        """Count `swarm` among the users. Raises `ConfigurationError` if one of its name has another codec."""
+        if any(other.name == swarm.name and other.codec != swarm.codec for other in self):
+            named = f"named {swarm.name!r}" if swarm.name else "without a name"
+            raise errors.ConfigurationError(
+                f"a DurableSwarm {named} is open in this process with another codec; give both the same codec, or each "
+                "a name= of its own"
+            )
+        self.append(swarm)

@@ -1,0 +1,312 @@
+"""Makes one tool call, with all that stands before and behind its tool, and gives the record of what came of it.
+
+Everything here may take place once more in another life, and finds what earlier ones have left: a request that was
+opened, a mark that the tool was begun, a result that is awaited. `docs/effects.md` has the table of what follows.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from durable_swarm import codec, ends, errors
+from durable_swarm.awaitables import is_async, is_awaitable
+from durable_swarm.concurrency import Blocking, Waits, finish, in_thread
+from durable_swarm.credentials import without_secrets
+from durable_swarm.engine.execution.child_calls import Again, ToolCall
+from durable_swarm.engine.execution.errors import engines_code, users_code
+from durable_swarm.engine.execution.transactions import Transactions
+from durable_swarm.engine.execution.waiting import Room
+from durable_swarm.engine.records import names, runs
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import output_of
+from durable_swarm.engine.signals import Failed, Held
+from durable_swarm.engine.storage.ownership import now
+from durable_swarm.engine.storage.requests import Inbox, TokenTaken
+from durable_swarm.errors import safe_text
+from durable_swarm.loop import Call, Outcome, absorb
+from durable_swarm.requests import TOKEN, Asked, Decision, Request
+from durable_swarm.schema import accepted, check_arguments, wants_connection
+from durable_swarm.tools.approval import approval_of, approved, later_of, outcome_of, posted
+from durable_swarm.tools.attempts import retrying
+from durable_swarm.tools.calls import call_tool, find_tool, invoke, read_result, told
+from durable_swarm.tools.context import CurrentCall, Inside, Recorder
+from durable_swarm.tools.repeats import Place
+from durable_swarm.types import ToolSettings, settings_of
+
+
+class CallRecorder(Recorder, Protocol):
+    """What records the steps of an undecorated call."""
+
+    async def mark(self, waits: Waits) -> bool:
+        """Record that the tool is about to be entered; gives whether that is new."""
+
+
+@dataclass
+class AtCall:
+    """Where one tool call waits for people and programs."""
+
+    made: ToolCall
+    key: str
+    inbox: Inbox
+    room: Room
+    transactions: Transactions
+    number_of: Callable[[Place], int | None]
+    """Gives the number that a call of the run has as a step."""
+    holds_thread: bool = False
+    """Whether who waits blocks a thread: the tool itself, if it is a plain function."""
+
+    async def wait(self, asked: Asked, unfit: Any = None, kept: Record | None = None) -> Decision:
+        """Ask, unless it was asked before, and wait for the decision; one that is unfit opens the request again."""
+        with engines_code(f"request {asked.id!r}"), self.made.run.asking():
+            while True:
+                decision = await self._decision(asked, await self.open(asked, kept))
+                problem = unfit(decision) if unfit is not None else ""
+                if not problem:
+                    return decision
+                await in_thread(self.inbox.reopen, asked, self.made.run.swarm.name, problem, self.made.run.owner)
+
+    async def open(self, asked: Asked, kept: Record | None = None) -> Request:
+        """Open a request, unless it was asked before."""
+        try:
+            request = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept, self.made.run.owner)
+        except TokenTaken as error:
+            raise Failed(error, names.tool_step(asked.tool)) from None
+        self._tell("request.opened", request, question=request.question)
+        return request
+
+    async def _decision(self, asked: Asked, request: Request) -> Decision:
+        if request.decision is None:
+            self._tell("run.waiting", request)
+        # The wall clock is read once: set back meanwhile, it would give the request its time again and again.
+        given, begun = _left(asked, request), time.monotonic()
+        while request.decision is None:
+            left = None if given is None else given - (time.monotonic() - begun)
+            if left is not None and left <= 0:
+                request = await in_thread(self.inbox.expire, asked.id)
+                continue
+            await self.pause(left, asked.id)
+            request = await in_thread(self.inbox.found, asked.id)
+        self._tell("request.closed", request, verdict=request.decision.verdict, answered_by=request.answered_by)
+        return request.decision
+
+    async def pause(self, seconds: float | None, request: str | None = None) -> None:
+        """Wait here for a request, or for so many seconds."""
+        await self.room.wait(self.made.run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread)
+        if not self.made.run.is_sure:
+            await in_thread(self.made.run.make_sure)
+
+    def _tell(self, kind: Any, request: Request, **more: Any) -> None:
+        call = self.made.call
+        about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id, "request_id": request.id}
+        self.made.run.feed.note(self.key, kind, {**about, "kind": request.kind, **more})
+
+
+def _left(asked: Asked, request: Request) -> float | None:
+    """Give the seconds until the request expires: never more than it was given at first, if a clock was set back."""
+    if request.expires_at is None:
+        return None
+    left = request.expires_at.timestamp() - now() / 1000
+    return left if asked.timeout is None else min(left, asked.timeout)
+
+
+class _NoWaits(Blocking):
+    """Calls a transactional tool, whose transaction belongs to this thread."""
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if not is_awaitable(result):
+            return result
+        if inspect.iscoroutine(result):
+            result.close()
+        raise errors.ConfigurationError(
+            "a tool with effect='transactional' must be a plain function, and this one returned something to await; "
+            "nothing was committed"
+        )
+
+
+@dataclass
+class Making:
+    """One tool call being made, by the code as it is now."""
+
+    made: ToolCall
+    key: str
+    recorder: CallRecorder | None
+    """What records the call's own steps; None for a `@step` tool, which is one record."""
+    waits: Waits
+    people: AtCall
+
+    def __post_init__(self) -> None:
+        run, call = self.made.run, self.made.call
+        self.function: Any = find_tool(self.made.agent, call.tool)
+        if self.function is None:
+            raise Held(_gone(self.made))
+        self.current = CurrentCall(run.run_id, self.made.agent.name, call.tool, call.id, self.made.attempt, self.key)
+        self.change, self.context = runs.Change.watch(self.made.context)
+        self.tell = run.swarm.tool_errors == "tell"
+
+    async def record(self) -> Record:
+        """Make the call and give its record."""
+        with users_code(names.tool_step(self.made.call.tool)):
+            record = await self._kept() or await self._made()
+        return self.made.run.feed.stamped(self.key, record)
+
+    async def announce(self) -> None:
+        """Open the request for the call's approval before the call has its turn."""
+        asked = await self._approval(self.made.call)
+        with engines_code(f"request {asked.id!r}"):
+            await self.waits.call(self.people.open, asked)
+
+    async def _made(self) -> Record:
+        call, outcome = self.made.call, None
+        if call.approval:
+            asked = await self._approval(call)
+            call, outcome = await approved(asked, self.function, call, self.people, self.waits)
+        if outcome is None:
+            outcome = await (self._once(call) if call.effect == "once" else self._entered(call))
+        record = runs.outcome_record(self.change.read(outcome, self.context))
+        return record if outcome.later is None else await self._later(outcome.later, record)
+
+    async def _approval(self, call: Call) -> Asked:
+        """Return what is asked before the call, with the step that it repeats."""
+        same_as, same = None, self.made.same
+        if same is not None:
+            with engines_code(f"the steps of run {self.made.run.run_id!r}"):
+                same_as = await in_thread(self.people.number_of, same)
+        return approval_of(self.function, call, self.current, same_as)
+
+    async def _entered(self, call: Call) -> Outcome:
+        """Enter the tool, when its turn has come."""
+        body = functools.partial(self._body, call)
+        lane = self.made.lane
+        return await (body() if lane is None else lane.run(self.function, body))
+
+    async def _body(self, call: Call) -> Outcome:
+        run, made = self.made.run, self.made
+        again = None if made.attempt == 1 else Again(run.run_id, call.tool, call.plan == "flow", run.stood)
+        async with made.trials.execution(self.key, self.waits, again):
+            run.begun.add(self.key)
+            try:
+                return await self._called(call)
+            finally:
+                run.begun.discard(self.key)
+
+    async def _called(self, call: Call) -> Outcome:
+        if call.effect == "transactional":
+            return await told(self._in_transaction(call), tell_errors=self.tell)
+        return await call_tool(
+            self.function,
+            call,
+            self.context,
+            self._here(),
+            cast=self.made.run.cast,
+            tell_errors=self.tell,
+            waits=self.waits,
+        )
+
+    async def _in_transaction(self, call: Call) -> Outcome:
+        """Call the tool in a transaction that holds its record, too; the record of an earlier life counts."""
+        run, place = self.made.run, output_of(self.key)
+
+        def body(connection: Any) -> Record:
+            given = {"connection": connection} if wants_connection(self.function) else {}
+            change, context = runs.Change.watch(self.made.context)
+            here = Inside(self.current, None, self.people, emit=self._emit, owner=run)
+            made = finish(invoke(self.function, call, context, here, cast=run.cast, waits=_NoWaits(), **given))
+            if made.later is not None:
+                raise errors.ConfigurationError(f"tool {call.tool!r} is transactional, and cannot give later()")
+            return run.seal.close_step(runs.outcome_record(change.read(made, context)), place)
+
+        stored = await self.waits.call(self.people.transactions.run, self.key, body, run.swarm.tool_database)
+        outcome = runs.read_outcome(run.seal.open(stored, place, f"the transaction of tool call {self.key!r}"))
+        absorb(self.context, outcome)
+        return outcome
+
+    def _here(self) -> Inside:
+        people = replace(self.people, holds_thread=not is_async(self.function))
+        return Inside(self.current, self.recorder, people, emit=self._emit, owner=self.made.run)
+
+    def _emit(self, attempt: int, data: Any) -> None:
+        call = self.made.call
+        about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id}
+        self.made.run.feed.progress(self.key, {**about, "attempt": attempt, "progress": data})
+
+    # A tool that is entered once
+
+    async def _once(self, call: Call) -> Outcome:
+        """Enter the tool, unless an earlier life may have: then its check decides, or a person."""
+        number = 0
+        while not await self._marks():
+            outcome = await self._unknown(call, number)
+            if outcome is not None:
+                return outcome
+            number += 1
+        return await self._entered(call)
+
+    async def _marks(self) -> bool:
+        if self.recorder is None:
+            raise errors.ConfigurationError(f"tool {self.made.call.tool!r} has no place for its mark")
+        return await self.recorder.mark(self.waits)
+
+    async def _unknown(self, call: Call, number: int) -> Outcome | None:
+        """Find out what became of the call; None if it is to be made."""
+        why, check = "", settings_of(self.function).check
+        if check is not None:
+            try:
+                found = await self._checked(check, call)
+                if not isinstance(found, bool):
+                    return None if found is None else read_result(found, self.made.run.cast)
+                why = (
+                    f"Its check gave {found}, where it must give the call's result, or None if the call did not happen"
+                )
+            except BaseException as error:
+                failure = ends.failure_of(error)
+                if failure is None:
+                    raise
+                why = f"Its check raised {type(failure).__name__}: {without_secrets(safe_text(failure))[:200]}"
+        decision: Decision = await self.waits.call(self.people.wait, outcome_of(call, self.current, number, why))
+        if decision.verdict == "approved":
+            return None
+        if decision.verdict == "rejected":
+            return Outcome(f"Error: this call failed{f': {decision.reason}' if decision.reason else '.'}")
+        return read_result(decision.value, self.made.run.cast)
+
+    async def _checked(self, check: Any, call: Call) -> Any:
+        arguments = {**check_arguments(self.function, call.arguments), "context_variables": self.context}
+        body = functools.partial(check, **accepted(check, self.function, arguments))
+        return await self.waits.call(
+            retrying(body, ToolSettings(), Inside(self.current, None, self.people, owner=self.made.run))
+        )
+
+    # A result that comes later
+
+    async def _kept(self) -> Record | None:
+        """Give the record of a call whose tool has returned in an earlier life, and gave `later`; else None."""
+        if self.made.attempt == 1:
+            return None
+        with engines_code(f"tool call {self.key!r}"):
+            found = await in_thread(self.people.inbox.kept, self.key)
+        return None if found is None else await self._later(found[0].id.removeprefix(TOKEN), found[1])
+
+    async def _later(self, token: str, record: Record) -> Record:
+        if self.recorder is None:
+            raise errors.ConfigurationError(
+                f"tool {self.made.call.tool!r} is a @step, one record, and cannot give later(); take @step off the tool"
+            )
+        asked = later_of(self.made.call, self.current, token)
+        wait = functools.partial(self.people.wait, asked, kept=record)
+        decision: Decision = await self.waits.call(wait)
+        outcome = posted(decision, lambda value: read_result(value, self.made.run.cast), Outcome(""))
+        return {**record, "text": codec.encode(outcome.text)}
+
+
+def _gone(made: ToolCall) -> errors.ReplayMismatch:
+    return errors.ReplayMismatch(
+        f"agent {made.agent.name!r} has no tool {made.call.tool!r} any more, but a call of it is open; "
+        "bring the tool back, or cancel the run",
+        run_id=made.run.run_id,
+    )

@@ -1,0 +1,136 @@
+"""Where tool calls wait, in this process, for an answer or for a time: until it comes, or until the run is released.
+
+A call that waits keeps its place in memory: a coroutine, and for a plain tool the thread it blocks. When more wait than
+`COROUTINES` or `THREADS`, the runs that have waited longest are released: their tools are unwound, nobody executes
+them, and the database wakes them. The tool is then entered again, as after a crash. So ten thousand runs that wait cost
+hardly more than their rows, and a few cost no repetition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+from durable_swarm.engine.backend import steps
+from durable_swarm.engine.execution.execution import LiveRun
+from durable_swarm.engine.signals import Released, closed
+from durable_swarm.engine.storage.ownership import now
+from durable_swarm.engine.storage.requests import LONGEST, Inbox
+
+COROUTINES, THREADS = 100, 16
+"""How many calls wait in place at most: those that hold no thread, and plain tools, which hold one of the pool."""
+
+
+@dataclass(eq=False)
+class Waiting:
+    """One tool call that waits: for a request (None: for a time only), until a time in milliseconds since 1970."""
+
+    run: LiveRun
+    key: str
+    request: str | None
+    until: int | None
+    holds_thread: bool
+    told: Future[None] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether the call waits still, and in no caller's thread."""
+        return not self.told.done() and not self.run.stays
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Have the call go on, or end with the error. The first one counts."""
+        with contextlib.suppress(InvalidStateError):
+            self.told.set_result(None) if error is None else self.told.set_exception(error)
+
+
+class Room:
+    """The tool calls that wait here, those that have waited longest first."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._lock = threading.RLock()
+        self._waiting: list[Waiting] = []
+        self._closed = False
+        self.patience: float | None = None
+        """Seconds after which a run that waits leaves in any case: in a worker it would take the place of another."""
+
+    async def wait(
+        self, run: LiveRun, key: str, *, request: str | None, seconds: float | None, holds_thread: bool
+    ) -> None:
+        """Wait until the request is decided, or so many seconds have passed.
+
+        Raises `Released` when the run leaves memory, and DBOS's own signal when it was cancelled.
+        """
+        until = None if seconds is None or seconds > LONGEST else now() + round(seconds * 1000)
+        waiting = Waiting(run, key, request, until, holds_thread)
+        timer = None if until is None else asyncio.get_running_loop().call_later(seconds or 0, waiting.end)
+        try:
+            self._enter(waiting)
+            await asyncio.wrap_future(waiting.told)
+        except Released:
+            run.rests.append((request, until))
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._leave(waiting)
+
+    def _enter(self, waiting: Waiting) -> None:
+        with self._lock:
+            if self._closed:
+                raise closed()
+            if waiting.run.released:
+                raise Released
+            self._waiting.append(waiting)
+            self._make_room()
+
+    def _leave(self, waiting: Waiting) -> None:
+        with self._lock, contextlib.suppress(ValueError):
+            self._waiting.remove(waiting)
+
+    def _make_room(self) -> None:
+        for holds_thread, most in ((True, THREADS), (False, COROUTINES)):
+            crowd = [one for one in self._waiting if one.holds_thread is holds_thread and one.may_leave]
+            for one in crowd[: max(0, len(crowd) - most)]:
+                self._release(one.run)
+
+    def _release(self, run: LiveRun) -> None:
+        """Have a run leave memory, if all its calls that have begun wait: what works is not disturbed."""
+        if run.begun <= {one.key for one in self._waiting if one.run is run}:
+            run.released = True
+            self._end(lambda one: one.run is run, Released)
+
+    def tell(self, *request_ids: str) -> None:
+        """Have the calls that wait for these requests look at them."""
+        self._end(lambda one: one.request in request_ids)
+
+    def look(self) -> None:
+        """Look for what other processes have decided or cancelled."""
+        with self._lock:
+            waiting = list(self._waiting)
+            for one in waiting:
+                if self.patience is not None and one.may_leave and time.monotonic() - one.since > self.patience:
+                    self._release(one.run)
+        if waiting:
+            self.tell(*self._inbox.decided(one.request for one in waiting if one.request is not None))
+            cancelled = self._inbox.cancelled({one.key for one in waiting})
+            self._end(lambda one: one.key in cancelled, lambda: steps.Cancelled("the tool call was cancelled"))
+
+    def close(self) -> list[LiveRun]:
+        """Have nobody wait here any more, and give the runs that did; they stay unfinished."""
+        with self._lock:
+            self._closed = True
+            runs = [one.run for one in self._waiting]
+        self._end(lambda _: True, closed)
+        return runs
+
+    def _end(self, which: Callable[[Waiting], bool], error: Callable[[], BaseException] | None = None) -> None:
+        with self._lock:
+            for waiting in filter(which, self._waiting):
+                waiting.end(None if error is None else error())

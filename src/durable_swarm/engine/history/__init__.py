@@ -1,0 +1,1 @@
+"""Reading runs back: steps, messages, events, documents, forks. Executes nothing."""

@@ -1,0 +1,213 @@
+"""Reads a run's events: from the process that executes it while that is this one, else from the database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from durable_swarm import codec, errors
+from durable_swarm.engine.history.projection import Narrator
+from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.encoding import CLOSED, Sealed
+from durable_swarm.engine.records.turns import TurnRecords, turns_in
+from durable_swarm.engine.storage.events import NewRow, place_of
+from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.events import Event, EventType
+from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Outcome, turns
+from durable_swarm.runs import ENDED
+from durable_swarm.types import EndedBy
+
+SOONEST, LATEST = 0.02, 0.25
+"""Seconds between looks at the database: after something new, and when nothing has come for long."""
+
+
+class Recorded:
+    """The events of a run as the database has them; each `read` looks at what is new there."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._found: list[Event] = []
+        self._narrator = Narrator(self._found.append)
+        self._loop: Any = None
+        self._effect: Effect | None = None
+        self._agent = ""
+        self._ended_by: EndedBy = "answer"
+        self._asked = -1
+        self._returned: set[int] = set()
+        self._passed = 0
+        """How many of the run's steps need not be read again."""
+        self._first = 0
+        """The turn of the first step that is read."""
+        self.ended = False
+        self._ended_at: int | None = None
+        self._kept: set[int] = set()
+        """When the run ended, each time of which a row was read."""
+
+    def read(self) -> list[Event]:
+        """Give the events that have come since the last time. Raises `RunNotFound`, `ReplayMismatch`, `Sealed`."""
+        # The state before the records, the records before the rows: what a state or record relies on is there then.
+        row = self._store.found(self._run_id)
+        state = state_of(row)
+        if state == "queued" and self._loop is None:
+            return []
+        with base.reading(f"the events of run {self._run_id!r}"):
+            told, passed = self._turns(row)
+            rows = self._store.events.read(self._run_id, self._store.seal(row), self._narrator.journal.last)
+            self._kept |= {record["of"] for _, record in rows if "of" in record}
+            self._narrator.add(rows)
+            self._passed, self._first = passed  # Last: a read that was broken off is made again.
+            self._advance(told, over=state in ENDED)
+            if state in ENDED and not self.ended:
+                self.ended, self._ended_at = True, row.completed_at
+                if row.completed_at not in self._kept:  # Else somebody who resumes the run has just stored this end.
+                    self._narrator.ended(row.completed_at or row.updated_at, *self._ending(row, state))
+        found, self._found[:] = list(self._found), []
+        return found
+
+    def _turns(self, row: Any) -> tuple[dict[int, TurnRecords], tuple[int, int]]:
+        """Return the turns from the one that was open last time on; and how many steps and turns are passed then."""
+        if self._loop is None:
+            start = self._store.start_record(row)
+            self._narrator.begin(start)
+            self._loop, self._first = turns(runs.read_start(start)), len(start.get("kept", []))
+            self._go_on(None)
+        steps = self._store.steps(self._run_id, after=self._passed)
+        keys = {step.child_workflow_id for step in steps if step.function_name == names.TOOL}
+        calls = {call.workflow_id: call for call in self._store.calls(keys)}
+        first = self._first
+        told = dict(enumerate(turns_in(steps, calls, self._store, row, first), first))
+        replies = [at for at, step in enumerate(steps) if step.function_name.startswith("model:")]
+        passed = (self._passed + replies[-1], first + len(replies) - 1) if replies else (self._passed, first)
+        return told, passed
+
+    def _advance(self, told: dict[int, TurnRecords], *, over: bool) -> None:
+        """Tell as far as the records go."""
+        while self._effect is not None:
+            if isinstance(self._effect, Close):
+                answer = True if self._effect.turn + 1 in told else False if over else None
+            else:
+                answer = self._answer(self._effect, told.get(self._effect.turn))
+            if answer is None:
+                return
+            self._go_on(answer)
+
+    def _go_on(self, answer: Any) -> None:
+        try:
+            self._effect = self._loop.send(answer)
+            self._agent = getattr(self._effect, "agent", self._agent)
+        except StopIteration as end:
+            self._effect, self._agent, self._ended_by = None, end.value.agent, end.value.ended_by
+
+    def _answer(self, effect: Ask | CallAll, told: TurnRecords | None) -> Any:
+        if isinstance(effect, CallAll):
+            return self._outcomes(effect, told)
+        if self._asked != effect.turn:
+            self._asked, self._returned = effect.turn, set()
+            self._narrator.asked(effect.turn, effect.agent)
+        if told is None:
+            return None
+        self._narrator.replied(told.reply)
+        return told.read()
+
+    def _outcomes(self, effect: CallAll, told: TurnRecords | None) -> list[Outcome] | None:
+        found: list[base.Record | None] = [None] * len(effect.calls) if told is None else told.outcomes
+        for call, record in zip(effect.calls, found, strict=True):
+            if record is not None and call.index not in self._returned:
+                self._returned.add(call.index)
+                self._narrator.returned(call.index, record)
+        made = zip(effect.calls, found, strict=True)
+        if any(record is None and call.plan not in NOT_MADE for call, record in made):
+            return None
+        return runs.outcomes_of(effect.calls, found)
+
+    def _ending(self, row: Any, state: str) -> tuple[EventType, dict[str, Any]]:
+        if state == "done":
+            written = {"written": self._narrator.written} if self._narrator.written else {}
+            return "run.finished", {"agent": self._agent, "ended_by": self._ended_by, **written}
+        if state == "cancelled":
+            return "run.cancelled", {}
+        return "run.failed", self._failure(row)
+
+    def _failure(self, row: Any) -> dict[str, Any]:
+        try:
+            record = self._store.failure_record(row)
+        except Sealed:
+            return {"error_type": row.error.data["type"], "error_message": CLOSED}
+        if record is None:
+            return {"error_type": type(row.error).__name__, "error_message": str(row.error)}
+        return {"error_type": record["type"], "error_message": codec.decode(record.get("message", ""))}
+
+    def keep_end(self) -> None:
+        """Store the event of a run's end, which `resume` is about to take back: it was told, so it stays.
+
+        Where the run's records cannot be read here, it does not.
+        """
+        try:
+            events = self.read()
+        except (Sealed, errors.ReplayMismatch):
+            return
+        row = self._store.found(self._run_id)
+        if not self.ended or state_of(row) not in ENDED or row.completed_at != self._ended_at:
+            return
+        if self._ended_at in self._kept:
+            return
+        # What an execution that was cut off has recorded beyond a gap may stand behind the end.
+        last = next(event for event in reversed(events) if event.type.startswith("run."))
+        turn = self._narrator.asking
+        at = round(last.time.timestamp() * 1000)
+        record = {"v": names.VERSION, "ended": [at, last.type, codec.encode(last.data)]}
+        record |= {} if turn is None else {"turn": turn}
+        record |= {} if self._ended_at is None else {"of": self._ended_at}
+        stored = self._store.seal(row).close(record, place_of(self._run_id, last.seq))
+        self._store.events.keep(NewRow(self._run_id, last.seq, stored, None))
+
+
+class Published(Protocol):
+    """What a run that executes here has published so far."""
+
+    def since(self, after: int) -> list[Event] | None:
+        """Return the events behind a number, or None if they are not in memory any more."""
+
+
+class Follower:
+    """One reader of a run: gives what comes behind event number `after`, each event once."""
+
+    def __init__(self, store: Callable[[], Store], run_id: str, after: int) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._after = after
+        self._recorded: Recorded | None = None
+        self.pause = SOONEST
+        """Seconds until the database is to be looked at again."""
+
+    def live(self, feed: Published) -> list[Event] | None:
+        """Give what is new in the process that executes the run; None if the reader is too far behind for it."""
+        return self._given(feed.since(self._after))
+
+    def read(self) -> list[Event]:
+        """Give what is new in the database."""
+        if self._recorded is None:
+            self._recorded = Recorded(self._store(), self._run_id)
+        events = [event for event in self._recorded.read() if event.seq > self._after]
+        self.pause = SOONEST if events else min(self.pause * 1.5, LATEST)
+        self._given(events)
+        return events
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has ended and all of it was read."""
+        return self._recorded is not None and self._recorded.ended
+
+    def _given(self, events: list[Event] | None) -> list[Event] | None:
+        if events:
+            self._after = events[-1].seq
+        return events
+
+
+def check_after(after: int) -> None:
+    """Check the number of an event. Raises `ConfigurationError`."""
+    if isinstance(after, bool) or not isinstance(after, int) or after < 0:
+        raise errors.ConfigurationError(
+            f"after must be the number of the last event that was read, 0 or more, not {after!r:.80}"
+        )

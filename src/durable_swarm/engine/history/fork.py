@@ -1,0 +1,179 @@
+"""Forks: a new run that begins with the first turns of another, and goes on with the code as it is now.
+
+The start record of a fork has the kept turns in it, so a fork needs nothing of the run it comes from any more: it
+resumes, is exported and is forked like any other.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from durable_swarm import codec, errors
+from durable_swarm.agents import remember
+from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend.public import DBOSWorkflowIDInUseError
+from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
+from durable_swarm.engine.storage.runs import Store, notes_on
+from durable_swarm.loop import Ask, CallAll, Close, Start, turns
+from durable_swarm.swarm.arguments import check_agent, check_messages, plain
+from durable_swarm.tools.context import calling
+from durable_swarm.types import Message
+from durable_swarm.validation import check_name, check_whole
+
+
+class Host(Protocol):
+    """What a fork needs of the process, if the process can execute runs."""
+
+    @property
+    def version(self) -> str:
+        """The application version whose runs DBOS executes here."""
+
+    def lend(self, run_id: str, agent: Any) -> None:
+        """Have a run of this id mean this agent, whatever others share its name."""
+
+    def queue_for(self, agent: str, swarm: str) -> str:
+        """Give the queue on which a new run of the agent begins soonest."""
+
+
+@dataclass(frozen=True)
+class ForkRequest:
+    """The arguments of one `fork`, checked. Raises `ConfigurationError`, naming the argument and the remedy."""
+
+    turn: int
+    agent: Any = None
+    messages: Sequence[Message] | None = None
+    run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        check_whole("turn", self.turn, 0)
+        if self.messages is not None:
+            check_messages(self.messages)
+        if self.run_id is not None:
+            names.check_id(self.run_id)
+        if isinstance(self.agent, str):
+            check_name("agent", self.agent)
+        elif self.agent is not None:
+            check_agent(self.agent)
+            remember(self.agent)
+
+    @property
+    def agent_name(self) -> str | None:
+        """The name of the agent to go on with, if one was given."""
+        return self.agent if self.agent is None or isinstance(self.agent, str) else str(self.agent.name)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fork to be recorded: its start record, and the agent whose turn it is."""
+
+    record: base.Record
+    agent: str
+
+    def about(self) -> dict[str, Any]:
+        """Give what is noted on the run, readable for everybody."""
+        forked = self.record["forked"]
+        notes = {"agent": self.agent, "swarm": self.record.get("swarm", ""), "at": self.record["at"]}
+        return {**notes, "forked_from": forked["run"], "turn": forked["turn"]}
+
+
+def fork(store: Store, host: Host | None, row: Any, asked: ForkRequest, swarm: str | None) -> str:
+    """Record a fork of the run in `row`, to be executed where its agent is defined, and give its id.
+
+    Raises `ConfigurationError` for a turn that cannot be forked at, `RunConflict` for an id that is taken.
+    """
+    own = swarm if swarm is not None else notes_on(row).get("swarm", "")
+    planned = plan(store, row, asked, own)
+    fork_id = asked.run_id or _inner_id() or str(uuid.uuid4())
+    known = store.row(fork_id, load_output=False) is not None
+    stored = {} if known else store.closed_like(row, fork_id, planned.record, own)
+    if known:
+        _check_same(store, fork_id, planned)
+    if host is not None and asked.agent is not None and not isinstance(asked.agent, str):
+        host.lend(fork_id, asked.agent)
+    if not known:
+        _record(store, host, fork_id, planned, stored, row.app_version)
+    return fork_id
+
+
+def _inner_id() -> str | None:
+    """Give the id of a fork that a tool makes, the same in every life."""
+    here = calling()
+    return here.next_id() if here is not None and steps.in_workflow() else None
+
+
+def _record(store: Store, host: Host | None, fork_id: str, planned: Planned, stored: base.Record, version: str) -> None:
+    about = planned.about()
+    queue = names.UNCLAIMED if host is None else host.queue_for(planned.agent, about["swarm"])
+    try:
+        store.enqueue(fork_id, stored, about, queue, version if host is None else host.version)
+    except DBOSWorkflowIDInUseError as error:
+        if store.row(fork_id, load_output=False) is None:
+            text = f"the id {fork_id!r} is taken by something else in this database; use another run_id"
+            raise errors.RunConflict(text, run_id=fork_id) from error
+        _check_same(store, fork_id, planned)
+
+
+def _check_same(store: Store, fork_id: str, planned: Planned) -> None:
+    """Check that the run of this id is the fork that was asked for."""
+    recorded = store.start_record(store.row(fork_id))
+    if _asked(recorded) != _asked(store.settled(fork_id, planned.record, planned.about()["swarm"])):
+        raise errors.RunConflict(
+            f"run {fork_id!r} exists already, and is not this fork; use a new run_id, or none", run_id=fork_id
+        )
+
+
+def _asked(record: base.Record) -> str:
+    return codec.dumps({key: value for key, value in record.items() if key not in ("v", "at", "swarm", "debug")})
+
+
+def plan(store: Rows, row: Any, asked: ForkRequest, swarm: str) -> Planned:
+    """Give the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
+    start, turn = store.start_record(row), asked.turn
+    told = recorded_turns(store, row, start)
+    kept = _kept(row.workflow_id, told, turn, calls=start.get("execute_tools", True))
+    detours = {at: detour for at, detour in start.get("detours", {}).items() if int(at) <= turn}
+    here = detours.pop(str(turn), {})
+    messages = here.get("messages", []) if asked.messages is None else _plain_data(asked.messages)
+    agent = asked.agent_name or here.get("agent")
+    if agent or messages:
+        detours[str(turn)] = runs.detour_record(agent, messages)
+    forked = {"run": row.workflow_id, "turn": turn}
+    record = runs.fork_record(start, kept, detours, swarm=swarm, at=time.time(), forked=forked)
+    if kept and not told[turn - 1].read().calls and not messages:
+        raise errors.ConfigurationError(
+            f"run {row.workflow_id!r} ended with turn {turn - 1}; give messages to go on after it, or fork it at an "
+            "earlier turn"
+        )
+    return Planned(record, _next(row.workflow_id, runs.read_start(record)).agent)
+
+
+def _plain_data(messages: Sequence[Message]) -> list[Any]:
+    return [codec.encode(codec.mended(plain(message)), f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> list[base.Record]:
+    """Give the turns before `turn`; `calls` is whether the run makes the calls of its replies at all."""
+    whole = next((at for at, one in enumerate(told) if not (one.whole if calls else not one.read().calls)), len(told))
+    if turn > whole:
+        open_ = "is not finished" if calls else "has tool calls that were not made (execute_tools=False)"
+        reason = f"turn {whole} {open_}" if whole < len(told) else f"it has {len(told)} turns, counted from 0"
+        raise errors.ConfigurationError(f"run {run_id!r} cannot be forked at turn {turn}: {reason}; take 0 to {whole}")
+    return [runs.turn_record(record.agent, record.reply, record.outcomes) for record in told[:turn]]
+
+
+def _next(run_id: str, start: Start) -> Ask | CallAll:
+    """Give the first thing the fork will do."""
+    loop = turns(start)
+    found = next(loop, None)
+    loop.close()
+    if found is None or isinstance(found, Close):
+        bound = "" if start.max_turns is None else f" its max_turns of {start.max_turns:g} messages"
+        raise errors.ConfigurationError(
+            f"run {run_id!r} has reached{bound or ' its end'} there; fork it at an earlier turn"
+        )
+    return found

@@ -1,0 +1,166 @@
+"""Putting an exported run into a database: as the rows it had, ended, in one transaction. Nothing is executed."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from durable_swarm import codec, errors
+from durable_swarm.codec import Place
+from durable_swarm.engine.backend import launch
+from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.urls import schema_of
+from durable_swarm.engine.history.export import Exported, export, is_record
+from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.encoding import Seal, failure_of, input_of, output_of
+from durable_swarm.engine.signals import Broken
+from durable_swarm.engine.storage.runs import Store
+
+_OUTSIDE = frozenset({"package", "status", "finished"})
+"""What may differ between two exports of one run: who wrote it, and how it stood then."""
+
+
+def import_run(store: Store, data: Any) -> str:
+    """Store an exported run and give its id; the same run again changes nothing.
+
+    A run that had not ended is cancelled, so that nobody goes on with it unasked. Raises `ConfigurationError` for what
+    is no exported run, and `RunConflict` for an id that belongs to another run.
+    """
+    run = Exported(data)
+    if not _is_there(store, run):
+        rows = _Rows(run, _seal(store, run), int(time.time() * 1000))
+        try:
+            launch.insert(store.engine, schema_of(store.url), rows.tables())
+        except IntegrityError:
+            if not _is_there(store, run):
+                raise _taken(run.data.id) from None
+        except SQLAlchemyError as error:
+            raise unfit(store.url, error) from error
+    return run.data.id
+
+
+def _seal(store: Store, run: Exported) -> Seal:
+    """Give what closes the imported run. Raises `ConfigurationError` where it would be open beside sealed ones."""
+    seal = store.seal(run.row)
+    if seal.codec is None and store.holds_sealed(run.data.swarm):
+        raise errors.ConfigurationError(
+            f"the runs of swarm {run.data.swarm!r} in this database are stored through a codec, such as encryption, "
+            "and this one would be stored in the clear; import it with DurableSwarm(codec=...).import_run, or on the "
+            "command line with the keys in DURABLE_SWARM_ENCRYPTION_KEYS"
+        )
+    return seal
+
+
+def _is_there(store: Store, run: Exported) -> bool:
+    row = store.row(run.data.id)
+    if row is None:
+        return False
+    if _same_part(Exported(export(store, row))) != _same_part(run):
+        raise _taken(run.data.id)
+    return True
+
+
+def _same_part(run: Exported) -> str:
+    return codec.dumps(run.data.model_dump(mode="json", exclude_none=True, exclude=set(_OUTSIDE)))
+
+
+def _taken(run_id: str) -> errors.RunConflict:
+    return errors.RunConflict(
+        f"this database has another run {run_id!r}; import into another database, or under another id "
+        "(`durable-swarm import --id ID`, or the document's `id`)",
+        run_id=run_id,
+    )
+
+
+class _Rows:
+    """The rows of an exported run, in the columns of DBOS, sealed for the database they go to."""
+
+    def __init__(self, run: Exported, seal: Seal, now: int) -> None:
+        self._run = run
+        self._seal = seal
+        self._now = now
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Give the rows by their tables."""
+        run = self._run.data.id
+        calls = self._run.children(run, load_output=True)
+        ended = [call for call in calls if call.output is not None]
+        steps = [step for key in (run, *(call.workflow_id for call in calls)) for step in self._run.steps(key)]
+        return {
+            "workflow_status": [self._status(self._run.row), *map(self._call_status, calls)],
+            "workflow_input": [
+                self._input(run, [self._start()]),
+                *(self._input(call.workflow_id, []) for call in calls),
+            ],
+            "workflow_output": [self._outcome(), *map(self._output, ended)],
+            "operation_outputs": [self._step(step) for step in steps],
+        }
+
+    def _status(self, row: Any, **more: Any) -> dict[str, Any]:
+        return {
+            "workflow_uuid": row.workflow_id,
+            "status": row.status,
+            "name": names.RUN,
+            "created_at": row.created_at,
+            "updated_at": row.updated_at,
+            "completed_at": row.updated_at,
+            "application_version": names.WIRE,
+            "application_id": "",
+            "recovery_attempts": 1,
+            "priority": 0,
+            "serialization": launch.JSON.name(),
+            "attributes": getattr(row, "attributes", None),
+            "parent_workflow_id": None,
+            **more,
+        }
+
+    def _call_status(self, call: Any) -> dict[str, Any]:
+        return self._status(call, name=names.TOOL, parent_workflow_id=self._run.data.id)
+
+    def _start(self) -> base.Record:
+        return self._seal.close(self._run.start_record(self._run.row), input_of(self._run.data.id))
+
+    def _input(self, key: str, arguments: list[Any]) -> dict[str, Any]:
+        return self._payload(key, inputs=_text({"namedArgs": {}, "positionalArgs": arguments}))
+
+    def _outcome(self) -> dict[str, Any]:
+        run, output, error = self._run.data, None, None
+        if run.status == "done":
+            ending = self._run.story().ending
+            output = _text({"v": names.VERSION, "agent": run.agent} if ending is None else runs.end_record(ending))
+        elif run.status == "failed" and run.failure is not None:
+            broken = Broken(self._seal.close({"v": names.VERSION, **run.failure}, failure_of(run.id)))
+            error = _text({"name": "Broken", "message": str(broken), "code": None, "data": broken.data})
+        return self._payload(run.id, output=output, error=error)
+
+    def _output(self, call: Any) -> dict[str, Any]:
+        key = call.workflow_id
+        return self._payload(key, output=_text(self._seal.close(call.output, output_of(key))), error=None)
+
+    def _payload(self, key: str, **columns: Any) -> dict[str, Any]:
+        return {"workflow_uuid": key, "retention_timestamp": self._now, **columns}
+
+    def _step(self, step: Any) -> dict[str, Any]:
+        output = step.output
+        if is_record(output):
+            output = self._seal.close(output, Place(step.workflow_id, step.function_name, step.function_id))
+        return {
+            "workflow_uuid": step.workflow_id,
+            "function_id": step.function_id,
+            "function_name": step.function_name,
+            "output": None if output is None else _text(output),
+            "error": None if step.error is None else _text({"name": "Exception", "message": step.error}),
+            "child_workflow_id": step.child_workflow_id,
+            "started_at_epoch_ms": step.started_at_epoch_ms,
+            "completed_at_epoch_ms": step.completed_at_epoch_ms,
+            "serialization": launch.JSON.name(),
+            "retention_timestamp": self._now,
+        }
+
+
+def _text(value: Any) -> str:
+    """Give JSON as pure ASCII, which every database takes whatever stands in it."""
+    return json.dumps(value, separators=(",", ":"))

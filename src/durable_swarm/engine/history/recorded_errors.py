@@ -1,0 +1,35 @@
+"""Errors that are read from a record: each says when it was recorded, and what continues the run."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from durable_swarm import errors
+from durable_swarm.engine.records import failures
+from durable_swarm.engine.storage.runs import Store, moment
+
+
+def error_of(store: Store, row: Any) -> Exception:
+    """Return the error that ended a failed run, from its row. Its attributes are those that were recorded."""
+    record = store.failure_record(row)
+    if record is not None:
+        error = failures.read_failure(record)
+    else:
+        text = str(row.error)
+        error = errors.RunFailed(f"run {row.workflow_id!r} failed: {text}", run_id=row.workflow_id, error_message=text)
+    at = moment(row.completed_at or row.updated_at).astimezone()
+    note = f"recorded at {at:%Y-%m-%d %H:%M:%S}; nothing was tried now"
+    error.args = (f"{str(error).rstrip('.')} ({note}. When the cause is fixed: {resume_command(row.workflow_id)})",)
+    return error
+
+
+def cancelled(run_id: str) -> errors.RunCancelled:
+    """Return the error of a run that was cancelled."""
+    text = f"run {run_id!r} was cancelled; Run.resume() continues it, and so does {resume_command(run_id)}"
+    return errors.RunCancelled(text, run_id=run_id)
+
+
+def resume_command(run_id: str) -> str:
+    """Return the command that continues a run."""
+    return f"durable-swarm resume {shlex.quote(run_id)}"

@@ -1,0 +1,223 @@
+"""Reads a run's records: its story and its steps, from the rows of the run and of its tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from durable_swarm import codec, errors
+from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.encoding import CLOSED, Sealed
+from durable_swarm.engine.records.turns import Rows, calls_of, kept_steps, numbered, recorded_turns, told_step
+from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.loop import NOT_MADE, Call, Outcome, Reply
+from durable_swarm.runs import ENDED, StepInfo, Story, follow
+from durable_swarm.tools.repeats import FAILED, Place, key_of
+
+
+def story(store: Rows, row: Any) -> Story:
+    """Tell the run's story as far as it is recorded."""
+    record = store.start_record(row)
+    start, told = runs.read_start(record), recorded_turns(store, row, record)
+    replies = iter(told[len(start.kept) :])
+
+    def next_reply() -> Reply | None:
+        turn = next(replies, None)
+        return None if turn is None else turn.read()
+
+    def next_outcome(turn: int, call: Call) -> Outcome | None:
+        outcome = told[turn].outcomes[call.index]
+        return None if outcome is None else runs.read_outcome(outcome)
+
+    state = state_of(row)
+    pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
+    return follow(start, next_reply, next_outcome, pending=pending)
+
+
+def step_infos(store: Rows, row: Any) -> list[StepInfo]:
+    """Return the run's steps in the order in which they were begun, with numbers from 1; those a fork has kept first.
+
+    What was stored through a codec that this process lacks is shown as `(encrypted)`.
+    """
+    with base.reading(f"a step of run {row.workflow_id!r}"):
+        start = _opened(lambda of, _: store.start_record(of), row, row)
+        first = len(start.get("kept", []))
+        own = list(_in_turns(_fields(store, row, makes_calls=start.get("execute_tools", True)), first))
+        fields = _with_failure([*kept_steps(start), *own], _failure(store, row))
+        _mark_repeated(fields)
+        return [StepInfo(number, **step) for number, step in enumerate(fields, 1)]
+
+
+def step_number(store: Store, run_id: str, place: Place) -> int | None:
+    """Return the number of a tool call among the steps of a run of this database."""
+    steps = step_infos(store, store.found(run_id))
+    for step in steps:
+        if step.kind == "tool" and (step.turn, step.index) == place:
+            return step.number
+    # A twin that has not begun: it comes after its reply.
+    reply = next((step.number for step in steps if step.kind == "model" and step.turn == place[0]), None)
+    return None if reply is None else reply + 1 + place[1]
+
+
+def _mark_repeated(fields: list[dict[str, Any]]) -> None:
+    """Note of each call that succeeded before, or stands before in its reply, the number of that step."""
+    succeeded: dict[str, int] = {}
+    twins: dict[str, int] = {}
+    for number, step in enumerate(fields, 1):
+        if step["kind"] == "model":
+            twins = {}
+        call: Call | None = step.pop("call", None)
+        if call is None:
+            continue
+        step["index"], key = call.index, key_of(call.tool, call.arguments)
+        step["same_as"] = succeeded.get(key, twins.get(key))
+        text = step.get("output")
+        if step["status"] == "done" and not str(text).startswith(FAILED):
+            succeeded.setdefault(key, number)
+        if step["status"] != "failed":
+            twins.setdefault(key, number)
+
+
+def _failure(store: Rows, row: Any) -> base.Record | None:
+    try:
+        return store.failure_record(row)
+    except Sealed:
+        return {**row.error.data, "message": CLOSED}
+
+
+def _with_failure(fields: list[dict[str, Any]], failure: base.Record | None) -> list[dict[str, Any]]:
+    """Tell of the step that ended the run: it has no record of its own, since it is to be repeated."""
+    if failure is None or not failure.get("step"):
+        return fields
+    ended = {"status": "failed", "error": f"{failure['type']}: {codec.decode(failure.get('message', ''))}"}
+    for step in reversed(fields):
+        if step["name"] == failure["step"] and step["status"] == "running":
+            step.update(ended)
+            return fields
+    return [*fields, {"name": failure["step"], "kind": failure["step"].partition(":")[0], **ended}]
+
+
+def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str, Any]]:
+    turn = first - 1
+    for step in fields:
+        turn += step["kind"] == "model"
+        yield {**step, "turn": turn}
+
+
+def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, Any]]:
+    rows, children = store.steps(row.workflow_id), calls_of(store, row)
+    opened = {step.function_id: _opened(store.step_record, step, row) for step in rows}
+    # The calls of the last reply by the numbers of their steps, those that are not made, and what the others gave.
+    calls, unmade, texts = dict[int, Call](), list[tuple[int, Call]](), dict[int, Any]()
+    for step in rows:
+        while unmade and unmade[0][0] <= step.function_id:
+            yield _unmade(unmade.pop(0)[1], texts)
+        call = calls.get(step.function_id)
+        if step.function_name.startswith("model:"):
+            texts = {}
+            calls, unmade = _planned(opened[step.function_id], step.function_id) if makes_calls else ({}, [])
+            yield _done(step, opened[step.function_id])
+        elif step.function_name == names.TOOL:
+            key = step.child_workflow_id
+            fields = _tool(store, row, step, children.get(key), CLOSED if call is None else call.tool)
+            yield _noted(fields, call, texts)
+            inside = (inner for inner in store.steps(key) if inner.function_name != names.BEGUN)
+            yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in inside)
+        elif step.function_name.startswith("tool:"):
+            yield _noted(_done(step, opened[step.function_id]), call, texts)
+    yield from (_unmade(call, texts) for _, call in unmade)
+
+
+def _planned(reply: base.Record, number: int) -> tuple[dict[int, Call], list[tuple[int, Call]]]:
+    """Return the calls of a reply by the number of each one's step, and apart from them those that are not made."""
+    if "message" not in reply:
+        return {}, []
+    placed = list(numbered(runs.read_reply(reply).calls, number))
+    made = {at: call for call, at in placed if call.plan not in NOT_MADE}
+    return made, [(at, call) for call, at in placed if call.plan in NOT_MADE]
+
+
+def _noted(fields: dict[str, Any], call: Call | None, texts: dict[int, Any]) -> dict[str, Any]:
+    if call is None:
+        return fields
+    texts[call.index] = fields.get("output")
+    return {**fields, "call": call}
+
+
+def _unmade(call: Call, texts: dict[int, Any]) -> dict[str, Any]:
+    """Return the step of a call that was not made: refused, or answered with the result of another."""
+    if call.twin is None:
+        return told_step(call, call.text)
+    text = texts.get(call.twin)
+    return {**told_step(call, str(text)), **({"status": "running", "output": None} if text is None else {})}
+
+
+def _opened(read: Callable[[Any, Any], base.Record], stored: Any, row: Any) -> base.Record:
+    """Give a record as far as it can be read: what is not a record has no fields, and of a closed one it is known."""
+    try:
+        return read(stored, row)
+    except Sealed:
+        return {"closed": True}
+    except errors.ReplayMismatch:
+        return {}
+
+
+def _times(step: Any) -> dict[str, datetime | None]:
+    return {"started_at": _time(step.started_at_epoch_ms), "finished_at": _time(step.completed_at_epoch_ms)}
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _value(record: base.Record, field: str, default: Any = None) -> Any:
+    return CLOSED if record.get("closed") else codec.decode(record.get(field, default))
+
+
+def _done(step: Any, record: base.Record) -> dict[str, Any]:
+    kind = step.function_name.partition(":")[0]
+    return {
+        "name": step.function_name,
+        "kind": kind,
+        "status": "done",
+        "output": _value(record, "message") if kind == "model" else _value(record, "text", ""),
+        "version": step.output.get("version") if isinstance(step.output, dict) else None,
+        "finish": codec.decode(record.get("finish")) if kind == "model" else None,
+        "written": codec.decode(record.get("written")) if kind == "model" else None,
+        **_times(step),
+    }
+
+
+def _tool(store: Rows, row: Any, step: Any, child: Any, name: str) -> dict[str, Any]:
+    fields = {
+        "name": names.tool_step(name),
+        "kind": "tool",
+        "status": "running",
+        "started_at": _time(step.started_at_epoch_ms),
+    }
+    if child is not None and child.status == "SUCCESS":
+        text = _value(_opened(store.output_record, child, row), "text", "")
+        fields |= {"status": "done", "output": text, "finished_at": _time(child.completed_at or child.updated_at)}
+    return fields
+
+
+def _inner(step: Any, record: base.Record) -> dict[str, Any]:
+    stored = step.output if isinstance(step.output, dict) else {}
+    failed = bool(step.error) or "failed" in stored or "raised" in stored
+    return {
+        "name": step.function_name,
+        "kind": "step",
+        "status": "failed" if failed else "done",
+        # A step of DBOS's own, such as a sleep, has no record of ours.
+        "output": _value(record, "value") if record else step.output,
+        "error": _error(step, record) if failed else None,
+        **_times(step),
+    }
+
+
+def _error(step: Any, record: base.Record) -> str:
+    raised = record.get("raised")
+    if raised:
+        return f"{raised['type']}: {codec.decode(raised.get('message', ''))}"
+    return CLOSED if record.get("closed") else str(step.error)

@@ -1,0 +1,1 @@
+"""Which process executes which run: identity, recovery, workers, maintenance, the registered workflows."""

@@ -1,0 +1,496 @@
+"""This process and its database: one DBOS, launched at first use, shared by all `DurableSwarm` objects.
+
+If the program has launched DBOS itself, that one is used and never closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import functools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy
+
+from durable_swarm import agents, errors
+from durable_swarm.concurrency import Home, background, background_loop, running_loop
+from durable_swarm.engine.backend import launch, patches, pools, queues, steps
+from durable_swarm.engine.backend.public import DBOS, DBOSConfig
+from durable_swarm.engine.database import connection as database_connection
+from durable_swarm.engine.database import diagnosis, urls
+from durable_swarm.engine.database.locks import FileLocks, PostgresLocks
+from durable_swarm.engine.database.outages import Outage, noted
+from durable_swarm.engine.execution.child_calls import Desk, ToolCall
+from durable_swarm.engine.execution.crash_guard import Trials
+from durable_swarm.engine.execution.errors import engines_code
+from durable_swarm.engine.execution.event_writer import Writer
+from durable_swarm.engine.execution.execution import LiveRun, beginning_here, is_under_way
+from durable_swarm.engine.execution.swarms import Settings, Swarms
+from durable_swarm.engine.execution.tool_call import AtCall
+from durable_swarm.engine.execution.transactions import Transactions
+from durable_swarm.engine.execution.waiting import Room
+from durable_swarm.engine.history.story import step_number
+from durable_swarm.engine.processes.identity import Identity
+from durable_swarm.engine.processes.lost_claims import Strays
+from durable_swarm.engine.processes.maintenance import CLOSING, FAST, Keeper, Sweeper
+from durable_swarm.engine.processes.recovery import Orphans
+from durable_swarm.engine.processes.worker import IN_THREADS, Working
+from durable_swarm.engine.records import base, names
+from durable_swarm.engine.records import runs as records_runs
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import input_of
+from durable_swarm.engine.signals import Held, closed
+from durable_swarm.engine.storage.heartbeats import Leases
+from durable_swarm.engine.storage.ownership import UNFINISHED
+from durable_swarm.engine.storage.rates import Rates
+from durable_swarm.engine.storage.runs import Store, owner_of
+from durable_swarm.loop import Start
+from durable_swarm.requests import Request
+from durable_swarm.tools.calls import Cast
+from durable_swarm.validation import check_threads
+
+log = logging.getLogger("durable_swarm")
+
+SEE_OFF = 1.0
+"""Seconds that closing waits at most for runs that only wait themselves."""
+
+
+class Process:
+    """What lives as long as DBOS is launched here."""
+
+    def __init__(self, url: sqlalchemy.URL, worker_id: str | None) -> None:
+        self.url = url
+        self.pid = os.getpid()
+        self.hosted = launch.launched()
+        self.desk = Desk()
+        self.runs: dict[str, LiveRun] = {}
+        self.swarms = Swarms()
+        self.held: dict[str, errors.DurableSwarmError] = {}
+        self.homes: dict[str, list[Home]] = {}
+        """Threads that wait for a run and lend themselves to its plain functions, by the run's id."""
+        self.lent: dict[str, Cast] = {}
+        """Agents that runs mean here when they go on: those given with a run's id, and those of runs that rest."""
+        self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
+        """The event loops on which runs were executed."""
+        self.orphans = Orphans(self, strangers=worker_id is not None or (self.hosted and launch.LATE))
+        self.strays = Strays(self)
+        self._lock = threading.RLock()
+        self.is_closed = False
+        """Whether this engine is closed, or about to be: who waits here waits for nothing."""
+        self.working = Working(self)
+        self.parked: dict[str, str] = {}
+        """Why runs wait that the database could not be written for; they are tried again by themselves."""
+        self.outage = Outage(url, is_under_way)
+        self.store = self._open_store()
+        try:
+            self._launch(worker_id)
+            try:
+                self._start_keeping()
+            except BaseException:
+                self._end_dbos()
+                self.identity.close()
+                raise
+        except BaseException:
+            self.store.close()
+            raise
+
+    # Launching and closing
+
+    def _open_store(self) -> Store:
+        if self.hosted:
+            return Store(self.url, launch.host_database()[1], self.swarms.codec_for, owns=False)
+        engine = database_connection.connect(self.url, create=True, on_write=self.outage.end)
+        return Store(self.url, engine, self.swarms.codec_for)
+
+    def _start_keeping(self) -> None:
+        self.store.inbox.create()
+        self.store.mailbox.create()
+        if not urls.is_sqlite(self.url):
+            self.identity.leases = Leases(self.url, self.store.engine)
+            self.identity.leases.renew(self.identity.name)
+        self.trials = Trials(self.store, self.still_open)
+        self.room = Room(self.store.inbox)
+        self.rates = Rates(self.url, self.store.engine)
+        self.transactions = Transactions(self.url, self.store.claims.owner)
+        self.writer = Writer(self.store.events.write)
+        self._sweeper = Sweeper(self.store)
+        self._unwatch = agents.watch(self.orphans.agent_defined)
+        self.keeper = Keeper(self._private, self._look, self._keep)
+        background().hold()
+
+    def _launch(self, worker_id: str | None) -> None:
+        locks = FileLocks(f"{self.url.database}.lock") if urls.is_sqlite(self.url) else PostgresLocks(self.url)
+        try:
+            self.identity = Identity(locks, DBOS.executor_id if self.hosted else worker_id)
+            self.queue = names.QUEUE + self.identity.name
+            self._private = queues.serve_queue(self.queue, FAST)
+            patches.refuse_pickle(everywhere=not self.hosted)
+            if not self.hosted:
+                self._launch_dbos()
+        except BaseException:
+            locks.close()
+            raise
+
+    def _launch_dbos(self) -> None:
+        patches.silence()
+        config: DBOSConfig = {
+            "name": "durable-swarm",
+            "system_database_url": self.url.render_as_string(hide_password=False),
+            "system_database_engine": self.store.engine,
+            "application_version": names.WIRE,
+            "executor_id": self.identity.name,
+            "serializer": launch.JSON,
+            "log_level": "CRITICAL",
+            "max_executor_threads": 2 * IN_THREADS,
+            "notification_listener_polling_interval_sec": launch.POLL,
+        }
+        try:
+            patches.shorten_pauses()
+            DBOS(config=config)
+            with patches.recovering_nothing():
+                DBOS.launch()
+            pools.keep_apart()
+        except Exception as error:
+            DBOS.destroy()
+            raise diagnosis.unfit(self.url, error) from error
+        self.outage.watch(self.store.engine)
+
+    def close(self) -> None:
+        """Give everything back. Runs under way stay unfinished in the database."""
+        self.is_closed = True
+        self.outage.close()
+        self.keeper.close()
+        self._unwatch()
+        self.trials.close()
+        self._see_off(self.room.close())
+        self.writer.close()
+        self.desk.close()
+        self._end_dbos()
+        self.transactions.close()
+        self.identity.close()
+        self.store.close()
+        background().let_go()
+
+    def _end_dbos(self) -> None:
+        if not self.hosted:
+            queues.stop_queues(CLOSING)
+            DBOS.destroy()
+            pools.end()
+            patches.refuse_pickle(everywhere=False)
+        queues.forget_queue(self._private)
+
+    def _see_off(self, waited: list[LiveRun]) -> None:
+        """Give runs that waited, or were about to, the time to leave; not where it is their loop that would wait."""
+        end = time.monotonic() + (0 if running_loop() in self.loops else SEE_OFF)
+        runs = [*waited, *(run for run in list(self.runs.values()) if run.asks)]
+        while time.monotonic() < end and not all(self._has_left(run) for run in runs):
+            time.sleep(0.005)
+
+    def _has_left(self, run: LiveRun) -> bool:
+        return run.over.done() if run.watched else self.runs.get(run.run_id) is not run
+
+    # Runs that this process executes
+
+    def known(self, run_id: str, record: Record) -> LiveRun:
+        """Give an execution of a run: with its own objects if it started here, else with those found by name."""
+        begun = beginning_here()
+        run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
+        run.owner = steps.owner_of(run_id)
+        run.keeper = self
+        return run
+
+    def _recovered(self, run_id: str, record: Record) -> LiveRun:
+        name = base.read(record, f"the input of run {run_id!r}").get("swarm", "")
+        swarm = self.swarms.named(name)
+        if swarm is None:
+            raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
+        cast = self.lent.pop(run_id, {})
+        not_yet_read = Start("", [], {})
+        recovered = not steps.is_new(run_id)
+        return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=recovered)
+
+    def may_be_late(self, run: LiveRun) -> bool:
+        """Whether the run may have been taken over before this execution of it began, perhaps by this process."""
+        return run is not beginning_here() and (run.recovered or run.run_id in self.runs)
+
+    def enter(self, run: LiveRun, record: Record) -> None:
+        """Begin to execute a run."""
+        run_id = run.run_id
+        with self._lock:
+            opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
+            run.start, run.streams = records_runs.read_start(opened), opened.get("stream") is True
+            run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
+            run.entered = True
+            run.homes = self.homes.setdefault(run_id, run.homes)
+            self.runs[run_id] = run
+            self.held.pop(run_id, None)
+            self.orphans.begun(run)
+
+    def goes_on(self, run: LiveRun) -> bool:
+        """Whether a run is under way and this execution's; also notes how much was said to it.
+
+        Raises `internals.Lost` where it is another's.
+        """
+        asked_at = time.time()
+        status, owner, run.said = self.store.mailbox.stand(run.run_id)
+        if status in UNFINISHED and owner != run.owner:
+            raise steps.Lost(run.run_id)
+        run.sure_at = asked_at if status in UNFINISHED else 0.0
+        if run.answered and not run.recovered:
+            self.working.fit()
+        return status in UNFINISHED
+
+    def make_sure(self, run: LiveRun) -> None:
+        """Check that a run is under way and this execution's still, before something of it begins that had to wait.
+
+        Raises `internals.Lost`, `internals.Cancelled`, and `Held` where the database cannot tell.
+        """
+        if run.lost or self.runs.get(run.run_id, run) is not run:
+            raise steps.Lost(run.run_id)
+        with engines_code(f"the state of run {run.run_id!r}"):
+            goes_on = self.goes_on(run)
+        if not goes_on:
+            raise steps.Cancelled(f"run {run.run_id!r} was cancelled")
+
+    def leave(self, run: LiveRun, *, lost: bool = False) -> None:
+        """End executing a run, whatever came of it; one that was lost is another execution's to go on with."""
+        with self._lock:
+            if self.runs.get(run.run_id) is run:
+                del self.runs[run.run_id]
+                if not run.homes:
+                    self.homes.pop(run.run_id, None)
+                if run.response is not None or run.error is not None:
+                    self.parked.pop(run.run_id, None)
+                elif not lost:
+                    self.orphans.interrupted.add(run.run_id)
+        if not run.watched:
+            run.end()
+
+    @contextlib.contextmanager
+    def at_home(self, run_id: str, patience: float | None = None) -> Iterator[Home]:
+        """Lend the calling thread to a run's plain functions for as long as it waits for the run."""
+        homes = self.homes.setdefault(run_id, [])
+        with Home(patience) as home:
+            homes.append(home)
+            try:
+                yield home
+            finally:
+                homes.remove(home)
+                if not homes and run_id not in self.runs:
+                    self.homes.pop(run_id, None)
+
+    def stop(self, run: LiveRun) -> None:
+        """Note that starting a run was interrupted here: if it is recorded, it may be taken over again."""
+        with self._lock:
+            if self.runs.get(run.run_id, run) is run:
+                self.runs.pop(run.run_id, None)
+                if run.response is None and run.error is None:
+                    self.orphans.interrupted.add(run.run_id)
+
+    def still_wanted(self, run: LiveRun) -> None:
+        """Check that this execution of a run is to go on: a run may be resumed while an earlier one is in a tool.
+
+        Raises `Held` where this engine was closed, and DBOS's own signal where a later execution has the run.
+        """
+        self.still_open()
+        if run.lost or self.runs.get(run.run_id, run) is not run:
+            raise steps.Lost(run.run_id)
+
+    def still_open(self) -> None:
+        """Check that this engine was not closed. Raises `Held`."""
+        if self.is_closed:
+            raise closed()
+
+    def check_fork(self) -> None:
+        """Check that this is the process that opened the database: neither connections nor locks survive a fork."""
+        if self.pid != os.getpid():
+            raise errors.ConfigurationError(
+                "this process was forked from one that uses DurableSwarm, and cannot use its database connection; "
+                'start it with the "spawn" method, or fork before the first use'
+            )
+
+    def hold(self, run_id: str, held: Held) -> None:
+        """Note why a run cannot go on here, and what would let it."""
+        if self.is_closed:
+            return
+        reason, execution = held.reason, self.runs.get(run_id)
+        self.orphans.interrupted.add(run_id)
+        if held.passes:
+            # Told once, an outage once for all runs. Not noted in the database, which could not be written just now.
+            if self.parked.get(run_id) != str(reason) and not (noted(held) or noted(reason)):
+                log.warning("run %r waits: %s", run_id, reason)
+            self.parked[run_id] = str(reason)
+            return
+        self._tell(run_id, reason)
+        with contextlib.suppress(errors.ConfigurationError):
+            self.store.note_waiting(run_id, reason)
+        with self._lock:
+            # Last: who sees that it is held, here or in the database, may resume it at once.
+            if self.runs.get(run_id) is execution:
+                self.held[run_id] = reason
+                self.orphans.decline(run_id)
+        if not isinstance(reason, errors.AgentChanged):
+            self.working.misfit()
+
+    def _tell(self, run_id: str, reason: errors.DurableSwarmError) -> None:
+        """Log why a run is held: once for all that lack the same agent."""
+        if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
+            if reason.agent in self.orphans.wanted:
+                return
+            self.orphans.wanted.add(reason.agent)
+        log.warning("run %r waits: %s", run_id, reason)
+
+    def at_call(self, made: ToolCall, key: str) -> AtCall:
+        """Give who answers what a tool call asks."""
+        number = functools.partial(step_number, self.store, made.run.run_id)
+        return AtCall(made, key, self.store.inbox, self.room, self.transactions, number)
+
+    def rest(self, run: LiveRun) -> None:
+        """Lay a run to rest that leaves memory until the database wakes it."""
+        asked = [request for request, _ in run.rests if request is not None]
+        times = [until for _, until in run.rests if until is not None]
+        self.lent[run.run_id] = run.cast  # Others may share their names, or the program keep them no longer.
+        try:
+            self.store.inbox.rest(run.run_id, run.owner, asked, min(times, default=None))
+        except errors.ConfigurationError as error:
+            self.hold(run.run_id, Held(error, passes=True))
+
+    def decided(self, request: Request) -> None:
+        """Have the run go on at once that waited for this request, if it does so here."""
+        self.room.tell(request.id)
+        self.keeper.hurry()
+
+    def waits_for(self, run_id: str) -> str | None:
+        """Why a run does not go on in this process, or None."""
+        if run_id in self.held:
+            return str(self.held[run_id])
+        live = self.runs.get(run_id)
+        return self.parked.get(run_id) if live is None else self.outage.reason or live.rated
+
+    # Taking over
+
+    def take_over(self, *run_ids: str) -> list[str]:
+        """Take over the unfinished runs that no living process executes; with `run_ids`, only those."""
+        return self.orphans.take(*run_ids)
+
+    @property
+    def version(self) -> str:
+        """The application version whose runs DBOS executes here."""
+        return DBOS.application_version
+
+    def lend(self, run_id: str, agent: Any) -> None:
+        """Have a recovered run of this id mean this agent, whatever others share its name."""
+        live = self.runs.get(run_id)
+        if live is None:
+            self.lent.setdefault(run_id, {})[agent.name] = agent
+            self.held.pop(run_id, None)
+        else:
+            live.cast.setdefault(agent.name, agent)
+
+    def queue_for(self, agent: str, swarm: str) -> str:
+        """Return the queue on which a new run of the agent begins soonest: this process's own, if it can execute it."""
+        named = self.swarms.named(swarm)
+        if agent in agents.names() and named is not None and named.clients.is_ready:
+            self.keeper.expect()
+            return self.queue
+        self.orphans.wanted.add(agent)
+        return names.UNCLAIMED
+
+    def lives_elsewhere(self, row: Any) -> bool:
+        """Whether another living process executes the run of this row."""
+        owner = owner_of(row)
+        with self.identity.alone():
+            return owner not in ("", self.identity.name) and not self.identity.is_dead(owner)
+
+    def _look(self) -> None:
+        """Look for what others left for whoever can do it."""
+        self.identity.look()
+        self.room.look()
+        self.working.look()
+        self.orphans.look_at_unclaimed()
+
+    def _keep(self) -> None:
+        self.identity.keep()
+        self.outage.look()
+        self.strays.look()
+        self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
+        self.working.keep()
+        if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
+            self.orphans.take(*stopped)
+
+
+def _end_in_order() -> None:
+    """What `close` does for a program that does not: and put a SQLite file's last commits into the file itself."""
+    if _current is None or _current.pid != os.getpid():
+        return
+    _current.outage.close()
+    _current.trials.close()
+    if urls.is_sqlite(_current.url):
+        database_connection.empty_journal(_current.store.engine)
+
+
+atexit.register(_end_in_order)
+
+_current: Process | None = None
+_guard = threading.RLock()
+
+
+def current() -> Process:
+    """Give the process's engine, which a `DurableSwarm` has opened."""
+    if _current is None:
+        raise errors.ConfigurationError("no DurableSwarm is open in this process")
+    return _current
+
+
+async def wait_for_current() -> Process:
+    """Give the process's engine as soon as there is one: a host's DBOS may recover runs before it is opened."""
+    while True:
+        if _current is not None:
+            return _current
+        await asyncio.sleep(FAST)
+
+
+def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process:
+    """Give the process's engine, launched if need be, and count `swarm` among its users.
+
+    Raises `ConfigurationError` if the process already works on another database, or under another `worker_id`.
+    """
+    global _current
+    with _guard:
+        at = _current.url if _current is not None else launch.host_url()
+        wanted = at if at is not None and url is None else urls.choose(url)
+        if at is not None:
+            urls.same(at, wanted)
+        if _current is None:
+            check_threads()
+            opened = Process(wanted, worker_id)
+            opened.swarms.admit(swarm)  # Before anything that DBOS recovers can look for it.
+            _current = opened
+            return opened
+        _current.check_fork()
+        if worker_id is not None and worker_id != _current.identity.name:
+            raise errors.ConfigurationError(
+                f"this process already works as worker_id {_current.identity.name!r}; give its swarms that one, or none"
+            )
+        _current.swarms.admit(swarm)
+        return _current
+
+
+def close_for(swarm: Settings) -> None:
+    """Count `swarm` no more; the last one closes the engine."""
+    global _current
+    with _guard:
+        if _current is None or swarm not in _current.swarms:
+            return
+        _current.working.stop(swarm)  # First: what it claims yet, it can still execute.
+        _current.swarms.remove(swarm)
+        if not _current.swarms:
+            _current.close()
+            _current = None

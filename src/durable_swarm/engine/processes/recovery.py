@@ -1,0 +1,289 @@
+"""Which unfinished runs no living process executes, and how this process takes them over."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from durable_swarm import agents, errors
+from durable_swarm.engine.backend import queues
+from durable_swarm.engine.execution.execution import LiveRun
+from durable_swarm.engine.execution.swarms import Settings
+from durable_swarm.engine.processes.identity import SURE
+from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.storage.runs import NEEDS, QUEUED, STOOD, notes_on, owner_of
+
+if TYPE_CHECKING:
+    from durable_swarm.engine.processes.process import Process
+
+log = logging.getLogger("durable_swarm")
+
+DECLINE, LONGEST = 60.0, 3600.0
+"""Seconds for which a worker leaves a run to others that it could not go on with: the first time, and at most."""
+TOLD = 5
+"""How many runs the log names of those that were taken over from one process."""
+
+
+class Orphans:
+    """Looks for unfinished runs whose owner is dead, and whose agents are defined here."""
+
+    def __init__(self, process: Process, *, strangers: bool) -> None:
+        self._process = process
+        self._strangers = strangers
+        """Whether runs of this process's name may lie idle that it has never seen."""
+        self.taken: set[str] = set()
+        """Runs that were ever taken over here."""
+        self.wanted: set[str] = set()
+        """Names of agents for which runs wait; defining one starts a look for them."""
+        self.interrupted: set[str] = set()
+        """Runs that stopped here without an outcome."""
+        self.stood: set[str] = set()
+        """Runs that were taken over from a process that lives, and have not begun here."""
+        self._doubtful = False
+        """Whether a process that has runs may turn out to be dead at the next look."""
+        self._later: threading.Thread | None = None
+        """Looks again, some time after the first look of all."""
+        self._declined: dict[str, tuple[float, float]] = {}
+        """Runs that could not go on here: until when they are left to others, and how long that is in all."""
+        self._tells_no_client = False
+        """Whether it was logged that this process has no model client."""
+
+    def take(self, *run_ids: str, sure: bool = False) -> list[str]:
+        """Take over the unfinished runs that no living process executes and whose agents are defined here.
+
+        With `run_ids`, only those; without, also those that were declined. Where `sure`, wait until it is certain who
+        is dead; else that is for the next look. Returns the ids of the runs taken over.
+        """
+        if not run_ids:
+            self._declined.clear()
+        if sure and self._later is not None:
+            self._later.join()
+        taken = self._take(run_ids)
+        if sure and self._doubtful:
+            time.sleep(SURE)
+            taken += self._take(run_ids)
+        return taken
+
+    def begin(self, *told: list[str]) -> None:
+        """Take over what the dead have left, at first use, and add it to the lists: some of it a little later."""
+
+        def tell(taken: list[str]) -> None:
+            for some in told:
+                some.extend(taken)
+
+        tell(self.take())
+        if self._doubtful:
+
+            def again() -> None:
+                time.sleep(SURE)
+                tell(self._take_quietly())
+
+            self._later = threading.Thread(target=again, name="durable-swarm-take-over", daemon=True)
+            self._later.start()
+
+    def _take(self, run_ids: tuple[str, ...]) -> list[str]:
+        here = self._process
+        if here.is_closed:  # Or about to be: what it took now would wait for its end.
+            return []
+        with here.identity.alone():
+            rows = here.store.unfinished(here.version)
+            orphans = [row for row in rows if self._is_orphan(row)]
+            self._strangers = False
+            self._doubtful = here.identity.suspects({owner_of(row) for row in rows})
+            wanted = [row for row in orphans if row.workflow_id in run_ids or not (run_ids or self._declines(row))]
+            runs = [row for row in wanted if self._can_run(row)]
+            runs = self._without_queued(runs)
+            return sorted(self._claim(runs)) if runs else []
+
+    def _without_queued(self, runs: list[Any]) -> list[Any]:
+        """Give the runs but for queued ones that others left before their first step: only a worker begins those.
+
+        It puts them on the queue again, where its limits hold.
+        """
+        here, left = self._process, [row for row in runs if row.queue_name == records_names.UNCLAIMED]
+        queued = {row.workflow_id: row for row in left if notes_on(row).get(QUEUED) is True}
+        waiting = here.store.claims.without_steps(queued)
+        for run_id in waiting:
+            queue = here.working.queue_of(queued[run_id])
+            if queue:
+                # Begun once: an execution that came to nothing may have told something.
+                here.store.claims.hand_to([queued[run_id]], queue, attempts=1)
+            else:
+                self.decline(run_id)
+        return [row for row in runs if row.workflow_id not in waiting]
+
+    def _claim(self, runs: list[Any]) -> set[str]:
+        """Take the runs over with their calls.
+
+        A call whose execution waits at the desk here, for a run that was held, is still under way and stays; unless its
+        row tells that it was another's since: then what lies there is void.
+        """
+        here, ids = self._process, {row.workflow_id for row in runs}
+        at_desk = {key: owner for key, owner in here.desk.owners().items() if key.rpartition("/")[0] in ids}
+        spared = {key: owner for key, owner in at_desk.items() if owner and here.store.claims.owner(key) == owner}
+        for key in at_desk.keys() - spared.keys():
+            here.desk.void(key)
+        here.keeper.expect()
+        again = ids & self.interrupted
+        self.interrupted -= ids
+        self.taken |= ids
+        moved: set[str] = set()
+        try:
+            still = [row for row in runs if here.identity.stands_still(owner_of(row))]
+            notes = {row.workflow_id: {STOOD: _stood(row) + 1} for row in still}
+            self.stood |= notes.keys()
+            moved = here.store.claims.hand_to(runs, here.queue, spared=spared, notes=notes)
+        finally:
+            self.interrupted |= again - moved
+            self.taken -= ids - moved
+            self.stood -= ids - moved
+        for run_id in moved:
+            here.held.pop(run_id, None)  # Whoever waits for the run waits for this execution.
+        self._tell([row for row in runs if row.workflow_id in moved])
+        return moved
+
+    def _tell(self, taken: list[Any]) -> None:
+        """Log what was taken over from each process that has died."""
+        left = defaultdict(list)
+        for row in taken:
+            left[owner_of(row)].append(row.workflow_id)
+        for owner, run_ids in left.items():
+            if owner not in ("", self._process.identity.name):
+                more = f" and {len(run_ids) - TOLD} more" if len(run_ids) > TOLD else ""
+                log.info("goes on with what %s has left: %s%s", owner, ", ".join(run_ids[:TOLD]), more)
+
+    def _is_orphan(self, row: Any) -> bool:
+        identity = self._process.identity
+        if row.status == "ENQUEUED":
+            queue = row.queue_name or ""
+            owner = queue.removeprefix(records_names.QUEUE)
+            return queue == records_names.UNCLAIMED or (queue != owner and identity.is_dead(owner, _stood(row)))
+        if row.executor_id == identity.name:
+            run_id = row.workflow_id
+            if isinstance(self._process.held.get(run_id), errors.AgentChanged):
+                return False  # A person lets it go on.
+            seen = queues.executing() | self._process.runs.keys()
+            return run_id in self.interrupted or (self._strangers and run_id not in seen)
+        return identity.is_dead(row.executor_id, _stood(row))
+
+    def _can_run(self, row: Any) -> bool:
+        here, noted, run_id = self._process, notes_on(row), row.workflow_id
+        agent, swarm = noted.get(NEEDS) or noted.get("agent", ""), noted.get("swarm", "")
+        known = agent in agents.names() or agent in here.lent.get(run_id, {})
+        opened = here.swarms.named(swarm)
+        if known and opened is not None:
+            return self._has_client(run_id, opened) and (not noted.get("waits_for") or self._forget_waiting(run_id))
+        if agent not in self.wanted:
+            lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
+            # Another program's runs, and those that a program without agents has queued, are no news here.
+            news = known or (opened is not None and (noted.get(QUEUED) is not True or here.working.queue_of(row)))
+            log.log(logging.WARNING if news else logging.DEBUG, "run %r waits: %s in this process", run_id, lack)
+            self.wanted.add(agent)
+        self.decline(run_id)
+        return False
+
+    def _has_client(self, run_id: str, swarm: Settings) -> bool:
+        """Whether the models of a run can be asked here: else it is left to a process that has a client."""
+        try:
+            swarm.clients.ready()
+        except errors.ConfigurationError as error:
+            if not self._tells_no_client:
+                log.warning("run %r, and others, are not continued in this process: %s", run_id, error)
+            self._tells_no_client = True
+            self.decline(run_id)
+            return False
+        self._tells_no_client = False
+        return True
+
+    def begun(self, run: LiveRun) -> None:
+        """Note that the execution of a run begins here."""
+        self.interrupted.discard(run.run_id)
+        run.stood = run.run_id in self.stood
+        self.stood.discard(run.run_id)
+
+    def decline(self, run_id: str) -> None:
+        """Leave a run to others for a while, and for longer each time: else those that lack something pass it round."""
+        _, before = self._declined.get(run_id, (0.0, DECLINE / 2))
+        pause = min(before * 2, LONGEST)
+        self._declined[run_id] = time.monotonic() + pause, pause
+
+    def _declines(self, row: Any) -> bool:
+        until, _ = self._declined.get(row.workflow_id, (0.0, 0.0))
+        return time.monotonic() < until
+
+    def _forget_waiting(self, run_id: str) -> bool:
+        try:
+            self._process.store.note_waiting(run_id, None)
+        except errors.ConfigurationError as error:
+            log.warning("run %r cannot be taken over: %s", run_id, error)
+            return False
+        return True
+
+    def offer(self, run_ids: Iterable[str], *, handed: bool = False) -> None:
+        """Leave runs that were interrupted here, with their calls, to whichever process can go on with them.
+
+        With `handed` also what was handed to this process and has not begun: it stops.
+        """
+        here = self._process
+        with here.identity.alone():
+            left = self.interrupted.intersection(run_ids) - here.runs.keys()  # Not what was taken back meanwhile.
+            rows = [row for row in here.store.unfinished(here.version) if self._is_left(row, left, handed)]
+            here.store.claims.hand_to(rows, records_names.UNCLAIMED)
+            self.interrupted -= left
+
+    def _is_left(self, row: Any, left: set[str], handed: bool) -> bool:
+        """Whether a run is this process's to leave: another may have taken it over meanwhile."""
+        if row.status == "ENQUEUED" and row.queue_name == self._process.queue:
+            return handed or row.workflow_id in left
+        mine = row.status == "PENDING" and row.executor_id == self._process.identity.name
+        return mine and row.workflow_id in left
+
+    def agent_defined(self, name: str) -> None:
+        """Look for the runs that wait for an agent of this name, if any do."""
+        if name in self.wanted:
+            self.wanted.discard(name)
+            self._declined.clear()
+            look = threading.Thread(
+                target=self._take_quietly, kwargs={"sure": True}, name="durable-swarm-take-over", daemon=True
+            )
+            look.start()
+
+    def look_at_unclaimed(self) -> None:
+        """Take over what others left for whoever can go on with it."""
+        if not all(self._declines(row) for row in self._process.store.unclaimed()):
+            self._take_quietly()
+
+    def look_for_dead(self) -> None:
+        """Take over if any process is dead that has unfinished runs; how many wait for a worker costs nothing."""
+        names = self._process.store.claims.owners()
+        if self._dead(names) or self._process.identity.suspects(names):
+            time.sleep(SURE)
+            if self._dead(names):
+                self._take_quietly()
+
+    def _dead(self, names: set[str]) -> set[str]:
+        identity = self._process.identity
+        with identity.alone():
+            return {name for name in names if identity.is_dead(name)}
+
+    def _take_quietly(self, *, sure: bool = False) -> list[str]:
+        """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""
+        try:
+            taken = self._take(())
+            if sure and self._doubtful:
+                time.sleep(SURE)
+                taken += self._take(())
+            return taken
+        except Exception as error:
+            if not self._process.is_closed:
+                log.warning("could not look for runs to take over: %s", type(error).__name__)
+            return []
+
+
+def _stood(row: Any) -> int:
+    """Return how often a run was taken over from a process that stood still."""
+    return int(notes_on(row).get(STOOD, 0))

@@ -1,0 +1,305 @@
+"""The workflows, registered when this module is imported: whatever DBOS recovers, their functions are known.
+
+Each exists in two colours under one name. The one in the calling thread serves `run()`; the one on an event loop serves
+everything else, and every recovery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+from durable_swarm import agents, ends
+from durable_swarm.awaitables import settled
+from durable_swarm.codec import Place
+from durable_swarm.concurrency import Blocking, OnLoop, Waits, block, finish, in_thread, running_loop, threads
+from durable_swarm.engine.backend import awaited_calls, patches
+from durable_swarm.engine.backend import steps as backend_steps
+from durable_swarm.engine.backend.public import DBOS, SetWorkflowID
+from durable_swarm.engine.execution.child_calls import ToolCall
+from durable_swarm.engine.execution.errors import engines_code
+from durable_swarm.engine.execution.execution import LiveRun, beginning_here
+from durable_swarm.engine.execution.performer import Colour, Durable, InThread, OnEventLoop
+from durable_swarm.engine.execution.tool_call import AtCall, Making
+from durable_swarm.engine.history.projection import Row, numbers_in
+from durable_swarm.engine.processes.process import Process, current, wait_for_current
+from durable_swarm.engine.records import failures, names, runs
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import Seal, failure_of, output_of
+from durable_swarm.engine.records.failures import Done, step_done, step_failure, step_record
+from durable_swarm.engine.records.turns import calls_of, turns_in
+from durable_swarm.engine.signals import Broken, Failed, Held, Released
+from durable_swarm.engine.storage.runs import Store
+from durable_swarm.errors import ConfigurationError, ReplayMismatch
+from durable_swarm.loop import drive, turns
+from durable_swarm.swarm.arguments import respond
+
+log = logging.getLogger("durable_swarm")
+
+
+@backend_steps.workflow(names.RUN, recovers=False)
+def run_in_thread(record: Record) -> Record:
+    """Execute a run in the calling thread."""
+    return finish(_conduct(current(), _own_id(), record, _in_thread))
+
+
+@backend_steps.workflow(names.RUN, recovers=True)
+async def run_on_loop(record: Record) -> Record:
+    """Execute a run on the running event loop."""
+    return await _conduct(await wait_for_current(), _own_id(), record, _on_loop)
+
+
+@backend_steps.workflow(names.TOOL, recovers=False)
+def tool_in_thread() -> Record:
+    """Execute an undecorated tool call in the calling thread."""
+    key = _own_id()
+    made = current().desk.place(key, backend_steps.owner_of(key)).result()
+    return finish(_tool(made, key, Blocking()))
+
+
+@backend_steps.workflow(names.TOOL, recovers=True)
+async def tool_on_loop() -> Record:
+    """Execute an undecorated tool call on the running event loop, when its run has come to it."""
+    key = _own_id()
+    process = await wait_for_current()
+    made = await asyncio.wrap_future(process.desk.place(key, backend_steps.owner_of(key)))
+    return await _tool(made, key, _on_loop(made.run).waits)
+
+
+def _own_id() -> str:
+    return str(DBOS.workflow_id)
+
+
+async def _conduct(process: Process, run_id: str, record: Record, colour: Callable[[LiveRun], Colour]) -> Record:
+    run, lost = None, False
+    try:
+        with engines_code(f"the start of run {run_id!r}"):
+            run = process.known(run_id, record)
+            if process.may_be_late(run):
+                await in_thread(run.goes_on)
+            process.enter(run, record)
+            if run.recovered:
+                run.feed.add(*await in_thread(_earlier, process.store, run))
+        life = backend_steps.Life(run.goes_on, is_first=not run.recovered)
+        with patches.reading(), backend_steps.living(run_id, life):
+            ending = await drive(
+                turns(run.start),
+                Durable(
+                    run,
+                    colour(run),
+                    _on_loop,
+                    process.desk.put,
+                    process.still_wanted,
+                    process.trials,
+                    process.store.mailbox,
+                    process.rates,
+                    process.at_call,
+                    process.store.accepted,
+                ),
+            )
+        run.response = respond(ending, run.cast.get(ending.agent) or agents.find_or_none(ending.agent), run_id)
+        return runs.end_record(ending)
+    except Failed as failed:
+        raise _broken(process, run_id, run, failed) from None
+    except Held as held:
+        process.hold(run_id, held)
+        raise
+    except Released:
+        if run is not None:
+            await in_thread(process.rest, run)
+        raise
+    except backend_steps.Lost:
+        lost = True
+        if run is not None:
+            process.strays.lose(run)
+        raise
+    finally:
+        if run is not None:
+            process.leave(run, lost=lost)
+
+
+def _earlier(store: Store, run: LiveRun) -> tuple[list[Row], list[int]]:
+    """Give what earlier lives have stored of a run's events: rows, and the numbers in the outcomes of calls."""
+    steps, made = store.steps(run.run_id), []
+    if steps:
+        row = store.found(run.run_id, load_output=False)
+        made = turns_in(steps, calls_of(store, row), store, row, len(run.start.kept))
+    try:
+        rows = store.events.read(run.run_id, run.seal)
+    except ReplayMismatch as error:
+        log.warning("run %r goes on, but what was told of its text is void: %s", run.run_id, error)
+        rows = []
+    numbers = [seq for turn in made for outcome in turn.outcomes if outcome for seq in numbers_in(outcome)]
+    return rows, numbers
+
+
+def _broken(process: Process, run_id: str, run: LiveRun | None, failed: Failed) -> Broken | Held:
+    """Give what ends the run with a failure; if the failure's record cannot be made, what holds the run."""
+    seal = Seal(None if run is None else run.swarm.codec)
+    try:
+        record = seal.close_step(failures.failure_record(run_id, failed.error, step=failed.step), failure_of(run_id))
+    except Held as held:
+        process.hold(run_id, held)
+        return held
+    if run is not None:
+        run.error = failed.error
+    # Not what it says, which may be the user's data; and where somebody waits for the run, it is raised there.
+    kind = type(failed.error).__name__
+    log.info("run %r failed in %s: %s; `durable-swarm show %s` has more", run_id, failed.step, kind, run_id)
+    return Broken(record)
+
+
+async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
+    process = current()
+    desk = process.desk  # Now: the process may be closed when the tool ends.
+    try:
+        people = process.at_call(made, key)
+        life = backend_steps.Life(made.run.goes_on, is_first=made.attempt == 1)
+        with backend_steps.living(key, life):
+            record = await Making(made, key, StepRecorder(made.run, key, people), waits, people).record()
+        return made.run.seal.close_step(record, output_of(key))
+    except (Failed, Held, Released) as broken:
+        made.wait.break_off(broken)
+        raise
+    finally:
+        desk.clear(key, made)
+        awaited_calls.ends(key)
+
+
+def _in_thread(run: LiveRun) -> InThread:
+    # A caller in whose thread it is executed would get nothing out of it that the run leaves memory.
+    run.stays = beginning_here() is run
+    return InThread(_child_in_thread, run.seal)
+
+
+def _on_loop(run: LiveRun) -> OnEventLoop:
+    return OnEventLoop(functools.partial(_child_on_loop, run), run.seal, OnLoop(_Pool(run)))
+
+
+class _Pool:
+    """Where a run's plain functions run: in the thread that waits for the run if there is one, else in a pool."""
+
+    def __init__(self, run: LiveRun) -> None:
+        self._run = run
+
+    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        alone = self._run.swarm.tool_concurrency == 1
+        homes = self._run.homes[-1:] if alone else []
+        return (homes[0] if homes else threads()).submit(function, *args)
+
+
+def _child_in_thread(key: str) -> Record:
+    with SetWorkflowID(key):
+        record: Record = tool_in_thread()
+    return record
+
+
+async def _child_on_loop(run: LiveRun, key: str) -> Record:
+    expected = awaited_calls.Expected(run.goes_on, functools.partial(current().strays.fetch_call, run, key))
+    with SetWorkflowID(key), awaited_calls.expecting(key, expected):
+        record: Record = await tool_on_loop()
+    return record
+
+
+@ends.signal
+class Begun(BaseException):
+    """A step whose function was plain to look at has given something to await; not an `Exception`, so not recorded."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__()
+        self.value = value
+
+
+async def _given(done: Done) -> Any:
+    return done.value()
+
+
+class StepRecorder:
+    """Makes the steps of an undecorated tool checkpoints of its child workflow."""
+
+    def __init__(self, run: LiveRun, key: str, people: AtCall) -> None:
+        self._run_id = run.run_id
+        self._key = key
+        self._seal = run.seal
+        self._people = people
+
+    async def mark(self, waits: Waits) -> bool:
+        """Record that the tool is about to be entered; gives whether that is new."""
+        new = False
+
+        def body() -> None:
+            nonlocal new
+            new = True
+
+        async def on_loop() -> None:
+            body()
+
+        marked = self.step(names.BEGUN, on_loop if isinstance(waits, OnLoop) else body)
+        if marked is not None:
+            await marked
+        return new
+
+    def step(self, name: str, body: Callable[[], Any]) -> Any:
+        reserved = backend_steps.reserve()
+        place = backend_steps.place_of(reserved, name)
+        if inspect.iscoroutinefunction(body):
+            return self._on_loop(place, body, reserved)
+        with engines_code(f"step {name!r}"), patches.reading():
+            try:
+                record = backend_steps.run_step(name, functools.partial(self._recorded, place, body), reserved)
+            except Begun as begun:  # Nothing is recorded yet: what the step gives is still to be awaited.
+                return self._on_loop(place, functools.partial(settled, begun.value), reserved)
+            done = step_done(self._seal.open(record, place, f"the record of step {name!r}"))
+        return _given(done) if done.awaited else done.value()
+
+    async def _on_loop(self, place: Place, body: Callable[[], Awaitable[Any]], reserved: Any) -> Any:
+        async def recorded() -> Record:
+            try:
+                with patches.trusting():
+                    record = step_record(await body())
+            except BaseException as error:
+                record = self._failure(place, error)
+            if place.step != names.BEGUN:
+                record["awaited"] = True  # The code may look plain in another life: a decorator may have come.
+            return self._seal.close_step(record, place)
+
+        with engines_code(f"step {place.step!r}"), patches.reading():
+            record = await backend_steps.run_step_async(place.step, recorded, reserved)
+            done = step_done(self._seal.open(record, place, f"the record of step {place.step!r}"))
+        return done.value()
+
+    def _recorded(self, place: Place, body: Callable[[], Any]) -> Record:
+        try:
+            with patches.trusting():
+                value = body()
+                if inspect.isawaitable(value):
+                    raise Begun(value)
+                record = step_record(value)
+        except BaseException as error:
+            record = self._failure(place, error)
+        return self._seal.close_step(record, place)
+
+    def _failure(self, place: Place, error: BaseException) -> Record:
+        """Return the record of what a step raised; a signal is raised again, and recorded by nobody."""
+        failure = ends.failure_of(error)
+        if failure is None:
+            raise error
+        return step_failure(self._run_id, place.step, failure)
+
+    def sleep(self, seconds: float) -> None:
+        if running_loop() is not None:
+            raise ConfigurationError("sleep() would stop the event loop; in an async tool use `await sleep_async(...)`")
+        with engines_code("a sleep"):
+            left = backend_steps.record_sleep(seconds)
+        block(replace(self._people, holds_thread=True).pause(min(left, seconds)))
+
+    async def sleep_async(self, seconds: float) -> None:
+        with engines_code("a sleep"):
+            left = await in_thread(backend_steps.record_sleep, seconds)
+        await self._people.pause(min(left, seconds))

@@ -1,0 +1,68 @@
+"""What all records have: a version, and how one is read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from durable_swarm import codec, errors
+from durable_swarm.engine.records.names import VERSION
+
+Record = dict[str, Any]
+
+
+def read(record: Any, where: str) -> Record:
+    """Check that this is a record of a version this package can read, and give it."""
+    if not isinstance(record, dict) or not isinstance(record.get("v"), int):
+        raise errors.ReplayMismatch(f"{where} is not a record of durable-swarm")
+    if record["v"] > VERSION:
+        raise errors.ConfigurationError(
+            f"{where} was written by a newer version of durable-swarm (record version {record['v']}, this one reads "
+            f"up to {VERSION}); upgrade the package"
+        )
+    return record
+
+
+def _slim(**fields: Any) -> Record:
+    """Give a record of the fields that say something."""
+    return {"v": VERSION, **{key: value for key, value in fields.items() if value not in (None, {}, [], "")}}
+
+
+def _named(context: dict[str, Any]) -> dict[str, Any]:
+    for key in context:
+        if not isinstance(key, str) or key == codec.TAG or not codec.storable(key):
+            raise errors.NotSerializable(
+                f"context_variables has the key {key!r:.80}; keys must be strings other than {codec.TAG!r}, without "
+                "NUL and without half of a surrogate pair",
+                path=f"context_variables[{key!r:.80}]",
+            )
+    return context
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Round the reading of a record: one of another shape than was ever written becomes `ReplayMismatch`."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        reason = " ".join(f"{error!r:.200}".split())
+        raise errors.ReplayMismatch(f"the record of {what} is damaged: {reason}") from error
+
+
+def _checked(value: Any, *kinds: type) -> Any:
+    """Give a value that is of one of these types, as everything is that was written here."""
+    if not isinstance(value, kinds):
+        raise TypeError(f"a {type(value).__name__} where {' or '.join(kind.__name__ for kind in kinds)} was written")
+    return value
+
+
+def _each(values: Any, kind: type) -> list[Any]:
+    return [_checked(value, kind) for value in _checked(values, list)]
+
+
+def _values(data: Any) -> dict[str, Any]:
+    """Give values by name, as context variables are stored."""
+    decoded: dict[str, Any] = _checked(codec.decode(data), dict)
+    _each(list(decoded), str)
+    return decoded

@@ -1,0 +1,121 @@
+"""Where records pass through the program's codec: closed before they are stored, opened after they are read.
+
+A record that was closed into a text keeps a few fields beside it, `READABLE`: the structure of a run, which DBOS, the
+command line and a process without the codec need. All else of it is in the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from durable_swarm import ends, errors
+from durable_swarm.codec import Codec, Place
+from durable_swarm.credentials import without_secrets
+from durable_swarm.engine.records.base import Record, read
+from durable_swarm.engine.signals import Held
+from durable_swarm.errors import safe_text
+
+SEALED = "sealed"
+"""The field of a record that holds the codec's text."""
+
+CLOSED = "(encrypted)"
+"""What is shown in place of what this process cannot open."""
+
+READABLE = (
+    *("v", "agent", "swarm", "at", "debug", "model_override", "max_turns", "execute_tools"),
+    *("model", "version", "usage", "usage_details", "finish", "run_id", "step", "type", "failed"),
+)
+
+
+class Sealed(errors.ConfigurationError):
+    """A record cannot be opened here: the codec is missing, has another key, or refuses the record."""
+
+
+def is_sealed(stored: Any) -> bool:
+    """Whether a record was closed into a text, so that nobody reads it without the codec."""
+    return isinstance(stored, dict) and SEALED in stored
+
+
+def input_of(run_id: str) -> Place:
+    """Give the place of what a run was started with."""
+    return Place(run_id, "input")
+
+
+def output_of(call: str) -> Place:
+    """Give the place of what an undecorated tool call gave."""
+    return Place(call, "output")
+
+
+def failure_of(run_id: str) -> Place:
+    """Give the place of the error that ended a run."""
+    return Place(run_id, "error")
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The codec of one swarm, or None where it has none."""
+
+    codec: Codec | None
+
+    def close(self, record: Record, place: Place) -> Record:
+        """Give the record as it is stored. Raises `ConfigurationError`."""
+        if self.codec is None:
+            return record
+        beside, data = _divide(record)
+        with self._trying("could not encode", f"{place.step!r} of {place.run_id!r}"):
+            stored: Any = self.codec.encode(data, replace(place, beside=beside))
+        if isinstance(stored, str):
+            return {**beside, SEALED: stored}
+        if not isinstance(stored, dict) or stored.keys() != data.keys():
+            raise errors.ConfigurationError(
+                f"the codec's encode() gave a {type(stored).__name__} for {place.step!r} of {place.run_id!r}; it must "
+                "give a string, or a dictionary with the keys it was given"
+            )
+        return {**beside, **stored}
+
+    def close_step(self, record: Record, place: Place) -> Record:
+        """Close a record inside a step. What the codec raises holds the run, and is not the step's result."""
+        try:
+            return self.close(record, place)
+        except errors.ConfigurationError as error:
+            raise Held(error) from error
+
+    def settle(self, record: Record, place: Place) -> Record:
+        """Give the record as it will be read, for a codec that changes what it stores."""
+        return record if self.codec is None else self.open(self.close(record, place), place, "what was just encoded")
+
+    def open(self, stored: Any, place: Place, what: str) -> Record:
+        """Give the record that was stored; `what` names it in errors. Raises `ReplayMismatch`, `Sealed`."""
+        beside, data = _divide(read(stored, what))
+        closed = data.get(SEALED)
+        if self.codec is None:
+            if closed is not None:
+                raise Sealed(
+                    f"{what} was stored through a codec, such as encryption, and this DurableSwarm has none; give it "
+                    "codec=..., the one with which the run was started"
+                )
+            return stored if isinstance(stored, dict) else {}
+        with self._trying("cannot open", what):
+            opened: Any = self.codec.decode(data if closed is None else closed, replace(place, beside=beside))
+        if not isinstance(opened, dict):
+            raise Sealed(f"the codec's decode() gave a {type(opened).__name__} for {what}; it must give a dictionary")
+        return {**opened, **beside}
+
+    @contextmanager
+    def _trying(self, fails: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            if ends.failure_of(error) is None:
+                raise
+            reason = " ".join(without_secrets(safe_text(error)).split())[:500] or type(error).__name__
+            raise Sealed(f"{type(self.codec).__name__} {fails} {what}: {reason}") from error
+
+
+def _divide(record: Record) -> tuple[Record, Record]:
+    """Give the fields that stay readable, and the others."""
+    beside = {key: value for key, value in record.items() if key in READABLE}
+    return beside, {key: value for key, value in record.items() if key not in READABLE}

@@ -1,0 +1,122 @@
+"""Records of errors: of steps, calls and runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from durable_swarm import codec, errors
+from durable_swarm.credentials import masked, without_secrets
+from durable_swarm.engine.records.base import Record, _slim, reading
+from durable_swarm.errors import safe_text
+
+log = logging.getLogger("durable_swarm")
+
+
+def step_record(value: Any) -> Record:
+    """Give the record of what a `@step` returned. Raises `NotSerializable`."""
+    return {"v": 1, "value": codec.encode(value, "the step's result")}
+
+
+def step_failure(run_id: str, name: str, error: BaseException) -> Record:
+    """Return the record of what a `@step` raised, so that it can be raised again as what it was."""
+    record = failure_record(run_id, error, step=name)
+    with contextlib.suppress(errors.NotSerializable):
+        record["args"] = masked(codec.encode(list(error.args)))
+        record["state"] = masked(codec.encode(vars(error)))
+    if "state" not in record or _class_of(record["type"]) is not type(error):
+        log.warning(
+            "step %r raised a %s, which cannot be rebuilt from the database: after a crash the tool sees RunFailed. "
+            "Define the exception at module level, with plain data as its arguments.",
+            name,
+            record["type"],
+        )
+    return {"v": 1, "failed": True, "raised": record}
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a `@step` ended: with what it returned, or with what it raised."""
+
+    returned: Any = None
+    raised: BaseException | None = None
+    awaited: bool = False
+    """Whether the step's function gave something to await, so that its caller awaits what was recorded, too."""
+
+    def value(self) -> Any:
+        """Return what the step returned, or raise what it raised."""
+        if self.raised is not None:
+            raise self.raised
+        return self.returned
+
+
+def step_done(record: Record) -> Done:
+    """Give how a step ended, from its record. Raises `ReplayMismatch` for a record that is damaged."""
+    with reading("a step"):
+        awaited = record.get("awaited") is True
+        if "raised" in record:
+            return Done(raised=rebuild(record["raised"]), awaited=awaited)
+        return Done(codec.decode(record["value"]), awaited=awaited)
+
+
+def rebuild(record: Record) -> BaseException:
+    """Return the recorded exception as the class it had, found by name among the modules in use; else `RunFailed`.
+
+    No constructor runs: arguments and attributes are put back as the plain data they are.
+    """
+    kind = _class_of(record["type"])
+    if "own" in record or kind is None or "state" not in record:
+        return read_failure(record)
+    args = codec.decode(record["args"])
+    error = kind.__new__(kind, *args)
+    error.args = tuple(args)
+    vars(error).update(codec.decode(record["state"]))
+    return error
+
+
+def _class_of(qualified: str) -> type[BaseException] | None:
+    """Find an exception class by its qualified name, without importing anything."""
+    module, _, name = qualified.rpartition(".")
+    # Not getattr: a module may answer for a name by importing something.
+    found = getattr(sys.modules.get(module or "builtins"), "__dict__", {}).get(name)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None
+
+
+def failure_record(run_id: str, error: BaseException, *, step: str = "") -> Record:
+    """Give an error that ended a run as plain data, without secrets."""
+    lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-20)
+    return _slim(
+        run_id=run_id,
+        step=step,
+        type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        message=codec.encode(without_secrets(safe_text(error))),
+        traceback=codec.encode(without_secrets("".join(lines))),
+        own=_own(error),
+    )
+
+
+def _own(error: BaseException) -> Record | None:
+    """Give one of this package's errors with its attributes; a program's own subclass is foreign."""
+    if isinstance(error, errors.DurableSwarmError) and type(error).__module__ == errors.__name__:
+        record: Record = codec.encode(masked(errors.to_record(error)))
+        return record
+    return None
+
+
+def read_failure(record: Record) -> Exception:
+    """Give the error to raise for a recorded failure: this package's own as they were, others as `RunFailed`."""
+    with reading("the failure of a run"):
+        if "own" in record:
+            return errors.from_record(codec.decode(record["own"]))
+        text = str(codec.decode(record.get("message", "")))
+        return errors.RunFailed(
+            f"run {record['run_id']!r} failed with {record['type']}: {text}",
+            run_id=record["run_id"],
+            error_type=str(record["type"]),
+            error_message=text,
+            traceback=str(codec.decode(record.get("traceback", ""))),
+        )

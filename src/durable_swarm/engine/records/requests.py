@@ -1,0 +1,89 @@
+"""What the row of a request holds: the record of what is asked, and of what was decided."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+from durable_swarm import codec, errors
+from durable_swarm.codec import Place
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import Seal, Sealed
+from durable_swarm.requests import Asked, Decision, Kind, Request, Status
+
+
+def place_of(request_id: str) -> Place:
+    """Give the place of what is asked."""
+    return Place(request_id, "request")
+
+
+def decision_of(request_id: str) -> Place:
+    """Give the place of what was decided."""
+    return Place(request_id, "decision")
+
+
+def asked_record(asked: Asked, kept: Record | None) -> Record:
+    """Give the record of what is asked, with what the run keeps with it."""
+    fields = {
+        "agent": asked.agent,
+        "tool": codec.encode(asked.tool),
+        "call_id": codec.encode(asked.call_id),
+        "question": codec.encode(asked.question),
+        "choices": None if asked.choices is None else codec.encode(asked.choices),
+        "arguments": None if asked.arguments is None else codec.encode(asked.arguments),
+        "schema": asked.schema,
+        "same_as": asked.same_as,
+        "kept": kept,
+    }
+    return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
+
+
+def misread(row: Any, seal: Seal) -> Record:
+    """Give what is wrong with a result that was posted before its call asked for it, if anything."""
+    try:
+        seal.open(json.loads(row.decision), decision_of(row.id), "it")
+    except (Sealed, errors.ReplayMismatch):
+        why = "a result that was posted early cannot be read here; post it again, with the codec of this swarm"
+        return {"why": codec.encode(why)}
+    return {}
+
+
+def differ(known: Record, now: Record) -> bool:
+    """Whether a request asks something else now than an answer was given to."""
+    return any(known.get(field) != now.get(field) for field in ("question", "choices"))
+
+
+def request_of(row: Any, record: Record, decision: Decision | None) -> Request:
+    """Give a request from its row and its records. Raises ValueError, KeyError or TypeError where they are damaged."""
+    why = codec.decode(record.get("why", ""))
+    question = codec.decode(record.get("question", ""))
+    choices = codec.decode(record.get("choices"))
+    if row.kind not in get_args(Kind) or row.state not in get_args(Status) or not isinstance(choices, list | None):
+        raise ValueError(f"a {row.kind} that is {row.state}, with choices {choices!r}")
+    request = Request(
+        id=row.id,
+        run_id=row.run_id,
+        kind=row.kind,
+        agent=record.get("agent", ""),
+        tool=codec.decode(record.get("tool", "")),
+        question=f"{question} ({why})" if why else question,
+        created_at=moment(row.created_at),
+        status=row.state,
+        call_id=codec.decode(record.get("call_id", "")),
+        choices=choices,
+        arguments=codec.decode(record.get("arguments")),
+        schema=record.get("schema"),
+        same_as=same_as if isinstance(same_as := record.get("same_as"), int) else None,
+        expires_at=None if row.expires_at is None else moment(row.expires_at),
+    )
+    if row.state == "open":
+        return request
+    at = None if row.answered_at is None else moment(row.answered_at)
+    return replace(request, decision=decision, answered_by=row.answered_by, answered_at=at)
+
+
+def moment(milliseconds: int) -> datetime:
+    """Give a time from milliseconds since 1970."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)

@@ -1,0 +1,255 @@
+"""The wire format: every name and every record that a run leaves in the database.
+
+A record is a JSON object with a version `v`. What is written here is read by later versions of this package, so names
+and keys only ever gain, never change; `docs/code-changes.md` explains them to users.
+
+    workflow  durable_swarm.run       one run, id = run_id; its input is the start record
+    workflow  durable_swarm.tool      one undecorated tool call, id = <run_id>/<turn>.<index>
+    workflow  durable_swarm.program   a script under `durable-swarm run`, never executed: which start it is in
+    step      model:<agent>           one model call: reply, plans, version, tokens
+    step      tool:<name>             one call of a `@step` tool: its outcome
+    step      <name>                  one call of a `@step` function inside a tool: its value
+    step      durable_swarm.begun     the mark that a tool with effect="once" is about to be entered
+    table     durable_swarm_requests  what runs ask, and what was decided (`engine.inbox`)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any, get_args
+
+from durable_swarm import codec
+from durable_swarm.engine.records.base import Record, _checked, _each, _named, _slim, _values, reading
+from durable_swarm.engine.records.names import VERSION
+from durable_swarm.loop import Call, Detour, Ending, Outcome, Reply, Start, Turn, known
+from durable_swarm.types import EndedBy, Usage
+
+
+def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bool, whole: bool = False) -> Record:
+    """Give the input of a run. Raises `NotSerializable`, naming the path of what has no JSON form.
+
+    `whole` says that a reply that is streamed is stored only when it is complete.
+    """
+    record = _slim(
+        agent=start.agent,
+        swarm=swarm,
+        at=at,
+        model_override=start.model_override,
+        max_turns=start.max_turns,
+        debug=debug or None,
+        stream=stream or None,
+        whole=(stream and whole) or None,
+    )
+    record["messages"] = codec.encode(start.messages, "messages")
+    record["context"] = {
+        key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(start.context).items()
+    }
+    if not start.execute_tools:
+        record["execute_tools"] = False
+    return record
+
+
+def read_start(record: Record) -> Start:
+    """Give the loop's start from a run's input."""
+    with reading("the input of a run"):
+        return Start(
+            agent=_checked(record["agent"], str),
+            messages=_each(codec.decode(record["messages"]), dict),
+            context=_values(record["context"]),
+            model_override=_checked(record.get("model_override"), str, NoneType),
+            max_turns=_checked(record.get("max_turns"), int, float, NoneType),
+            execute_tools=_checked(record.get("execute_tools", True), bool),
+            kept=[read_turn(turn) for turn in record.get("kept", [])],
+            detours={int(turn): _read_detour(detour) for turn, detour in record.get("detours", {}).items()},
+        )
+
+
+def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], **fields: Any) -> Record:
+    """Give the input of a fork, from that of the run it comes from and the turns of it that are kept."""
+    same = {key: value for key, value in start.items() if key not in ("swarm", "at", "forked", "kept", "detours")}
+    return {**same, **_slim(kept=kept, detours=detours, **fields)}
+
+
+def without_numbers(record: Record) -> Record:
+    """Give the record of a reply or an outcome without what belongs to the events of the run that made it."""
+    return {key: value for key, value in record.items() if key not in ("shown", "seq", "progress")}
+
+
+def turn_record(agent: str, reply: Record, outcomes: list[Record | None]) -> Record:
+    """Give the record of a turn that a fork keeps; None stands for a call that was not made, but told."""
+    made = [None if outcome is None else without_numbers(outcome) for outcome in outcomes]
+    return {"agent": agent, "reply": without_numbers(reply), "outcomes": made}
+
+
+def read_turn(record: Record) -> Turn:
+    """Give a kept turn from its record."""
+    with reading("a kept turn"):
+        reply = _reply(record["reply"])
+        return Turn(reply, outcomes_of(reply.calls, record["outcomes"]))
+
+
+def outcomes_of(calls: list[Call], made: list[Record | None]) -> list[Outcome]:
+    """Return what came of each call of a finished turn, from the records of those that were made."""
+    outcomes: list[Outcome] = []
+    for call, record in zip(calls, made, strict=True):
+        outcomes.append(known(call, outcomes) or read_outcome(record or {}))
+    return outcomes
+
+
+def detour_record(agent: str | None, messages: list[Any]) -> Record:
+    """Give the record of what a fork changes before a turn; `messages` are encoded already."""
+    return _slim(agent=agent, messages=messages)
+
+
+def _read_detour(record: Record) -> Detour:
+    messages = _each(codec.decode(record.get("messages", [])), dict)
+    return Detour(_checked(record.get("agent"), str, NoneType), messages)
+
+
+def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Record | None) -> Record:
+    """Give the record of one model call. It holds the reply and never the history it was asked with.
+
+    `at` is the time in milliseconds since 1970, `shown` how the end of its text came in (`engine.narrator`).
+    """
+    return _slim(
+        message=codec.encode(
+            {key: value for key, value in reply.message.items() if value is not None}, "the model's message"
+        ),
+        plan=[_plan_record(call) for call in reply.calls],
+        together=reply.together or None,
+        heard=codec.encode(reply.heard),
+        finish=codec.encode(reply.finish),
+        written=codec.encode(reply.written),
+        model=model,
+        version=version,
+        **_usage_record(reply.usage),
+        at=at,
+        shown=shown,
+    )
+
+
+_TOTALS = 4
+"""How many counts of a usage stand in `usage`; those that came later stand in `usage_details`, by name."""
+
+
+def _usage_record(usage: Usage | None) -> Record:
+    counts = [] if usage is None else list(usage.model_dump().items())
+    details = {name: count for name, count in counts[_TOTALS:] if count}
+    return {"usage": [count for _, count in counts[:_TOTALS]], "usage_details": details}
+
+
+def _read_usage(record: Record) -> Usage | None:
+    counts = _each(record.get("usage") or [], int)
+    if not counts:
+        return None
+    details = _checked(record.get("usage_details", {}), dict)
+    names = list(Usage.model_fields)
+    known = {name: _checked(count, int) for name, count in details.items() if name in names[_TOTALS:]}
+    return Usage(**dict(zip(names[:_TOTALS], counts, strict=True)), **known)
+
+
+def _plan_record(call: Call) -> str | Record:
+    """Give how a call is made: one word where that says it all."""
+    if call.plan == "tell":
+        return {"tell": codec.encode(call.text)}
+    if call.plan == "same":
+        return {"make": "same", "twin": call.twin}
+    said = {"effect": call.effect, "approval": call.approval, "why": codec.encode(call.why)}
+    usual = {"effect": "idempotent", "approval": False, "why": ""}
+    more = {key: value for key, value in said.items() if value != usual[key]}
+    return {"make": call.plan, **more} if more else call.plan
+
+
+def read_reply(record: Record) -> Reply:
+    """Give the reply and its plans from the record of a model call."""
+    with reading("a model call"):
+        return _reply(record)
+
+
+def _reply(record: Record) -> Reply:
+    message = {"role": "assistant", "content": None, "tool_calls": None, **_values(record["message"])}
+    made = _each(message["tool_calls"] or [], dict)
+    calls = [
+        _read_call(index, call, plan)
+        for index, (call, plan) in enumerate(zip(made, record.get("plan", []), strict=True))
+    ]
+    usage = _read_usage(record)
+    heard = _each(codec.decode(record.get("heard", [])), dict)
+    finish = _checked(codec.decode(record.get("finish", "")), str)
+    written = _checked(codec.decode(record.get("written", "")), str)
+    return Reply(message, calls, usage, _checked(record.get("together", False), bool), heard, finish, written)
+
+
+def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
+    made = plan if isinstance(plan, dict) else {"make": plan}
+    kind, text = ("tell", codec.decode(made["tell"])) if "tell" in made else (made["make"], "")
+    effect, why = made.get("effect", "idempotent"), codec.decode(made.get("why", ""))
+    function = call["function"]
+    _each([call["id"], function["name"], function["arguments"], kind, text, effect, why], str)
+    approval = _checked(made.get("approval", False), bool)
+    twin = _checked(made.get("twin"), int, NoneType)
+    if twin is not None and not 0 <= twin < index:
+        raise ValueError(f"call {index} is the twin of {twin}")
+    return Call(index, call["id"], function["name"], function["arguments"], kind, text, effect, approval, why, twin)
+
+
+def end_record(ending: Ending) -> Record:
+    """Return what a run gives to the database when it is done. Its messages are in the records of its steps."""
+    return {"v": VERSION, "agent": ending.agent, "ended_by": ending.ended_by}
+
+
+def read_end(record: Any) -> EndedBy | None:
+    """Return what ended a run, from what it gave; None where that is not noted, as in runs of earlier versions."""
+    noted = record.get("ended_by") if isinstance(record, dict) else None
+    return next((known for known in get_args(EndedBy) if known == noted), None)
+
+
+def outcome_record(outcome: Outcome) -> Record:
+    """Return the record of one tool call, without what its events need (`engine.feed`). Raises `NotSerializable`."""
+    return _slim(
+        text=codec.encode(codec.mended_text(outcome.text)),
+        agent=outcome.agent,
+        updates=codec.encode(_named(outcome.updates), "the context_variables of the tool's Result"),
+        changed={
+            key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(outcome.changed).items()
+        },
+        removed=outcome.removed,
+    )
+
+
+def read_outcome(record: Record) -> Outcome:
+    """Give what came of a tool call from its record."""
+    with reading("a tool call"):
+        return Outcome(
+            text=_checked(codec.decode(record.get("text", "")), str),
+            agent=_checked(record.get("agent"), str, NoneType),
+            updates=_values(record.get("updates", {})),
+            changed=_values(record.get("changed", {})),
+            removed=_each(record.get("removed", []), str),
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a tool did to its context variables in place, found by comparing their JSON before and after."""
+
+    before: dict[str, Any]
+
+    @staticmethod
+    def watch(context: dict[str, Any]) -> tuple[Change, dict[str, Any]]:
+        """Give a private copy of the context for a tool, and what will tell its changes."""
+        encoded = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in context.items()}
+        return Change(encoded), {key: codec.decode(value) for key, value in encoded.items()}
+
+    def read(self, outcome: Outcome, context: dict[str, Any]) -> Outcome:
+        """Return the outcome with the changes the tool made in `context`. Raises `NotSerializable`."""
+        context = codec.mended(context)
+        after = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
+        changed = {
+            key: context[key]
+            for key, value in after.items()
+            if key not in self.before or codec.dumps(self.before[key]) != codec.dumps(value)
+        }
+        removed = [key for key in self.before if key not in after]
+        return Outcome(outcome.text, outcome.agent, outcome.updates, changed, removed)

@@ -1,0 +1,126 @@
+"""The records of a run by its turns: those that a fork has kept, then its own; from a database or an exported run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from durable_swarm import codec
+from durable_swarm.engine.records import base, names, runs
+from durable_swarm.loop import NOT_MADE, Call, Reply
+from durable_swarm.tools.repeats import FAILED
+
+
+class Rows(Protocol):
+    """Where the rows of runs are read and their records opened: a database, or the file of an exported run."""
+
+    def steps(self, workflow_id: str) -> list[Any]:
+        """Give the recorded steps of a run or a tool call, in order."""
+
+    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+        """Give the rows of a run's undecorated tool calls."""
+
+    def start_record(self, row: Any) -> base.Record:
+        """Give what a run was started with."""
+
+    def step_record(self, step: Any, row: Any) -> base.Record:
+        """Give the record of a step, of a run or of an undecorated tool call in it."""
+
+    def output_record(self, child: Any, row: Any) -> base.Record:
+        """Give what an undecorated tool call gave."""
+
+    def failure_record(self, row: Any) -> base.Record | None:
+        """Give the error that ended a failed run, if it is a record of this package."""
+
+
+@dataclass(frozen=True)
+class TurnRecords:
+    """The records of one turn: its agent's name, the reply's, and for each call the outcome's, or None."""
+
+    agent: str
+    reply: base.Record
+    outcomes: list[base.Record | None]
+
+    def read(self) -> Reply:
+        """Give the reply. Raises `ReplayMismatch` for a record that is damaged."""
+        return runs.read_reply(self.reply)
+
+    @property
+    def whole(self) -> bool:
+        """Whether each call has come to something."""
+        made = zip(self.read().calls, self.outcomes, strict=True)
+        return all(record is not None or call.plan in NOT_MADE for call, record in made)
+
+
+def calls_of(store: Rows, row: Any) -> dict[str, Any]:
+    """Give the rows of the run's undecorated tool calls by their id."""
+    return {child.workflow_id: child for child in store.children(row.workflow_id, load_output=True)}
+
+
+def recorded_turns(store: Rows, row: Any, start: base.Record) -> list[TurnRecords]:
+    """Give the records of a run, which was started with `start`, by its turns."""
+    with base.reading("a kept turn"):
+        kept = [TurnRecords(turn["agent"], turn["reply"], turn["outcomes"]) for turn in start.get("kept", [])]
+    return kept + turns_in(store.steps(row.workflow_id), calls_of(store, row), store, row, len(kept))
+
+
+def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, first: int) -> list[TurnRecords]:
+    """Give the records of the turns in these steps of a run, the first of them turn `first`; `calls` by their id."""
+    tools = {step.function_id: step for step in rows if step.function_name.startswith("tool:")}
+
+    def outcome(turn: int, call: Call, number: int) -> base.Record | None:
+        if call.plan == "step":
+            step = tools.get(number)
+            known = step is not None and step.function_name == names.tool_step(call.tool)
+            return store.step_record(step, row) if known else None
+        child = calls.get(names.call_key(row.workflow_id, turn, call.index))
+        ended = call.plan not in NOT_MADE and child is not None and child.status == "SUCCESS"
+        return store.output_record(child, row) if ended else None
+
+    turns: list[TurnRecords] = []
+    for step in rows:
+        if step.function_name.startswith("model:"):
+            reply = store.step_record(step, row)
+            asked = numbered(runs.read_reply(reply).calls, step.function_id)
+            made = [outcome(first + len(turns), call, number) for call, number in asked]
+            turns.append(TurnRecords(step.function_name.removeprefix("model:"), reply, made))
+    return turns
+
+
+def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
+    """Give the calls of a reply with the number of each one's first step; the reply is the run's step `number`.
+
+    Numbers are drawn in the model's order, however the calls overlap: one for a step, two for a child workflow (its
+    start and its result), none for what is not made. So two calls of one tool are told apart, whichever ended first.
+    """
+    following = number + 1
+    for call in calls:
+        yield call, following
+        following += {"step": 1, "tell": 0, "same": 0}.get(call.plan, 2)
+
+
+def told_step(call: Call, text: str) -> dict[str, Any]:
+    """Return the fields of a tool's step, from what the model was told; `failed` where the call was refused."""
+    refused = call.plan == "tell" and text.startswith(FAILED)
+    ended = {"status": "failed", "error": text} if refused else {"status": "done"}
+    return {"name": names.tool_step(call.tool), "kind": "tool", "output": text, "call": call, **ended}
+
+
+def kept_steps(start: base.Record) -> Iterator[dict[str, Any]]:
+    """Give the steps of the turns that a fork has from another run; what was done inside their tools stayed there."""
+    for turn, record in enumerate(start.get("kept", [])):
+        common = {"status": "done", "turn": turn, "kept": True}
+        reply = record["reply"]
+        read = runs.read_reply(reply)
+        output = codec.decode(reply["message"])
+        yield {
+            "name": names.model_step(record["agent"]),
+            "kind": "model",
+            "output": output,
+            "version": reply.get("version"),
+            "finish": codec.decode(reply.get("finish")),
+            **common,
+        }
+        for call, outcome in zip(read.calls, runs.outcomes_of(read.calls, record["outcomes"]), strict=True):
+            yield {**common, **told_step(call, outcome.text)}

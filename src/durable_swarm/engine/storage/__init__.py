@@ -1,0 +1,1 @@
+"""SQL and nothing else: a repository for each table."""

@@ -1,0 +1,159 @@
+"""The rows of events in the database: reading them, and writing them in batches for all runs of a process.
+
+They stand in DBOS's table `streams`, so that they go with their run where it goes: when it is deleted, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import column, select, table, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from durable_swarm import errors
+from durable_swarm.codec import Place, dumps
+from durable_swarm.engine.backend import launch
+from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import Seal
+
+KEY = "durable_swarm.events"
+"""The name of the stream of a run's events."""
+
+
+def place_of(run_id: str, seq: int) -> Place:
+    """Give the place of a row of events."""
+    return Place(run_id, "events", seq)
+
+
+@dataclass(frozen=True)
+class NewRow:
+    """A row to be written, its record closed by the run's codec.
+
+    `owner` is DBOS's token of the execution that writes it, None where nobody executes the run.
+    """
+
+    run_id: str
+    seq: int
+    record: Record
+    owner: str | None
+
+
+class EventLog:
+    """The rows of one database."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+        self._url = url
+        self._engine = engine
+        self._lite = is_sqlite(url)
+        names = ("workflow_uuid", "key", "value", "offset", "function_id", "serialization")
+        self._rows = table("streams", *map(column, names), schema=schema_of(url))
+        self._runs = table("workflow_status", column("workflow_uuid"), column("owner_xid"), schema=schema_of(url))
+
+    def read(self, run_id: str, seal: Seal, after: int = 0) -> list[tuple[int, Record]]:
+        """Give the rows whose number is above `after`, in order. Raises `ReplayMismatch`, `Sealed`."""
+        rows = self._rows
+        wanted = select(rows.c.offset, rows.c.value).where(
+            rows.c.workflow_uuid == run_id, rows.c.key == KEY, rows.c.offset > after
+        )
+        try:
+            with self._engine.connect() as connection:
+                found = connection.execute(wanted.order_by(rows.c.offset)).all()
+        except SQLAlchemyError as error:
+            raise unfit(self._url, error) from error
+        return [(seq, _opened(run_id, seal, seq, text)) for seq, text in found]
+
+    def keep(self, row: NewRow) -> None:
+        """Write a row of a run that nobody executes, unless there is one of its number, or the run is gone."""
+        with contextlib.suppress(IntegrityError), self._engine.begin() as connection:
+            connection.execute(self._insert(replace=False), [self._values(row)])
+
+    def write(self, rows: list[NewRow]) -> set[str]:
+        """Write rows, none of them twice; gives the ids of runs that another execution owns now: theirs are refused.
+
+        Raises SQLAlchemyError.
+        """
+        owned: dict[str, str | None] = {row.run_id: row.owner for row in rows if row.owner is not None}
+        with self._engine.begin() as connection:
+            if not self._lite:
+                # It holds the rows of runs, whose checkpoints must not wait for long.
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '2s'")
+            lost = self._lost(connection, owned) if owned else set()
+            values = [self._values(row) for row in rows if row.run_id not in lost]
+            if values:
+                connection.execute(self._insert(), values)
+        return lost
+
+    def _lost(self, connection: sqlalchemy.Connection, owned: dict[str, str | None]) -> set[str]:
+        # As DBOS checks it: the rows stay locked until the commit, so that no hand-off comes in between.
+        runs = self._runs.c
+        here = runs.workflow_uuid.in_(sorted(owned))
+        locking: Any
+        if self._lite:
+            locking = update(self._runs).where(here).values(owner_xid=runs.owner_xid)
+            locking = locking.returning(runs.workflow_uuid, runs.owner_xid)
+        else:
+            locking = select(runs.workflow_uuid, runs.owner_xid).where(here).order_by(runs.workflow_uuid)
+            locking = locking.with_for_update(key_share=True)
+        now = {row[0]: row[1] for row in connection.execute(locking)}
+        return {run_id for run_id, owner in owned.items() if now.get(run_id) != owner}
+
+    def _insert(self, *, replace: bool = True) -> Any:
+        insert: Any = (sqlite.insert if self._lite else postgresql.insert)(self._rows)
+        if not replace:
+            return insert.on_conflict_do_nothing()
+        # A write that was reported as lost may have come through: the same row again takes its place.
+        return insert.on_conflict_do_update(
+            index_elements=["workflow_uuid", "key", "offset"], set_={"value": insert.excluded.value}
+        )
+
+    def _values(self, row: NewRow) -> dict[str, Any]:
+        return {
+            "workflow_uuid": row.run_id,
+            "key": KEY,
+            "value": dumps(row.record),
+            "offset": row.seq,
+            "function_id": 0,
+            "serialization": launch.JSON.name(),
+        }
+
+
+def _opened(run_id: str, seal: Seal, seq: int, text: str) -> Record:
+    what = f"row {seq} of the events of run {run_id!r}"
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise errors.ReplayMismatch(f"{what} is damaged") from error
+    record = seal.open(stored, place_of(run_id, seq), what)
+    if not _is_sound(record):
+        raise errors.ReplayMismatch(f"{what} is damaged")
+    return record
+
+
+def _is_sound(row: Record) -> bool:
+    """Whether a row has the form in which rows are written."""
+    texts, progress, ended = row.get("events", []), row.get("progress", []), row.get("ended", [0, "run.failed", {}])
+    return (
+        isinstance(row.get("turn", 0), int)
+        and isinstance(row.get("of", 0), int)
+        and isinstance(row.get("upto", 0), int)
+        and _have(texts, int, str | dict | None)
+        and _have([entry[:3] for entry in progress], int, int, dict)
+        and all(isinstance(kind, str) for entry in progress for kind in entry[3:])
+        and _have([ended], int, str, dict)
+        and all(isinstance(entry[2].get("turn"), int) for entry in progress)
+        and ("events" in row) == ("upto" in row)
+        and ("turn" in row or "events" not in row)
+    )
+
+
+def _have(items: Any, *kinds: Any) -> bool:
+    return isinstance(items, list) and all(
+        isinstance(item, list) and len(item) == len(kinds) and all(map(isinstance, item, kinds)) for item in items
+    )

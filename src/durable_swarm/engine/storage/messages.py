@@ -1,0 +1,152 @@
+"""What is said to runs under way: messages in the order in which they came, each heard before a model call, once.
+
+A message is a row with a number. The model step that hears it has it in its record, so it is heard once in all lives.
+A run that is about to end closes its mailbox with a last row: the database lets one of two rows of a number in, so a
+message is either heard, or its sender is told that the run has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import BigInteger, Column, Integer, Text, bindparam, column, func, select, table
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from durable_swarm import codec, errors
+from durable_swarm.codec import Place, dumps, mended
+from durable_swarm.engine.database.connection import create_table, for_one_statement
+from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.records.encoding import Seal
+from durable_swarm.engine.storage.ownership import UNFINISHED, now
+from durable_swarm.types import Message
+from durable_swarm.validation import check_text
+
+TRIES = 20
+"""How often a sender whose number was taken by another takes the next one."""
+
+
+def place_of(run_id: str, number: int) -> Place:
+    """Give the place of a message."""
+    return Place(run_id, "message", number)
+
+
+class Mailbox:
+    """The messages of the runs of one database. Raises `ConfigurationError` where it cannot be used."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], Seal]) -> None:
+        self._url = url
+        self._engine = engine
+        self._seal_for = seal_for
+        schema = schema_of(url)
+        self._lite = is_sqlite(url)
+        self._rows = sqlalchemy.Table(
+            "durable_swarm_messages",
+            sqlalchemy.MetaData(schema=schema),
+            Column("run_id", Text, primary_key=True),
+            Column("number", Integer, primary_key=True, autoincrement=False),
+            Column("message", Text),
+            Column("created_at", BigInteger),
+        )
+        names = ("workflow_uuid", "status", "owner_xid")
+        self._runs = table("workflow_status", *map(column, names), schema=schema)
+        runs, rows = self._runs.c, self._rows.c
+        run_id = bindparam("run_id", type_=Text)
+        last = select(func.coalesce(func.max(rows.number), 0)).where(rows.run_id == run_id).scalar_subquery()
+        self._standing = select(runs.status, runs.owner_xid, last).where(runs.workflow_uuid == run_id)
+        """Made once: before each step it is asked, and making it costs more than asking it."""
+
+    def create(self) -> None:
+        """Make the table, unless it is there."""
+        with self._trying():
+            create_table(self._engine, self._rows)
+
+    @contextlib.contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError:  # Another took this number.
+            raise
+        except SQLAlchemyError as error:
+            raise unfit(self._url, error) from error
+
+    def say(self, run_id: str, text: str, swarm: str) -> None:
+        """Leave a user's message for a run. Raises `ConfigurationError` if the run has ended."""
+        text = check_text("text", mended(text))
+        self.create()
+        for _ in range(TRIES):
+            with contextlib.suppress(IntegrityError), self._trying():
+                self._write(run_id, {"role": "user", "content": text}, swarm)
+                return
+        raise errors.ConfigurationError(f"too much is said to run {run_id!r} at once; say it again")
+
+    def _write(self, run_id: str, message: Message, swarm: str) -> None:
+        rows, runs = self._rows, self._runs
+        with self._engine.begin() as connection:
+            if self._lite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == run_id)).scalar()
+            last = self._last(connection, run_id)
+            if status not in UNFINISHED or (last is not None and last.message is None):
+                raise errors.ConfigurationError(f"run {run_id!r} has ended, and hears nothing more")
+            number = 1 if last is None else last.number + 1
+            record = {"v": 1, "said": codec.encode(message)}
+            stored = dumps(self._seal_for(swarm).close(record, place_of(run_id, number)))
+            values = {"run_id": run_id, "number": number, "message": stored, "created_at": now()}
+            connection.execute(sqlalchemy.insert(rows).values(**values))
+
+    def _last(self, connection: sqlalchemy.Connection, run_id: str) -> Any:
+        rows = self._rows
+        wanted = select(rows).where(rows.c.run_id == run_id).order_by(rows.c.number.desc()).limit(1)
+        return connection.execute(wanted).first()
+
+    def stand(self, run_id: str) -> tuple[str | None, str | None, int]:
+        """Give a run's status, its owner's token, and the number of the last that was said to it, or 0.
+
+        Raises SQLAlchemy's errors: DBOS, which asks before each step, waits for a lost database.
+        """
+        with for_one_statement(self._engine) as connection:
+            found = connection.execute(self._standing, {"run_id": run_id}).first()
+        return (None, None, 0) if found is None else (found[0], found[1], found[2])
+
+    def heard(self, run_id: str, after: int, seal: Seal) -> list[Message]:
+        """Give the messages behind number `after`, in order."""
+        rows = self._rows
+        wanted = select(rows.c.number, rows.c.message).where(rows.c.run_id == run_id, rows.c.number > after)
+        with self._trying(), for_one_statement(self._engine) as connection:
+            found = connection.execute(wanted.order_by(rows.c.number)).all()
+        return [
+            codec.decode(
+                seal.open(json.loads(text), place_of(run_id, number), f"what was said to run {run_id!r}")["said"]
+            )
+            for number, text in found
+            if text is not None
+        ]
+
+    def close(self, run_id: str, after: int) -> bool:
+        """Let nothing more be said to a run that has heard `after` messages; False if more was said."""
+        values = {"run_id": run_id, "number": after + 1, "created_at": now()}
+        try:
+            with self._trying(), for_one_statement(self._engine) as connection:
+                connection.execute(sqlalchemy.insert(self._rows).values(**values))
+        except IntegrityError:
+            return self._is_closed(run_id, after + 1)
+        return True
+
+    def close_for_good(self, run_id: str, after: int) -> bool:
+        """Let nothing more be said to a run that ends in any case, whatever it has not heard."""
+        while not self.close(run_id, after):
+            after = self.stand(run_id)[2]
+        return True
+
+    def _is_closed(self, run_id: str, number: int) -> bool:
+        rows = self._rows
+        with self._trying(), self._engine.connect() as connection:
+            wanted = select(func.count()).where(
+                rows.c.run_id == run_id, rows.c.number == number, rows.c.message.is_(None)
+            )
+            return bool(connection.execute(wanted).scalar())

@@ -1,0 +1,212 @@
+"""Who has which run: looking at that, and handing runs on. Rows of DBOS's own table, written under a lock of each."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import JSON, ColumnElement, Connection, column, delete, or_, select, table, update
+from sqlalchemy.dialects.postgresql import JSONB
+
+from durable_swarm.engine.database.diagnosis import usable
+from durable_swarm.engine.database.reconnecting import read
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.records import names as records_names
+
+UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
+"""What DBOS calls a run that has not ended; one that rests until it is woken is DELAYED."""
+
+
+def now() -> int:
+    """Give the time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Claims:
+    """The runs and tool calls of one database, and who has them. Raises `ConfigurationError` where it is unusable."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+        self._url = url
+        self._engine = engine
+        schema = schema_of(url)
+        names = ("workflow_uuid", "status", "queue_name", "owner_xid", "name", "updated_at", "parent_workflow_id")
+        more = ("recovery_attempts", "started_at_epoch_ms", "executor_id", "completed_at", "error", "output")
+        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
+        self._steps = table("operation_outputs", column("workflow_uuid"), column("function_id"), schema=schema)
+        self._outputs = table("workflow_output", column("workflow_uuid"), schema=schema)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """Give a transaction. Each run's row is changed in it before those of its calls: so nobody comes in between."""
+        with usable(self._url), self._engine.begin() as connection:
+            if is_sqlite(self._url):
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def _calls_of(self, run_id: str) -> ColumnElement[bool]:
+        return (self._runs.c.parent_workflow_id == run_id) & (self._runs.c.name == records_names.TOOL)
+
+    def hand_to(
+        self,
+        rows: Iterable[Any],
+        queue: str,
+        attempts: int = 0,
+        *,
+        spared: Mapping[str, str | None] = MappingProxyType({}),
+        notes: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    ) -> set[str]:
+        """Hand runs to who serves `queue`, each with its open calls; return the ids of the runs handed over.
+
+        `attempts` is how often they count as begun. `spared` are calls that stay, if the execution of that token has
+        them. `notes` are added to those on runs.
+
+        Only a run that is as it was when its row was read: not what was cancelled since, as DBOS's own resumption
+        would, nor what another process has taken over meanwhile. Its calls go with it whoever has them.
+        """
+        runs, taken = self._runs, set()
+        stays = [(runs.c.workflow_uuid == call) & (runs.c.owner_xid == owner) for call, owner in spared.items()]
+        with self._writing() as connection:
+            for row in sorted(rows, key=lambda row: str(row.workflow_id)):
+                run_id = row.workflow_id
+                as_read = (
+                    (runs.c.workflow_uuid == run_id)
+                    & (runs.c.status == row.status)
+                    & runs.c.executor_id.is_not_distinct_from(row.executor_id)
+                    & runs.c.queue_name.is_not_distinct_from(row.queue_name)
+                )
+                moving = update(runs).where(as_read).values(**moved("ENQUEUED", queue, attempts))
+                if not connection.execute(moving).rowcount:
+                    continue
+                taken.add(run_id)
+                calls = self._calls_of(run_id) & runs.c.status.in_(UNFINISHED)
+                going = calls & ~or_(*stays) if stays else calls
+                connection.execute(update(runs).where(going).values(**moved("ENQUEUED", queue)))
+                if run_id in notes:
+                    self._note(connection, run_id, notes[run_id])
+        return taken
+
+    def _note(
+        self, connection: Connection, run_id: str, more: dict[str, Any], drop: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """Change what is noted on a run whose row this transaction has locked."""
+        this = self._runs.c.workflow_uuid == run_id
+        noted = connection.execute(select(self._runs.c.attributes).where(this)).scalar()
+        before = noted if isinstance(noted, dict) else {}
+        after = {name: value for name, value in before.items() if not drop(name)} | more
+        if after != before:
+            connection.execute(update(self._runs).where(this).values(attributes=after))
+
+    def resume(self, row: Any, queue: str, forget: Mapping[str, int], forgive: Callable[[str], bool]) -> bool:
+        """Have a run that has ended go on, on `queue`, with its open calls; False if it is not as its row was read.
+
+        `forget` names, by calls, the first step whose record is to go. Notes go whose names are to `forgive`.
+        """
+        runs, run_id, steps = self._runs, row.workflow_id, self._steps
+        as_read = (
+            (runs.c.workflow_uuid == run_id)
+            & (runs.c.status == row.status)
+            & runs.c.completed_at.is_not_distinct_from(row.completed_at)
+        )
+        anew = {**moved("ENQUEUED", queue), "completed_at": None}
+        open_still = runs.c.status.in_([*UNFINISHED, "CANCELLED"])
+        with self._writing() as connection:
+            if not connection.execute(update(runs).where(as_read).values(**anew, error=None, output=None)).rowcount:
+                return False
+            connection.execute(delete(self._outputs).where(self._outputs.c.workflow_uuid == run_id))
+            connection.execute(update(runs).where(self._calls_of(run_id), open_still).values(**anew))
+            for call, first in forget.items():
+                connection.execute(delete(steps).where(steps.c.workflow_uuid == call, steps.c.function_id >= first))
+            self._note(connection, run_id, {}, forgive)
+        return True
+
+    def cancel(self, run_id: str) -> bool:
+        """Cancel an unfinished run with all that is under way in it; False if it has ended."""
+        runs, at = self._runs, now()
+        ended = {**moved("CANCELLED", None), "completed_at": at}
+        family, found = {run_id}, [run_id]
+        with self._writing() as connection:
+            while found:
+                these = runs.c.workflow_uuid.in_(found) & runs.c.status.in_(UNFINISHED)
+                done = connection.execute(update(runs).where(these).values(**ended)).rowcount
+                if found == [run_id] and not done:
+                    return False
+                within = connection.execute(
+                    select(runs.c.workflow_uuid).where(runs.c.parent_workflow_id.in_(found))
+                ).scalars()
+                found = [child for child in within if child not in family]
+                family.update(found)
+        return True
+
+    def fetch_call(self, call: str, run_id: str, owner: str | None, queue: str) -> bool:
+        """Hand a call that nobody executes to who serves `queue`, if the execution `owner` has its run."""
+        runs = self._runs
+        mine = (runs.c.workflow_uuid == run_id) & (runs.c.status == "PENDING") & (runs.c.owner_xid == owner)
+        open_still = (runs.c.workflow_uuid == call) & runs.c.status.in_(UNFINISHED)
+        with self._writing() as connection:
+            if not connection.execute(update(runs).where(mine).values(owner_xid=runs.c.owner_xid)).rowcount:
+                return False
+            elsewhere = (runs.c.status != "ENQUEUED") | runs.c.queue_name.is_distinct_from(queue)
+            moving = update(runs).where(open_still, elsewhere)
+            return bool(connection.execute(moving.values(**moved("ENQUEUED", queue))).rowcount)
+
+    def unfinished(self) -> list[str]:
+        """Return the unfinished runs, but for those that wait for a worker."""
+        runs = self._runs
+        begun = (runs.c.status == "PENDING") | (
+            (runs.c.status == "ENQUEUED") & runs.c.queue_name.not_like(f"{records_names.work_queue('')}%")
+        )
+        with usable(self._url):
+            return [
+                row[0]
+                for row in read(
+                    self._engine, select(runs.c.workflow_uuid).where(runs.c.name == records_names.RUN, begun)
+                )
+            ]
+
+    def without_steps(self, run_ids: Iterable[str]) -> set[str]:
+        """Return those of the runs that have finished no step."""
+        ids, steps = set(run_ids), self._steps
+        finished = select(steps.c.workflow_uuid).where(steps.c.workflow_uuid.in_(ids)).distinct()
+        with usable(self._url), self._engine.connect() as connection:
+            return ids.difference(connection.execute(finished).scalars()) if ids else ids
+
+    def claims(self, name: str) -> list[tuple[str, str]]:
+        """Return the runs that stand as under way in the process of this name, each with its execution's token."""
+        runs = self._runs
+        mine = (runs.c.name == records_names.RUN) & (runs.c.status == "PENDING") & (runs.c.executor_id == name)
+        with usable(self._url):
+            found = read(self._engine, select(runs.c.workflow_uuid, runs.c.owner_xid).where(mine))
+            return [(str(run_id), str(owner)) for run_id, owner in found]
+
+    def owners(self) -> set[str]:
+        """Return the names of the processes that have unfinished runs."""
+        runs, queue, a_run = self._runs, self._runs.c.queue_name, self._runs.c.name == records_names.RUN
+        pending = select(runs.c.executor_id).where(a_run, runs.c.status == "PENDING")
+        queued = select(queue).where(a_run, runs.c.status == "ENQUEUED", queue.like(f"{records_names.QUEUE}%"))
+        with usable(self._url):
+            found = [row[0] for row in read(self._engine, sqlalchemy.union(pending, queued))]
+            return {str(name).removeprefix(records_names.QUEUE) for name in found if name != records_names.UNCLAIMED}
+
+    def owner(self, workflow_id: str) -> str | None:
+        """Return DBOS's token of the execution that has a run or a tool call now."""
+        runs = self._runs
+        with usable(self._url), self._engine.connect() as connection:
+            owner = connection.execute(select(runs.c.owner_xid).where(runs.c.workflow_uuid == workflow_id)).scalar()
+            return None if owner is None else str(owner)
+
+
+def moved(status: str, queue: str | None, attempts: int = 0) -> dict[str, Any]:
+    """Return the columns of a run that nobody executes, and that begins anew where it goes on."""
+    return {
+        "status": status,
+        "queue_name": queue,
+        "owner_xid": None,
+        "recovery_attempts": attempts,
+        "started_at_epoch_ms": None,
+        "updated_at": now(),
+    }

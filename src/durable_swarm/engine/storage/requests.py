@@ -1,0 +1,421 @@
+"""The requests of all runs in the database: opened once, decided once, and what a decision wakes.
+
+A table of our own, because a decision must be taken once among processes, together with what follows from it: the run
+that waits for it is woken in the same transaction. Both sides lock the run's row first, so no answer comes between a
+run's last look and its rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import BigInteger, Column, Index, Text, column, or_, select, table, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from durable_swarm import codec, errors
+from durable_swarm.codec import dumps, storable
+from durable_swarm.engine.backend import steps as backend_steps
+from durable_swarm.engine.database.connection import create_table, has_table
+from durable_swarm.engine.database.diagnosis import usable
+from durable_swarm.engine.database.reconnecting import persistently, read
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.records import base
+from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import CLOSED, Seal, Sealed
+from durable_swarm.engine.records.requests import (
+    asked_record,
+    decision_of,
+    differ,
+    misread,
+    moment,
+    place_of,
+    request_of,
+)
+from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
+from durable_swarm.requests import TOKEN, Asked, Decision, Request, check_decision, decision_record, read_decision
+from durable_swarm.validation import check_text
+
+COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
+TIMES = ("created_at", "expires_at", "answered_at")
+_UNDECIDED: dict[str, Any] = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
+
+LONGEST = 1_000_000_000
+"""Seconds; who waits longer waits for ever."""
+
+
+class NoRequest(errors.ConfigurationError):
+    """There is no such request in the database."""
+
+
+class TokenTaken(errors.ConfigurationError):
+    """A tool has given `later` a token that belongs to another call: its own mistake, which ends its run."""
+
+
+class Inbox:
+    """The requests of one database. Every method raises `ConfigurationError` where the database cannot be used."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], Seal]) -> None:
+        self._url = url
+        self._engine = engine
+        self._seal_for = seal_for
+        self._lite = is_sqlite(url)
+        texts = [Column(name, Text, primary_key=name == "id") for name in COLUMNS]
+        times = [Column(name, BigInteger) for name in TIMES]
+        schema = schema_of(url)
+        self._rows = sqlalchemy.Table("durable_swarm_requests", sqlalchemy.MetaData(schema=schema), *texts, *times)
+        Index("durable_swarm_requests_run", self._rows.c.run_id)
+        Index("durable_swarm_requests_call", self._rows.c.call)
+        Index("durable_swarm_requests_open", self._rows.c.state, self._rows.c.created_at)
+        names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
+        more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
+        self._runs = table("workflow_status", *map(column, (*names, *more)), schema=schema)
+        self._steps = table(
+            "operation_outputs", column("workflow_uuid"), column("function_name"), column("output"), schema=schema
+        )
+        self._there = False
+
+    # The table
+
+    def create(self) -> None:
+        """Make the table, unless it is there."""
+        with usable(self._url):
+            create_table(self._engine, self._rows)
+        self._there = True
+
+    def _exists(self) -> bool:
+        if not self._there:
+            with usable(self._url):
+                self._there = persistently(lambda: has_table(self._engine, self._rows))
+        return self._there
+
+    @contextlib.contextmanager
+    def _writing(self, run_id: str = "", owner: str | None = None) -> Iterator[sqlalchemy.Connection]:
+        """Give a transaction that has locked the run's row: SQLite locks the whole file.
+
+        Raises `internals.Lost` where `owner` is given, and the run is not under way, or another execution's.
+        """
+        with usable(self._url), self._engine.begin() as connection:
+            if self._lite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif run_id:
+                locked = select(self._runs.c.workflow_uuid).where(self._runs.c.workflow_uuid == run_id)
+                connection.execute(locked.with_for_update())
+            runs = self._runs.c
+            mine = (runs.workflow_uuid == run_id) & (runs.owner_xid == owner) & runs.status.in_(UNFINISHED)
+            if owner is not None and connection.execute(select(runs.status).where(mine)).first() is None:
+                raise backend_steps.Lost(run_id)
+            yield connection
+
+    # What a run asks
+
+    def open(self, asked: Asked, swarm: str, kept: Record | None = None, owner: str | None = None) -> Request:
+        """Open a request, unless it was asked before, and give it.
+
+        `kept` is what the run keeps with it. A request that is still open shows what is asked now. `owner` is the
+        token of the execution that asks. Raises `internals.Lost` if that has the run no more.
+        """
+        record, at = asked_record(asked, kept), now()
+        stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
+        lasting = asked.timeout is None or asked.timeout > LONGEST
+        expires = None if lasting else at + round((asked.timeout or 0) * 1000)
+        rows = self._rows
+        insert = (sqlite if self._lite else postgresql).insert(rows).values(
+            id=asked.id, run_id=asked.run_id, call=asked.call, kind=asked.kind, state="open", swarm=swarm,
+            request=stored, created_at=at, expires_at=expires,
+        )  # fmt: skip
+        with self._writing(asked.run_id, owner) as connection:
+            if connection.execute(insert.on_conflict_do_nothing()).rowcount != 1:
+                self._ask_again(connection, asked, swarm, record)
+            row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
+        if row.call != asked.call:
+            raise TokenTaken(
+                f"the token {asked.id.removeprefix(TOKEN)!r} belongs to the tool call {row.call!r}; each call of "
+                "later() needs a token of its own"
+            )
+        return self._read(row)
+
+    def _ask_again(self, connection: sqlalchemy.Connection, asked: Asked, swarm: str, record: Record) -> None:
+        """Have a request that is there show what is asked now. An answer to another question is none to this one."""
+        rows, seal, place = self._rows, self._seal_for(swarm), place_of(asked.id)
+        row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
+        early = row.run_id == ""  # Completed before it was opened.
+        if not early and row.call != asked.call:
+            return
+        known = misread(row, seal) if early else self._open(row)
+        changed = row.state == "answered" and row.kind == "question" and differ(known, seal.settle(record, place))
+        changed = changed or (early and "why" in known)
+        if early or changed or row.state == "open":
+            why = {"why": known["why"]} if "why" in known else {}
+            stored = dumps(seal.close({**record, **why}, place))
+            values: dict[str, Any] = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
+            undecided = _UNDECIDED if changed else {}
+            connection.execute(update(rows).where(rows.c.id == asked.id).values(**values, **undecided))
+
+    def expire(self, request_id: str) -> Request:
+        """Close a request whose time is over, unless it was decided in time; gives what it is now."""
+        rows = self._rows
+        with self._writing() as connection:
+            over = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
+            connection.execute(over.values(state="expired", answered_at=now()))
+            row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+        return self._read(row)
+
+    def reopen(self, asked: Asked, swarm: str, why: str, owner: str | None = None) -> None:
+        """Open a request again whose decision does not fit: whoever decides is shown why, and what is asked now."""
+        rows, record = self._rows, {**asked_record(asked, None), "why": codec.encode(why)}
+        stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
+        with self._writing(asked.run_id, owner) as connection:
+            connection.execute(update(rows).where(rows.c.id == asked.id).values(request=stored, **_UNDECIDED))
+
+    def kept(self, call: str) -> tuple[Request, Record] | None:
+        """Give the request for a result that this tool call has opened, and what was kept with it; or None."""
+        if not self._exists():
+            return None
+        rows = self._rows
+        with usable(self._url), self._engine.connect() as connection:
+            row = connection.execute(select(rows).where(rows.c.call == call, rows.c.kind == "result")).first()
+        return None if row is None else (self._read(row), self._open(row).get("kept", {}))
+
+    def asks(self, call: str) -> bool:
+        """Whether a tool call has an open request."""
+        rows = self._rows
+        with usable(self._url), self._engine.connect() as connection:
+            return (
+                connection.execute(select(rows.c.id).where(rows.c.call == call, rows.c.state == "open")).first()
+                is not None
+            )
+
+    def decided(self, request_ids: Iterable[str]) -> list[str]:
+        """Give those of the requests that are not open any more."""
+        ids, rows = list(request_ids), self._rows
+        if not ids:
+            return []
+        with usable(self._url), self._engine.connect() as connection:
+            return list(
+                connection.execute(select(rows.c.id).where(rows.c.id.in_(ids), rows.c.state != "open")).scalars()
+            )
+
+    # Who answers
+
+    def decide(
+        self, request_id: str, decision: Decision, by: str | None, check: Callable[[Request], None] | None = None
+    ) -> Request:
+        """Take a decision and wake the run; gives the request as it is then.
+
+        `check` may refuse it, too. Raises `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, and
+        `ConfigurationError` where there is no such request, or its run has ended.
+        """
+        run_id = self.found(request_id).run_id
+        with self._writing(run_id) as connection:
+            request = self._undecided(connection, request_id)
+            check_decision(request, decision)
+            if check is not None:
+                check(request)
+            row = self._write(connection, request_id, decision, by)
+            self._wake(connection, run_id)
+        return self._read(row)
+
+    def complete(self, token: str, decision: Decision, by: str | None, swarm: str) -> bool:
+        """Post the result of a call that has given `later(token)`, or will; gives whether a run waits for it.
+
+        Raises `AlreadyAnswered`, `ConfigurationError`.
+        """
+        request_id, rows = TOKEN + token, self._rows
+        early = (sqlite if self._lite else postgresql).insert(rows).values(
+            id=request_id, run_id="", call="", kind="result", state="open", swarm=swarm, created_at=now()
+        )  # fmt: skip
+        self.create()
+        with self._writing() as connection:
+            # psycopg forgets the number of rows of an INSERT unless it is to be kept.
+            kept = early.on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+            new = connection.execute(kept).rowcount == 1
+            if new:
+                self._write(connection, request_id, decision, by)
+        if not new:
+            self.decide(request_id, decision, by)
+        return not new
+
+    def _undecided(self, connection: sqlalchemy.Connection, request_id: str) -> Request:
+        rows, runs = self._rows, self._runs
+        row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+        request = self._read(row)
+        if row.state == "answered":
+            raise _answered(request_id, row.answered_by)
+        if row.state == "expired" or (row.expires_at is not None and row.expires_at <= now()):
+            raise errors.RequestExpired(f"request {request_id!r} has expired", request_id=request_id)
+        status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == row.run_id)).scalar()
+        if status not in UNFINISHED:
+            raise errors.ConfigurationError(f"run {row.run_id!r} has ended; its request {request_id!r} is closed")
+        call = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == row.call)).scalar()
+        if call is not None and call not in UNFINISHED:
+            raise errors.ConfigurationError(f"the tool call that asked {request_id!r} has ended, and asks no more")
+        return request
+
+    def _write(
+        self, connection: sqlalchemy.Connection, request_id: str, decision: Decision, by: str | None
+    ) -> sqlalchemy.Row[Any]:
+        rows = self._rows
+        if by is not None:
+            check_text("by", by)
+        found = connection.execute(select(rows.c.swarm).where(rows.c.id == request_id)).scalar_one()
+        stored = dumps(self._seal_for(found).close(decision_record(decision), decision_of(request_id)))
+        taken = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
+        values = {"state": "answered", "decision": stored, "answered_by": by, "answered_at": now()}
+        if connection.execute(taken.values(**values)).rowcount != 1:
+            raise errors.AlreadyAnswered(f"request {request_id!r} was answered already", request_id=request_id)
+        return connection.execute(select(rows).where(rows.c.id == request_id)).one()
+
+    # Rest and waking
+
+    def rest(self, run_id: str, owner: str | None, request_ids: list[str], until: int | None) -> None:
+        """Lay a run that waits to rest, with its calls: nobody executes it until it is woken, or a time has come.
+
+        Nothing happens if `owner` executes it no more. If a request was decided meanwhile, it is woken at once.
+        """
+        runs, rows = self._runs, self._rows
+        with self._writing(run_id) as connection:
+            found = connection.execute(
+                select(runs.c.status, runs.c.owner_xid).where(runs.c.workflow_uuid == run_id)
+            ).first()
+            if found is None or found.status != "PENDING" or found.owner_xid != owner:
+                return
+            late = select(rows.c.id).where(rows.c.id.in_(request_ids), rows.c.state != "open").limit(1)
+            awake = bool(request_ids) and connection.execute(late).first() is not None
+            self._hand_over(connection, run_id, "PENDING", "ENQUEUED" if awake else "DELAYED", until)
+
+    def wake(self, run_id: str) -> None:
+        """Have a run that rests go on."""
+        with self._writing(run_id) as connection:
+            self._wake(connection, run_id)
+
+    def _wake(self, connection: sqlalchemy.Connection, run_id: str) -> None:
+        self._hand_over(connection, run_id, "DELAYED", "ENQUEUED", None)
+
+    def _hand_over(
+        self, connection: sqlalchemy.Connection, run_id: str, before: str, after: str, until: int | None
+    ) -> None:
+        runs = self._runs
+        calls = (runs.c.parent_workflow_id == run_id) & (runs.c.name == records_names.TOOL)
+        ours = or_(runs.c.workflow_uuid == run_id, calls)
+        values = moved(after, records_names.UNCLAIMED) | {"delay_until_epoch_ms": until}
+        connection.execute(update(runs).where(ours, runs.c.status == before).values(**values))
+
+    def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
+        """Give those of the runs and tool calls that were cancelled."""
+        ids, runs = list(workflow_ids), self._runs
+        if not ids:
+            return []
+        cancelled = select(runs.c.workflow_uuid).where(runs.c.workflow_uuid.in_(ids), runs.c.status == "CANCELLED")
+        with usable(self._url), self._engine.connect() as connection:
+            return list(connection.execute(cancelled).scalars())
+
+    # Looking
+
+    def found(self, request_id: str) -> Request:
+        """Give a request. Raises `NoRequest` where there is none of that id."""
+        row = None
+        if storable(request_id) and self._exists():
+            with usable(self._url):
+                row = next(iter(read(self._engine, select(self._rows).where(self._rows.c.id == request_id))), None)
+        if row is None:
+            raise NoRequest(f"there is no request {request_id!r} in this database")
+        return self._read(row)
+
+    def of_run(self, run_id: str) -> list[Request]:
+        """Give all requests of a run, oldest first."""
+        rows = self._rows
+        return self._listed(select(rows).where(rows.c.run_id == run_id))
+
+    def none_open(self, run_id: str) -> errors.DurableSwarmError:
+        """Give the error for who decides about a run's one open request, where there is none."""
+        known = self.of_run(run_id)
+        if known and known[-1].status == "answered":
+            return _answered(known[-1].id, known[-1].answered_by)
+        if known and known[-1].expires_at is not None:
+            return errors.RequestExpired(f"request {known[-1].id!r} has expired", request_id=known[-1].id)
+        return NoRequest(f"run {run_id!r} has no open request; `durable-swarm inbox` lists those of all runs")
+
+    def open_requests(self, run_ids: Iterable[str] | None = None, limit: int | None = None) -> list[Request]:
+        """Give the open requests of runs that have not ended, oldest first: of all runs, or of these."""
+        rows, runs = self._rows, self._runs
+        wanted = select(rows).join(runs, runs.c.workflow_uuid == rows.c.run_id)
+        wanted = wanted.where(self._asked_still(), runs.c.status.in_(UNFINISHED))
+        if run_ids is not None:
+            wanted = wanted.where(rows.c.run_id.in_(list(run_ids)))
+        return self._listed(wanted.limit(limit))
+
+    def waiting(self, run_ids: list[str]) -> set[str]:
+        """Give those of the runs that have an open request, or a tool that sleeps."""
+        rows, runs, steps = self._rows, self._runs, self._steps
+        if not run_ids:
+            return set()
+        asking = select(rows.c.run_id).where(rows.c.run_id.in_(run_ids), self._asked_still()).distinct()
+        slept = select(runs.c.parent_workflow_id, steps.c.output).join(
+            steps, (steps.c.workflow_uuid == runs.c.workflow_uuid) & (steps.c.function_name == "DBOS.sleep")
+        )
+        slept = slept.where(runs.c.parent_workflow_id.in_(run_ids), runs.c.status.in_(UNFINISHED))
+        with usable(self._url):
+            asks = {row[0] for row in read(self._engine, asking)} if self._exists() else set()
+            ends = read(self._engine, slept)
+        return asks | {run_id for run_id, end in ends if _is_later(end)}
+
+    def _asked_still(self) -> sqlalchemy.ColumnElement[bool]:
+        """Whether a request is open, its time not over, and its tool call has not ended without it, by a timeout."""
+        rows, calls = self._rows, self._runs.alias()
+        ended = calls.c.status.not_in(UNFINISHED) & (calls.c.workflow_uuid == rows.c.call)
+        lasts = rows.c.expires_at.is_(None) | (rows.c.expires_at > now())
+        return (rows.c.state == "open") & lasts & ~select(calls.c.workflow_uuid).where(ended).exists()
+
+    def _listed(self, wanted: sqlalchemy.Select[Any]) -> list[Request]:
+        if not self._exists():
+            return []
+        rows = self._rows
+        with usable(self._url):
+            found = read(self._engine, wanted.order_by(rows.c.created_at, rows.c.id))
+        return [self._read(row, closed=CLOSED) for row in found]
+
+    def _open(self, row: Any) -> Record:
+        if row.request is None:
+            return {"v": 1}
+        return self._seal_for(row.swarm).open(json.loads(row.request), place_of(row.id), f"request {row.id!r}")
+
+    def _decision(self, row: Any) -> Decision | None:
+        if row.decision is None:
+            return Decision("expired") if row.state == "expired" else None
+        stored = json.loads(row.decision)
+        what = f"the answer to request {row.id!r}"
+        return read_decision(self._seal_for(row.swarm).open(stored, decision_of(row.id), what))
+
+    def _read(self, row: Any, closed: str | None = None) -> Request:
+        """Give a request from its row; with `closed`, what this process cannot open is shown as that."""
+        try:
+            with base.reading(f"request {row.id!r}"):
+                return request_of(row, self._open(row), self._decision(row))
+        except Sealed:
+            if closed is None:
+                raise
+            return request_of(row, {"question": closed}, None)
+        except errors.ReplayMismatch as error:
+            if closed is None:
+                raise
+            # One damaged row must not hide all the others.
+            return Request(row.id, row.run_id, row.kind, "", "", f"({error})", moment(0), row.state)
+
+
+def _answered(request_id: str, by: str | None) -> errors.AlreadyAnswered:
+    text = f"request {request_id!r} was answered already{f' by {by}' if by else ''}"
+    return errors.AlreadyAnswered(text, request_id=request_id)
+
+
+def _is_later(moment: Any) -> bool:
+    """Whether this is the recorded end of a sleep, in seconds since 1970, and has not come."""
+    try:
+        return float(moment) > time.time()
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,118 @@
+"""Deleting runs that ended long ago, with all that belongs to them.
+
+Not by DBOS's own deletion, which knows nothing of our tables, and does not look again whether a run has ended: one that
+is resumed in the same moment must not lose its steps. Here the row is locked first, and looked at again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, column, delete, select, table
+
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.storage.runs import Store
+
+TRANSACTIONS = "durable_swarm_transactions"
+"""Stands where tools write, which on PostgreSQL is no schema of ours."""
+
+BELONGINGS = {
+    **dict.fromkeys(("operation_outputs", "workflow_input", "workflow_output"), "workflow_uuid"),
+    **dict.fromkeys(("streams", "workflow_events", "workflow_events_history"), "workflow_uuid"),
+    "notifications": "destination_uuid",
+    "durable_swarm_messages": "run_id",
+    "durable_swarm_requests": "run_id",
+    TRANSACTIONS: "call",
+}
+"""Every table with rows of runs or their tool calls, and the column with the id of either."""
+
+WELL, BADLY = ("SUCCESS", "CANCELLED"), ("ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+"""What DBOS calls runs that have ended."""
+
+BATCH = 50
+"""How many runs are deleted in one transaction: other writers of a SQLite file wait meanwhile."""
+
+
+class Retention:
+    """Which runs of a database are kept, and the deletion of the others. Raises SQLAlchemy's errors."""
+
+    def __init__(self, store: Store, before: int, *, keep_failed: bool = False, swarm: str | None = None) -> None:
+        """Name the runs that ended before a time, in milliseconds since 1970; with `swarm`, only those of its name."""
+        self._store = store
+        self._before = before
+        self._ended = WELL if keep_failed else WELL + BADLY
+        self._swarm = swarm
+        self._schema = schema_of(store.url)
+        names = ("workflow_uuid", "name", "status", "updated_at", "parent_workflow_id", "attributes")
+        self._runs = table("workflow_status", *map(column, names), schema=self._schema)
+
+    def count(self) -> int:
+        """Give how many runs would be deleted."""
+        with self._store.engine.connect() as connection:
+            return sum(len(ids) for ids in self._pages(connection))
+
+    def delete(self, most: int | None = None) -> int:
+        """Delete the runs, oldest first, at most so many; gives how many they were."""
+        deleted = 0
+        while most is None or deleted < most:
+            some = self._delete_some(BATCH if most is None else min(BATCH, most - deleted))
+            if not some:
+                break
+            deleted += some
+        return deleted
+
+    def _delete_some(self, most: int) -> int:
+        inspector = sqlalchemy.inspect(self._store.engine)
+        there = {name for schema in {self._schema, None} for name in inspector.get_table_names(schema=schema)}
+        with self._store.engine.begin() as connection:
+            if is_sqlite(self._store.url):
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            runs = self._old(connection, most)
+            if runs:
+                self._forget(connection, runs, there)
+            return len(runs)
+
+    def _old(self, connection: Connection, most: int) -> list[str]:
+        """Give the oldest runs to delete; their rows are locked, and those that others have locked are left out."""
+        found: list[str] = []
+        for page in self._pages(connection, lock=True):
+            found += page
+            if len(found) >= most:
+                break
+        return found[:most]
+
+    def _pages(self, connection: Connection, *, lock: bool = False) -> Iterator[list[str]]:
+        runs, last = self._runs, (-1, "")
+        key = sqlalchemy.tuple_(runs.c.updated_at, runs.c.workflow_uuid)
+        wanted = select(runs.c.workflow_uuid, runs.c.updated_at, runs.c.attributes).where(
+            runs.c.name == records_names.RUN, runs.c.status.in_(self._ended), runs.c.updated_at < self._before
+        )
+        wanted = wanted.order_by(runs.c.updated_at, runs.c.workflow_uuid).limit(10 * BATCH)
+        if lock and not is_sqlite(self._store.url):
+            wanted = wanted.with_for_update(skip_locked=True)
+        while rows := connection.execute(wanted.where(key > last)).all():
+            yield [row.workflow_uuid for row in rows if self._swarm is None or _swarm_of(row.attributes) == self._swarm]
+            last = (rows[-1].updated_at, rows[-1].workflow_uuid)
+
+    def _forget(self, connection: Connection, run_ids: list[str], there: set[str]) -> None:
+        runs = self._runs
+        called = runs.c.parent_workflow_id.in_(run_ids) & (runs.c.name == records_names.TOOL)
+        calls = select(runs.c.workflow_uuid).where(called)
+        for name in there & BELONGINGS.keys():
+            belongs: Any = column(BELONGINGS[name])
+            rows = table(name, belongs, schema=None if name == TRANSACTIONS else self._schema)
+            connection.execute(delete(rows).where(belongs.in_(run_ids) | belongs.in_(calls)))
+        connection.execute(delete(runs).where(called))
+        connection.execute(delete(runs).where(runs.c.workflow_uuid.in_(run_ids)))
+
+
+def _swarm_of(attributes: Any) -> Any:
+    try:
+        noted = json.loads(attributes) if isinstance(attributes, str) else attributes
+    except ValueError:
+        return None
+    return noted.get("swarm") if isinstance(noted, dict) else None

@@ -1,0 +1,442 @@
+"""Runs as the database has them: looking them up, listing them, reading their records, cancelling and resuming.
+
+Needs no agents and launches nothing, so the command line can look at the runs of a program that is not running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import sqlalchemy
+
+from durable_swarm import errors
+from durable_swarm.codec import Codec, Place, storable
+from durable_swarm.engine.backend import launch
+from durable_swarm.engine.backend.client import _Client
+from durable_swarm.engine.backend.public import DBOSClient, WorkflowSerializationFormat
+from durable_swarm.engine.database.connection import let_go
+from durable_swarm.engine.records import base, names
+from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
+from durable_swarm.engine.records.encoding import Seal, failure_of, input_of, is_sealed, output_of
+from durable_swarm.engine.storage.events import EventLog
+from durable_swarm.engine.storage.messages import Mailbox
+from durable_swarm.engine.storage.ownership import Claims
+from durable_swarm.engine.storage.requests import Inbox
+from durable_swarm.runs import ENDED, STATES, State
+from durable_swarm.validation import check_whole
+
+_STATES: dict[str, State] = {
+    "ENQUEUED": "queued",
+    "DELAYED": "queued",
+    "PENDING": "running",
+    "SUCCESS": "done",
+    "ERROR": "failed",
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
+    "CANCELLED": "cancelled",
+}
+UNFINISHED = ["PENDING", "ENQUEUED"]
+
+TRIED = "tried:"
+"""Prefix of the notes on a run of how often its open calls were executed; resuming it clears them."""
+
+STOOD = "stood"
+"""Note on a run of how often it was taken over from a process that stood still; resuming it clears that, too."""
+
+NEEDS = "needs"
+"""Note on a run that waits for an agent which some process lacked: the agent's name."""
+
+QUEUED = "queued"
+"""Note on a run that was started for the queue of workers: True."""
+
+PAGE = 500
+"""How many runs one statement reads."""
+
+PROGRAM = "durable_swarm.program"
+"""Name of the row that holds notes about a program; it is never executed."""
+
+
+def state_of(row: Any) -> State:
+    """Give a run's status from its row. A run that is being taken over counts as running.
+
+    Raises `ConfigurationError` for a row of a kind that this version does not know.
+    """
+    ours = (row.queue_name or "").startswith(names.QUEUE)
+    if (row.status == "DELAYED" and ours) or getattr(row, "asks", False):
+        return "waiting"
+    if row.status == "ENQUEUED" and ours:
+        return "running"
+    if row.status not in _STATES:
+        raise errors.ConfigurationError(
+            f"the database has a run of status {row.status!r}, which this version of durable-swarm does not know; "
+            "install the version that wrote it"
+        )
+    return _STATES[row.status]
+
+
+def notes_on(row: Any) -> dict[str, Any]:
+    """Give what is noted on a run; a note that has not the form it was written in is none."""
+    noted = row.attributes if isinstance(row.attributes, dict) else {}
+    return {name: value for name, value in noted.items() if name not in _NOTED or _NOTED[name](value)}
+
+
+def reason_noted(row: Any) -> str | None:
+    """Give why an unfinished run does not go on, in the words of the process that holds it, or None."""
+    return None if state_of(row) in ENDED else notes_on(row).get("waits_for") or None
+
+
+def owner_of(row: Any) -> str:
+    """Give the name of the process that executes an unfinished run; '' if it waits for any."""
+    if row.status == "PENDING":
+        return str(row.executor_id or "")
+    queue = str(row.queue_name or "")
+    owned = queue.startswith(names.QUEUE) and queue != names.UNCLAIMED
+    return queue.removeprefix(names.QUEUE) if owned else ""
+
+
+def started_at(row: Any) -> datetime:
+    """Give when a run was started, in UTC: its row is written a little later. 1970 if nothing tells."""
+    at = notes_on(row).get("at")
+    return moment(row.created_at) if at is None else datetime.fromtimestamp(at, UTC)
+
+
+def moment(milliseconds: Any) -> datetime:
+    """Give a time of the database, in UTC; 1970 if it is none."""
+    seconds = milliseconds / 1000 if isinstance(milliseconds, int | float) else 0
+    return datetime.fromtimestamp(seconds if _is_time(seconds) else 0, UTC)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _YEAR_9999
+
+
+_YEAR_9999 = 253_370_764_800
+_NOTED: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
+    **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
+    "at": _is_time,
+    STOOD: lambda value: type(value) is int and value >= 0,
+}
+
+
+def _argument(row: Any) -> Any:
+    """Give a run's start record as it is stored, or None where there is none."""
+    try:
+        return row.input["args"][0]
+    except (TypeError, KeyError, IndexError):
+        return None
+
+
+def _no_codec(_swarm: str) -> None:
+    return None
+
+
+class Store:
+    """The runs of one database. Every method raises `ConfigurationError` where the database cannot be used.
+
+    `codec_for` gives the codec of the swarm of a name. What reads records raises `Sealed` where it does not open them.
+    `guesses` says that this codec need not be the one the program has: what is written then looks like what is there.
+    """
+
+    def __init__(
+        self,
+        url: sqlalchemy.URL,
+        engine: sqlalchemy.Engine,
+        codec_for: Callable[[str], Codec | None] = _no_codec,
+        *,
+        owns: bool = True,
+        guesses: bool = False,
+    ) -> None:
+        self.url = url
+        self.engine = engine
+        self._codec_for = codec_for
+        self._owns = owns
+        self._guesses = guesses
+        self.events = EventLog(url, engine)
+        """The rows of events of its runs."""
+        self.claims = Claims(url, engine)
+        self.inbox = Inbox(url, engine, lambda swarm: Seal(self._codec_for(swarm)))
+        """The requests of its runs."""
+        self.mailbox = Mailbox(url, engine, lambda swarm: Seal(self._codec_for(swarm)))
+        """What is said to its runs."""
+        client = DBOSClient(
+            system_database_url=url.render_as_string(hide_password=False),
+            system_database_engine=engine,
+            serializer=launch.JSON,
+            lazy=True,
+            retry_connection_errors=False,  # It would wait without an end, and with it the thread that says we live.
+        )
+        self._client = _Client(client, url)
+
+    def row(self, run_id: str, *, load_output: bool = True) -> Any | None:
+        """Give the row of a run, or None."""
+        if not storable(run_id):
+            return None
+        rows = self._client.list_workflows(workflow_ids=[run_id], name=names.RUN, load_output=load_output)
+        return self._asking(rows)[0] if rows else None
+
+    def found(self, run_id: str, *, load_output: bool = True) -> Any:
+        """Give the row of a run. Raises `RunNotFound`."""
+        row = self.row(run_id, load_output=load_output)
+        if row is None:
+            raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
+        return row
+
+    def rows(
+        self,
+        *,
+        states: Iterable[State] | None = None,
+        prefix: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Any]:
+        """Give the rows of runs, newest first, without what they were given and what they gave.
+
+        `prefix` is what their ids begin with.
+        """
+        wanted = [status for status, state in _STATES.items() if states is None or state in set(states)]
+        # A run being taken over is ENQUEUED in the database and running to us; one that waits may be any of three.
+        if states is not None and "running" in set(states):
+            wanted.append("ENQUEUED")
+        if states is not None and "waiting" in set(states):
+            wanted += ["PENDING", "ENQUEUED", "DELAYED"]
+        rows: list[Any] = self._client.list_workflows(
+            name=names.RUN,
+            status=wanted,
+            workflow_id_prefix=prefix,
+            limit=limit,
+            offset=offset,
+            sort_desc=True,
+            load_input=False,
+            load_output=False,
+        )
+        return self._asking(rows)
+
+    def listed(self, status: State | None, agent: str | None, limit: int) -> list[Any]:
+        """Give the rows of runs of one status, or one agent, newest first.
+
+        Raises `ConfigurationError` for a status or a limit that is none.
+        """
+        if status is not None and (not isinstance(status, str) or status not in STATES):
+            raise errors.ConfigurationError(f"status must be one of {', '.join(STATES)}, not {status!r}")
+        if agent is not None and not isinstance(agent, str):
+            raise errors.ConfigurationError(f"agent must be an agent's name, not {agent!r:.40}")
+        check_whole("limit", limit, 1)
+        found: list[Any] = []
+        offset, page = 0, max(limit, 100)
+        while len(found) < limit:
+            rows = self.rows(states=None if status is None else [status], limit=page, offset=offset)
+            found += [
+                row for row in rows if status in (None, state_of(row)) and agent in (None, notes_on(row).get("agent"))
+            ]
+            offset += page
+            if len(rows) < page:
+                break
+        return found[:limit]
+
+    def _asking(self, rows: list[Any]) -> list[Any]:
+        """Note on the rows of unfinished runs whether they have an open request: such a run is `waiting`."""
+        asking = self.inbox.waiting([row.workflow_id for row in rows if row.status in UNFINISHED])
+        for row in rows:
+            row.asks = row.workflow_id in asking
+        return rows
+
+    def ends(self, rows: list[Any]) -> dict[str, Any]:
+        """Return the rows of those of these runs that are done or failed, by their ids, with what ended them."""
+        over = [row.workflow_id for row in rows if state_of(row) in ("done", "failed")]
+        found: dict[str, Any] = {}
+        for first in range(0, len(over), PAGE):
+            ids = over[first : first + PAGE]
+            listed = self._client.list_workflows(workflow_ids=ids, name=names.RUN, load_input=False)
+            found |= {row.workflow_id: row for row in listed}
+        return found
+
+    def unfinished(self, version: str) -> list[Any]:
+        """Return the rows of all unfinished runs of one application version: DBOS runs only its own.
+
+        Those that wait for a worker are left out: they may be many, and have no process that could be dead.
+        """
+        ids = self.claims.unfinished()
+        rows: list[Any] = self._client.list_workflows(
+            workflow_ids=ids,
+            name=names.RUN,
+            status=UNFINISHED,
+            app_version=version,
+            load_input=False,
+            load_output=False,
+        )
+        return rows if ids else []
+
+    def unclaimed(self) -> list[Any]:
+        """Give the rows of runs that wait for any process with their agents."""
+        rows: list[Any] = self._client.list_workflows(
+            queue_name=names.UNCLAIMED, status="ENQUEUED", name=names.RUN, load_input=False, load_output=False
+        )
+        return rows
+
+    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+        """Give the rows of a run's undecorated tool calls."""
+        rows: list[Any] = self._client.list_workflows(
+            name=names.TOOL, parent_workflow_id=run_id, load_input=False, load_output=load_output
+        )
+        return rows
+
+    def calls(self, keys: Iterable[str]) -> list[Any]:
+        """Give the rows of these undecorated tool calls, as far as there are any."""
+        ids = list(keys)
+        rows: list[Any] = self._client.list_workflows(workflow_ids=ids, name=names.TOOL, load_input=False)
+        return rows if ids else []
+
+    def steps(self, workflow_id: str, *, after: int = 0) -> list[Any]:
+        """Give the recorded steps of a run or a tool call, in order, without so many of the first ones."""
+        steps = self._client.list_workflow_steps(workflow_id, offset=after)
+        return [SimpleNamespace(**step, workflow_id=workflow_id) for step in steps]
+
+    def seal(self, row: Any) -> Seal:
+        """Give what opens the records of a run, by its row."""
+        return Seal(self._codec_for(notes_on(row).get("swarm", "")))
+
+    def start_record(self, row: Any) -> base.Record:
+        """Give what a run was started with."""
+        run_id = row.workflow_id
+        stored = _argument(row)
+        if stored is None:
+            raise errors.ReplayMismatch(f"the input of run {run_id!r} cannot be read", run_id=run_id)
+        return self.seal(row).open(stored, input_of(run_id), f"the input of run {run_id!r}")
+
+    def step_record(self, step: Any, row: Any) -> base.Record:
+        """Give the record of a step, of a run or of an undecorated tool call in it; `row` is the run's."""
+        place = Place(step.workflow_id, step.function_name, step.function_id)
+        what = f"step {step.function_id} ({step.function_name}) of run {step.workflow_id!r}"
+        return self.seal(row).open(step.output, place, what)
+
+    def output_record(self, child: Any, row: Any) -> base.Record:
+        """Give what an undecorated tool call gave; `row` is its run's."""
+        call = child.workflow_id
+        return self.seal(row).open(child.output, output_of(call), f"tool call {call!r}")
+
+    def failure_record(self, row: Any) -> base.Record | None:
+        """Give the error that ended a failed run; None if it is no record of this package."""
+        data = getattr(row.error, "data", None)
+        if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+            return None
+        run_id = row.workflow_id
+        record = self.seal(row).open({"v": 1, **data}, failure_of(run_id), f"the error of run {run_id!r}")
+        return {"run_id": run_id, **record}
+
+    def holds_sealed(self, swarm: str) -> bool:
+        """Whether the newest run of a swarm, among the newest 100 runs, is stored so that only its codec reads it."""
+        for row in self.rows(limit=100):
+            if isinstance(row.attributes, dict) and row.attributes.get("swarm") == swarm:
+                return is_sealed(_argument(self.row(row.workflow_id, load_output=False)))
+        return False
+
+    def closed_like(self, row: Any, run_id: str, record: base.Record, swarm: str) -> base.Record:
+        """Give the start record of a fork as it is stored: by the codec of its swarm, as its source in `row` is.
+
+        Raises `ConfigurationError` where the source is sealed, and the fork would not be.
+        """
+        sealed = is_sealed(_argument(row))
+        seal = Seal(None if self._guesses and not sealed else self._codec_for(swarm))
+        stored = seal.close(record, input_of(run_id))
+        if sealed and not is_sealed(stored):
+            raise errors.ConfigurationError(
+                f"run {row.workflow_id!r} was stored through a codec, such as encryption, and its fork would be stored "
+                f"in the clear, since swarm {swarm!r} has no such codec; fork it with the DurableSwarm it belongs to"
+            )
+        return stored
+
+    def settled(self, run_id: str, record: base.Record, swarm: str) -> base.Record:
+        """Give a run's start record as it will be read after the swarm's codec."""
+        return Seal(self._codec_for(swarm)).settle(record, input_of(run_id))
+
+    def enqueue(
+        self, run_id: str, stored: base.Record, about: dict[str, Any], queue: str, version: str, priority: int = 0
+    ) -> None:
+        """Record a new run that is executed by whoever serves `queue`; `about` are its notes, `stored` its input.
+
+        Raises DBOS's `DBOSWorkflowIDInUseError` for an id that is taken.
+        """
+        self._client.enqueue(
+            {
+                "workflow_name": names.RUN,
+                "queue_name": queue,
+                "workflow_id": run_id,
+                "workflow_id_reuse_policy": "reject",
+                "app_version": version,
+                "priority": priority or None,
+                "attributes": about,
+                "serialization_type": WorkflowSerializationFormat.PORTABLE,
+            },
+            stored,
+        )
+
+    def annotate(self, run_id: str, **attributes: Any) -> None:
+        """Note JSON values on a run, beside what is noted there already."""
+        self._client.update_workflow_attributes(run_id, attributes, merge=True)
+
+    def note_waiting(self, run_id: str, reason: errors.DurableSwarmError | None) -> None:
+        """Note why a run is held, and what would let it go on; or with None that it is held no more."""
+        needs = reason.agent if isinstance(reason, errors.UnknownAgent) else None
+        change = mark(reason) if isinstance(reason, errors.AgentChanged) else None
+        self.annotate(run_id, waits_for=str(reason) if reason else None, **{NEEDS: needs, HELD_FOR: change})
+
+    def accepted(self, run_id: str) -> str | None:
+        """Give the change of an agent that a person has accepted for a run."""
+        return notes_on(self.found(run_id, load_output=False)).get(ACCEPTED)
+
+    def accept(self, row: Any) -> None:
+        """Accept the change for which a run is held. If it is unfinished, the process that holds it goes on with it."""
+        change, owner = notes_on(row).get(HELD_FOR), owner_of(row)
+        self.annotate(row.workflow_id, **{ACCEPTED: change, HELD_FOR: None, "waits_for": None})
+        if row.status in UNFINISHED and owner:
+            self.claims.hand_to([row], names.QUEUE + owner)
+
+    def cancel(self, run_id: str) -> None:
+        """Cancel a run and the tool calls under way in it; one that has ended stays as it is."""
+        self.claims.cancel(run_id)
+
+    def resume(self, row: Any, queue: str) -> bool:
+        """Have a cancelled or failed run go on from its first unfinished step, on `queue`, with its open calls.
+
+        False if it has not stood as in its row any more: somebody else was faster.
+        """
+        run_id = row.workflow_id
+        open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
+        calls = [child.workflow_id for child in self.children(run_id) if child.status in open_still]
+        failed = {call: number for call in calls if (number := self._failed_step(call)) is not None}
+        return self.claims.resume(row, queue, failed, lambda name: name == STOOD or name.startswith(TRIED))
+
+    def _failed_step(self, call: str) -> int | None:
+        """Return the number of the step with whose error a tool has ended: it would get that from its record for ever.
+
+        Nobody records a step of a run that has ended, so this one lasts until the run goes on.
+        """
+        steps = self.steps(call)
+        last = steps[-1].output if steps else None
+        # `failed` stands in records since they can be encrypted; `raised` is in the others.
+        failed = isinstance(last, dict) and ("failed" in last or "raised" in last)
+        return int(steps[-1].function_id) if failed else None
+
+    def notes(self, program: str) -> dict[str, Any]:
+        """Give the notes about the program of this id; empty if there are none."""
+        rows = self._client.list_workflows(workflow_ids=[program], name=PROGRAM, load_input=False, load_output=False)
+        return notes_on(rows[0]) if rows else {}
+
+    def note(self, program: str, notes: dict[str, Any]) -> None:
+        """Keep notes about a program, in place of the earlier ones: plain JSON data."""
+        self._client.enqueue({"workflow_name": PROGRAM, "queue_name": PROGRAM, "workflow_id": program})
+        self._client.cancel_workflow(program)
+        self._client.update_workflow_attributes(program, notes)
+
+    def close(self) -> None:
+        """Let go of the database, if this store opened it."""
+        self._client.destroy()
+        if self._owns:
+            let_go(self.engine)

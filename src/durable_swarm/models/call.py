@@ -1,0 +1,231 @@
+"""Performing one model call: the request, the client, the retries, the reply as plain data.
+
+Retries: rate limits, timeouts, lost connections and errors of the server (408, 409, 429, 5xx) are tried again, as often
+as the client's own `max_retries` says (5 where a client has no such setting), after 0.5 s doubling to 8 s, or after
+what `Retry-After` asks for. The caller's mistakes (400, 401, 404, …) are not.
+
+A streamed reply is the same call: its pieces are shown while they come in, and merged to the same whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any
+
+from durable_swarm import credentials
+from durable_swarm.concurrency import OnLoop, Waits
+from durable_swarm.models.client import _beside, _is_at_home
+from durable_swarm.models.lean import prepared, retries_itself
+from durable_swarm.models.provider_errors import (
+    BAD_OUTPUT_TRIES,
+    bad_output,
+    of_provider,
+    pause,
+    transient,
+)
+from durable_swarm.models.receiver import Reception, Show, Shown, has_end_marks, note_end_marks
+from durable_swarm.models.reply import Answer, read_finish, read_message, read_usage
+from durable_swarm.models.request import build_request, instructions
+from durable_swarm.models.retry import DEFAULT_RETRIES, _model_error
+from durable_swarm.models.stream import Unmarked, whole
+from durable_swarm.models.wire import Conversation, with_origin
+from durable_swarm.types import Message, Usage
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """Which model call is being made: the run, and its turn counted from 0, with the turns that a fork has `kept`."""
+
+    run_id: str
+    turn: int
+    kept: int = 0
+
+
+current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_model_call", default=None)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A model's answer as plain data: the message, the tokens if counted, the model that was asked.
+
+    `finish` is the reason for the reply's end where it is not the usual one.
+    """
+
+    message: Message
+    usage: Usage | None
+    model: str
+    finish: str = ""
+
+
+async def complete(
+    client: Any,
+    agent: Any,
+    history: list[Message],
+    context: dict[str, Any],
+    *,
+    conversation: Conversation,
+    model_override: str | None,
+    debug: bool,
+    call: ModelCall,
+    waits: Waits,
+    show: Show | None = None,
+    admit: Admit | None = None,
+) -> Completion:
+    """Make one model call for `agent`, with its retries. With `show` the reply is streamed, and shown as it comes in.
+
+    `admit` is awaited before each try, with the name of the model.
+
+    Raises `ModelError` when the provider refuses or stays away; other exceptions of the client pass as they are.
+    """
+    system = await instructions(agent, context, waits)
+    request = build_request(agent, [], model_override, streamed=show is not None)
+    request["messages"] = conversation.request(system, history, request["model"])
+    if debug:
+        say(f"Getting chat completion for...: {request['messages']}")
+    begin = None if show is None else partial(Shown, show, call.turn)
+    with _called(call):
+        answer = await _Asking(client, request, waits, begin).answer(admit)
+    message = with_origin(read_message(answer.message, call.turn), request["model"])
+    if debug:
+        say(f"Received completion: {message}")
+    return Completion(message, read_usage(answer), request["model"], read_finish(answer))
+
+
+@contextlib.contextmanager
+def _called(call: ModelCall) -> Iterator[None]:
+    token = current_model_call.set(call)
+    try:
+        yield
+    finally:
+        current_model_call.reset(token)
+
+
+Begin = Callable[[], Shown]
+"""Begins what an attempt shows."""
+Admit = Callable[[str], Awaitable[None]]
+"""Waits until a model may be asked."""
+
+
+@dataclass
+class _Asking:
+    """One model call with its retries."""
+
+    client: Any
+    request: dict[str, Any]
+    waits: Waits
+    begin: Begin | None
+    begun: bool = False
+    """Whether the last attempt went wrong after an answer had begun."""
+
+    async def answer(self, admit: Admit | None) -> Answer:
+        """Ask until there is an answer. Raises `ModelError`, and what the program's own client raises."""
+        credentials.remember(self.client)
+        retries = getattr(self.client, "max_retries", None)
+        tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
+        for attempt in count(1):
+            if admit is not None:
+                await admit(self.request["model"])
+            try:
+                return await self._attempt()
+            except Exception as error:
+                if not of_provider(error):
+                    raise
+                most = max(tries, BAD_OUTPUT_TRIES) if bad_output(error) else tries
+                if self._was_retried(error):
+                    raise _model_error(error, attempt - 1 + tries) from None
+                if attempt >= most or not transient(error):
+                    raise _model_error(error, attempt) from None
+                await self.waits.sleep(pause(error, attempt))
+        raise AssertionError("unreachable")
+
+    def _was_retried(self, error: Exception) -> bool:
+        """Tell whether the client itself has tried again what went wrong, and given up."""
+        came = isinstance(getattr(error, "status_code", None), int) or isinstance(error, _lost_by_openai())
+        return came and not self.begun and not bad_output(error) and transient(error) and retries_itself(self.client)
+
+    async def _attempt(self) -> Answer:
+        self.begun = False
+        if self.begin is None:
+            create, arguments = prepared(self.client, self.request)
+            create = partial(_beside, create) if _is_at_home(self.client) else create
+            return whole(await self.waits.call(create, **arguments))
+        if self.request["stream"] and has_end_marks(self.client, self.request["model"]) is False:
+            self._ask_whole()
+        try:
+            answer = await self._receive(self.begin())
+        except Exception as error:
+            refused = self._unmarked(error) or _refused(error, self.request)
+            if refused is None:
+                raise
+        else:
+            if self.request["stream"] and answer.finish:
+                note_end_marks(self.client, self.request["model"], True)
+            return answer
+        # Kept out of further tries too.
+        if refused == "stream":
+            self._ask_whole()
+        else:
+            del self.request["stream_options"]
+        return await self._attempt()
+
+    def _unmarked(self, error: Exception) -> str | None:
+        """Return "stream" where a stream ended without a word of it, and this provider's may always do so.
+
+        What came may be whole or not; a whole reply is asked for. A provider that marks its ends has broken off.
+        """
+        model = self.request["model"]
+        if not isinstance(error, Unmarked) or not self.request["stream"] or has_end_marks(self.client, model):
+            return None
+        note_end_marks(self.client, model, False)
+        return "stream"
+
+    def _ask_whole(self) -> None:
+        self.request.pop("stream_options", None)
+        self.request["stream"] = False
+
+    async def _receive(self, shown: Shown) -> Answer:
+        """Make one attempt at a streamed call. What it has shown is taken back when it fails, or is cancelled."""
+        create, arguments = prepared(self.client, self.request)
+        reception = Reception(partial(create, **arguments), shown)
+        receive = reception.way()
+        if _is_at_home(self.client):
+            receive = partial(_beside, receive)
+        # Not in the threads that belong to `waits`: one of them may be the reader's, who is to read meanwhile.
+        waits = OnLoop() if isinstance(self.waits, OnLoop) else self.waits
+        try:
+            answer: Answer = await waits.call(receive)
+            return answer
+        except BaseException:
+            self.begun = reception.begun
+            shown.end()
+            raise
+
+
+def _lost_by_openai() -> tuple[type[Exception], ...]:
+    openai = sys.modules.get("openai")
+    return () if openai is None else (openai.APIConnectionError,)
+
+
+def _refused(error: Exception, request: dict[str, Any]) -> str | None:
+    """Return which argument a provider, or a client with a fixed list of arguments, refuses: one that streaming needs.
+
+    Without `stream_options` the tokens of a stream are not counted; where nothing is streamed, a reply comes whole.
+    """
+    refuses = isinstance(error, TypeError) or getattr(error, "status_code", None) in (400, 403, 422)
+    if not refuses or not request["stream"]:
+        return None
+    if "stream_options" in request and "stream_options" in str(error):
+        return "stream_options"
+    return "stream" if re.search(r"\bstream(ing)?\b", str(error)) else None
+
+
+def say(text: str) -> None:
+    """Print a debug line, grey, as Swarm does."""
+    print(f"\033[97m[\033[90m durable-swarm \033[97m]\033[90m {text}\033[0m")

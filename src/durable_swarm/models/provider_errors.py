@@ -1,0 +1,150 @@
+"""A provider's errors: which may pass, which are the caller's, and how long to wait before the next try."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import random
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+from durable_swarm.errors import safe_text
+from durable_swarm.models.reply import EmptyReply, ErrorReply
+from durable_swarm.models.stream import BrokenStream
+
+FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
+"""Seconds between tries: the first, the longest of our own, the longest a provider may ask for."""
+
+BAD_OUTPUT_TRIES = 3
+"""How often a model is asked at least that writes what its own provider cannot read."""
+
+_BAD_OUTPUT = {"tool_use_failed", "output_parse_failed", "json_validate_failed", "malformed_function_call"}
+"""Codes of providers that could not read what their model wrote; another reply may be better."""
+
+_LASTING = {"insufficient_quota", "invalid_request_error", "model_not_found", "context_length_exceeded"}
+"""Codes and types of errors that the same request will meet again."""
+
+_LOST_CONNECTIONS = {"APIConnectionError", "APITimeoutError", "TransportError"}
+"""Names of the errors of openai and httpx; neither needs to be there."""
+
+
+def of_provider(error: Exception) -> bool:
+    """Tell whether the error speaks of the provider, not of the program."""
+    openai = sys.modules.get("openai")
+    foreign = openai is not None and isinstance(error, openai.OpenAIError)
+    own = isinstance(error, ErrorReply) or isinstance(getattr(error, "status_code", None), int)
+    return foreign or own or transient(error)
+
+
+def transient(error: Exception) -> bool:
+    """Tell whether the same request may succeed later."""
+    if bad_output(error):
+        return True
+    status = status_of(error)
+    if status is not None:
+        spent = getattr(error, "code", None) == "insufficient_quota"
+        refused = _headers(error).get("x-should-retry") == "false"
+        return (status in (408, 409, 429) or status >= 500) and not spent and not refused and _is_near(error)
+    names = {kind.__name__ for kind in type(error).__mro__}
+    # A body that is no JSON (a proxy's page, a cut answer) reaches us as the decoder's error.
+    kinds = ConnectionError | TimeoutError | EmptyReply | BrokenStream | json.JSONDecodeError | UnicodeDecodeError
+    return isinstance(error, kinds) or bool(names & _LOST_CONNECTIONS) or _may_pass(error)
+
+
+def bad_output(error: Exception) -> bool:
+    """Tell whether the provider could not read what its model wrote: the model's fault, not the request's."""
+    body = getattr(error, "body", None)
+    inner = body.get("error", body) if isinstance(body, Mapping) else None
+    told = isinstance(inner, Mapping) and "failed_generation" in inner
+    return told or getattr(error, "code", None) in _BAD_OUTPUT
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether it is an error without a status, in a success or in the middle of a stream, that may pass."""
+    said = _is_event(error) or isinstance(error, ErrorReply)
+    return said and not any(getattr(error, name, None) in _LASTING for name in ("code", "type"))
+
+
+def _is_event(error: Exception) -> bool:
+    # The class alone: its subclasses are errors of other kinds.
+    return type(error).__name__ == "APIError"
+
+
+def status_of(error: Exception) -> int | None:
+    """Return the HTTP status; some providers send it as the code of an error in a success or a stream."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return status
+    code = str(getattr(error, "code", None)) if _is_event(error) or isinstance(error, ErrorReply) else ""
+    return int(code) if re.fullmatch(r"[45]\d\d", code, re.ASCII) else None
+
+
+def pause(error: Exception, attempt: int) -> float:
+    """Return the seconds to wait after try number `attempt`; the provider's own wish goes first."""
+    asked = retry_after(error)
+    if asked is not None:
+        return asked
+    return float(min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1))
+
+
+def _is_near(error: Exception) -> bool:
+    """Tell whether the provider wants to be asked again soon. To ask earlier would only be refused."""
+    return (retry_after(error) or 0) <= LONGEST_RETRY_AFTER
+
+
+def retry_after(error: Exception) -> float | None:
+    """Return the seconds that the provider asks to wait, or None: in milliseconds, in seconds, or as a date."""
+    headers = _headers(error)
+    for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with contextlib.suppress(TypeError, ValueError):
+            asked = float(headers[name]) * seconds
+            return asked if asked >= 0 and math.isfinite(asked) else None
+    until = _moment(headers["retry-after"])
+    if until is None:
+        return None
+    # By the provider's own clock, where it tells the time: ours may go wrong.
+    return max(until - (_moment(headers["date"]) or time.time()), 0.0)
+
+
+def _moment(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _headers(error: Exception) -> Mapping[str, str]:
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    return defaultdict(str) if headers is None else defaultdict(str, {str(k).lower(): v for k, v in headers.items()})
+
+
+def root_of(error: BaseException) -> str:
+    """Return what is at the bottom of an error where the error itself does not say it, such as a refused connection."""
+    root: BaseException = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
+    text = " ".join(safe_text(root).split())[:200]
+    return "" if root is error or not text or text in str(error) else f" ({type(root).__name__}: {text})"
+
+
+TOO_LONG = (
+    "The messages are too long for this model's context, and a resume sends them again: take a model with a larger "
+    "context, or fork the run at an earlier turn (durable-swarm fork ID --turn N)"
+)
+"""The way out where the context is too long."""
+
+_CONTEXT = re.compile(
+    r"context_length_exceeded|(maximum|available|model's|exceed\w*( the)?)( \w+)? context|context (length|window|size)"
+    r"|prompt is too long|input is too long|too many (input |prompt )?tokens|reduce the length of the messages",
+    re.IGNORECASE,
+)
+
+
+def is_too_long(text: str) -> bool:
+    """Tell whether a provider's refusal means that the messages do not fit the model's context."""
+    return _CONTEXT.search(text) is not None

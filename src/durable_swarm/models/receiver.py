@@ -1,0 +1,188 @@
+"""Receiving one streamed reply: its pieces are shown while they come in, and merged to the whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from durable_swarm.awaitables import is_async
+from durable_swarm.models.reply import Answer, read_message
+from durable_swarm.models.stream import Pieces, whole
+
+EAGER, SELDOM = 8, 25
+"""After how many of the first pieces, and after each how many further ones, others of the process get a turn."""
+
+
+_marks: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
+"""For each client and model whether streams were seen to end with a finish reason."""
+
+
+def has_end_marks(client: Any, model: str) -> bool | None:
+    """Tell whether a model's streams have a finish reason at their end; None where that is not known."""
+    with contextlib.suppress(TypeError):
+        return _marks.get(client, {}).get(model)
+    return None
+
+
+def note_end_marks(client: Any, model: str, has: bool) -> None:
+    """Note whether a stream had a finish reason. A provider that ever wrote one has broken off where it writes none."""
+    with contextlib.suppress(TypeError):  # Some clients can be no key.
+        known = _marks.setdefault(client, {})
+        known[model] = has or known.get(model, False)
+
+
+class Show(Protocol):
+    """Where the pieces of a reply go while it comes in. Called from whichever thread receives it."""
+
+    def delta(self, delta: dict[str, Any]) -> None:
+        """Show a piece: what it adds to the message, as plain data."""
+
+    def reset(self) -> None:
+        """Forget the pieces shown so far: the reply broke off, and comes anew or not at all."""
+
+
+class GivenUp(Exception):
+    """Nobody waits any more for the reply that comes in; ends its reception."""
+
+
+class Shown:
+    """What one attempt at turn number `turn` shows. Once ended it shows no more, whichever thread still receives."""
+
+    def __init__(self, show: Show, turn: int) -> None:
+        self._show = show
+        self._turn = turn
+        self._lock = threading.Lock()
+        self._any = self._busy = self._ended = False
+
+    def delta(self, delta: dict[str, Any]) -> None:
+        """Show a piece. Raises `GivenUp` after the end."""
+        with self._lock:
+            if self._ended:
+                raise GivenUp
+            self._any = self._busy = True
+        # Without the lock: what shows may wait for its reader, and the reader's thread may be the one that ends this.
+        try:
+            self._show.delta(delta)
+        finally:
+            with self._lock:
+                self._busy = False
+                late = self._ended
+            if late:
+                self._show.reset()
+
+    def whole(self, message: Any) -> None:
+        """Show a message that came whole, as one piece."""
+        read = read_message(message, self._turn)
+        calls = [{"index": index, **call} for index, call in enumerate(read.pop("tool_calls") or [])]
+        delta = {name: value for name, value in {**read, "tool_calls": calls}.items() if value}
+        self.delta(delta)
+
+    def end(self) -> None:
+        """Take back what was shown."""
+        with self._lock:
+            self._ended = True
+            if self._busy or not self._any:
+                return
+        self._show.reset()
+
+
+class Reception:
+    """One attempt: `create` makes the request, and what it gives is received."""
+
+    def __init__(self, create: Callable[[], Any], shown: Shown) -> None:
+        self._create = create
+        self._shown = shown
+        self._count = 0
+        self.begun = False
+        """Whether the provider has begun to answer."""
+
+    def way(self) -> Callable[[], Any]:
+        """Give the function that receives the `Answer`: async where the client is."""
+        return self._on_loop if is_async(self._create) else self._in_thread
+
+    async def _on_loop(self) -> Answer:
+        return await self._awaited(self._create())
+
+    def _in_thread(self) -> Any:
+        """Receive in this thread; where the client turns out to be async, give what is to be awaited."""
+        begun = self._create()
+        if inspect.isawaitable(begun):
+            return self._awaited(begun)
+        self.begun = True
+        if _is_stream(begun, "__iter__"):
+            return self._iterated(begun)
+        return self._iterated_async(begun) if _is_stream(begun, "__aiter__") else self._whole(begun)
+
+    async def _awaited(self, beginning: Awaitable[Any]) -> Answer:
+        begun = await beginning
+        self.begun = True
+        # Some streams can be read both ways; whoever awaits them means the async one.
+        if _is_stream(begun, "__aiter__"):
+            return await self._iterated_async(begun)
+        return self._iterated(begun) if _is_stream(begun, "__iter__") else self._whole(begun)
+
+    def _whole(self, completion: Any) -> Answer:
+        answer = whole(completion)
+        self._shown.whole(answer.message)
+        return answer
+
+    def _iterated(self, stream: Any) -> Answer:
+        pieces = Pieces()
+        try:
+            for chunk in stream:
+                if self._take(pieces, chunk):
+                    time.sleep(0)
+        finally:
+            # An error of the stream says more than one of its closing.
+            with contextlib.suppress(Exception):
+                _closing(stream)()
+        return self._whole_of(pieces)
+
+    async def _iterated_async(self, stream: Any) -> Answer:
+        pieces = Pieces()
+        try:
+            async for chunk in stream:
+                if self._take(pieces, chunk):
+                    await asyncio.sleep(0)
+        finally:
+            with contextlib.suppress(Exception):
+                closed = _closing(stream)()
+                if inspect.isawaitable(closed):
+                    await closed
+        return self._whole_of(pieces)
+
+    def _whole_of(self, pieces: Pieces) -> Answer:
+        answer, rest = pieces.answer(), pieces.rest()
+        if rest is not None:
+            self._shown.delta(rest)
+        return answer
+
+    def _take(self, pieces: Pieces, chunk: Any) -> bool:
+        """Take in a chunk; whether its reader should get a turn now: chunks that are all there leave it none."""
+        delta = pieces.add(chunk)
+        if delta is None:
+            return False
+        self._shown.delta(delta)
+        self._count += 1
+        return self._count <= EAGER or self._count % SELDOM == 0
+
+
+def _is_stream(begun: Any, way: str) -> bool:
+    """Tell whether it is to be iterated this way, and is not a whole completion."""
+    # Completions that are pydantic models or dictionaries can be iterated too, and mocks in both ways.
+    if isinstance(begun, str | bytes | Mapping | BaseModel):
+        return False
+    return hasattr(begun, way) and not isinstance(getattr(begun, "choices", None), list | tuple)
+
+
+def _closing(stream: Any) -> Callable[[], Any]:
+    found = getattr(stream, "close", None) or getattr(stream, "aclose", None)
+    return found if callable(found) else lambda: None

@@ -1,0 +1,43 @@
+"""What a model is asked: the messages, the tools, the settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from typing import Any
+
+from durable_swarm.codec import mended
+from durable_swarm.concurrency import Waits
+from durable_swarm.schema import tool_schemas
+from durable_swarm.types import Message
+
+
+async def instructions(agent: Any, context: dict[str, Any], waits: Waits) -> str:
+    """Give the agent's prompt. A callable gets the context variables, where a missing one reads as ''."""
+    if not callable(agent.instructions):
+        return str(agent.instructions)
+    if not inspect.signature(agent.instructions).parameters:
+        return str(await waits.call(agent.instructions))
+    return str(await waits.call(agent.instructions, defaultdict(str, context)))
+
+
+def build_request(
+    agent: Any, messages: list[Message], model_override: str | None, *, streamed: bool = False
+) -> dict[str, Any]:
+    """Give the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too."""
+    tools = mended(tool_schemas(agent))
+    request = {
+        "model": model_override or agent.model,
+        "messages": messages,
+        "tools": tools or None,
+        "tool_choice": getattr(agent, "tool_choice", None),
+        "stream": streamed,
+    }
+    if streamed:
+        request["stream_options"] = {"include_usage": True}
+    if tools:
+        request["parallel_tool_calls"] = getattr(agent, "parallel_tool_calls", True)
+    request.update(getattr(agent, "model_settings", None) or {})
+    if streamed and not request["stream"]:
+        del request["stream_options"]
+    return request

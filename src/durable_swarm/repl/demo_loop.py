@@ -1,0 +1,400 @@
+"""`run_demo_loop`: talk with an agent in the terminal, in a conversation that survives the program.
+
+Every turn of the user is one run, `repl/<starting agent>/<conversation>/<turn>`. It is given the whole history so far,
+so a conversation is stored again with each of its turns: for a long one that is much. The run of the newest turn says
+whether the conversation has ended (`conversation`) and which process has it (`held_by`, else the process that executed
+the run); only the conversation of a dead process is continued.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from durable_swarm import agents
+from durable_swarm.credentials import without_secrets
+from durable_swarm.display import harmless, one_line
+from durable_swarm.engine import DurableSwarm
+from durable_swarm.engine.api.inspector import visit
+from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes.process import Process
+from durable_swarm.engine.records import names
+from durable_swarm.engine.storage.runs import notes_on, state_of
+from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound, safe_text
+from durable_swarm.models.provider_errors import is_too_long
+from durable_swarm.repl.prompts import Attendant
+from durable_swarm.runs import ENDED, without_answer, written_as_text
+from durable_swarm.service import RunDetail, Runs
+from durable_swarm.swarm.arguments import check_agent
+from durable_swarm.swarm.memory import Swarm
+from durable_swarm.tools.calls import written_call
+from durable_swarm.tools.repeats import FAILED, repeated
+from durable_swarm.types import Message, Response
+
+LOOK_BACK = 1000
+"""How many of the agent's newest turns are searched for a conversation to continue."""
+
+INTERRUPTED = "\nInterrupted. Start the program again to continue this conversation."
+PROMPT = "\033[90mUser\033[0m: "
+ANEW = "\033[90m— the reply begins anew —\033[0m"
+SAME = " \033[93m(same call as before)\033[0m"
+"""Shown behind a call that succeeded before, or that stands twice in its reply."""
+EMPTY = "\033[90m(empty reply)\033[0m"
+"""Shown for a reply that holds neither text nor calls."""
+
+
+def run_demo_loop(
+    starting_agent: Any,
+    context_variables: dict[str, Any] | None = None,
+    stream: bool = False,
+    debug: bool = False,
+    *,
+    client: Any = None,
+    database: str | None = None,
+    durable: bool = True,
+) -> None:
+    """Talk with an agent in the terminal until Ctrl+D, "exit" or "quit".
+
+    The conversation is kept: killed or interrupted with Ctrl+C and started again, the program shows where it was,
+    finishes the answer it was at, and goes on; one that has ended is followed by a fresh one. Each turn stores the
+    history so far again. With `stream` answers appear as they come; one that was interrupted appears whole. `client`
+    and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
+
+    What a tool asks, an approval or a question, is asked here, too, unless somebody answers elsewhere first.
+    A turn that fails is told in one line, and the conversation goes on. Ctrl+C raises `SystemExit(130)`.
+    Raises `ConfigurationError` and `NotSerializable` for what cannot be started.
+    """
+    check_agent(starting_agent)
+    agents.remember(starting_agent)
+    talk = Talk(starting_agent, context=dict(context_variables or {}), stream=stream, debug=debug)
+    with DurableSwarm(client, database=database) if durable else Swarm(client) as swarm:
+        swarm.clients.ready()
+        print("Starting Swarm CLI 🐝", flush=True)
+        try:
+            if isinstance(swarm, DurableSwarm):
+                _continue(swarm, talk)
+            _converse(swarm, talk)
+        except KeyboardInterrupt:
+            print(INTERRUPTED if durable else "", flush=True)
+            raise SystemExit(130) from None
+
+
+def pretty_print_messages(messages: list[Message]) -> None:
+    """Print what the agents among `messages` said and called, in Swarm's colours."""
+    again, turn = repeated(messages), -1
+    for message in messages:
+        if message["role"] == "tool":
+            _print_refused(message)
+        if message["role"] != "assistant":
+            continue
+        turn += 1
+        print(_name(message["sender"]), end=" ")
+        text, calls = _text_of(message), message.get("tool_calls") or []
+        if text or not calls:
+            print(harmless(text) if text else EMPTY)
+        if len(calls) > 1:
+            print()
+        for index, call in enumerate(calls):
+            mark = SAME if (turn, index) in again else ""
+            print(f"{_tool(call)}({one_line(_arguments(call['function']['arguments']))}){mark}")
+
+
+def _print_refused(message: Message) -> None:
+    """Print what the model was told of a call that failed or was refused; other results are the model's to tell."""
+    text = message.get("content")
+    if isinstance(text, str) and text.startswith(FAILED):
+        print(f"  \033[93m{one_line(str(message.get('tool_name', '')))} → {one_line(text)}\033[0m")
+
+
+def _text_of(message: Message) -> str:
+    """Return what an agent said: its text, or the refusal that the provider puts in its place."""
+    said = message.get("content") or message.get("refusal") or ""
+    return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+
+
+def _name(sender: str) -> str:
+    return f"\033[94m{one_line(sender)}\033[0m:"
+
+
+def _tool(call: dict[str, Any]) -> str:
+    return f"\033[95m{one_line(call['function']['name'])}\033[0m"
+
+
+def process_and_print_streaming_response(response: Iterable[dict[str, Any]]) -> Response:
+    """Print what `run(stream=True)` gives as it comes, in Swarm's colours: texts, and tool calls by name.
+
+    Where a reply begins anew, so does its text, below a line that says so. Gives the run's response.
+    Raises what the run raises, and `ConfigurationError` where the response is missing.
+    """
+    printer = _Printer()
+    try:
+        for item in response:
+            if "response" in item:
+                return cast(Response, item["response"])
+            printer.take(item)
+    finally:
+        printer.close()
+    raise ConfigurationError("the stream ended without its response; give all that run(stream=True) gives")
+
+
+class _Printer:
+    """Prints Swarm's dictionaries. A text stays one open line until something else is to be printed."""
+
+    def __init__(self) -> None:
+        self._sender = ""
+        self._open = False
+        self._printed = False
+        self._said = ""
+
+    def take(self, item: dict[str, Any]) -> None:
+        """Print one of them."""
+        self._sender = item.get("sender") or self._sender
+        if item.get("content"):
+            self._say(item["content"])
+        for call in item.get("tool_calls") or ():
+            if call["function"]["name"]:
+                self.close()
+                print(f"{_name(self._sender)} {_tool(call)}()", flush=True)
+                self._printed = True
+        match item.get("delim"):
+            case "reset":
+                self.close()
+                if self._printed:
+                    print(ANEW, flush=True)
+                self._printed = False
+            case "start":
+                self.close()
+                self._printed = False
+            case "end":
+                self.close()
+                if not self._printed:
+                    print(f"{_name(self._sender)} {EMPTY}", flush=True)
+
+    def _say(self, piece: str) -> None:
+        shown = harmless(piece, self._said)
+        print(shown if self._open else f"{_name(self._sender)} {shown}", end="", flush=True)
+        self._open = self._printed = True
+        self._said = piece
+
+    def close(self) -> None:
+        """End the open line, if there is one."""
+        if self._open:
+            self._open, self._said = False, ""
+            print(flush=True)
+
+
+def _arguments(text: str) -> str:
+    """Return the arguments of a call in Swarm's form; what is no object, as the model wrote it."""
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    if not isinstance(given, dict):
+        return text
+    return ", ".join(
+        f"{json.dumps(name, ensure_ascii=False)}= {json.dumps(value, ensure_ascii=False)}"
+        for name, value in given.items()
+    )
+
+
+@dataclass
+class Talk:
+    """A conversation: whose turn it is, what was said, and the name of its runs; `turn` counts those begun."""
+
+    agent: Any
+    messages: list[Message] = field(default_factory=list)
+    context: dict[str, Any] = field(default_factory=dict)
+    key: str = ""
+    turn: int = 0
+    stream: bool = False
+    debug: bool = False
+
+    def __post_init__(self) -> None:
+        self.key = self.key or f"{prefix(self.agent.name)}{uuid.uuid4().hex}"
+
+    @property
+    def run_id(self) -> str:
+        """The run of the newest turn."""
+        return f"{self.key}/{self.turn}"
+
+    def absorb(self, response: Response) -> None:
+        """Take in what a turn gave."""
+        self.messages += response.messages
+        self.agent = response.agent or self.agent
+        self.context = response.context_variables
+
+    def take_up(self, run: RunDetail, agent: str, messages: list[Message]) -> None:
+        """Go on from a recorded turn, with the agent of that name where it is defined."""
+        self.agent = agents.find_or_none(agent) or self.agent
+        self.messages, self.context = list(messages), run.context_variables
+
+
+def prefix(agent: str) -> str:
+    """Give what the ids of the runs of all conversations begun with an agent have in common."""
+    return f"repl/{agent}/"
+
+
+# Talking
+
+
+def _converse(swarm: Swarm | DurableSwarm, talk: Talk) -> None:
+    while (said := _listen()) is not None:
+        if said.strip():
+            _take_turn(swarm, talk, said)
+    if isinstance(swarm, DurableSwarm) and talk.turn:
+        process.current().store.annotate(talk.run_id, conversation="ended")
+
+
+def _listen() -> str | None:
+    """Give what the user says, or None for the wish to leave."""
+    try:
+        said = input(PROMPT)
+    except EOFError:
+        print()
+        return None
+    return None if said.strip().lower() in ("exit", "quit") else said
+
+
+def _take_turn(swarm: Swarm | DurableSwarm, talk: Talk, said: str) -> None:
+    talk.messages.append({"role": "user", "content": said})
+    talk.turn += 1
+    try:
+        talk.absorb(_respond(swarm, talk))
+    except Exception as error:
+        _after_failure(swarm, talk, error)
+
+
+def _respond(swarm: Swarm | DurableSwarm, talk: Talk) -> Response:
+    """Give what the agents answer, and print it; who sits here is asked what they ask."""
+    with Attendant(swarm, talk.run_id):
+        if talk.stream:
+            response = process_and_print_streaming_response(
+                swarm.run(talk.agent, talk.messages, talk.context, stream=True, debug=talk.debug, run_id=talk.run_id)
+            )
+            _print_calls(response.messages)
+        else:
+            response = swarm.run(talk.agent, talk.messages, talk.context, debug=talk.debug, run_id=talk.run_id)
+            pretty_print_messages(response.messages)
+    _print_end(response)
+    return response
+
+
+def _print_end(response: Response) -> None:
+    """Say in a line of its own what ended a turn without an answer, or left a call unmade."""
+    if ended := without_answer(response.ended_by):
+        print(f"\033[93m({ended})\033[0m", flush=True)
+    elif response.messages and response.agent is not None:
+        _print_written(written_call(response.agent, response.messages[-1]))
+
+
+def _print_written(tool: str) -> None:
+    if tool:
+        print(f"\033[93m({written_as_text(one_line(tool))})\033[0m", flush=True)
+
+
+def _print_calls(messages: list[Message]) -> None:
+    """Print what a stream does not tell of its calls: which were refused, and which repeat another."""
+    again, turn = repeated(messages), -1
+    for message in messages:
+        if message["role"] == "tool":
+            _print_refused(message)
+        turn += message["role"] == "assistant"
+        for index, call in enumerate(message.get("tool_calls") or ()):
+            if (turn, index) in again:
+                print(f"  {_tool(call)}{SAME}")
+
+
+def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) -> None:
+    """Tell of a turn that failed and take in what it did; what never began, or has not ended, is raised."""
+    if isinstance(swarm, DurableSwarm):
+        run = _recorded(talk.run_id)
+        if run is None or run.status not in ENDED:
+            raise error
+        senders = [message["sender"] for message in run.messages if message["role"] == "assistant"]
+        if is_too_long(run.failure or ""):
+            # With them, every further turn would fail in the same way.
+            talk.take_up(run, run.agent, run.asked[:-1])
+        else:
+            talk.take_up(run, senders[-1] if senders else run.agent, [*run.asked, *run.messages])
+    elif isinstance(error, ConfigurationError):
+        raise error
+    kind = "" if isinstance(error, DurableSwarmError) else f"{type(error).__name__}: "
+    text = one_line(without_secrets(f"{kind}{safe_text(error)}"))
+    print(f"\033[91mError\033[0m: {text}", flush=True)
+    if is_too_long(text):
+        print("\033[93m(this turn is left out, so that the conversation can continue)\033[0m", flush=True)
+
+
+def _recorded(run_id: str) -> RunDetail | None:
+    with visit(process.current().url) as visitor:
+        try:
+            return Runs(visitor).show(run_id)
+        except RunNotFound:
+            return None
+
+
+# Continuing
+
+
+def _continue(swarm: DurableSwarm, talk: Talk) -> None:
+    """Take up the newest conversation that has not ended, if there is one, and finish its last turn."""
+    swarm.recover()
+    found = _claim(process.current(), talk.agent.name)
+    run = None if found is None else _recorded(found)
+    if run is None:
+        return
+    key, _, turn = run.id.rpartition("/")
+    talk.key, talk.turn = key, int(turn)
+    talk.take_up(run, run.agent, run.asked)
+    print("Continuing where you were:")
+    for message in run.asked:
+        if message["role"] == "user":
+            print(f"{PROMPT}{harmless(_text_of(message))}")
+        pretty_print_messages([message])
+    sys.stdout.flush()
+    try:
+        with Attendant(swarm, run.id):
+            response = swarm.get(run.id).result()
+    except Exception as error:
+        _after_failure(swarm, talk, error)
+    else:
+        pretty_print_messages(response.messages)
+        _print_end(response)
+        talk.absorb(response)
+
+
+def _claim(here: Process, agent: str) -> str | None:
+    """Give the run of the newest turn to continue, which this process holds from now on, or None."""
+    with here.identity.alone():
+        for row in _newest_turns(here, agent):
+            noted = notes_on(row)
+            waits = state_of(row) not in ENDED and noted.get("agent") not in agents.names()
+            if noted.get("conversation") != "ended" and not waits and not _lives_elsewhere(here, row):
+                here.store.annotate(row.workflow_id, held_by=here.identity.name)
+                return str(row.workflow_id)
+    return None
+
+
+def _newest_turns(here: Process, agent: str) -> list[Any]:
+    """Give the row of the newest turn of each conversation begun with the agent, newest conversation first."""
+    newest: dict[str, Any] = {}
+    for row in here.store.rows(prefix=prefix(agent), limit=LOOK_BACK):
+        key, _, turn = row.workflow_id.rpartition("/")
+        conversation = key.removeprefix(prefix(agent))
+        if key == conversation or "/" in conversation or not turn.isdecimal():
+            continue
+        if key not in newest or int(turn) > int(newest[key].workflow_id.rpartition("/")[2]):
+            newest[key] = row
+    return list(newest.values())
+
+
+def _lives_elsewhere(here: Process, row: Any) -> bool:
+    """Whether another living process has the conversation of this turn. To be asked inside `alone`."""
+    queue = row.queue_name or ""
+    executor = queue.removeprefix(names.QUEUE) if row.status == "ENQUEUED" else row.executor_id
+    holder = notes_on(row).get("held_by") or executor
+    return holder != here.identity.name and not here.identity.is_dead(holder)

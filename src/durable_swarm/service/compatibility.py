@@ -1,0 +1,81 @@
+"""Which unfinished runs of a database the code at hand can go on with, and why not the others. Nothing is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from durable_swarm import agents
+from durable_swarm.engine import DurableSwarm
+from durable_swarm.engine.api.inspector import visit
+from durable_swarm.engine.database import urls
+from durable_swarm.engine.history.story import story
+from durable_swarm.engine.records.agent_versions import ACCEPTED, Answered, changed, mark
+from durable_swarm.engine.records.turns import recorded_turns
+from durable_swarm.engine.storage.runs import Store, notes_on, state_of
+from durable_swarm.errors import AgentChanged, DurableSwarmError
+from durable_swarm.loop import NOT_MADE, Ask, CallAll
+from durable_swarm.runs import State
+from durable_swarm.tools.calls import find_tool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How an unfinished run and the code fit: `problem` says why it cannot go on, or is ''.
+
+    `agent` is the one whose turn it is. `changed` says that it answers with another prompt, other tools or another
+    model than it last did in this run; `held`, that the swarm's `changed_agents="hold"` holds the run for that, before
+    the agent's next reply. A handoff that comes before it is not foreseen.
+    """
+
+    run_id: str
+    status: State
+    agent: str
+    problem: str = ""
+    changed: bool = False
+    held: bool = False
+
+
+def check_runs(swarm: DurableSwarm) -> list[Fit]:
+    """Check every unfinished run of a swarm, oldest first, against the agents defined in this process.
+
+    The steps inside a tool under way are not known before it is called again, and not checked.
+    Raises `NoRuns` where there is no database yet, `ConfigurationError` where it cannot be used.
+    """
+    with visit(urls.choose(swarm.database), lambda: swarm.codec) as visitor:
+        rows = visitor.store.rows(states=["queued", "running", "waiting"])
+        own = [row for row in reversed(rows) if notes_on(row).get("swarm", "") == swarm.name]
+        return [_fit(visitor.store, row, holds=swarm.changed_agents == "hold") for row in own]
+
+
+def _fit(store: Store, row: Any, *, holds: bool) -> Fit:
+    run_id, agent = row.workflow_id, notes_on(row).get("agent", "")
+    try:
+        row, state = store.found(run_id), state_of(row)
+        following = story(store, row).following
+        agent = following.agent if isinstance(following, Ask | CallAll) else agent
+        problem = next(_problems(store, row, following), "")
+        change = None if problem or not isinstance(following, Ask | CallAll) else _change(store, row, agent)
+        held = holds and change is not None and notes_on(row).get(ACCEPTED) != mark(change)
+        return Fit(run_id, state, agent, problem, change is not None, held)
+    except DurableSwarmError as error:
+        return Fit(run_id, "running", agent, str(error))
+
+
+def _problems(store: Store, row: Any, following: Any) -> Iterator[str]:
+    if not isinstance(following, Ask | CallAll):
+        return
+    agent = agents.find(following.agent)
+    if isinstance(following, CallAll):
+        outcomes = recorded_turns(store, row, store.start_record(row))[following.turn].outcomes
+        for call, outcome in zip(following.calls, outcomes, strict=True):
+            if outcome is None and call.plan not in NOT_MADE and find_tool(agent, call.tool) is None:
+                yield f"agent {agent.name!r} has no tool {call.tool!r} any more, but a call of it is open"
+
+
+def _change(store: Store, row: Any, agent: str) -> AgentChanged | None:
+    start = store.start_record(row)
+    told = list(enumerate(recorded_turns(store, row, start)))[len(start.get("kept", [])) :]
+    answered = [Answered(turn, record.reply.get("version", "")) for turn, record in told if record.agent == agent]
+    return changed(row.workflow_id, agents.find(agent), answered[-1] if answered else None)

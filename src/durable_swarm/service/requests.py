@@ -1,0 +1,93 @@
+"""The open requests of all runs, and answering them, for every face."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from durable_swarm.engine.api.inspector import Visitor
+from durable_swarm.engine.api.run_requests import say
+from durable_swarm.engine.storage.runs import owner_of, state_of
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.requests import TOKEN, Decision, Request
+from durable_swarm.runs import ENDED
+from durable_swarm.service.unreadable import opened
+from durable_swarm.swarm.answering import answer, approve, reject
+from durable_swarm.validation import check_name
+
+NAMED = 5
+"""How many requests an ambiguous id names."""
+
+
+class Inbox:
+    """The requests of one database. Where a request's id is asked for, that of a run with one open request will do.
+
+    What answers raises `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, `NoRequest`, and `ConfigurationError` for
+    a run with several open requests. `by` says who answers.
+    """
+
+    def __init__(self, visitor: Visitor) -> None:
+        self._visitor = visitor
+        self._store = visitor.store
+
+    def list(self, run_id: str | None = None, limit: int | None = None) -> list[Request]:
+        """Give the open requests, oldest first: of all runs, or of one. Raises `RunNotFound`."""
+        if run_id is not None:
+            self._store.found(run_id, load_output=False)
+        return self._store.inbox.open_requests(None if run_id is None else [run_id], limit)
+
+    def answer(self, name: str, value: Any, by: str | None) -> Request:
+        """Answer a question, or give the result of a call that happened, and give the request as it is then."""
+        return self._decide(name, answer(value), by)
+
+    def approve(self, name: str, arguments: dict[str, Any] | None, by: str | None) -> Request:
+        """Approve a call, perhaps with other arguments, and give the request as it is then."""
+        return self._decide(name, approve(arguments), by)
+
+    def reject(self, name: str, reason: str, by: str | None) -> Request:
+        """Reject a call, and give the request as it is then."""
+        return self._decide(name, reject(reason), by)
+
+    def complete(self, token: str, result: Any, by: str | None) -> Request | None:
+        """Post the result of a call that has given `later(token)`, or will.
+
+        Gives the request as it is then, or None where no run waits for the result yet.
+        """
+        with opened(f"the request of token {token!r}"):
+            waits = self._store.inbox.complete(check_name("token", token), answer(result), by, "")
+        return self._store.inbox.found(TOKEN + token) if waits else None
+
+    def say(self, run_id: str, text: str) -> None:
+        """Add a user's message to a run before its next model call. Raises `RunNotFound`, `ConfigurationError`."""
+        with opened(f"run {run_id!r}"):
+            say(self._store, run_id, text)
+
+    def goes_on(self, run_id: str) -> bool | None:
+        """Whether a living process executes the run, or ended it; None if it is free for any that defines its agent.
+
+        Raises `RunNotFound`.
+        """
+        row = self._store.found(run_id, load_output=False)
+        owner = owner_of(row)
+        if state_of(row) in ENDED:
+            return True
+        if not owner:
+            return None
+        with self._visitor.alone() as me:
+            return not me.is_dead(owner)
+
+    def _decide(self, name: str, decision: Decision, by: str | None) -> Request:
+        request_id = self._meant(name)
+        with opened(f"request {request_id!r}"):
+            return self._store.inbox.decide(request_id, decision, by)
+
+    def _meant(self, name: str) -> str:
+        """Give the id of the request that is meant by its own id or by its run's."""
+        if self._store.row(name, load_output=False) is None:
+            return name
+        found = self.list(name)
+        if len(found) == 1:
+            return found[0].id
+        if not found:
+            raise self._store.inbox.none_open(name)
+        ids = ", ".join(request.id for request in found[:NAMED])
+        raise ConfigurationError(f"run {name!r} has {len(found)} open requests; name one of {ids}")

@@ -1,0 +1,1 @@
+"""`Swarm`: runs in memory, and what it shares with the durable swarm."""

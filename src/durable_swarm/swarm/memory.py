@@ -1,0 +1,231 @@
+"""`Swarm`: the loop in memory, with Swarm's own methods. `DurableSwarm` has the same and is in `engine`."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from durable_swarm import ends
+from durable_swarm.concurrency import (
+    Blocking,
+    Home,
+    OnLoop,
+    Waits,
+    background_loop,
+    beside,
+    contained,
+    finish,
+    on_background,
+    result_of,
+    running_loop,
+)
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, drive, turns
+from durable_swarm.models.call import ModelCall, complete
+from durable_swarm.models.client import Clients
+from durable_swarm.models.wire import Conversation
+from durable_swarm.requests import Asked, Decision
+from durable_swarm.requests import Request as HumanRequest
+from durable_swarm.streaming import PATIENCE, Channel, Item, read, read_async
+from durable_swarm.swarm.answering import fits_code
+from durable_swarm.swarm.arguments import Request, check_settings, respond
+from durable_swarm.swarm.memory_requests import MemoryInbox
+from durable_swarm.swarm.runner import Runner
+from durable_swarm.tools.approval import approval_of, approved, later_of, posted
+from durable_swarm.tools.batch import Lane, call_in_order, call_together, runs_together
+from durable_swarm.tools.calls import Cast, call_tool, find_tool, plan_calls, read_result
+from durable_swarm.tools.context import CurrentCall, Inside
+from durable_swarm.tools.inside import IN_MEMORY
+from durable_swarm.tools.repeats import same_before, step_number
+from durable_swarm.types import Message, Response
+from durable_swarm.validation import LONGEST_ID, check_name
+
+
+class Swarm(Runner):
+    """Runs agents in memory: OpenAI Swarm's client. Nothing is stored; see `DurableSwarm` for runs that survive.
+
+    `client` is anything with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s, made at
+    first use. `tool_concurrency` above 1 lets plain functions of one reply run together; `tool_errors="tell"` reports a
+    tool's exception to the model, where `"raise"` ends the run with it.
+    """
+
+    def __init__(self, client: Any = None, *, tool_concurrency: int = 1, tool_errors: str = "raise") -> None:
+        check_settings(client, tool_concurrency, tool_errors)
+        self.clients = Clients(client)
+        self.tool_concurrency = tool_concurrency
+        self.tool_errors = tool_errors
+        self.inbox = MemoryInbox()
+        self._streaming: set[asyncio.Task[Any]] = set()
+
+    def close(self) -> None:
+        """Close the client, if this object made it, and give back threads."""
+        self.clients.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def requests(self) -> list[HumanRequest]:
+        """Give the open requests of the runs under way, oldest first."""
+        return self.inbox.open_requests()
+
+    def _decide(self, request_id: str, decision: Decision, by: str | None) -> None:
+        approves = decision.verdict == "approved"
+        self.inbox.decide(request_id, decision, by, (lambda asked: fits_code(asked, decision)) if approves else None)
+
+    def _complete(self, token: str, decision: Decision, by: str | None) -> bool:
+        return self.inbox.complete(token, decision, by)
+
+    def _respond(self, asked: Request, run_id: str | None) -> Response:
+        return finish(self._run(asked, run_id, Blocking(), self.clients.get()))
+
+    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
+        return await self._run(asked, run_id, OnLoop(), self.clients.get(asyncio.get_running_loop()))
+
+    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+        if running_loop() is background_loop():
+            raise ConfigurationError(
+                "run(stream=True) would stop the event loop on which it is executed; in an async tool iterate "
+                "run_async(..., stream=True)"
+            )
+        client, channel = self.clients.get(background_loop()), Channel()
+        with Home(PATIENCE) as home:
+            run = contained(self._run(asked, run_id, OnLoop(home), client, channel))
+            over = on_background(run)
+            try:
+                yield from read(channel, home, over)
+            finally:
+                channel.close()
+        yield {"response": result_of(over.result())}
+
+    async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
+        loop, channel = asyncio.get_running_loop(), Channel()
+        run = contained(self._run(asked, run_id, OnLoop(), self.clients.get(loop), channel))
+        over = loop.create_task(run)
+        self._streaming.add(over)
+        over.add_done_callback(self._streaming.discard)
+        try:
+            async for item in read_async(channel, over):
+                yield item
+        finally:
+            channel.close()
+        yield {"response": result_of(over.result())}
+
+    async def _run(
+        self, asked: Request, run_id: str | None, waits: Waits, client: Any, channel: Channel | None = None
+    ) -> Response:
+        if run_id is not None:
+            check_name("run_id", run_id, LONGEST_ID)
+        performer = _InMemory(self, asked, run_id or str(uuid.uuid4()), waits, client, channel)
+        try:
+            with ends.bare():
+                ending = await drive(turns(asked.start(copy.deepcopy)), performer)
+        finally:
+            self.inbox.forget(performer.run_id)
+        return respond(ending, performer.cast[ending.agent], run_id)
+
+
+@dataclass
+class _InMemory:
+    """Performs the loop's effects without recording them. Tools get the live context, as in Swarm."""
+
+    swarm: Swarm
+    asked: Request
+    run_id: str
+    waits: Waits
+    client: Any
+    channel: Channel | None = None
+    cast: Cast = field(default_factory=dict)
+    conversation: Conversation = field(default_factory=Conversation)
+
+    def __post_init__(self) -> None:
+        self.cast[self.asked.agent.name] = self.asked.agent
+
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+        if isinstance(effect, Ask):
+            return await self._ask(effect)
+        return await self._call_all(effect) if isinstance(effect, CallAll) else False
+
+    async def _ask(self, effect: Ask) -> Reply:
+        agent = self.cast[effect.agent]
+        if self.channel is not None:
+            self.channel.begin(effect.agent, effect.turn)
+        completion = await complete(
+            self.client,
+            agent,
+            effect.history,
+            effect.context,
+            conversation=self.conversation,
+            model_override=self.asked.model_override,
+            debug=self.asked.debug,
+            call=ModelCall(self.run_id, effect.turn),
+            waits=self.waits,
+            show=self.channel,
+        )
+        if self.channel is not None:
+            self.channel.end()
+        calls = await plan_calls(agent, completion.message, self.waits, completion.finish, self._new(effect))
+        together = runs_together(agent, calls, self.swarm.tool_concurrency)
+        return Reply(completion.message, calls, completion.usage, together, finish=completion.finish)
+
+    def _new(self, effect: Ask | CallAll) -> list[Message]:
+        return effect.history[len(self.asked.messages) :]
+
+    async def _call_all(self, effect: CallAll) -> list[Outcome]:
+        agent, width = self.cast[effect.agent], self.swarm.tool_concurrency
+        if not effect.together:
+            self._announce(agent, effect)
+            return await call_in_order(effect.calls, lambda call: self._call(agent, effect, call, self.waits))
+        lane = Lane(width)
+
+        async def batch(waits: Waits) -> list[Outcome]:
+            def one(call: Call) -> Awaitable[Outcome]:
+                return lane.run(find_tool(agent, call.tool), lambda: self._call(agent, effect, call, waits))
+
+            return await call_together(effect.calls, one)
+
+        if not isinstance(self.waits, Blocking):
+            return await batch(self.waits)
+        return beside(lambda here: batch(here if width == 1 else OnLoop()))
+
+    def _announce(self, agent: Any, effect: CallAll) -> None:
+        """Open the requests for the approval of a batch at once, though its calls are made one after the other."""
+        for call in effect.calls:
+            if call.approval:
+                function = find_tool(agent, call.tool)
+                self.swarm.inbox.open(self._approval(function, effect, call))
+
+    async def _call(self, agent: Any, effect: CallAll, call: Call, waits: Waits) -> Outcome:
+        function = find_tool(agent, call.tool)
+        if call.plan == "tell" or function is None:
+            return Outcome(call.text)
+        current, inbox = self._current(effect, call), self.swarm.inbox
+        if call.approval:
+            asked = self._approval(function, effect, call)
+            call, refused = await approved(asked, function, call, inbox, waits)
+            if refused is not None:
+                return refused
+        here = Inside(current, IN_MEMORY, inbox)
+        tell = self.swarm.tool_errors == "tell"
+        outcome = await call_tool(function, call, effect.context, here, cast=self.cast, tell_errors=tell, waits=waits)
+        inbox.close(current.idempotency_key)
+        if outcome.later is None:
+            return outcome
+        decision: Decision = await waits.call(inbox.wait, later_of(call, current, outcome.later))
+        return posted(decision, lambda value: read_result(value, self.cast), outcome)
+
+    def _approval(self, function: Any, effect: CallAll, call: Call) -> Asked:
+        new = self._new(effect)
+        same = same_before(new, call.index)
+        number = None if same is None else step_number(new, same)
+        return approval_of(function, call, self._current(effect, call), number)
+
+    def _current(self, effect: CallAll, call: Call) -> CurrentCall:
+        key = f"{self.run_id}/{effect.turn}.{call.index}"
+        return CurrentCall(self.run_id, effect.agent, call.tool, call.id, 1, key)

@@ -1,0 +1,167 @@
+"""The requests of runs in memory: one process, gone with it. `engine.inbox` is the durable one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from durable_swarm.errors import AlreadyAnswered, ConfigurationError, RequestExpired
+from durable_swarm.requests import TOKEN, Asked, Decision, Request, check_decision
+from durable_swarm.validation import check_text
+
+
+class MemoryInbox:
+    """Requests, and who waits for them. Any thread may call it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: dict[str, Request] = {}
+        self._decisions: dict[str, Future[Decision]] = {}
+
+    async def wait(self, asked: Asked, unfit: Callable[[Decision], str] | None = None) -> Decision:
+        """Ask, unless it was asked before, and wait for the decision."""
+        while True:
+            future = self.open(asked)
+            try:
+                # Shielded: who gives up waiting must not take the answer from those who come later.
+                async with asyncio.timeout(asked.timeout):
+                    decision = await asyncio.shield(asyncio.wrap_future(future))
+            except TimeoutError:
+                decision = self._expire(asked.id)
+            problem = unfit(decision) if unfit is not None else ""
+            if not problem:
+                return decision
+            self._reopen(asked.id, problem)
+
+    def open(self, asked: Asked) -> Future[Decision]:
+        """Open a request, unless it was asked before; gives what will be its decision."""
+        with self._lock:
+            future = self._decisions.setdefault(asked.id, Future())
+            known = self._requests.get(asked.id)
+            if known is None or not known.run_id:
+                self._requests[asked.id] = _request(asked, known)
+            elif known.status == "answered" and known.kind == "question" and _differ(asked, known):
+                # A further attempt of the tool asks something else: the answer is none to that.
+                self._requests[asked.id] = _request(asked, None)
+                future = self._decisions[asked.id] = Future()
+            return future
+
+    def _expire(self, request_id: str) -> Decision:
+        with self._lock:
+            future = self._decisions[request_id]
+            if not future.done():
+                self._settle(request_id, "expired", Decision("expired"), None)
+        return future.result()
+
+    def close(self, call: str) -> None:
+        """Close what a tool call has asked that has ended: by its timeout, say. Nobody waits for an answer."""
+        with self._lock:
+            for request in list(self._requests.values()):
+                if request.status == "open" and request.id.startswith(f"{call}/"):
+                    self._settle(request.id, "expired", Decision("expired"), None)
+
+    def _reopen(self, request_id: str, why: str) -> None:
+        with self._lock:
+            self._decisions[request_id] = Future()
+            request = self._requests[request_id]
+            again = replace(request, status="open", decision=None, answered_by=None, answered_at=None)
+            self._requests[request_id] = replace(again, question=f"{request.question} ({why})")
+
+    def decide(
+        self, request_id: str, decision: Decision, by: str | None, check: Callable[[Request], None] | None = None
+    ) -> Request:
+        """Take a decision. Raises `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, `ConfigurationError`."""
+        if by is not None:
+            check_text("by", by)
+        with self._lock:
+            request = self._requests.get(request_id)
+            if request is None:
+                raise ConfigurationError(f"there is no request {request_id!r}")
+            if request.status == "answered":
+                raise AlreadyAnswered(f"request {request_id!r} was answered already", request_id=request_id)
+            if request.status == "expired":
+                raise RequestExpired(f"request {request_id!r} has expired", request_id=request_id)
+            check_decision(request, decision)
+            if check is not None:
+                check(request)
+            return self._settle(request_id, "answered", decision, by)
+
+    def complete(self, token: str, decision: Decision, by: str | None) -> bool:
+        """Post a result under a token; gives whether a call waits for it. Raises `AlreadyAnswered`."""
+        with self._lock:
+            waits = TOKEN + token in self._requests
+            if not waits:
+                asked = Asked(TOKEN + token, "result", "", "", "", "", "")
+                self._decisions[asked.id] = Future()
+                self._requests[asked.id] = _request(asked, None)
+        self.decide(TOKEN + token, decision, by)
+        return waits
+
+    def _settle(self, request_id: str, status: str, decision: Decision, by: str | None) -> Request:
+        settled = replace(
+            self._requests[request_id],
+            status="expired" if status == "expired" else "answered",
+            decision=decision,
+            answered_by=by,
+            answered_at=datetime.now(UTC),
+        )
+        self._requests[request_id] = settled
+        self._decisions[request_id].set_result(decision)
+        return settled
+
+    def open_requests(self) -> list[Request]:
+        """Give the open requests, oldest first."""
+        with self._lock:
+            return [request for request in self._requests.values() if request.status == "open"]
+
+    def found(self, request_id: str) -> Request:
+        """Give a request. Raises `ConfigurationError` where there is none of that id."""
+        with self._lock:
+            if request_id not in self._requests:
+                raise ConfigurationError(f"there is no request {request_id!r}")
+            return self._requests[request_id]
+
+    def forget(self, run_id: str) -> None:
+        """Forget the requests of a run that has ended."""
+        with self._lock:
+            for request in [one for one in self._requests.values() if one.run_id == run_id]:
+                del self._requests[request.id]
+                with contextlib.suppress(KeyError):
+                    del self._decisions[request.id]
+
+
+def _differ(asked: Asked, known: Request) -> bool:
+    return (asked.question, asked.choices) != (known.question, known.choices)
+
+
+def _request(asked: Asked, early: Request | None) -> Request:
+    now = datetime.now(UTC)
+    request = Request(
+        id=asked.id,
+        run_id=asked.run_id,
+        kind=asked.kind,
+        agent=asked.agent,
+        tool=asked.tool,
+        question=asked.question,
+        created_at=now,
+        call_id=asked.call_id,
+        choices=asked.choices,
+        arguments=asked.arguments,
+        schema=asked.schema,
+        same_as=asked.same_as,
+        expires_at=None if asked.timeout is None else now + timedelta(seconds=min(asked.timeout, 1e9)),
+    )
+    if early is None:
+        return request
+    return replace(
+        request,
+        status=early.status,
+        decision=early.decision,
+        answered_by=early.answered_by,
+        answered_at=early.answered_at,
+    )

@@ -1,0 +1,163 @@
+"""`run` and its twins, for every swarm."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, Literal, overload
+
+from durable_swarm.streaming import Item, Stream
+from durable_swarm.swarm.answering import Answering
+from durable_swarm.swarm.arguments import Request
+from durable_swarm.types import Message, Response
+
+
+class Runner(Answering, ABC):
+    """The methods by which programs run agents and answer them, the same in memory and durably."""
+
+    @overload
+    def run(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        *,
+        stream: Literal[True],
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        run_id: str | None = None,
+    ) -> Iterator[Item]: ...
+    @overload
+    def run(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: Literal[False] = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Response: ...
+    @overload
+    def run(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: bool = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Response | Iterator[Item]: ...
+    def run(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: bool = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Response | Iterator[Item]:
+        """Run the agents until one answers without calling a tool; gives the new messages and the last agent.
+
+        `max_turns` counts messages, tool results included. With `stream=True` it gives Swarm's dictionaries:
+        `{"delim": "start"}`, the deltas of a reply (the first with `sender`), `{"delim": "end"}`, at last
+        `{"response": Response}`; after `{"delim": "reset"}`, what came since the last `start` is void, since the model
+        is asked again. The run begins with the first reading, and goes on when nobody reads any more. What is
+        recorded already is not streamed again.
+
+        With `DurableSwarm` a crash in between loses nothing, and the same `run_id` again gives the recorded response,
+        or goes on with the run where it stands.
+
+        Raises `ModelError`, `ConfigurationError`, what a tool raised; `DurableSwarm` also `RunConflict`,
+        `RunCancelled`, `NotSerializable`.
+        """
+        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+        return self._stream(asked, run_id) if stream else self._respond(asked, run_id)
+
+    @overload
+    def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        *,
+        stream: Literal[True],
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        run_id: str | None = None,
+    ) -> Stream: ...
+    @overload
+    def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: Literal[False] = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Coroutine[Any, Any, Response]: ...
+    @overload
+    def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: bool = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Coroutine[Any, Any, Response] | Stream: ...
+    def run_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: bool = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Coroutine[Any, Any, Response] | Stream:
+        """Run as `run` does, on the event loop; plain functions run in threads. Await it; with `stream`, iterate it."""
+        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+        return Stream(self._stream_async(asked, run_id)) if stream else self._respond_async(asked, run_id)
+
+    @abstractmethod
+    def _respond(self, asked: Request, run_id: str | None) -> Response:
+        """Run to the end in the calling thread."""
+
+    @abstractmethod
+    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+        """Run, and hand the dictionaries to the calling thread."""
+
+    @abstractmethod
+    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
+        """Run to the end on the running loop."""
+
+    @abstractmethod
+    def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
+        """Run on the running loop, and hand the dictionaries to it."""

@@ -1,0 +1,142 @@
+"""What stands before and behind a tool call: a person's approval, and a result that another program posts later."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from durable_swarm import ends
+from durable_swarm.awaitables import is_awaitable, settled
+from durable_swarm.concurrency import Waits
+from durable_swarm.credentials import without_secrets
+from durable_swarm.errors import InvalidAnswer, safe_text
+from durable_swarm.loop import Call, Outcome
+from durable_swarm.requests import TOKEN, Asked, Decision
+from durable_swarm.schema import BadArguments, accepted, check_arguments, tool_schema
+from durable_swarm.tools.context import CurrentCall, People
+from durable_swarm.types import ToolSettings, settings_of
+
+log = logging.getLogger("durable_swarm")
+
+
+async def needs_approval(
+    function: Any, settings: ToolSettings, arguments: dict[str, Any], waits: Waits
+) -> tuple[bool, str]:
+    """Whether a person is to be asked before a call with these arguments, and why, where the rule could not tell."""
+    rule = settings.approval
+    if isinstance(rule, bool):
+        return rule, ""
+    try:
+        verdict = rule(**accepted(rule, function, arguments))
+        if is_awaitable(verdict):
+            verdict = await waits.call(settled, verdict)
+        return bool(verdict), ""
+    except BaseException as error:  # A rule that fails must not let anything through.
+        failure = ends.failure_of(error)
+        if failure is None:
+            raise
+        why = f"its rule for approvals raised {type(failure).__name__}: {without_secrets(safe_text(failure))[:200]}"
+        log.warning("tool %r: %s; a person is asked", getattr(function, "__name__", function), why)
+        return True, why
+
+
+def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | None = None) -> Asked:
+    """Return what a person is asked before the call is made: exactly the tool and the arguments.
+
+    `same_as` is the number of the step whose call this one repeats.
+    """
+    return _asked(
+        current,
+        kind="approval",
+        name="approval",
+        question=f"{current.agent} asks to call {call.tool}" + (f"; {call.why}" if call.why else ""),
+        arguments=json.loads(call.arguments) if call.arguments.strip() else {},
+        schema=tool_schema(function)["function"]["parameters"],
+        timeout=settings_of(function).approval_timeout,
+        same_as=same_as,
+    )
+
+
+def outcome_of(call: Call, current: CurrentCall, number: int, why: str) -> Asked:
+    """Give what a person is asked about a call that may have happened and must not happen twice."""
+    return _asked(
+        current,
+        kind="unknown_outcome",
+        name=f"outcome{number}",
+        question=f"{call.tool} was entered, and nothing is recorded of what came of it: its process ended, or it "
+        "raised or timed out. It must not be repeated unseen: did it happen? "
+        "Answer with its result if it did, approve to have it repeated, reject to tell the agent that it failed"
+        + (f". {why}" if why else ""),
+        arguments=json.loads(call.arguments) if call.arguments.strip() else {},
+    )
+
+
+def later_of(call: Call, current: CurrentCall, token: str) -> Asked:
+    """Give what another program is asked: the result of a call that has given `later(token)`."""
+    asked = _asked(
+        current, kind="result", name="", question=f"{call.tool} waits for its result, posted under {token!r}"
+    )
+    return dataclasses.replace(asked, id=TOKEN + token)
+
+
+def _asked(current: CurrentCall, *, kind: Any, name: str, question: str, **more: Any) -> Asked:
+    return Asked(
+        id=f"{current.idempotency_key}/{name}",
+        kind=kind,
+        run_id=current.run_id,
+        call=current.idempotency_key,
+        agent=current.agent,
+        tool=current.tool,
+        call_id=current.call_id,
+        question=question,
+        **more,
+    )
+
+
+def misfit(function: Any, arguments: dict[str, Any]) -> str:
+    """Give why a tool does not take these arguments, as its code is now; '' if it does."""
+    try:
+        check_arguments(function, json.dumps(arguments))
+    except BadArguments as error:
+        return str(error)
+    return ""
+
+
+def refuse_misfit(function: Any, request_id: str, arguments: dict[str, Any]) -> None:
+    """Check that the tool takes what is approved. Raises `InvalidAnswer`."""
+    if problem := misfit(function, arguments):
+        raise InvalidAnswer(f"the approval does not fit: {problem}", request_id=request_id)
+
+
+async def approved(
+    asked: Asked, function: Any, call: Call, people: People, waits: Waits
+) -> tuple[Call, Outcome | None]:
+    """Wait until a person has decided about a call; return it as it may be made, and its outcome if it may not."""
+
+    def unfit(decision: Decision) -> str:
+        if decision.verdict != "approved":
+            return ""
+        return misfit(function, asked.arguments or {} if decision.arguments is None else decision.arguments)
+
+    decision: Decision = await waits.call(people.wait, asked, unfit)
+    if decision.verdict == "approved":
+        changed = decision.arguments
+        return (call if changed is None else dataclasses.replace(call, arguments=json.dumps(changed))), None
+    return call, Outcome(refusal("call", decision))
+
+
+def refusal(what: str, decision: Decision) -> str:
+    """Give what the model is told of a request that was rejected, or that nobody decided in time."""
+    if decision.verdict == "expired":
+        return f"Error: nobody has approved this {what} in time; it was not made."
+    return f"Error: this {what} was rejected" + (f": {decision.reason}" if decision.reason else ".")
+
+
+def posted(decision: Decision, read: Callable[[Any], Outcome], outcome: Outcome) -> Outcome:
+    """Give the outcome of a call whose result was posted: what it did to the context, and the text that came later."""
+    if decision.verdict == "rejected":
+        return dataclasses.replace(outcome, text=refusal("call", decision), later=None)
+    return dataclasses.replace(outcome, text=read(decision.value).text, later=None)

@@ -1,0 +1,114 @@
+"""What a tool may ask of others: a person (`ask_human`), or a program that posts its result later (`later`).
+
+Who waits, waits on an event loop: an async tool as a coroutine, a plain one in its thread, which blocks meanwhile. What
+the waiting is made of is the engine's affair (`People`); it may end with a signal that unwinds the tool, which is then
+entered again when the answer has come, as after a crash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from durable_swarm.codec import as_json, mended
+from durable_swarm.concurrency import block, running_loop
+from durable_swarm.errors import ConfigurationError, InvalidAnswer, NotInRun, RequestExpired
+from durable_swarm.requests import Asked, Decision
+from durable_swarm.tools.context import Inside, calling
+from durable_swarm.validation import check_name, check_seconds, check_text
+
+_NOT_GIVEN: Any = object()
+
+
+def ask_human(
+    question: str, *, choices: list[str] | None = None, timeout: float | None = None, default: Any = _NOT_GIVEN
+) -> str:
+    """Ask a person and wait for the answer, days if need be: a request `question`, which `Run.answer` answers.
+
+    With `choices` only one of these texts is taken. Past `timeout` (in seconds, counted from the first asking) it gives
+    `default`, or raises `RequestExpired` where there is none. In a plain tool; an async one awaits `ask_human_async`.
+
+    The answer is a checkpoint. What the tool did before it asked may be done again, if the process ends meanwhile or
+    many calls wait: put that into a `@step`.
+
+    Raises `NotInRun` outside a tool, `ConfigurationError` inside a `@step` or a transactional tool, which cannot wait
+    for anybody.
+    """
+    here, asked = _question("ask_human", question, choices, timeout)
+    if running_loop() is not None:
+        raise ConfigurationError(
+            "ask_human() would stop the event loop; in an async tool use `await ask_human_async(...)`"
+        )
+    return _answer(asked, block(here.people.wait(asked)), default)
+
+
+async def ask_human_async(
+    question: str, *, choices: list[str] | None = None, timeout: float | None = None, default: Any = _NOT_GIVEN
+) -> str:
+    """Ask a person as `ask_human` does, on the event loop."""
+    here, asked = _question("ask_human_async", question, choices, timeout)
+    return _answer(asked, await here.people.wait(asked), default)
+
+
+def _question(word: str, question: str, choices: Any, timeout: float | None) -> tuple[Inside, Asked]:
+    question, choices = check_text(f"{word}: question", mended(question)), mended(choices)
+    if timeout is not None:
+        check_seconds(f"{word}: timeout", timeout)
+    if choices is not None and (not isinstance(choices, list | tuple) or not choices):
+        raise ConfigurationError(f"{word}: choices must be a list of texts, not {choices!r:.80}")
+    for choice in choices or ():
+        check_text(f"{word}: a choice", choice)
+    here = calling()
+    if here is None:
+        raise NotInRun(f"{word}() was called outside a tool; only a tool that a run has called can ask")
+    if here.recorder is None:
+        raise ConfigurationError(
+            f"{word}() in tool {here.call.tool!r} stands inside a @step, or the tool is transactional: an answer would "
+            "not survive a crash there; ask outside the step, or in another tool"
+        )
+    here.check()
+    call = here.call
+    return here, Asked(
+        id=here.next_id(),
+        kind="question",
+        run_id=call.run_id,
+        call=call.idempotency_key,
+        agent=call.agent,
+        tool=call.tool,
+        call_id=call.call_id,
+        question=question,
+        choices=None if choices is None else list(choices),
+        timeout=timeout,
+    )
+
+
+def _answer(asked: Asked, decision: Decision, default: Any) -> str:
+    if decision.verdict == "expired":
+        if default is _NOT_GIVEN:
+            raise RequestExpired(
+                f"nobody answered {asked.question!r:.200} within {asked.timeout:g} s", request_id=asked.id
+            )
+        given: str = default
+        return given
+    if not isinstance(decision.value, str):
+        raise InvalidAnswer(f"the recorded answer to request {asked.id!r} is no text", request_id=asked.id)
+    return decision.value
+
+
+@dataclass(frozen=True)
+class Later:
+    """What a tool gives whose result another program will post under `token`."""
+
+    token: str
+
+
+def later(token: str) -> Any:
+    """Give what a tool returns whose result comes later.
+
+    Whoever knows the token posts the result, once, from any process: `swarm.complete(token, result)`, or
+    `durable-swarm complete TOKEN RESULT`; also before the tool has returned. Until then the run waits. A token must
+    belong to one call only; `current_call().idempotency_key` is such a token.
+    """
+    check_name("later: token", token)
+    as_json(token, "later: token")
+    return Later(token)

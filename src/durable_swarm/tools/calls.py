@@ -1,0 +1,230 @@
+"""Planning and performing the tool calls of one reply.
+
+The plan is made by the code as it is when the reply comes in, and recorded with it. What a tool may use inside is in
+`tools.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from durable_swarm import ends
+from durable_swarm.codec import mended, mended_text
+from durable_swarm.concurrency import Waits
+from durable_swarm.credentials import without_secrets
+from durable_swarm.errors import ConfigurationError, ToolError, safe_text
+from durable_swarm.loop import CUT, Call, Outcome
+from durable_swarm.schema import BadArguments, check_arguments, wants_connection, wants_context
+from durable_swarm.tools.approval import needs_approval
+from durable_swarm.tools.asking import Later
+from durable_swarm.tools.attempts import retrying
+from durable_swarm.tools.context import Inside
+from durable_swarm.tools.repeats import Made, key_of, succeeded
+from durable_swarm.types import Message, Repeat, Result, ToolSettings, settings_of, tool_name
+from durable_swarm.validation import check_name
+
+
+def find_tool(agent: Any, name: str) -> Any | None:
+    """Give the agent's tool of that name, the last one if there are several, or None."""
+    return next((function for function in reversed(agent.functions) if tool_name(function) == name), None)
+
+
+QUOTED = 500
+"""Characters of an earlier result that the model is told with a refusal."""
+
+MOST_NAMED = 50
+"""Tools that are named to a model that called another."""
+
+LONGEST_WRITTEN = 20_000
+"""Characters of a text in which a written call is looked for."""
+
+_CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's content filter"}
+
+
+async def plan_calls(
+    agent: Any, message: Message, waits: Waits, finish: str = "", before: Sequence[Message] = ()
+) -> list[Call]:
+    """Decide how each tool call of a reply is to be made, by the code as it is now.
+
+    Of a reply that was cut (`finish`) no call is made, even one that looks whole: what was cut off may have been a part
+    of it, and empty arguments would be the tool's defaults. `before` are the new messages of the run so far: what a
+    tool's `repeat` says of calls that were made is decided here, once.
+    """
+    calls = message.get("tool_calls") or []
+    if finish in CUT:
+        return [Call(index, call["id"], **_named(call), **_cut(finish)) for index, call in enumerate(calls)]
+    planned = [
+        Call(index, call["id"], **_named(call), **await _plan(agent, call, waits)) for index, call in enumerate(calls)
+    ]
+    guarded = {call.index for call in planned if call.plan != "tell" and _repeat_of(agent, call) != "allow"}
+    if not guarded:
+        return planned
+    made, twins = succeeded(before), dict[str, int]()
+    for call in planned:
+        key = key_of(call.tool, call.arguments)
+        if call.index in guarded and (key in made or key in twins):
+            again = _again(_repeat_of(agent, call), made.get(key), twins.get(key))
+            planned[call.index] = replace(call, effect="idempotent", approval=False, why="", **again)
+        elif call.plan != "tell":
+            twins.setdefault(key, call.index)
+    return planned
+
+
+def _repeat_of(agent: Any, call: Call) -> Repeat:
+    return settings_of(find_tool(agent, call.tool)).repeat
+
+
+def _again(repeat: Repeat, made: Made | None, twin: int | None) -> dict[str, Any]:
+    """Plan a call that was made before in the run, or that stands before in the reply."""
+    if repeat == "reuse":
+        return {"plan": "same", "twin": twin} if made is None else {"plan": "tell", "text": made.text}
+    if made is None:
+        return {"plan": "tell", "text": "Error: this call stands twice in your reply, and is made once."}
+    text = made.text if len(made.text) <= QUOTED else f"{made.text[:QUOTED]}…"
+    told = "you have made this call in this run, with the same arguments, and it succeeded; it is not made again"
+    return {"plan": "tell", "text": f"Error: {told}. Its result was: {text}"}
+
+
+def written_call(agent: Any, message: Message) -> str:
+    """Return the name of a tool whose call seems to be written in the text of a reply without calls, or ''."""
+    text = message.get("content")
+    if message.get("tool_calls") or not isinstance(text, str) or len(text) > LONGEST_WRITTEN:
+        return ""
+    bare = text.strip(" \t\r\n`\"'.()")
+    for name in map(tool_name, agent.functions):
+        as_call = rf"(?<![\w-]){re.escape(name)}\s*\(|[\"']{re.escape(name)}[\"']|[=:>]\s*{re.escape(name)}\s*[<>{{\n]"
+        if bare == name or re.search(as_call, text):
+            return name
+    return ""
+
+
+def _cut(finish: str) -> dict[str, Any]:
+    text = (
+        f"Error: your reply was cut {_CUT_BY[finish]} (finish_reason {finish!r}), so this call was not made. "
+        "If it is still needed, make it again in a shorter reply."
+    )
+    return {"plan": "tell", "text": text}
+
+
+def _named(call: dict[str, Any]) -> dict[str, Any]:
+    return {"tool": call["function"]["name"], "arguments": call["function"]["arguments"]}
+
+
+async def _plan(agent: Any, call: dict[str, Any], waits: Waits) -> dict[str, Any]:
+    name = call["function"]["name"]
+    function = find_tool(agent, name)
+    if function is None:
+        return {"plan": "tell", "text": f"Error: Tool {name[:100]} not found. {_offered(agent)}"}
+    try:
+        arguments = check_arguments(function, call["function"]["arguments"])
+    except BadArguments as error:
+        return {"plan": "tell", "text": f"Error: {error}"}
+    settings = settings_of(function)
+    approval, why = await needs_approval(function, settings, arguments, waits)
+    # What is asked before a call, or marked, has its records among the call's own.
+    alone = settings.is_step and not approval and settings.effect in ("read", "idempotent")
+    return {"plan": "step" if alone else "flow", "effect": settings.effect, "approval": approval, "why": why}
+
+
+def _offered(agent: Any) -> str:
+    """Return a sentence that names the agent's tools: a small model cannot learn from less."""
+    names = list(dict.fromkeys(map(tool_name, agent.functions)))
+    if not names:
+        return "You have no tools."
+    shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
+    return f"Your tools are: {shown}."
+
+
+Cast = dict[str, Any]
+"""The agents a run has met in this process, by name: the one it was started with, and those that tools returned."""
+
+
+async def call_tool(
+    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, tell_errors: bool, waits: Waits
+) -> Outcome:
+    """Call a tool with the model's arguments and give what came of it.
+
+    `context` is changed where the tool changes it; an agent the tool returns is put in `cast`. Exceptions of the tool
+    pass, except `ToolError`, and all of them where `tell_errors`: then the model is told.
+    """
+    if wants_connection(function):
+        raise ConfigurationError(
+            f"tool {call.tool!r} is transactional, and there is no database here; use DurableSwarm in place of Swarm"
+        )
+    return await told(invoke(function, call, context, here, cast=cast, waits=waits), tell_errors=tell_errors)
+
+
+async def told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
+    """Await a call's outcome; make what it raises for the model, or with `tell_errors` whatever it raises, its text.
+
+    Half characters in it (a file name that is not UTF-8, a text cut within an emoji) become U+FFFD.
+    """
+    outcome = await _told(making, tell_errors=tell_errors)
+    return replace(outcome, text=mended_text(outcome.text), updates=mended(outcome.updates))
+
+
+async def _told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
+    try:
+        return await making
+    except (BadArguments, ToolError) as error:
+        return Outcome(f"Error: {error}")
+    except BaseException as error:
+        failure = ends.failure_of(error)
+        if failure is None or not tell_errors:
+            raise
+        return Outcome(f"Error: {type(failure).__name__}: {without_secrets(safe_text(failure))}")
+
+
+async def invoke(
+    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, waits: Waits, **given: Any
+) -> Outcome:
+    """Call a tool with the model's arguments and those that are `given`. Raises what it raises, and `BadArguments`."""
+    arguments = {**check_arguments(function, call.arguments), **given}
+    if wants_context(function):
+        arguments["context_variables"] = context
+    settings = settings_of(function)
+    if settings.is_step and here.recorder is not None:
+        settings = ToolSettings()  # The step has its own attempts.
+    return read_result(await waits.call(retrying(functools.partial(function, **arguments), settings, here)), cast)
+
+
+def read_result(value: Any, cast: Cast) -> Outcome:
+    """Give what a tool returned as an `Outcome`: text, a `Result`, or an agent, which is a handoff and joins `cast`.
+
+    Raises TypeError, as Swarm does, for a value that cannot be made a string.
+    """
+    if inspect.isgenerator(value) or inspect.isasyncgen(value):
+        raise TypeError(
+            "the tool returned a generator, of which nothing was executed; return the whole result, and tell progress "
+            "by emit()"
+        )
+    if isinstance(value, Later):
+        return Outcome("", later=value.token)
+    if isinstance(value, Result) or _has(value, "value", "agent", "context_variables"):
+        return Outcome(str(value.value), _handoff(value.agent, cast), dict(value.context_variables))
+    if _has(value, "name", "instructions", "functions"):
+        return Outcome(json.dumps({"assistant": value.name}), _handoff(value, cast))
+    try:
+        return Outcome(str(value))
+    except Exception as error:
+        raise TypeError(
+            f"Failed to cast response to string: a {type(value).__name__}. Make sure agent functions return a string "
+            f"or Result object. Error: {safe_text(error)}"
+        ) from error
+
+
+def _has(value: Any, *names: str) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, name) for name in names)
+
+
+def _handoff(agent: Any, cast: Cast) -> str | None:
+    if agent is None:
+        return None
+    cast[check_name("the name of the agent that the tool returned", agent.name)] = agent
+    return str(agent.name)

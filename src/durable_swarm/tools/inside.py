@@ -1,0 +1,79 @@
+"""What tools use while they run: `sleep`, `emit`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from durable_swarm.codec import as_json
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.tools.context import Recorder, calling
+from durable_swarm.validation import check_seconds
+
+
+def sleep(seconds: float) -> None:
+    """Sleep. In a tool, a crash does not start the time anew: it ends when it was first meant to end.
+
+    Raises `ConfigurationError` inside a `@step`, which is one checkpoint and cannot keep a time within.
+    """
+    recorder = _recorder("sleep", seconds)
+    time.sleep(seconds) if recorder is None else recorder.sleep(seconds)
+
+
+async def sleep_async(seconds: float) -> None:
+    """Sleep as `sleep` does, on the event loop."""
+    recorder = _recorder("sleep_async", seconds)
+    await (asyncio.sleep(seconds) if recorder is None else recorder.sleep_async(seconds))
+
+
+def emit(progress: str | dict[str, Any]) -> None:
+    """Tell those who follow the run how far a tool or step has got, by JSON data: an event `tool.progress`.
+
+    It is told once per execution: what a crash interrupts is told again when it is executed again, with a higher
+    `attempt`. Outside a tool, and in a `Swarm` in memory, nobody follows and nothing happens. What a thread or task
+    that the tool has left behind emits after the tool's end is told to nobody.
+
+    A thread of the tool's own does not know that it is in a tool, unless it is started with its context:
+    `executor.submit(contextvars.copy_context().run, work)`, or `asyncio.to_thread`.
+
+    Raises `ConfigurationError` for what is neither a text nor a dictionary, `NotSerializable` for what is not JSON.
+    """
+    if not isinstance(progress, str | dict):
+        raise ConfigurationError(f"emit() takes a text or a dictionary, not a {type(progress).__name__}")
+    data = as_json(progress, "emit()")
+    here = calling()
+    if here is not None and here.emit is not None:
+        here.check()
+        here.emit(here.call.attempt, data)
+
+
+class _Memory:
+    """The recorder of runs in memory: nothing is recorded, and steps are plain calls."""
+
+    def step(self, name: str, body: Callable[[], Any]) -> Any:
+        return body()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def sleep_async(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+IN_MEMORY: Recorder = _Memory()
+
+
+def _recorder(word: str, seconds: float) -> Recorder | None:
+    check_seconds(f"{word}: seconds", seconds)
+    here = calling()
+    if here is not None and here.recorder is None:
+        raise ConfigurationError(
+            f"{word}() inside a @step of tool {here.call.tool!r} would not survive a crash; "
+            "take @step off the tool, or sleep outside the step"
+        )
+    if here is None:
+        return None
+    here.check()
+    return here.recorder
