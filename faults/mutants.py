@@ -86,16 +86,16 @@ MUTANTS = [
         "errors-become-results",
         "a tool's exception is no result of its step: a repaired program repeats it",
         "engine/signals.py",
-        "class Failed(BaseException)",
-        "class Failed(Exception)",
+        "class StepFailed(BaseException)",
+        "class StepFailed(Exception)",
         ("tests/crash/test_resume.py", "tests/engine/test_failures.py"),
     ),
     Mutant(
         "swallowed-signals",
         "an engine's trouble is not something a tool can catch",
         "engine/signals.py",
-        "class Held(BaseException)",
-        "class Held(Exception)",
+        "class RunHeld(BaseException)",
+        "class RunHeld(Exception)",
         ("tests/engine/test_failures.py", "tests/engine/test_run_ends.py", "tests/engine/test_bad_tools.py"),
     ),
     Mutant(
@@ -307,7 +307,7 @@ MUTANTS = [
         "who has lost a run does not wait for who has it, and may have died",
         "engine/backend/steps.py",
         """        if isinstance(result, _outcome.NoResult):
-            raise Lost(workflow_id)
+            raise OwnershipLost(workflow_id)
         return result
 """,
         """        import time

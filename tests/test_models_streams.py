@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from durable_swarm import Agent, ModelError
-from durable_swarm.concurrency import OnLoop, background_loop
+from durable_swarm.concurrency import LoopRuntime, background_loop
 from durable_swarm.models.call import Completion, ModelCall, complete, current_model_call
 from durable_swarm.models.client import Clients
 from durable_swarm.models.wire import Conversation
@@ -308,7 +308,7 @@ def test_the_readers_thread_stays_free() -> None:
     with ThreadPoolExecutor(1, thread_name_prefix="reader") as reader:
         busy = threading.Event()
         reader.submit(busy.wait, 10)
-        asyncio.run(asyncio.wait_for(call_streamed(ScriptedModel(["Hi"]), OnLoop(reader), shown), 5))
+        asyncio.run(asyncio.wait_for(call_streamed(ScriptedModel(["Hi"]), LoopRuntime(reader), shown), 5))
         busy.set()
     [thread] = shown.threads
     assert thread.startswith("durable-swarm-tool")
@@ -332,7 +332,7 @@ def test_a_cancelled_call_takes_back_and_shows_no_more(kind: str, monkeypatch: p
     shown.delta = delta  # type: ignore[method-assign]
 
     async def main(client: Any) -> None:
-        task = asyncio.create_task(call_streamed(client, OnLoop(), shown))
+        task = asyncio.create_task(call_streamed(client, LoopRuntime(), shown))
         await asyncio.to_thread(first.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -369,7 +369,7 @@ def test_the_default_client_streams_on_the_background_loop(
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     clients, shown = Clients(None), Shown()
     for _ in range(3):
-        asyncio.run(call_streamed(clients.get(background_loop()), OnLoop(), shown))
+        asyncio.run(call_streamed(clients.get(background_loop()), LoopRuntime(), shown))
     clients.close()
     assert (shown.text, shown.threads) == ("Hello there" * 3, {"durable-swarm-loop"})
     assert provider.connections == 1

@@ -13,7 +13,7 @@ import pytest
 
 from durable_swarm.postgres import NoPostgres
 from durable_swarm.postgres.binaries import Local
-from durable_swarm.postgres.data_folder import Notes, Place, _unprivileged
+from durable_swarm.postgres.data_folder import DataFolder, Notes, _unprivileged
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
 
@@ -28,13 +28,13 @@ def base() -> Iterator[Path]:
 
 
 @pytest.fixture
-def place(base: Path) -> Place:
+def place(base: Path) -> DataFolder:
     """A server's folder that has its data, and belongs to the server's user."""
     user = _unprivileged()
     (base / "server" / "data").mkdir(parents=True)
     for path in (base / "server", base / "server" / "data"):
         os.chown(path, user.pw_uid, user.pw_gid)
-    return Place(base / "server")
+    return DataFolder(base / "server")
 
 
 @pytest.fixture
@@ -46,18 +46,18 @@ def victim(base: Path) -> Path:
     return made
 
 
-def lock(place: Place) -> None:
+def lock(place: DataFolder) -> None:
     """Keep others from starting the server."""
     with place.locked():
         pass
 
 
-def give_up(place: Place) -> None:
+def give_up(place: DataFolder) -> None:
     """Prepare a start after a crash."""
     Local(place, {})._retire()
 
 
-def copy_programs(place: Place) -> None:
+def copy_programs(place: DataFolder) -> None:
     """Copy programs to where the server's user may read them."""
     install = place.folder.parent / "package" / "install"
     (install / "bin").mkdir(parents=True)
@@ -65,7 +65,7 @@ def copy_programs(place: Place) -> None:
     assert (Local(place, {})._copy(install) / "bin" / "initdb").read_text() == "a program"
 
 
-USES: dict[str, Callable[[Place], object]] = {
+USES: dict[str, Callable[[DataFolder], object]] = {
     "lock": lock,
     "server.json.new": lambda place: place.note(Notes("binaries", 5433)),
     "server.json": lambda place: place.notes,
@@ -78,7 +78,7 @@ USES: dict[str, Callable[[Place], object]] = {
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
 @pytest.mark.parametrize("name", USES)
-def test_no_link_is_followed(name: str, link: Callable[[Path, Path], None], place: Place, victim: Path) -> None:
+def test_no_link_is_followed(name: str, link: Callable[[Path, Path], None], place: DataFolder, victim: Path) -> None:
     """A file of root's that a name in the folder leads to is neither read, emptied, written, nor given away."""
     before = victim.stat()
     link(victim, place.folder / name)
@@ -90,14 +90,14 @@ def test_no_link_is_followed(name: str, link: Callable[[Path, Path], None], plac
 
 
 @pytest.mark.parametrize("name", USES)
-def test_nothing_waits_for_a_pipe(name: str, place: Place) -> None:
+def test_nothing_waits_for_a_pipe(name: str, place: DataFolder) -> None:
     """A named pipe in the place of a file is refused at once."""
     os.mkfifo(place.folder / name)
     with pytest.raises(NoPostgres, match="is a link or no plain file"):
         USES[name](place)
 
 
-def test_a_linked_data_folder_is_not_entered(place: Place, victim: Path) -> None:
+def test_a_linked_data_folder_is_not_entered(place: DataFolder, victim: Path) -> None:
     """A link in the place of the data leads root nowhere."""
     (place.folder / "data").rmdir()
     inner = victim.parent / "inner"
@@ -109,7 +109,7 @@ def test_a_linked_data_folder_is_not_entered(place: Place, victim: Path) -> None
     assert (inner / "postmaster.pid").read_text() == "4194304\nthe rest\n"
 
 
-def test_a_password_is_made_in_the_folder(place: Place, victim: Path) -> None:
+def test_a_password_is_made_in_the_folder(place: DataFolder, victim: Path) -> None:
     """A new password replaces a link, and the file it led to keeps its text and its owner."""
     (place.folder / "password").symlink_to(victim)
     place.make_password()
@@ -120,7 +120,7 @@ def test_a_password_is_made_in_the_folder(place: Place, victim: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["programs", "programs/package", "programs/package/install"])
-def test_programs_are_copied_into_the_folder_only(where: str, place: Place, victim: Path) -> None:
+def test_programs_are_copied_into_the_folder_only(where: str, place: DataFolder, victim: Path) -> None:
     """A link in the place of the copied programs does not have root write, or give away, what it leads to."""
     away = victim.parent / "away"
     away.mkdir()

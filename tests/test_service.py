@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound, step
-from durable_swarm.engine.api.inspector import visit
+from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.service import Check, NoRuns, Query, Runs, checkup, open_runs, to_json
 from durable_swarm.testing import ScriptedModel
 
@@ -139,7 +139,7 @@ def test_the_recorded_reason_for_waiting_goes_first(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/runs.sqlite"
     fail(url, "two")
     look(url, lambda runs: runs.resume("two"))
-    with visit(sqlalchemy.make_url(url)) as visitor:
+    with inspect_database(sqlalchemy.make_url(url)) as visitor:
         visitor.store.annotate("two", waits_for="the tool 'refund' is gone")
         runs = Runs(visitor)
         assert runs.show("two").waits_for == runs.list(Query())[0].waits_for == "the tool 'refund' is gone"
@@ -226,11 +226,11 @@ def test_a_fit_database_passes_the_check_up(database_url: str) -> None:
 def test_doctor_tells_which_tables_are_large(database_url: str) -> None:
     """The sizes of tables count what is in them."""
     say(database_url, "one")
-    with visit(sqlalchemy.make_url(database_url)) as visitor:
+    with inspect_database(sqlalchemy.make_url(database_url)) as visitor:
         before = visitor.facts().tables
     with DurableSwarm(ScriptedModel([secrets.token_hex(300_000)]), database=database_url) as swarm:
         swarm.run(Agent(), ask("Hi"))
-    with visit(sqlalchemy.make_url(database_url)) as visitor:
+    with inspect_database(sqlalchemy.make_url(database_url)) as visitor:
         after = visitor.facts().tables
     assert after["operation_outputs"] > before["operation_outputs"]
     [check] = [check for check in checkup(database_url) if check.name == "largest tables"]

@@ -14,10 +14,10 @@ import pytest
 
 from durable_swarm.awaitables import is_async
 from durable_swarm.concurrency import (
-    Blocking,
-    Home,
+    BlockingRuntime,
+    CallerThreadExecutor,
     Interrupted,
-    OnLoop,
+    LoopRuntime,
     background_loop,
     beside,
     finish,
@@ -70,8 +70,8 @@ def test_any_function_is_called_either_way(kind: str) -> None:
     """Plain functions and coroutine functions of every shape give their result on both ways to wait."""
     function, asynchronous = FUNCTIONS[kind]
     assert is_async(function) is asynchronous
-    assert finish(Blocking().call(function)) == 2
-    assert asyncio.run(OnLoop().call(function)) == 2
+    assert finish(BlockingRuntime().call(function)) == 2
+    assert asyncio.run(LoopRuntime().call(function)) == 2
 
 
 def fail() -> None:
@@ -89,16 +89,16 @@ async def fail_later() -> None:
 def test_exceptions_come_through(function: Any) -> None:
     """What a function raises is raised where it was called, as it is."""
     with pytest.raises(LookupError):
-        finish(Blocking().call(function))
+        finish(BlockingRuntime().call(function))
     with pytest.raises(LookupError):
-        asyncio.run(OnLoop().call(function))
+        asyncio.run(LoopRuntime().call(function))
 
 
 def test_sleeping_takes_its_time() -> None:
     """Both ways to wait let the time pass."""
     begin = time.monotonic()
-    finish(Blocking().sleep(0.02))
-    asyncio.run(OnLoop().sleep(0.02))
+    finish(BlockingRuntime().sleep(0.02))
+    asyncio.run(LoopRuntime().sleep(0.02))
     assert time.monotonic() - begin >= 0.04
 
 
@@ -111,7 +111,7 @@ def test_finish_refuses_a_coroutine_that_waits() -> None:
 def test_plain_functions_stay_in_the_calling_thread() -> None:
     """In a blocked thread plain functions run in that very thread, also where a batch runs beside it."""
     here = threading.get_ident()
-    assert finish(Blocking().call(threading.get_ident)) == here
+    assert finish(BlockingRuntime().call(threading.get_ident)) == here
 
     async def batch(waits: Any) -> list[int]:
         return list(await asyncio.gather(*(waits.call(threading.get_ident) for _ in range(3))))
@@ -124,7 +124,7 @@ def test_plain_functions_leave_the_loop() -> None:
 
     async def main() -> tuple[int, str]:
         LABEL.set("mine")
-        waits = OnLoop()
+        waits = LoopRuntime()
         return await waits.call(threading.get_ident), await waits.call(LABEL.get)
 
     thread, label = asyncio.run(main())
@@ -155,7 +155,7 @@ def test_the_background_loop_is_one() -> None:
 
 def test_a_home_serves_one_call_at_a_time() -> None:
     """A thread that serves makes the first call that comes in, in order, and gives up when time is up."""
-    home = Home()
+    home = CallerThreadExecutor()
     done = [home.submit(plain, number) for number in range(2)]
     home.serve(30)
     assert (done[0].result(0), done[1].done()) == (1, False)
@@ -168,7 +168,7 @@ def test_a_home_serves_one_call_at_a_time() -> None:
 
 def test_an_exception_in_a_home_stays_with_its_call() -> None:
     """A call that raises, whatever it raises, gives that to whoever waits for it and leaves the home serving."""
-    home = Home()
+    home = CallerThreadExecutor()
 
     def leave() -> None:
         raise SystemExit(4)
@@ -183,7 +183,7 @@ def test_an_exception_in_a_home_stays_with_its_call() -> None:
 
 def test_ctrl_c_in_a_home_reaches_the_thread_that_waits() -> None:
     """KeyboardInterrupt ends the waiting thread's call too, as in a plain program, and no event loop."""
-    home = Home()
+    home = CallerThreadExecutor()
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -196,7 +196,7 @@ def test_ctrl_c_in_a_home_reaches_the_thread_that_waits() -> None:
 
 def test_a_cancelled_call_is_not_made() -> None:
     """A call that was given up before its turn is passed over."""
-    home = Home()
+    home = CallerThreadExecutor()
     made: list[int] = []
     home.submit(made.append, 1).cancel()
     home.serve(5)
@@ -205,7 +205,7 @@ def test_a_cancelled_call_is_not_made() -> None:
 
 def test_a_thread_that_leaves_hands_its_calls_over() -> None:
     """Calls that a thread did not come to before it left, and calls that come later, are made in other threads."""
-    with Home() as home:
+    with CallerThreadExecutor() as home:
         waiting = home.submit(threading.get_ident)
     later = home.submit(threading.get_ident)
     assert waiting.result(5) != threading.get_ident()

@@ -12,7 +12,7 @@ from durable_swarm import Agent, DurableSwarm
 from durable_swarm.engine.records import runs
 from durable_swarm.loop import Reply
 from durable_swarm.models.reply import Answer, read_message, read_usage
-from durable_swarm.models.stream import Pieces
+from durable_swarm.models.stream import ReplyBuilder
 from durable_swarm.models.wire import Conversation, maker_of, to_wire
 from durable_swarm.testing import ProviderError, ScriptedModel, check_request
 from durable_swarm.types import Usage
@@ -159,7 +159,7 @@ def test_custom_calls_come_back() -> None:
     read = read_message({"content": None, "tool_calls": [custom]}, 0)
     assert read["tool_calls"][0]["function"] == {"name": "shell", "arguments": "ls"}
     assert to_wire(read)["tool_calls"] == [custom]
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     for chunk in stream({"tool_calls": [{"index": 0, **custom}]}):
         pieces.add(chunk)
     assert to_wire(read_message(pieces.answer().message, 0))["tool_calls"] == [custom]
@@ -175,7 +175,7 @@ def test_streamed_lists_and_objects_are_merged() -> None:
         {"images": [{"url": "1"}]},
         {"images": [{"url": "2"}]},
     ]
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     for chunk in stream(*deltas):
         pieces.add(chunk)
     message = pieces.answer().message

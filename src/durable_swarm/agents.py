@@ -29,7 +29,7 @@ _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class RemoteAgent:
     """An agent known by its name alone: it is defined in the program that will execute it."""
 
     name: str
@@ -40,7 +40,7 @@ class Elsewhere:
 
 def remember(agent: Any) -> None:
     """Know the agent from now on, as long as it lives, and tell the watchers its name."""
-    if isinstance(agent, Elsewhere):
+    if isinstance(agent, RemoteAgent):
         return
     key = id(agent)
     with _lock:

@@ -1,8 +1,8 @@
 """The two ways to wait: in the calling thread, or on an event loop.
 
-Everything that performs effects is written once, as `async def` over a `Waits`. With `Blocking` such a coroutine never
-suspends, so `finish` runs it to its end in the calling thread, where tools may use what belongs to that thread (a
-SQLite connection, `input`, Ctrl+C). With an event-loop `Waits` the same coroutine is awaited.
+Everything that performs effects is written once, as `async def` over a `Runtime`. With `BlockingRuntime` such a
+coroutine never suspends, so `finish` runs it to its end in the calling thread, where tools may use what belongs to that
+thread (a SQLite connection, `input`, Ctrl+C). With an event-loop `Runtime` the same coroutine is awaited.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from durable_swarm.awaitables import is_async, is_awaitable, settled
 T = TypeVar("T")
 
 
-class Waits(Protocol):
+class Runtime(Protocol):
     """How to call what may block and how to let time pass."""
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -43,7 +43,7 @@ class Pool(Protocol):
         """Have the function called."""
 
 
-class Blocking:
+class BlockingRuntime:
     """Waits in the calling thread; what is async runs on a background loop meanwhile."""
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ class Blocking:
         time.sleep(seconds)
 
 
-class OnLoop:
+class LoopRuntime:
     """Waits on the running event loop; plain functions go to the threads of `pool`."""
 
     def __init__(self, pool: Pool | None = None) -> None:
@@ -118,7 +118,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine over `Blocking` to its end in this thread."""
+    """Run a coroutine over `BlockingRuntime` to its end in this thread."""
     try:
         coroutine.send(None)
     except StopIteration as end:
@@ -136,12 +136,12 @@ class Interrupted(BaseException):
     """
 
 
-class Home:
+class CallerThreadExecutor:
     """A thread that waits for work on a loop, and meanwhile makes the plain calls of that work itself.
 
-    It is the pool of an `OnLoop`: plain functions keep the thread they belong to. Used as a context manager; calls that
-    come in later, or were not begun, go to `threads`. So do calls that were not begun within `patience` seconds: then
-    the thread is busy elsewhere, and may never come back.
+    It is the pool of an `LoopRuntime`: plain functions keep the thread they belong to. Used as a context manager; calls
+    that come in later, or were not begun, go to `threads`. So do calls that were not begun within `patience` seconds:
+    then the thread is busy elsewhere, and may never come back.
     """
 
     def __init__(self, patience: float | None = None) -> None:
@@ -215,13 +215,13 @@ class Home:
                 job()
 
 
-def beside(make: Callable[[Waits], Coroutine[Any, Any, T]], home: Home | None = None) -> T:
+def beside(make: Callable[[Runtime], Coroutine[Any, Any, T]], home: CallerThreadExecutor | None = None) -> T:
     """Run `make(waits)` on the background loop, in the caller's context, and block this thread until it is done.
 
     Plain functions it calls run meanwhile in this thread, as `home`.
     """
-    with home or Home() as here:
-        running = on_background(contained(make(OnLoop(here))))
+    with home or CallerThreadExecutor() as here:
+        running = on_background(contained(make(LoopRuntime(here))))
         return result_of(here.wait(running))
 
 

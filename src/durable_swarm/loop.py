@@ -85,7 +85,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Detour:
+class TurnOverride:
     """What is changed just before a turn begins: another agent has it, and messages are added to the history."""
 
     agent: str | None = None
@@ -106,7 +106,7 @@ class Start:
     max_turns: float | None = None
     execute_tools: bool = True
     kept: list[Turn] = field(default_factory=list)
-    detours: dict[int, Detour] = field(default_factory=dict)
+    detours: dict[int, TurnOverride] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

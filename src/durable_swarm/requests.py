@@ -33,7 +33,7 @@ _METHODS = {"answered": "answer", "approved": "approve", "rejected": "reject"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestSpec:
     """What is asked: all that whoever answers is shown, and what an answer must fit.
 
     `call` is the id of the tool call that asks. `arguments` are those of the call as plain JSON, `schema` the JSON
@@ -94,14 +94,14 @@ class Request:
     same_as: int | None = None
 
 
-def check_decision(asked: Asked | Request, decision: Decision) -> None:
+def check_decision(asked: RequestSpec | Request, decision: Decision) -> None:
     """Check that this decides what is asked. Raises `InvalidAnswer`, which says what would be taken."""
     problem = _problem(asked, decision)
     if problem:
         raise InvalidAnswer(problem, request_id=asked.id)
 
 
-def _problem(asked: Asked | Request, decision: Decision) -> str:
+def _problem(asked: RequestSpec | Request, decision: Decision) -> str:
     """Give what is wrong with the decision, or ''."""
     if decision.verdict not in _TAKES[asked.kind]:
         takes = " or ".join(_METHODS[verdict] for verdict in _TAKES[asked.kind])
@@ -114,7 +114,7 @@ def _problem(asked: Asked | Request, decision: Decision) -> str:
     return "" if decision.arguments is None else _misfit(asked, decision.arguments)
 
 
-def _misfit(asked: Asked | Request, arguments: Any) -> str:
+def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
     """Give what is wrong with what an approver has made of a call's arguments, or ''."""
     if asked.kind != "approval":
         return f"request {asked.id!r} is no approval, so its arguments cannot be changed"

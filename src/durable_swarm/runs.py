@@ -97,7 +97,7 @@ class _NotYet(Exception):
 
 
 @dataclass
-class Story:
+class RunHistory:
     """What the records of a run tell: all of it (`ending`), or as far as they go (`messages`, `usage`)."""
 
     messages: list[Message]
@@ -143,7 +143,7 @@ def follow(
     next_outcome: Callable[[int, Call], Outcome | None],
     *,
     pending: str,
-) -> Story:
+) -> RunHistory:
     """Tell a run's story from its records, with the same loop that ran it.
 
     The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
@@ -153,8 +153,8 @@ def follow(
     try:
         ending = finish(drive(turns(start), recorded))
     except _NotYet as end:
-        return Story(_so_far(end, len(start.messages), pending), recorded.usage, following=end.effect)
-    return Story(ending.messages, ending.usage, ending)
+        return RunHistory(_so_far(end, len(start.messages), pending), recorded.usage, following=end.effect)
+    return RunHistory(ending.messages, ending.usage, ending)
 
 
 def _so_far(end: _NotYet, first: int, pending: str) -> list[Message]:

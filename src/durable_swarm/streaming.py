@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import Any, Self
 
-from durable_swarm.concurrency import Home
+from durable_swarm.concurrency import CallerThreadExecutor
 
 Item = dict[str, Any]
 """`{"delim": "start"}`, a delta, `{"delim": "reset"}`, `{"delim": "end"}`, and at last `{"response": Response}`."""
@@ -163,7 +163,9 @@ Check = Callable[[], None]
 """Raises where there is nothing to wait for any more."""
 
 
-def read(channel: Channel, home: Home, over: Future[Any], check: Check = lambda: None) -> Iterator[Item]:
+def read(
+    channel: Channel, home: CallerThreadExecutor, over: Future[Any], check: Check = lambda: None
+) -> Iterator[Item]:
     """Hand over what comes in until the run is over; this thread makes the calls of its plain functions meanwhile."""
     channel.wake = home.wake
     over.add_done_callback(lambda _: home.wake())

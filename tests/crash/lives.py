@@ -12,7 +12,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-from durable_swarm.testing.crash.boundaries import PROBE, Place, watch
+from durable_swarm.testing.crash.boundaries import PROBE, KillPoint, watch
 from durable_swarm.testing.crash.ledger import keep_ledger
 from durable_swarm.testing.crash.processes import Child, fork_server, leave, redirect
 
@@ -116,7 +116,7 @@ class Lives:
         self._started = 0
         self._all: list[Life] = []
 
-    def start(self, function: Callable[..., Any], *args: Any, ledger: Path, at: Place | None = None) -> Life:
+    def start(self, function: Callable[..., Any], *args: Any, ledger: Path, at: KillPoint | None = None) -> Life:
         """Start a life that executes the module-level function and is killed at `at`, if it gets there."""
         self._started += 1
         log = self._folder / f"life-{self._started}-{os.urandom(3).hex()}.log"
@@ -125,7 +125,7 @@ class Lives:
         self._all.append(life)
         return life
 
-    def live(self, function: Callable[..., Any], *args: Any, ledger: Path, at: Place | float | None = None) -> End:
+    def live(self, function: Callable[..., Any], *args: Any, ledger: Path, at: KillPoint | float | None = None) -> End:
         """Start a life and wait for its end, or kill it: at a place, or after some seconds."""
         if not isinstance(at, float):
             return self.start(function, *args, ledger=ledger, at=at).end()
@@ -164,7 +164,7 @@ def _live(
     function: Callable[..., Any],
     args: tuple[Any, ...],
     ledger: Path,
-    at: Place | None,
+    at: KillPoint | None,
     log: Path,
     folder: Path,
     answer: Connection,

@@ -22,7 +22,7 @@ from pathlib import Path
 import sqlalchemy
 
 from durable_swarm.engine.database.urls import choose
-from durable_swarm.testing.crash.boundaries import Place
+from durable_swarm.testing.crash.boundaries import KillPoint
 from durable_swarm.testing.crash.ledger import read_lines
 from durable_swarm.testing.crash.templates import copy_template, open_once
 from durable_swarm.types import Message
@@ -41,7 +41,7 @@ WORKERS = 4
 """Cases at once: a life mostly waits."""
 
 
-Death = Place | float | Fault
+Death = KillPoint | float | Fault
 """Where a life is killed, or how many seconds after its start; or what goes wrong with its disk."""
 
 Case = tuple[str, str, *tuple[Death, ...]]
@@ -127,7 +127,7 @@ class Matrix:
             self._undisturbed[colour] = end, effects
         return self._undisturbed[colour]
 
-    def places(self, colour: str) -> list[Place]:
+    def places(self, colour: str) -> list[KillPoint]:
         """Give every place where a life of the scenario can be killed."""
         end, _ = self.undisturbed(colour)
         return [place for number in range(1, len(end.passed) + 1) for place in both_sides(number)]
@@ -147,7 +147,7 @@ class Matrix:
         verdict = Verdict(f"{self.scenario} {colour} {way}: killed {where}")
         try:
             # What dies at a boundary has made its tables; what dies at any instant, or write, may be about to.
-            trial = self._trial(copy=all(isinstance(death, Place) for death in deaths))
+            trial = self._trial(copy=all(isinstance(death, KillPoint) for death in deaths))
             trial.judge(verdict, colour, way, deaths, expected, effects)
         except AssertionError as error:
             verdict.problems.append(str(error)[-3000:])
@@ -299,9 +299,9 @@ def _told(death: Death, expected: End) -> str:
     return f"{death.side} boundary {death.number} ({label})"
 
 
-def both_sides(number: int) -> tuple[Place, Place]:
+def both_sides(number: int) -> tuple[KillPoint, KillPoint]:
     """Give the two places at one boundary."""
-    return Place(number, "before"), Place(number, "after")
+    return KillPoint(number, "before"), KillPoint(number, "after")
 
 
 def every_place(matrix: Matrix, choose: Callable[[int], bool] = lambda _: True) -> list[Case]:

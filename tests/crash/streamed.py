@@ -13,7 +13,7 @@ from typing import Any
 
 from durable_swarm import Agent, DurableSwarm, Result, emit, errors, step
 from durable_swarm.engine.database import connection, urls
-from durable_swarm.engine.history.follower import Recorded
+from durable_swarm.engine.history.follower import RecordedEvents
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.models import provider_errors
 from durable_swarm.testing import ScriptedModel
@@ -117,7 +117,7 @@ def told_of(url: str, run_id: str) -> list[Told]:
     engine = connection.connect(parsed, create=False)
     store = Store(parsed, engine)
     try:
-        return [as_line(event) for event in Recorded(store, run_id).read()]
+        return [as_line(event) for event in RecordedEvents(store, run_id).read()]
     finally:
         store.close()
 

@@ -78,7 +78,7 @@ def watch_for_the_record(swarm: DurableSwarm, at: Callable[[str], None]) -> None
     """Have the process come to `after the body` just before the call's outcome is recorded."""
     from durable_swarm.engine.execution import tool_call
 
-    stamp = tool_call.Making.record
+    stamp = tool_call.ToolCallExecution.record
 
     async def record(self: Any) -> Any:
         made = await stamp(self)
@@ -86,7 +86,7 @@ def watch_for_the_record(swarm: DurableSwarm, at: Callable[[str], None]) -> None
             at("after the body")
         return made
 
-    tool_call.Making.record = record  # type: ignore[method-assign]
+    tool_call.ToolCallExecution.record = record  # type: ignore[method-assign]
 
 
 def decide(run: Run, verdict: str | None) -> list[str]:

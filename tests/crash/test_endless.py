@@ -9,7 +9,7 @@ import pytest
 
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.testing import ScriptedModel
-from durable_swarm.testing.crash.boundaries import Place
+from durable_swarm.testing.crash.boundaries import KillPoint
 from tests.crash.boundaries import effect
 from tests.crash.lives import Lives
 from tests.crash.matrix import read_ledger
@@ -45,8 +45,8 @@ def loop(url: str) -> tuple[int, str, int]:
 def test_the_limit_is_not_reset_by_a_crash(boundary: int, lives: Lives, tmp_path: Path) -> None:
     """Killed twice on the way, the loop ends after as many messages as without, and repeats two handoffs at most."""
     url, ledger = f"sqlite:///{tmp_path}/runs.sqlite", tmp_path / "ledger"
-    assert lives.live(loop, url, ledger=ledger, at=Place(boundary, "before")).killed
-    assert lives.live(loop, url, ledger=ledger, at=Place(6, "after")).killed
+    assert lives.live(loop, url, ledger=ledger, at=KillPoint(boundary, "before")).killed
+    assert lives.live(loop, url, ledger=ledger, at=KillPoint(6, "after")).killed
     assert lives.live(loop, url, ledger=ledger).value == (LIMIT, "done", 1)
     made = read_ledger(ledger, RUN)
     assert len({made.key for made in made}) == LIMIT // 2

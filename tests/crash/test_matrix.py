@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_swarm.testing.crash.boundaries import Place
+from durable_swarm.testing.crash.boundaries import KillPoint
 from tests.crash.lives import Lives
 from tests.crash.matrix import COLOURS, LONG, WAYS, Case, Matrix, both_sides, every_combination, every_place
 from tests.crash.scenarios import SCENARIOS
@@ -70,5 +70,5 @@ def test_a_crash_during_recovery_is_no_different(scenario: str, lives: Lives, tm
 def test_a_run_survives_a_kill_at_each_boundary_in_turn(lives: Lives, tmp_path: Path) -> None:
     """Twenty lives in a row that all end after one more checkpoint bring the run to its end."""
     matrix = Matrix(lives, tmp_path, "journey")
-    deaths = [Place(3, "after")] * 20
+    deaths = [KillPoint(3, "after")] * 20
     matrix.judge_all([("sync", "attach", *deaths), ("async", "recover", *deaths)]).check(least_kills=16)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_swarm.testing.crash.boundaries import Place
+from durable_swarm.testing.crash.boundaries import KillPoint
 from tests.crash.lives import Lives
 from tests.crash.matrix import Effect, Matrix, Report, every_place, judge_effects
 from tests.crash.test_tools import place_of
@@ -55,7 +55,7 @@ def test_a_wrong_program_turns_the_matrix_red(
 
 def test_a_kill_that_does_not_happen_proves_nothing(lives: Lives, tmp_path: Path) -> None:
     """A matrix whose kills miss their mark fails, however well its runs end."""
-    report = Matrix(lives, tmp_path, "refund").judge_all([("sync", "attach", Place(999, "before"))])
+    report = Matrix(lives, tmp_path, "refund").judge_all([("sync", "attach", KillPoint(999, "before"))])
     assert report.verdicts[0].problems == []
     with pytest.raises(AssertionError, match="only 0 of 1 lives were killed"):
         report.check(least_kills=1)

@@ -27,7 +27,7 @@ from durable_swarm import (
     tool,
 )
 from durable_swarm.engine.execution import waiting
-from durable_swarm.engine.storage.messages import Mailbox
+from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.crash.lives import Lives, say
@@ -295,7 +295,7 @@ def test_a_run_at_its_limit_hears_nothing_more(database_url: str, monkeypatch: p
     """Whoever says something while `max_turns` ends a run is told so, though what was said before was not heard."""
     refused: list[str] = []
 
-    def close_for_good(self: Mailbox, run_id: str, after: int) -> bool:
+    def close_for_good(self: Messages, run_id: str, after: int) -> bool:
         closed = closing(self, run_id, after)
         with pytest.raises(ConfigurationError, match="has ended"):
             self.say(run_id, "Too late.", "")
@@ -306,8 +306,8 @@ def test_a_run_at_its_limit_hears_nothing_more(database_url: str, monkeypatch: p
         swarm.get("r1").say("Hurry.")
         return "worked"
 
-    closing = Mailbox.close_for_good
-    monkeypatch.setattr(Mailbox, "close_for_good", close_for_good)
+    closing = Messages.close_for_good
+    monkeypatch.setattr(Messages, "close_for_good", close_for_good)
     with DurableSwarm(ScriptedModel([["work"]]), database=database_url) as swarm:
         run = swarm.start(Agent(name="Desk", functions=[work]), QUESTION, max_turns=2, run_id="r1")
         assert [message["role"] for message in run.result(PATIENCE).messages] == ["assistant", "tool"]

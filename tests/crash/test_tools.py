@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_swarm.testing.crash.boundaries import Place, Side
+from durable_swarm.testing.crash.boundaries import KillPoint, Side
 from tests.crash import scenarios
 from tests.crash.lives import Lives
 from tests.crash.matrix import COLOURS, Case, Matrix, both_sides, read_ledger
@@ -14,10 +14,10 @@ from tests.crash.matrix import COLOURS, Case, Matrix, both_sides, read_ledger
 RUN = "run-1"
 
 
-def place_of(matrix: Matrix, label: str, side: Side) -> Place:
+def place_of(matrix: Matrix, label: str, side: Side) -> KillPoint:
     """Give the place at the first boundary of that label."""
     end, _ = matrix.undisturbed("sync")
-    return Place(end.passed.index(label) + 1, side)
+    return KillPoint(end.passed.index(label) + 1, side)
 
 
 @pytest.mark.parametrize("colour", COLOURS)

@@ -19,7 +19,7 @@ from durable_swarm import Agent, DurableSwarm, ToolError, errors, tool
 from durable_swarm.engine.database.connection import connect, drop
 from durable_swarm.engine.database.urls import choose
 from durable_swarm.testing import ScriptedModel
-from durable_swarm.testing.crash.boundaries import Place
+from durable_swarm.testing.crash.boundaries import KillPoint
 from tests.crash.lives import Lives, say
 from tests.crash.matrix import LONG
 from tests.engine.helpers import change, unique
@@ -86,7 +86,7 @@ def test_rows_are_there_exactly_once(elsewhere: bool, database_url: str, lives: 
     url, target = fresh(database_url, tmp_path, 0, other)
     table_in(target or url)
     passed = len(lives.live(paying, url, target, ledger=ledger).passed)
-    places: list[Any] = [Place(number, side) for number in range(1, passed + 1) for side in ("before", "after")]
+    places: list[Any] = [KillPoint(number, side) for number in range(1, passed + 1) for side in ("before", "after")]
     some = places if LONG else places[:: 9 if elsewhere else 5]
     random_ones = [chance.uniform(0.2, 0.6) for _ in range(KILLS if not elsewhere else 0)]
     with ThreadPoolExecutor(4) as pool:

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from durable_swarm.engine.execution.event_writer import Source
-from durable_swarm.engine.execution.publisher import Feed
-from durable_swarm.engine.history.follower import Recorded
+from durable_swarm.engine.execution.publisher import EventPublisher
+from durable_swarm.engine.history.follower import RecordedEvents
 from durable_swarm.engine.history.projection import numbers_in
 from durable_swarm.engine.records import base, runs
-from durable_swarm.engine.records.encoding import Seal
+from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.storage.events import NewRow
 from durable_swarm.events import Event
 from durable_swarm.loop import Call, Outcome, Reply
@@ -34,7 +34,7 @@ class Plan:
 
 
 class Tables:
-    """What of the run is in the database; to `Recorded` it is the store."""
+    """What of the run is in the database; to `RecordedEvents` it is the store."""
 
     def __init__(self, plans: list[Plan]) -> None:
         self.plans = plans
@@ -52,7 +52,7 @@ class Tables:
         self.rows.update({row.seq: row.record for row in rows})
         return False
 
-    def _read(self, run_id: str, seal: Seal, after: int = 0) -> list[tuple[int, base.Record]]:
+    def _read(self, run_id: str, seal: RecordCodec, after: int = 0) -> list[tuple[int, base.Record]]:
         return [(seq, row) for seq, row in sorted(self.rows.items()) if seq > after]
 
     def number(self, turn: int) -> int:
@@ -82,8 +82,8 @@ class Tables:
         record: base.Record = row.error.data
         return record
 
-    def seal(self, row: Any) -> Seal:
-        return Seal(None)
+    def seal(self, row: Any) -> RecordCodec:
+        return RecordCodec(None)
 
     def record(self, number: int, name: str, output: base.Record) -> None:
         """Record a step."""
@@ -97,7 +97,7 @@ class Desk:
         self.waiting = False
         self.next = "stored"
         self._tables = tables
-        self._under_way: tuple[Feed, list[NewRow]] | None = None
+        self._under_way: tuple[EventPublisher, list[NewRow]] | None = None
 
     def schedule(self, source: Source, *, soon: bool = False, much: bool = False) -> None:
         self.waiting = True
@@ -107,7 +107,7 @@ class Desk:
         self.begin(sources[0])
         self.end(self.next)
 
-    def begin(self, feed: Feed) -> None:
+    def begin(self, feed: EventPublisher) -> None:
         if self._under_way is None:
             self.waiting, self._under_way = False, (feed, feed.rows())
 
@@ -128,7 +128,7 @@ class Desk:
 class Life:
     """One life of the run: its feed, and where it stands."""
 
-    feed: Feed
+    feed: EventPublisher
     desk: Desk
     turn: int = 0
     asking: bool = False
@@ -159,7 +159,7 @@ class World:
         """What a reader in an executing process has got."""
         self.loyal: list[Event] = []
         """What a reader got who read in each life, and went on in the next."""
-        self.steady = Recorded(self.tables, RUN)  # type: ignore[arg-type]
+        self.steady = RecordedEvents(self.tables, RUN)  # type: ignore[arg-type]
         self.steadily: list[Event] = []
         self.live = self._born(again=False)
 
@@ -167,12 +167,12 @@ class World:
 
     def _born(self, *, again: bool) -> Life:
         self.tables.owner, self.tables.status = f"owner-{next(self.numbers)}", "PENDING"
-        feed, desk = Feed(), Desk(self.tables)
-        feed.open(self.tables.start, desk, RUN, self.tables.owner, Seal(None), again=again)  # type: ignore[arg-type]
+        feed, desk = EventPublisher(), Desk(self.tables)
+        feed.open(self.tables.start, desk, RUN, self.tables.owner, RecordCodec(None), again=again)  # type: ignore[arg-type]
         if again:
             outcomes = [step.output for step in self.tables.recorded.values() if "message" not in step.output]
             numbers = [number for outcome in outcomes for number in numbers_in(outcome)]
-            feed.add(self.tables.events.read(RUN, Seal(None)), numbers)
+            feed.add(self.tables.events.read(RUN, RecordCodec(None)), numbers)
         life = Life(feed, desk, seen=self.loyal[-1].seq if self.loyal else 0)
         self._ask(life)
         return life
@@ -369,9 +369,9 @@ class World:
         self.loyal += [event for event in self.fresh() if event.seq > (self.loyal[-1].seq if self.loyal else 0)]
         for _ in range(2):  # Of two who resume it at once, the second finds what the first has stored.
             ends = [event for event in self.fresh() if event.type in {"run.failed", "run.cancelled"}]
-            Recorded(self.tables, RUN).keep_end()  # type: ignore[arg-type]
+            RecordedEvents(self.tables, RUN).keep_end()  # type: ignore[arg-type]
             assert [event for event in self.fresh() if event.type in {"run.failed", "run.cancelled"}] == ends
-        self.steady, self.steadily = Recorded(self.tables, RUN), []  # type: ignore[arg-type]
+        self.steady, self.steadily = RecordedEvents(self.tables, RUN), []  # type: ignore[arg-type]
         self._next_life(ghost=True)
 
     # Readers
@@ -395,7 +395,7 @@ class World:
 
     def fresh(self) -> list[Event]:
         """Give what a reader gets who begins now."""
-        events = Recorded(self.tables, RUN).read()  # type: ignore[arg-type]
+        events = RecordedEvents(self.tables, RUN).read()  # type: ignore[arg-type]
         assert [event.seq for event in events] == list(range(1, len(events) + 1)), "not without a gap"
         for event in events:
             self._met(event, live=False)

@@ -318,14 +318,14 @@ def make_empty(file: Path) -> None:
 def test_same_database_whatever_the_driver() -> None:
     """Two spellings of one PostgreSQL database are one database."""
     one, other = urls.choose("postgresql://me@host/x"), urls.choose("postgresql+psycopg://me@host/x")
-    urls.same(one, other)
+    urls.check_same_database(one, other)
     with pytest.raises(ConfigurationError):
-        urls.same(one, urls.choose("postgresql://me@host/y"))
+        urls.check_same_database(one, urls.choose("postgresql://me@host/y"))
 
 
 def test_urls_are_shown_without_password() -> None:
     """The error for an unfit database shows where it is, and not how to get in."""
     url = sqlalchemy.make_url(f"postgresql://me:{SECRET}@host/x")
-    text = str(diagnosis.unfit(url, RuntimeError(f"connection to host failed\nDETAIL: {SECRET}")))
+    text = str(diagnosis.unusable(url, RuntimeError(f"connection to host failed\nDETAIL: {SECRET}")))
     assert SECRET not in text
     assert "postgresql://me:***@host/x" in text

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, Swarm, ends, sleep_async, step, tool
-from durable_swarm.engine.signals import Held, closed
+from durable_swarm.engine.signals import RunHeld, engine_closed
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, Program, rows, unique, user, wait_until
@@ -336,8 +336,8 @@ def test_signals_pass_through_groups_of_exceptions(make: Make) -> None:
 
 def test_sorting() -> None:
     """A failure becomes an `Exception`, a signal stays one, also where it is one of a group of exceptions."""
-    held = closed()
-    with pytest.raises(Held) as met, ends.carrying():
+    held = engine_closed()
+    with pytest.raises(RunHeld) as met, ends.carrying():
         raise BaseExceptionGroup("all", [Timeout(1), BaseExceptionGroup("some", [held])])
     assert met.value is held
     with pytest.raises(ends.Raised) as carried, ends.carrying():

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, ReplayMismatch, emit
-from durable_swarm.concurrency import Home
+from durable_swarm.concurrency import CallerThreadExecutor
 from durable_swarm.engine.api.live_stream import dictionaries
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.database.connection import connect
@@ -245,7 +245,7 @@ def test_dictionaries_of_a_run_elsewhere(make: Make) -> None:
     agent = Agent(name=unique(), functions=[plain])
     run = swarm.start(agent, user())
     outside = Run(run.id, swarm._store, lambda: None)
-    with Home() as home:
+    with CallerThreadExecutor() as home:
         *items, last = dictionaries(outside, Channel(), home)
     replies = replies_in(items)
     assert rebuilt(replies[-1])["content"] == WORDS

@@ -13,7 +13,7 @@ import pytest
 
 from durable_swarm import Agent, ConfigurationError, Event, NotSerializable, Result, RunNotFound, emit, step
 from durable_swarm.encryption import EncryptionCodec, new_key
-from durable_swarm.engine.history.follower import Recorded
+from durable_swarm.engine.history.follower import RecordedEvents
 from durable_swarm.redaction import Redacting
 from durable_swarm.testing import ScriptedModel, call, cut
 from tests.engine.conftest import Make
@@ -297,7 +297,7 @@ def test_an_end_that_is_stored_is_told_once(make_anywhere: Make, how: str) -> No
         if broken and how == "cancelled in mid-reply" and event.type == "text.delta":
             run.cancel()
     for _ in range(2):
-        Recorded(swarm._store(), run.id).keep_end()
+        RecordedEvents(swarm._store(), run.id).keep_end()
         assert types(list(swarm.get(run.id).events()))[len(first) - 1 :] == types(first)[-1:]
     broken = False
     run.resume()

@@ -10,10 +10,10 @@ import sqlalchemy
 from dbos import error as dbos_errors
 
 from durable_swarm import ConfigurationError, errors
-from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.records.failures import rebuild, step_done, step_failure
-from durable_swarm.engine.signals import Failed, Held
+from durable_swarm.engine.signals import RunHeld, StepFailed
 
 FOREIGN = [kind for _, kind in inspect.getmembers(dbos_errors, inspect.isclass) if issubclass(kind, Exception)]
 
@@ -37,25 +37,25 @@ def made(kind: type[Exception]) -> Exception:
 
 @pytest.mark.parametrize("kind", FOREIGN, ids=lambda kind: kind.__name__)
 def test_every_error_of_the_engine_holds_the_run_with_an_error_of_ours(kind: type[Exception]) -> None:
-    """Whatever DBOS raises round a checkpoint becomes `Held` with one of our errors, or DBOS's own signal to stop."""
-    with pytest.raises((Held, dbos_errors.DBOSWorkflowCancelledError)) as signal, engines_code("a step"):
+    """Whatever DBOS raises round a checkpoint becomes `RunHeld` with one of our errors, or DBOS's signal to stop."""
+    with pytest.raises((RunHeld, dbos_errors.DBOSWorkflowCancelledError)) as signal, engines_code("a step"):
         raise made(kind)
     assert not isinstance(signal.value, Exception)
     if kind is not dbos_errors.DBOSAwaitedWorkflowCancelledError:
-        assert isinstance(signal.value, Held)
+        assert isinstance(signal.value, RunHeld)
         assert isinstance(signal.value.reason, errors.DurableSwarmError)
 
 
 def test_nothing_crosses_as_an_exception() -> None:
     """Neither signal is an `Exception`, so a tool's `except Exception` lets both pass and DBOS records neither."""
-    assert not issubclass(Failed, Exception)
-    assert not issubclass(Held, Exception)
+    assert not issubclass(StepFailed, Exception)
+    assert not issubclass(RunHeld, Exception)
 
 
 def test_what_a_tool_raises_ends_the_run_and_ctrl_c_passes() -> None:
     """An exception or `sys.exit` of the user's code is a failure of the run; Ctrl+C is none."""
     for raised in (ValueError("x"), SystemExit(3), MemoryError()):
-        with pytest.raises(Failed) as failed, users_code("tool:x"):
+        with pytest.raises(StepFailed) as failed, users_code("tool:x"):
             raise raised
         assert failed.value.error is raised
     with pytest.raises(KeyboardInterrupt), users_code("tool:x"):
@@ -94,8 +94,8 @@ def test_what_the_database_refused_in_passing_is_tried_again() -> None:
     """An error of ours that the database's trouble caused holds the run for as long as that lasts, and not for good."""
     url = sqlalchemy.make_url("sqlite:///runs.sqlite")
     lost = sqlalchemy.exc.OperationalError("INSERT", {}, Exception("disk I/O error"))
-    with pytest.raises(Held) as passing, engines_code("a request"):
-        raise unfit(url, lost) from lost
-    with pytest.raises(Held) as lasting, engines_code("a request"):
+    with pytest.raises(RunHeld) as passing, engines_code("a request"):
+        raise unusable(url, lost) from lost
+    with pytest.raises(RunHeld) as lasting, engines_code("a request"):
         raise ConfigurationError("no such request")
     assert (passing.value.passes, lasting.value.passes) == (True, False)

@@ -295,7 +295,7 @@ def test_recovering_hostile_rows(url: str, place: str) -> None:
         clear = (
             "Done",
             "RunFailed: ",
-            "Sealed: ",
+            "Unreadable: ",
             "ReplayMismatch: ",
             "ConfigurationError: ",
             "UnknownAgent: ",

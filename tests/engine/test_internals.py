@@ -18,7 +18,7 @@ from dbos import DBOSClient, _context, _core, _dbos, _queue, _serialization, _sy
 import durable_swarm
 from durable_swarm import Agent
 from durable_swarm.engine.backend import launch, patches, queues, steps
-from durable_swarm.engine.signals import Broken, Held
+from durable_swarm.engine.signals import Broken, RunHeld
 from durable_swarm.engine.storage.runs import _STATES
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
@@ -175,7 +175,7 @@ def test_an_outcome_that_cannot_be_recorded_is_no_outcome(reason: Exception, ref
     """Only a failure of ours ends a run; a failure to record its success leaves the run as it is."""
     written = []
     database = steps._Database(SimpleNamespace(update_workflow_outcome=lambda *a, **k: written.append(a)))
-    with pytest.raises(Held, match="disk full") if refused else contextlib.nullcontext():
+    with pytest.raises(RunHeld, match="disk full") if refused else contextlib.nullcontext():
         try:
             raise reason
         except Exception:
@@ -229,16 +229,16 @@ def test_who_has_lost_a_run_begins_no_step(first: bool) -> None:
 
     def goes_on() -> bool:
         looks.append("looked")
-        raise steps.Lost("r")
+        raise steps.OwnershipLost("r")
 
     def check(*_: Any) -> str | None:
         return found[-1]
 
     database = steps._Database(SimpleNamespace(check_operation_execution=check))
-    with steps.living("r", steps.Life(goes_on, first)):
+    with steps.checked_by("r", steps.OwnershipCheck(goes_on, first)):
         if not first:
             assert (database.check_operation_execution("r", 1, "step"), looks) == ("record", [])
         found.pop()
-        with pytest.raises(steps.Lost):
+        with pytest.raises(steps.OwnershipLost):
             database.check_operation_execution("r", 1, "step")
     assert database.check_operation_execution("r", 1, "step") is None

@@ -13,7 +13,7 @@ from durable_swarm import Agent, Run, ask_human, step, tool
 from durable_swarm.engine.backend import queues, steps
 from durable_swarm.engine.execution import execution
 from durable_swarm.engine.processes import process
-from durable_swarm.requests import Asked, Decision
+from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
@@ -153,14 +153,14 @@ def test_who_has_lost_a_run_asks_nobody(make: Make) -> None:
     run = swarm.start(Agent(name=unique(), functions=[asking(desk)]), user(), run_id="r")
     [request] = wait_until(run.requests)
     inbox = process.current().store.inbox
-    asked = Asked(request.id, "r", "r/0.0", "question", "Clerk", "refund", question="Other words?")
+    asked = RequestSpec(request.id, "r", "r/0.0", "question", "Clerk", "refund", question="Other words?")
     for change in (lambda: inbox.open(asked, "", None, "another"), lambda: inbox.reopen(asked, "", "no", "another")):
-        with pytest.raises(steps.Lost):
+        with pytest.raises(steps.OwnershipLost):
             change()
     inbox.decide(request.id, Decision("answered", value="yes"), "boss")
     owner = process.current().runs["r"].owner
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
-    with pytest.raises(steps.Lost):
+    with pytest.raises(steps.OwnershipLost):
         inbox.open(asked, "", None, owner)
     assert run.requests(all=True)[0].answered_by == "boss"
 

@@ -11,7 +11,7 @@ import pytest
 
 from durable_swarm import Agent, DurableSwarm, Run, step
 from durable_swarm.engine.execution import execution
-from durable_swarm.engine.execution.child_calls import Desk
+from durable_swarm.engine.execution.child_calls import PendingCalls
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.records import names
 from durable_swarm.testing import ScriptedModel
@@ -126,11 +126,11 @@ def test_open_calls_go_with_their_run(call: str, make_anywhere: Make, database_u
     assert gate.entered.wait(PATIENCE)
     change(database_url, f"UPDATE {{schema}}workflow_status SET {call} WHERE workflow_uuid = 'r/0.0'")
     claims, row = process.current().store.claims, process.current().store.found("r")
-    assert claims.hand_to([row], "taker") == {"r"}
+    assert claims.transfer([row], "taker") == {"r"}
     assert statuses(database_url) == {"r": ("ENQUEUED", "taker"), "r/0.0": ("ENQUEUED", "taker")}
-    assert claims.hand_to([row], "late") == set()
+    assert claims.transfer([row], "late") == set()
     change(database_url, "UPDATE {schema}workflow_status SET status = 'SUCCESS' WHERE workflow_uuid = 'r/0.0'")
-    assert claims.hand_to([process.current().store.found("r")], "third") == {"r"}
+    assert claims.transfer([process.current().store.found("r")], "third") == {"r"}
     assert statuses(database_url) == {"r": ("ENQUEUED", "third"), "r/0.0": ("SUCCESS", "taker")}
     gate.open.set()
 
@@ -209,7 +209,7 @@ def test_who_has_lost_a_run_is_told_while_its_tool_works(
     change(url, STEAL)
     change(url, "UPDATE {schema}workflow_status SET status = 'CANCELLED', owner_xid = NULL WHERE name = :tool",
            tool=names.TOOL)  # fmt: skip
-    executed: execution.LiveRun = process.current().runs["r"]
+    executed: execution.Execution = process.current().runs["r"]
     wait_until(executed.over.done)
     assert "goes on elsewhere" in caplog.text
     assert executed.lost is True
@@ -235,7 +235,7 @@ def test_a_call_that_nobody_executes_is_fetched(make_anywhere: Make, database_ur
 
 def test_a_place_at_the_desk_knows_who_came_last() -> None:
     """The desk tells the token of who came last for each call, and sends away who waits for what is void."""
-    desk = Desk()
+    desk = PendingCalls()
     first = desk.place("r/0.0", "one")
     assert desk.owners() == {"r/0.0": "one"}
     assert desk.place("r/0.0", "two") is first

@@ -21,9 +21,9 @@ from sqlalchemy import Engine, event
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
 from durable_swarm.concurrency import background_loop
 from durable_swarm.engine.backend import launch
-from durable_swarm.engine.execution.child_calls import Desk
+from durable_swarm.engine.execution.child_calls import PendingCalls
 from durable_swarm.engine.records import names as records_names
-from durable_swarm.engine.signals import Held
+from durable_swarm.engine.signals import RunHeld
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, Program, change, rows, unique, user, wait_until
@@ -93,10 +93,10 @@ def test_a_run_that_waits_says_for_what(make: Make, url: str, caplog: pytest.Log
 
 def test_closing_ends_the_wait_for_a_call_that_is_not_laid_down() -> None:
     """A tool call that was taken over before its run came to it waits for that no longer than the engine is open."""
-    desk = Desk()
+    desk = PendingCalls()
     place = desk.place("run/0.0")
     desk.close()
-    with pytest.raises(Held, match="was closed while the run was in progress"):
+    with pytest.raises(RunHeld, match="was closed while the run was in progress"):
         place.result(timeout=PATIENCE)
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, agents, ask_human, step, tool
 from durable_swarm.engine.backend import queues, steps
-from durable_swarm.engine.execution.swarms import Limits
+from durable_swarm.engine.execution.swarms import QueueLimits
 from durable_swarm.engine.processes import process, worker
-from durable_swarm.engine.processes.recovery import Orphans
+from durable_swarm.engine.processes.recovery import Recovery
 from durable_swarm.engine.records import names as records_names
-from durable_swarm.engine.storage.messages import Mailbox
+from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
@@ -185,11 +185,11 @@ def test_a_run_in_its_first_life_takes_nothing_back(make_anywhere: Make) -> None
 
 def test_a_run_that_another_has_taken_makes_no_further_call(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has lost a run notices before the next step, though it is the run's first life."""
-    called, stands, ask = list[str](), list[str](), Mailbox.stand
+    called, stands, ask = list[str](), list[str](), Messages.stand
     swarm = make(ScriptedModel([["charge"], "Done."]))
     url = str(swarm._open().url)
 
-    def taken_before(mailbox: Mailbox, run_id: str) -> Any:
+    def taken_before(mailbox: Messages, run_id: str) -> Any:
         stands.append(run_id)
         if len(stands) == 2:
             change(url, "UPDATE workflow_status SET owner_xid = 'other' WHERE workflow_uuid = 'r'")
@@ -200,7 +200,7 @@ def test_a_run_that_another_has_taken_makes_no_further_call(make: Make, monkeypa
         called.append("charge")
         return "charged"
 
-    monkeypatch.setattr(Mailbox, "stand", taken_before)
+    monkeypatch.setattr(Messages, "stand", taken_before)
     agent = Agent(name=unique(), functions=[charge])
     assert swarm.start(agent, user(), run_id="r").agent == agent.name
     wait_until(lambda: len(stands) == 2)
@@ -311,7 +311,7 @@ def test_runs_from_elsewhere_count(make: Make, url: str) -> None:
     swarm.runs()
     run = swarm.start(holder, user("hold"), run_id="h")
     wait_until(lambda: run.status == "running" and process.current().runs)
-    process.current().working.serve(swarm, Limits(1))
+    process.current().working.serve(swarm, QueueLimits(1))
     time.sleep(1.5)
     assert desk.came == []
     opened.set()
@@ -485,16 +485,16 @@ def test_a_program_that_is_no_worker_leaves_queued_runs(make: Make, url: str, mo
     """A queued run that a worker left before its first step is for workers, and others look for it no more."""
     looks: list[tuple[str, ...]] = []
 
-    def take(self: Orphans, run_ids: tuple[str, ...]) -> list[str]:
+    def take(self: Recovery, run_ids: tuple[str, ...]) -> list[str]:
         looks.append(run_ids)
         return taken(self, run_ids)
 
-    taken = Orphans._take
+    taken = Recovery._take
     desk = Desk()
     queued(desk, url, "a")
     change(url, "UPDATE {schema}workflow_status SET queue_name = :queue", queue=records_names.UNCLAIMED)
     make(desk.model).runs()
-    monkeypatch.setattr(Orphans, "_take", take)
+    monkeypatch.setattr(Recovery, "_take", take)
     time.sleep(1)
     assert (looks, desk.came) == ([], [])
     assert unclaimed() == {"a"}

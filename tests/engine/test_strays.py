@@ -33,13 +33,13 @@ def test_a_claim_whose_answer_was_lost_is_made_again(
     monkeypatch.setattr(maintenance, "KEEP", 0.1)
     failures = iter([OperationalError("", (), Exception("cut"))])
 
-    def hand_to(self: Claims, rows: Any, queue: str, **more: Any) -> set[str]:
+    def transfer(self: Claims, rows: Any, queue: str, **more: Any) -> set[str]:
         for failure in failures:
             raise failure
         return handed(self, rows, queue, **more)
 
-    handed = Claims.hand_to
-    monkeypatch.setattr(Claims, "hand_to", hand_to)
+    handed = Claims.transfer
+    monkeypatch.setattr(Claims, "hand_to", transfer)
     swarm = make_anywhere(ScriptedModel(["Done."]), database=database_url)
     agent = Agent(name=unique())
     run = swarm.start(agent, user(), run_id="r", queue=True)  # No worker serves the queue.
@@ -64,7 +64,7 @@ def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest
         wait_until(lambda: len(looks) > before + 2 * awaited_calls.LOOKS)
         return "did"
 
-    def look(self: lost_claims.Strays) -> None:
+    def look(self: lost_claims.LostClaims) -> None:
         looked(self)
         looks.append(None)
 
@@ -72,8 +72,8 @@ def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest
         said = request["messages"]
         return "Done." if said[-1]["content"] == "did" else [("work", {"where": said[-1]["content"]})]
 
-    looked = lost_claims.Strays.look
-    monkeypatch.setattr(lost_claims.Strays, "look", look)
+    looked = lost_claims.LostClaims.look
+    monkeypatch.setattr(lost_claims.LostClaims, "look", look)
     swarm = make_anywhere(ScriptedModel(reply))
     agent = Agent(name=unique(), functions=[work])
     other = swarm.start(agent, user("There"))

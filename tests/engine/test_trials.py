@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent
-from durable_swarm.concurrency import OnLoop
+from durable_swarm.concurrency import LoopRuntime
 from durable_swarm.engine.execution import crash_guard
-from durable_swarm.engine.execution.child_calls import Again
-from durable_swarm.engine.execution.crash_guard import Trials
+from durable_swarm.engine.execution.child_calls import OpenCall
+from durable_swarm.engine.execution.crash_guard import CrashLoopGuard
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.storage.runs import TRIED, notes_on
 from durable_swarm.testing import ScriptedModel
@@ -38,20 +38,20 @@ def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 class Calls:
     """Calls that begin as soon as they may, and end when they are told."""
 
-    def __init__(self, subject: Trials) -> None:
+    def __init__(self, subject: CrashLoopGuard) -> None:
         self.subject = subject
         self.under_way: set[str] = set()
         self._ends: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def call(self, key: str, again: Again | None = None) -> None:
+    def call(self, key: str, again: OpenCall | None = None) -> None:
         """Have the call begun."""
         self._ends[key] = asyncio.Event()
         self._tasks[key] = asyncio.create_task(self._execute(key, again))
 
-    async def _execute(self, key: str, again: Again | None) -> None:
+    async def _execute(self, key: str, again: OpenCall | None) -> None:
         with self.subject.until_recorded(key):
-            async with self.subject.execution(key, OnLoop(), again):
+            async with self.subject.execution(key, LoopRuntime(), again):
                 self.under_way.add(key)
                 await self._ends[key].wait()
                 self.under_way.discard(key)
@@ -93,7 +93,7 @@ async def test_a_suspect_is_alone(make: Make) -> None:
     async with suspicion(make, "suspect") as calls:
         calls.call("early/0.0")
         await calls.see("early/0.0")
-        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        calls.call(SUSPECT, OpenCall("suspect", "tool", flow=False))
         await calls.see("early/0.0")
         calls.call("late/0.0")
         calls.call("late/1")
@@ -117,11 +117,11 @@ async def test_a_suspect_is_alone(make: Make) -> None:
 async def test_a_suspect_inside_a_suspect_is_alone_with_it(make: Make) -> None:
     """A call of a run that a suspect started takes its turn within the other's, and not beside its siblings."""
     async with suspicion(make, "suspect", "inner") as calls:
-        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        calls.call(SUSPECT, OpenCall("suspect", "tool", flow=False))
         await calls.see(SUSPECT)
         calls.subject.lend("inner", SUSPECT)
         calls.subject.lend("sibling", SUSPECT)
-        calls.call("inner/0.0", Again("inner", "tool", flow=False))
+        calls.call("inner/0.0", OpenCall("inner", "tool", flow=False))
         await calls.see(SUSPECT, "inner/0.0")
         calls.call("sibling/0.0")
         await calls.see(SUSPECT, "inner/0.0")
@@ -137,7 +137,7 @@ async def test_no_wait_is_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) 
     async with suspicion(make, "suspect") as calls:
         calls.call("early/0.0")
         await asyncio.sleep(0)
-        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        calls.call(SUSPECT, OpenCall("suspect", "tool", flow=False))
         calls.call("late/0.0")
         async with asyncio.timeout(10):
             while len(calls.under_way) < 3:
@@ -154,7 +154,7 @@ async def test_a_long_call_keeps_no_suspect_waiting(make: Make, monkeypatch: pyt
         await asyncio.sleep(crash_guard.PROVEN)
         calls.call("early/0.0")
         await calls.see("long/0.0", "early/0.0")
-        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        calls.call(SUSPECT, OpenCall("suspect", "tool", flow=False))
         await calls.see("long/0.0", "early/0.0")
         calls.call("long/0.0/0/0.0")
         await calls.see("long/0.0", "early/0.0")
@@ -171,7 +171,7 @@ async def test_a_suspect_that_never_began_leaves_no_trace(make: Make) -> None:
     async with suspicion(make, "suspect") as calls:
         calls.call("early/0.0")
         await calls.see("early/0.0")
-        calls.call(SUSPECT, Again("suspect", "tool", flow=False))
+        calls.call(SUSPECT, OpenCall("suspect", "tool", flow=False))
         await calls.see("early/0.0")
         task = calls._tasks[SUSPECT]
         task.cancel()
@@ -190,5 +190,5 @@ async def test_who_stood_still_has_not_died(noted: list[int] | None, make: Make)
     await swarm.run_async(Agent(), user("Please."), run_id="r")
     store, subject = process.current().store, process.current().trials
     store.annotate("r", **{f"{TRIED}0.0": noted})
-    async with subject.execution("r/0.0", OnLoop(), Again("r", "tool", flow=False, stood=True)):
+    async with subject.execution("r/0.0", LoopRuntime(), OpenCall("r", "tool", flow=False, stood=True)):
         assert notes_on(store.found("r"))[f"{TRIED}0.0"][1] == (1 if noted is None else noted[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm.models.reply import read_message
-from durable_swarm.models.stream import Pieces
+from durable_swarm.models.stream import ReplyBuilder
 
 
 def chunk(delta: dict[str, Any] | None, reason: str | None = None, index: int = 0, **more: Any) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def part(index: int | None = None, call_id: str | None = None, name: Any = None,
 
 def merge(chunks: list[Any]) -> dict[str, Any]:
     """Give the message that the chunks come to."""
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     for item in chunks:
         pieces.add(item)
     return read_message(pieces.answer().message, 0)
@@ -36,7 +36,7 @@ def merge(chunks: list[Any]) -> dict[str, Any]:
 
 def shown(chunks: list[Any]) -> list[dict[str, Any] | None]:
     """Give what each chunk shows."""
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     return [pieces.add(item) for item in chunks]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from durable_swarm import Agent
-from durable_swarm.concurrency import Blocking, OnLoop, finish
+from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, finish
 from durable_swarm.models.call import Completion, ModelCall, complete
 from durable_swarm.models.wire import Conversation
 from durable_swarm.types import Message
@@ -44,7 +44,7 @@ class Shown:
         return "".join(delta.get("content", "") for delta in self.deltas)
 
 
-class NappingBlocking(Blocking):
+class NappingBlocking(BlockingRuntime):
     """Waits in the calling thread, and only notes how long it should sleep."""
 
     def __init__(self, naps: Naps) -> None:
@@ -54,7 +54,7 @@ class NappingBlocking(Blocking):
         self._naps.taken.append(seconds)
 
 
-class NappingOnLoop(OnLoop):
+class NappingOnLoop(LoopRuntime):
     """Waits on the event loop, and only notes how long it should sleep."""
 
     def __init__(self, naps: Naps) -> None:

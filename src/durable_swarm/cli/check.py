@@ -11,7 +11,7 @@ from durable_swarm.cli.loading import load
 from durable_swarm.cli.options import Settings, as_json, common
 from durable_swarm.display import one_line
 from durable_swarm.service import to_json
-from durable_swarm.service.compatibility import Fit, check_runs
+from durable_swarm.service.compatibility import Compatibility, check_runs
 
 
 @click.command(short_help="Say which unfinished runs a program can go on with.")
@@ -37,13 +37,13 @@ def check(settings: Settings, target: str, as_json: bool) -> int:
     return int(any(fit.problem or fit.held for fit in found))
 
 
-def _summed(found: Sequence[Fit]) -> str:
+def _summed(found: Sequence[Compatibility]) -> str:
     stuck, held = sum(bool(fit.problem) for fit in found), sum(fit.held for fit in found)
     more = f", {held} to be held" if held else ""
     return f"{len(found)} unfinished, {stuck} of them cannot go on with this code{more}."
 
 
-def _told(fit: Fit) -> str:
+def _told(fit: Compatibility) -> str:
     if fit.problem:
         return f"{fit.run_id} ({fit.status}) cannot go on: {fit.problem}"
     changed = f"agent {fit.agent!r} has changed since it last answered" if fit.changed else ""

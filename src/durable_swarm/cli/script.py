@@ -41,7 +41,7 @@ def run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
     again. Options come before SCRIPT; what follows it belongs to the program.
     """
     _prepare(settings, script, arguments)
-    program = programs.Program(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))
+    program = programs.ScriptRun(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))
     programs.begin(program)
     try:
         code = _execute(settings, script)
@@ -85,7 +85,7 @@ def _code(end: SystemExit) -> int:
     return 1
 
 
-def _end(program: programs.Program, *, failed: bool) -> str | None:
+def _end(program: programs.ScriptRun, *, failed: bool) -> str | None:
     """Note the program's end. Whatever hinders that must not hide how it ended."""
     try:
         return program.end(failed=failed)

@@ -22,7 +22,7 @@ from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.display import one_line
 from durable_swarm.engine import DurableSwarm
 from durable_swarm.engine.database import urls
-from durable_swarm.engine.execution.swarms import Limits
+from durable_swarm.engine.execution.swarms import QueueLimits
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.processes.maintenance import CLOSING
 
@@ -71,7 +71,7 @@ def worker(
     many workers as you like, on as many machines, with one PostgreSQL database. SIGTERM and Ctrl+C finish the steps in
     hand and leave the rest to other workers; a second one leaves at once.
     """
-    limits = Limits(concurrency, queue_concurrency, _rate(rate))
+    limits = QueueLimits(concurrency, queue_concurrency, _rate(rate))
     swarm = load(settings, target)
     if not agents.names():
         raise Problem(f"{target} defines no agent, so this worker could execute nothing; import them in its module.", 2)
@@ -102,7 +102,7 @@ def _drain(swarm: DurableSwarm, grace: float) -> None:
         _end(swarm)
 
 
-def _told(limits: Limits) -> str:
+def _told(limits: QueueLimits) -> str:
     told = f"{limits.concurrency} runs at once"
     if limits.queue_concurrency is not None:
         told += f", {limits.queue_concurrency} in all workers"

@@ -1,7 +1,7 @@
 """How a run leaves its workflow without a response: what failed, what holds it, and what DBOS stores of it.
 
-`Failed`, `Held` and `Released` are no `Exception`s, so that neither DBOS records them as the result of a step (then a
-repaired program could not repeat it) nor a tool's `except Exception` swallows them.
+`StepFailed`, `RunHeld` and `RunSuspended` are no `Exception`s, so that neither DBOS records them as the result of a
+step (then a repaired program could not repeat it) nor a tool's `except Exception` swallows them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from durable_swarm.tools.context import calling
 
 
 @ends.signal
-class Failed(BaseException):
+class StepFailed(BaseException):
     """A tool or a model call ended the run with `error`, in the step called `step`."""
 
     def __init__(self, error: BaseException, step: str) -> None:
@@ -23,7 +23,7 @@ class Failed(BaseException):
 
 
 @ends.signal
-class Held(BaseException):
+class RunHeld(BaseException):
     """The run cannot go on in this process for `reason`; in the database it stays unfinished.
 
     `passes` says that the database could not be written: no person's matter, so the run is tried again by itself.
@@ -36,7 +36,7 @@ class Held(BaseException):
 
 
 @ends.signal
-class Released(BaseException):
+class RunSuspended(BaseException):
     """The run waits for somebody or for a time, and leaves memory until the database wakes it."""
 
 
@@ -53,12 +53,12 @@ class Broken(Exception):
         self.data = data
 
 
-def closed() -> Held:
+def engine_closed() -> RunHeld:
     """Return what a run meets when the engine under it was closed; it continues where the database is opened next."""
-    return Held(Closed("the DurableSwarm was closed while the run was in progress"))
+    return RunHeld(Closed("the DurableSwarm was closed while the run was in progress"))
 
 
 def refused(reason: errors.DurableSwarmError) -> BaseException:
     """Return what to raise where a run cannot continue in this process: in a tool, what leaves the tool's run, too."""
     here = calling()
-    return reason if here is None or here.owner is None else Held(reason)
+    return reason if here is None or here.owner is None else RunHeld(reason)

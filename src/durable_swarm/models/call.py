@@ -20,7 +20,7 @@ from itertools import count
 from typing import Any
 
 from durable_swarm import credentials
-from durable_swarm.concurrency import OnLoop, Waits
+from durable_swarm.concurrency import LoopRuntime, Runtime
 from durable_swarm.models.client import _beside, _is_at_home
 from durable_swarm.models.lean import prepared, retries_itself
 from durable_swarm.models.provider_errors import (
@@ -30,7 +30,7 @@ from durable_swarm.models.provider_errors import (
     pause,
     transient,
 )
-from durable_swarm.models.receiver import Reception, Show, Shown, has_end_marks, note_end_marks
+from durable_swarm.models.receiver import AttemptSink, DeltaSink, StreamReceiver, has_end_marks, note_end_marks
 from durable_swarm.models.reply import Answer, read_finish, read_message, read_usage
 from durable_swarm.models.request import build_request, instructions
 from durable_swarm.models.retry import DEFAULT_RETRIES, _model_error
@@ -74,8 +74,8 @@ async def complete(
     model_override: str | None,
     debug: bool,
     call: ModelCall,
-    waits: Waits,
-    show: Show | None = None,
+    waits: Runtime,
+    show: DeltaSink | None = None,
     admit: Admit | None = None,
 ) -> Completion:
     """Make one model call for `agent`, with its retries. With `show` the reply is streamed, and shown as it comes in.
@@ -89,7 +89,7 @@ async def complete(
     request["messages"] = conversation.request(system, history, request["model"])
     if debug:
         say(f"Getting chat completion for...: {request['messages']}")
-    begin = None if show is None else partial(Shown, show, call.turn)
+    begin = None if show is None else partial(AttemptSink, show, call.turn)
     with _called(call):
         answer = await _Asking(client, request, waits, begin).answer(admit)
     message = with_origin(read_message(answer.message, call.turn), request["model"])
@@ -107,7 +107,7 @@ def _called(call: ModelCall) -> Iterator[None]:
         current_model_call.reset(token)
 
 
-Begin = Callable[[], Shown]
+Begin = Callable[[], AttemptSink]
 """Begins what an attempt shows."""
 Admit = Callable[[str], Awaitable[None]]
 """Waits until a model may be asked."""
@@ -119,7 +119,7 @@ class _Asking:
 
     client: Any
     request: dict[str, Any]
-    waits: Waits
+    waits: Runtime
     begin: Begin | None
     begun: bool = False
     """Whether the last attempt went wrong after an answer had begun."""
@@ -190,15 +190,15 @@ class _Asking:
         self.request.pop("stream_options", None)
         self.request["stream"] = False
 
-    async def _receive(self, shown: Shown) -> Answer:
+    async def _receive(self, shown: AttemptSink) -> Answer:
         """Make one attempt at a streamed call. What it has shown is taken back when it fails, or is cancelled."""
         create, arguments = prepared(self.client, self.request)
-        reception = Reception(partial(create, **arguments), shown)
+        reception = StreamReceiver(partial(create, **arguments), shown)
         receive = reception.way()
         if _is_at_home(self.client):
             receive = partial(_beside, receive)
         # Not in the threads that belong to `waits`: one of them may be the reader's, who is to read meanwhile.
-        waits = OnLoop() if isinstance(self.waits, OnLoop) else self.waits
+        waits = LoopRuntime() if isinstance(self.waits, LoopRuntime) else self.waits
         try:
             answer: Answer = await waits.call(receive)
             return answer

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from durable_swarm.awaitables import is_async
 from durable_swarm.models.reply import Answer, read_message
-from durable_swarm.models.stream import Pieces, whole
+from durable_swarm.models.stream import ReplyBuilder, whole
 
 EAGER, SELDOM = 8, 25
 """After how many of the first pieces, and after each how many further ones, others of the process get a turn."""
@@ -39,7 +39,7 @@ def note_end_marks(client: Any, model: str, has: bool) -> None:
         known[model] = has or known.get(model, False)
 
 
-class Show(Protocol):
+class DeltaSink(Protocol):
     """Where the pieces of a reply go while it comes in. Called from whichever thread receives it."""
 
     def delta(self, delta: dict[str, Any]) -> None:
@@ -49,24 +49,24 @@ class Show(Protocol):
         """Forget the pieces shown so far: the reply broke off, and comes anew or not at all."""
 
 
-class GivenUp(Exception):
+class ReaderGone(Exception):
     """Nobody waits any more for the reply that comes in; ends its reception."""
 
 
-class Shown:
+class AttemptSink:
     """What one attempt at turn number `turn` shows. Once ended it shows no more, whichever thread still receives."""
 
-    def __init__(self, show: Show, turn: int) -> None:
+    def __init__(self, show: DeltaSink, turn: int) -> None:
         self._show = show
         self._turn = turn
         self._lock = threading.Lock()
         self._any = self._busy = self._ended = False
 
     def delta(self, delta: dict[str, Any]) -> None:
-        """Show a piece. Raises `GivenUp` after the end."""
+        """Show a piece. Raises `ReaderGone` after the end."""
         with self._lock:
             if self._ended:
-                raise GivenUp
+                raise ReaderGone
             self._any = self._busy = True
         # Without the lock: what shows may wait for its reader, and the reader's thread may be the one that ends this.
         try:
@@ -94,10 +94,10 @@ class Shown:
         self._show.reset()
 
 
-class Reception:
+class StreamReceiver:
     """One attempt: `create` makes the request, and what it gives is received."""
 
-    def __init__(self, create: Callable[[], Any], shown: Shown) -> None:
+    def __init__(self, create: Callable[[], Any], shown: AttemptSink) -> None:
         self._create = create
         self._shown = shown
         self._count = 0
@@ -135,7 +135,7 @@ class Reception:
         return answer
 
     def _iterated(self, stream: Any) -> Answer:
-        pieces = Pieces()
+        pieces = ReplyBuilder()
         try:
             for chunk in stream:
                 if self._take(pieces, chunk):
@@ -147,7 +147,7 @@ class Reception:
         return self._whole_of(pieces)
 
     async def _iterated_async(self, stream: Any) -> Answer:
-        pieces = Pieces()
+        pieces = ReplyBuilder()
         try:
             async for chunk in stream:
                 if self._take(pieces, chunk):
@@ -159,13 +159,13 @@ class Reception:
                     await closed
         return self._whole_of(pieces)
 
-    def _whole_of(self, pieces: Pieces) -> Answer:
+    def _whole_of(self, pieces: ReplyBuilder) -> Answer:
         answer, rest = pieces.answer(), pieces.rest()
         if rest is not None:
             self._shown.delta(rest)
         return answer
 
-    def _take(self, pieces: Pieces, chunk: Any) -> bool:
+    def _take(self, pieces: ReplyBuilder, chunk: Any) -> bool:
         """Take in a chunk; whether its reader should get a turn now: chunks that are all there leave it none."""
         delta = pieces.add(chunk)
         if delta is None:

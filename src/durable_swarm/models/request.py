@@ -7,12 +7,12 @@ from collections import defaultdict
 from typing import Any
 
 from durable_swarm.codec import mended
-from durable_swarm.concurrency import Waits
+from durable_swarm.concurrency import Runtime
 from durable_swarm.schema import tool_schemas
 from durable_swarm.types import Message
 
 
-async def instructions(agent: Any, context: dict[str, Any], waits: Waits) -> str:
+async def instructions(agent: Any, context: dict[str, Any], waits: Runtime) -> str:
     """Give the agent's prompt. A callable gets the context variables, where a missing one reads as ''."""
     if not callable(agent.instructions):
         return str(agent.instructions)

@@ -52,7 +52,7 @@ def whole(answer: Any) -> Answer:
     events = [line[5:].strip() for line in answer.splitlines() if line.startswith("data:")]
     if not events:
         return checked(answer)
-    pieces = Pieces()
+    pieces = ReplyBuilder()
     for data in events:
         if data == "[DONE]":
             pieces.mark()
@@ -61,7 +61,7 @@ def whole(answer: Any) -> Answer:
     return pieces.answer()
 
 
-class Pieces:
+class ReplyBuilder:
     """The pieces of one answer: `add` each chunk as it comes, then take the `answer`."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from durable_swarm.postgres.data_folder import HOST, USER, NoPostgres, Place, why_not
+from durable_swarm.postgres.data_folder import HOST, USER, DataFolder, NoPostgres, why_not
 
 DEBIAN = Path("/usr/lib/postgresql")
 
@@ -89,7 +89,7 @@ def _number(name: str) -> int:
 class Local:
     """A server run by the programs of this machine, as an unprivileged user, on loopback only."""
 
-    def __init__(self, place: Place, settings: Mapping[str, str]) -> None:
+    def __init__(self, place: DataFolder, settings: Mapping[str, str]) -> None:
         self.place = place
         self._settings = {"listen_addresses": HOST, "unix_socket_directories": "", **settings}
         self._pid_file = place.data / "postmaster.pid"

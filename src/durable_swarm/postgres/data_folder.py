@@ -52,7 +52,7 @@ def default_folder() -> Path:
     return Path(home) / "durable-swarm" / "postgres"
 
 
-class Place:
+class DataFolder:
     """A server's folder, and what is in it."""
 
     def __init__(self, folder: Path) -> None:

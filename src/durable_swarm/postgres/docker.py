@@ -9,7 +9,7 @@ import hashlib
 import os
 import subprocess
 
-from durable_swarm.postgres.data_folder import DATABASE, HOST, USER, NoPostgres, Place
+from durable_swarm.postgres.data_folder import DATABASE, HOST, USER, DataFolder, NoPostgres
 
 IMAGE = "postgres:18"
 
@@ -25,7 +25,7 @@ def works() -> bool:
 class Docker:
     """A server in a container."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: DataFolder) -> None:
         self.place = place
         self.name = f"durable-swarm-postgres-{hashlib.sha256(bytes(place.folder)).hexdigest()[:8]}"
 

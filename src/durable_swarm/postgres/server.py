@@ -17,10 +17,10 @@ from durable_swarm.postgres.data_folder import (
     DATABASE,
     HOST,
     USER,
+    DataFolder,
     Keeper,
     NoPostgres,
     Notes,
-    Place,
     free_port,
     why_not,
 )
@@ -53,7 +53,7 @@ class Server:
     """The server of a folder; `settings` are PostgreSQL's, for servers that `binaries` run."""
 
     def __init__(self, folder: Path, *, settings: Mapping[str, str] | None = None, use_docker: bool = True) -> None:
-        self.place = Place(folder)
+        self.place = DataFolder(folder)
         self._local = Local(self.place, settings or {})
         self._docker = docker.Docker(self.place)
         self._use_docker = use_docker

@@ -19,14 +19,14 @@ from durable_swarm import agents
 from durable_swarm.credentials import without_secrets
 from durable_swarm.display import harmless, one_line
 from durable_swarm.engine import DurableSwarm
-from durable_swarm.engine.api.inspector import visit
+from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
 from durable_swarm.engine.storage.runs import notes_on, state_of
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound, safe_text
 from durable_swarm.models.provider_errors import is_too_long
-from durable_swarm.repl.prompts import Attendant
+from durable_swarm.repl.prompts import RequestPrompts
 from durable_swarm.runs import ENDED, without_answer, written_as_text
 from durable_swarm.service import RunDetail, Runs
 from durable_swarm.swarm.arguments import check_agent
@@ -70,7 +70,7 @@ def run_demo_loop(
     """
     check_agent(starting_agent)
     agents.remember(starting_agent)
-    talk = Talk(starting_agent, context=dict(context_variables or {}), stream=stream, debug=debug)
+    talk = DemoConversation(starting_agent, context=dict(context_variables or {}), stream=stream, debug=debug)
     with DurableSwarm(client, database=database) if durable else Swarm(client) as swarm:
         swarm.clients.ready()
         print("Starting Swarm CLI 🐝", flush=True)
@@ -202,7 +202,7 @@ def _arguments(text: str) -> str:
 
 
 @dataclass
-class Talk:
+class DemoConversation:
     """A conversation: whose turn it is, what was said, and the name of its runs; `turn` counts those begun."""
 
     agent: Any
@@ -241,7 +241,7 @@ def prefix(agent: str) -> str:
 # Talking
 
 
-def _converse(swarm: Swarm | DurableSwarm, talk: Talk) -> None:
+def _converse(swarm: Swarm | DurableSwarm, talk: DemoConversation) -> None:
     while (said := _listen()) is not None:
         if said.strip():
             _take_turn(swarm, talk, said)
@@ -259,7 +259,7 @@ def _listen() -> str | None:
     return None if said.strip().lower() in ("exit", "quit") else said
 
 
-def _take_turn(swarm: Swarm | DurableSwarm, talk: Talk, said: str) -> None:
+def _take_turn(swarm: Swarm | DurableSwarm, talk: DemoConversation, said: str) -> None:
     talk.messages.append({"role": "user", "content": said})
     talk.turn += 1
     try:
@@ -268,9 +268,9 @@ def _take_turn(swarm: Swarm | DurableSwarm, talk: Talk, said: str) -> None:
         _after_failure(swarm, talk, error)
 
 
-def _respond(swarm: Swarm | DurableSwarm, talk: Talk) -> Response:
+def _respond(swarm: Swarm | DurableSwarm, talk: DemoConversation) -> Response:
     """Give what the agents answer, and print it; who sits here is asked what they ask."""
-    with Attendant(swarm, talk.run_id):
+    with RequestPrompts(swarm, talk.run_id):
         if talk.stream:
             response = process_and_print_streaming_response(
                 swarm.run(talk.agent, talk.messages, talk.context, stream=True, debug=talk.debug, run_id=talk.run_id)
@@ -308,7 +308,7 @@ def _print_calls(messages: list[Message]) -> None:
                 print(f"  {_tool(call)}{SAME}")
 
 
-def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) -> None:
+def _after_failure(swarm: Swarm | DurableSwarm, talk: DemoConversation, error: Exception) -> None:
     """Tell of a turn that failed and take in what it did; what never began, or has not ended, is raised."""
     if isinstance(swarm, DurableSwarm):
         run = _recorded(talk.run_id)
@@ -330,7 +330,7 @@ def _after_failure(swarm: Swarm | DurableSwarm, talk: Talk, error: Exception) ->
 
 
 def _recorded(run_id: str) -> RunDetail | None:
-    with visit(process.current().url) as visitor:
+    with inspect_database(process.current().url) as visitor:
         try:
             return Runs(visitor).show(run_id)
         except RunNotFound:
@@ -340,7 +340,7 @@ def _recorded(run_id: str) -> RunDetail | None:
 # Continuing
 
 
-def _continue(swarm: DurableSwarm, talk: Talk) -> None:
+def _continue(swarm: DurableSwarm, talk: DemoConversation) -> None:
     """Take up the newest conversation that has not ended, if there is one, and finish its last turn."""
     swarm.recover()
     found = _claim(process.current(), talk.agent.name)
@@ -357,7 +357,7 @@ def _continue(swarm: DurableSwarm, talk: Talk) -> None:
         pretty_print_messages([message])
     sys.stdout.flush()
     try:
-        with Attendant(swarm, run.id):
+        with RequestPrompts(swarm, run.id):
             response = swarm.get(run.id).result()
     except Exception as error:
         _after_failure(swarm, talk, error)

@@ -18,7 +18,7 @@ LOOK = 0.2
 YES = ("y", "yes")
 
 
-class Asked(Protocol):
+class AnswersRequests(Protocol):
     """Both swarms: what runs ask, and who answers."""
 
     def requests(self) -> list[Request]:
@@ -34,10 +34,10 @@ class Asked(Protocol):
         """Reject one."""
 
 
-class Attendant:
+class RequestPrompts:
     """Asks at the terminal, in a thread of its own, what a run asks: from entering to leaving the `with` block."""
 
-    def __init__(self, swarm: Asked, run_id: str) -> None:
+    def __init__(self, swarm: AnswersRequests, run_id: str) -> None:
         self._swarm = swarm
         self._run_id = run_id
         self._over = threading.Event()

@@ -8,7 +8,7 @@ from typing import Any
 
 from durable_swarm import agents
 from durable_swarm.engine import DurableSwarm
-from durable_swarm.engine.api.inspector import visit
+from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.story import story
 from durable_swarm.engine.records.agent_versions import ACCEPTED, Answered, changed, mark
@@ -21,7 +21,7 @@ from durable_swarm.tools.calls import find_tool
 
 
 @dataclass(frozen=True)
-class Fit:
+class Compatibility:
     """How an unfinished run and the code fit: `problem` says why it cannot go on, or is ''.
 
     `agent` is the one whose turn it is. `changed` says that it answers with another prompt, other tools or another
@@ -37,19 +37,19 @@ class Fit:
     held: bool = False
 
 
-def check_runs(swarm: DurableSwarm) -> list[Fit]:
+def check_runs(swarm: DurableSwarm) -> list[Compatibility]:
     """Check every unfinished run of a swarm, oldest first, against the agents defined in this process.
 
     The steps inside a tool under way are not known before it is called again, and not checked.
     Raises `NoRuns` where there is no database yet, `ConfigurationError` where it cannot be used.
     """
-    with visit(urls.choose(swarm.database), lambda: swarm.codec) as visitor:
+    with inspect_database(urls.choose(swarm.database), lambda: swarm.codec) as visitor:
         rows = visitor.store.rows(states=["queued", "running", "waiting"])
         own = [row for row in reversed(rows) if notes_on(row).get("swarm", "") == swarm.name]
         return [_fit(visitor.store, row, holds=swarm.changed_agents == "hold") for row in own]
 
 
-def _fit(store: Store, row: Any, *, holds: bool) -> Fit:
+def _fit(store: Store, row: Any, *, holds: bool) -> Compatibility:
     run_id, agent = row.workflow_id, notes_on(row).get("agent", "")
     try:
         row, state = store.found(run_id), state_of(row)
@@ -58,9 +58,9 @@ def _fit(store: Store, row: Any, *, holds: bool) -> Fit:
         problem = next(_problems(store, row, following), "")
         change = None if problem or not isinstance(following, Ask | CallAll) else _change(store, row, agent)
         held = holds and change is not None and notes_on(row).get(ACCEPTED) != mark(change)
-        return Fit(run_id, state, agent, problem, change is not None, held)
+        return Compatibility(run_id, state, agent, problem, change is not None, held)
     except DurableSwarmError as error:
-        return Fit(run_id, "running", agent, str(error))
+        return Compatibility(run_id, "running", agent, str(error))
 
 
 def _problems(store: Store, row: Any, following: Any) -> Iterator[str]:

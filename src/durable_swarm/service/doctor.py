@@ -15,7 +15,7 @@ from typing import Literal
 
 import sqlalchemy
 
-from durable_swarm.engine.api.inspector import Facts, NoRuns, Visitor, visit
+from durable_swarm.engine.api.inspector import Facts, Inspector, NoRuns, inspect_database
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.runs import notes_on, started_at, state_of
@@ -86,7 +86,7 @@ def _key() -> Iterator[Check]:
 
 def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
     try:
-        with visit(url) as visitor:
+        with inspect_database(url) as visitor:
             facts = visitor.facts()
             yield Check("database", "ok", f"{facts.kind} {facts.version}, {urls.shown(url)}, {size(facts.size)}")
             yield from _settings(facts)
@@ -173,7 +173,7 @@ def _formats(facts: Facts) -> Check:
     return Check("wire format", "warn", text)
 
 
-def _queue(visitor: Visitor) -> Check:
+def _queue(visitor: Inspector) -> Check:
     """Tell of the runs that wait for a worker, by the names of their swarms: a worker serves those of its own."""
     rows = [row for row in visitor.store.rows(states=["queued"]) if state_of(row) == "queued"]
     if not rows:
@@ -189,7 +189,7 @@ def _queue(visitor: Visitor) -> Check:
     return Check("queue", "warn" if late else "ok", f"{told}, the oldest for {oldest:.0f} s{remedy}")
 
 
-def _idle(visitor: Visitor) -> Check:
+def _idle(visitor: Inspector) -> Check:
     rows = visitor.store.rows(states=["running"])
     idle = visitor.idle(rows)
     agents = sorted({notes_on(row).get("agent", "") for row in rows if row.workflow_id in idle})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from durable_swarm.engine.api.inspector import Visitor
+from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.api.run_requests import say
 from durable_swarm.engine.storage.runs import owner_of, state_of
 from durable_swarm.errors import ConfigurationError
@@ -25,7 +25,7 @@ class Inbox:
     a run with several open requests. `by` says who answers.
     """
 
-    def __init__(self, visitor: Visitor) -> None:
+    def __init__(self, visitor: Inspector) -> None:
         self._visitor = visitor
         self._store = visitor.store
 

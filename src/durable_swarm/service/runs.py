@@ -12,21 +12,21 @@ from typing import Any
 from durable_swarm import codec
 from durable_swarm.encryption import codec_of_environment
 from durable_swarm.engine import DurableSwarm, Run
-from durable_swarm.engine.api.inspector import NoRuns, Visitor, visit
+from durable_swarm.engine.api.inspector import Inspector, NoRuns, inspect_database
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export import Exported, export
 from durable_swarm.engine.history.export_redaction import Redact
-from durable_swarm.engine.history.follower import Follower, check_after
+from durable_swarm.engine.history.follower import EventReader, check_after
 from durable_swarm.engine.history.story import step_infos, story
 from durable_swarm.engine.records import runs
-from durable_swarm.engine.records.encoding import CLOSED, Sealed
+from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.runs import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.loop import Start
-from durable_swarm.runs import ENDED, State, Story
+from durable_swarm.runs import ENDED, RunHistory, State
 from durable_swarm.service.requests import Inbox
 from durable_swarm.service.unreadable import opened, why_closed
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
@@ -49,7 +49,7 @@ def open_runs(url: str | None) -> Iterator[Runs]:
     What was encrypted is read with the keys of the environment, where there are any. Raises `NoRuns` where there is no
     database yet, and `ConfigurationError` where it cannot be used.
     """
-    with visit(urls.choose(url), functools.cache(codec_of_environment)) as visitor:
+    with inspect_database(urls.choose(url), functools.cache(codec_of_environment)) as visitor:
         yield Runs(visitor)
 
 
@@ -75,7 +75,7 @@ class Runs:
     What takes an id raises `RunNotFound`, and `ConfigurationError` for a beginning that fits several runs.
     """
 
-    def __init__(self, visitor: Visitor) -> None:
+    def __init__(self, visitor: Inspector) -> None:
         self._visitor = visitor
         self._store: Store = visitor.store
         self.inbox = Inbox(visitor)
@@ -107,7 +107,7 @@ class Runs:
         """
         check_after(after)
         found = self._find(run_id)
-        follower = Follower(lambda: self._store, found, after)
+        follower = EventReader(lambda: self._store, found, after)
         told, looked = None, -STANDING
         with opened(f"run {found!r}"):
             while not follower.over:
@@ -259,18 +259,18 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
     )
 
 
-def _ended_by(row: Any, state: State, told: Story) -> EndedBy | None:
+def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
     if state != "done":
         return None
     return runs.read_end(row.output) if told.ending is None else told.ending.ended_by
 
 
-def _told(store: Store, row: Any) -> tuple[Start, Story, str | None]:
+def _told(store: Store, row: Any) -> tuple[Start, RunHistory, str | None]:
     """Give what the run was asked and its story; where they cannot be opened here, nothing, and a sentence why."""
     try:
         return runs.read_start(store.start_record(row)), story(store, row), None
-    except Sealed as error:
-        return Start("", [], {}), Story([], None), why_closed(error)
+    except Unreadable as error:
+        return Start("", [], {}), RunHistory([], None), why_closed(error)
 
 
 def _waits_for(row: Any, idle: bool) -> str | None:
@@ -288,8 +288,8 @@ def _waits_for(row: Any, idle: bool) -> str | None:
 def _failure(store: Store, row: Any) -> Failure:
     try:
         record = store.failure_record(row)
-    except Sealed:
-        return Failure(row.error.data["type"], CLOSED, str(row.error.data.get("step", "")))
+    except Unreadable:
+        return Failure(row.error.data["type"], ENCRYPTED, str(row.error.data.get("step", "")))
     if record is None:
         return Failure(type(row.error).__name__, f"run {row.workflow_id!r} failed: {row.error}")
     return Failure(

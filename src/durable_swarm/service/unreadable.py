@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 
 from durable_swarm.encryption import VARIABLE
-from durable_swarm.engine.records.encoding import Sealed
+from durable_swarm.engine.records.encoding import Unreadable
 from durable_swarm.errors import ConfigurationError
 
 
@@ -16,11 +16,11 @@ def opened(what: str) -> Iterator[None]:
     """Say what to do where `what` cannot be opened. Raises `ConfigurationError`."""
     try:
         yield
-    except Sealed as error:
+    except Unreadable as error:
         raise ConfigurationError(f"{what} cannot be read here: {why_closed(error)}") from error
 
 
-def why_closed(error: Sealed) -> str:
+def why_closed(error: Unreadable) -> str:
     """Say what to do where records cannot be opened here."""
     if os.environ.get(VARIABLE):
         return str(error)

@@ -16,7 +16,7 @@ from durable_swarm.validation import check_name, check_text, check_whole
 
 
 @dataclass(frozen=True)
-class Request:
+class RunArguments:
     """The arguments of one `run`, checked. Raises `ConfigurationError`, naming the argument and the remedy."""
 
     agent: Any

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from durable_swarm import ends
 from durable_swarm.concurrency import (
-    Blocking,
-    Home,
-    OnLoop,
-    Waits,
+    BlockingRuntime,
+    CallerThreadExecutor,
+    LoopRuntime,
+    Runtime,
     background_loop,
     beside,
     contained,
@@ -28,15 +28,15 @@ from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, drive
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.client import Clients
 from durable_swarm.models.wire import Conversation
-from durable_swarm.requests import Asked, Decision
+from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.streaming import PATIENCE, Channel, Item, read, read_async
 from durable_swarm.swarm.answering import fits_code
-from durable_swarm.swarm.arguments import Request, check_settings, respond
+from durable_swarm.swarm.arguments import RunArguments, check_settings, respond
 from durable_swarm.swarm.memory_requests import MemoryInbox
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.tools.approval import approval_of, approved, later_of, posted
-from durable_swarm.tools.batch import Lane, call_in_order, call_together, runs_together
+from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import Cast, call_tool, find_tool, plan_calls, read_result
 from durable_swarm.tools.context import CurrentCall, Inside
 from durable_swarm.tools.inside import IN_MEMORY
@@ -82,21 +82,21 @@ class Swarm(Runner):
     def _complete(self, token: str, decision: Decision, by: str | None) -> bool:
         return self.inbox.complete(token, decision, by)
 
-    def _respond(self, asked: Request, run_id: str | None) -> Response:
-        return finish(self._run(asked, run_id, Blocking(), self.clients.get()))
+    def _respond(self, asked: RunArguments, run_id: str | None) -> Response:
+        return finish(self._run(asked, run_id, BlockingRuntime(), self.clients.get()))
 
-    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
-        return await self._run(asked, run_id, OnLoop(), self.clients.get(asyncio.get_running_loop()))
+    async def _respond_async(self, asked: RunArguments, run_id: str | None) -> Response:
+        return await self._run(asked, run_id, LoopRuntime(), self.clients.get(asyncio.get_running_loop()))
 
-    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+    def _stream(self, asked: RunArguments, run_id: str | None) -> Iterator[Item]:
         if running_loop() is background_loop():
             raise ConfigurationError(
                 "run(stream=True) would stop the event loop on which it is executed; in an async tool iterate "
                 "run_async(..., stream=True)"
             )
         client, channel = self.clients.get(background_loop()), Channel()
-        with Home(PATIENCE) as home:
-            run = contained(self._run(asked, run_id, OnLoop(home), client, channel))
+        with CallerThreadExecutor(PATIENCE) as home:
+            run = contained(self._run(asked, run_id, LoopRuntime(home), client, channel))
             over = on_background(run)
             try:
                 yield from read(channel, home, over)
@@ -104,9 +104,9 @@ class Swarm(Runner):
                 channel.close()
         yield {"response": result_of(over.result())}
 
-    async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
+    async def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
         loop, channel = asyncio.get_running_loop(), Channel()
-        run = contained(self._run(asked, run_id, OnLoop(), self.clients.get(loop), channel))
+        run = contained(self._run(asked, run_id, LoopRuntime(), self.clients.get(loop), channel))
         over = loop.create_task(run)
         self._streaming.add(over)
         over.add_done_callback(self._streaming.discard)
@@ -118,7 +118,7 @@ class Swarm(Runner):
         yield {"response": result_of(over.result())}
 
     async def _run(
-        self, asked: Request, run_id: str | None, waits: Waits, client: Any, channel: Channel | None = None
+        self, asked: RunArguments, run_id: str | None, waits: Runtime, client: Any, channel: Channel | None = None
     ) -> Response:
         if run_id is not None:
             check_name("run_id", run_id, LONGEST_ID)
@@ -136,9 +136,9 @@ class _InMemory:
     """Performs the loop's effects without recording them. Tools get the live context, as in Swarm."""
 
     swarm: Swarm
-    asked: Request
+    asked: RunArguments
     run_id: str
-    waits: Waits
+    waits: Runtime
     client: Any
     channel: Channel | None = None
     cast: Cast = field(default_factory=dict)
@@ -182,17 +182,17 @@ class _InMemory:
         if not effect.together:
             self._announce(agent, effect)
             return await call_in_order(effect.calls, lambda call: self._call(agent, effect, call, self.waits))
-        lane = Lane(width)
+        lane = ConcurrencyLimit(width)
 
-        async def batch(waits: Waits) -> list[Outcome]:
+        async def batch(waits: Runtime) -> list[Outcome]:
             def one(call: Call) -> Awaitable[Outcome]:
                 return lane.run(find_tool(agent, call.tool), lambda: self._call(agent, effect, call, waits))
 
             return await call_together(effect.calls, one)
 
-        if not isinstance(self.waits, Blocking):
+        if not isinstance(self.waits, BlockingRuntime):
             return await batch(self.waits)
-        return beside(lambda here: batch(here if width == 1 else OnLoop()))
+        return beside(lambda here: batch(here if width == 1 else LoopRuntime()))
 
     def _announce(self, agent: Any, effect: CallAll) -> None:
         """Open the requests for the approval of a batch at once, though its calls are made one after the other."""
@@ -201,7 +201,7 @@ class _InMemory:
                 function = find_tool(agent, call.tool)
                 self.swarm.inbox.open(self._approval(function, effect, call))
 
-    async def _call(self, agent: Any, effect: CallAll, call: Call, waits: Waits) -> Outcome:
+    async def _call(self, agent: Any, effect: CallAll, call: Call, waits: Runtime) -> Outcome:
         function = find_tool(agent, call.tool)
         if call.plan == "tell" or function is None:
             return Outcome(call.text)
@@ -220,7 +220,7 @@ class _InMemory:
         decision: Decision = await waits.call(inbox.wait, later_of(call, current, outcome.later))
         return posted(decision, lambda value: read_result(value, self.cast), outcome)
 
-    def _approval(self, function: Any, effect: CallAll, call: Call) -> Asked:
+    def _approval(self, function: Any, effect: CallAll, call: Call) -> RequestSpec:
         new = self._new(effect)
         same = same_before(new, call.index)
         number = None if same is None else step_number(new, same)

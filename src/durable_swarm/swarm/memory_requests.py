@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, RequestExpired
-from durable_swarm.requests import TOKEN, Asked, Decision, Request, check_decision
+from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision
 from durable_swarm.validation import check_text
 
 
@@ -23,7 +23,7 @@ class MemoryInbox:
         self._requests: dict[str, Request] = {}
         self._decisions: dict[str, Future[Decision]] = {}
 
-    async def wait(self, asked: Asked, unfit: Callable[[Decision], str] | None = None) -> Decision:
+    async def wait(self, asked: RequestSpec, unfit: Callable[[Decision], str] | None = None) -> Decision:
         """Ask, unless it was asked before, and wait for the decision."""
         while True:
             future = self.open(asked)
@@ -38,7 +38,7 @@ class MemoryInbox:
                 return decision
             self._reopen(asked.id, problem)
 
-    def open(self, asked: Asked) -> Future[Decision]:
+    def open(self, asked: RequestSpec) -> Future[Decision]:
         """Open a request, unless it was asked before; gives what will be its decision."""
         with self._lock:
             future = self._decisions.setdefault(asked.id, Future())
@@ -96,7 +96,7 @@ class MemoryInbox:
         with self._lock:
             waits = TOKEN + token in self._requests
             if not waits:
-                asked = Asked(TOKEN + token, "result", "", "", "", "", "")
+                asked = RequestSpec(TOKEN + token, "result", "", "", "", "", "")
                 self._decisions[asked.id] = Future()
                 self._requests[asked.id] = _request(asked, None)
         self.decide(TOKEN + token, decision, by)
@@ -135,11 +135,11 @@ class MemoryInbox:
                     del self._decisions[request.id]
 
 
-def _differ(asked: Asked, known: Request) -> bool:
+def _differ(asked: RequestSpec, known: Request) -> bool:
     return (asked.question, asked.choices) != (known.question, known.choices)
 
 
-def _request(asked: Asked, early: Request | None) -> Request:
+def _request(asked: RequestSpec, early: Request | None) -> Request:
     now = datetime.now(UTC)
     request = Request(
         id=asked.id,

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 from durable_swarm.streaming import Item, Stream
 from durable_swarm.swarm.answering import Answering
-from durable_swarm.swarm.arguments import Request
+from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.types import Message, Response
 
 
@@ -84,7 +84,9 @@ class Runner(Answering, ABC):
         Raises `ModelError`, `ConfigurationError`, what a tool raised; `DurableSwarm` also `RunConflict`,
         `RunCancelled`, `NotSerializable`.
         """
-        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+        asked = RunArguments(
+            agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools
+        )
         return self._stream(asked, run_id) if stream else self._respond(asked, run_id)
 
     @overload
@@ -143,21 +145,23 @@ class Runner(Answering, ABC):
         run_id: str | None = None,
     ) -> Coroutine[Any, Any, Response] | Stream:
         """Run as `run` does, on the event loop; plain functions run in threads. Await it; with `stream`, iterate it."""
-        asked = Request(agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools)
+        asked = RunArguments(
+            agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools
+        )
         return Stream(self._stream_async(asked, run_id)) if stream else self._respond_async(asked, run_id)
 
     @abstractmethod
-    def _respond(self, asked: Request, run_id: str | None) -> Response:
+    def _respond(self, asked: RunArguments, run_id: str | None) -> Response:
         """Run to the end in the calling thread."""
 
     @abstractmethod
-    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+    def _stream(self, asked: RunArguments, run_id: str | None) -> Iterator[Item]:
         """Run, and hand the dictionaries to the calling thread."""
 
     @abstractmethod
-    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
+    async def _respond_async(self, asked: RunArguments, run_id: str | None) -> Response:
         """Run to the end on the running loop."""
 
     @abstractmethod
-    def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
+    def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
         """Run on the running loop, and hand the dictionaries to it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from durable_swarm import agents, codec
-from durable_swarm.concurrency import Blocking, finish
+from durable_swarm.concurrency import BlockingRuntime, finish
 from durable_swarm.engine.history.export import FORMAT, Exported, read_document
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.records import runs
@@ -307,7 +307,7 @@ class Replaying:
     async def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
         """Give the recorded reply, its calls planned by today's code."""
         new = self._history[self._first :]
-        calls = await plan_calls(agent, recorded.reply.message, Blocking(), recorded.reply.finish, new)
+        calls = await plan_calls(agent, recorded.reply.message, BlockingRuntime(), recorded.reply.finish, new)
         for was, now in zip(recorded.reply.calls, calls, strict=True):
             if was.plan not in NOT_MADE and find_tool(agent, now.tool) is None:
                 raise ReplayMismatch(
@@ -329,10 +329,10 @@ class Replaying:
             model_override=self.start.model_override,
             debug=False,
             call=ModelCall(self.recording.run_id, effect.turn),
-            waits=Blocking(),
+            waits=BlockingRuntime(),
         )
         new = self._history[self._first :]
-        calls = await plan_calls(agent, completion.message, Blocking(), completion.finish, new)
+        calls = await plan_calls(agent, completion.message, BlockingRuntime(), completion.finish, new)
         was = None if recorded is None else recorded.reply
         # None and "" are the same: a stream has the one where a whole answer has the other.
         self._note(
@@ -403,7 +403,7 @@ def _client(client: Any, model: Any) -> Any:
 
 async def _request(agent: Any, context: dict[str, Any], model_override: str | None) -> dict[str, Any]:
     """Give what a model call is made with, beside the messages, as plain JSON data."""
-    system = await instructions(agent, context, Blocking())
+    system = await instructions(agent, context, BlockingRuntime())
     request = build_request(agent, [], model_override)
     settings = {key: value for key, value in request.items() if key != "messages" and value is not None}
     plain: dict[str, Any] = json.loads(json.dumps({"instructions": system, **settings}, default=str))

@@ -40,7 +40,7 @@ JSON_BODY = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True)
-class Request:
+class HttpRequest:
     """One request as it arrived; header names are in lower case, `body` is what the JSON held, or None."""
 
     method: str
@@ -79,7 +79,7 @@ class ScriptedServer:
 
     def __init__(self, model: ScriptedModel, port: int) -> None:
         self.model = model
-        self.requests: list[Request] = []
+        self.requests: list[HttpRequest] = []
         self.connections = 0
         self.responses: dict[str, Scripted] = {}
         self._numbers = count(1)
@@ -220,9 +220,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(body)
 
-    def _recorded(self, body: Any) -> Request:
+    def _recorded(self, body: Any) -> HttpRequest:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = Request(self.command, self.path, headers, body)
+        request = HttpRequest(self.command, self.path, headers, body)
         self.server.owner.requests.append(request)
         return request
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from durable_swarm import ends
 from durable_swarm.awaitables import is_awaitable, settled
-from durable_swarm.concurrency import Waits
+from durable_swarm.concurrency import Runtime
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import InvalidAnswer, safe_text
 from durable_swarm.loop import Call, Outcome
-from durable_swarm.requests import TOKEN, Asked, Decision
+from durable_swarm.requests import TOKEN, Decision, RequestSpec
 from durable_swarm.schema import BadArguments, accepted, check_arguments, tool_schema
 from durable_swarm.tools.context import CurrentCall, People
 from durable_swarm.types import ToolSettings, settings_of
@@ -23,7 +23,7 @@ log = logging.getLogger("durable_swarm")
 
 
 async def needs_approval(
-    function: Any, settings: ToolSettings, arguments: dict[str, Any], waits: Waits
+    function: Any, settings: ToolSettings, arguments: dict[str, Any], waits: Runtime
 ) -> tuple[bool, str]:
     """Whether a person is to be asked before a call with these arguments, and why, where the rule could not tell."""
     rule = settings.approval
@@ -43,7 +43,7 @@ async def needs_approval(
         return True, why
 
 
-def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | None = None) -> Asked:
+def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | None = None) -> RequestSpec:
     """Return what a person is asked before the call is made: exactly the tool and the arguments.
 
     `same_as` is the number of the step whose call this one repeats.
@@ -60,7 +60,7 @@ def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | 
     )
 
 
-def outcome_of(call: Call, current: CurrentCall, number: int, why: str) -> Asked:
+def outcome_of(call: Call, current: CurrentCall, number: int, why: str) -> RequestSpec:
     """Give what a person is asked about a call that may have happened and must not happen twice."""
     return _asked(
         current,
@@ -74,7 +74,7 @@ def outcome_of(call: Call, current: CurrentCall, number: int, why: str) -> Asked
     )
 
 
-def later_of(call: Call, current: CurrentCall, token: str) -> Asked:
+def later_of(call: Call, current: CurrentCall, token: str) -> RequestSpec:
     """Give what another program is asked: the result of a call that has given `later(token)`."""
     asked = _asked(
         current, kind="result", name="", question=f"{call.tool} waits for its result, posted under {token!r}"
@@ -82,8 +82,8 @@ def later_of(call: Call, current: CurrentCall, token: str) -> Asked:
     return dataclasses.replace(asked, id=TOKEN + token)
 
 
-def _asked(current: CurrentCall, *, kind: Any, name: str, question: str, **more: Any) -> Asked:
-    return Asked(
+def _asked(current: CurrentCall, *, kind: Any, name: str, question: str, **more: Any) -> RequestSpec:
+    return RequestSpec(
         id=f"{current.idempotency_key}/{name}",
         kind=kind,
         run_id=current.run_id,
@@ -96,7 +96,7 @@ def _asked(current: CurrentCall, *, kind: Any, name: str, question: str, **more:
     )
 
 
-def misfit(function: Any, arguments: dict[str, Any]) -> str:
+def back_off(function: Any, arguments: dict[str, Any]) -> str:
     """Give why a tool does not take these arguments, as its code is now; '' if it does."""
     try:
         check_arguments(function, json.dumps(arguments))
@@ -107,19 +107,19 @@ def misfit(function: Any, arguments: dict[str, Any]) -> str:
 
 def refuse_misfit(function: Any, request_id: str, arguments: dict[str, Any]) -> None:
     """Check that the tool takes what is approved. Raises `InvalidAnswer`."""
-    if problem := misfit(function, arguments):
+    if problem := back_off(function, arguments):
         raise InvalidAnswer(f"the approval does not fit: {problem}", request_id=request_id)
 
 
 async def approved(
-    asked: Asked, function: Any, call: Call, people: People, waits: Waits
+    asked: RequestSpec, function: Any, call: Call, people: People, waits: Runtime
 ) -> tuple[Call, Outcome | None]:
     """Wait until a person has decided about a call; return it as it may be made, and its outcome if it may not."""
 
     def unfit(decision: Decision) -> str:
         if decision.verdict != "approved":
             return ""
-        return misfit(function, asked.arguments or {} if decision.arguments is None else decision.arguments)
+        return back_off(function, asked.arguments or {} if decision.arguments is None else decision.arguments)
 
     decision: Decision = await waits.call(people.wait, asked, unfit)
     if decision.verdict == "approved":

@@ -13,7 +13,7 @@ from typing import Any
 from durable_swarm.codec import as_json, mended
 from durable_swarm.concurrency import block, running_loop
 from durable_swarm.errors import ConfigurationError, InvalidAnswer, NotInRun, RequestExpired
-from durable_swarm.requests import Asked, Decision
+from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.tools.context import Inside, calling
 from durable_swarm.validation import check_name, check_seconds, check_text
 
@@ -50,7 +50,7 @@ async def ask_human_async(
     return _answer(asked, await here.people.wait(asked), default)
 
 
-def _question(word: str, question: str, choices: Any, timeout: float | None) -> tuple[Inside, Asked]:
+def _question(word: str, question: str, choices: Any, timeout: float | None) -> tuple[Inside, RequestSpec]:
     question, choices = check_text(f"{word}: question", mended(question)), mended(choices)
     if timeout is not None:
         check_seconds(f"{word}: timeout", timeout)
@@ -68,7 +68,7 @@ def _question(word: str, question: str, choices: Any, timeout: float | None) -> 
         )
     here.check()
     call = here.call
-    return here, Asked(
+    return here, RequestSpec(
         id=here.next_id(),
         kind="question",
         run_id=call.run_id,
@@ -82,7 +82,7 @@ def _question(word: str, question: str, choices: Any, timeout: float | None) -> 
     )
 
 
-def _answer(asked: Asked, decision: Decision, default: Any) -> str:
+def _answer(asked: RequestSpec, decision: Decision, default: Any) -> str:
     if decision.verdict == "expired":
         if default is _NOT_GIVEN:
             raise RequestExpired(

@@ -14,7 +14,7 @@ from typing import Any
 
 from durable_swarm import ends
 from durable_swarm.awaitables import is_async, is_awaitable, settled
-from durable_swarm.concurrency import OnLoop, in_thread
+from durable_swarm.concurrency import LoopRuntime, in_thread
 from durable_swarm.errors import ToolError
 from durable_swarm.tools.context import Inside, inside
 from durable_swarm.types import ToolSettings
@@ -40,8 +40,8 @@ class _Attempts:
 
     async def on_loop(self) -> Any:
         for attempt in range(self.settings.retries + 1):
-            if not self.here.is_sure:
-                await in_thread(self.here.make_sure)
+            if not self.here.ownership_is_fresh:
+                await in_thread(self.here.verify_ownership)
             try:
                 with ends.carrying(), inside(self.here.again(attempt)):
                     return await _bounded_async(self.function, self.settings.timeout)
@@ -54,7 +54,7 @@ class _Attempts:
     def in_this_thread(self, first: int = 0) -> Any:
         timeout = self.settings.timeout
         for attempt in range(first, self.settings.retries + 1):
-            self.here.make_sure()
+            self.here.verify_ownership()
             begun = time.monotonic()
             try:
                 with ends.carrying(), inside(self.here.again(attempt)) as now:
@@ -78,7 +78,7 @@ class _Attempts:
             if self._is_last(attempt, error):
                 raise
             await asyncio.sleep(self._pause(attempt))
-        return await OnLoop().call(self.in_this_thread, attempt + 1)
+        return await LoopRuntime().call(self.in_this_thread, attempt + 1)
 
     def _is_begun(self, value: Any) -> bool:
         if self.settings.effect == "transactional":

@@ -12,7 +12,7 @@ from durable_swarm.loop import NOT_MADE, Call, Outcome, known
 from durable_swarm.tools.calls import find_tool
 
 
-class Lane:
+class ConcurrencyLimit:
     """Lets a batch run together where it may: async tools always, plain functions `width` at a time."""
 
     def __init__(self, width: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from durable_swarm import ends
 from durable_swarm.codec import mended, mended_text
-from durable_swarm.concurrency import Waits
+from durable_swarm.concurrency import Runtime
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
 from durable_swarm.loop import CUT, Call, Outcome
@@ -48,7 +48,7 @@ _CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's 
 
 
 async def plan_calls(
-    agent: Any, message: Message, waits: Waits, finish: str = "", before: Sequence[Message] = ()
+    agent: Any, message: Message, waits: Runtime, finish: str = "", before: Sequence[Message] = ()
 ) -> list[Call]:
     """Decide how each tool call of a reply is to be made, by the code as it is now.
 
@@ -116,7 +116,7 @@ def _named(call: dict[str, Any]) -> dict[str, Any]:
     return {"tool": call["function"]["name"], "arguments": call["function"]["arguments"]}
 
 
-async def _plan(agent: Any, call: dict[str, Any], waits: Waits) -> dict[str, Any]:
+async def _plan(agent: Any, call: dict[str, Any], waits: Runtime) -> dict[str, Any]:
     name = call["function"]["name"]
     function = find_tool(agent, name)
     if function is None:
@@ -146,7 +146,7 @@ Cast = dict[str, Any]
 
 
 async def call_tool(
-    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, tell_errors: bool, waits: Waits
+    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, tell_errors: bool, waits: Runtime
 ) -> Outcome:
     """Call a tool with the model's arguments and give what came of it.
 
@@ -182,7 +182,7 @@ async def _told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
 
 
 async def invoke(
-    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, waits: Waits, **given: Any
+    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, waits: Runtime, **given: Any
 ) -> Outcome:
     """Call a tool with the model's arguments and those that are `given`. Raises what it raises, and `BadArguments`."""
     arguments = {**check_arguments(function, call.arguments), **given}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from durable_swarm.errors import NotInRun
-from durable_swarm.requests import Asked, Decision
+from durable_swarm.requests import Decision, RequestSpec
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Recorder(Protocol):
 class People(Protocol):
     """Who answers what a tool call asks: a person, or another program."""
 
-    async def wait(self, asked: Asked, unfit: Callable[[Decision], str] | None = None) -> Decision:
+    async def wait(self, asked: RequestSpec, unfit: Callable[[Decision], str] | None = None) -> Decision:
         """Ask, unless it was asked before, and wait for the decision.
 
         `unfit` says what is wrong with one, or ''; then the request is opened again.
@@ -61,10 +61,10 @@ class Owner(Protocol):
     """Who knows whether what begins is still to begin: in a database, others may have taken the run over."""
 
     @property
-    def is_sure(self) -> bool:
+    def ownership_is_fresh(self) -> bool:
         """Whether that was asked just now."""
 
-    def make_sure(self) -> None:
+    def verify_ownership(self) -> None:
         """Ask. Raises what ends the execution where it has the run no more."""
 
 
@@ -99,14 +99,14 @@ class Inside:
         return dataclasses.replace(self, call=call, numbers=itertools.count(), abandoned=threading.Event())
 
     @property
-    def is_sure(self) -> bool:
+    def ownership_is_fresh(self) -> bool:
         """Whether it was asked just now whose the run is."""
-        return self.owner is None or self.owner.is_sure
+        return self.owner is None or self.owner.ownership_is_fresh
 
-    def make_sure(self) -> None:
+    def verify_ownership(self) -> None:
         """Check that the code is still to begin, unless that was asked just now."""
-        if self.owner is not None and not self.owner.is_sure:
-            self.owner.make_sure()
+        if self.owner is not None and not self.owner.ownership_is_fresh:
+            self.owner.verify_ownership()
 
     def check(self) -> None:
         """Check that the attempt is still wanted. Raises TimeoutError."""

@@ -14,33 +14,33 @@ from typing import Any, Self
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors, validation
-from durable_swarm.agents import Elsewhere
+from durable_swarm.agents import RemoteAgent
 from durable_swarm.codec import Codec
 from durable_swarm.concurrency import background_loop, in_thread, on_background, running_loop, threads
 from durable_swarm.engine.api import programs
 from durable_swarm.engine.api.live_stream import dictionaries, dictionaries_async
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.run_requests import decide
-from durable_swarm.engine.api.start import Prepared
+from durable_swarm.engine.api.start import RunStart
 from durable_swarm.engine.backend import steps
 from durable_swarm.engine.backend.public import DBOS, DBOSWorkflowIDInUseError, SetWorkflowAttributes, SetWorkflowID
 from durable_swarm.engine.database import diagnosis
-from durable_swarm.engine.execution.execution import LiveRun, beginning, watch
-from durable_swarm.engine.execution.swarms import Limits
+from durable_swarm.engine.execution.execution import Execution, beginning, watch
+from durable_swarm.engine.execution.swarms import QueueLimits
 from durable_swarm.engine.history import export as history_export
 from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.processes import process, workflows
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
-from durable_swarm.engine.signals import Closed, Held, refused
+from durable_swarm.engine.signals import Closed, RunHeld, refused
 from durable_swarm.engine.storage.runs import Store, state_of
 from durable_swarm.models.client import Clients
 from durable_swarm.requests import TOKEN, Decision
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED, State
 from durable_swarm.streaming import PATIENCE, Channel, Item
-from durable_swarm.swarm.arguments import Request, check_settings
+from durable_swarm.swarm.arguments import RunArguments, check_settings
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.types import Message, Response
 
@@ -99,7 +99,7 @@ class DurableSwarm(Runner):
         self._worker_id = None if worker_id is None else validation.check_name("worker_id", worker_id)
         self._opening = threading.Lock()
         self._process: Process | None = None
-        self._limits: Limits | None = None
+        self._limits: QueueLimits | None = None
         self._begun: set[asyncio.Task[Run]] = set()
         self._taken: list[str] = []
         """Runs taken over at opening, which `recover` has not told of yet."""
@@ -131,7 +131,7 @@ class DurableSwarm(Runner):
         """
         if self._process is not None:
             raise errors.ConfigurationError("serve() must come before anything else that uses this DurableSwarm")
-        self._limits = Limits(concurrency, queue_concurrency, rate)
+        self._limits = QueueLimits(concurrency, queue_concurrency, rate)
         self.clients.ready()
         self._open()
 
@@ -171,8 +171,8 @@ class DurableSwarm(Runner):
 
     # Running
 
-    def _respond(self, asked: Request, run_id: str | None) -> Response:
-        prepared = Prepared(self, asked, run_id)
+    def _respond(self, asked: RunArguments, run_id: str | None) -> Response:
+        prepared = RunStart(self, asked, run_id)
         loop = running_loop()
         with prepared.withdrawing(self._handle):
             if loop is not None:
@@ -181,19 +181,19 @@ class DurableSwarm(Runner):
                 return threads().submit(self._run_here, prepared, context=steps.outside()).result()
             return steps.outside().run(self._run_here, prepared)
 
-    def _run_here(self, prepared: Prepared) -> Response:
+    def _run_here(self, prepared: RunStart) -> Response:
         run = self._attach(prepared)
         if run is not None:
             return run.result()
         with self._starting(prepared) as live:
             try:
                 workflows.run_in_thread(prepared.stored)
-            except Held as held:
+            except RunHeld as held:
                 if not held.passes or not live.entered:
                     raise refused(held.reason) from None
             except SQLAlchemyError as error:
-                raise diagnosis.unfit(self._open().url, error) from error
-            except steps.Lost:
+                raise diagnosis.unusable(self._open().url, error) from error
+            except steps.OwnershipLost:
                 live.lose()
             except Exception as error:
                 # The run's own end, recorded; or that of another process, which was faster. Told below either way.
@@ -207,23 +207,23 @@ class DurableSwarm(Runner):
                 "`await run_async(...)`, or iterate `run_async(..., stream=True)`"
             )
 
-    async def _respond_async(self, asked: Request, run_id: str | None) -> Response:
-        prepared = Prepared(self, asked, run_id)
+    async def _respond_async(self, asked: RunArguments, run_id: str | None) -> Response:
+        prepared = RunStart(self, asked, run_id)
         run = await self._start_on_loop(prepared)
         with prepared.withdrawing(self._handle):
             return await run.result_async()
 
-    def _stream(self, asked: Request, run_id: str | None) -> Iterator[Item]:
+    def _stream(self, asked: RunArguments, run_id: str | None) -> Iterator[Item]:
         loop = running_loop()
         if loop is not None:
             self._refuse_to_block(loop)
-        channel, prepared = Channel(), Prepared(self, asked, run_id)
+        channel, prepared = Channel(), RunStart(self, asked, run_id)
         run = self._start(prepared, channel)
-        with self._open().at_home(run.id, PATIENCE) as home, prepared.withdrawing(self._handle):
+        with self._open().executor_in_this_thread(run.id, PATIENCE) as home, prepared.withdrawing(self._handle):
             yield from dictionaries(run, channel, home)
 
-    async def _stream_async(self, asked: Request, run_id: str | None) -> AsyncIterator[Item]:
-        channel, prepared = Channel(), Prepared(self, asked, run_id)
+    async def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
+        channel, prepared = Channel(), RunStart(self, asked, run_id)
         run = await self._start_on_loop(prepared, channel)
         with prepared.withdrawing(self._handle):
             async for item in dictionaries_async(run, channel):
@@ -248,14 +248,14 @@ class DurableSwarm(Runner):
         Its replies are streamed: `Run.events` tells them piece by piece. With `queue` it waits for a worker
         (`durable-swarm worker`), of several those with the lowest `priority` first, 0 or above.
         """
-        asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        asked = RunArguments(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
         if validation.check_queue(queue, priority):
-            return self._enqueue(Prepared(self, asked, run_id, queued=True), priority)
+            return self._enqueue(RunStart(self, asked, run_id, queued=True), priority)
         if running_loop() is background_loop():
             raise errors.ConfigurationError(
                 "start() would stop the event loop on which runs are executed; call `await start_async(...)`"
             )
-        return self._start(Prepared(self, asked, run_id))
+        return self._start(RunStart(self, asked, run_id))
 
     def enqueue(
         self,
@@ -274,7 +274,7 @@ class DurableSwarm(Runner):
 
         This needs no model client and no key. The run belongs to swarms of this one's `name`, and so must the worker.
         """
-        named = Elsewhere(validation.check_name("agent: the name of one", agent))
+        named = RemoteAgent(validation.check_name("agent: the name of one", agent))
         return self.start(
             named, messages, context_variables, model_override, debug, max_turns, execute_tools,
             run_id=run_id, queue=True, priority=priority,
@@ -294,13 +294,13 @@ class DurableSwarm(Runner):
         priority: int = 0,
     ) -> Run:
         """Enqueue as `enqueue` does, on the running event loop."""
-        named = Elsewhere(validation.check_name("agent: the name of one", agent))
+        named = RemoteAgent(validation.check_name("agent: the name of one", agent))
         return await self.start_async(
             named, messages, context_variables, model_override, debug, max_turns, execute_tools,
             run_id=run_id, queue=True, priority=priority,
         )  # fmt: skip
 
-    def _enqueue(self, prepared: Prepared, priority: int) -> Run:
+    def _enqueue(self, prepared: RunStart, priority: int) -> Run:
         opened = self._open()
         known = prepared.named or prepared.caller is not None
         run = self._attach(prepared) if known else None
@@ -313,7 +313,7 @@ class DurableSwarm(Runner):
             run = self._handle(prepared.run_id)
         return run
 
-    def _start(self, prepared: Prepared, channel: Channel | None = None) -> Run:
+    def _start(self, prepared: RunStart, channel: Channel | None = None) -> Run:
         return on_background(self._start_on_loop(prepared, channel)).result()
 
     async def start_async(
@@ -331,13 +331,13 @@ class DurableSwarm(Runner):
         priority: int = 0,
     ) -> Run:
         """Start as `start` does, on the running event loop."""
-        asked = Request(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        asked = RunArguments(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
         if validation.check_queue(queue, priority):
             self._open_on_loop()
-            return await in_thread(self._enqueue, Prepared(self, asked, run_id, queued=True), priority)
-        return await self._start_on_loop(Prepared(self, asked, run_id))
+            return await in_thread(self._enqueue, RunStart(self, asked, run_id, queued=True), priority)
+        return await self._start_on_loop(RunStart(self, asked, run_id))
 
-    async def _start_on_loop(self, prepared: Prepared, channel: Channel | None = None) -> Run:
+    async def _start_on_loop(self, prepared: RunStart, channel: Channel | None = None) -> Run:
         # A task of its own, because a tool may start a run: it must stand outside the tool's workflow. Shielded,
         # because a start that was cancelled half-way would leave a run that nobody executes.
         begun = asyncio.get_running_loop().create_task(self._begin(prepared, channel), context=steps.outside())
@@ -345,7 +345,7 @@ class DurableSwarm(Runner):
         begun.add_done_callback(self._begun.discard)
         return await asyncio.shield(begun)
 
-    async def _begin(self, prepared: Prepared, channel: Channel | None) -> Run:
+    async def _begin(self, prepared: RunStart, channel: Channel | None) -> Run:
         self._open_on_loop()
         known = prepared.named or prepared.caller is not None
         run = await in_thread(self._attach, prepared) if known else None
@@ -358,14 +358,14 @@ class DurableSwarm(Runner):
             try:
                 handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.stored)
             except SQLAlchemyError as error:
-                raise diagnosis.unfit(self._open().url, error) from error
+                raise diagnosis.unusable(self._open().url, error) from error
         if not steps.executes(handle):
             return await in_thread(self._started, prepared, live)
         live.entered = True
         live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))
         return self._handle(prepared.run_id, live)
 
-    def _attach(self, prepared: Prepared) -> Run | None:
+    def _attach(self, prepared: RunStart) -> Run | None:
         """Give the run if the caller named one that exists already. Raises `RunConflict`."""
         store = self._store()
         if prepared.caller is not None:
@@ -383,9 +383,9 @@ class DurableSwarm(Runner):
         return self._handle(prepared.run_id)
 
     @contextlib.contextmanager
-    def _starting(self, prepared: Prepared) -> Iterator[LiveRun]:
+    def _starting(self, prepared: RunStart) -> Iterator[Execution]:
         agent = prepared.asked.agent
-        live = LiveRun(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
+        live = Execution(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
         opened = self._open()  # Now: what was closed under a run that waits must not be opened again by its end.
         if opened.is_closed:
             raise refused(Closed("this process was drained, and begins no run any more; close its swarms"))
@@ -397,7 +397,7 @@ class DurableSwarm(Runner):
             opened.stop(live)
             raise
 
-    def _started(self, prepared: Prepared, live: LiveRun) -> Run:
+    def _started(self, prepared: RunStart, live: Execution) -> Run:
         """Give the handle of what was started; if another process was faster, of its run."""
         if live.entered:
             return self._handle(prepared.run_id, live)
@@ -485,7 +485,7 @@ class DurableSwarm(Runner):
         self._open_on_loop()
         return await in_thread(self.recover)
 
-    def _handle(self, run_id: str, live: LiveRun | None = None) -> Run:
+    def _handle(self, run_id: str, live: Execution | None = None) -> Run:
         return Run(run_id, self._store, self._open, live, self.name)
 
 

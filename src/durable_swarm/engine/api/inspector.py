@@ -30,7 +30,7 @@ class NoRuns(ConfigurationError):
     """There is no database of that name yet, or nothing of durable-swarm is in it."""
 
 
-class Visitor:
+class Inspector:
     """What an outsider may know and do: the store, and which runs no living process executes."""
 
     def __init__(self, store: Store, identity: Identity) -> None:
@@ -59,7 +59,7 @@ class Visitor:
 
 
 @contextlib.contextmanager
-def visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = lambda: None) -> Iterator[Visitor]:
+def inspect_database(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = lambda: None) -> Iterator[Inspector]:
     """Look at a database from outside; in a process that works on it, with the connections and the codecs it has.
 
     `codec` gives what opens the records, and is asked at the first one.
@@ -68,14 +68,14 @@ def visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = lambda: None)
     here = _opened(url)
     try:
         if here is not None:
-            yield Visitor(here.store, here.identity)
+            yield Inspector(here.store, here.identity)
         else:
             with _visit(url, codec) as visitor:
                 yield visitor
     except BrokenPipeError:
         raise  # Whoever read what is printed has gone.
     except (DBAPIError, OSError) as error:
-        raise diagnosis.unfit(url, error) from error
+        raise diagnosis.unusable(url, error) from error
 
 
 def _opened(url: sqlalchemy.URL) -> process.Process | None:
@@ -88,7 +88,7 @@ def _opened(url: sqlalchemy.URL) -> process.Process | None:
 
 
 @contextlib.contextmanager
-def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[Visitor]:
+def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[Inspector]:
     patches.silence()
     with contextlib.ExitStack() as stack:
         engine = _connect(url)
@@ -99,7 +99,7 @@ def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[V
         stack.callback(locks.close)
         store = Store(url, engine, lambda _: codec(), owns=False, guesses=True)
         stack.callback(store.close)
-        yield Visitor(store, Identity(locks, None))
+        yield Inspector(store, Identity(locks, None))
 
 
 def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:

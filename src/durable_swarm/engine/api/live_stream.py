@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 
-from durable_swarm.concurrency import Home, in_thread
+from durable_swarm.concurrency import CallerThreadExecutor, in_thread
 from durable_swarm.engine.api.run import Run
-from durable_swarm.engine.history.follower import Follower
+from durable_swarm.engine.history.follower import EventReader
 from durable_swarm.events import Event
 from durable_swarm.streaming import Channel, Item, as_swarms, read, read_async
 
@@ -19,7 +19,7 @@ RECORDING = 0.005
 """Seconds between looks for the end of a run that has ended here, and is being recorded."""
 
 
-def dictionaries(run: Run, channel: Channel, home: Home) -> Iterator[Item]:
+def dictionaries(run: Run, channel: Channel, home: CallerThreadExecutor) -> Iterator[Item]:
     """Hand over what comes of a run from now on. `channel` has joined the run's feed, if the run was started for it."""
     text, executor = _Text(run, channel), run.executor()
     check = partial(run.check_open, executor)
@@ -76,7 +76,7 @@ class _Text:
     def __init__(self, run: Run, channel: Channel) -> None:
         self._run = run
         self._channel = channel
-        self._follower: Follower | None = None
+        self._follower: EventReader | None = None
         self._sender: str | None = None
         self.open = False
         """Whether a reply has begun."""

@@ -24,7 +24,7 @@ from typing import Any
 import sqlalchemy
 
 from durable_swarm import codec
-from durable_swarm.engine.api.inspector import visit
+from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.processes.process import Process
@@ -36,7 +36,7 @@ REMEMBERED = 20
 """How many runs that failed a session remembers: the newest."""
 
 
-class Program:
+class ScriptRun:
     """A program under way, which is known by its script and its arguments.
 
     `continues` is called when a start turns out to continue an earlier one.
@@ -87,7 +87,7 @@ class Program:
         """Note that the program has ended. If it failed, give the id of the newest run that failed, or None."""
         newest = None
         for url, session in self._sessions.items():
-            with visit(url) as visitor, visitor.alone():
+            with inspect_database(url) as visitor, visitor.alone():
                 known = visitor.store.notes(self._key)
                 about = known.pop(session, {})
                 ids = self._failed(visitor.store, session) if failed else []
@@ -113,10 +113,10 @@ def _digest(data: Any) -> str:
     return hashlib.sha256(codec.dumps(data).encode()).hexdigest()[:12]
 
 
-_program: Program | None = None
+_program: ScriptRun | None = None
 
 
-def begin(program: Program | None) -> None:
+def begin(program: ScriptRun | None) -> None:
     """Give the runs of this process that are not named the ids of `program`; None ends that."""
     global _program
     _program = program

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 
 from durable_swarm import errors
 from durable_swarm.agents import find_or_none
-from durable_swarm.concurrency import Home, in_thread, running_loop
-from durable_swarm.engine.api.run_requests import Conversing, Teller
+from durable_swarm.concurrency import CallerThreadExecutor, in_thread, running_loop
+from durable_swarm.engine.api.run_requests import DecisionListener, RunRequests
 from durable_swarm.engine.database.reconnecting import bearing
-from durable_swarm.engine.execution.execution import LiveRun
+from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.history import fork as history_fork
-from durable_swarm.engine.history.follower import LATEST, Follower, Recorded, check_after
-from durable_swarm.engine.history.fork import ForkRequest
+from durable_swarm.engine.history.follower import LATEST, EventReader, RecordedEvents, check_after
+from durable_swarm.engine.history.fork import ForkArguments
 from durable_swarm.engine.history.recorded_errors import cancelled, error_of
 from durable_swarm.engine.history.story import step_infos, story
 from durable_swarm.engine.records import names
@@ -40,10 +40,10 @@ _PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
 """Seconds between looks at the database: for a run that ends here, for one that runs elsewhere; and at a living one."""
 
 
-class Executor(history_fork.Host, Teller, Protocol):
+class Executor(history_fork.Host, DecisionListener, Protocol):
     """What a handle needs of the process, if the process can execute runs."""
 
-    runs: dict[str, LiveRun]
+    runs: dict[str, Execution]
     held: dict[str, errors.DurableSwarmError]
     parked: dict[str, str]
     loops: weakref.WeakSet[asyncio.AbstractEventLoop]
@@ -55,7 +55,7 @@ class Executor(history_fork.Host, Teller, Protocol):
     def lives_elsewhere(self, row: Any) -> bool:
         """Whether another living process executes the run of this row."""
 
-    def at_home(self, run_id: str) -> contextlib.AbstractContextManager[Home]:
+    def executor_in_this_thread(self, run_id: str) -> contextlib.AbstractContextManager[CallerThreadExecutor]:
         """Lend the calling thread to the run's plain functions."""
 
     def take_over(self, *run_ids: str) -> list[str]:
@@ -65,7 +65,7 @@ class Executor(history_fork.Host, Teller, Protocol):
         """Why a run does not go on in this process, or None."""
 
 
-class Run(Conversing):
+class Run(RunRequests):
     """One run: its state, its result, its story. Made by `start`, `get` and `runs`; holds no connection of its own."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Run(Conversing):
         run_id: str,
         store: Callable[[], Store],
         executor: Callable[[], Executor | None],
-        live: LiveRun | None = None,
+        live: Execution | None = None,
         swarm: str | None = None,
     ):
         self.id = run_id
@@ -186,11 +186,11 @@ class Run(Conversing):
         """Give what executes runs in this process, if anything does."""
         return self._executor()
 
-    def follower(self, after: int) -> Follower:
+    def follower(self, after: int) -> EventReader:
         """Give what reads the events behind number `after` from the database."""
-        return Follower(self._store, self.id, after)
+        return EventReader(self._store, self.id, after)
 
-    def _events(self, follower: Follower) -> Iterator[Event]:
+    def _events(self, follower: EventReader) -> Iterator[Event]:
         changed, executor = threading.Event(), self._executor()
         while not follower.over:
             self.check_open(executor)
@@ -217,7 +217,7 @@ class Run(Conversing):
         check_after(after)
         return self._events_async(self.follower(after))
 
-    async def _events_async(self, follower: Follower) -> AsyncIterator[Event]:
+    async def _events_async(self, follower: EventReader) -> AsyncIterator[Event]:
         loop, changed, executor = asyncio.get_running_loop(), asyncio.Event(), await in_thread(self._executor)
 
         def wake(*_: object) -> None:
@@ -249,7 +249,7 @@ class Run(Conversing):
     def check_open(self, executor: Executor | None) -> None:
         """Check that the engine with which a reader began is not closed: it would open another, and execute the run.
 
-        Raises `ConfigurationError`; in a tool, `Held`: its run is left as well.
+        Raises `ConfigurationError`; in a tool, `RunHeld`: its run is left as well.
         """
         if executor is not None and executor.is_closed:
             raise refused(
@@ -263,7 +263,7 @@ class Run(Conversing):
         """Return the engine whose end is the end of a wait: in a tool, that which executes the tool's run."""
         return None if calling() is None else self._executor()
 
-    def _read(self, follower: Follower) -> list[Event]:
+    def _read(self, follower: EventReader) -> list[Event]:
         with self._bearing():
             return follower.read()
         return []
@@ -271,14 +271,14 @@ class Run(Conversing):
     def _bearing(self) -> contextlib.AbstractContextManager[None]:
         return bearing(lambda: self._store().url, self._parked)
 
-    def _living(self) -> LiveRun | None:
+    def _living(self) -> Execution | None:
         live = self.live()
         return None if live is None or live.over.done() else live
 
-    def _home(self, *, lend: bool) -> contextlib.AbstractContextManager[Home]:
+    def _home(self, *, lend: bool) -> contextlib.AbstractContextManager[CallerThreadExecutor]:
         """Give what this thread waits with. With a timeout it lends itself to no tool, which might outlast it."""
         executor = self._executor()
-        return Home() if executor is None or not lend else executor.at_home(self.id)
+        return CallerThreadExecutor() if executor is None or not lend else executor.executor_in_this_thread(self.id)
 
     def _refuse_to_block(self, method: str) -> None:
         executor, loop = self._executor(), running_loop()
@@ -327,7 +327,7 @@ class Run(Conversing):
             return _LOOK
         return _PAUSE if live.over.done() else _LISTEN
 
-    def live(self) -> LiveRun | None:
+    def live(self) -> Execution | None:
         """Return the run as this process executes it, or has executed it last, if it does."""
         if (executor := self._executor()) is not None:
             self._live = executor.runs.get(self.id, self._live)
@@ -348,7 +348,7 @@ class Run(Conversing):
             raise ended
         return ended
 
-    def _ended(self, live: LiveRun | None) -> Response | BaseException | None:
+    def _ended(self, live: Execution | None) -> Response | BaseException | None:
         row = self._row(load_output=True)
         if state_of(row) in ENDED:
             return self._end(row, live)
@@ -396,7 +396,7 @@ class Run(Conversing):
         if reason is not None and not isinstance(reason, errors.UnknownAgent):
             raise refused(reason)
 
-    def _end(self, row: Any, live: LiveRun | None) -> Response | BaseException:
+    def _end(self, row: Any, live: Execution | None) -> Response | BaseException:
         """Return what the run has come to: its response, or the error it ended with."""
         state = state_of(row)
         if state == "cancelled":
@@ -430,7 +430,7 @@ class Run(Conversing):
         if held:
             store.accept(row)
         if stopped:
-            Recorded(store, self.id).keep_end()
+            RecordedEvents(store, self.id).keep_end()
             if store.resume(row, names.UNCLAIMED):
                 self._live = None
         if executor is not None and (stopped or held):
@@ -455,7 +455,7 @@ class Run(Conversing):
         The same `run_id` again, with the same arguments, gives the fork that exists. Raises `ConfigurationError` for a
         turn that is not recorded as finished or not there, `RunConflict`, `NotSerializable`, `RunNotFound`.
         """
-        asked = ForkRequest(turn, agent, messages, run_id)
+        asked = ForkArguments(turn, agent, messages, run_id)
         fork_id = history_fork.fork(self._store(), self._executor(), self._row(), asked, self._swarm)
         return Run(fork_id, self._store, self._executor, swarm=self._swarm)
 

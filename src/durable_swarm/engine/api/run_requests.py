@@ -12,14 +12,16 @@ from durable_swarm.requests import Decision, Request
 from durable_swarm.swarm.answering import answer, approve, fits_code, reject
 
 
-class Teller(Protocol):
+class DecisionListener(Protocol):
     """What hears at once what was decided, in a process that executes runs."""
 
     def decided(self, request: Request) -> None:
         """Have the run go on that waited for this request, if it does so here."""
 
 
-def decide(store: Store, teller: Teller | None, request_id: str, decision: Decision, by: str | None) -> Request:
+def decide(
+    store: Store, teller: DecisionListener | None, request_id: str, decision: Decision, by: str | None
+) -> Request:
     """Take a decision, once, and have the run go on. Raises as `durable_swarm.swarm.answering.Answering` says."""
     check = (lambda request: fits_code(request, decision)) if decision.verdict == "approved" else None
     request = store.inbox.decide(request_id, decision, by, check)
@@ -29,20 +31,20 @@ def decide(store: Store, teller: Teller | None, request_id: str, decision: Decis
 
 
 def say(store: Store, run_id: str, text: str) -> None:
-    """Add a user's message to a run. Raises as `Conversing.say` says, and `RunNotFound`."""
+    """Add a user's message to a run. Raises as `RunRequests.say` says, and `RunNotFound`."""
     row = store.found(run_id, load_output=False)
     # Who cannot open the run would leave a message that the run cannot open: it would never go on.
     store.start_record(row)
     store.mailbox.say(run_id, text, notes_on(row).get("swarm", ""))
 
 
-class Conversing:
+class RunRequests:
     """The part of `Run` that people use. What answers raises `AlreadyAnswered`, `RequestExpired` or `InvalidAnswer`."""
 
     id: str
     _store: Callable[[], Store]
 
-    def _teller(self) -> Teller | None:
+    def _teller(self) -> DecisionListener | None:
         """Give what executes runs in this process."""
 
     def requests(self, *, all: bool = False) -> list[Request]:

@@ -15,10 +15,10 @@ from durable_swarm.engine.backend import steps
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import base, names, runs
-from durable_swarm.engine.records.encoding import Seal, Sealed, input_of
+from durable_swarm.engine.records.encoding import RecordCodec, Unreadable, input_of
 from durable_swarm.engine.storage.runs import QUEUED, Store, state_of
 from durable_swarm.runs import ENDED
-from durable_swarm.swarm.arguments import Request
+from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.tools.context import calling
 
 log = logging.getLogger("durable_swarm")
@@ -27,7 +27,7 @@ MOST_COMPARED = 100
 """Interrupted runs that a run without a `run_id` is compared with."""
 
 
-class Home(Settings, Protocol):
+class OpenedSwarm(Settings, Protocol):
     """The swarm that a request is made to."""
 
     def _open(self) -> Process:
@@ -41,13 +41,13 @@ class Cancellable(Protocol):
         """Cancel the run, unless it has ended."""
 
 
-class Prepared:
+class RunStart:
     """A request with its id and its record, made before anything runs.
 
     Raises `NotSerializable` and `ConfigurationError`.
     """
 
-    def __init__(self, swarm: Home, asked: Request, run_id: str | None, *, queued: bool = False) -> None:
+    def __init__(self, swarm: OpenedSwarm, asked: RunArguments, run_id: str | None, *, queued: bool = False) -> None:
         here = calling()
         inner = here.next_id() if here is not None and run_id is None and steps.in_workflow() else None
         self.caller = None if here is None else here.call.idempotency_key
@@ -68,7 +68,7 @@ class Prepared:
         if default is not None:
             self.named, self.run_id = True, default
         self._swarm = swarm.name
-        self._seal, self._place = Seal(swarm.codec), input_of(self.run_id)
+        self._seal, self._place = RecordCodec(swarm.codec), input_of(self.run_id)
         self.stored = self._seal.close(self.record, self._place)
         """The record as it goes to the database."""
 
@@ -86,7 +86,7 @@ class Prepared:
         earlier.clear()
         for run_id in compared:
             row = store.row(run_id, load_output=False)
-            with contextlib.suppress(errors.RunConflict, errors.ConfigurationError, Sealed, errors.ReplayMismatch):
+            with contextlib.suppress(errors.RunConflict, errors.ConfigurationError, Unreadable, errors.ReplayMismatch):
                 if row is None or state_of(row) in ENDED:
                     continue
                 self.check_same(store.start_record(row))

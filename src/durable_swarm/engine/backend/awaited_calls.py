@@ -21,8 +21,8 @@ Looks, not seconds: a process that was stopped in that moment has not waited.
 class Expected:
     """A tool call that a run of this process waits for."""
 
-    goes_on: Callable[[], bool]
-    """Asked now and then while nothing comes: raises `internals.Lost` where the run is another execution's."""
+    check_ownership: Callable[[], bool]
+    """Asked now and then while nothing comes: raises `OwnershipLost` where the run is another execution's."""
     strayed: Callable[[], object]
     """Called where nobody executes the call here: fetches it, if it is still the run's."""
     ends: Future[None] = field(default_factory=Future)

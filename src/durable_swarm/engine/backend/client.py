@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
 from durable_swarm.engine.backend import patches
-from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.reconnecting import persistently
 
 
@@ -32,6 +32,6 @@ class _Client:
             except dbos_errors.DBOSNonExistentWorkflowError as error:
                 raise errors.RunNotFound("the run is not in this database any more: it was deleted") from error
             except SQLAlchemyError as error:
-                raise unfit(self._url, error) from error
+                raise unusable(self._url, error) from error
 
         return call

@@ -66,8 +66,8 @@ from durable_swarm.engine.backend import awaited_calls
 from durable_swarm.engine.backend.launch import JSON, instance
 from durable_swarm.engine.backend.pools import run_threads, to_thread
 from durable_swarm.engine.backend.queues import _shared, executing
-from durable_swarm.engine.database.diagnosis import may_pass, told
-from durable_swarm.engine.signals import Broken, Held, closed
+from durable_swarm.engine.database.diagnosis import error_text, is_transient
+from durable_swarm.engine.signals import Broken, RunHeld, engine_closed
 from durable_swarm.errors import ConfigurationError
 
 
@@ -80,11 +80,11 @@ class _Database:
     def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
         """Look for the record of a step. Where there is none, the step is made only if the run is this execution's."""
         life = _lives.get((workflow_id, owner_of(workflow_id)))
-        if life is not None and life.is_first and _patiently(life.goes_on):
+        if life is not None and life.is_first and _patiently(life.check_ownership):
             return None
         found = self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
         if found is None and life is not None and not life.is_first:
-            _patiently(life.goes_on)
+            _patiently(life.check_ownership)
         return found
 
     def record_get_result(self, *_: Any, **__: Any) -> None:
@@ -94,9 +94,9 @@ class _Database:
         """Record how a workflow ended, unless DBOS takes a failure to record its success for its own failure."""
         reason = sys.exception()
         if status == WorkflowStatusString.ERROR.value and not isinstance(reason, Broken):
-            text = told(reason) if reason else status
+            text = error_text(reason) if reason else status
             unrecorded = ConfigurationError(f"{workflow_id!r} could not be recorded: {text}")
-            raise Held(unrecorded, passes=may_pass(reason))
+            raise RunHeld(unrecorded, passes=is_transient(reason))
         return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
 
     def await_workflow_result(
@@ -105,7 +105,7 @@ class _Database:
         """Return the result of a workflow that has ended; who has lost it, or was not the first to start it, goes."""
         result = self._database.check_workflow_result(workflow_id, fail_if_missing=fail_if_missing)
         if isinstance(result, _outcome.NoResult):
-            raise Lost(workflow_id)
+            raise OwnershipLost(workflow_id)
         return result
 
     async def await_workflow_result_async(
@@ -124,7 +124,7 @@ class _Database:
                 await asyncio.sleep(pause)
                 pause *= 2
                 continue
-            await to_thread(_patiently, expected.goes_on)
+            await to_thread(_patiently, expected.check_ownership)
             idle = 0 if workflow_id in executing() else idle + 1
             if idle >= awaited_calls.LOOKS:
                 await to_thread(_patiently, expected.strayed)
@@ -149,7 +149,7 @@ class _View:
     def _sys_db(self) -> Any:
         database = instance() and instance()._sys_db_field
         if database is None:
-            raise closed()
+            raise engine_closed()
         if self._seen is None or self._seen._database is not database:
             self._seen = _Database(database)
         return self._seen
@@ -229,24 +229,24 @@ def place_of(reserved: Any, name: str) -> Place:
 
 
 @dataclass(frozen=True)
-class Life:
+class OwnershipCheck:
     """An execution of a run, or of a tool call, under way in this process.
 
-    `goes_on` is asked before each step that has no record: it gives whether the run is under way and this execution's,
-    and raises `lost` where it is another's. Where it gives False, DBOS's own check tells why.
+    `check_ownership` is asked before each step that has no record: it gives whether the run is under way and this
+    execution's, and raises `lost` where it is another's. Where it gives False, DBOS's own check tells why.
     """
 
-    goes_on: Callable[[], bool] = lambda: False
+    check_ownership: Callable[[], bool] = lambda: False
     is_first: bool = False
     """Whether no earlier execution can have left a record."""
 
 
-_lives: dict[tuple[str, str | None], Life] = {}
+_lives: dict[tuple[str, str | None], OwnershipCheck] = {}
 _new: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_new", default=None)
 
 
 @contextlib.contextmanager
-def living(workflow_id: str, life: Life) -> Iterator[None]:
+def checked_by(workflow_id: str, life: OwnershipCheck) -> Iterator[None]:
     """Have the steps of the workflow under way, of that id, be made only as its life says."""
     key = workflow_id, owner_of(workflow_id)
     _lives[key] = life
@@ -279,7 +279,7 @@ def _execute_and_tell(dbos: Any, status: Any, owner: str) -> Any:
 vars(_queue)["execute_dequeued_workflow"] = _execute_and_tell
 
 
-Lost = dbos_errors.DBOSWorkflowConflictIDError
+OwnershipLost = dbos_errors.DBOSWorkflowConflictIDError
 """Ends an execution that is no longer the run's own; DBOS then waits for the one that is. Made of the run's id."""
 Cancelled = dbos_errors.DBOSWorkflowCancelledError
 """Ends an execution that was cancelled. Made of a text."""

@@ -23,7 +23,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 
 from durable_swarm.engine.database import byte_locks
-from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.file_guard import Guard, close_guarded, open_guarded
 from durable_swarm.engine.database.urls import is_sqlite, schema_of, shown
 from durable_swarm.errors import ConfigurationError
@@ -41,7 +41,7 @@ def connect(url: sqlalchemy.URL, *, create: bool, on_write: Callable[[], None] |
     try:
         return _sqlite(url, create, on_write) if is_sqlite(url) else _postgres(url, create)
     except (DBAPIError, OSError, sqlite3.Error) as error:
-        raise unfit(url, error) from error
+        raise unusable(url, error) from error
 
 
 def let_go(engine: sqlalchemy.Engine) -> None:
@@ -99,7 +99,7 @@ class _Connection(sqlite3.Connection):
     def commit(self) -> None:
         writes = self.total_changes > self._written
         if writes and self.is_gone():
-            raise gone()
+            raise file_is_gone()
         super().commit()
         self.end()
         self._written = self.total_changes
@@ -170,7 +170,7 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
 
     def open_file() -> sqlite3.Connection:
         if is_gone():
-            raise gone()
+            raise file_is_gone()
 
         def plain() -> _Connection:
             return _Connection(
@@ -242,7 +242,7 @@ def file_number(path: str) -> int | None:
         return None
 
 
-def gone() -> sqlite3.OperationalError:
+def file_is_gone() -> sqlite3.OperationalError:
     """Give the error for a SQLite file that is not there any more."""
     error = sqlite3.OperationalError("the file was deleted or replaced while in use")
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
@@ -350,7 +350,7 @@ def drop(url: sqlalchemy.URL) -> None:
     try:
         _on_server(url, "DROP DATABASE IF EXISTS {} WITH (FORCE)")
     except DBAPIError as error:
-        raise unfit(url, error) from error
+        raise unusable(url, error) from error
 
 
 def copy(template: sqlalchemy.URL, to: sqlalchemy.URL) -> None:
@@ -361,7 +361,7 @@ def copy(template: sqlalchemy.URL, to: sqlalchemy.URL) -> None:
     try:
         _on_server(to, "CREATE DATABASE {} TEMPLATE {}", template)
     except DBAPIError as error:
-        raise unfit(to, error) from error
+        raise unusable(to, error) from error
 
 
 def _on_server(url: sqlalchemy.URL, statement: str, *others: sqlalchemy.URL) -> None:

@@ -13,30 +13,30 @@ from durable_swarm.errors import ConfigurationError
 
 
 @contextlib.contextmanager
-def usable(url: sqlalchemy.URL) -> Iterator[None]:
+def reporting_errors(url: sqlalchemy.URL) -> Iterator[None]:
     """Round work on a database. Raises `ConfigurationError` where it cannot be used."""
     try:
         yield
     except SQLAlchemyError as error:
-        raise unfit(url, error) from error
+        raise unusable(url, error) from error
 
 
-def unfit(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
+def unusable(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
     """Give the one clear error for a database that cannot be used."""
     text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     where = shown(url)
     return ConfigurationError(f"the database {where} cannot be used: {text}. {_remedy(url, text)}")
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Give the text of an error of the database without the statement and its values, which are users' data."""
     line = str(getattr(error, "orig", None) or error).strip().partition("\n")[0][:500]
     return ". ".join(part for part in (line, size_hint(line)) if part)
 
 
-def may_pass(error: BaseException | None) -> bool:
+def is_transient(error: BaseException | None) -> bool:
     """Whether what the database refused may go through when it is tried again: not a value that is too large."""
-    return isinstance(error, SQLAlchemyError) and not size_hint(told(error))
+    return isinstance(error, SQLAlchemyError) and not size_hint(error_text(error))
 
 
 def size_hint(text: str) -> str:

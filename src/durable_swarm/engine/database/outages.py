@@ -17,8 +17,8 @@ import sqlalchemy
 from sqlalchemy import event
 
 from durable_swarm.concurrency import exiting
-from durable_swarm.engine.database.connection import file_number, gone
-from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.connection import file_is_gone, file_number
+from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.urls import is_sqlite
 
 log = logging.getLogger("durable_swarm")
@@ -77,7 +77,7 @@ class Outage:
             return
         engine, number = self._file
         if file_number(str(self._url.database)) != number:
-            self.begin(gone())
+            self.begin(file_is_gone())
             engine.dispose()
 
     def _failed(self, context: Any) -> None:
@@ -100,7 +100,7 @@ class Outage:
 
         A connection that broke is not told: the next one mostly works, and if not, that lasts.
         """
-        reason = str(unfit(self._url, error))
+        reason = str(unusable(self._url, error))
         with self._lock:
             self.reason, known, self._told = reason, self._told, self._told or lasts
         if lasts and not known:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -78,5 +78,5 @@ def bearing(url: Callable[[], sqlalchemy.URL], parked: Callable[[], bool]) -> It
         if parked() or is_lost(error):
             return
         if isinstance(error, SQLAlchemyError):
-            raise unfit(url(), error) from error
+            raise unusable(url(), error) from error
         raise

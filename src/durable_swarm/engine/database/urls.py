@@ -60,7 +60,7 @@ def shown(url: sqlalchemy.URL) -> str:
     return str(url.database) if is_sqlite(url) else url.set(drivername="postgresql").render_as_string()
 
 
-def same(open_url: sqlalchemy.URL, wanted: sqlalchemy.URL) -> None:
+def check_same_database(open_url: sqlalchemy.URL, wanted: sqlalchemy.URL) -> None:
     """Check that the database wanted is the one that is open. Raises `ConfigurationError`."""
     if open_url.set(drivername=open_url.get_backend_name()) != wanted.set(drivername=wanted.get_backend_name()):
         raise ConfigurationError(

@@ -10,17 +10,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from durable_swarm.concurrency import Waits
+from durable_swarm.concurrency import Runtime
 from durable_swarm.engine.backend import steps
-from durable_swarm.engine.execution.execution import LiveRun
+from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.signals import closed
+from durable_swarm.engine.signals import engine_closed
 from durable_swarm.loop import Call
-from durable_swarm.tools.batch import Lane
+from durable_swarm.tools.batch import ConcurrencyLimit
 from durable_swarm.tools.repeats import Place
 
 
-class Again(NamedTuple):
+class OpenCall(NamedTuple):
     """A tool call that an earlier life may have begun."""
 
     run_id: str
@@ -31,11 +31,11 @@ class Again(NamedTuple):
     """Whether the life before ended in no crash."""
 
 
-class Trials(Protocol):
+class CallGuard(Protocol):
     """What counts how often a call was executed that a crash left open, and says when a call may begin."""
 
     def execution(
-        self, key: str, waits: Waits, again: Again | None = None
+        self, key: str, waits: Runtime, again: OpenCall | None = None
     ) -> contextlib.AbstractAsyncContextManager[None]:
         """Round the execution of a tool or model call."""
 
@@ -43,7 +43,7 @@ class Trials(Protocol):
         """Round all that leads to the record of a call that is executed once more."""
 
 
-class Wait:
+class ChildWait:
     """A run's wait for an undecorated call. After a crash both are taken over, and the call is made by another task.
 
     What breaks such a call off (its tool raised, or is gone) is no result that the database could pass on.
@@ -67,7 +67,7 @@ class Wait:
         finally:
             self._task = None
 
-    def break_off(self, error: BaseException) -> None:
+    def abort(self, error: BaseException) -> None:
         """Raise the error where the call is waited for, unless it is made there too and raises it by itself."""
         task = self._task
         if task is None or task is not _running_task():
@@ -91,21 +91,21 @@ def _running_task() -> asyncio.Task[Any] | None:
 class ToolCall:
     """One undecorated tool call under way, as its child workflow needs it."""
 
-    run: LiveRun
+    run: Execution
     agent: Any
     turn: int
     call: Call
     context: dict[str, Any]
     attempt: int
-    lane: Lane | None
+    lane: ConcurrencyLimit | None
     """Where the batch runs together: what gives its plain functions their turn."""
-    trials: Trials
+    trials: CallGuard
     same: Place | None = None
     """Where the model has made the same call before, for the person who approves."""
-    wait: Wait = field(default_factory=Wait)
+    wait: ChildWait = field(default_factory=ChildWait)
 
 
-class Desk:
+class PendingCalls:
     """Where a run lays down what its child workflows need, and where they pick it up, whoever comes first.
 
     After a crash both are taken over at once, and a child may start before its run has come to the call again.
@@ -133,7 +133,7 @@ class Desk:
             place = self._places.pop(key, None)
             self._owners.pop(key, None)
             if place is not None and not place.done():
-                place.set_exception(steps.Lost(key))
+                place.set_exception(steps.OwnershipLost(key))
 
     def put(self, key: str, call: ToolCall) -> None:
         """Lay the call down, in place of what an interrupted life of it left."""
@@ -157,4 +157,4 @@ class Desk:
         with self._lock:
             for place in self._places.values():
                 if not place.done():
-                    place.set_exception(closed())
+                    place.set_exception(engine_closed())

@@ -25,11 +25,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple, TypeGuard
 
 from durable_swarm import errors
-from durable_swarm.concurrency import Waits, in_thread
-from durable_swarm.engine.execution.child_calls import Again
+from durable_swarm.concurrency import Runtime, in_thread
+from durable_swarm.engine.execution.child_calls import OpenCall
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.records import names
-from durable_swarm.engine.signals import Failed, Released
+from durable_swarm.engine.signals import RunSuspended, StepFailed
 from durable_swarm.engine.storage.runs import TRIED, Store, notes_on
 
 log = logging.getLogger("durable_swarm")
@@ -45,7 +45,7 @@ PAUSE = 0.1
 """Seconds between looks for the turn of a suspect."""
 
 
-class Tried(NamedTuple):
+class AttemptCount(NamedTuple):
     """What stands in a run's row of an open call."""
 
     inner: int
@@ -61,14 +61,14 @@ class Tried(NamedTuple):
         return EXECUTIONS_OF_LONG if self.long else EXECUTIONS
 
 
-class Trials:
+class CrashLoopGuard:
     """Counts the executions of calls that a crash left open; the last of each takes place alone."""
 
     def __init__(self, store: Store, still_open: Callable[[], None]) -> None:
         self._store = store
         self._still_open = still_open
         self._lock = threading.Lock()
-        self._open: dict[str, tuple[str, Tried]] = {}
+        self._open: dict[str, tuple[str, AttemptCount]] = {}
         """The counted calls that were begun here and have not ended, with their runs."""
         self._under_way: dict[str, float] = {}
         """When each tool or model call that is being executed here began."""
@@ -80,10 +80,10 @@ class Trials:
         """Runs that a call under way has started or waits for, with that call."""
 
     @contextlib.asynccontextmanager
-    async def execution(self, key: str, waits: Waits, again: Again | None = None) -> AsyncIterator[None]:
+    async def execution(self, key: str, waits: Runtime, again: OpenCall | None = None) -> AsyncIterator[None]:
         """Round the execution of a tool or model call; `again` tells of one that an earlier life may have begun.
 
-        Raises `Failed` if the call was executed often enough.
+        Raises `StepFailed` if the call was executed often enough.
         """
         with engines_code(f"call {key!r}"):
             tried = None if again is None else await self._next(key, again)
@@ -96,7 +96,7 @@ class Trials:
                 self._open[key] = again.run_id, tried
                 proof = asyncio.create_task(self._prove(again.run_id, key, tried))
             yield
-        except Released:
+        except RunSuspended:
             if again is not None and tried is not None:
                 self._open.pop(key, None)
                 await in_thread(self._write, again.run_id, key, tried._replace(times=tried.times - 1))
@@ -121,13 +121,13 @@ class Trials:
         try:
             yield
             self._open.pop(key, None)
-        except (Failed, Released):
+        except (StepFailed, RunSuspended):
             self._open.pop(key, None)
             raise
         finally:
             self._leave_turn(key)
 
-    async def _next(self, key: str, again: Again) -> Tried | None:
+    async def _next(self, key: str, again: OpenCall) -> AttemptCount | None:
         """Give what is to stand in the row once the call is begun; None if that is not to be counted."""
         if key in self._open:  # Begun here before: what was in between was no crash.
             return None
@@ -145,7 +145,7 @@ class Trials:
         """Whether a call is executed alone here, or is about to be: what is begun meanwhile waits for it."""
         return bool(self._turns or self._waiting)
 
-    async def _begin(self, key: str, waits: Waits, *, alone: bool) -> None:
+    async def _begin(self, key: str, waits: Runtime, *, alone: bool) -> None:
         """Wait until the call may begin, and count it among those under way."""
         if alone:
             log.warning("call %r was under way at several deaths of its process; it is made alone, others wait", key)
@@ -191,7 +191,7 @@ class Trials:
             if self._lent:
                 self._lent = {run: host for run, host in self._lent.items() if host != key}
 
-    def _read(self, run_id: str, key: str, flow: bool) -> tuple[Tried, bool]:
+    def _read(self, run_id: str, key: str, flow: bool) -> tuple[AttemptCount, bool]:
         """Give how often the call was executed since its last record, and whether it sleeps."""
         steps = self._store.steps(key) if flow else []
         row = self._store.row(run_id, load_output=False)
@@ -200,13 +200,13 @@ class Trials:
         sleeps = last is not None and last.function_name == "DBOS.sleep" and _later(last.output)
         sleeps = sleeps or self._store.inbox.asks(key)
         if _is_tried(noted) and noted[0] == len(steps):
-            return Tried(*noted), sleeps
-        return Tried(len(steps), 1), sleeps  # The life before came to this point: it began what is open now.
+            return AttemptCount(*noted), sleeps
+        return AttemptCount(len(steps), 1), sleeps  # The life before came to this point: it began what is open now.
 
-    def _write(self, run_id: str, key: str, tried: Tried) -> None:
+    def _write(self, run_id: str, key: str, tried: AttemptCount) -> None:
         self._store.annotate(run_id, **{_name(key): list(tried)})
 
-    async def _prove(self, run_id: str, key: str, tried: Tried) -> None:
+    async def _prove(self, run_id: str, key: str, tried: AttemptCount) -> None:
         """Some time later: the call does not end its process soon, if at all."""
         await asyncio.sleep(PROVEN)
         self._leave_turn(key)
@@ -240,11 +240,11 @@ def _later(moment: Any) -> bool:
     return isinstance(moment, int | float) and moment > time.time()
 
 
-def _given_up(run_id: str, tool: str, count: int) -> Failed:
+def _given_up(run_id: str, tool: str, count: int) -> StepFailed:
     step = names.tool_step(tool)
     error = errors.RunFailed(
         f"run {run_id!r} was given up: tool {tool!r} was being executed when its process died, {count} times in a row; "
         "mend the tool and call Run.resume()",
         run_id=run_id,
     )
-    return Failed(error, step)
+    return StepFailed(error, step)

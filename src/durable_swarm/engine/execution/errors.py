@@ -15,8 +15,8 @@ from durable_swarm.engine.backend.public import (
     DBOSUnexpectedStepError,
     DBOSWorkflowCancelledError,
 )
-from durable_swarm.engine.database.diagnosis import may_pass, told
-from durable_swarm.engine.signals import Failed, Held
+from durable_swarm.engine.database.diagnosis import error_text, is_transient
+from durable_swarm.engine.signals import RunHeld, StepFailed
 from durable_swarm.errors import safe_text
 
 ends.signal(DBOSBaseException)
@@ -24,14 +24,14 @@ ends.signal(DBOSBaseException)
 
 @contextlib.contextmanager
 def users_code(step: str) -> Iterator[None]:
-    """Run user code in this block: any failure of it becomes `Failed`; signals pass (see `durable_swarm.ends`)."""
+    """Run user code in this block: any failure of it becomes `StepFailed`; signals pass (see `durable_swarm.ends`)."""
     try:
         with patches.trusting():
             yield
     except BaseException as error:
         failure = ends.failure_of(error)
         if failure is not None:
-            raise Failed(failure, step) from None
+            raise StepFailed(failure, step) from None
         ends.let_pass(error)
 
 
@@ -44,13 +44,13 @@ def engines_code(what: str) -> Iterator[None]:
         # A call is cancelled with its run only, and for the run DBOS has another signal.
         raise DBOSWorkflowCancelledError(str(error)) from error
     except ends.Unable as error:
-        raise Held(errors.ConfigurationError(str(error))) from error
+        raise RunHeld(errors.ConfigurationError(str(error))) from error
     except DBOSUnexpectedStepError as error:
         text = f"{what} does not fit the records; bring the old order and names of the steps back, or cancel the run"
-        raise Held(errors.ReplayMismatch(f"{text}: {safe_text(error)[:500]}")) from error
+        raise RunHeld(errors.ReplayMismatch(f"{text}: {safe_text(error)[:500]}")) from error
     except Exception as error:
         if isinstance(error, errors.DurableSwarmError):
-            raise Held(error, passes=may_pass(error.__cause__)) from error
-        reason = told(error) if isinstance(error, SQLAlchemyError) else safe_text(error)[:500]
+            raise RunHeld(error, passes=is_transient(error.__cause__)) from error
+        reason = error_text(error) if isinstance(error, SQLAlchemyError) else safe_text(error)[:500]
         unrecorded = errors.ConfigurationError(f"{what} could not be recorded or read: {reason}")
-        raise Held(unrecorded, passes=may_pass(error)) from error
+        raise RunHeld(unrecorded, passes=is_transient(error)) from error

@@ -12,12 +12,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from durable_swarm.concurrency import Home
+from durable_swarm.concurrency import CallerThreadExecutor
 from durable_swarm.engine.backend import steps
-from durable_swarm.engine.execution.publisher import Feed
+from durable_swarm.engine.execution.publisher import EventPublisher
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.records.agent_versions import Answered
-from durable_swarm.engine.records.encoding import Seal
+from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.loop import Start
 from durable_swarm.models.wire import Conversation
 from durable_swarm.tools.calls import Cast
@@ -26,14 +26,14 @@ from durable_swarm.types import Response
 log = logging.getLogger("durable_swarm")
 
 
-class Keeper(Protocol):
+class OwnershipKeeper(Protocol):
     """What knows whose a run is."""
 
-    def goes_on(self, run: LiveRun) -> bool:
-        """Whether the run is under way and this execution's. Raises `internals.Lost` where it is another's."""
+    def check_ownership(self, run: Execution) -> bool:
+        """Whether the run is under way and this execution's. Raises `OwnershipLost` where it is another's."""
 
-    def make_sure(self, run: LiveRun) -> None:
-        """Check that. Raises `internals.Cancelled`, too, and `Held` where the database cannot tell."""
+    def verify_ownership(self, run: Execution) -> None:
+        """Check that. Raises `Cancelled`, too, and `RunHeld` where the database cannot tell."""
 
 
 SURE = 0.1
@@ -41,7 +41,7 @@ SURE = 0.1
 
 
 @dataclass
-class LiveRun:
+class Execution:
     """One run under way in this process."""
 
     run_id: str
@@ -50,10 +50,10 @@ class LiveRun:
     debug: bool = False
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
-    feed: Feed = field(default_factory=Feed)
+    feed: EventPublisher = field(default_factory=EventPublisher)
     streams: bool = False
     """Whether replies are streamed."""
-    homes: list[Home] = field(default_factory=list)
+    homes: list[CallerThreadExecutor] = field(default_factory=list)
     """Threads that wait for this run and lend themselves to its plain functions."""
     entered: bool = False
     """Whether the workflow's body was entered in this process: if not, somebody else executes the run."""
@@ -74,7 +74,7 @@ class LiveRun:
     error: BaseException | None = None
     owner: str | None = None
     """DBOS's token of this execution."""
-    keeper: Keeper | None = None
+    keeper: OwnershipKeeper | None = None
     """Who knows whose the run is."""
     sure_at: float = 0.0
     """When that was asked last, in seconds since 1970: a machine that is suspended stops the other clocks."""
@@ -94,7 +94,7 @@ class LiveRun:
     """Whether the run keeps its place however long it waits."""
     released: bool = False
     """Whether the run leaves memory: whatever waits in it is unwound."""
-    rests: list[tuple[str | None, int | None]] = field(default_factory=list)
+    suspended_on: list[tuple[str | None, int | None]] = field(default_factory=list)
     """What the released run waits for: requests, and times in milliseconds since 1970."""
 
     @contextlib.contextmanager
@@ -115,30 +115,30 @@ class LiveRun:
         """Note that another execution has the run."""
         self.lost, self.response, self.error = True, None, None
 
-    def goes_on(self) -> bool:
-        """Whether the run is under way and this execution's. Raises `internals.Lost` where it is another's."""
-        return self.keeper is not None and self.keeper.goes_on(self)
+    def check_ownership(self) -> bool:
+        """Whether the run is under way and this execution's. Raises `OwnershipLost` where it is another's."""
+        return self.keeper is not None and self.keeper.check_ownership(self)
 
-    def make_sure(self) -> None:
-        """Check that. Raises `internals.Cancelled`, too, and `Held` where the database cannot tell."""
+    def verify_ownership(self) -> None:
+        """Check that. Raises `Cancelled`, too, and `RunHeld` where the database cannot tell."""
         if self.keeper is not None:
-            self.keeper.make_sure(self)
+            self.keeper.verify_ownership(self)
 
     @property
-    def is_sure(self) -> bool:
+    def ownership_is_fresh(self) -> bool:
         """Whether it was asked just now whose the run is."""
         return abs(time.time() - self.sure_at) < SURE
 
     @property
-    def seal(self) -> Seal:
+    def seal(self) -> RecordCodec:
         """What closes and opens the run's records."""
-        return Seal(self.swarm.codec)
+        return RecordCodec(self.swarm.codec)
 
 
-_beginning: ContextVar[LiveRun | None] = ContextVar("durable_swarm_beginning", default=None)
+_beginning: ContextVar[Execution | None] = ContextVar("durable_swarm_beginning", default=None)
 
 
-def beginning_here() -> LiveRun | None:
+def beginning_here() -> Execution | None:
     """Give the run that is being begun in this context, or None."""
     return _beginning.get()
 
@@ -150,7 +150,7 @@ def is_under_way() -> bool:
 
 
 @contextlib.contextmanager
-def beginning(run: LiveRun) -> Iterator[None]:
+def beginning(run: Execution) -> Iterator[None]:
     """Have a workflow that is started in this context execute the run with these objects.
 
     Of several callers that start one run at once, one's workflow executes it, with that caller's objects.
@@ -162,7 +162,7 @@ def beginning(run: LiveRun) -> Iterator[None]:
         _beginning.reset(token)
 
 
-async def watch(handle: Any, live: LiveRun) -> None:
+async def watch(handle: Any, live: Execution) -> None:
     """Note when the run's end is recorded, whatever it is; `handle` is DBOS's of the run."""
     try:
         await handle.get_result()

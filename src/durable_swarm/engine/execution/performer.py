@@ -13,23 +13,31 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from durable_swarm import agents, codec, errors
-from durable_swarm.concurrency import Blocking, Home, OnLoop, Waits, beside, finish, in_thread
+from durable_swarm.concurrency import (
+    BlockingRuntime,
+    CallerThreadExecutor,
+    LoopRuntime,
+    Runtime,
+    beside,
+    finish,
+    in_thread,
+)
 from durable_swarm.engine.backend import steps
-from durable_swarm.engine.execution.child_calls import ToolCall, Trials
+from durable_swarm.engine.execution.child_calls import CallGuard, ToolCall
 from durable_swarm.engine.execution.errors import engines_code, users_code
-from durable_swarm.engine.execution.execution import LiveRun
+from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.publisher import now
-from durable_swarm.engine.execution.tool_call import AtCall, Making
+from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
 from durable_swarm.engine.records import names, runs
 from durable_swarm.engine.records.agent_versions import Answered, changed, mark
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import Seal, output_of
-from durable_swarm.engine.signals import Failed, Held, Released
-from durable_swarm.engine.storage.messages import Mailbox
+from durable_swarm.engine.records.encoding import RecordCodec, output_of
+from durable_swarm.engine.signals import RunHeld, RunSuspended, StepFailed
+from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
 from durable_swarm.models.call import ModelCall, complete
-from durable_swarm.tools.batch import Lane, call_in_order, call_together, runs_together
+from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import plan_calls, written_call
 from durable_swarm.tools.repeats import same_before
 from durable_swarm.types import Message
@@ -40,7 +48,7 @@ SLICE = 0.5
 REFUSED = (401, 403)
 """Statuses with which a provider refuses a key. Where no key has worked yet, that says nothing about the run."""
 
-Body = Callable[[Waits], Awaitable[Record]]
+Body = Callable[[Runtime], Awaitable[Record]]
 
 
 class Colour(Protocol):
@@ -51,7 +59,7 @@ class Colour(Protocol):
     """
 
     @property
-    def waits(self) -> Waits:
+    def waits(self) -> Runtime:
         """How the run waits and calls what may block."""
 
     async def step(self, name: str, body: Body) -> Record:
@@ -66,8 +74,8 @@ class InThread:
     """Everything in the calling thread."""
 
     run_child: Callable[[str], Record]
-    seal: Seal
-    waits: Waits = field(default_factory=Blocking)
+    seal: RecordCodec
+    waits: Runtime = field(default_factory=BlockingRuntime)
 
     async def step(self, name: str, body: Body) -> Record:
         reserved = steps.reserve()
@@ -86,8 +94,8 @@ class OnEventLoop:
     """Everything awaited; plain functions go to the pool of `waits`."""
 
     start_child: Callable[[str], Awaitable[Record]]
-    seal: Seal
-    waits: Waits
+    seal: RecordCodec
+    waits: Runtime
 
     async def step(self, name: str, body: Body) -> Record:
         reserved = steps.reserve()
@@ -103,7 +111,7 @@ class OnEventLoop:
         return self.seal.open(await self.start_child(key), output_of(key), f"the record of tool call {key!r}")
 
 
-async def _coroutine(body: Body, waits: Waits) -> Record:
+async def _coroutine(body: Body, waits: Runtime) -> Record:
     return await body(waits)
 
 
@@ -111,19 +119,19 @@ async def _coroutine(body: Body, waits: Waits) -> Record:
 class Durable:
     """Performs the effects of one run."""
 
-    run: LiveRun
+    run: Execution
     colour: Colour
-    on_loop: Callable[[LiveRun], Colour]
+    on_loop: Callable[[Execution], Colour]
     """Gives the colour for a batch that runs together beside a blocked thread."""
     place_call: Callable[[str, ToolCall], None]
     """Lays an undecorated tool call where its child workflow finds it."""
-    still_wanted: Callable[[LiveRun], None]
+    still_wanted: Callable[[Execution], None]
     """Stops an execution that is over: the process's engine was closed, or a later execution has the run."""
-    trials: Trials
+    trials: CallGuard
     """Counts the calls that are executed once more after a crash."""
-    mailbox: Mailbox
+    mailbox: Messages
     rates: Rates
-    people: Callable[[ToolCall, str], AtCall]
+    people: Callable[[ToolCall, str], CallRequests]
     """Gives who answers what a tool call asks."""
     accepted: Callable[[str], str | None]
     """Gives the change of an agent that a person has accepted for the run of an id."""
@@ -136,7 +144,7 @@ class Durable:
         self.still_wanted(self.run)
         try:
             return await self._perform(effect)
-        except (Failed, Released):
+        except (StepFailed, RunSuspended):
             # Before the run's end, or its rest, is recorded: readers may rely on it that nothing more comes.
             await in_thread(self.run.feed.settle)
             raise
@@ -153,7 +161,7 @@ class Durable:
     async def _ask(self, effect: Ask) -> Reply:
         self.replayed = True
 
-        async def body(waits: Waits) -> Record:
+        async def body(waits: Runtime) -> Record:
             self.replayed = False
             async with self.trials.execution(f"{self.run.run_id}/{effect.turn}", waits):
                 return await self._model_call(effect, waits)
@@ -167,20 +175,20 @@ class Durable:
             self.run.feed.replied(record)
             return reply
 
-    async def _model_call(self, effect: Ask, waits: Waits) -> Record:
+    async def _model_call(self, effect: Ask, waits: Runtime) -> Record:
         agent = self._agent(effect.agent)
         await self._check_change(agent)
         if self.run.streams:
             self.run.feed.asking(effect.agent, effect.turn)
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             # Not the run's failure: another process, or this one when it is started next, may have a client.
-            client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, OnLoop) else None)
+            client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
         with users_code(names.model_step(effect.agent)):
             try:
                 record = await self._reply(client, agent, effect, waits)
             except errors.ModelError as error:
                 if error.status in REFUSED and not self.answered_here:
-                    raise Held(error) from error
+                    raise RunHeld(error) from error
                 raise
         self.answered_here = True
         return record
@@ -195,9 +203,9 @@ class Durable:
         with engines_code(f"what was accepted for run {run.run_id!r}"):
             accepted = await in_thread(self.accepted, run.run_id)
         if accepted != mark(change):
-            raise Held(change)
+            raise RunHeld(change)
 
-    async def _reply(self, client: Any, agent: Any, effect: Ask, waits: Waits) -> Record:
+    async def _reply(self, client: Any, agent: Any, effect: Ask, waits: Runtime) -> Record:
         """Ask the model and return the record of its reply."""
         run, heard = self.run, await self._heard()
         completion = await complete(
@@ -229,7 +237,7 @@ class Durable:
         with engines_code(f"what was said to run {run.run_id!r}"):
             return await in_thread(self.mailbox.heard, run.run_id, run.heard, run.seal)
 
-    async def _admit(self, model: str, waits: Waits) -> None:
+    async def _admit(self, model: str, waits: Runtime) -> None:
         """Wait for the moment at which the model may be asked, if it is rated, and see whether it still is to be."""
         rate = self.run.swarm.model_rates.get(model)
         if rate is not None:
@@ -237,10 +245,10 @@ class Durable:
             with engines_code(f"the rate of model {model!r}"):
                 wait = await in_thread(self.rates.reserve, model, seconds / calls)
             await self._wait_for_moment(model, wait, waits)
-        if not self.run.is_sure:
-            await in_thread(self.run.make_sure)
+        if not self.run.ownership_is_fresh:
+            await in_thread(self.run.verify_ownership)
 
-    async def _wait_for_moment(self, model: str, seconds: float, waits: Waits) -> None:
+    async def _wait_for_moment(self, model: str, seconds: float, waits: Runtime) -> None:
         """Wait before a model is asked."""
         end = time.monotonic() + seconds
         self.run.rated = f"model {model!r} may be asked in {seconds:.3g} s (model_rates)"
@@ -257,7 +265,7 @@ class Durable:
             try:
                 self.run.cast[name] = agents.find(name)
             except (errors.UnknownAgent, errors.AmbiguousAgent) as reason:
-                raise Held(reason) from None
+                raise RunHeld(reason) from None
         return self.run.cast[name]
 
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
@@ -273,7 +281,7 @@ class Durable:
 
     def _beside(self, agent: Any, effect: CallAll) -> list[Outcome]:
         """Run the batch on the background loop, while this thread makes the calls of plain functions."""
-        home = Home()
+        home = CallerThreadExecutor()
         self.run.homes.append(home)
         try:
             return beside(
@@ -283,7 +291,7 @@ class Durable:
             self.run.homes.remove(home)
 
     def _maker(self, agent: Any, effect: CallAll, colour: Colour) -> Callable[[Call], Awaitable[Outcome]]:
-        lane = Lane(self.run.swarm.tool_concurrency)
+        lane = ConcurrencyLimit(self.run.swarm.tool_concurrency)
         return lambda call: self._make(agent, effect, call, effect.context, colour, lane)
 
     async def _in_order(self, agent: Any, effect: CallAll) -> list[Outcome]:
@@ -304,19 +312,27 @@ class Durable:
             if call.approval:
                 key = names.call_key(self.run.run_id, effect.turn, call.index)
                 made = self._call(agent, effect, call, effect.context, None)
-                await Making(made, key, None, self.colour.waits, self.people(made, key)).announce()
+                await ToolCallExecution(made, key, None, self.colour.waits, self.people(made, key)).announce()
 
-    def _call(self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], lane: Lane | None) -> ToolCall:
+    def _call(
+        self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], lane: ConcurrencyLimit | None
+    ) -> ToolCall:
         attempt = 2 if self.run.recovered and self.replayed else 1
         new = effect.history[len(self.run.start.messages) :] if call.approval else []
         same = same_before(new, call.index) if call.approval else None
         return ToolCall(self.run, agent, effect.turn, call, context, attempt, lane, self.trials, same)
 
-    async def _alone(self, made: ToolCall, key: str, waits: Waits) -> Record:
-        return await Making(made, key, None, waits, self.people(made, key)).record()
+    async def _alone(self, made: ToolCall, key: str, waits: Runtime) -> Record:
+        return await ToolCallExecution(made, key, None, waits, self.people(made, key)).record()
 
     async def _make(
-        self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], colour: Colour, lane: Lane | None
+        self,
+        agent: Any,
+        effect: CallAll,
+        call: Call,
+        context: dict[str, Any],
+        colour: Colour,
+        lane: ConcurrencyLimit | None,
     ) -> Outcome:
         """Make one tool call as planned."""
         if call.plan == "tell":

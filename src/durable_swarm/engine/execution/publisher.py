@@ -15,9 +15,9 @@ from typing import Any
 from durable_swarm import codec
 from durable_swarm.codec import storable
 from durable_swarm.engine.execution.event_writer import SIZE, Writer
-from durable_swarm.engine.history.projection import Narrator, Row, noted_in
+from durable_swarm.engine.history.projection import EventProjection, Row, noted_in
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import Seal
+from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.records.names import VERSION
 from durable_swarm.engine.storage.events import NewRow, place_of
 from durable_swarm.events import Event, EventType
@@ -147,7 +147,7 @@ def _size(event: Event) -> int:
     return 100 + sum(len(value) if isinstance(value, str) else len(repr(value)) for value in event.data.values())
 
 
-class Feed:
+class EventPublisher:
     """The events of one run under way. Any thread may call it; what it calls back must not wait."""
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class Feed:
         self._so_far = Channel(waiting=0)
         """The dictionaries of the reply that is coming in, for whoever joins in the middle of it."""
         self._kept = 0
-        self._narrator = Narrator(self._keep)
+        self._narrator = EventProjection(self._keep)
         self._text: _Text | None = None
         self._progress: dict[str, list[list[Any]]] = {}
         """Progress that is not known to be stored, by its call."""
@@ -171,7 +171,7 @@ class Feed:
         self._writer: Writer | None = None
         self._run_id = ""
         self._owner: str | None = None
-        self._seal = Seal(None)
+        self._seal = RecordCodec(None)
         self._writing: tuple[_Text | None, int] = (None, 0)
         """What is being written: pieces of this text, and so many rows of progress."""
         self._again = False
@@ -180,7 +180,9 @@ class Feed:
 
     # What happens in the run
 
-    def open(self, start: Record, writer: Writer, run_id: str, owner: str | None, seal: Seal, *, again: bool) -> None:
+    def open(
+        self, start: Record, writer: Writer, run_id: str, owner: str | None, seal: RecordCodec, *, again: bool
+    ) -> None:
         """Begin to tell the run of that id.
 
         `owner` is DBOS's token of this execution, `again` says that it is not the first.

@@ -27,7 +27,7 @@ class Settings(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
+class QueueLimits:
     """How many queued runs are executed. Raises `ConfigurationError`."""
 
     concurrency: int = 10

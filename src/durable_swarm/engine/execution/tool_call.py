@@ -15,21 +15,21 @@ from typing import Any, Protocol
 
 from durable_swarm import codec, ends, errors
 from durable_swarm.awaitables import is_async, is_awaitable
-from durable_swarm.concurrency import Blocking, Waits, finish, in_thread
+from durable_swarm.concurrency import BlockingRuntime, Runtime, finish, in_thread
 from durable_swarm.credentials import without_secrets
-from durable_swarm.engine.execution.child_calls import Again, ToolCall
+from durable_swarm.engine.execution.child_calls import OpenCall, ToolCall
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.execution.transactions import Transactions
-from durable_swarm.engine.execution.waiting import Room
+from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.records import names, runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import output_of
-from durable_swarm.engine.signals import Failed, Held
+from durable_swarm.engine.signals import RunHeld, StepFailed
 from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.requests import Inbox, TokenTaken
 from durable_swarm.errors import safe_text
 from durable_swarm.loop import Call, Outcome, absorb
-from durable_swarm.requests import TOKEN, Asked, Decision, Request
+from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec
 from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.tools.approval import approval_of, approved, later_of, outcome_of, posted
 from durable_swarm.tools.attempts import retrying
@@ -42,25 +42,25 @@ from durable_swarm.types import ToolSettings, settings_of
 class CallRecorder(Recorder, Protocol):
     """What records the steps of an undecorated call."""
 
-    async def mark(self, waits: Waits) -> bool:
+    async def mark(self, waits: Runtime) -> bool:
         """Record that the tool is about to be entered; gives whether that is new."""
 
 
 @dataclass
-class AtCall:
+class CallRequests:
     """Where one tool call waits for people and programs."""
 
     made: ToolCall
     key: str
     inbox: Inbox
-    room: Room
+    room: WaitingCalls
     transactions: Transactions
     number_of: Callable[[Place], int | None]
     """Gives the number that a call of the run has as a step."""
     holds_thread: bool = False
     """Whether who waits blocks a thread: the tool itself, if it is a plain function."""
 
-    async def wait(self, asked: Asked, unfit: Any = None, kept: Record | None = None) -> Decision:
+    async def wait(self, asked: RequestSpec, unfit: Any = None, kept: Record | None = None) -> Decision:
         """Ask, unless it was asked before, and wait for the decision; one that is unfit opens the request again."""
         with engines_code(f"request {asked.id!r}"), self.made.run.asking():
             while True:
@@ -70,16 +70,16 @@ class AtCall:
                     return decision
                 await in_thread(self.inbox.reopen, asked, self.made.run.swarm.name, problem, self.made.run.owner)
 
-    async def open(self, asked: Asked, kept: Record | None = None) -> Request:
+    async def open(self, asked: RequestSpec, kept: Record | None = None) -> Request:
         """Open a request, unless it was asked before."""
         try:
             request = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept, self.made.run.owner)
         except TokenTaken as error:
-            raise Failed(error, names.tool_step(asked.tool)) from None
+            raise StepFailed(error, names.tool_step(asked.tool)) from None
         self._tell("request.opened", request, question=request.question)
         return request
 
-    async def _decision(self, asked: Asked, request: Request) -> Decision:
+    async def _decision(self, asked: RequestSpec, request: Request) -> Decision:
         if request.decision is None:
             self._tell("run.waiting", request)
         # The wall clock is read once: set back meanwhile, it would give the request its time again and again.
@@ -97,8 +97,8 @@ class AtCall:
     async def pause(self, seconds: float | None, request: str | None = None) -> None:
         """Wait here for a request, or for so many seconds."""
         await self.room.wait(self.made.run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread)
-        if not self.made.run.is_sure:
-            await in_thread(self.made.run.make_sure)
+        if not self.made.run.ownership_is_fresh:
+            await in_thread(self.made.run.verify_ownership)
 
     def _tell(self, kind: Any, request: Request, **more: Any) -> None:
         call = self.made.call
@@ -106,7 +106,7 @@ class AtCall:
         self.made.run.feed.note(self.key, kind, {**about, "kind": request.kind, **more})
 
 
-def _left(asked: Asked, request: Request) -> float | None:
+def _left(asked: RequestSpec, request: Request) -> float | None:
     """Give the seconds until the request expires: never more than it was given at first, if a clock was set back."""
     if request.expires_at is None:
         return None
@@ -114,7 +114,7 @@ def _left(asked: Asked, request: Request) -> float | None:
     return left if asked.timeout is None else min(left, asked.timeout)
 
 
-class _NoWaits(Blocking):
+class _NoWaits(BlockingRuntime):
     """Calls a transactional tool, whose transaction belongs to this thread."""
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -130,21 +130,21 @@ class _NoWaits(Blocking):
 
 
 @dataclass
-class Making:
+class ToolCallExecution:
     """One tool call being made, by the code as it is now."""
 
     made: ToolCall
     key: str
     recorder: CallRecorder | None
     """What records the call's own steps; None for a `@step` tool, which is one record."""
-    waits: Waits
-    people: AtCall
+    waits: Runtime
+    people: CallRequests
 
     def __post_init__(self) -> None:
         run, call = self.made.run, self.made.call
         self.function: Any = find_tool(self.made.agent, call.tool)
         if self.function is None:
-            raise Held(_gone(self.made))
+            raise RunHeld(_gone(self.made))
         self.current = CurrentCall(run.run_id, self.made.agent.name, call.tool, call.id, self.made.attempt, self.key)
         self.change, self.context = runs.Change.watch(self.made.context)
         self.tell = run.swarm.tool_errors == "tell"
@@ -171,7 +171,7 @@ class Making:
         record = runs.outcome_record(self.change.read(outcome, self.context))
         return record if outcome.later is None else await self._later(outcome.later, record)
 
-    async def _approval(self, call: Call) -> Asked:
+    async def _approval(self, call: Call) -> RequestSpec:
         """Return what is asked before the call, with the step that it repeats."""
         same_as, same = None, self.made.same
         if same is not None:
@@ -187,7 +187,7 @@ class Making:
 
     async def _body(self, call: Call) -> Outcome:
         run, made = self.made.run, self.made
-        again = None if made.attempt == 1 else Again(run.run_id, call.tool, call.plan == "flow", run.stood)
+        again = None if made.attempt == 1 else OpenCall(run.run_id, call.tool, call.plan == "flow", run.stood)
         async with made.trials.execution(self.key, self.waits, again):
             run.begun.add(self.key)
             try:

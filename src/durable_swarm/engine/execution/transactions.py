@@ -23,10 +23,10 @@ from durable_swarm.codec import dumps
 from durable_swarm.engine.backend import patches, steps
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import urls
-from durable_swarm.engine.database.diagnosis import may_pass, unfit
+from durable_swarm.engine.database.diagnosis import is_transient, unusable
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.signals import Held
+from durable_swarm.engine.signals import RunHeld
 from durable_swarm.errors import ConfigurationError
 
 Body = Callable[[sqlalchemy.Connection], Record]
@@ -120,7 +120,7 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
         ) from error
 
 
-class Place:
+class ToolDatabase:
     """One database on which transactional tools work, with connections of its own.
 
     Not those of the runs: a tool that waits for a lock must not hold what the run's records are written with.
@@ -154,7 +154,7 @@ class Place:
                 record = _made(body, connection)
             self._record(connection, call, record)
             if not (still_owns() if self._calls is None else self._owns(connection, call, owner)):
-                raise steps.Lost(call)
+                raise steps.OwnershipLost(call)
             return record
 
     def _record(self, connection: sqlalchemy.Connection, call: str, record: Record) -> None:
@@ -192,7 +192,7 @@ class Transactions:
         self._owner_of = owner_of
         """Gives the token of the execution that has a call now."""
         self._lock = threading.Lock()
-        self._places: dict[sqlalchemy.URL, Place] = {}
+        self._places: dict[sqlalchemy.URL, ToolDatabase] = {}
 
     def run(self, call: str, body: Body, other: str | None) -> Record:
         """Run the body once, ever, in one transaction with its record. To be called in the call's workflow.
@@ -207,9 +207,9 @@ class Transactions:
         except Undone as undone:
             raise undone.error from None
         except SQLAlchemyError as error:
-            raise Held(unfit(url, error), passes=may_pass(error)) from error
+            raise RunHeld(unusable(url, error), passes=is_transient(error)) from error
 
-    def _tried(self, place: Place, call: str, body: Body) -> Record:
+    def _tried(self, place: ToolDatabase, call: str, body: Body) -> Record:
         owner, pause = steps.owner_of(call), PAUSE
         for tries_left in reversed(range(TRIES)):
             try:
@@ -221,10 +221,10 @@ class Transactions:
             pause = min(pause * 2, 1.0)
         raise AssertionError("unreachable")
 
-    def _place(self, url: sqlalchemy.URL) -> Place:
+    def _place(self, url: sqlalchemy.URL) -> ToolDatabase:
         with self._lock:
             if url not in self._places:
-                self._places[url] = Place(url, self._url)
+                self._places[url] = ToolDatabase(url, self._url)
             return self._places[url]
 
     def close(self) -> None:

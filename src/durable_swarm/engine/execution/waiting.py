@@ -17,8 +17,8 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from durable_swarm.engine.backend import steps
-from durable_swarm.engine.execution.execution import LiveRun
-from durable_swarm.engine.signals import Released, closed
+from durable_swarm.engine.execution.execution import Execution
+from durable_swarm.engine.signals import RunSuspended, engine_closed
 from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.requests import LONGEST, Inbox
 
@@ -27,10 +27,10 @@ COROUTINES, THREADS = 100, 16
 
 
 @dataclass(eq=False)
-class Waiting:
+class WaitingCall:
     """One tool call that waits: for a request (None: for a time only), until a time in milliseconds since 1970."""
 
-    run: LiveRun
+    run: Execution
     key: str
     request: str | None
     until: int | None
@@ -49,48 +49,48 @@ class Waiting:
             self.told.set_result(None) if error is None else self.told.set_exception(error)
 
 
-class Room:
+class WaitingCalls:
     """The tool calls that wait here, those that have waited longest first."""
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
         self._lock = threading.RLock()
-        self._waiting: list[Waiting] = []
+        self._waiting: list[WaitingCall] = []
         self._closed = False
         self.patience: float | None = None
         """Seconds after which a run that waits leaves in any case: in a worker it would take the place of another."""
 
     async def wait(
-        self, run: LiveRun, key: str, *, request: str | None, seconds: float | None, holds_thread: bool
+        self, run: Execution, key: str, *, request: str | None, seconds: float | None, holds_thread: bool
     ) -> None:
         """Wait until the request is decided, or so many seconds have passed.
 
-        Raises `Released` when the run leaves memory, and DBOS's own signal when it was cancelled.
+        Raises `RunSuspended` when the run leaves memory, and DBOS's own signal when it was cancelled.
         """
         until = None if seconds is None or seconds > LONGEST else now() + round(seconds * 1000)
-        waiting = Waiting(run, key, request, until, holds_thread)
+        waiting = WaitingCall(run, key, request, until, holds_thread)
         timer = None if until is None else asyncio.get_running_loop().call_later(seconds or 0, waiting.end)
         try:
             self._enter(waiting)
             await asyncio.wrap_future(waiting.told)
-        except Released:
-            run.rests.append((request, until))
+        except RunSuspended:
+            run.suspended_on.append((request, until))
             raise
         finally:
             if timer is not None:
                 timer.cancel()
             self._leave(waiting)
 
-    def _enter(self, waiting: Waiting) -> None:
+    def _enter(self, waiting: WaitingCall) -> None:
         with self._lock:
             if self._closed:
-                raise closed()
+                raise engine_closed()
             if waiting.run.released:
-                raise Released
+                raise RunSuspended
             self._waiting.append(waiting)
             self._make_room()
 
-    def _leave(self, waiting: Waiting) -> None:
+    def _leave(self, waiting: WaitingCall) -> None:
         with self._lock, contextlib.suppress(ValueError):
             self._waiting.remove(waiting)
 
@@ -100,11 +100,11 @@ class Room:
             for one in crowd[: max(0, len(crowd) - most)]:
                 self._release(one.run)
 
-    def _release(self, run: LiveRun) -> None:
+    def _release(self, run: Execution) -> None:
         """Have a run leave memory, if all its calls that have begun wait: what works is not disturbed."""
         if run.begun <= {one.key for one in self._waiting if one.run is run}:
             run.released = True
-            self._end(lambda one: one.run is run, Released)
+            self._end(lambda one: one.run is run, RunSuspended)
 
     def tell(self, *request_ids: str) -> None:
         """Have the calls that wait for these requests look at them."""
@@ -122,15 +122,15 @@ class Room:
             cancelled = self._inbox.cancelled({one.key for one in waiting})
             self._end(lambda one: one.key in cancelled, lambda: steps.Cancelled("the tool call was cancelled"))
 
-    def close(self) -> list[LiveRun]:
+    def close(self) -> list[Execution]:
         """Have nobody wait here any more, and give the runs that did; they stay unfinished."""
         with self._lock:
             self._closed = True
             runs = [one.run for one in self._waiting]
-        self._end(lambda _: True, closed)
+        self._end(lambda _: True, engine_closed)
         return runs
 
-    def _end(self, which: Callable[[Waiting], bool], error: Callable[[], BaseException] | None = None) -> None:
+    def _end(self, which: Callable[[WaitingCall], bool], error: Callable[[], BaseException] | None = None) -> None:
         with self._lock:
             for waiting in filter(which, self._waiting):
                 waiting.end(None if error is None else error())

@@ -23,7 +23,7 @@ from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.turns import Rows, calls_of, numbered
 from durable_swarm.engine.storage.runs import Store, state_of
 from durable_swarm.loop import NOT_MADE
-from durable_swarm.runs import ENDED, State, Story
+from durable_swarm.runs import ENDED, RunHistory, State
 from durable_swarm.validation import LONGEST_ID, check_name, check_text
 
 FORMAT = "durable-swarm run"
@@ -154,7 +154,7 @@ class Exported:
             if step.name.startswith("tool:") and steps.get(step.number) != step.name:
                 raise ValueError(f"no recorded reply makes the tool call of step {step.number} ({step.name[:40]!r})")
 
-    def story(self) -> Story:
+    def story(self) -> RunHistory:
         """Tell the run's story as far as it is recorded."""
         return story(self, self.row)
 
@@ -259,7 +259,7 @@ def read_document(text: str | bytes) -> Any:
 
 
 def export(store: Store, row: Any, redact: Redact | None = None) -> dict[str, Any]:
-    """Give a run as a document. Raises `Sealed` where its records cannot be opened here."""
+    """Give a run as a document. Raises `Unreadable` where its records cannot be opened here."""
     start, about = store.start_record(row), row.attributes if isinstance(row.attributes, dict) else {}
     state = state_of(row)
     # The steps first: a run may be under way, and of the calls those count that a reply read here makes.

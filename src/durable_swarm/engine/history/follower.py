@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors
-from durable_swarm.engine.history.projection import Narrator
+from durable_swarm.engine.history.projection import EventProjection
 from durable_swarm.engine.records import base, names, runs
-from durable_swarm.engine.records.encoding import CLOSED, Sealed
+from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.turns import TurnRecords, turns_in
 from durable_swarm.engine.storage.events import NewRow, place_of
 from durable_swarm.engine.storage.runs import Store, state_of
@@ -21,14 +21,14 @@ SOONEST, LATEST = 0.02, 0.25
 """Seconds between looks at the database: after something new, and when nothing has come for long."""
 
 
-class Recorded:
+class RecordedEvents:
     """The events of a run as the database has them; each `read` looks at what is new there."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self._store = store
         self._run_id = run_id
         self._found: list[Event] = []
-        self._narrator = Narrator(self._found.append)
+        self._narrator = EventProjection(self._found.append)
         self._loop: Any = None
         self._effect: Effect | None = None
         self._agent = ""
@@ -45,7 +45,7 @@ class Recorded:
         """When the run ended, each time of which a row was read."""
 
     def read(self) -> list[Event]:
-        """Give the events that have come since the last time. Raises `RunNotFound`, `ReplayMismatch`, `Sealed`."""
+        """Give the events that have come since the last time. Raises `RunNotFound`, `ReplayMismatch`, `Unreadable`."""
         # The state before the records, the records before the rows: what a state or record relies on is there then.
         row = self._store.found(self._run_id)
         state = state_of(row)
@@ -132,8 +132,8 @@ class Recorded:
     def _failure(self, row: Any) -> dict[str, Any]:
         try:
             record = self._store.failure_record(row)
-        except Sealed:
-            return {"error_type": row.error.data["type"], "error_message": CLOSED}
+        except Unreadable:
+            return {"error_type": row.error.data["type"], "error_message": ENCRYPTED}
         if record is None:
             return {"error_type": type(row.error).__name__, "error_message": str(row.error)}
         return {"error_type": record["type"], "error_message": codec.decode(record.get("message", ""))}
@@ -145,7 +145,7 @@ class Recorded:
         """
         try:
             events = self.read()
-        except (Sealed, errors.ReplayMismatch):
+        except (Unreadable, errors.ReplayMismatch):
             return
         row = self._store.found(self._run_id)
         if not self.ended or state_of(row) not in ENDED or row.completed_at != self._ended_at:
@@ -170,14 +170,14 @@ class Published(Protocol):
         """Return the events behind a number, or None if they are not in memory any more."""
 
 
-class Follower:
+class EventReader:
     """One reader of a run: gives what comes behind event number `after`, each event once."""
 
     def __init__(self, store: Callable[[], Store], run_id: str, after: int) -> None:
         self._store = store
         self._run_id = run_id
         self._after = after
-        self._recorded: Recorded | None = None
+        self._recorded: RecordedEvents | None = None
         self.pause = SOONEST
         """Seconds until the database is to be looked at again."""
 
@@ -188,7 +188,7 @@ class Follower:
     def read(self) -> list[Event]:
         """Give what is new in the database."""
         if self._recorded is None:
-            self._recorded = Recorded(self._store(), self._run_id)
+            self._recorded = RecordedEvents(self._store(), self._run_id)
         events = [event for event in self._recorded.read() if event.seq > self._after]
         self.pause = SOONEST if events else min(self.pause * 1.5, LATEST)
         self._given(events)

@@ -41,7 +41,7 @@ class Host(Protocol):
 
 
 @dataclass(frozen=True)
-class ForkRequest:
+class ForkArguments:
     """The arguments of one `fork`, checked. Raises `ConfigurationError`, naming the argument and the remedy."""
 
     turn: int
@@ -81,7 +81,7 @@ class Planned:
         return {**notes, "forked_from": forked["run"], "turn": forked["turn"]}
 
 
-def fork(store: Store, host: Host | None, row: Any, asked: ForkRequest, swarm: str | None) -> str:
+def fork(store: Store, host: Host | None, row: Any, asked: ForkArguments, swarm: str | None) -> str:
     """Record a fork of the run in `row`, to be executed where its agent is defined, and give its id.
 
     Raises `ConfigurationError` for a turn that cannot be forked at, `RunConflict` for an id that is taken.
@@ -131,7 +131,7 @@ def _asked(record: base.Record) -> str:
     return codec.dumps({key: value for key, value in record.items() if key not in ("v", "at", "swarm", "debug")})
 
 
-def plan(store: Rows, row: Any, asked: ForkRequest, swarm: str) -> Planned:
+def plan(store: Rows, row: Any, asked: ForkArguments, swarm: str) -> Planned:
     """Give the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
     start, turn = store.start_record(row), asked.turn
     told = recorded_turns(store, row, start)

@@ -11,11 +11,11 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place
 from durable_swarm.engine.backend import launch
-from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.history.export import Exported, export, is_record
 from durable_swarm.engine.records import base, names, runs
-from durable_swarm.engine.records.encoding import Seal, failure_of, input_of, output_of
+from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, output_of
 from durable_swarm.engine.signals import Broken
 from durable_swarm.engine.storage.runs import Store
 
@@ -38,11 +38,11 @@ def import_run(store: Store, data: Any) -> str:
             if not _is_there(store, run):
                 raise _taken(run.data.id) from None
         except SQLAlchemyError as error:
-            raise unfit(store.url, error) from error
+            raise unusable(store.url, error) from error
     return run.data.id
 
 
-def _seal(store: Store, run: Exported) -> Seal:
+def _seal(store: Store, run: Exported) -> RecordCodec:
     """Give what closes the imported run. Raises `ConfigurationError` where it would be open beside sealed ones."""
     seal = store.seal(run.row)
     if seal.codec is None and store.holds_sealed(run.data.swarm):
@@ -78,7 +78,7 @@ def _taken(run_id: str) -> errors.RunConflict:
 class _Rows:
     """The rows of an exported run, in the columns of DBOS, sealed for the database they go to."""
 
-    def __init__(self, run: Exported, seal: Seal, now: int) -> None:
+    def __init__(self, run: Exported, seal: RecordCodec, now: int) -> None:
         self._run = run
         self._seal = seal
         self._now = now

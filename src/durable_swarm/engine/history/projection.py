@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from durable_swarm import codec, errors
-from durable_swarm.engine.history.sequence import Journal
+from durable_swarm.engine.history.sequence import EventSequence
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.events import Event, EventType
@@ -35,11 +35,11 @@ Row = tuple[int, Record]
 """A row of events with its number, the row's first event's."""
 
 
-class Narrator:
+class EventProjection:
     """Tells one run. Times are milliseconds since 1970."""
 
     def __init__(self, deliver: Callable[[Event], None]) -> None:
-        self.journal = Journal(deliver)
+        self.journal = EventSequence(deliver)
         self.asking: int | None = None
         """The turn whose model call is under way."""
         self.shown = 0

@@ -9,7 +9,7 @@ from typing import Any
 from durable_swarm.events import Event, EventType
 
 
-class Journal:
+class EventSequence:
     """Numbers the events of a run and hands them on in order.
 
     Most follow from what came before (a turn starts where the last one ended): `follow` gives them the next number in

@@ -8,15 +8,15 @@ from typing import Any
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.records import base, names, runs
-from durable_swarm.engine.records.encoding import CLOSED, Sealed
+from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.turns import Rows, calls_of, kept_steps, numbered, recorded_turns, told_step
 from durable_swarm.engine.storage.runs import Store, state_of
 from durable_swarm.loop import NOT_MADE, Call, Outcome, Reply
-from durable_swarm.runs import ENDED, StepInfo, Story, follow
+from durable_swarm.runs import ENDED, RunHistory, StepInfo, follow
 from durable_swarm.tools.repeats import FAILED, Place, key_of
 
 
-def story(store: Rows, row: Any) -> Story:
+def story(store: Rows, row: Any) -> RunHistory:
     """Tell the run's story as far as it is recorded."""
     record = store.start_record(row)
     start, told = runs.read_start(record), recorded_turns(store, row, record)
@@ -82,8 +82,8 @@ def _mark_repeated(fields: list[dict[str, Any]]) -> None:
 def _failure(store: Rows, row: Any) -> base.Record | None:
     try:
         return store.failure_record(row)
-    except Sealed:
-        return {**row.error.data, "message": CLOSED}
+    except Unreadable:
+        return {**row.error.data, "message": ENCRYPTED}
 
 
 def _with_failure(fields: list[dict[str, Any]], failure: base.Record | None) -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
             yield _done(step, opened[step.function_id])
         elif step.function_name == names.TOOL:
             key = step.child_workflow_id
-            fields = _tool(store, row, step, children.get(key), CLOSED if call is None else call.tool)
+            fields = _tool(store, row, step, children.get(key), ENCRYPTED if call is None else call.tool)
             yield _noted(fields, call, texts)
             inside = (inner for inner in store.steps(key) if inner.function_name != names.BEGUN)
             yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in inside)
@@ -157,7 +157,7 @@ def _opened(read: Callable[[Any, Any], base.Record], stored: Any, row: Any) -> b
     """Give a record as far as it can be read: what is not a record has no fields, and of a closed one it is known."""
     try:
         return read(stored, row)
-    except Sealed:
+    except Unreadable:
         return {"closed": True}
     except errors.ReplayMismatch:
         return {}
@@ -172,7 +172,7 @@ def _time(milliseconds: int | None) -> datetime | None:
 
 
 def _value(record: base.Record, field: str, default: Any = None) -> Any:
-    return CLOSED if record.get("closed") else codec.decode(record.get(field, default))
+    return ENCRYPTED if record.get("closed") else codec.decode(record.get(field, default))
 
 
 def _done(step: Any, record: base.Record) -> dict[str, Any]:
@@ -220,4 +220,4 @@ def _error(step: Any, record: base.Record) -> str:
     raised = record.get("raised")
     if raised:
         return f"{raised['type']}: {codec.decode(raised.get('message', ''))}"
-    return CLOSED if record.get("closed") else str(step.error)
+    return ENCRYPTED if record.get("closed") else str(step.error)

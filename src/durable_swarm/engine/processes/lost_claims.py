@@ -16,13 +16,13 @@ from durable_swarm.engine.backend.awaited_calls import LOOKS
 from durable_swarm.engine.storage.ownership import UNFINISHED
 
 if TYPE_CHECKING:
-    from durable_swarm.engine.execution.execution import LiveRun
+    from durable_swarm.engine.execution.execution import Execution
     from durable_swarm.engine.processes.process import Process
 
 log = logging.getLogger("durable_swarm")
 
 
-class Strays:
+class LostClaims:
     """Looks for runs that were claimed here and are not executed, and takes them over from itself."""
 
     def __init__(self, process: Process) -> None:
@@ -52,7 +52,7 @@ class Strays:
                 if status in UNFINISHED and owner != run.owner:
                     self.lose(run)
 
-    def lose(self, run: LiveRun) -> None:
+    def lose(self, run: Execution) -> None:
         """Tell that another execution has a run, and have who waits for it here follow it there."""
         here = self._process
         if not run.lost and run.entered and not here.is_closed:
@@ -65,7 +65,7 @@ class Strays:
         here.leave(run, lost=True)
         run.end()
 
-    def fetch_call(self, run: LiveRun, key: str) -> None:
+    def fetch_call(self, run: Execution, key: str) -> None:
         """Have a tool call that a run of this process waits for, and nobody executes, be made here."""
         here = self._process
         here.keeper.expect()

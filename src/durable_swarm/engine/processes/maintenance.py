@@ -27,7 +27,7 @@ CLOSING = 5.0
 """Seconds that closing waits at most for what is being looked at."""
 
 
-class Keeper:
+class MaintenanceLoop:
     """Calls `look` often and `keep` now and then, until it is closed; also says how often DBOS looks at our queue."""
 
     def __init__(self, queue: Any, look: Callable[[], None], keep: Callable[[], None]) -> None:

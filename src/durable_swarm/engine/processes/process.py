@@ -20,33 +20,33 @@ from typing import Any
 import sqlalchemy
 
 from durable_swarm import agents, errors
-from durable_swarm.concurrency import Home, background, background_loop, running_loop
+from durable_swarm.concurrency import CallerThreadExecutor, background, background_loop, running_loop
 from durable_swarm.engine.backend import launch, patches, pools, queues, steps
 from durable_swarm.engine.backend.public import DBOS, DBOSConfig
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import diagnosis, urls
 from durable_swarm.engine.database.locks import FileLocks, PostgresLocks
 from durable_swarm.engine.database.outages import Outage, noted
-from durable_swarm.engine.execution.child_calls import Desk, ToolCall
-from durable_swarm.engine.execution.crash_guard import Trials
+from durable_swarm.engine.execution.child_calls import PendingCalls, ToolCall
+from durable_swarm.engine.execution.crash_guard import CrashLoopGuard
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.event_writer import Writer
-from durable_swarm.engine.execution.execution import LiveRun, beginning_here, is_under_way
+from durable_swarm.engine.execution.execution import Execution, beginning_here, is_under_way
 from durable_swarm.engine.execution.swarms import Settings, Swarms
-from durable_swarm.engine.execution.tool_call import AtCall
+from durable_swarm.engine.execution.tool_call import CallRequests
 from durable_swarm.engine.execution.transactions import Transactions
-from durable_swarm.engine.execution.waiting import Room
+from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.history.story import step_number
 from durable_swarm.engine.processes.identity import Identity
-from durable_swarm.engine.processes.lost_claims import Strays
-from durable_swarm.engine.processes.maintenance import CLOSING, FAST, Keeper, Sweeper
-from durable_swarm.engine.processes.recovery import Orphans
-from durable_swarm.engine.processes.worker import IN_THREADS, Working
+from durable_swarm.engine.processes.lost_claims import LostClaims
+from durable_swarm.engine.processes.maintenance import CLOSING, FAST, MaintenanceLoop, Sweeper
+from durable_swarm.engine.processes.recovery import Recovery
+from durable_swarm.engine.processes.worker import IN_THREADS, QueueWorker
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records import runs as records_runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import input_of
-from durable_swarm.engine.signals import Held, closed
+from durable_swarm.engine.signals import RunHeld, engine_closed
 from durable_swarm.engine.storage.heartbeats import Leases
 from durable_swarm.engine.storage.ownership import UNFINISHED
 from durable_swarm.engine.storage.rates import Rates
@@ -69,22 +69,22 @@ class Process:
         self.url = url
         self.pid = os.getpid()
         self.hosted = launch.launched()
-        self.desk = Desk()
-        self.runs: dict[str, LiveRun] = {}
+        self.desk = PendingCalls()
+        self.runs: dict[str, Execution] = {}
         self.swarms = Swarms()
         self.held: dict[str, errors.DurableSwarmError] = {}
-        self.homes: dict[str, list[Home]] = {}
+        self.homes: dict[str, list[CallerThreadExecutor]] = {}
         """Threads that wait for a run and lend themselves to its plain functions, by the run's id."""
         self.lent: dict[str, Cast] = {}
         """Agents that runs mean here when they go on: those given with a run's id, and those of runs that rest."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
-        self.orphans = Orphans(self, strangers=worker_id is not None or (self.hosted and launch.LATE))
-        self.strays = Strays(self)
+        self.orphans = Recovery(self, strangers=worker_id is not None or (self.hosted and launch.LATE))
+        self.strays = LostClaims(self)
         self._lock = threading.RLock()
         self.is_closed = False
         """Whether this engine is closed, or about to be: who waits here waits for nothing."""
-        self.working = Working(self)
+        self.working = QueueWorker(self)
         self.parked: dict[str, str] = {}
         """Why runs wait that the database could not be written for; they are tried again by themselves."""
         self.outage = Outage(url, is_under_way)
@@ -115,14 +115,14 @@ class Process:
         if not urls.is_sqlite(self.url):
             self.identity.leases = Leases(self.url, self.store.engine)
             self.identity.leases.renew(self.identity.name)
-        self.trials = Trials(self.store, self.still_open)
-        self.room = Room(self.store.inbox)
+        self.trials = CrashLoopGuard(self.store, self.still_open)
+        self.room = WaitingCalls(self.store.inbox)
         self.rates = Rates(self.url, self.store.engine)
         self.transactions = Transactions(self.url, self.store.claims.owner)
         self.writer = Writer(self.store.events.write)
         self._sweeper = Sweeper(self.store)
         self._unwatch = agents.watch(self.orphans.agent_defined)
-        self.keeper = Keeper(self._private, self._look, self._keep)
+        self.keeper = MaintenanceLoop(self._private, self._look, self._keep)
         background().hold()
 
     def _launch(self, worker_id: str | None) -> None:
@@ -159,7 +159,7 @@ class Process:
             pools.keep_apart()
         except Exception as error:
             DBOS.destroy()
-            raise diagnosis.unfit(self.url, error) from error
+            raise diagnosis.unusable(self.url, error) from error
         self.outage.watch(self.store.engine)
 
     def close(self) -> None:
@@ -186,19 +186,19 @@ class Process:
             patches.refuse_pickle(everywhere=False)
         queues.forget_queue(self._private)
 
-    def _see_off(self, waited: list[LiveRun]) -> None:
+    def _see_off(self, waited: list[Execution]) -> None:
         """Give runs that waited, or were about to, the time to leave; not where it is their loop that would wait."""
         end = time.monotonic() + (0 if running_loop() in self.loops else SEE_OFF)
         runs = [*waited, *(run for run in list(self.runs.values()) if run.asks)]
         while time.monotonic() < end and not all(self._has_left(run) for run in runs):
             time.sleep(0.005)
 
-    def _has_left(self, run: LiveRun) -> bool:
+    def _has_left(self, run: Execution) -> bool:
         return run.over.done() if run.watched else self.runs.get(run.run_id) is not run
 
     # Runs that this process executes
 
-    def known(self, run_id: str, record: Record) -> LiveRun:
+    def known(self, run_id: str, record: Record) -> Execution:
         """Give an execution of a run: with its own objects if it started here, else with those found by name."""
         begun = beginning_here()
         run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
@@ -206,7 +206,7 @@ class Process:
         run.keeper = self
         return run
 
-    def _recovered(self, run_id: str, record: Record) -> LiveRun:
+    def _recovered(self, run_id: str, record: Record) -> Execution:
         name = base.read(record, f"the input of run {run_id!r}").get("swarm", "")
         swarm = self.swarms.named(name)
         if swarm is None:
@@ -214,13 +214,13 @@ class Process:
         cast = self.lent.pop(run_id, {})
         not_yet_read = Start("", [], {})
         recovered = not steps.is_new(run_id)
-        return LiveRun(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=recovered)
+        return Execution(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=recovered)
 
-    def may_be_late(self, run: LiveRun) -> bool:
+    def may_be_late(self, run: Execution) -> bool:
         """Whether the run may have been taken over before this execution of it began, perhaps by this process."""
         return run is not beginning_here() and (run.recovered or run.run_id in self.runs)
 
-    def enter(self, run: LiveRun, record: Record) -> None:
+    def enter(self, run: Execution, record: Record) -> None:
         """Begin to execute a run."""
         run_id = run.run_id
         with self._lock:
@@ -233,33 +233,33 @@ class Process:
             self.held.pop(run_id, None)
             self.orphans.begun(run)
 
-    def goes_on(self, run: LiveRun) -> bool:
+    def check_ownership(self, run: Execution) -> bool:
         """Whether a run is under way and this execution's; also notes how much was said to it.
 
-        Raises `internals.Lost` where it is another's.
+        Raises `OwnershipLost` where it is another's.
         """
         asked_at = time.time()
         status, owner, run.said = self.store.mailbox.stand(run.run_id)
         if status in UNFINISHED and owner != run.owner:
-            raise steps.Lost(run.run_id)
+            raise steps.OwnershipLost(run.run_id)
         run.sure_at = asked_at if status in UNFINISHED else 0.0
         if run.answered and not run.recovered:
             self.working.fit()
         return status in UNFINISHED
 
-    def make_sure(self, run: LiveRun) -> None:
+    def verify_ownership(self, run: Execution) -> None:
         """Check that a run is under way and this execution's still, before something of it begins that had to wait.
 
-        Raises `internals.Lost`, `internals.Cancelled`, and `Held` where the database cannot tell.
+        Raises `OwnershipLost`, `Cancelled`, and `RunHeld` where the database cannot tell.
         """
         if run.lost or self.runs.get(run.run_id, run) is not run:
-            raise steps.Lost(run.run_id)
+            raise steps.OwnershipLost(run.run_id)
         with engines_code(f"the state of run {run.run_id!r}"):
-            goes_on = self.goes_on(run)
-        if not goes_on:
+            check_ownership = self.check_ownership(run)
+        if not check_ownership:
             raise steps.Cancelled(f"run {run.run_id!r} was cancelled")
 
-    def leave(self, run: LiveRun, *, lost: bool = False) -> None:
+    def leave(self, run: Execution, *, lost: bool = False) -> None:
         """End executing a run, whatever came of it; one that was lost is another execution's to go on with."""
         with self._lock:
             if self.runs.get(run.run_id) is run:
@@ -274,10 +274,10 @@ class Process:
             run.end()
 
     @contextlib.contextmanager
-    def at_home(self, run_id: str, patience: float | None = None) -> Iterator[Home]:
+    def executor_in_this_thread(self, run_id: str, patience: float | None = None) -> Iterator[CallerThreadExecutor]:
         """Lend the calling thread to a run's plain functions for as long as it waits for the run."""
         homes = self.homes.setdefault(run_id, [])
-        with Home(patience) as home:
+        with CallerThreadExecutor(patience) as home:
             homes.append(home)
             try:
                 yield home
@@ -286,7 +286,7 @@ class Process:
                 if not homes and run_id not in self.runs:
                     self.homes.pop(run_id, None)
 
-    def stop(self, run: LiveRun) -> None:
+    def stop(self, run: Execution) -> None:
         """Note that starting a run was interrupted here: if it is recorded, it may be taken over again."""
         with self._lock:
             if self.runs.get(run.run_id, run) is run:
@@ -294,19 +294,19 @@ class Process:
                 if run.response is None and run.error is None:
                     self.orphans.interrupted.add(run.run_id)
 
-    def still_wanted(self, run: LiveRun) -> None:
+    def still_wanted(self, run: Execution) -> None:
         """Check that this execution of a run is to go on: a run may be resumed while an earlier one is in a tool.
 
-        Raises `Held` where this engine was closed, and DBOS's own signal where a later execution has the run.
+        Raises `RunHeld` where this engine was closed, and DBOS's own signal where a later execution has the run.
         """
         self.still_open()
         if run.lost or self.runs.get(run.run_id, run) is not run:
-            raise steps.Lost(run.run_id)
+            raise steps.OwnershipLost(run.run_id)
 
     def still_open(self) -> None:
-        """Check that this engine was not closed. Raises `Held`."""
+        """Check that this engine was not closed. Raises `RunHeld`."""
         if self.is_closed:
-            raise closed()
+            raise engine_closed()
 
     def check_fork(self) -> None:
         """Check that this is the process that opened the database: neither connections nor locks survive a fork."""
@@ -316,7 +316,7 @@ class Process:
                 'start it with the "spawn" method, or fork before the first use'
             )
 
-    def hold(self, run_id: str, held: Held) -> None:
+    def hold(self, run_id: str, held: RunHeld) -> None:
         """Note why a run cannot go on here, and what would let it."""
         if self.is_closed:
             return
@@ -337,7 +337,7 @@ class Process:
                 self.held[run_id] = reason
                 self.orphans.decline(run_id)
         if not isinstance(reason, errors.AgentChanged):
-            self.working.misfit()
+            self.working.back_off()
 
     def _tell(self, run_id: str, reason: errors.DurableSwarmError) -> None:
         """Log why a run is held: once for all that lack the same agent."""
@@ -347,20 +347,20 @@ class Process:
             self.orphans.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run_id, reason)
 
-    def at_call(self, made: ToolCall, key: str) -> AtCall:
+    def at_call(self, made: ToolCall, key: str) -> CallRequests:
         """Give who answers what a tool call asks."""
         number = functools.partial(step_number, self.store, made.run.run_id)
-        return AtCall(made, key, self.store.inbox, self.room, self.transactions, number)
+        return CallRequests(made, key, self.store.inbox, self.room, self.transactions, number)
 
-    def rest(self, run: LiveRun) -> None:
+    def rest(self, run: Execution) -> None:
         """Lay a run to rest that leaves memory until the database wakes it."""
-        asked = [request for request, _ in run.rests if request is not None]
-        times = [until for _, until in run.rests if until is not None]
+        asked = [request for request, _ in run.suspended_on if request is not None]
+        times = [until for _, until in run.suspended_on if until is not None]
         self.lent[run.run_id] = run.cast  # Others may share their names, or the program keep them no longer.
         try:
             self.store.inbox.rest(run.run_id, run.owner, asked, min(times, default=None))
         except errors.ConfigurationError as error:
-            self.hold(run.run_id, Held(error, passes=True))
+            self.hold(run.run_id, RunHeld(error, passes=True))
 
     def decided(self, request: Request) -> None:
         """Have the run go on at once that waited for this request, if it does so here."""
@@ -467,7 +467,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
         at = _current.url if _current is not None else launch.host_url()
         wanted = at if at is not None and url is None else urls.choose(url)
         if at is not None:
-            urls.same(at, wanted)
+            urls.check_same_database(at, wanted)
         if _current is None:
             check_threads()
             opened = Process(wanted, worker_id)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from durable_swarm import agents, errors
 from durable_swarm.engine.backend import queues
-from durable_swarm.engine.execution.execution import LiveRun
+from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.identity import SURE
 from durable_swarm.engine.records import names as records_names
@@ -28,7 +28,7 @@ TOLD = 5
 """How many runs the log names of those that were taken over from one process."""
 
 
-class Orphans:
+class Recovery:
     """Looks for unfinished runs whose owner is dead, and whose agents are defined here."""
 
     def __init__(self, process: Process, *, strangers: bool) -> None:
@@ -111,7 +111,7 @@ class Orphans:
             queue = here.working.queue_of(queued[run_id])
             if queue:
                 # Begun once: an execution that came to nothing may have told something.
-                here.store.claims.hand_to([queued[run_id]], queue, attempts=1)
+                here.store.claims.transfer([queued[run_id]], queue, attempts=1)
             else:
                 self.decline(run_id)
         return [row for row in runs if row.workflow_id not in waiting]
@@ -136,7 +136,7 @@ class Orphans:
             still = [row for row in runs if here.identity.stands_still(owner_of(row))]
             notes = {row.workflow_id: {STOOD: _stood(row) + 1} for row in still}
             self.stood |= notes.keys()
-            moved = here.store.claims.hand_to(runs, here.queue, spared=spared, notes=notes)
+            moved = here.store.claims.transfer(runs, here.queue, spared=spared, notes=notes)
         finally:
             self.interrupted |= again - moved
             self.taken -= ids - moved
@@ -199,7 +199,7 @@ class Orphans:
         self._tells_no_client = False
         return True
 
-    def begun(self, run: LiveRun) -> None:
+    def begun(self, run: Execution) -> None:
         """Note that the execution of a run begins here."""
         self.interrupted.discard(run.run_id)
         run.stood = run.run_id in self.stood
@@ -232,7 +232,7 @@ class Orphans:
         with here.identity.alone():
             left = self.interrupted.intersection(run_ids) - here.runs.keys()  # Not what was taken back meanwhile.
             rows = [row for row in here.store.unfinished(here.version) if self._is_left(row, left, handed)]
-            here.store.claims.hand_to(rows, records_names.UNCLAIMED)
+            here.store.claims.transfer(rows, records_names.UNCLAIMED)
             self.interrupted -= left
 
     def _is_left(self, row: Any, left: set[str], handed: bool) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import agents, errors
 from durable_swarm.engine.backend import queues
-from durable_swarm.engine.execution.swarms import Limits, Settings
+from durable_swarm.engine.execution.swarms import QueueLimits, Settings
 from durable_swarm.engine.processes.maintenance import CLOSING
 from durable_swarm.engine.records import names
 from durable_swarm.engine.storage.runs import QUEUED, notes_on
@@ -26,7 +26,7 @@ FIRST, LONGEST = 1.0, 5.0
 """Seconds for which a worker begins nothing from its queue after a run that it cannot execute: at first, at most."""
 
 
-class Working:
+class QueueWorker:
     """The work that a process does for others; none, until it serves a queue."""
 
     def __init__(self, process: Process) -> None:
@@ -38,7 +38,7 @@ class Working:
         self._pause, self._until = 0.0, 0.0
         """For how many seconds, and until when, others go first, who may have what this worker lacks."""
 
-    def serve(self, swarm: Settings, limits: Limits) -> None:
+    def serve(self, swarm: Settings, limits: QueueLimits) -> None:
         """Execute the queued runs of a swarm from now on, and those of dead processes."""
         rate = None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
         queue = queues.serve_queue(
@@ -62,11 +62,11 @@ class Working:
     def look(self) -> None:
         """Begin less from the queues while more comes from elsewhere, or runs that cannot go on here."""
         for queue, concurrency in list(self._served.values()):
-            rests = time.monotonic() < self._until or self._process.trials.is_alone
-            most = 0 if rests else concurrency
+            suspended_on = time.monotonic() < self._until or self._process.trials.is_alone
+            most = 0 if suspended_on else concurrency
             queues.limit_queue(queue, most, len(self._process.runs))
 
-    def misfit(self) -> None:
+    def back_off(self) -> None:
         """Let others go first for a while, and for longer each time: a run cannot go on here, and more may follow."""
         if time.monotonic() >= self._until:
             self._pause = min(2 * self._pause or FIRST, LONGEST)

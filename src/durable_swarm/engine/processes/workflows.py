@@ -18,23 +18,32 @@ from typing import Any
 from durable_swarm import agents, ends
 from durable_swarm.awaitables import settled
 from durable_swarm.codec import Place
-from durable_swarm.concurrency import Blocking, OnLoop, Waits, block, finish, in_thread, running_loop, threads
+from durable_swarm.concurrency import (
+    BlockingRuntime,
+    LoopRuntime,
+    Runtime,
+    block,
+    finish,
+    in_thread,
+    running_loop,
+    threads,
+)
 from durable_swarm.engine.backend import awaited_calls, patches
 from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.backend.public import DBOS, SetWorkflowID
 from durable_swarm.engine.execution.child_calls import ToolCall
 from durable_swarm.engine.execution.errors import engines_code
-from durable_swarm.engine.execution.execution import LiveRun, beginning_here
+from durable_swarm.engine.execution.execution import Execution, beginning_here
 from durable_swarm.engine.execution.performer import Colour, Durable, InThread, OnEventLoop
-from durable_swarm.engine.execution.tool_call import AtCall, Making
+from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
 from durable_swarm.engine.history.projection import Row, numbers_in
 from durable_swarm.engine.processes.process import Process, current, wait_for_current
 from durable_swarm.engine.records import failures, names, runs
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import Seal, failure_of, output_of
+from durable_swarm.engine.records.encoding import RecordCodec, failure_of, output_of
 from durable_swarm.engine.records.failures import Done, step_done, step_failure, step_record
 from durable_swarm.engine.records.turns import calls_of, turns_in
-from durable_swarm.engine.signals import Broken, Failed, Held, Released
+from durable_swarm.engine.signals import Broken, RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ConfigurationError, ReplayMismatch
 from durable_swarm.loop import drive, turns
@@ -60,7 +69,7 @@ def tool_in_thread() -> Record:
     """Execute an undecorated tool call in the calling thread."""
     key = _own_id()
     made = current().desk.place(key, backend_steps.owner_of(key)).result()
-    return finish(_tool(made, key, Blocking()))
+    return finish(_tool(made, key, BlockingRuntime()))
 
 
 @backend_steps.workflow(names.TOOL, recovers=True)
@@ -76,18 +85,18 @@ def _own_id() -> str:
     return str(DBOS.workflow_id)
 
 
-async def _conduct(process: Process, run_id: str, record: Record, colour: Callable[[LiveRun], Colour]) -> Record:
+async def _conduct(process: Process, run_id: str, record: Record, colour: Callable[[Execution], Colour]) -> Record:
     run, lost = None, False
     try:
         with engines_code(f"the start of run {run_id!r}"):
             run = process.known(run_id, record)
             if process.may_be_late(run):
-                await in_thread(run.goes_on)
+                await in_thread(run.check_ownership)
             process.enter(run, record)
             if run.recovered:
                 run.feed.add(*await in_thread(_earlier, process.store, run))
-        life = backend_steps.Life(run.goes_on, is_first=not run.recovered)
-        with patches.reading(), backend_steps.living(run_id, life):
+        life = backend_steps.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
+        with patches.reading(), backend_steps.checked_by(run_id, life):
             ending = await drive(
                 turns(run.start),
                 Durable(
@@ -105,16 +114,16 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
             )
         run.response = respond(ending, run.cast.get(ending.agent) or agents.find_or_none(ending.agent), run_id)
         return runs.end_record(ending)
-    except Failed as failed:
+    except StepFailed as failed:
         raise _broken(process, run_id, run, failed) from None
-    except Held as held:
+    except RunHeld as held:
         process.hold(run_id, held)
         raise
-    except Released:
+    except RunSuspended:
         if run is not None:
             await in_thread(process.rest, run)
         raise
-    except backend_steps.Lost:
+    except backend_steps.OwnershipLost:
         lost = True
         if run is not None:
             process.strays.lose(run)
@@ -124,7 +133,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
             process.leave(run, lost=lost)
 
 
-def _earlier(store: Store, run: LiveRun) -> tuple[list[Row], list[int]]:
+def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
     """Give what earlier lives have stored of a run's events: rows, and the numbers in the outcomes of calls."""
     steps, made = store.steps(run.run_id), []
     if steps:
@@ -139,12 +148,12 @@ def _earlier(store: Store, run: LiveRun) -> tuple[list[Row], list[int]]:
     return rows, numbers
 
 
-def _broken(process: Process, run_id: str, run: LiveRun | None, failed: Failed) -> Broken | Held:
+def _broken(process: Process, run_id: str, run: Execution | None, failed: StepFailed) -> Broken | RunHeld:
     """Give what ends the run with a failure; if the failure's record cannot be made, what holds the run."""
-    seal = Seal(None if run is None else run.swarm.codec)
+    seal = RecordCodec(None if run is None else run.swarm.codec)
     try:
         record = seal.close_step(failures.failure_record(run_id, failed.error, step=failed.step), failure_of(run_id))
-    except Held as held:
+    except RunHeld as held:
         process.hold(run_id, held)
         return held
     if run is not None:
@@ -155,37 +164,37 @@ def _broken(process: Process, run_id: str, run: LiveRun | None, failed: Failed) 
     return Broken(record)
 
 
-async def _tool(made: ToolCall, key: str, waits: Waits) -> Record:
+async def _tool(made: ToolCall, key: str, waits: Runtime) -> Record:
     process = current()
     desk = process.desk  # Now: the process may be closed when the tool ends.
     try:
         people = process.at_call(made, key)
-        life = backend_steps.Life(made.run.goes_on, is_first=made.attempt == 1)
-        with backend_steps.living(key, life):
-            record = await Making(made, key, StepRecorder(made.run, key, people), waits, people).record()
+        life = backend_steps.OwnershipCheck(made.run.check_ownership, is_first=made.attempt == 1)
+        with backend_steps.checked_by(key, life):
+            record = await ToolCallExecution(made, key, StepRecorder(made.run, key, people), waits, people).record()
         return made.run.seal.close_step(record, output_of(key))
-    except (Failed, Held, Released) as broken:
-        made.wait.break_off(broken)
+    except (StepFailed, RunHeld, RunSuspended) as broken:
+        made.wait.abort(broken)
         raise
     finally:
         desk.clear(key, made)
         awaited_calls.ends(key)
 
 
-def _in_thread(run: LiveRun) -> InThread:
+def _in_thread(run: Execution) -> InThread:
     # A caller in whose thread it is executed would get nothing out of it that the run leaves memory.
     run.stays = beginning_here() is run
     return InThread(_child_in_thread, run.seal)
 
 
-def _on_loop(run: LiveRun) -> OnEventLoop:
-    return OnEventLoop(functools.partial(_child_on_loop, run), run.seal, OnLoop(_Pool(run)))
+def _on_loop(run: Execution) -> OnEventLoop:
+    return OnEventLoop(functools.partial(_child_on_loop, run), run.seal, LoopRuntime(_Pool(run)))
 
 
 class _Pool:
     """Where a run's plain functions run: in the thread that waits for the run if there is one, else in a pool."""
 
-    def __init__(self, run: LiveRun) -> None:
+    def __init__(self, run: Execution) -> None:
         self._run = run
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
@@ -200,8 +209,8 @@ def _child_in_thread(key: str) -> Record:
     return record
 
 
-async def _child_on_loop(run: LiveRun, key: str) -> Record:
-    expected = awaited_calls.Expected(run.goes_on, functools.partial(current().strays.fetch_call, run, key))
+async def _child_on_loop(run: Execution, key: str) -> Record:
+    expected = awaited_calls.Expected(run.check_ownership, functools.partial(current().strays.fetch_call, run, key))
     with SetWorkflowID(key), awaited_calls.expecting(key, expected):
         record: Record = await tool_on_loop()
     return record
@@ -223,13 +232,13 @@ async def _given(done: Done) -> Any:
 class StepRecorder:
     """Makes the steps of an undecorated tool checkpoints of its child workflow."""
 
-    def __init__(self, run: LiveRun, key: str, people: AtCall) -> None:
+    def __init__(self, run: Execution, key: str, people: CallRequests) -> None:
         self._run_id = run.run_id
         self._key = key
         self._seal = run.seal
         self._people = people
 
-    async def mark(self, waits: Waits) -> bool:
+    async def mark(self, waits: Runtime) -> bool:
         """Record that the tool is about to be entered; gives whether that is new."""
         new = False
 
@@ -240,7 +249,7 @@ class StepRecorder:
         async def on_loop() -> None:
             body()
 
-        marked = self.step(names.BEGUN, on_loop if isinstance(waits, OnLoop) else body)
+        marked = self.step(names.BEGUN, on_loop if isinstance(waits, LoopRuntime) else body)
         if marked is not None:
             await marked
         return new

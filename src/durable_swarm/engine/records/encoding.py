@@ -15,13 +15,13 @@ from durable_swarm import ends, errors
 from durable_swarm.codec import Codec, Place
 from durable_swarm.credentials import without_secrets
 from durable_swarm.engine.records.base import Record, read
-from durable_swarm.engine.signals import Held
+from durable_swarm.engine.signals import RunHeld
 from durable_swarm.errors import safe_text
 
 SEALED = "sealed"
 """The field of a record that holds the codec's text."""
 
-CLOSED = "(encrypted)"
+ENCRYPTED = "(encrypted)"
 """What is shown in place of what this process cannot open."""
 
 READABLE = (
@@ -30,7 +30,7 @@ READABLE = (
 )
 
 
-class Sealed(errors.ConfigurationError):
+class Unreadable(errors.ConfigurationError):
     """A record cannot be opened here: the codec is missing, has another key, or refuses the record."""
 
 
@@ -55,7 +55,7 @@ def failure_of(run_id: str) -> Place:
 
 
 @dataclass(frozen=True)
-class Seal:
+class RecordCodec:
     """The codec of one swarm, or None where it has none."""
 
     codec: Codec | None
@@ -81,19 +81,19 @@ class Seal:
         try:
             return self.close(record, place)
         except errors.ConfigurationError as error:
-            raise Held(error) from error
+            raise RunHeld(error) from error
 
     def settle(self, record: Record, place: Place) -> Record:
         """Give the record as it will be read, for a codec that changes what it stores."""
         return record if self.codec is None else self.open(self.close(record, place), place, "what was just encoded")
 
     def open(self, stored: Any, place: Place, what: str) -> Record:
-        """Give the record that was stored; `what` names it in errors. Raises `ReplayMismatch`, `Sealed`."""
+        """Give the record that was stored; `what` names it in errors. Raises `ReplayMismatch`, `Unreadable`."""
         beside, data = _divide(read(stored, what))
         closed = data.get(SEALED)
         if self.codec is None:
             if closed is not None:
-                raise Sealed(
+                raise Unreadable(
                     f"{what} was stored through a codec, such as encryption, and this DurableSwarm has none; give it "
                     "codec=..., the one with which the run was started"
                 )
@@ -101,7 +101,9 @@ class Seal:
         with self._trying("cannot open", what):
             opened: Any = self.codec.decode(data if closed is None else closed, replace(place, beside=beside))
         if not isinstance(opened, dict):
-            raise Sealed(f"the codec's decode() gave a {type(opened).__name__} for {what}; it must give a dictionary")
+            raise Unreadable(
+                f"the codec's decode() gave a {type(opened).__name__} for {what}; it must give a dictionary"
+            )
         return {**opened, **beside}
 
     @contextmanager
@@ -112,7 +114,7 @@ class Seal:
             if ends.failure_of(error) is None:
                 raise
             reason = " ".join(without_secrets(safe_text(error)).split())[:500] or type(error).__name__
-            raise Sealed(f"{type(self.codec).__name__} {fails} {what}: {reason}") from error
+            raise Unreadable(f"{type(self.codec).__name__} {fails} {what}: {reason}") from error
 
 
 def _divide(record: Record) -> tuple[Record, Record]:

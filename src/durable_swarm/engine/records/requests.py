@@ -10,8 +10,8 @@ from typing import Any, get_args
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import Seal, Sealed
-from durable_swarm.requests import Asked, Decision, Kind, Request, Status
+from durable_swarm.engine.records.encoding import RecordCodec, Unreadable
+from durable_swarm.requests import Decision, Kind, Request, RequestSpec, Status
 
 
 def place_of(request_id: str) -> Place:
@@ -24,7 +24,7 @@ def decision_of(request_id: str) -> Place:
     return Place(request_id, "decision")
 
 
-def asked_record(asked: Asked, kept: Record | None) -> Record:
+def asked_record(asked: RequestSpec, kept: Record | None) -> Record:
     """Give the record of what is asked, with what the run keeps with it."""
     fields = {
         "agent": asked.agent,
@@ -40,11 +40,11 @@ def asked_record(asked: Asked, kept: Record | None) -> Record:
     return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
 
 
-def misread(row: Any, seal: Seal) -> Record:
+def misread(row: Any, seal: RecordCodec) -> Record:
     """Give what is wrong with a result that was posted before its call asked for it, if anything."""
     try:
         seal.open(json.loads(row.decision), decision_of(row.id), "it")
-    except (Sealed, errors.ReplayMismatch):
+    except (Unreadable, errors.ReplayMismatch):
         why = "a result that was posted early cannot be read here; post it again, with the codec of this swarm"
         return {"why": codec.encode(why)}
     return {}

@@ -22,7 +22,7 @@ from typing import Any, get_args
 from durable_swarm import codec
 from durable_swarm.engine.records.base import Record, _checked, _each, _named, _slim, _values, reading
 from durable_swarm.engine.records.names import VERSION
-from durable_swarm.loop import Call, Detour, Ending, Outcome, Reply, Start, Turn, known
+from durable_swarm.loop import Call, Ending, Outcome, Reply, Start, Turn, TurnOverride, known
 from durable_swarm.types import EndedBy, Usage
 
 
@@ -102,9 +102,9 @@ def detour_record(agent: str | None, messages: list[Any]) -> Record:
     return _slim(agent=agent, messages=messages)
 
 
-def _read_detour(record: Record) -> Detour:
+def _read_detour(record: Record) -> TurnOverride:
     messages = _each(codec.decode(record.get("messages", [])), dict)
-    return Detour(_checked(record.get("agent"), str, NoneType), messages)
+    return TurnOverride(_checked(record.get("agent"), str, NoneType), messages)
 
 
 def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Record | None) -> Record:

@@ -18,10 +18,10 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from durable_swarm import errors
 from durable_swarm.codec import Place, dumps
 from durable_swarm.engine.backend import launch
-from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import Seal
+from durable_swarm.engine.records.encoding import RecordCodec
 
 KEY = "durable_swarm.events"
 """The name of the stream of a run's events."""
@@ -56,8 +56,8 @@ class EventLog:
         self._rows = table("streams", *map(column, names), schema=schema_of(url))
         self._runs = table("workflow_status", column("workflow_uuid"), column("owner_xid"), schema=schema_of(url))
 
-    def read(self, run_id: str, seal: Seal, after: int = 0) -> list[tuple[int, Record]]:
-        """Give the rows whose number is above `after`, in order. Raises `ReplayMismatch`, `Sealed`."""
+    def read(self, run_id: str, seal: RecordCodec, after: int = 0) -> list[tuple[int, Record]]:
+        """Give the rows whose number is above `after`, in order. Raises `ReplayMismatch`, `Unreadable`."""
         rows = self._rows
         wanted = select(rows.c.offset, rows.c.value).where(
             rows.c.workflow_uuid == run_id, rows.c.key == KEY, rows.c.offset > after
@@ -66,7 +66,7 @@ class EventLog:
             with self._engine.connect() as connection:
                 found = connection.execute(wanted.order_by(rows.c.offset)).all()
         except SQLAlchemyError as error:
-            raise unfit(self._url, error) from error
+            raise unusable(self._url, error) from error
         return [(seq, _opened(run_id, seal, seq, text)) for seq, text in found]
 
     def keep(self, row: NewRow) -> None:
@@ -124,7 +124,7 @@ class EventLog:
         }
 
 
-def _opened(run_id: str, seal: Seal, seq: int, text: str) -> Record:
+def _opened(run_id: str, seal: RecordCodec, seq: int, text: str) -> Record:
     what = f"row {seq} of the events of run {run_id!r}"
     try:
         stored = json.loads(text)

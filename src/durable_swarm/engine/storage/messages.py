@@ -19,9 +19,9 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place, dumps, mended
 from durable_swarm.engine.database.connection import create_table, for_one_statement
-from durable_swarm.engine.database.diagnosis import unfit
+from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
-from durable_swarm.engine.records.encoding import Seal
+from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.storage.ownership import UNFINISHED, now
 from durable_swarm.types import Message
 from durable_swarm.validation import check_text
@@ -35,10 +35,10 @@ def place_of(run_id: str, number: int) -> Place:
     return Place(run_id, "message", number)
 
 
-class Mailbox:
+class Messages:
     """The messages of the runs of one database. Raises `ConfigurationError` where it cannot be used."""
 
-    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], Seal]) -> None:
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec]) -> None:
         self._url = url
         self._engine = engine
         self._seal_for = seal_for
@@ -72,7 +72,7 @@ class Mailbox:
         except IntegrityError:  # Another took this number.
             raise
         except SQLAlchemyError as error:
-            raise unfit(self._url, error) from error
+            raise unusable(self._url, error) from error
 
     def say(self, run_id: str, text: str, swarm: str) -> None:
         """Leave a user's message for a run. Raises `ConfigurationError` if the run has ended."""
@@ -113,7 +113,7 @@ class Mailbox:
             found = connection.execute(self._standing, {"run_id": run_id}).first()
         return (None, None, 0) if found is None else (found[0], found[1], found[2])
 
-    def heard(self, run_id: str, after: int, seal: Seal) -> list[Message]:
+    def heard(self, run_id: str, after: int, seal: RecordCodec) -> list[Message]:
         """Give the messages behind number `after`, in order."""
         rows = self._rows
         wanted = select(rows.c.number, rows.c.message).where(rows.c.run_id == run_id, rows.c.number > after)

@@ -12,7 +12,7 @@ import sqlalchemy
 from sqlalchemy import JSON, ColumnElement, Connection, column, delete, or_, select, table, update
 from sqlalchemy.dialects.postgresql import JSONB
 
-from durable_swarm.engine.database.diagnosis import usable
+from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
@@ -43,7 +43,7 @@ class Claims:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
         """Give a transaction. Each run's row is changed in it before those of its calls: so nobody comes in between."""
-        with usable(self._url), self._engine.begin() as connection:
+        with reporting_errors(self._url), self._engine.begin() as connection:
             if is_sqlite(self._url):
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
@@ -51,7 +51,7 @@ class Claims:
     def _calls_of(self, run_id: str) -> ColumnElement[bool]:
         return (self._runs.c.parent_workflow_id == run_id) & (self._runs.c.name == records_names.TOOL)
 
-    def hand_to(
+    def transfer(
         self,
         rows: Iterable[Any],
         queue: str,
@@ -160,7 +160,7 @@ class Claims:
         begun = (runs.c.status == "PENDING") | (
             (runs.c.status == "ENQUEUED") & runs.c.queue_name.not_like(f"{records_names.work_queue('')}%")
         )
-        with usable(self._url):
+        with reporting_errors(self._url):
             return [
                 row[0]
                 for row in read(
@@ -172,14 +172,14 @@ class Claims:
         """Return those of the runs that have finished no step."""
         ids, steps = set(run_ids), self._steps
         finished = select(steps.c.workflow_uuid).where(steps.c.workflow_uuid.in_(ids)).distinct()
-        with usable(self._url), self._engine.connect() as connection:
+        with reporting_errors(self._url), self._engine.connect() as connection:
             return ids.difference(connection.execute(finished).scalars()) if ids else ids
 
     def claims(self, name: str) -> list[tuple[str, str]]:
         """Return the runs that stand as under way in the process of this name, each with its execution's token."""
         runs = self._runs
         mine = (runs.c.name == records_names.RUN) & (runs.c.status == "PENDING") & (runs.c.executor_id == name)
-        with usable(self._url):
+        with reporting_errors(self._url):
             found = read(self._engine, select(runs.c.workflow_uuid, runs.c.owner_xid).where(mine))
             return [(str(run_id), str(owner)) for run_id, owner in found]
 
@@ -188,14 +188,14 @@ class Claims:
         runs, queue, a_run = self._runs, self._runs.c.queue_name, self._runs.c.name == records_names.RUN
         pending = select(runs.c.executor_id).where(a_run, runs.c.status == "PENDING")
         queued = select(queue).where(a_run, runs.c.status == "ENQUEUED", queue.like(f"{records_names.QUEUE}%"))
-        with usable(self._url):
+        with reporting_errors(self._url):
             found = [row[0] for row in read(self._engine, sqlalchemy.union(pending, queued))]
             return {str(name).removeprefix(records_names.QUEUE) for name in found if name != records_names.UNCLAIMED}
 
     def owner(self, workflow_id: str) -> str | None:
         """Return DBOS's token of the execution that has a run or a tool call now."""
         runs = self._runs
-        with usable(self._url), self._engine.connect() as connection:
+        with reporting_errors(self._url), self._engine.connect() as connection:
             owner = connection.execute(select(runs.c.owner_xid).where(runs.c.workflow_uuid == workflow_id)).scalar()
             return None if owner is None else str(owner)
 

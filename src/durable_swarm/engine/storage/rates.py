@@ -13,7 +13,7 @@ from sqlalchemy import Column, Double, Text, case, func, literal
 from sqlalchemy.dialects import postgresql, sqlite
 
 from durable_swarm.engine.database.connection import create_table, for_one_statement
-from durable_swarm.engine.database.diagnosis import usable
+from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 
 
@@ -39,7 +39,7 @@ class Rates:
 
         A moment that is not used, because its process died, is lost.
         """
-        with usable(self._url):
+        with reporting_errors(self._url):
             if not self._made:
                 create_table(self._engine, self._rows)
                 self._made = True

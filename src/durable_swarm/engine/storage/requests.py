@@ -21,13 +21,13 @@ from durable_swarm import codec, errors
 from durable_swarm.codec import dumps, storable
 from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.database.connection import create_table, has_table
-from durable_swarm.engine.database.diagnosis import usable
+from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import persistently, read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import base
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import CLOSED, Seal, Sealed
+from durable_swarm.engine.records.encoding import ENCRYPTED, RecordCodec, Unreadable
 from durable_swarm.engine.records.requests import (
     asked_record,
     decision_of,
@@ -38,7 +38,7 @@ from durable_swarm.engine.records.requests import (
     request_of,
 )
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
-from durable_swarm.requests import TOKEN, Asked, Decision, Request, check_decision, decision_record, read_decision
+from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record, read_decision
 from durable_swarm.validation import check_text
 
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
@@ -60,7 +60,7 @@ class TokenTaken(errors.ConfigurationError):
 class Inbox:
     """The requests of one database. Every method raises `ConfigurationError` where the database cannot be used."""
 
-    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], Seal]) -> None:
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec]) -> None:
         self._url = url
         self._engine = engine
         self._seal_for = seal_for
@@ -84,13 +84,13 @@ class Inbox:
 
     def create(self) -> None:
         """Make the table, unless it is there."""
-        with usable(self._url):
+        with reporting_errors(self._url):
             create_table(self._engine, self._rows)
         self._there = True
 
     def _exists(self) -> bool:
         if not self._there:
-            with usable(self._url):
+            with reporting_errors(self._url):
                 self._there = persistently(lambda: has_table(self._engine, self._rows))
         return self._there
 
@@ -98,9 +98,9 @@ class Inbox:
     def _writing(self, run_id: str = "", owner: str | None = None) -> Iterator[sqlalchemy.Connection]:
         """Give a transaction that has locked the run's row: SQLite locks the whole file.
 
-        Raises `internals.Lost` where `owner` is given, and the run is not under way, or another execution's.
+        Raises `OwnershipLost` where `owner` is given, and the run is not under way, or another execution's.
         """
-        with usable(self._url), self._engine.begin() as connection:
+        with reporting_errors(self._url), self._engine.begin() as connection:
             if self._lite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             elif run_id:
@@ -109,16 +109,16 @@ class Inbox:
             runs = self._runs.c
             mine = (runs.workflow_uuid == run_id) & (runs.owner_xid == owner) & runs.status.in_(UNFINISHED)
             if owner is not None and connection.execute(select(runs.status).where(mine)).first() is None:
-                raise backend_steps.Lost(run_id)
+                raise backend_steps.OwnershipLost(run_id)
             yield connection
 
     # What a run asks
 
-    def open(self, asked: Asked, swarm: str, kept: Record | None = None, owner: str | None = None) -> Request:
+    def open(self, asked: RequestSpec, swarm: str, kept: Record | None = None, owner: str | None = None) -> Request:
         """Open a request, unless it was asked before, and give it.
 
         `kept` is what the run keeps with it. A request that is still open shows what is asked now. `owner` is the
-        token of the execution that asks. Raises `internals.Lost` if that has the run no more.
+        token of the execution that asks. Raises `OwnershipLost` if that has the run no more.
         """
         record, at = asked_record(asked, kept), now()
         stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
@@ -140,7 +140,7 @@ class Inbox:
             )
         return self._read(row)
 
-    def _ask_again(self, connection: sqlalchemy.Connection, asked: Asked, swarm: str, record: Record) -> None:
+    def _ask_again(self, connection: sqlalchemy.Connection, asked: RequestSpec, swarm: str, record: Record) -> None:
         """Have a request that is there show what is asked now. An answer to another question is none to this one."""
         rows, seal, place = self._rows, self._seal_for(swarm), place_of(asked.id)
         row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
@@ -166,7 +166,7 @@ class Inbox:
             row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
         return self._read(row)
 
-    def reopen(self, asked: Asked, swarm: str, why: str, owner: str | None = None) -> None:
+    def reopen(self, asked: RequestSpec, swarm: str, why: str, owner: str | None = None) -> None:
         """Open a request again whose decision does not fit: whoever decides is shown why, and what is asked now."""
         rows, record = self._rows, {**asked_record(asked, None), "why": codec.encode(why)}
         stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
@@ -178,14 +178,14 @@ class Inbox:
         if not self._exists():
             return None
         rows = self._rows
-        with usable(self._url), self._engine.connect() as connection:
+        with reporting_errors(self._url), self._engine.connect() as connection:
             row = connection.execute(select(rows).where(rows.c.call == call, rows.c.kind == "result")).first()
         return None if row is None else (self._read(row), self._open(row).get("kept", {}))
 
     def asks(self, call: str) -> bool:
         """Whether a tool call has an open request."""
         rows = self._rows
-        with usable(self._url), self._engine.connect() as connection:
+        with reporting_errors(self._url), self._engine.connect() as connection:
             return (
                 connection.execute(select(rows.c.id).where(rows.c.call == call, rows.c.state == "open")).first()
                 is not None
@@ -196,7 +196,7 @@ class Inbox:
         ids, rows = list(request_ids), self._rows
         if not ids:
             return []
-        with usable(self._url), self._engine.connect() as connection:
+        with reporting_errors(self._url), self._engine.connect() as connection:
             return list(
                 connection.execute(select(rows.c.id).where(rows.c.id.in_(ids), rows.c.state != "open")).scalars()
             )
@@ -312,7 +312,7 @@ class Inbox:
         if not ids:
             return []
         cancelled = select(runs.c.workflow_uuid).where(runs.c.workflow_uuid.in_(ids), runs.c.status == "CANCELLED")
-        with usable(self._url), self._engine.connect() as connection:
+        with reporting_errors(self._url), self._engine.connect() as connection:
             return list(connection.execute(cancelled).scalars())
 
     # Looking
@@ -321,7 +321,7 @@ class Inbox:
         """Give a request. Raises `NoRequest` where there is none of that id."""
         row = None
         if storable(request_id) and self._exists():
-            with usable(self._url):
+            with reporting_errors(self._url):
                 row = next(iter(read(self._engine, select(self._rows).where(self._rows.c.id == request_id))), None)
         if row is None:
             raise NoRequest(f"there is no request {request_id!r} in this database")
@@ -360,7 +360,7 @@ class Inbox:
             steps, (steps.c.workflow_uuid == runs.c.workflow_uuid) & (steps.c.function_name == "DBOS.sleep")
         )
         slept = slept.where(runs.c.parent_workflow_id.in_(run_ids), runs.c.status.in_(UNFINISHED))
-        with usable(self._url):
+        with reporting_errors(self._url):
             asks = {row[0] for row in read(self._engine, asking)} if self._exists() else set()
             ends = read(self._engine, slept)
         return asks | {run_id for run_id, end in ends if _is_later(end)}
@@ -376,9 +376,9 @@ class Inbox:
         if not self._exists():
             return []
         rows = self._rows
-        with usable(self._url):
+        with reporting_errors(self._url):
             found = read(self._engine, wanted.order_by(rows.c.created_at, rows.c.id))
-        return [self._read(row, closed=CLOSED) for row in found]
+        return [self._read(row, closed=ENCRYPTED) for row in found]
 
     def _open(self, row: Any) -> Record:
         if row.request is None:
@@ -397,7 +397,7 @@ class Inbox:
         try:
             with base.reading(f"request {row.id!r}"):
                 return request_of(row, self._open(row), self._decision(row))
-        except Sealed:
+        except Unreadable:
             if closed is None:
                 raise
             return request_of(row, {"question": closed}, None)

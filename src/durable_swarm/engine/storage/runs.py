@@ -20,9 +20,9 @@ from durable_swarm.engine.backend.public import DBOSClient, WorkflowSerializatio
 from durable_swarm.engine.database.connection import let_go
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
-from durable_swarm.engine.records.encoding import Seal, failure_of, input_of, is_sealed, output_of
+from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
 from durable_swarm.engine.storage.events import EventLog
-from durable_swarm.engine.storage.messages import Mailbox
+from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.requests import Inbox
 from durable_swarm.runs import ENDED, STATES, State
@@ -140,7 +140,7 @@ def _no_codec(_swarm: str) -> None:
 class Store:
     """The runs of one database. Every method raises `ConfigurationError` where the database cannot be used.
 
-    `codec_for` gives the codec of the swarm of a name. What reads records raises `Sealed` where it does not open them.
+    `codec_for` gives the codec of the swarm of a name. What reads them raises `Unreadable` where it does not open them.
     `guesses` says that this codec need not be the one the program has: what is written then looks like what is there.
     """
 
@@ -161,9 +161,9 @@ class Store:
         self.events = EventLog(url, engine)
         """The rows of events of its runs."""
         self.claims = Claims(url, engine)
-        self.inbox = Inbox(url, engine, lambda swarm: Seal(self._codec_for(swarm)))
+        self.inbox = Inbox(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
         """The requests of its runs."""
-        self.mailbox = Mailbox(url, engine, lambda swarm: Seal(self._codec_for(swarm)))
+        self.mailbox = Messages(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
         """What is said to its runs."""
         client = DBOSClient(
             system_database_url=url.render_as_string(hide_password=False),
@@ -298,9 +298,9 @@ class Store:
         steps = self._client.list_workflow_steps(workflow_id, offset=after)
         return [SimpleNamespace(**step, workflow_id=workflow_id) for step in steps]
 
-    def seal(self, row: Any) -> Seal:
+    def seal(self, row: Any) -> RecordCodec:
         """Give what opens the records of a run, by its row."""
-        return Seal(self._codec_for(notes_on(row).get("swarm", "")))
+        return RecordCodec(self._codec_for(notes_on(row).get("swarm", "")))
 
     def start_record(self, row: Any) -> base.Record:
         """Give what a run was started with."""
@@ -343,7 +343,7 @@ class Store:
         Raises `ConfigurationError` where the source is sealed, and the fork would not be.
         """
         sealed = is_sealed(_argument(row))
-        seal = Seal(None if self._guesses and not sealed else self._codec_for(swarm))
+        seal = RecordCodec(None if self._guesses and not sealed else self._codec_for(swarm))
         stored = seal.close(record, input_of(run_id))
         if sealed and not is_sealed(stored):
             raise errors.ConfigurationError(
@@ -354,7 +354,7 @@ class Store:
 
     def settled(self, run_id: str, record: base.Record, swarm: str) -> base.Record:
         """Give a run's start record as it will be read after the swarm's codec."""
-        return Seal(self._codec_for(swarm)).settle(record, input_of(run_id))
+        return RecordCodec(self._codec_for(swarm)).settle(record, input_of(run_id))
 
     def enqueue(
         self, run_id: str, stored: base.Record, about: dict[str, Any], queue: str, version: str, priority: int = 0
@@ -396,7 +396,7 @@ class Store:
         change, owner = notes_on(row).get(HELD_FOR), owner_of(row)
         self.annotate(row.workflow_id, **{ACCEPTED: change, HELD_FOR: None, "waits_for": None})
         if row.status in UNFINISHED and owner:
-            self.claims.hand_to([row], names.QUEUE + owner)
+            self.claims.transfer([row], names.QUEUE + owner)
 
     def cancel(self, run_id: str) -> None:
         """Cancel a run and the tool calls under way in it; one that has ended stays as it is."""

@@ -43,7 +43,7 @@ _OURS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class KillPoint:
     """Where to kill a process: at its `number`-th boundary, counted from 1, before or after it."""
 
     number: int
@@ -58,7 +58,7 @@ class Instant:
     seconds: float
 
 
-Death = Place | Instant
+Death = KillPoint | Instant
 """Where or when to kill a process."""
 
 
@@ -92,7 +92,7 @@ class Probe:
             threading.Timer(self._at.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     def _die_if(self, number: int, side: Side) -> None:
-        if self._at == Place(number, side):
+        if self._at == KillPoint(number, side):
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from durable_swarm.testing.crash.boundaries import Death, Instant, Place
+from durable_swarm.testing.crash.boundaries import Death, Instant, KillPoint
 from durable_swarm.testing.crash.outcome import Difference
 
 ADVICE = {
@@ -122,7 +122,7 @@ def undisturbed(found: Iterable[Difference]) -> list[Finding]:
 
 
 def _when(difference: Difference, death: Death, boundaries: Sequence[str]) -> str:
-    if not isinstance(death, Place):
+    if not isinstance(death, KillPoint):
         return _where(death, boundaries)
     label = boundaries[death.number - 1]
     after_effect = death.side == "after" and label.startswith("effect ")

@@ -20,7 +20,7 @@ from durable_swarm.engine.database import connection as databases
 from durable_swarm.engine.database import urls
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.runs import ENDED
-from durable_swarm.testing.crash.boundaries import Death, Instant, Place
+from durable_swarm.testing.crash.boundaries import Death, Instant, KillPoint
 from durable_swarm.testing.crash.ledger import read_ledger
 from durable_swarm.testing.crash.outcome import Difference, Outcome, differences, name_calls, runs_of
 from durable_swarm.testing.crash.program import PRELOAD, End, Scenario, Task, live, scenario_of
@@ -140,7 +140,7 @@ class _Test:
             raise ConfigurationError(
                 f"`only` must name boundaries from 1 to {len(passes)}, which the scenario passes; not {only!r}"
             )
-        return [place for number in numbers for place in (Place(number, "before"), Place(number, "after"))]
+        return [place for number in numbers for place in (KillPoint(number, "before"), KillPoint(number, "after"))]
 
     def _instant(self, end: End) -> Instant:
         """Draw an instant between two boundaries, however fast or slow a life is."""
@@ -185,7 +185,7 @@ class _Test:
         if not pairs or single.missed or not single.passed:
             return [single]
         number = 1 + int(chance * len(single.passed))
-        second = Place(number, "before" if int(chance * 1000) % 2 else "after")
+        second = KillPoint(number, "before" if int(chance * 1000) % 2 else "after")
         return [single, self._judged(folder, [death, second], expected, [boundaries, single.passed])]
 
     def _judged(
