@@ -37,8 +37,6 @@ PUBLIC = {
     "dbos.DBOSClient.enqueue",
     "dbos.DBOSClient.list_workflow_steps",
     "dbos.DBOSClient.list_workflows",
-    "dbos.DBOSClient.resume_workflows",
-    "dbos.DBOSClient.rewind_workflow",
     "dbos.DBOSClient.update_workflow_attributes",
     "dbos.DBOSConfig",
     "dbos.DBOSPortableJSONSerializer",

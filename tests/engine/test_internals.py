@@ -41,8 +41,6 @@ SIGNATURES: dict[Any, list[str]] = {
     _sys_db.db_retry: ["initial_backoff", "max_backoff", "sys_db"],
     _serialization.DefaultSerializer.deserialize: ["cls", "serialized_data"],
     DBOSClient.list_workflow_steps: ["self", "workflow_id"],
-    DBOSClient.resume_workflows: ["self", "workflow_ids", "queue_name"],
-    DBOSClient.rewind_workflow: ["self", "workflow_id", "start_step"],
     DBOSClient.cancel_workflow: ["self", "workflow_id", "cancel_children"],
 }
 
