@@ -1,23 +1,33 @@
-"""The README's examples run as they stand, and its first one survives `kill -9`."""
+"""The examples of the README and the reference run as they are, and the first one survives `kill -9`."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
 import sys
 import time
 import types
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm
+from durable_swarm import Agent, DurableSwarm, Run, tool
 from durable_swarm.testing import ScriptedModel, ScriptedServer, call, serve_scripted
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def blocks_of(page: str) -> list[str]:
+    """Return the Python examples of a page, in order."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+BLOCKS = blocks_of("README.md")
+REFERENCE = blocks_of("docs/api.md")
 
 
 def model(killing: list[subprocess.Popen[str]]) -> Any:
@@ -63,13 +73,17 @@ def test_the_first_example_is_under_twenty_lines() -> None:
     assert len([line for line in BLOCKS[0].splitlines() if line.strip()]) < 20
 
 
-def test_the_other_examples_are_programs() -> None:
-    """The other examples define what they say."""
-    for block in BLOCKS[1:]:
-        names: dict[str, Any] = {"bank": types.SimpleNamespace(charge=lambda *_, **__: "receipt")}
-        names["DurableSwarm"] = DurableSwarm
-        exec(compile(block, "README.md", "exec"), names)
-        assert callable(names.get("book_trip") or names.get("follow") or names.get("choose_gift"))
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/effects.md"])
+def test_the_examples_are_programs(page: str) -> None:
+    """Each example of the README, the reference and the page on effects defines functions when it is executed."""
+    for block in blocks_of(page):
+        if block in BLOCKS[:1]:
+            continue
+        names: dict[str, Any] = {"bank": types.SimpleNamespace(), "tool": tool}
+        names |= {"DurableSwarm": DurableSwarm, "Run": Run, "AsyncIterator": AsyncIterator}
+        known = set(names)
+        exec(compile(block, page, "exec"), names)
+        assert [name for name in names.keys() - known if inspect.isfunction(names[name])]
 
 
 def test_the_example_of_people_asks_them() -> None:
@@ -96,7 +110,7 @@ def test_the_example_of_people_asks_them() -> None:
 def test_the_example_of_events_follows_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     """The example of events prints what the agent of a run says."""
     names: dict[str, Any] = {"DurableSwarm": DurableSwarm}
-    exec(next(block for block in BLOCKS if "def follow" in block), names)
+    exec(next(block for block in REFERENCE if "def follow" in block), names)
     with DurableSwarm(ScriptedModel(["Hello there"])) as client:
         client.start(Agent(), [{"role": "user", "content": "Hi"}], run_id="one")
         names["follow"](client, "one")
