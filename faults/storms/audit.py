@@ -182,7 +182,8 @@ class Auditor:
             yield f"repeated: {run_id}: {call}, finished before"
         elif past.entered[call]:
             self.figures["calls in flight made again"] += 1
-            if not self._has_reason(lines, past.entered[call], line):
+            # A call that waits may leave memory and be entered again when it is woken.
+            if line["tool"] != "nap" and not self._has_reason(lines, past.entered[call], line):
                 yield f"repeated: {run_id}: {call} without a reason"
         past.entered[call].append(line)
 
@@ -201,6 +202,8 @@ class Auditor:
         """Return True if something happened to an earlier execution of a call, to its run or to the database."""
         first = before[0]["at"]
         acts = {"raise", "cancel", "resume"}
+        if (run_id := str(again["run"])).startswith("sub-"):
+            lines = [*lines, *self._of[run_id.removeprefix("sub-").partition("-")[0]]]  # It goes with its parent.
         if any(line["what"] in acts and first - 5 <= line["at"] <= again["at"] for line in lines):
             return True
         if any(first - 5 <= at <= again["at"] for at in self._outages):

@@ -6,10 +6,14 @@ step (then a repaired program could not repeat it) nor a tool's `except Exceptio
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from durable_swarm import ends, errors
+from durable_swarm.concurrency import in_thread
 from durable_swarm.tools.context import calling
+
+T = TypeVar("T")
 
 
 @ends.signal
@@ -58,7 +62,25 @@ def engine_closed() -> RunHeld:
     return RunHeld(Closed("the DurableSwarm was closed while the run was in progress"))
 
 
+def program_ended() -> Closed:
+    """Return what a thread meets that waits for a run although the program has come to its end, which waits for it."""
+    return Closed(
+        "the program has ended while this thread waits for a run; the run continues where its agents are defined"
+    )
+
+
 def refused(reason: errors.DurableSwarmError) -> BaseException:
     """Return what to raise where a run cannot continue in this process: in a tool, what leaves the tool's run, too."""
     here = calling()
     return reason if here is None or here.owner is None else RunHeld(reason)
+
+
+async def look_aside(function: Callable[..., T], *args: Any) -> T:
+    """Await a short plain function in a thread, for whoever waits for a run on an event loop.
+
+    Raises `Closed` where the program has ended and no thread can be started.
+    """
+    try:
+        return await in_thread(function, *args)
+    except ends.Unable:
+        raise refused(program_ended()) from None

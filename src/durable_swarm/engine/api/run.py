@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from durable_swarm import errors
 from durable_swarm.agents import find_or_none
-from durable_swarm.concurrency import CallerThreadExecutor, in_thread, running_loop
+from durable_swarm.concurrency import CallerThreadExecutor, exiting, running_loop
 from durable_swarm.engine.api.run_requests import DecisionListener, RunRequests
 from durable_swarm.engine.database.reconnecting import bearing
 from durable_swarm.engine.execution.execution import Execution
@@ -25,7 +25,7 @@ from durable_swarm.engine.history.story import step_infos, story
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records import runs as records_runs
 from durable_swarm.engine.records.agent_versions import HELD_FOR
-from durable_swarm.engine.signals import Closed, refused
+from durable_swarm.engine.signals import Closed, look_aside, program_ended, refused
 from durable_swarm.engine.storage.runs import Store, moment, notes_on, reason_noted, started_at, state_of
 from durable_swarm.events import Event
 from durable_swarm.loop import Ask
@@ -218,20 +218,20 @@ class Run(RunRequests):
         return self._events_async(self.follower(after))
 
     async def _events_async(self, follower: EventReader) -> AsyncIterator[Event]:
-        loop, changed, executor = asyncio.get_running_loop(), asyncio.Event(), await in_thread(self._executor)
+        loop, changed, executor = asyncio.get_running_loop(), asyncio.Event(), await look_aside(self._executor)
 
         def wake(*_: object) -> None:
             from_any_thread(loop, changed)
 
         while not follower.over:
             self.check_open(executor)
-            live = await in_thread(self._living) if self._live is None else self._living()
+            live = await look_aside(self._living) if self._live is None else self._living()
             if live is None:
-                for event in await in_thread(self._read, follower):
+                for event in await look_aside(self._read, follower):
                     yield event
                 if not follower.over:
                     self._raise_if_held()
-                    await in_thread(self._see_to_it)
+                    await look_aside(self._see_to_it)
                     await asyncio.sleep(follower.pause)
                 continue
             live.over.add_done_callback(wake)
@@ -240,7 +240,7 @@ class Run(RunRequests):
                     self.check_open(executor)
                     changed.clear()
                     events = follower.live(live.feed)
-                    for event in await in_thread(self._read, follower) if events is None else events:
+                    for event in await look_aside(self._read, follower) if events is None else events:
                         yield event
                     if not events:
                         with contextlib.suppress(TimeoutError):
@@ -296,7 +296,7 @@ class Run(RunRequests):
         except TimeoutError:
             if not bound.expired():
                 raise
-            raise TimeoutError(await in_thread(self._not_yet, timeout)) from None
+            raise TimeoutError(await look_aside(self._not_yet, timeout)) from None
 
     def _not_yet(self, timeout: float | None) -> str:
         """Say that the run has not ended in time, and how it stands."""
@@ -310,9 +310,9 @@ class Run(RunRequests):
         return f"run {self.id!r} has not ended within {timeout:g} s; {how}"
 
     async def _end_of_run(self) -> Response:
-        began = await in_thread(self._began)
+        began = await look_aside(self._began)
         while True:
-            ended = await in_thread(self.look, began)
+            ended = await look_aside(self.look, began)
             if ended is not None:
                 return ended
             live = self.live()
@@ -386,6 +386,8 @@ class Run(RunRequests):
             return
         if now - self._seen > 1:
             self._seen = now
+            if exiting():
+                raise refused(program_ended())
             with self._bearing():
                 executor.take_over(self.id)
 
@@ -468,23 +470,23 @@ class Run(RunRequests):
         run_id: str | None = None,
     ) -> Run:
         """Fork as `fork` does, on the event loop."""
-        return await in_thread(lambda: self.fork(turn, agent=agent, messages=messages, run_id=run_id))
+        return await look_aside(lambda: self.fork(turn, agent=agent, messages=messages, run_id=run_id))
 
     async def messages_async(self) -> list[Message]:
         """Give the messages as `messages` does, on the event loop."""
-        return await in_thread(self.messages)
+        return await look_aside(self.messages)
 
     async def steps_async(self) -> list[StepInfo]:
         """Give the steps as `steps` does, on the event loop."""
-        return await in_thread(self.steps)
+        return await look_aside(self.steps)
 
     async def cancel_async(self) -> None:
         """Cancel as `cancel` does, on the event loop."""
-        await in_thread(self.cancel)
+        await look_aside(self.cancel)
 
     async def resume_async(self) -> None:
         """Resume as `resume` does, on the event loop."""
-        await in_thread(self.resume)
+        await look_aside(self.resume)
 
 
 def _check_timeout(timeout: float | None) -> None:

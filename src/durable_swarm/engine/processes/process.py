@@ -470,7 +470,8 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
             urls.check_same_database(at, wanted)
         if _current is None:
             check_threads()
-            opened = Process(wanted, worker_id)
+            with diagnosis.reporting_errors(wanted):
+                opened = Process(wanted, worker_id)
             opened.swarms.admit(swarm)  # Before anything that DBOS recovers can look for it.
             _current = opened
             return opened
