@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from durable_swarm import Agent, ModelError, Swarm, tool
-from durable_swarm.concurrency import background_loop
+from durable_swarm.background import background_loop
 from durable_swarm.models.call import Completion
 from durable_swarm.testing import (
     ScriptedServer,

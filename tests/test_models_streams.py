@@ -13,7 +13,8 @@ import openai
 import pytest
 
 from durable_swarm import Agent, ModelError
-from durable_swarm.concurrency import LoopRuntime, background_loop
+from durable_swarm.background import background_loop
+from durable_swarm.concurrency import LoopRuntime
 from durable_swarm.models.call import Completion, ModelCall, complete, current_model_call
 from durable_swarm.models.client import Clients
 from durable_swarm.models.wire import Conversation

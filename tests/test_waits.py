@@ -13,16 +13,15 @@ from typing import Any
 import pytest
 
 from durable_swarm.awaitables import is_async
+from durable_swarm.background import background_loop, threads
 from durable_swarm.concurrency import (
     BlockingRuntime,
     CallerThreadExecutor,
     Interrupted,
     LoopRuntime,
-    background_loop,
     beside,
     finish,
     in_thread,
-    threads,
 )
 
 LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="none")

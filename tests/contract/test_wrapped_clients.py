@@ -13,7 +13,7 @@ from openai.resources.chat import AsyncChat, Chat
 from openai.resources.chat.completions import AsyncCompletions, Completions
 
 from durable_swarm import Agent, ModelError
-from durable_swarm.concurrency import background_loop
+from durable_swarm.background import background_loop
 from durable_swarm.models.lean import is_bare
 from durable_swarm.testing import ScriptedServer, http_error, no_choices, serve_scripted
 from tests.contract.conftest import run_sync

@@ -19,7 +19,7 @@ from dbos import DBOS
 from sqlalchemy import Engine, event
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
-from durable_swarm.concurrency import background_loop
+from durable_swarm.background import background_loop
 from durable_swarm.engine.backend import launch
 from durable_swarm.engine.execution.child_calls import PendingCalls
 from durable_swarm.engine.records import names as records_names

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, Swarm
-from durable_swarm.concurrency import CROWD
+from durable_swarm.background import CROWD
 from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until

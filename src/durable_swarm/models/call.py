@@ -21,7 +21,7 @@ from typing import Any
 
 from durable_swarm import credentials
 from durable_swarm.concurrency import LoopRuntime, Runtime
-from durable_swarm.models.client import _beside, _is_at_home
+from durable_swarm.models.client_loops import on_its_loop
 from durable_swarm.models.lean import prepared, retries_itself
 from durable_swarm.models.provider_errors import (
     BAD_OUTPUT_TRIES,
@@ -154,8 +154,7 @@ class _Asking:
         self.begun = False
         if self.begin is None:
             create, arguments = prepared(self.client, self.request)
-            create = partial(_beside, create) if _is_at_home(self.client) else create
-            return whole(await self.waits.call(create, **arguments))
+            return whole(await self.waits.call(on_its_loop(self.client, create), **arguments))
         if self.request["stream"] and has_end_marks(self.client, self.request["model"]) is False:
             self._ask_whole()
         try:
@@ -194,9 +193,7 @@ class _Asking:
         """Make one attempt at a streamed call. What it has shown is taken back when it fails, or is cancelled."""
         create, arguments = prepared(self.client, self.request)
         reception = StreamReceiver(partial(create, **arguments), shown)
-        receive = reception.way()
-        if _is_at_home(self.client):
-            receive = partial(_beside, receive)
+        receive = on_its_loop(self.client, reception.way())
         # Not in the threads that belong to `waits`: one of them may be the reader's, who is to read meanwhile.
         waits = LoopRuntime() if isinstance(self.waits, LoopRuntime) else self.waits
         try:

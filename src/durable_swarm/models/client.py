@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
-import weakref
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from durable_swarm.awaitables import is_async
-from durable_swarm.concurrency import background_loop, give_back, on_background
+from durable_swarm.background import give_back
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, safe_text
-from durable_swarm.models.lean import is_openai
+from durable_swarm.models.client_loops import StandIn, can_stand_in
 from durable_swarm.models.retry import DEFAULT_RETRIES
-
-CLOSING_SECONDS = 5.0
-"""How long closing waits for connections to be given back."""
-
-
-_at_home: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Async clients of our own making: their connections belong to the background loop, whichever loop asks."""
-
-
-def _is_at_home(client: Any) -> bool:
-    return is_openai(client) and client in _at_home
-
-
-async def _beside(create: Callable[..., Any], **request: Any) -> Any:
-    return await asyncio.wrap_future(on_background(create(**request)))
 
 
 class Clients:
@@ -37,25 +20,44 @@ class Clients:
 
     def __init__(self, client: Any) -> None:
         self._given = client
-        self._made: dict[bool, Any] = {}
+        self._blocking: Any = None
+        self._stand_in: StandIn | None = None
         self._lock = threading.Lock()
 
     def get(self, loop: Any = None) -> Any:
-        """Give the client for calls from a thread, or from the event loop `loop`; one serves all loops.
+        """Return the client for calls from a thread, or from the event loop `loop`; one serves all loops.
 
         Raises `ConfigurationError` where there is no API key.
         """
-        if self._given is not None:
-            return self._given
-        asynchronous = loop is not None
         with self._lock:
-            if asynchronous not in self._made:
-                self._made[asynchronous] = _default_client(asynchronous)
-            return self._made[asynchronous]
+            if self._given is None:
+                return self._default(loop is not None)
+            if not can_stand_in(self._given):
+                return self._given
+            self._stand_in = self._stand_in or StandIn.of(self._given)
+            with contextlib.suppress(Exception):  # A client that cannot be copied says why when it is asked.
+                return self._stand_in.client()
+            return self._given
+
+    def _default(self, asynchronous: bool) -> Any:
+        try:
+            import openai
+
+            if asynchronous:
+                self._stand_in = self._stand_in or StandIn(partial(_default_async_client, openai))
+                return self._stand_in.client()
+            self._blocking = self._blocking or openai.OpenAI(max_retries=DEFAULT_RETRIES)
+        except Exception as error:  # A proxy or a certificate of the environment that is unfit raises anything.
+            raise ConfigurationError(
+                f"no model client: {without_secrets(safe_text(error)).rstrip('.')}. Set OPENAI_API_KEY, or pass "
+                'client= to the swarm. To try it offline, without a key: client=ScriptedModel(["Hello"]) of '
+                "durable_swarm.testing, or `durable-swarm demo refund`."
+            ) from None
+        return self._blocking
 
     @property
     def is_blocking(self) -> bool:
-        """Whether the client is asked by plain calls."""
+        """True where the client is asked by plain calls."""
         return self._given is None or not is_async(self._given.chat.completions.create)
 
     @property
@@ -69,41 +71,20 @@ class Clients:
 
     def ready(self) -> None:
         """Check that there is a client to use. Raises `ConfigurationError`."""
-        if self._given is None and not self._made:
+        if self._given is None and self._blocking is None and self._stand_in is None:
             self.get()
 
     def close(self) -> None:
         """Close what this object made, and give back the threads behind it; a later `get` makes it anew."""
         with self._lock:
-            blocking, on_loops = self._made.pop(False, None), self._made.pop(True, None)
+            blocking, self._blocking = self._blocking, None
+            stand_in, self._stand_in = self._stand_in, None
         if blocking is not None:
             blocking.close()
-        if on_loops is not None:
-            closed = on_background(on_loops.close())
-            with contextlib.suppress(TimeoutError):
-                closed.result(0 if _on_background_loop() else CLOSING_SECONDS)
+        if stand_in is not None:
+            stand_in.close()
         give_back()
 
 
-def _on_background_loop() -> bool:
-    try:
-        return asyncio.get_running_loop() is background_loop()
-    except RuntimeError:
-        return False
-
-
-def _default_client(asynchronous: bool) -> Any:
-    try:
-        import openai
-
-        kind = openai.AsyncOpenAI if asynchronous else openai.OpenAI
-        client = kind(max_retries=DEFAULT_RETRIES)
-    except Exception as error:  # A proxy or a certificate of the environment that is unfit raises anything.
-        raise ConfigurationError(
-            f"no model client: {without_secrets(safe_text(error)).rstrip('.')}. Set OPENAI_API_KEY, or pass client= to "
-            'the swarm. To try it offline, without a key: client=ScriptedModel(["Hello"]) of durable_swarm.testing, or '
-            "`durable-swarm demo refund`."
-        ) from None
-    if asynchronous:
-        _at_home.add(client)
-    return client
+def _default_async_client(openai: Any, connections: Any) -> Any:
+    return openai.AsyncOpenAI(max_retries=DEFAULT_RETRIES, http_client=connections)

@@ -25,16 +25,16 @@ def is_openai(client: Any) -> bool:
 
 def is_bare(client: Any) -> bool:
     """Tell whether it is an official client with nothing of anybody else's on the way to the provider."""
-    if not is_openai(client) or not _is_official(type(client)):
+    if not is_openai(client) or not is_official(type(client)):
         return False
     chat = client.chat
-    if not _is_official(type(chat)) or not _is_untouched(type(client), "chat"):
+    if not is_official(type(chat)) or not _is_untouched(type(client), "chat"):
         return False
     completions = chat.completions
-    if not _is_official(type(completions)) or not _is_untouched(type(chat), "completions"):
+    if not is_official(type(completions)) or not _is_untouched(type(chat), "completions"):
         return False
     post = vars(completions).get("_post")
-    own = isinstance(post, MethodType) and post.__self__ is client and _is_official(post.__func__)
+    own = isinstance(post, MethodType) and post.__self__ is client and is_official(post.__func__)
     untouched = all(_is_untouched(type(client), name) and name not in vars(client) for name in _BELOW)
     return own and untouched and "create" not in vars(completions) and _is_untouched(type(completions), "create")
 
@@ -42,10 +42,10 @@ def is_bare(client: Any) -> bool:
 def _is_untouched(kind: type, name: str) -> bool:
     """Tell whether a method or a property of a class is the `openai` package's own."""
     found = inspect.getattr_static(kind, name, None)
-    return _is_official(getattr(found, "func", None) or getattr(found, "fget", None) or found)
+    return is_official(getattr(found, "func", None) or getattr(found, "fget", None) or found)
 
 
-def _is_official(thing: Any) -> bool:
+def is_official(thing: Any) -> bool:
     """Tell whether a class or a function is defined in the `openai` package, with all that it wraps."""
     if isinstance(thing, type):
         return _root(thing.__module__) == "openai"

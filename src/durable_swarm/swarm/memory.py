@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from durable_swarm import ends
+from durable_swarm.background import background_loop, on_background
 from durable_swarm.concurrency import (
     BlockingRuntime,
     CallerThreadExecutor,
     LoopRuntime,
     Runtime,
-    background_loop,
     beside,
     contained,
     finish,
-    on_background,
     result_of,
     running_loop,
 )

@@ -221,7 +221,7 @@ class Replaying:
         self.start = replace(start, model_override=model) if isinstance(model, str) else start
         client = None if isinstance(model, str) else model
         check_settings(client, 1, "raise")
-        self.client = None if model is None else _client(client, model)
+        self.clients = None if model is None else _clients(client, model)
         self.requests: list[dict[str, Any]] = []
         """What each turn asks with today."""
         self.differences: list[Difference] = []
@@ -240,6 +240,9 @@ class Replaying:
         else:
             self._compare_end(ending)
             messages = ending.messages
+        finally:
+            if self.clients is not None:
+                self.clients.close()
         return Replay(self.recording.run_id, len(self.requests), self.differences, messages, stopped)
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
@@ -263,7 +266,7 @@ class Replaying:
     async def _ask(self, effect: Ask) -> Reply:
         turn = effect.turn
         recorded = self.recording.turns[turn] if turn < len(self.recording.turns) else None
-        if recorded is None and self.client is None:
+        if recorded is None and self.clients is None:
             if self.recording.status == "done":
                 self._note(turn, "the run goes on after its recorded end", None, f"{effect.agent} is asked")
             raise _Stopped(f"the recording ends with turn {turn - 1} ({self.recording.status})")
@@ -273,10 +276,11 @@ class Replaying:
         context = codec.round_trip(effect.context)
         request = await _request(agent, context, self.start.model_override)
         self.requests.append(request)
-        if recorded is not None and self.client is None:
+        if recorded is not None and self.clients is None:
             self._compare_request(turn, agent, recorded, request)
             return await self._planned(turn, agent, recorded)
-        return await self._ask_anew(effect, agent, context, recorded)
+        client = None if self.clients is None else self.clients.get()
+        return await self._ask_anew(client, effect, agent, context, recorded)
 
     def _agent(self, name: str, turn: int) -> Any:
         if name not in self.cast:
@@ -318,10 +322,12 @@ class Replaying:
             self._note(turn, f"what the model is told of {_call(now)}", was.text or None, now.text or None)
         return replace(recorded.reply, calls=calls, together=False)
 
-    async def _ask_anew(self, effect: Ask, agent: Any, context: dict[str, Any], recorded: RecordedTurn | None) -> Reply:
+    async def _ask_anew(
+        self, client: Any, effect: Ask, agent: Any, context: dict[str, Any], recorded: RecordedTurn | None
+    ) -> Reply:
         heard = [] if recorded is None else recorded.reply.heard
         completion = await complete(
-            self.client,
+            client,
             agent,
             [*effect.history, *heard],
             context,
@@ -392,13 +398,15 @@ class Replaying:
         self._note(None, "context_variables", codec.encode(then.context), codec.encode(now.context))
 
 
-def _client(client: Any, model: Any) -> Any:
+def _clients(client: Any, model: Any) -> Clients:
+    clients = Clients(client)
     try:
-        return Clients(client).get()
+        clients.ready()
     except ConfigurationError as error:
         raise ConfigurationError(
             f"replay(model={model!r}) asks OpenAI: set OPENAI_API_KEY, or give a client of your own as model="
         ) from error
+    return clients
 
 
 async def _request(agent: Any, context: dict[str, Any], model_override: str | None) -> dict[str, Any]:

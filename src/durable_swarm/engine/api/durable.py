@@ -15,8 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors, validation
 from durable_swarm.agents import RemoteAgent
+from durable_swarm.background import background_loop, on_background, threads
 from durable_swarm.codec import Codec
-from durable_swarm.concurrency import background_loop, in_thread, on_background, running_loop, threads
+from durable_swarm.concurrency import in_thread, running_loop
 from durable_swarm.engine.api import programs
 from durable_swarm.engine.api.live_stream import dictionaries, dictionaries_async
 from durable_swarm.engine.api.run import Run

@@ -21,7 +21,7 @@ from typing import Any
 
 from dbos import DBOS, _core, _dbos, _outcome, _sys_db
 
-from durable_swarm.concurrency import Threads, equip
+from durable_swarm.background import Threads, equip
 
 ENDING = 0.2
 """Seconds that closing waits at most for DBOS's threads."""

@@ -20,7 +20,8 @@ from typing import Any
 import sqlalchemy
 
 from durable_swarm import agents, errors
-from durable_swarm.concurrency import CallerThreadExecutor, background, background_loop, running_loop
+from durable_swarm.background import background, background_loop
+from durable_swarm.concurrency import CallerThreadExecutor, running_loop
 from durable_swarm.engine.backend import launch, patches, pools, queues, steps
 from durable_swarm.engine.backend.public import DBOS, DBOSConfig
 from durable_swarm.engine.database import connection as database_connection

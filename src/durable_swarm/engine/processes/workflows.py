@@ -17,17 +17,9 @@ from typing import Any
 
 from durable_swarm import agents, ends
 from durable_swarm.awaitables import settled
+from durable_swarm.background import threads
 from durable_swarm.codec import Place
-from durable_swarm.concurrency import (
-    BlockingRuntime,
-    LoopRuntime,
-    Runtime,
-    block,
-    finish,
-    in_thread,
-    running_loop,
-    threads,
-)
+from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, block, finish, in_thread, running_loop
 from durable_swarm.engine.backend import awaited_calls, patches
 from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.backend.public import DBOS, SetWorkflowID

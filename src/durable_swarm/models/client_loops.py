@@ -1,0 +1,115 @@
+"""An official async client is asked through a stand-in: a copy with connections of its own, on the package's loop.
+
+Connections belong to the event loop on which they were opened. The stand-in's belong to one that is always there, so
+the client serves whichever loops ask, the program may use it itself on any, and closing gives back what was opened.
+Every other async client is asked on the loop of who asks, and belongs to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from durable_swarm.background import background, background_loop, on_background
+from durable_swarm.concurrency import result_of, running_loop
+from durable_swarm.models.lean import is_bare, is_official, is_openai
+
+CLOSING_SECONDS = 5.0
+"""How long closing waits for connections to be given back."""
+
+_stand_ins: weakref.WeakSet[Any] = weakref.WeakSet()
+"""The stand-ins: their connections belong to the package's loop, whichever loop asks."""
+
+
+def can_stand_in(client: Any) -> bool:
+    """Tell whether nobody would notice a copy: an official async client, bare, over connections that it made itself."""
+    openai = sys.modules.get("openai")
+    if openai is None or not isinstance(client, openai.AsyncOpenAI) or not is_bare(client):
+        return False
+    connections = getattr(client, "_client", None)
+    # A class of its own tells apart what the client has made from what it was given.
+    return type(connections).__name__ == "AsyncHttpxClientWrapper" and _is_untouched(connections)
+
+
+def _is_untouched(connections: Any) -> bool:
+    """Tell whether nothing of the program's, or of a tracer's, is called on the way to the provider."""
+    hooks = [hook for hooks in connections.event_hooks.values() for hook in hooks]
+    transports = [getattr(connections, "_transport", None), *filter(None, getattr(connections, "_mounts", {}).values())]
+    usual = all(
+        type(transport).__name__ == "AsyncHTTPTransport" and "handle_async_request" not in vars(transport)
+        for transport in transports
+    )
+    return usual and all(map(is_official, hooks)) and "send" not in vars(connections)
+
+
+def on_its_loop(client: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that asks the client; where that is a stand-in, one that has it asked on its own loop."""
+    if not is_openai(client) or client not in _stand_ins:
+        return function
+
+    async def ask(*args: Any, **kwargs: Any) -> Any:
+        if running_loop() is background_loop():
+            return await function(*args, **kwargs)
+        return result_of(await asyncio.wrap_future(on_background(_kept(function(*args, **kwargs)))))
+
+    return ask
+
+
+async def _kept(asking: Awaitable[Any]) -> tuple[Any, None] | tuple[None, BaseException]:
+    """Ask, and return a failure as a value: it neither ends the loop, nor is one that nobody fetched when given up."""
+    try:
+        return await asking, None
+    except BaseException as error:
+        return None, error
+
+
+class StandIn:
+    """An official async client over connections of its own; `make` gives it for these.
+
+    It is made anew where the `settings` differ from those it was made with.
+    """
+
+    def __init__(self, make: Callable[[Any], Any], settings: Callable[[], dict[str, Any]] = dict) -> None:
+        self._make = make
+        self._settings = settings
+        self._made: Any = None
+        self._made_with: dict[str, Any] = {}
+        self._connections: Any = None
+        self._home = background()
+
+    @classmethod
+    def of(cls, client: Any) -> StandIn:
+        """Return the stand-in of a program's client, with its settings as they are: a key may be changed."""
+
+        def settings() -> dict[str, Any]:
+            # Without the parts, as `chat`: each is made at its first use.
+            return {name: value for name, value in vars(client).items() if not hasattr(value, "_client")}
+
+        return cls(lambda connections: client.with_options(http_client=connections), settings)
+
+    def client(self) -> Any:
+        """Return the client to be asked."""
+        import openai
+
+        if self._home is not background():  # After a fork: the parent's loop and its connections are the parent's.
+            self._home, self._made, self._connections = background(), None, None
+        settings = self._settings()
+        if self._made is None or settings != self._made_with:
+            self._connections = self._connections or openai.DefaultAsyncHttpxClient()
+            self._made, self._made_with = self._make(self._connections), settings
+            _stand_ins.add(self._made)
+            self._home.bind(self)
+        return self._made
+
+    def close(self) -> None:
+        """Close the connections, and need the loop no more."""
+        connections, self._made, self._connections = self._connections, None, None
+        if connections is not None and self._home is background():
+            closed = on_background(connections.aclose())
+            with contextlib.suppress(TimeoutError):
+                closed.result(0 if running_loop() is background_loop() else CLOSING_SECONDS)
+        self._home.unbind(self)
