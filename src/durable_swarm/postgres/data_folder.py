@@ -1,4 +1,4 @@
-"""The folder of a server: its data, its password, its port, and the user that all of it belongs to."""
+"""The folder of a server: its data, its password, its port, and the user that owns all of it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ USER = "postgres"
 DATABASE = "durable_swarm"
 
 _FRESH = "server.json.new"
-"""The notes while they are written."""
+"""The name of the notes file while it is written."""
 
 _UNFIT = '$"`\\\n'
-"""What pg_ctl does not quote when it has a shell start the server."""
+"""Characters that pg_ctl does not quote when it starts the server through a shell."""
 
 Keeper = Literal["docker", "binaries"]
 
 
 class NoPostgres(DurableSwarmError):
-    """The server cannot be started, reached or stopped; the message says what to do."""
+    """The server cannot be started, reached or stopped; the message gives the remedy."""
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What is kept of a server between starts, beside its password: who runs it, and on which port."""
+    """The notes kept about a server between starts, beside its password: its runner and its port."""
 
     by: Keeper
     port: int
 
 
 def default_folder() -> Path:
-    """Give where a user's server lives. Root's is outside its home, which the server's user may not enter."""
+    """Return the default folder of a user's server.
+
+    Root's is outside its home, which the server's user may not enter.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/durable-swarm/postgres")
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -53,7 +56,7 @@ def default_folder() -> Path:
 
 
 class DataFolder:
-    """A server's folder, and what is in it."""
+    """A server's folder and its contents."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().resolve()
@@ -67,7 +70,7 @@ class DataFolder:
 
     @property
     def notes(self) -> Notes | None:
-        """What was noted at the last start; None if there was none."""
+        """The notes of the last start; None if there was none."""
         try:
             found = json.loads(self.read(self._notes.name))
             return Notes(found["by"], int(found["port"]))
@@ -85,11 +88,11 @@ class DataFolder:
         self._notes.with_name(_FRESH).replace(self._notes)
 
     def url(self, port: int) -> str:
-        """Give the URL of the server's database for programs, with the password."""
+        """Return the URL of the server's database for programs, with the password."""
         return f"postgresql://{USER}:{quote(self.password(), safe='')}@{HOST}:{port}/{DATABASE}"
 
     def password(self) -> str:
-        """Give the password of the server's superuser."""
+        """Return the password of the server's superuser."""
         with contextlib.suppress(FileNotFoundError):
             if found := self.read(self.password_file.name).strip():
                 return found
@@ -99,7 +102,7 @@ class DataFolder:
         )
 
     def make_password(self) -> None:
-        """Make a new password, for the server's user only."""
+        """Create a new password, readable by the server's user only."""
         self.password_file.unlink(missing_ok=True)
         with os.fdopen(self.open(self.password_file.name, flags=os.O_WRONLY | os.O_CREAT | os.O_EXCL), "w") as file:
             file.write(secrets.token_urlsafe(24))
@@ -107,7 +110,10 @@ class DataFolder:
                 os.fchown(file.fileno(), self.identity["user"], self.identity["group"])
 
     def prepare(self) -> None:
-        """Make the folder, or take an empty one, for the server's user only. Raises for one that holds other things."""
+        """Create the folder, or use an empty one, for the server's user only.
+
+        Raises if the folder holds other things.
+        """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         names = {path.name for path in self.folder.iterdir()}
         if names & {self._notes.name, self.password_file.name}:
@@ -128,9 +134,9 @@ class DataFolder:
         return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
 
     def open(self, *names: str, flags: int = os.O_RDONLY) -> int:
-        """Open a file in the folder. Root follows no link there: the server's user owns the folder, and could name any.
+        """Open a file in the folder. Root follows no link there, because the server's user could link to any file.
 
-        Raises `NoPostgres` for a link, also a hard one, and for what is no plain file.
+        Raises `NoPostgres` for a link, including a hard link, and for anything but a plain file.
         """
         if os.geteuid() != 0:
             return os.open(self.folder.joinpath(*names), flags, 0o600)
@@ -162,9 +168,9 @@ class DataFolder:
             return file.read()
 
     def write(self, text: str, *names: str) -> None:
-        """Write a file in the folder anew."""
+        """Overwrite a file in the folder."""
         with os.fdopen(self.open(*names, flags=os.O_WRONLY | os.O_CREAT), "w", encoding="utf-8") as file:
-            file.truncate(0)  # Not before it is known to be no link.
+            file.truncate(0)  # Only after it is known not to be a link.
             file.write(text)
 
     def check_entry(self) -> None:
@@ -179,7 +185,7 @@ class DataFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep others from starting or stopping the server meanwhile."""
+        """Prevent other processes from starting or stopping the server meanwhile."""
         fcntl = _module("fcntl")
         with os.fdopen(self.open("lock", flags=os.O_RDWR | os.O_CREAT)) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -213,7 +219,7 @@ def _unprivileged() -> Any:
 
 
 def free_port() -> int:
-    """Give a port on which nobody listens."""
+    """Return a port on which no process listens."""
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         port: int = listener.getsockname()[1]
@@ -221,9 +227,9 @@ def free_port() -> int:
 
 
 def why_not(port: int) -> str | None:
-    """Give why nobody can listen on the port, None if one can."""
+    """Return why no process can listen on the port, or None if one can."""
     with socket.socket() as listener:
-        # A server that ended a moment ago leaves connections that would seem to hold its port.
+        # A server that has just ended leaves connections that would seem to hold its port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))

@@ -1,6 +1,6 @@
 """A server run by Docker: the official image, in a container and on a volume of its own.
 
-A container holds nothing that is needed again, so each start makes a new one; the volume keeps the data.
+A container holds nothing that is needed again, so each start creates a new one; the volume keeps the data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ IMAGE = "postgres:18"
 
 
 def works() -> bool:
-    """Whether there is a Docker, and its daemon answers."""
+    """Return True if Docker is installed and its daemon answers."""
     try:
         return _docker("version", timeout=10).returncode == 0
     except subprocess.TimeoutExpired:
@@ -34,7 +34,7 @@ class Docker:
         if self.place.notes is None and not self.place.password_file.exists():
             self.place.make_password()
         _docker("rm", "--force", self.name)
-        # The password is named only, and passes in the environment: command lines can be read by everybody.
+        # The password is only named here and passed in the environment, because any user can read command lines.
         settings = ("--env", "POSTGRES_PASSWORD", "--env", f"POSTGRES_USER={USER}", "--env", f"POSTGRES_DB={DATABASE}")
         where = ("--publish", f"{HOST}:{port}:5432", "--volume", f"{self.name}:/var/lib/postgresql")
         done = _docker("run", "--detach", "--name", self.name, *settings, *where, IMAGE, password=self.place.password())
@@ -43,16 +43,16 @@ class Docker:
             raise NoPostgres(f"Docker does not start {IMAGE}: {reason}; mend that, or start with --no-docker")
 
     def pid(self) -> int | None:
-        """Give None: the process is Docker's."""
+        """Return None, because the process belongs to Docker."""
         return None
 
     def alive(self) -> bool:
-        """Whether the container runs."""
+        """Return True if the container runs."""
         done = _docker("container", "inspect", "--format", "{{.State.Running}}", self.name)
         return done.returncode == 0 and done.stdout.strip() == "true"
 
     def stop(self) -> None:
-        """End the server and take its container away; the volume stays."""
+        """Stop the server and remove its container; the volume stays."""
         for command in (("stop", "-t", "60"), ("rm",)):
             done = _docker(*command, self.name)
             if done.returncode:

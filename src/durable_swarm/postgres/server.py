@@ -1,4 +1,4 @@
-"""One server: who runs it, starting it until it answers, how it stands, stopping it."""
+"""One server: chooses its runner, starts it, waits until it answers, reports its state, stops it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Condition = Literal["running", "not answering", "stopped", "never started"]
 
 @dataclass(frozen=True)
 class State:
-    """How a server stands: whether it runs, by what, where, and which version. It does not hold the password."""
+    """The state of a server: running or not, its runner, address and version. It does not hold the password."""
 
     state: Condition
     by: Keeper | None
@@ -59,10 +59,10 @@ class Server:
         self._use_docker = use_docker
 
     def start(self, port: int | None = None) -> str:
-        """Start the server if it does not run, wait until it answers, and give its URL.
+        """Start the server if it does not run, wait until it answers, and return its URL.
 
-        Raises `NoPostgres` if there is no PostgreSQL, or it does not start; `ConfigurationError` for a folder that
-        holds other things.
+        Raises `NoPostgres` if there is no PostgreSQL, or it does not start; `ConfigurationError` if the folder holds
+        other things.
         """
         with _told():
             self.place.prepare()
@@ -72,7 +72,7 @@ class Server:
                 return url
 
     def stop(self) -> bool:
-        """Stop the server and wait until it has ended. False if it did not run."""
+        """Stop the server and wait until it has ended. Return False if it did not run."""
         with _told():
             if not (notes := self.place.notes):
                 return False
@@ -83,7 +83,7 @@ class Server:
                 return running
 
     def url(self) -> str:
-        """Give the URL. Raises `NoPostgres` if the server does not run."""
+        """Return the URL. Raises `NoPostgres` if the server does not run."""
         state = self.state()
         if state.state == "running" and state.port is not None:
             return self.place.url(state.port)
@@ -91,7 +91,7 @@ class Server:
         raise NoPostgres(f"the server does not run ({state.state}); start it: {again}")
 
     def state(self) -> State:
-        """Say how the server stands."""
+        """Return the state of the server."""
         with _told():
             if not (notes := self.place.notes):
                 return self._state("never started", None)
@@ -123,7 +123,7 @@ class Server:
         return url
 
     def _who(self, notes: Notes | None) -> Keeper:
-        """Give who runs the server: who did the last time, since the data is there."""
+        """Return the runner of the server: the one of the last start, because it has the data."""
         if notes is None:
             return "docker" if self._use_docker and docker.works() else "binaries"
         if notes.by == "docker" and not self._use_docker:
@@ -131,7 +131,8 @@ class Server:
         return notes.by
 
     def _launch(self, keeper: Local | docker.Docker, before: Notes | None, notes: Notes) -> Notes:
-        # Noted first: a start that is killed half way, or given up, leaves a server that the next one finds.
+        # Noted first, because a start that is killed or given up half way leaves a server that the next start must
+        # find.
         self.place.note(notes)
         try:
             keeper.launch(notes.port)
@@ -142,10 +143,10 @@ class Server:
         return notes
 
     def _usual_port(self, notes: Notes | None) -> int:
-        """Give the port of the last start, or a free one if another program has that now."""
+        """Return the port of the last start, or a free one if another program now uses that port."""
         if notes is None:
             return free_port()
-        deadline = time.monotonic() + 1  # A server that was killed may hold its port a moment longer.
+        deadline = time.monotonic() + 1  # A killed server may hold its port a moment longer.
         while why_not(notes.port):
             if time.monotonic() > deadline:
                 break
@@ -168,7 +169,7 @@ class Server:
             time.sleep(0.1)
 
     def _create_database(self, url: str) -> None:
-        """Make the database that the URL names, so that other tools can use the URL at once."""
+        """Create the database that the URL names, so that other tools can use the URL at once."""
         with _connected(url) as connection:
             if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
                 connection.execute(f"CREATE DATABASE {DATABASE}")
@@ -182,7 +183,7 @@ def _version(url: str) -> str:
 
 @contextlib.contextmanager
 def _connected(url: str) -> Iterator[psycopg.Connection]:
-    """Connect to the database that every server has, whatever the environment says of TLS for other servers."""
+    """Connect to the database that every server has, ignoring the environment's TLS settings for other servers."""
     import psycopg
 
     always = f"{url.removesuffix(DATABASE)}postgres"
@@ -195,7 +196,7 @@ def _connected(url: str) -> Iterator[psycopg.Connection]:
 
 @contextlib.contextmanager
 def _told() -> Iterator[None]:
-    """Tell what the system refuses as what it means here."""
+    """Translate errors of the operating system into errors that explain their meaning here."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Use cases for every face (command line, HTTP, console): looking at runs, answering and resuming them, checking up.
+"""Use cases for every interface (command line, HTTP, console): inspect runs, answer and resume them, check the setup.
 
-Nothing here executes a run or takes one over; that is for programs that define agents. Data goes in and out as frozen
-dataclasses, and `to_json` gives all of them as JSON.
+Nothing here executes a run or takes one over; programs that define agents do that. Results are frozen dataclasses, and
+`to_json` converts each of them to JSON.
 """
 
 from durable_swarm.engine.api.inspector import NoRuns

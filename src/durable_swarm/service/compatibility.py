@@ -1,4 +1,7 @@
-"""Which unfinished runs of a database the code at hand can go on with, and why not the others. Nothing is executed."""
+"""Checks which unfinished runs of a database the present code can continue, and why not the others.
+
+It executes nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,11 @@ from durable_swarm.tools.calls import find_tool
 
 @dataclass(frozen=True)
 class Compatibility:
-    """How an unfinished run and the code fit: `problem` says why it cannot go on, or is ''.
+    """How an unfinished run and the code fit: `problem` says why the run cannot continue, or is ''.
 
-    `agent` is the one whose turn it is. `changed` says that it answers with another prompt, other tools or another
-    model than it last did in this run; `held`, that the swarm's `changed_agents="hold"` holds the run for that, before
-    the agent's next reply. A handoff that comes before it is not foreseen.
+    `agent` is the agent whose turn it is. `changed` is true if it answers with another prompt, other tools or another
+    model than it last did in this run. `held` is true if the swarm's `changed_agents="hold"` holds the run for that
+    before the agent's next reply. A handoff before that reply is not foreseen.
     """
 
     run_id: str
@@ -40,8 +43,8 @@ class Compatibility:
 def check_runs(swarm: DurableSwarm) -> list[Compatibility]:
     """Check every unfinished run of a swarm, oldest first, against the agents defined in this process.
 
-    The steps inside a tool under way are not known before it is called again, and not checked.
-    Raises `NoRuns` where there is no database yet, `ConfigurationError` where it cannot be used.
+    The steps inside a tool call in progress are known only when it is called again, so they are not checked. Raises
+    `NoRuns` if there is no database yet, `ConfigurationError` if it cannot be used.
     """
     with inspect_database(urls.choose(swarm.database), lambda: swarm.codec) as visitor:
         rows = visitor.store.rows(states=["queued", "running", "waiting"])

@@ -1,4 +1,4 @@
-"""The check-up: is this installation, and is the database, fit to keep runs?"""
+"""The check-up: tests whether this installation and its database are fit to keep runs."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from durable_swarm.errors import ConfigurationError
 Level = Literal["ok", "warn", "fail"]
 
 PACKAGES = {"durable-swarm": None, "dbos": (3, 4), "openai": (1, 40)}
-"""The packages to look for, and the oldest fit release of each."""
+"""The packages to look for, with the oldest supported release of each."""
 
 
 LATE = 60.0
-"""Seconds after which a run that waits for a worker is worth a word."""
+"""A run that has waited for a worker for longer than this many seconds is reported."""
 LARGEST = 4
-"""How many of the largest tables are told of."""
+"""How many of the largest tables are reported."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: what was looked at, how it stands, and what there is to say (with the remedy, if it is not ok)."""
+    """One finding: the thing checked, its state, and an explanation (with the remedy if it is not ok)."""
 
     name: str
     level: Level
@@ -45,7 +45,7 @@ class Check:
 def checkup(url: str | None) -> list[Check]:
     """Check the installation and the database; `url` is as in `DurableSwarm`.
 
-    Raises `ConfigurationError` for a URL that is none.
+    Raises `ConfigurationError` if `url` is not a valid database URL.
     """
     chosen = urls.choose(url)
     named = bool(url or os.environ.get(urls.VARIABLE))
@@ -66,7 +66,7 @@ def _installation() -> Iterator[Check]:
 
 
 def installed(package: str) -> str | None:
-    """Give the version of an installed package, or None."""
+    """Return the version of an installed package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -102,7 +102,7 @@ def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
 
 
 def size(count: float) -> str:
-    """Give a number of bytes for people."""
+    """Return a number of bytes as readable text."""
     units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while count >= 1024 and len(units) > 1:
         count /= 1024
@@ -161,7 +161,7 @@ def _contents(facts: Facts) -> Iterator[Check]:
 
 
 def _formats(facts: Facts) -> Check:
-    """Tell in which format runs are stored: this version goes on with those of its own."""
+    """Report the format in which runs are stored: this version continues runs of its own format."""
     foreign = [version for version in facts.formats if version != records_names.WIRE]
     if not foreign:
         return Check("wire format", "ok", f"{records_names.WIRE}: every run is stored in the format this version reads")
@@ -174,7 +174,7 @@ def _formats(facts: Facts) -> Check:
 
 
 def _queue(visitor: Inspector) -> Check:
-    """Tell of the runs that wait for a worker, by the names of their swarms: a worker serves those of its own."""
+    """Report the runs that wait for a worker, by swarm name: a worker serves those of its own swarm."""
     rows = [row for row in visitor.store.rows(states=["queued"]) if state_of(row) == "queued"]
     if not rows:
         return Check("queue", "ok", "empty: no run waits for a worker")

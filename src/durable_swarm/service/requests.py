@@ -1,4 +1,4 @@
-"""The open requests of all runs, and answering them, for every face."""
+"""The open requests of all runs and the ways to answer them, for every interface."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from durable_swarm.swarm.answering import answer, approve, reject
 from durable_swarm.validation import check_name
 
 NAMED = 5
-"""How many requests an ambiguous id names."""
+"""How many requests the error for an ambiguous id lists."""
 
 
 class Inbox:
-    """The requests of one database. Where a request's id is asked for, that of a run with one open request will do.
+    """The requests of one database. A request may also be named by its run's id if the run has one open request.
 
-    What answers raises `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, `NoRequest`, and `ConfigurationError` for
-    a run with several open requests. `by` says who answers.
+    The methods that answer raise `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, `NoRequest`, and
+    `ConfigurationError` for a run with several open requests. `by` names the person or program that answers.
     """
 
     def __init__(self, visitor: Inspector) -> None:
@@ -30,27 +30,27 @@ class Inbox:
         self._store = visitor.store
 
     def list(self, run_id: str | None = None, limit: int | None = None) -> list[Request]:
-        """Give the open requests, oldest first: of all runs, or of one. Raises `RunNotFound`."""
+        """Return the open requests, oldest first: of all runs, or of one. Raises `RunNotFound`."""
         if run_id is not None:
             self._store.found(run_id, load_output=False)
         return self._store.inbox.open_requests(None if run_id is None else [run_id], limit)
 
     def answer(self, name: str, value: Any, by: str | None) -> Request:
-        """Answer a question, or give the result of a call that happened, and give the request as it is then."""
+        """Answer a question, or supply the result of a call that happened; return the updated request."""
         return self._decide(name, answer(value), by)
 
     def approve(self, name: str, arguments: dict[str, Any] | None, by: str | None) -> Request:
-        """Approve a call, perhaps with other arguments, and give the request as it is then."""
+        """Approve a call, optionally with other arguments, and return the updated request."""
         return self._decide(name, approve(arguments), by)
 
     def reject(self, name: str, reason: str, by: str | None) -> Request:
-        """Reject a call, and give the request as it is then."""
+        """Reject a call, and return the updated request."""
         return self._decide(name, reject(reason), by)
 
     def complete(self, token: str, result: Any, by: str | None) -> Request | None:
-        """Post the result of a call that has given `later(token)`, or will.
+        """Post the result of a call that has returned `later(token)`, or will.
 
-        Gives the request as it is then, or None where no run waits for the result yet.
+        Returns the updated request, or None if no run waits for the result yet.
         """
         with opened(f"the request of token {token!r}"):
             waits = self._store.inbox.complete(check_name("token", token), answer(result), by, "")
@@ -62,9 +62,9 @@ class Inbox:
             say(self._store, run_id, text)
 
     def goes_on(self, run_id: str) -> bool | None:
-        """Whether a living process executes the run, or ended it; None if it is free for any that defines its agent.
+        """Return True if a living process executes the run, or ended it; None if any capable process may take it.
 
-        Raises `RunNotFound`.
+        Capable means that it defines the run's agent. Raises `RunNotFound`.
         """
         row = self._store.found(run_id, load_output=False)
         owner = owner_of(row)
@@ -81,7 +81,7 @@ class Inbox:
             return self._store.inbox.decide(request_id, decision, by)
 
     def _meant(self, name: str) -> str:
-        """Give the id of the request that is meant by its own id or by its run's."""
+        """Return the request id that an id of a request or of a run refers to."""
         if self._store.row(name, load_output=False) is None:
             return name
         found = self.list(name)

@@ -1,4 +1,4 @@
-"""Looking at the runs of a database, cancelling and resuming them."""
+"""Reads the runs of a database, cancels and resumes them."""
 
 from __future__ import annotations
 
@@ -33,30 +33,31 @@ from durable_swarm.service.views import Failure, Query, RunDetail, RunView
 from durable_swarm.types import EndedBy, Message
 
 CANDIDATES = 5
-"""How many runs an ambiguous id names."""
+"""How many runs the error for an ambiguous id lists."""
 
 EVERY = 2**31 - 1
-"""More runs than a database has."""
+"""A limit above the number of runs in any database."""
 
 STANDING = 1.0
-"""Seconds between looks at why a run that is followed does not go on."""
+"""Seconds between checks of the reason why a followed run does not continue."""
 
 
 @contextlib.contextmanager
 def open_runs(url: str | None) -> Iterator[Runs]:
-    """Give the runs of a database; `url` is as in `DurableSwarm`.
+    """Open the runs of a database; `url` is as in `DurableSwarm`.
 
-    What was encrypted is read with the keys of the environment, where there are any. Raises `NoRuns` where there is no
-    database yet, and `ConfigurationError` where it cannot be used.
+    Encrypted records are read with the keys of the environment, if it has any. Raises `NoRuns` if there is no database
+    yet, and `ConfigurationError` if it cannot be used.
     """
     with inspect_database(urls.choose(url), functools.cache(codec_of_environment)) as visitor:
         yield Runs(visitor)
 
 
 def import_run(url: str | None, document: Any) -> RunView:
-    """Put an exported run into a database, which is made if there is none; gives the run as it is then.
+    """Put an exported run into a database, which is created if it does not exist; return the run's new state.
 
-    Raises `ConfigurationError` for what is no exported run, and `RunConflict` where its id belongs to another run.
+    Raises `ConfigurationError` if the document is not an exported run, and `RunConflict` if its id belongs to another
+    run.
     """
     Exported(document)
     try:
@@ -70,19 +71,19 @@ def import_run(url: str | None, document: Any) -> RunView:
 
 
 class Runs:
-    """The runs of one database. Wherever an id is asked for, its beginning will do if it fits one run alone.
+    """The runs of one database. Every id may be shortened to a prefix that fits one run alone.
 
-    What takes an id raises `RunNotFound`, and `ConfigurationError` for a beginning that fits several runs.
+    Methods that take an id raise `RunNotFound`, and `ConfigurationError` for a prefix that fits several runs.
     """
 
     def __init__(self, visitor: Inspector) -> None:
         self._visitor = visitor
         self._store: Store = visitor.store
         self.inbox = Inbox(visitor)
-        """What the runs ask, and answering it."""
+        """The requests of the runs, and the ways to answer them."""
 
     def list(self, query: Query) -> list[RunView]:
-        """Give runs, newest first. Raises `ConfigurationError` for a limit below 1."""
+        """Return runs, newest first. Raises `ConfigurationError` for a limit below 1."""
         rows = self._store.listed(query.status, query.agent, EVERY if query.idle else query.limit)
         idle = self._visitor.idle(rows)
         found = [row for row in rows if row.workflow_id in idle or not query.idle][: query.limit]
@@ -90,20 +91,20 @@ class Runs:
         return [_view(self._store, row, row.workflow_id in idle, ends.get(row.workflow_id)) for row in found]
 
     def show(self, run_id: str) -> RunDetail:
-        """Give one run in full."""
+        """Return one run in full."""
         row = self._store.row(self._find(run_id))
         return _detail(self._store, row, bool(self._visitor.idle([row])))
 
     def view(self, run_id: str) -> RunView:
-        """Give one run as it is in a list."""
+        """Return one run as it appears in a list."""
         return self._seen(self._run(run_id))
 
     def events(
         self, run_id: str, after: int = 0, stands: Callable[[RunView], None] = lambda _: None
     ) -> Iterator[Event]:
-        """Give the events of a run behind number `after`: what has happened, then what happens, until it ends.
+        """Yield the events of a run after number `after`: first the past ones, then new ones, until the run ends.
 
-        `stands` is called while the run does not go on (`waits_for` says why), once for each reason.
+        `stands` is called while the run does not continue (`waits_for` gives the reason), once for each reason.
         """
         check_after(after)
         found = self._find(run_id)
@@ -124,22 +125,22 @@ class Runs:
     def forget(
         self, before: datetime, *, keep_failed: bool = False, swarm: str | None = None, dry_run: bool = False
     ) -> int:
-        """Delete the runs that ended before a time, with all that belongs to them; gives how many.
+        """Delete the runs that ended before a time, with all that belongs to them; return their number.
 
-        With `dry_run` they are only counted. Raises `ConfigurationError` where the database refuses it.
+        With `dry_run` they are only counted. Raises `ConfigurationError` if the database refuses it.
         """
         old = Retention(self._store, round(before.timestamp() * 1000), keep_failed=keep_failed, swarm=swarm)
         return old.count() if dry_run else old.delete()
 
     def cancel(self, run_id: str) -> RunView:
-        """Stop a run at its next checkpoint, and give it as it is then; an ended run stays as it is."""
+        """Stop a run at its next checkpoint and return its new state; an ended run stays as it is."""
         return self._after(self._run(run_id), Run.cancel)
 
     def resume(self, run_id: str) -> RunView:
-        """Let a failed, cancelled or held run go on as `Run.resume` does, and give it as it is then.
+        """Let a failed, cancelled or held run continue, as `Run.resume` does, and return its new state.
 
-        Any other run stays as it is. It goes on with the next program that defines its agent; one that was held for a
-        changed agent, in the process that holds it.
+        Any other run stays as it is. The run continues in the next program that defines its agent; a run held for a
+        changed agent continues in the process that holds it.
         """
         return self._after(self._run(run_id), Run.resume)
 
@@ -152,22 +153,22 @@ class Runs:
         messages: Sequence[Message] | None = None,
         new_id: str | None = None,
     ) -> RunView:
-        """Start a new run from a turn of this one, as `Run.fork` does, and give it as it is then.
+        """Start a new run from a turn of this one, as `Run.fork` does, and return its state.
 
-        It goes on with the next program that defines its agent.
+        It continues in the next program that defines its agent.
         """
         run = self._run(run_id)
         with opened(f"run {run.id!r}"):
             return self._seen(run.fork(turn, agent=agent, messages=messages, run_id=new_id))
 
     def export(self, run_id: str, redact: Redact | None = None) -> dict[str, Any]:
-        """Give a run as a document, as `DurableSwarm.export` does."""
+        """Return a run as a document, as `DurableSwarm.export` does."""
         found = self._find(run_id)
         with opened(f"run {found!r}"):
             return export(self._store, self._store.row(found), redact)
 
     def load(self, document: Any) -> RunView:
-        """Put an exported run into the database, as `DurableSwarm.import_run` does, and give it as it is then."""
+        """Put an exported run into the database, as `DurableSwarm.import_run` does, and return its new state."""
         return self._seen(self._run(importing.import_run(self._store, document)))
 
     def _after(self, run: Run, change: Any) -> RunView:
@@ -182,7 +183,7 @@ class Runs:
         return Run(self._find(run_id), lambda: self._store, lambda: None)
 
     def _find(self, text: str) -> str:
-        """Give the id of the run that `text` is the id, or the only beginning, of."""
+        """Return the id of the run that has `text` as its id, or as a prefix that fits no other."""
         if self._store.row(text, load_output=False) is not None:
             return text
         rows = self._store.rows(prefix=text, limit=CANDIDATES + 1) if text else []
@@ -198,7 +199,7 @@ class Runs:
 
 
 def _view(store: Store, row: Any, idle: bool, ended: Any) -> RunView:
-    """Return a run for a list; `ended` is its row with what ended it, or None."""
+    """Return a run for a list; `ended` is its row with the reason it ended, or None."""
     created, state = started_at(row), state_of(row)
     return RunView(
         id=row.workflow_id,
@@ -220,7 +221,7 @@ def _origin(row: Any) -> dict[str, Any]:
 
 
 def _about(row: Any, name: str) -> str:
-    """Give a text that was noted on the run, or ''."""
+    """Return a text that was noted on the run, or ''."""
     return str(notes_on(row).get(name) or "")
 
 
@@ -266,7 +267,7 @@ def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
 
 
 def _told(store: Store, row: Any) -> tuple[Start, RunHistory, str | None]:
-    """Give what the run was asked and its story; where they cannot be opened here, nothing, and a sentence why."""
+    """Return the run's input and history, or empty ones and a sentence with the reason if they cannot be decoded."""
     try:
         return runs.read_start(store.start_record(row)), story(store, row), None
     except Unreadable as error:
@@ -274,7 +275,7 @@ def _told(store: Store, row: Any) -> tuple[Start, RunHistory, str | None]:
 
 
 def _waits_for(row: Any, idle: bool) -> str | None:
-    """Say why an unfinished run does not go on: in the words of the process that held it, where there are any."""
+    """Return why an unfinished run does not continue, preferably in the words of the process that held it."""
     recorded = reason_noted(row)
     if recorded or not idle:
         return recorded

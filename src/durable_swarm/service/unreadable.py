@@ -1,4 +1,4 @@
-"""What is said where records cannot be opened here."""
+"""The explanations for records that cannot be decoded here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from durable_swarm.errors import ConfigurationError
 
 @contextlib.contextmanager
 def opened(what: str) -> Iterator[None]:
-    """Say what to do where `what` cannot be opened. Raises `ConfigurationError`."""
+    """Explain how to proceed if `what` cannot be decoded. Raises `ConfigurationError`."""
     try:
         yield
     except Unreadable as error:
@@ -21,7 +21,7 @@ def opened(what: str) -> Iterator[None]:
 
 
 def why_closed(error: Unreadable) -> str:
-    """Say what to do where records cannot be opened here."""
+    """Return how to proceed if records cannot be decoded here."""
     if os.environ.get(VARIABLE):
         return str(error)
     return (

@@ -1,4 +1,4 @@
-"""What faces show: a run in a list, a run in full, and all of it as JSON."""
+"""The data that interfaces show: a run in a list, a run in full, and both as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from durable_swarm.types import EndedBy, Message, Usage
 class Query:
     """Which runs to list: of one status, of one agent (the name each was started with), at most `limit`.
 
-    With `idle`, only those that are unfinished and that no living process executes.
+    With `idle`, only unfinished runs that no living process executes.
     """
 
     status: State | None = None
@@ -29,7 +29,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Failure:
-    """The error that ended a run: its qualified type, its text, the step it came from and its traceback, as text."""
+    """The error that ended a run: its qualified type, text, originating step and traceback, all as text."""
 
     type: str
     message: str
@@ -46,11 +46,11 @@ class Failure:
 class RunView:
     """A run in a list. Times are aware UTC; `agent` is the one it was started with.
 
-    `idle` says that the run is unfinished and no living process executes it: it goes on with the next that defines its
-    agent. `waits_for` is a sentence that says why an unfinished run does not go on, or None. A fork keeps the turns
-    before `turn` of the run `forked_from`; both are None for other runs. `ended_by` says what ended a run that is done,
-    as `Response.ended_by` does; None for any other, and in a list for runs of versions that did not note it.
-    `failure` is the error of a run that failed, in one line, or None.
+    `idle` is true if the run is unfinished and no living process executes it: it continues in the next process that
+    defines its agent. `waits_for` is a sentence with the reason why an unfinished run does not continue, or None. A
+    fork keeps the turns before `turn` of the run `forked_from`; both are None for other runs. `ended_by` is the reason
+    a finished run is done, as in `Response.ended_by`; None for any other, and in a list for runs of versions that did
+    not record it. `failure` is the error of a failed run, in one line, or None.
     """
 
     id: str
@@ -68,12 +68,12 @@ class RunView:
 
 @dataclass(frozen=True)
 class RunDetail(RunView):
-    """A run in full: what it was asked (`asked`, the messages it was given), and what came of it so far.
+    """A run in full: its input (`asked`, the messages it was given), and its progress so far.
 
-    `added` are the messages that a fork added, by the turn, as text, before which they stand.
-    `worker` is the name of the process that has the unfinished run, living or not, or ''.
-    `closed` is a sentence that says why nothing of what was said can be read here, such as encryption, or None.
-    `requests` are all that the run has asked, oldest first, with what was decided.
+    `added` are the messages that a fork added, by the turn, as text, that they precede. `worker` is the name of the
+    process that owns the unfinished run, living or not, or ''. `closed` is a sentence with the reason why no message
+    can be read here, such as encryption, or None. `requests` are all requests of the run, oldest first, with the
+    decisions.
     """
 
     swarm: str
@@ -93,7 +93,7 @@ class RunDetail(RunView):
 
 
 def to_json(view: Any) -> Any:
-    """Give a view as plain JSON data: its times as ISO 8601 in UTC, values of tools in the form they are stored in."""
+    """Return a view as plain JSON data: times as ISO 8601 in UTC, values of tools in their stored form."""
     if is_dataclass(view) and not isinstance(view, type):
         return {one.name: to_json(getattr(view, one.name)) for one in fields(view)}
     if isinstance(view, datetime):
