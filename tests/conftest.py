@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep every test away from real models, the user's database and the checkout."""
-    settings = ("OPENAI_", "DURABLE_SWARM_DATABASE_URL", "DURABLE_SWARM_ENCRYPTION_KEYS")
+    settings = ("OPENAI_", "DURABLE_SWARM_DATABASE_URL", "DURABLE_SWARM_ENCRYPTION_KEYS", "DURABLE_SWARM_MODEL")
     for name in [name for name in os.environ if name.startswith(settings)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OPENAI_BASE_URL", NOWHERE)

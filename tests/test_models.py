@@ -187,7 +187,7 @@ def add(a: int) -> str:
 
 def test_the_request_is_swarms() -> None:
     """The arguments of `create` are Swarm's: no tools is None, and `parallel_tool_calls` comes with tools only."""
-    assert build_request(Agent(), [], None) == {
+    assert build_request(Agent(), [], "gpt-4o") == {
         "model": "gpt-4o",
         "messages": [],
         "tools": None,
@@ -386,3 +386,26 @@ def test_short_values_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key of a few letters, as local servers take, does not black out ordinary text."""
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     assert without_secrets("example text") == "example text"
+
+
+def test_an_error_that_is_its_own_cause_is_told() -> None:
+    """Errors that were wrapped and raised again, so that their chain is a circle, are one error like any other."""
+
+    def circle() -> Exception:
+        inner, outer = ConnectionResetError("gone"), ConnectionError("wrapped")
+        inner.__context__, outer.__cause__ = outer, inner
+        return inner
+
+    def loop() -> Exception:
+        error = TimeoutError("late")
+        error.__cause__ = error
+        return error
+
+    def behind() -> Exception:
+        error = ConnectionError("first")
+        error.__cause__ = circle()
+        return error
+
+    for make, word in ((circle, "gone"), (loop, "late"), (behind, "first")):
+        with pytest.raises(ModelError, match=word):
+            ask(ScriptedModel(lambda _, make=make: make()))

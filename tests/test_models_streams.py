@@ -16,6 +16,7 @@ from durable_swarm import Agent, ModelError
 from durable_swarm.background import background_loop
 from durable_swarm.concurrency import LoopRuntime
 from durable_swarm.models.call import Completion, ModelCall, complete, current_model_call
+from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
 from durable_swarm.models.wire import Conversation
 from durable_swarm.testing import (
@@ -295,7 +296,7 @@ def call_streamed(client: Any, waits: Any, shown: Any) -> Any:
         [{"role": "user", "content": "Hi"}],
         {},
         conversation=Conversation(),
-        model_override=None,
+        choice=choose_model(Agent(), None, None),
         debug=False,
         call=ModelCall("run", 0),
         waits=waits,

@@ -11,6 +11,7 @@ from typing import Any
 from durable_swarm import Agent
 from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, finish
 from durable_swarm.models.call import Completion, ModelCall, complete
+from durable_swarm.models.choice import choose_model
 from durable_swarm.models.wire import Conversation
 from durable_swarm.types import Message
 
@@ -89,7 +90,7 @@ def ask(
             [{"role": "user", "content": "Hi"}] if history is None else history,
             context or {},
             conversation=Conversation(),
-            model_override=model_override,
+            choice=choose_model(agent or Agent(), model_override, None),
             debug=debug,
             call=ModelCall("run", turn),
             waits=waits,

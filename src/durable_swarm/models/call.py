@@ -14,20 +14,24 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from typing import Any
 
 from durable_swarm import credentials
 from durable_swarm.concurrency import LoopRuntime, Runtime
+from durable_swarm.models.choice import ModelChoice
+from durable_swarm.models.client import client_for, takes_origins
 from durable_swarm.models.client_loops import on_its_loop
 from durable_swarm.models.lean import prepared, retries_itself
+from durable_swarm.models.memo import KeptInMemory, Memo
 from durable_swarm.models.provider_errors import (
     BAD_OUTPUT_TRIES,
     bad_output,
     of_provider,
     pause,
+    status_of,
     transient,
 )
 from durable_swarm.models.receiver import AttemptSink, DeltaSink, StreamReceiver, has_end_marks, note_end_marks
@@ -46,6 +50,10 @@ class ModelCall:
     run_id: str
     turn: int
     kept: int = 0
+    memo: Memo = field(default_factory=KeptInMemory, compare=False)
+    """Where a client keeps what it needs after a crash, in the middle of this call."""
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What a client says of its answer: `model`, where another one has answered than was asked for."""
 
 
 current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_model_call", default=None)
@@ -71,7 +79,7 @@ async def complete(
     context: dict[str, Any],
     *,
     conversation: Conversation,
-    model_override: str | None,
+    choice: ModelChoice,
     debug: bool,
     call: ModelCall,
     waits: Runtime,
@@ -85,17 +93,20 @@ async def complete(
     Raises `ModelError` when the provider refuses or stays away; other exceptions of the client pass as they are.
     """
     system = await instructions(agent, context, waits)
-    request = build_request(agent, [], model_override, streamed=show is not None)
-    request["messages"] = conversation.request(system, history, request["model"])
+    request = build_request(agent, [], choice.name, streamed=show is not None)
+    client = client_for(client, request["model"])
+    origins = takes_origins(client)
+    request["messages"] = conversation.request(system, history, request["model"], origins=origins)
     if debug:
         say(f"Getting chat completion for...: {request['messages']}")
     begin = None if show is None else partial(AttemptSink, show, call.turn)
     with _called(call):
-        answer = await _Asking(client, request, waits, begin).answer(admit)
-    message = with_origin(read_message(answer.message, call.turn), request["model"])
+        answer = await _Asking(client, request, waits, begin, choice.remedy).answer(admit)
+    model = str(call.notes.get("model") or request["model"])
+    message = with_origin(read_message(answer.message, call.turn), model)
     if debug:
         say(f"Received completion: {message}")
-    return Completion(message, read_usage(answer), request["model"], read_finish(answer))
+    return Completion(message, read_usage(answer), model, read_finish(answer))
 
 
 @contextlib.contextmanager
@@ -121,6 +132,8 @@ class _Asking:
     request: dict[str, Any]
     waits: Runtime
     begin: Begin | None
+    remedy: str
+    """What to change where the provider does not have the model."""
     begun: bool = False
     """Whether the last attempt went wrong after an answer had begun."""
 
@@ -139,11 +152,16 @@ class _Asking:
                     raise
                 most = max(tries, BAD_OUTPUT_TRIES) if bad_output(error) else tries
                 if self._was_retried(error):
-                    raise _model_error(error, attempt - 1 + tries) from None
+                    raise _model_error(error, attempt - 1 + tries, self._hint(error)) from None
                 if attempt >= most or not transient(error):
-                    raise _model_error(error, attempt) from None
+                    raise _model_error(error, attempt, self._hint(error)) from None
                 await self.waits.sleep(pause(error, attempt))
         raise AssertionError("unreachable")
+
+    def _hint(self, error: Exception) -> str:
+        if status_of(error) not in (404, 410):
+            return ""
+        return f". The provider may not have model {self.request['model']!r}: {self.remedy}"
 
     def _was_retried(self, error: Exception) -> bool:
         """Tell whether the client itself has tried again what went wrong, and given up."""

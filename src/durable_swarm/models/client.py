@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,8 @@ class Clients:
 
         Raises `ConfigurationError` where there is no API key.
         """
+        if self._given is not None:
+            check_ready(self._given)
         with self._lock:
             if self._given is None:
                 return self._default(loop is not None)
@@ -40,19 +43,13 @@ class Clients:
             return self._given
 
     def _default(self, asynchronous: bool) -> Any:
-        try:
+        with _without_client():
             import openai
 
             if asynchronous:
                 self._stand_in = self._stand_in or StandIn(partial(_default_async_client, openai))
                 return self._stand_in.client()
-            self._blocking = self._blocking or openai.OpenAI(max_retries=DEFAULT_RETRIES)
-        except Exception as error:  # A proxy or a certificate of the environment that is unfit raises anything.
-            raise ConfigurationError(
-                f"no model client: {without_secrets(safe_text(error)).rstrip('.')}. Set OPENAI_API_KEY, or pass "
-                'client= to the swarm. To try it offline, without a key: client=ScriptedModel(["Hello"]) of '
-                "durable_swarm.testing, or `durable-swarm demo refund`."
-            ) from None
+        self._blocking = self._blocking or default_client()
         return self._blocking
 
     @property
@@ -71,7 +68,9 @@ class Clients:
 
     def ready(self) -> None:
         """Check that there is a client to use. Raises `ConfigurationError`."""
-        if self._given is None and self._blocking is None and self._stand_in is None:
+        if self._given is not None:
+            check_ready(self._given)
+        elif self._blocking is None and self._stand_in is None:
             self.get()
 
     def close(self) -> None:
@@ -88,3 +87,46 @@ class Clients:
 
 def _default_async_client(openai: Any, connections: Any) -> Any:
     return openai.AsyncOpenAI(max_retries=DEFAULT_RETRIES, http_client=connections)
+
+
+@contextlib.contextmanager
+def _without_client() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # A proxy or a certificate of the environment that is unfit raises anything.
+        raise ConfigurationError(
+            f"no model client: {without_secrets(safe_text(error)).rstrip('.')}. Set OPENAI_API_KEY, or pass client= to "
+            'the swarm. To try it offline, without a key: client=ScriptedModel(["Hello"]) of durable_swarm.testing, or '
+            "`durable-swarm demo refund`."
+        ) from None
+
+
+def default_client() -> Any:
+    """Make the client of `openai` that is asked where none is given. Raises `ConfigurationError` without a key."""
+    with _without_client():
+        import openai
+
+        return openai.OpenAI(max_retries=DEFAULT_RETRIES)
+
+
+def client_for(client: Any, model: str) -> Any:
+    """Return the client that is asked for a model, where one leads to others (see `durable_swarm.providers`).
+
+    Raises `ConfigurationError` where none is.
+    """
+    if not takes_origins(client):
+        return client
+    found = client.client_for(model)
+    check_ready(found)
+    return found
+
+
+def check_ready(client: Any) -> None:
+    """Check that a client can be used, as far as that is known. Raises `ConfigurationError`."""
+    if takes_origins(client):
+        client.ready()
+
+
+def takes_origins(client: Any) -> bool:
+    """Tell whether a client is a provider, which is sent messages with the origins of what is in them."""
+    return getattr(client, "takes_origins", False) is True

@@ -126,7 +126,10 @@ def _headers(error: Exception) -> Mapping[str, str]:
 def root_of(error: BaseException) -> str:
     """Return what is at the bottom of an error where the error itself does not say it, such as a refused connection."""
     root: BaseException = error
-    while (deeper := root.__cause__ or root.__context__) is not None:
+    seen = {id(error)}
+    # A client that raises an error again from the one it was wrapped in makes a circle.
+    while (deeper := root.__cause__ or root.__context__) is not None and id(deeper) not in seen:
+        seen.add(id(deeper))
         root = deeper
     text = " ".join(safe_text(root).split())[:200]
     return "" if root is error or not text or text in str(error) else f" ({type(root).__name__}: {text})"

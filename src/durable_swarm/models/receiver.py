@@ -82,7 +82,7 @@ class AttemptSink:
         """Show a message that came whole, as one piece."""
         read = read_message(message, self._turn)
         calls = [{"index": index, **call} for index, call in enumerate(read.pop("tool_calls") or [])]
-        delta = {name: value for name, value in {**read, "tool_calls": calls}.items() if value}
+        delta = {name: value for name, value in {**read, "tool_calls": calls}.items() if value and name != "provider"}
         self.delta(delta)
 
     def end(self) -> None:
@@ -117,17 +117,17 @@ class StreamReceiver:
         if inspect.isawaitable(begun):
             return self._awaited(begun)
         self.begun = True
-        if _is_stream(begun, "__iter__"):
+        if is_stream(begun, "__iter__"):
             return self._iterated(begun)
-        return self._iterated_async(begun) if _is_stream(begun, "__aiter__") else self._whole(begun)
+        return self._iterated_async(begun) if is_stream(begun, "__aiter__") else self._whole(begun)
 
     async def _awaited(self, beginning: Awaitable[Any]) -> Answer:
         begun = await beginning
         self.begun = True
         # Some streams can be read both ways; whoever awaits them means the async one.
-        if _is_stream(begun, "__aiter__"):
+        if is_stream(begun, "__aiter__"):
             return await self._iterated_async(begun)
-        return self._iterated(begun) if _is_stream(begun, "__iter__") else self._whole(begun)
+        return self._iterated(begun) if is_stream(begun, "__iter__") else self._whole(begun)
 
     def _whole(self, completion: Any) -> Answer:
         answer = whole(completion)
@@ -175,7 +175,7 @@ class StreamReceiver:
         return self._count <= EAGER or self._count % SELDOM == 0
 
 
-def _is_stream(begun: Any, way: str) -> bool:
+def is_stream(begun: Any, way: str) -> bool:
     """Tell whether it is to be iterated this way, and is not a whole completion."""
     # Completions that are pydantic models or dictionaries can be iterated too, and mocks in both ways.
     if isinstance(begun, str | bytes | Mapping | BaseModel):

@@ -21,13 +21,11 @@ async def instructions(agent: Any, context: dict[str, Any], waits: Runtime) -> s
     return str(await waits.call(agent.instructions, defaultdict(str, context)))
 
 
-def build_request(
-    agent: Any, messages: list[Message], model_override: str | None, *, streamed: bool = False
-) -> dict[str, Any]:
-    """Give the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too."""
+def build_request(agent: Any, messages: list[Message], model: str, *, streamed: bool = False) -> dict[str, Any]:
+    """Return the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too."""
     tools = mended(tool_schemas(agent))
     request = {
-        "model": model_override or agent.model,
+        "model": model,
         "messages": messages,
         "tools": tools or None,
         "tool_choice": getattr(agent, "tool_choice", None),

@@ -16,7 +16,7 @@ from durable_swarm.models.provider_errors import (
 DEFAULT_RETRIES = 5
 
 
-def _model_error(error: Exception, tries: int) -> ModelError:
+def _model_error(error: Exception, tries: int, hint: str) -> ModelError:
     # One exception in a traceback: the message has what the others would say. The error stays the context, and a key
     # that the provider repeats must not be there either.
     error.args = tuple(without_secrets(part) if isinstance(part, str) else part for part in error.args)
@@ -27,7 +27,7 @@ def _model_error(error: Exception, tries: int) -> ModelError:
     if is_too_long(text):
         later = f"{later}. {TOO_LONG}"
     return ModelError(
-        f"the model call failed{times}: {type(error).__name__}: {text}{later}",
+        f"the model call failed{times}: {type(error).__name__}: {text}{later}{hint}",
         status=status_of(error),
         error_type=type(error).__name__,
         tries=tries,

@@ -64,24 +64,44 @@ class Conversation:
 
     def __init__(self) -> None:
         self._wire: list[Message] = []
-        self._foreign: dict[int, tuple[str, Message]] = {}
-        """Replies with fields of their provider's own, by their place: their maker, and what others are sent."""
+        self._foreign: dict[int, tuple[Mapping[str, Any], Message]] = {}
+        """Replies with fields of their provider's own, by their place: their origin, and what others are sent."""
         self._ids = _Ids()
 
-    def request(self, system: str, history: list[Message], model: Any = None) -> list[Message]:
-        """Return the messages of one request to `model`. `history` only ever grows between calls."""
+    def request(
+        self, system: str, history: list[Message], model: Any = None, *, origins: bool = False
+    ) -> list[Message]:
+        """Return the messages of one request to `model`. `history` only ever grows between calls.
+
+        With `origins` the client decides to whom it sends what (see `addressed`).
+        """
         for message in history[len(self._wire) :]:
             sent = self._ids.unique(to_wire(message))
             origin = message.get("provider")
             if isinstance(origin, Mapping) and origin.get("kind"):
-                self._foreign[len(self._wire)] = str(origin["kind"]), _for_others(sent)
+                self._foreign[len(self._wire)] = origin, _for_others(sent)
             self._wire.append(sent)
         messages = [{"role": "system", "content": mended(system)}, *self._wire]
         asked = maker_of(model)
-        for place, (maker, plain) in self._foreign.items():
-            if asked and maker != asked:
+        for place, (origin, plain) in self._foreign.items():
+            if origins:
+                messages[place + 1] = {**messages[place + 1], "provider": dict(origin)}
+            elif asked and str(origin["kind"]) != asked:
                 messages[place + 1] = plain
         return messages
+
+
+def addressed(messages: list[Message], model: Any) -> list[Message]:
+    """Return messages with their origins as a client for `model` is sent them: without, and none but its own fields."""
+    asked = maker_of(model)
+    return [_addressed(message, asked) if "provider" in message else message for message in messages]
+
+
+def _addressed(message: Message, asked: str) -> Message:
+    origin = message["provider"]
+    kind = str(origin.get("kind") or "") if isinstance(origin, Mapping) else ""
+    kept = {key: value for key, value in message.items() if key != "provider"}
+    return _for_others(kept) if asked and kind and kind != asked else kept
 
 
 def to_wire(message: Message) -> Message:

@@ -55,7 +55,7 @@ class RunArguments:
         )
 
 
-def check_settings(client: Any, tool_concurrency: int, tool_errors: str) -> None:
+def check_settings(client: Any, tool_concurrency: int, tool_errors: str, default_model: str | None = None) -> None:
     """Check what both swarms take. Raises `ConfigurationError`."""
     if client is not None and not hasattr(getattr(client, "chat", None), "completions"):
         raise ConfigurationError(
@@ -63,6 +63,8 @@ def check_settings(client: Any, tool_concurrency: int, tool_errors: str) -> None
             "pass an openai client, or one of its shape"
         )
     check_whole("tool_concurrency", tool_concurrency, 1)
+    if default_model is not None:
+        check_name("default_model", default_model)
     if tool_errors not in ("raise", "tell"):
         raise ConfigurationError(f"tool_errors must be 'raise' or 'tell', not {tool_errors!r}")
 

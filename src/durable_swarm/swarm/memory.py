@@ -25,6 +25,7 @@ from durable_swarm.concurrency import (
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, drive, turns
 from durable_swarm.models.call import ModelCall, complete
+from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
 from durable_swarm.models.wire import Conversation
 from durable_swarm.requests import Decision, RequestSpec
@@ -49,14 +50,23 @@ class Swarm(Runner):
 
     `client` is anything with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s, made at
     first use. `tool_concurrency` above 1 lets plain functions of one reply run together; `tool_errors="tell"` reports a
-    tool's exception to the model, where `"raise"` ends the run with it.
+    tool's exception to the model, where `"raise"` ends the run with it. `default_model` is asked for agents that name
+    no model, else `$DURABLE_SWARM_MODEL`, else `gpt-4o`.
     """
 
-    def __init__(self, client: Any = None, *, tool_concurrency: int = 1, tool_errors: str = "raise") -> None:
-        check_settings(client, tool_concurrency, tool_errors)
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        tool_concurrency: int = 1,
+        tool_errors: str = "raise",
+        default_model: str | None = None,
+    ) -> None:
+        check_settings(client, tool_concurrency, tool_errors, default_model)
         self.clients = Clients(client)
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
+        self.default_model = default_model
         self.inbox = MemoryInbox()
         self._streaming: set[asyncio.Task[Any]] = set()
 
@@ -161,7 +171,7 @@ class _InMemory:
             effect.history,
             effect.context,
             conversation=self.conversation,
-            model_override=self.asked.model_override,
+            choice=choose_model(agent, self.asked.model_override, self.swarm.default_model),
             debug=self.asked.debug,
             call=ModelCall(self.run_id, effect.turn),
             waits=self.waits,

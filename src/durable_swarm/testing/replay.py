@@ -21,6 +21,7 @@ from durable_swarm.engine.records.turns import recorded_turns
 from durable_swarm.errors import ConfigurationError, ReplayMismatch, RunNotFound, UnknownAgent
 from durable_swarm.loop import NOT_MADE, Ask, Call, Close, Effect, Ending, Outcome, Reply, Start, drive, known, turns
 from durable_swarm.models.call import ModelCall, complete
+from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
 from durable_swarm.models.request import build_request, instructions
 from durable_swarm.models.wire import Conversation
@@ -332,7 +333,7 @@ class Replaying:
             [*effect.history, *heard],
             context,
             conversation=self._conversation,
-            model_override=self.start.model_override,
+            choice=choose_model(agent, self.start.model_override, None),
             debug=False,
             call=ModelCall(self.recording.run_id, effect.turn),
             waits=BlockingRuntime(),
@@ -412,7 +413,8 @@ def _clients(client: Any, model: Any) -> Clients:
 async def _request(agent: Any, context: dict[str, Any], model_override: str | None) -> dict[str, Any]:
     """Give what a model call is made with, beside the messages, as plain JSON data."""
     system = await instructions(agent, context, BlockingRuntime())
-    request = build_request(agent, [], model_override)
+    # The environment's default model is no part of the program, so it is no difference.
+    request = build_request(agent, [], model_override or agent.model)
     settings = {key: value for key, value in request.items() if key != "messages" and value is not None}
     plain: dict[str, Any] = json.loads(json.dumps({"instructions": system, **settings}, default=str))
     return plain

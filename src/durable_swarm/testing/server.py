@@ -41,12 +41,13 @@ JSON_BODY = {"content-type": "application/json"}
 
 @dataclass(frozen=True)
 class HttpRequest:
-    """One request as it arrived; header names are in lower case, `body` is what the JSON held, or None."""
+    """One request as it arrived; header names are in lower case, `body` is what the JSON in `raw` held, or None."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: Any
+    raw: bytes = b""
 
 
 def serve_scripted(
@@ -189,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def do_GET(self) -> None:
-        self._recorded(None)
+        self._recorded(b"")
         path = urlsplit(self.path).path
         if path == MODELS:
             listed = [{"id": "scripted", "object": "model", "created": 0, "owned_by": "durable-swarm"}]
@@ -208,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self._refuse(ProviderError("the request needs a Content-Length; a chunked body is not read here", 411))
             return
-        body = self._recorded(_parsed(self.rfile.read(int(length)))).body
+        body = self._recorded(self.rfile.read(int(length))).body
         if path.startswith(f"{RESPONSES}/") and path.endswith("/cancel"):
             self._cancel(path.removeprefix(f"{RESPONSES}/").removesuffix("/cancel"))
         elif path not in (COMPLETIONS, RESPONSES):
@@ -220,9 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(body)
 
-    def _recorded(self, body: Any) -> HttpRequest:
+    def _recorded(self, raw: bytes) -> HttpRequest:
         headers = {name.lower(): value for name, value in self.headers.items()}
-        request = HttpRequest(self.command, self.path, headers, body)
+        request = HttpRequest(self.command, self.path, headers, _parsed(raw), raw)
         self.server.owner.requests.append(request)
         return request
 

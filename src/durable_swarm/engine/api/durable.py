@@ -81,14 +81,16 @@ class DurableSwarm(Runner):
         keep_for: float | None = None,
         model_rates: Mapping[str, tuple[int, float]] = MappingProxyType({}),
         changed_agents: str = "continue",
+        default_model: str | None = None,
     ) -> None:
-        check_settings(client, tool_concurrency, tool_errors)
+        check_settings(client, tool_concurrency, tool_errors, default_model)
         validation.check_codec(codec)
         self.codec = codec
         self.clients = Clients(client)
         self.name = programs.default_name() if name is None else validation.check_name("name", name)
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
+        self.default_model = default_model
         self.tool_database = tool_database if tool_database is None else _check_database(tool_database)
         if keep_for is not None:
             validation.check_seconds("keep_for", keep_for)

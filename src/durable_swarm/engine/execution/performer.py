@@ -37,6 +37,9 @@ from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
 from durable_swarm.models.call import ModelCall, complete
+from durable_swarm.models.choice import ModelChoice, choose_model
+from durable_swarm.models.client import client_for
+from durable_swarm.models.memo import Memo
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import plan_calls, written_call
 from durable_swarm.tools.repeats import same_before
@@ -135,6 +138,8 @@ class Durable:
     """Gives who answers what a tool call asks."""
     accepted: Callable[[str], str | None]
     """Gives the change of an agent that a person has accepted for the run of an id."""
+    memo: Callable[[str, str], Memo]
+    """Returns the memo of a run's model call."""
     replayed: bool = False
     """Whether the last model call came from its record."""
     answered_here: bool = False
@@ -183,6 +188,7 @@ class Durable:
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             # Not the run's failure: another process, or this one when it is started next, may have a client.
             client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
+            client = client_for(client, self._choice(agent).name)
         with users_code(names.model_step(effect.agent)):
             try:
                 record = await self._reply(client, agent, effect, waits)
@@ -214,9 +220,9 @@ class Durable:
             [*effect.history, *heard],
             {key: codec.round_trip(value) for key, value in effect.context.items()},
             conversation=run.conversation,
-            model_override=run.start.model_override,
+            choice=self._choice(agent),
             debug=run.debug,
-            call=ModelCall(run.run_id, effect.turn, len(run.start.kept)),
+            call=ModelCall(run.run_id, effect.turn, len(run.start.kept), self._memo(effect, heard)),
             waits=waits,
             show=run.feed if run.streams else None,
             admit=lambda model: self._admit(model, waits),
@@ -228,6 +234,13 @@ class Durable:
         reply = Reply(completion.message, calls, completion.usage, together, heard, completion.finish, written)
         shown = run.feed.said(completion.message["content"])
         return runs.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown)
+
+    def _choice(self, agent: Any) -> ModelChoice:
+        return choose_model(agent, self.run.start.model_override, self.run.swarm.default_model)
+
+    def _memo(self, effect: Ask, heard: list[Message]) -> Memo:
+        """Return where a client keeps what is in progress; not for a request in which the model is told more."""
+        return self.memo(self.run.run_id, f"{effect.turn}.{len(effect.history) + len(heard)}")
 
     async def _heard(self) -> list[Message]:
         """Give what was said to the run and not heard before."""

@@ -24,6 +24,7 @@ class Settings(Protocol):
     name: str
     codec: Codec | None
     changed_agents: str
+    default_model: str | None
 
 
 @dataclass(frozen=True)

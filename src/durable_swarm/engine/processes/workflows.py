@@ -26,6 +26,7 @@ from durable_swarm.engine.backend.public import DBOS, SetWorkflowID
 from durable_swarm.engine.execution.child_calls import ToolCall
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.execution import Execution, beginning_here
+from durable_swarm.engine.execution.model_memo import RunMemo
 from durable_swarm.engine.execution.performer import Colour, Durable, InThread, OnEventLoop
 from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
 from durable_swarm.engine.history.projection import Row, numbers_in
@@ -102,6 +103,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                     process.rates,
                     process.at_call,
                     process.store.accepted,
+                    functools.partial(RunMemo, process.store),
                 ),
             )
         run.response = respond(ending, run.cast.get(ending.agent) or agents.find_or_none(ending.agent), run_id)

@@ -48,6 +48,9 @@ STOOD = "stood"
 NEEDS = "needs"
 """Note on a run that waits for an agent which some process lacked: the agent's name."""
 
+MODEL_CALL = "model_call"
+"""Note on a run of what a client keeps of the model call in progress: which call, and the value."""
+
 QUEUED = "queued"
 """Note on a run that was started for the queue of workers: True."""
 

@@ -1,0 +1,30 @@
+"""What a model's client keeps of a call in progress, as a note on the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from durable_swarm.engine.execution.errors import engines_code
+from durable_swarm.engine.storage.runs import MODEL_CALL, Store, notes_on
+
+
+@dataclass(frozen=True)
+class RunMemo:
+    """The memo of one model call: the run's row has that of the last call alone, so that it does not grow."""
+
+    store: Store
+    run_id: str
+    call: str
+
+    def read(self) -> Any:
+        """Return what was kept of this call, or None."""
+        with engines_code(f"what is kept of a model call of run {self.run_id!r}"):
+            noted = notes_on(self.store.found(self.run_id, load_output=False)).get(MODEL_CALL)
+        same = isinstance(noted, list) and len(noted) == 2 and noted[0] == self.call
+        return noted[1] if isinstance(noted, list) and same else None
+
+    def write(self, value: Any) -> None:
+        """Keep a value of plain data."""
+        with engines_code(f"what is kept of a model call of run {self.run_id!r}"):
+            self.store.annotate(self.run_id, **{MODEL_CALL: [self.call, value]})

@@ -1,0 +1,127 @@
+"""What all providers are: a client, plain or async, that may ask other clients, each as it is to be asked.
+
+One rule for mixed clients: a provider of plain clients is plain; with one async client in it, it is async, and asks its
+plain clients in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from durable_swarm import credentials
+from durable_swarm.awaitables import is_async, is_awaitable
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.models.lean import prepared
+from durable_swarm.models.receiver import is_stream
+from durable_swarm.models.wire import addressed
+
+
+class Completions:
+    """What a provider has as `chat.completions`."""
+
+    def __init__(self, create: Callable[..., Any]) -> None:
+        self.create = create
+
+
+class Chat:
+    """What a provider has as `chat`."""
+
+    def __init__(self, create: Callable[..., Any]) -> None:
+        self.completions = Completions(create)
+
+
+class Provider(ABC):
+    """A client of ours. Messages that are sent to it have what their own provider wants back, under `provider`."""
+
+    takes_origins = True
+
+    def __init__(self, *, is_async: bool) -> None:
+        self.is_async = is_async
+        """Whether `chat.completions.create` is to be awaited."""
+        self.chat = Chat(self._create_async if is_async else self._create)
+
+    @abstractmethod
+    def _create(self, **request: Any) -> Any:
+        """Answer in the calling thread."""
+
+    @abstractmethod
+    async def _create_async(self, **request: Any) -> Any:
+        """Answer on the running event loop."""
+
+    def client_for(self, model: str) -> Any:
+        """Return the client that is asked for a model: this one, unless it only leads to others."""
+        return self
+
+    @abstractmethod
+    def ready(self) -> None:
+        """Check that there is a client to ask. Raises `ConfigurationError`."""
+
+
+def check_client(where: str, client: Any) -> Any:
+    """Return the client, which `where` was given. Raises `ConfigurationError` for what is no client."""
+    if hasattr(getattr(client, "chat", None), "completions"):
+        return client
+    raise ConfigurationError(
+        f"{where} is a {type(client).__name__} without chat.completions.create; pass an openai client, a provider of "
+        "durable_swarm.providers, or anything of that shape"
+    )
+
+
+def asks_async(client: Any) -> bool:
+    """Tell whether a client's answers are to be awaited, as far as that is known before it is asked."""
+    if isinstance(client, Provider):
+        return client.is_async
+    openai = sys.modules.get("openai")
+    if openai is not None and isinstance(client, openai.AsyncOpenAI):
+        return True  # Its `create` is wrapped by a plain function.
+    return is_async(client.chat.completions.create)
+
+
+def ready(client: Any) -> None:
+    """Check that a client can be used. Raises `ConfigurationError`."""
+    if isinstance(client, Provider):
+        client.ready()
+
+
+def for_client(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the function of a client to call, and its arguments: other providers' own fields are not sent to it."""
+    credentials.remember(client)
+    if not getattr(client, "takes_origins", False):
+        request = {**request, "messages": addressed(request.get("messages") or [], request.get("model"))}
+    create, arguments = prepared(client, request)
+    return create, {name: value for name, value in arguments.items() if value is not None}
+
+
+async def ask_async(client: Any, request: dict[str, Any]) -> Any:
+    """Ask a client from an event loop: a plain one in a thread, its stream too."""
+    create, arguments = for_client(client, request)
+    if asks_async(client):
+        return await create(**arguments)
+    answer = await asyncio.to_thread(create, **arguments)
+    if is_awaitable(answer):
+        return await answer
+    return _from_thread(answer) if is_stream(answer, "__iter__") else answer
+
+
+async def _from_thread(stream: Any) -> AsyncIterator[Any]:
+    """Read a plain stream in threads."""
+    chunks: Iterator[Any] = iter(stream)
+    try:
+        while True:
+            chunk = await asyncio.to_thread(next, chunks, _END)
+            if chunk is _END:
+                return
+            yield chunk
+    finally:
+        close = getattr(stream, "close", None)
+        with suppress(Exception):
+            if callable(close):
+                close()
+
+
+_END = object()

@@ -1,0 +1,218 @@
+"""`Fallback`: the next client where one is away."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NamedTuple
+
+from durable_swarm.awaitables import is_awaitable, settled
+from durable_swarm.credentials import without_secrets
+from durable_swarm.errors import ConfigurationError, safe_text
+from durable_swarm.models.call import current_model_call
+from durable_swarm.models.provider_errors import status_of, transient
+from durable_swarm.models.receiver import is_stream
+from durable_swarm.models.reply import field, refuse_error
+from durable_swarm.models.retry import DEFAULT_RETRIES
+from durable_swarm.models.stream import BrokenStream, whole
+from durable_swarm.providers.clients import Provider, ask_async, asks_async, check_client, for_client, ready
+
+log = logging.getLogger("durable_swarm")
+
+REMEMBERED = 1000
+"""For how many model calls it is kept which client broke off in the middle of its stream."""
+
+
+class Place(NamedTuple):
+    """One of the clients, and the name of the model there if it is another one."""
+
+    client: Any
+    model: str | None
+
+
+class Fallback(Provider):
+    """A client that asks the first of several, and the next one where that is away.
+
+    `Fallback(OpenAI(), (OpenAI(base_url=...), "other-model"))`: each is asked for the model by its own name, or by the
+    name that it is given with. The next one is asked after a lost connection, a timeout, and the statuses 408, 409, 429
+    and 5xx; any other error is the caller's, and raised at once. Each model call begins with the first client again,
+    except that one whose stream broke off is passed over when the same call is made again.
+    """
+
+    def __init__(self, *clients: Any) -> None:
+        if not clients:
+            raise ConfigurationError("Fallback takes one client or more: Fallback(first, second)")
+        self._places = [_place(number, given) for number, given in enumerate(clients, start=1)]
+        self._broken: OrderedDict[tuple[str, int], int] = OrderedDict()
+        """For a model call whose stream broke off, the place to begin with."""
+        super().__init__(is_async=any(asks_async(place.client) for place in self._places))
+
+    @property
+    def max_retries(self) -> int:
+        """How often what may pass is tried again with all clients: the most that one of them would."""
+        said = [getattr(place.client, "max_retries", None) for place in self._places]
+        return max((tries for tries in said if isinstance(tries, int)), default=DEFAULT_RETRIES)
+
+    def ready(self) -> None:
+        """Check that all clients can be used. Raises `ConfigurationError`."""
+        for place in self._places:
+            ready(place.client)
+
+    def _create(self, **request: Any) -> Any:
+        at = self._first()
+        while True:
+            try:
+                create, arguments = for_client(self._places[at].client, self._request(at, request))
+                answer = create(**arguments)
+                if is_awaitable(answer):  # A client that does not tell beforehand that it is async.
+                    return self._awaited(at, answer, request)
+                return self._stream(at, answer) if is_stream(answer, "__iter__") else self._whole(at, answer)
+            except Exception as error:
+                at = self._next(at, error)
+
+    async def _create_async(self, **request: Any) -> Any:
+        return await self._awaited(self._first(), None, request)
+
+    async def _awaited(self, at: int, begun: Any, request: dict[str, Any]) -> Any:
+        """Ask from place `at` on; where `begun` is given, its client was asked already."""
+        while True:
+            try:
+                place = self._places[at]
+                answer = await (ask_async(place.client, self._request(at, request)) if begun is None else begun)
+                if is_stream(answer, "__aiter__"):
+                    return await self._stream_async(at, answer)
+                return self._stream(at, answer) if is_stream(answer, "__iter__") else self._whole(at, answer)
+            except Exception as error:
+                at, begun = self._next(at, error), None
+
+    def _first(self) -> int:
+        return self._broken.get(_call(), 0)
+
+    def _request(self, at: int, request: dict[str, Any]) -> dict[str, Any]:
+        model = self._places[at].model
+        return request if model is None else {**request, "model": model}
+
+    def _next(self, at: int, error: Exception) -> int:
+        """Return the place to ask after one that failed. Raises its error where that is final."""
+        following = at + 1
+        if following >= len(self._places) or not is_away(error):
+            raise error
+        told = without_secrets(safe_text(error))[:200]
+        log.warning(
+            "client %d of Fallback is away (%s: %s); client %d is asked", at + 1, type(error).__name__, told, at + 2
+        )
+        return following
+
+    def _whole(self, at: int, answer: Any) -> Any:
+        """Return an answer that came whole. Raises what a gateway says in place of one."""
+        whole(answer)
+        self._note(at)
+        return answer
+
+    def _note(self, at: int) -> None:
+        """Note which model has answered."""
+        call, model = current_model_call.get(), self._places[at].model
+        if call is not None and model is not None:
+            call.notes["model"] = model
+
+    def _stream(self, at: int, stream: Any) -> Iterator[Any]:
+        """Return the stream of place `at` once its message has begun."""
+        chunks, first = iter(stream), _Beginning()
+        for chunk in chunks:
+            if first.take(chunk):
+                break
+        self._note(at)
+        return self._chunks(at, stream, first.checked(), chunks)
+
+    def _chunks(self, at: int, stream: Any, first: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+        try:
+            yield from first
+            yield from rest
+        except Exception:
+            self._broke(at)
+            raise
+        finally:
+            with contextlib.suppress(Exception):
+                stream.close()
+
+    async def _stream_async(self, at: int, stream: Any) -> AsyncIterator[Any]:
+        chunks, first = aiter(stream), _Beginning()
+        async for chunk in chunks:
+            if first.take(chunk):
+                break
+        self._note(at)
+        return self._chunks_async(at, stream, first.checked(), chunks)
+
+    async def _chunks_async(
+        self, at: int, stream: Any, first: list[Any], rest: AsyncIterator[Any]
+    ) -> AsyncIterator[Any]:
+        try:
+            for chunk in first:
+                yield chunk
+            async for chunk in rest:
+                yield chunk
+        except Exception:
+            self._broke(at)
+            raise
+        finally:
+            close = getattr(stream, "close", None) or getattr(stream, "aclose", None)
+            with contextlib.suppress(Exception):
+                if callable(close):
+                    await settled(close())
+
+    def _broke(self, at: int) -> None:
+        """Note that a stream broke off, part of which was shown: the call is made again, by the next client."""
+        if (call := _call()) != _NO_CALL:
+            self._broken[call] = (at + 1) % len(self._places)
+            self._broken.move_to_end(call)
+            while len(self._broken) > REMEMBERED:
+                self._broken.popitem(last=False)
+
+
+_NO_CALL = ("", -1)
+
+
+def _call() -> tuple[str, int]:
+    call = current_model_call.get()
+    return _NO_CALL if call is None else (call.run_id, call.turn)
+
+
+class _Beginning:
+    """The beginning of a stream, up to the first chunk of a message."""
+
+    def __init__(self) -> None:
+        self._chunks: list[Any] = []
+        self._begun = False
+
+    def take(self, chunk: Any) -> bool:
+        """Take a chunk, and tell whether the message has begun. Raises what a gateway says in place of one."""
+        refuse_error(chunk)
+        self._chunks.append(chunk)
+        self._begun = bool(field(chunk, "choices"))
+        return self._begun
+
+    def checked(self) -> list[Any]:
+        """Return the chunks. Raises `BrokenStream` where the stream has ended without a message."""
+        if not self._begun:
+            raise BrokenStream("the provider's stream has no message")
+        return self._chunks
+
+
+def _place(number: int, given: Any) -> Place:
+    client, model = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    check_client(f"client {number} of Fallback", client)
+    if model is not None and (not isinstance(model, str) or not model):
+        raise ConfigurationError(
+            f'client {number} of Fallback is given with {model!r}; give (client, "name of the model")'
+        )
+    return Place(client, model)
+
+
+def is_away(error: Exception) -> bool:
+    """Tell whether an error says that a client is away, or has no room, and another one may have."""
+    status = status_of(error)
+    if status is not None:
+        return status in (408, 409, 429) or status >= 500
+    return transient(error)
