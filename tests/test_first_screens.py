@@ -101,7 +101,7 @@ def test_one_exception_in_a_traceback(kind: str, monkeypatch: pytest.MonkeyPatch
     """What a program sees of a provider that cannot be asked is one exception, not a chain of them."""
     if kind == "refused":
         monkeypatch.setenv("OPENAI_API_KEY", "key-of-a-test")
-        monkeypatch.setattr("durable_swarm.models.retry.DEFAULT_RETRIES", 0)
+        monkeypatch.setattr("durable_swarm.models.call.DEFAULT_RETRIES", 0)
     with DurableSwarm() as swarm, pytest.raises((ModelError, ConfigurationError)) as caught:
         swarm.run(Agent(), ASKED)
     told = "".join(traceback.format_exception(caught.value))

@@ -39,7 +39,7 @@ def test_a_claim_whose_answer_was_lost_is_made_again(
         return handed(self, rows, queue, **more)
 
     handed = Claims.transfer
-    monkeypatch.setattr(Claims, "hand_to", transfer)
+    monkeypatch.setattr(Claims, "transfer", transfer)
     swarm = make_anywhere(ScriptedModel(["Done."]), database=database_url)
     agent = Agent(name=unique())
     run = swarm.start(agent, user(), run_id="r", queue=True)  # No worker serves the queue.
