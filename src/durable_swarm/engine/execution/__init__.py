@@ -1,1 +1,1 @@
-"""One run while it executes here."""
+"""One run while this process executes it."""

@@ -1,4 +1,4 @@
-"""Tool calls that are workflows of their own, between the run that starts them and the thread that makes them."""
+"""Tool calls that are workflows of their own: they link the run that starts them and the thread that makes them."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from durable_swarm.tools.repeats import Place
 
 
 class OpenCall(NamedTuple):
-    """A tool call that an earlier life may have begun."""
+    """A tool call that an earlier execution may have begun."""
 
     run_id: str
     tool: str
     flow: bool
-    """Whether the call has records of its own."""
+    """True if the call has records of its own."""
     stood: bool = False
-    """Whether the life before ended in no crash."""
+    """True if the previous execution did not end in a crash."""
 
 
 class CallGuard(Protocol):
-    """What counts how often a call was executed that a crash left open, and says when a call may begin."""
+    """Counts how often a call left open by a crash was executed, and decides when a call may begin."""
 
     def execution(
         self, key: str, waits: Runtime, again: OpenCall | None = None
     ) -> contextlib.AbstractAsyncContextManager[None]:
-        """Round the execution of a tool or model call."""
+        """Wrap the execution of a tool or model call."""
 
     def until_recorded(self, key: str) -> contextlib.AbstractContextManager[None]:
-        """Round all that leads to the record of a call that is executed once more."""
+        """Wrap all steps up to the record of a call that is executed again."""
 
 
 class ChildWait:
-    """A run's wait for an undecorated call. After a crash both are taken over, and the call is made by another task.
+    """A run's wait for an undecorated call. After a crash both are recovered, and another task makes the call.
 
-    What breaks such a call off (its tool raised, or is gone) is no result that the database could pass on.
+    If the call is aborted (its tool raised, or is missing), that is not a result that the database could pass on.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class ChildWait:
         self._error: BaseException | None = None
 
     async def end(self, child: Callable[[], Awaitable[Record]]) -> Record:
-        """Await the call's record, or raise what broke it off."""
+        """Return the call's record, once it exists, or raise the error that aborted the call."""
         self._task = asyncio.current_task()
         try:
             if self._error is not None:
@@ -68,7 +68,7 @@ class ChildWait:
             self._task = None
 
     def abort(self, error: BaseException) -> None:
-        """Raise the error where the call is waited for, unless it is made there too and raises it by itself."""
+        """Raise the error in the waiter, unless the call is made there too and raises it by itself."""
         task = self._task
         if task is None or task is not _running_task():
             self._error = error
@@ -89,7 +89,7 @@ def _running_task() -> asyncio.Task[Any] | None:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One undecorated tool call under way, as its child workflow needs it."""
+    """One undecorated tool call in progress, with the data that its child workflow needs."""
 
     run: Execution
     agent: Any
@@ -98,17 +98,17 @@ class ToolCall:
     context: dict[str, Any]
     attempt: int
     lane: ConcurrencyLimit | None
-    """Where the batch runs together: what gives its plain functions their turn."""
+    """The lane of a batch that runs concurrently: it schedules the batch's plain functions."""
     trials: CallGuard
     same: Place | None = None
-    """Where the model has made the same call before, for the person who approves."""
+    """The place of an earlier identical call of the model, shown to the person who approves."""
     wait: ChildWait = field(default_factory=ChildWait)
 
 
 class PendingCalls:
-    """Where a run lays down what its child workflows need, and where they pick it up, whoever comes first.
+    """The exchange where a run places the data for its child workflows and they pick it up, in either order.
 
-    After a crash both are taken over at once, and a child may start before its run has come to the call again.
+    After a crash both are recovered at once, and a child may start before its run has reached the call again.
     """
 
     def __init__(self) -> None:
@@ -117,18 +117,18 @@ class PendingCalls:
         self._owners: dict[str, str | None] = {}
 
     def place(self, key: str, owner: str | None = None) -> Future[ToolCall]:
-        """Return the place of one call; `owner` is the token of the execution that comes for it."""
+        """Return the place of one call; `owner` is the token of the execution that fetches it."""
         with self._lock:
             self._owners[key] = owner
             return self._places.setdefault(key, Future())
 
     def owners(self) -> dict[str, str | None]:
-        """Return the calls that lie or are waited for here, with the token of who came last; None if nobody has."""
+        """Return the calls that are placed or awaited here, with the token of the last execution that came, or None."""
         with self._lock:
             return {key: self._owners.get(key) for key in self._places}
 
     def void(self, key: str) -> None:
-        """Take away what lies there of an execution that is over, and end who waits there for what does not come."""
+        """Remove the entries of an execution that has ended, and end the waits for calls that will not come."""
         with self._lock:
             place = self._places.pop(key, None)
             self._owners.pop(key, None)
@@ -136,7 +136,7 @@ class PendingCalls:
                 place.set_exception(steps.OwnershipLost(key))
 
     def put(self, key: str, call: ToolCall) -> None:
-        """Lay the call down, in place of what an interrupted life of it left."""
+        """Place the call, replacing the entry of an interrupted execution."""
         with self._lock:
             place = self._places.get(key)
             if place is None or place.done():
@@ -144,7 +144,7 @@ class PendingCalls:
             place.set_result(call)
 
     def clear(self, key: str, call: ToolCall | None = None) -> None:
-        """Take the call away; with `call`, only if that is what lies there."""
+        """Remove the call; with `call`, only if that is the entry."""
         with self._lock:
             place = self._places.get(key)
             lies = place is not None and place.done() and place.exception() is None
@@ -153,7 +153,7 @@ class PendingCalls:
                 self._owners.pop(key, None)
 
     def close(self) -> None:
-        """Have nobody wait any more for what is not here."""
+        """End all waits for calls that are not here."""
         with self._lock:
             for place in self._places.values():
                 if not place.done():

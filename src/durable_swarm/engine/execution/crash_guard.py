@@ -1,17 +1,18 @@
-"""Tools that end their process: how often each open call was executed, and when it is enough.
+"""Tools that end their process: counts the executions of each open call, and gives the call up at a limit.
 
-A crash makes the call in flight run again. If the call itself is the cause (it calls `os._exit`, breaks in native code,
-eats all memory), that would go on for ever, and take every other run of the process down each time. So a call that is
-executed once more after a crash is counted in its run's row, and given up in the end. What does not count: a shutdown
-in good order, a process that lives and stood still for longer than its lease, a tool that sleeps durably, a tool one of
-whose own steps was recorded meanwhile.
+A crash makes the call in progress run again. If the call itself is the cause (it calls `os._exit`, breaks in native
+code, exhausts the memory), it would crash every process that recovers the run, and interrupt every other run of that
+process each time. So a call that is executed again after a crash is counted in its run's row, and given up in the end.
+Not counted: a clean shutdown, a process that lives and was paused for longer than its lease, a tool that sleeps
+durably, a tool that recorded one of its own steps meanwhile.
 
-The rule that blames no other call: the last execution before a call is given up takes place alone. It waits until what
-is under way has ended, or has gone on for `PROVEN` seconds; from then until it is recorded, no tool or model call
-begins. Those of runs that the call started itself do, since it may wait for them; and while it still waits, those of
-runs that a call under way started no longer ago. Past `PROVEN` seconds it need not be alone any more. So no wait is for
-ever, and two calls that wait for each other lose a minute. While nothing is suspected, all this costs a look at a few
-lists. Model calls are company, but are not counted themselves.
+The rule that blames no other call: before a call is given up, its last execution runs alone. It waits until the calls
+in progress have ended or have run for `PROVEN` seconds; from then until its outcome is recorded, no tool or model call
+begins. Calls of runs that the suspect started itself are exempt, because it may wait for them. While the suspect still
+waits, calls of runs that a call in progress started no longer than `PROVEN` seconds ago are exempt too. After `PROVEN`
+seconds the suspect need not be alone any more. So no wait is endless, and two calls that wait for each other lose a
+minute. While no call is suspected, the cost is a look at a few lists. Model calls must not run beside a suspect either,
+but are not counted themselves.
 """
 
 from __future__ import annotations
@@ -35,34 +36,34 @@ from durable_swarm.engine.storage.runs import TRIED, Store, notes_on
 log = logging.getLogger("durable_swarm")
 
 EXECUTIONS = 3
-"""How often, at most, a call is executed that ends its process each time."""
+"""The maximum number of executions of a call that ends its process each time."""
 
 PROVEN, EXECUTIONS_OF_LONG = 60.0, 10
-"""Seconds after which the call is no longer suspected to be what ends the process, and its limit from then on: a tool
-that takes hours may well be in flight at every restart."""
+"""Seconds after which the call is no longer suspected of ending the process, and its limit of executions from then on,
+because a tool that takes hours may well be in progress at every restart."""
 
 PAUSE = 0.1
-"""Seconds between looks for the turn of a suspect."""
+"""Seconds between checks for the turn of a suspect."""
 
 
 class AttemptCount(NamedTuple):
-    """What stands in a run's row of an open call."""
+    """The counts of an open call, as stored in its run's row."""
 
     inner: int
-    """How many records of its own the call had left when it was last begun."""
+    """How many records of its own the call had stored when it was last begun."""
     times: int
     """How often it was begun at this point."""
     long: bool = False
-    """Whether it has gone on for `PROVEN` seconds."""
+    """True if it has run for `PROVEN` seconds."""
 
     @property
     def limit(self) -> int:
-        """How often the call is executed at most."""
+        """Return the maximum number of executions of the call."""
         return EXECUTIONS_OF_LONG if self.long else EXECUTIONS
 
 
 class CrashLoopGuard:
-    """Counts the executions of calls that a crash left open; the last of each takes place alone."""
+    """Counts the executions of calls that a crash left open; the last of each runs alone."""
 
     def __init__(self, store: Store, still_open: Callable[[], None]) -> None:
         self._store = store
@@ -71,19 +72,19 @@ class CrashLoopGuard:
         self._open: dict[str, tuple[str, AttemptCount]] = {}
         """The counted calls that were begun here and have not ended, with their runs."""
         self._under_way: dict[str, float] = {}
-        """When each tool or model call that is being executed here began."""
+        """The start time of each tool or model call that is being executed here."""
         self._waiting: set[str] = set()
         """The calls that wait until they are alone."""
         self._turns: list[str] = []
-        """The call whose turn it is to be alone; behind it, the one of a run it started, and so on."""
+        """The call whose turn it is to be alone; after it, the call of a run that it started, and so on."""
         self._lent: dict[str, str] = {}
-        """Runs that a call under way has started or waits for, with that call."""
+        """Runs that a call in progress has started or waits for, with that call."""
 
     @contextlib.asynccontextmanager
     async def execution(self, key: str, waits: Runtime, again: OpenCall | None = None) -> AsyncIterator[None]:
-        """Round the execution of a tool or model call; `again` tells of one that an earlier life may have begun.
+        """Wrap the execution of a tool or model call; `again` is true if an earlier execution may have begun it.
 
-        Raises `StepFailed` if the call was executed often enough.
+        Raises `StepFailed` if the call has reached its limit of executions.
         """
         with engines_code(f"call {key!r}"):
             tried = None if again is None else await self._next(key, again)
@@ -107,16 +108,16 @@ class CrashLoopGuard:
             self._end(key)
 
     def lend(self, run_id: str, key: str) -> None:
-        """Note that the call `key`, which is under way, has started the run or waits for it."""
+        """Note that the call `key`, which is in progress, has started the run or waits for it."""
         with self._lock:
             if key in self._under_way:
                 self._lent[run_id] = key
 
     @contextlib.contextmanager
     def until_recorded(self, key: str) -> Iterator[None]:
-        """Round a call from before its trial until what came of it is recorded: until then it counts as open.
+        """Wrap a call from before its last execution until its outcome is recorded: until then it counts as open.
 
-        The next suspect must not begin earlier: if it ended the process, this one would be blamed.
+        The next suspect must not begin earlier, because it would be blamed if this call ended the process.
         """
         try:
             yield
@@ -128,8 +129,8 @@ class CrashLoopGuard:
             self._leave_turn(key)
 
     async def _next(self, key: str, again: OpenCall) -> AttemptCount | None:
-        """Give what is to stand in the row once the call is begun; None if that is not to be counted."""
-        if key in self._open:  # Begun here before: what was in between was no crash.
+        """Return the counts to store in the row once the call is begun; None if the call is not to be counted."""
+        if key in self._open:  # Begun here before: no crash in between.
             return None
         before, sleeps = await in_thread(self._read, again.run_id, key, again.flow)
         if sleeps:
@@ -142,11 +143,11 @@ class CrashLoopGuard:
 
     @property
     def is_alone(self) -> bool:
-        """Whether a call is executed alone here, or is about to be: what is begun meanwhile waits for it."""
+        """Return True if a call is executed alone here, or is about to be: calls begun meanwhile wait for it."""
         return bool(self._turns or self._waiting)
 
     async def _begin(self, key: str, waits: Runtime, *, alone: bool) -> None:
-        """Wait until the call may begin, and count it among those under way."""
+        """Wait until the call may begin, and count it among those in progress."""
         if alone:
             log.warning("call %r was under way at several deaths of its process; it is made alone, others wait", key)
             self._waiting.add(key)
@@ -171,15 +172,15 @@ class CrashLoopGuard:
             return False
         if not alone and not self._waiting:
             return True
-        # Not the runs of what has gone on for long: it might start one after the other.
+        # Not the runs of a call that has run for long, because it might start one after the other.
         suspected = time.monotonic() - PROVEN
         kin = [self._belongs(key, other) for other, begun in self._under_way.items() if begun > suspected]
         return all(kin) if alone else any(kin)
 
     def _belongs(self, key: str, other: str) -> bool:
-        """Whether a call is made in a run that the `other` call has started, or in one of that run's, and so on."""
+        """Return True if a call belongs to a run that the `other` call started, or to one of that run's, and so on."""
         family = [other]
-        for member in family:  # Which grows meanwhile.
+        for member in family:  # The list grows meanwhile.
             family += [
                 run for run, host in self._lent.items() if f"{host}/".startswith(f"{member}/") and run not in family
             ]
@@ -192,7 +193,7 @@ class CrashLoopGuard:
                 self._lent = {run: host for run, host in self._lent.items() if host != key}
 
     def _read(self, run_id: str, key: str, flow: bool) -> tuple[AttemptCount, bool]:
-        """Give how often the call was executed since its last record, and whether it sleeps."""
+        """Return how often the call was executed since its last record, and True if it sleeps."""
         steps = self._store.steps(key) if flow else []
         row = self._store.row(run_id, load_output=False)
         noted = None if row is None else notes_on(row).get(_name(key))
@@ -201,13 +202,13 @@ class CrashLoopGuard:
         sleeps = sleeps or self._store.inbox.asks(key)
         if _is_tried(noted) and noted[0] == len(steps):
             return AttemptCount(*noted), sleeps
-        return AttemptCount(len(steps), 1), sleeps  # The life before came to this point: it began what is open now.
+        return AttemptCount(len(steps), 1), sleeps  # The previous execution came to this point and began the open call.
 
     def _write(self, run_id: str, key: str, tried: AttemptCount) -> None:
         self._store.annotate(run_id, **{_name(key): list(tried)})
 
     async def _prove(self, run_id: str, key: str, tried: AttemptCount) -> None:
-        """Some time later: the call does not end its process soon, if at all."""
+        """Note, after `PROVEN` seconds, that the call does not end its process soon, if at all."""
         await asyncio.sleep(PROVEN)
         self._leave_turn(key)
         with contextlib.suppress(errors.DurableSwarmError):
@@ -219,7 +220,7 @@ class CrashLoopGuard:
                 self._turns.remove(key)
 
     def close(self) -> None:
-        """Take back the count of what is under way: this process ends in good order."""
+        """Withdraw the counts of calls in progress, because this is a clean shutdown."""
         for key, (run_id, tried) in list(self._open.items()):
             with contextlib.suppress(errors.DurableSwarmError):
                 self._write(run_id, key, tried._replace(times=tried.times - 1))

@@ -37,7 +37,7 @@ def users_code(step: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def engines_code(what: str) -> Iterator[None]:
-    """Round the engine's code: its errors hold the run, which goes on when the cause is mended."""
+    """Run engine code in this block: its errors hold the run, which continues when the cause is fixed."""
     try:
         yield
     except DBOSAwaitedWorkflowCancelledError as error:

@@ -1,4 +1,4 @@
-"""Writes the rows of a run's events, many at a time, while it executes."""
+"""Writes the rows of a run's events in batches while the run executes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from durable_swarm.engine.storage.events import NewRow
 log = logging.getLogger("durable_swarm")
 
 INTERVAL, SIZE, PATIENCE = 0.05, 4096, 1.0
-"""Seconds between writes, characters that are written before that, seconds until a failed write is tried again."""
+"""Seconds between writes, characters that are written earlier than that, seconds until a failed write is tried again.
+"""
 
 
 class Source(Protocol):
-    """What has rows to write now and then."""
+    """A source that has rows to write from time to time."""
 
     def rows(self) -> list[NewRow]:
-        """Give what is to be written now."""
+        """Return the rows to write now."""
 
     def written(self, refused: bool | None) -> None:
-        """Hear what became of it: written, refused because another execution owns the run, or (None) not possible."""
+        """Receive the result: False if stored, True if refused (run owned elsewhere), None if not possible."""
 
 
 class Writer:
-    """Writes the rows of all runs of a process: together, at most every `INTERVAL` seconds unless there is much."""
+    """Writes the rows of all runs of a process together, at most every `INTERVAL` seconds unless there are many."""
 
     def __init__(self, write: Callable[[list[NewRow]], set[str]]) -> None:
         self._write = write
@@ -40,7 +41,7 @@ class Writer:
         self._closed = False
 
     def schedule(self, source: Source, *, soon: bool = False, much: bool = False) -> None:
-        """Have the source's rows written: an interval from now, an interval after the last (`soon`), or at once."""
+        """Schedule a write of the source's rows: an interval from now, one after the last (`soon`), or at once."""
         with self._changed:
             if self._closed:
                 return
@@ -54,7 +55,7 @@ class Writer:
             self._changed.notify()
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Stop writing."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -77,7 +78,7 @@ class Writer:
             return sources
 
     def flush(self, sources: list[Source]) -> None:
-        """Write what these sources have, in this thread."""
+        """Write the rows of these sources, in this thread."""
         with self._flushing:
             self._flush(sources)
 
@@ -88,7 +89,7 @@ class Writer:
         try:
             lost = self._write(new) if new else set()
         except Exception as error:
-            # Whatever it is, events are no reason to stop a run: they are told from its records, if not from here.
+            # No failure to write events may stop a run: events that are not written here are derived from its records.
             log.debug("events could not be written: %s", type(error).__name__)
             for source, some in rows.items():
                 self._tell(source, None)
@@ -107,7 +108,7 @@ class Writer:
     def _rows(self, source: Source) -> list[NewRow] | None:
         try:
             return source.rows()
-        except Exception as error:  # The program's codec has failed; the next time it may not.
+        except Exception as error:  # The program's codec failed; it may succeed the next time.
             log.debug("events could not be encoded: %s", type(error).__name__)
             self._tell(source, None)
             self._again(source)

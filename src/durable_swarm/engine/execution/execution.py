@@ -1,4 +1,4 @@
-"""What this process knows of the runs it executes right now: the objects that a database cannot hold."""
+"""The runs that this process executes at present: the objects that a database cannot hold."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ log = logging.getLogger("durable_swarm")
 
 
 class OwnershipKeeper(Protocol):
-    """What knows whose a run is."""
+    """Knows which execution owns a run."""
 
     def check_ownership(self, run: Execution) -> bool:
-        """Whether the run is under way and this execution's. Raises `OwnershipLost` where it is another's."""
+        """Return True if the run is in progress and this execution owns it. Raises `OwnershipLost` if another does."""
 
     def verify_ownership(self, run: Execution) -> None:
-        """Check that. Raises `Cancelled`, too, and `RunHeld` where the database cannot tell."""
+        """Check ownership. Raises `Cancelled`, too, and `RunHeld` if the database cannot answer."""
 
 
 SURE = 0.1
-"""Seconds for which it counts that the run was found to be this execution's: what waited longer asks again."""
+"""Seconds for which a successful ownership check counts: after a longer wait it is repeated."""
 
 
 @dataclass
 class Execution:
-    """One run under way in this process."""
+    """One run in progress in this process."""
 
     run_id: str
     start: Start
@@ -52,54 +52,56 @@ class Execution:
     conversation: Conversation = field(default_factory=Conversation)
     feed: EventPublisher = field(default_factory=EventPublisher)
     streams: bool = False
-    """Whether replies are streamed."""
+    """True if replies are streamed."""
     homes: list[CallerThreadExecutor] = field(default_factory=list)
-    """Threads that wait for this run and lend themselves to its plain functions."""
+    """Threads that wait for this run and execute its plain functions meanwhile."""
     entered: bool = False
-    """Whether the workflow's body was entered in this process: if not, somebody else executes the run."""
+    """True if the workflow's body was entered in this process: if not, another process executes the run."""
     recovered: bool = False
-    """Whether an earlier life may have begun what has no record yet."""
+    """True if an earlier execution may have begun a step that has no record yet."""
     stood: bool = False
-    """Whether the life before was no crash: it was taken over from a process that stood still."""
+    """True if the previous execution did not crash: the run was taken over from a process that was paused."""
     over: Future[None] = field(default_factory=Future)
-    """Done when the run is executed here no more, and its end, if it has come to one, is in the database; or when it is
-    lost: then its tools may go on for a while."""
+    """Done when the run is no longer executed here and its end, if any, is in the database; or when ownership is lost:
+    then its tools may still run for a while."""
     lost: bool = False
-    """Whether another execution has the run: what this one has made of it is not the run's."""
+    """True if another execution owns the run: results of this one do not belong to it."""
     watched: bool = False
-    """Whether somebody awaits the workflow itself, who knows when its end is recorded."""
+    """True if a task awaits the workflow itself and so notices when its end is recorded."""
     watcher: asyncio.Task[None] | None = None
-    """Who watches; kept, because a loop does not keep its tasks."""
+    """The task that watches; kept, because a loop does not keep its tasks."""
     response: Response | None = None
     error: BaseException | None = None
     owner: str | None = None
     """DBOS's token of this execution."""
     keeper: OwnershipKeeper | None = None
-    """Who knows whose the run is."""
+    """Checks which execution owns the run."""
     sure_at: float = 0.0
-    """When that was asked last, in seconds since 1970: a machine that is suspended stops the other clocks."""
+    """The time of the last ownership check, in seconds since 1970, because suspending the machine stops the other
+    clocks."""
     heard: int = 0
-    """How many messages that were said to the run the model has been told."""
+    """How many of the messages added to the run the model has received."""
     said: int | None = None
-    """How many were said to it when its last step began; None where that is not known."""
+    """How many messages had been added when its last step began; None if unknown."""
     answered: dict[str, Answered] = field(default_factory=dict)
-    """The last own turn of each agent. What a fork has kept does not count: it goes on with the code as it is now."""
+    """The last own turn of each agent. Turns kept by a fork do not count, because it continues with the present code.
+    """
     rated: str | None = None
-    """What the run waits for before it may ask a model, if it does."""
+    """The reason for the wait while the run waits for a model's rate limit, else None."""
     begun: set[str] = field(default_factory=set)
     """The tool calls whose tools are being executed."""
     asks: int = 0
-    """How many of its calls ask somebody, and wait or are about to."""
+    """How many of its calls have a request, and wait or are about to wait."""
     stays: bool = False
-    """Whether the run keeps its place however long it waits."""
+    """True if the run stays in memory however long it waits."""
     released: bool = False
-    """Whether the run leaves memory: whatever waits in it is unwound."""
+    """True if the run is to leave memory: all its waits are unwound."""
     suspended_on: list[tuple[str | None, int | None]] = field(default_factory=list)
-    """What the released run waits for: requests, and times in milliseconds since 1970."""
+    """Conditions that the released run waits for: requests, and times in milliseconds since 1970."""
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
-        """Count a call that asks somebody, for as long as it does."""
+        """Count a call that opens a request, for as long as it waits."""
         self.asks += 1
         try:
             yield
@@ -107,31 +109,31 @@ class Execution:
             self.asks -= 1
 
     def end(self) -> None:
-        """Have nobody wait any more for what this execution does."""
+        """End all waits for this execution."""
         with contextlib.suppress(InvalidStateError):
             self.over.set_result(None)
 
     def lose(self) -> None:
-        """Note that another execution has the run."""
+        """Note that another execution owns the run."""
         self.lost, self.response, self.error = True, None, None
 
     def check_ownership(self) -> bool:
-        """Whether the run is under way and this execution's. Raises `OwnershipLost` where it is another's."""
+        """Return True if the run is in progress and this execution owns it. Raises `OwnershipLost` if another does."""
         return self.keeper is not None and self.keeper.check_ownership(self)
 
     def verify_ownership(self) -> None:
-        """Check that. Raises `Cancelled`, too, and `RunHeld` where the database cannot tell."""
+        """Check ownership. Raises `Cancelled`, too, and `RunHeld` if the database cannot answer."""
         if self.keeper is not None:
             self.keeper.verify_ownership(self)
 
     @property
     def ownership_is_fresh(self) -> bool:
-        """Whether it was asked just now whose the run is."""
+        """Return True if ownership was checked just now."""
         return abs(time.time() - self.sure_at) < SURE
 
     @property
     def seal(self) -> RecordCodec:
-        """What closes and opens the run's records."""
+        """The codec of the run's records."""
         return RecordCodec(self.swarm.codec)
 
 
@@ -139,19 +141,19 @@ _beginning: ContextVar[Execution | None] = ContextVar("durable_swarm_beginning",
 
 
 def beginning_here() -> Execution | None:
-    """Give the run that is being begun in this context, or None."""
+    """Return the run that is being begun in this context, or None."""
     return _beginning.get()
 
 
 def is_under_way() -> bool:
-    """Whether this code belongs to a run that has begun; one that was not recorded yet fails at once."""
+    """Return True if this code belongs to a run that has begun; a run that was not recorded yet fails at once."""
     begun = _beginning.get()
     return steps.in_workflow() and (begun is None or begun.entered)
 
 
 @contextlib.contextmanager
 def beginning(run: Execution) -> Iterator[None]:
-    """Have a workflow that is started in this context execute the run with these objects.
+    """Make a workflow that is started in this context execute the run with these objects.
 
     Of several callers that start one run at once, one's workflow executes it, with that caller's objects.
     """
@@ -163,7 +165,7 @@ def beginning(run: Execution) -> Iterator[None]:
 
 
 async def watch(handle: Any, live: Execution) -> None:
-    """Note when the run's end is recorded, whatever it is; `handle` is DBOS's of the run."""
+    """Note when the run's end is recorded, whatever its kind; `handle` is DBOS's handle of the run."""
     try:
         await handle.get_result()
     except asyncio.CancelledError:

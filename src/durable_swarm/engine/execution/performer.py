@@ -46,10 +46,10 @@ from durable_swarm.tools.repeats import same_before
 from durable_swarm.types import Message
 
 SLICE = 0.5
-"""Seconds, at most, until a run that waits for a model's rate notices that it is to stop."""
+"""Maximum seconds until a run that waits for a model's rate limit notices that it is to stop."""
 
 REFUSED = (401, 403)
-"""Statuses with which a provider refuses a key. Where no key has worked yet, that says nothing about the run."""
+"""HTTP statuses with which a provider refuses a key. Where no key has worked yet, they prove nothing about the run."""
 
 Body = Callable[[Runtime], Awaitable[Record]]
 
@@ -57,24 +57,24 @@ Body = Callable[[Runtime], Awaitable[Record]]
 class Colour(Protocol):
     """How steps and child workflows are run: in this thread, or on an event loop. Records pass through the run's codec.
 
-    Both methods draw the numbers by which DBOS knows a step again before they first suspend: so a batch that is begun
-    in the model's order has the same numbers in every life, whatever the order in which its calls get their turn.
+    Both methods draw the numbers by which DBOS recognises a step before they first suspend. So a batch begun in the
+    model's order has the same numbers in every execution, regardless of the order in which its calls get their turn.
     """
 
     @property
     def waits(self) -> Runtime:
-        """How the run waits and calls what may block."""
+        """How the run waits and calls blocking functions."""
 
     async def step(self, name: str, body: Body) -> Record:
-        """Run a step and give its record, the recorded one if there is one."""
+        """Run a step and return its record, the recorded one if there is one."""
 
     async def child(self, key: str) -> Record:
-        """Run the child workflow of the tool call `key` and give its record."""
+        """Run the child workflow of the tool call `key` and return its record."""
 
 
 @dataclass(frozen=True)
 class InThread:
-    """Everything in the calling thread."""
+    """Runs everything in the calling thread."""
 
     run_child: Callable[[str], Record]
     seal: RecordCodec
@@ -94,7 +94,7 @@ class InThread:
 
 @dataclass(frozen=True)
 class OnEventLoop:
-    """Everything awaited; plain functions go to the pool of `waits`."""
+    """Awaits everything; plain functions go to the pool of `waits`."""
 
     start_child: Callable[[str], Awaitable[Record]]
     seal: RecordCodec
@@ -125,32 +125,32 @@ class Durable:
     run: Execution
     colour: Colour
     on_loop: Callable[[Execution], Colour]
-    """Gives the colour for a batch that runs together beside a blocked thread."""
+    """Returns the colour for a batch that runs concurrently beside a blocked thread."""
     place_call: Callable[[str, ToolCall], None]
-    """Lays an undecorated tool call where its child workflow finds it."""
+    """Places an undecorated tool call where its child workflow finds it."""
     still_wanted: Callable[[Execution], None]
-    """Stops an execution that is over: the process's engine was closed, or a later execution has the run."""
+    """Stops an execution that is over: the process's engine was closed, or a later execution owns the run."""
     trials: CallGuard
-    """Counts the calls that are executed once more after a crash."""
+    """Counts the calls that are executed again after a crash."""
     mailbox: Messages
     rates: Rates
     people: Callable[[ToolCall, str], CallRequests]
-    """Gives who answers what a tool call asks."""
+    """Returns the handler of the requests of a tool call."""
     accepted: Callable[[str], str | None]
-    """Gives the change of an agent that a person has accepted for the run of an id."""
+    """Returns the change of an agent that a person has accepted for the run of an id."""
     memo: Callable[[str, str], Memo]
     """Returns the memo of a run's model call."""
     replayed: bool = False
-    """Whether the last model call came from its record."""
+    """True if the last model call came from its record."""
     answered_here: bool = False
-    """Whether the provider has answered this execution."""
+    """True if the provider has answered this execution."""
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         self.still_wanted(self.run)
         try:
             return await self._perform(effect)
         except (StepFailed, RunSuspended):
-            # Before the run's end, or its rest, is recorded: readers may rely on it that nothing more comes.
+            # Before the run's end, or its suspension, is recorded: readers may rely on no event following it.
             await in_thread(self.run.feed.settle)
             raise
 
@@ -186,7 +186,7 @@ class Durable:
         if self.run.streams:
             self.run.feed.asking(effect.agent, effect.turn)
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
-            # Not the run's failure: another process, or this one when it is started next, may have a client.
+            # Not the run's failure: another process, or this one after a restart, may have a client.
             client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
             client = client_for(client, self._choice(agent).name)
         with users_code(names.model_step(effect.agent)):
@@ -200,7 +200,7 @@ class Durable:
         return record
 
     async def _check_change(self, agent: Any) -> None:
-        """Hold the run if its swarm says so and the agent is no longer what answered before, nor was accepted."""
+        """Hold the run if its swarm says so and the agent has changed since its last answer without being accepted."""
         run = self.run
         holds = run.swarm.changed_agents == "hold"
         change = changed(run.run_id, agent, run.answered.get(agent.name)) if holds else None
@@ -243,7 +243,7 @@ class Durable:
         return self.memo(self.run.run_id, f"{effect.turn}.{len(effect.history) + len(heard)}")
 
     async def _heard(self) -> list[Message]:
-        """Give what was said to the run and not heard before."""
+        """Return the messages added to the run that were not received before."""
         run = self.run
         if run.said == run.heard:
             return []
@@ -251,7 +251,7 @@ class Durable:
             return await in_thread(self.mailbox.heard, run.run_id, run.heard, run.seal)
 
     async def _admit(self, model: str, waits: Runtime) -> None:
-        """Wait for the moment at which the model may be asked, if it is rated, and see whether it still is to be."""
+        """Wait until the rate limit allows a model call, if there is one, and check that the call is still wanted."""
         rate = self.run.swarm.model_rates.get(model)
         if rate is not None:
             calls, seconds = rate
@@ -273,7 +273,7 @@ class Durable:
             self.run.rated = None
 
     def _agent(self, name: str) -> Any:
-        """Give the agent of that name: the object this run has met, or after a crash the one found by name."""
+        """Return the agent of that name: the object this run has met, or after a crash the one found by name."""
         if name not in self.run.cast:
             try:
                 self.run.cast[name] = agents.find(name)
@@ -284,7 +284,7 @@ class Durable:
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
         if all(call.plan == "tell" for call in effect.calls):
             return [Outcome(call.text) for call in effect.calls]
-        # Looked up once: a handoff in the batch may bring another agent of the same name.
+        # Looked up once, because a handoff in the batch may bring another agent of the same name.
         agent = self._agent(effect.agent)
         if not effect.together:
             return await self._in_order(agent, effect)

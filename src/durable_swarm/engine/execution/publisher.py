@@ -1,4 +1,4 @@
-"""What is told of a run while this process executes it: to readers here at once, to all others in rows of events."""
+"""Publishes a run's events while this process executes it: to readers here at once, to others in rows of events."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ AHEAD = 4
 """How many pieces beyond the stored ones may be shown here; further ones are joined until the next row is stored."""
 
 RECENT, KEPT = 500, 1_000_000
-"""How many events, and characters in them, are kept for readers here; who is further behind reads the database."""
+"""How many events, and characters in them, are kept for readers here; a reader further behind reads the database."""
 
 
 def now() -> int:
-    """Give the time in milliseconds since 1970."""
+    """Return the time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
 @dataclass
 class _Piece:
-    """A piece of text, or None for a reset, with the number under which it is told."""
+    """A piece of text, or None for a reset, with the sequence number of its event."""
 
     seq: int
     at: int
@@ -45,7 +45,7 @@ class _Piece:
 
 
 class _Text:
-    """The text of a reply that is coming in: what of it is stored, and the pieces that are not known to be."""
+    """The text of a reply that is coming in: the stored part, and the pieces not confirmed as stored."""
 
     def __init__(self, first: int, shown: int) -> None:
         self._next = first
@@ -53,7 +53,7 @@ class _Text:
         """The last number that may be shown before it is stored."""
         self._pieces: list[_Piece] = []
         self._ends: list[int] = []
-        """Where among the pieces the rows end that were made, and are not known to be stored."""
+        """Indexes among the pieces at which unconfirmed rows end."""
         self._writing = 0
         """How many of the pieces are being written."""
         self._stored = 0
@@ -65,7 +65,7 @@ class _Text:
         self._next = seq
 
     def add(self, text: str | None, at: int) -> bool:
-        """Take in a piece of text, or None for a reset; whether it is the first that waits to be stored."""
+        """Add a piece of text, or None for a reset; return True if it is the first that waits to be stored."""
         first = not self.waits()
         in_a_row = self._ends[-1] if self._ends else 0
         last = self._pieces[-1] if len(self._pieces) > in_a_row else None
@@ -77,25 +77,28 @@ class _Text:
         return first
 
     def close(self, at: int) -> None:
-        """Show nothing more; what was shown is void."""
+        """Show no further piece; those shown are void."""
         if not self._pieces or self._pieces[-1].text is not None:
             self.add(None, at)
         self._ahead = 0
 
     def waits(self) -> bool:
-        """Whether something waits to be stored."""
+        """Return True if any piece waits to be stored."""
         return len(self._pieces) > self._writing
 
     def size(self) -> int:
-        """Give how many characters wait to be stored."""
+        """Return how many characters wait to be stored."""
         return sum(len(piece.text or "") for piece in self._pieces[self._writing :])
 
     def showable(self) -> list[_Piece]:
-        """Give the pieces that may be shown before they are stored."""
+        """Return the pieces that may be shown before they are stored."""
         return [piece for piece in self._pieces if piece.seq <= self._shown]
 
     def rows(self) -> list[Row]:
-        """Give what is to be stored now. A row that was made stays as it is: what seemed to fail may be stored."""
+        """Return the rows to store now.
+
+        A row stays the same at a second try, because a write that seemed to fail may have succeeded.
+        """
         if not self.waits():
             return []
         self._writing = len(self._pieces)
@@ -108,7 +111,7 @@ class _Text:
         return pieces[0].seq, {"upto": pieces[-1].seq + self._ahead, "events": events}
 
     def written(self, *, stored: bool) -> list[_Piece]:
-        """Hear whether that was stored, and give the pieces that are."""
+        """Receive the result of the write, and return the pieces that are stored."""
         count, self._writing = self._writing if stored else 0, 0
         done, self._pieces = self._pieces[:count], self._pieces[count:]
         for piece in done:
@@ -119,9 +122,9 @@ class _Text:
         return done
 
     def rest(self, content: Any) -> Record | None:
-        """Give what is not known to be stored, as it is recorded with the reply, which has that content.
+        """Return the unconfirmed pieces, in the form recorded with the reply, which has that content.
 
-        None if nothing was shown at all. Of pieces of the content the length will do.
+        Returns None if nothing was shown at all. For pieces of the content the length is enough.
         """
         if not self._pieces and not self._stored:
             return None
@@ -137,18 +140,18 @@ class _Text:
 
 
 def _copied(event: Event) -> Event:
-    """Give an event that its reader may change."""
+    """Return a copy of an event, which its reader may change."""
     data = copy.deepcopy(event.data) if event.type == "tool.progress" else dict(event.data)
     return Event(event.seq, event.type, data, event.time)
 
 
 def _size(event: Event) -> int:
-    """Give about how many characters an event holds."""
+    """Return the approximate number of characters of an event."""
     return 100 + sum(len(value) if isinstance(value, str) else len(repr(value)) for value in event.data.values())
 
 
 class EventPublisher:
-    """The events of one run under way. Any thread may call it; what it calls back must not wait."""
+    """The events of one run in progress. Any thread may call it; its callbacks must not block."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -156,36 +159,36 @@ class EventPublisher:
         self._listeners: list[Callable[[], None]] = []
         self._channels: list[Channel] = []
         self._so_far = Channel(waiting=0)
-        """The dictionaries of the reply that is coming in, for whoever joins in the middle of it."""
+        """The dictionaries of the reply that is coming in, for readers who join in the middle of it."""
         self._kept = 0
         self._narrator = EventProjection(self._keep)
         self._text: _Text | None = None
         self._progress: dict[str, list[list[Any]]] = {}
-        """Progress that is not known to be stored, by its call."""
+        """Progress not confirmed as stored, by its call."""
         self._batches: list[list[list[Any]]] = []
-        """The rows of progress that were made, and are not known to be stored."""
+        """The unconfirmed rows of progress."""
         self._stamped: set[str] = set()
         """Calls that have ended."""
         self._noted: set[tuple[str, str]] = set()
-        """What was told once, by its type and what it is about."""
+        """Events published once only, by type and subject."""
         self._writer: Writer | None = None
         self._run_id = ""
         self._owner: str | None = None
         self._seal = RecordCodec(None)
         self._writing: tuple[_Text | None, int] = (None, 0)
-        """What is being written: pieces of this text, and so many rows of progress."""
+        """The write in progress: pieces of this text, and the number of rows of progress."""
         self._again = False
         self._over = False
-        """Whether nothing more may be stored: the run is about to end, or belongs to another execution."""
+        """True if nothing more may be stored: the run is about to end, or belongs to another execution."""
 
-    # What happens in the run
+    # Events of the run
 
     def open(
         self, start: Record, writer: Writer, run_id: str, owner: str | None, seal: RecordCodec, *, again: bool
     ) -> None:
-        """Begin to tell the run of that id.
+        """Begin to publish the run of that id.
 
-        `owner` is DBOS's token of this execution, `again` says that it is not the first.
+        `owner` is DBOS's token of this execution; `again` is true if it is not the first.
         """
         with self._telling():
             self._writer, self._run_id, self._owner, self._seal = writer, run_id, owner, seal
@@ -193,14 +196,14 @@ class EventPublisher:
             self._narrator.begin(start)
 
     def add(self, rows: list[Row], numbers: Iterable[int] = ()) -> None:
-        """Take in what earlier lives have stored, and the numbers in their outcomes, before the first turn is told."""
+        """Add the rows of earlier executions, and the numbers in their outcomes, before the first turn starts."""
         with self._telling():
             self._narrator.add(rows)
             self._narrator.journal.reserve(numbers)
             self._noted |= {noted for _, row in rows for noted in noted_in(row)}
 
     def asked(self, turn: int, agent: str) -> None:
-        """Tell that a turn has started."""
+        """Publish that a turn has started."""
         with self._telling():
             self._narrator.asked(turn, agent)
 
@@ -227,20 +230,23 @@ class EventPublisher:
                 self._say(text)
 
     def reset(self) -> None:
-        """Show that what was shown of the reply is void."""
+        """Show that the part of the reply shown so far is void."""
         with self._telling():
             for channel in (self._so_far, *self._channels):
                 channel.reset()
             self._say(None)
 
     def said(self, content: Any) -> Record | None:
-        """Give how the end of the reply came in, which has that content, to be recorded with it: no row follows."""
+        """Return how the end of the reply came in, to be recorded with it because no row follows.
+
+        The reply has that content.
+        """
         with self._lock:
             text, self._text = self._text, None
             return None if text is None else text.rest(content)
 
     def replied(self, reply: Record) -> None:
-        """Tell what the reply says beyond what was told of it, now that it is recorded."""
+        """Publish the parts of the reply that were not yet published, now that it is recorded."""
         with self._telling():
             self._narrator.replied(reply)
             if self._so_far.look():
@@ -249,14 +255,14 @@ class EventPublisher:
                     channel.end()
 
     def progress(self, key: str, data: dict[str, Any]) -> None:
-        """Take in what a tool emits, in the call `key`; it is told once it is stored. Raises `NotSerializable`.
+        """Add a value emitted by a tool in the call `key`; it is published once stored. Raises `NotSerializable`.
 
-        What comes after the call's end, from what the tool has left behind, is told to nobody.
+        Values that code left behind by the tool emits after the call's end are discarded.
         """
         self._add(key, codec.encode(data, "emit()"), [])
 
     def note(self, key: str, kind: EventType, data: dict[str, Any]) -> None:
-        """Tell what happens to a request in the call `key`, once in all lives, once it is stored."""
+        """Publish an event of a request in the call `key`, once across all executions, after it is stored."""
         with self._lock:
             noted = (kind, data["request_id"])
             if noted not in self._noted:
@@ -271,7 +277,7 @@ class EventPublisher:
             self._schedule(soon=bool(self._listeners))
 
     def stamped(self, key: str, outcome: Record) -> Record:
-        """Give the record of a call's outcome with what its events need: numbers, the time, progress not yet stored."""
+        """Return the record of a call's outcome with its events' data: numbers, the time, progress not yet stored."""
         with self._lock:
             take, told = self._narrator.journal.take, self._progress.pop(key, [])
             self._stamped.add(key)
@@ -279,12 +285,12 @@ class EventPublisher:
         return {**outcome, "seq": numbers, "at": now(), **({"progress": told} if told else {})}
 
     def returned(self, index: int, outcome: Record) -> None:
-        """Tell what came of a call, now that it is recorded."""
+        """Publish the outcome of a call, now that it is recorded."""
         with self._telling():
             self._narrator.returned(index, outcome)
 
     def settle(self) -> None:
-        """Store what was shown, before a failure ends the run, and nothing afterwards. Waits for the database."""
+        """Store the events shown, before a failure ends the run, and nothing afterwards. Waits for the database."""
         with self._telling():
             if self._text is not None:
                 self._text.close(now())
@@ -293,10 +299,10 @@ class EventPublisher:
         with self._lock:
             self._over = True
 
-    # What is stored
+    # Storage
 
     def rows(self) -> list[NewRow]:
-        """Give what is to be written now."""
+        """Return the rows to write now."""
         with self._lock:
             if self._over:
                 return []
@@ -304,7 +310,7 @@ class EventPublisher:
             told = [one for some in self._progress.values() for one in some if one[0] not in known]
             if told:
                 batch = {"v": VERSION, "progress": sorted(told, key=lambda one: one[0])}
-                # As it will be read: a codec may mask.
+                # In the form in which it will be read, because a codec may mask.
                 self._batches.append(self._seal.settle(batch, place_of(self._run_id, 0))["progress"])
             found: list[Row] = [(batch[0][0], {"progress": batch}) for batch in self._batches]
             if self._text is not None:
@@ -316,7 +322,7 @@ class EventPublisher:
         return NewRow(self._run_id, seq, self._seal.close(record, place_of(self._run_id, seq)), self._owner)
 
     def written(self, refused: bool | None) -> None:
-        """Hear what became of the rows: written, refused because another execution owns the run, or not possible."""
+        """Receive the result of the write: stored, refused because another execution owns the run, or not possible."""
         with self._telling():
             self._over = self._over or refused is True
             stored = refused is False and not self._over
@@ -331,10 +337,10 @@ class EventPublisher:
                 for key, waiting in self._progress.items():
                     self._progress[key] = [one for one in waiting if one[0] not in known]
 
-    # Who reads
+    # Readers
 
     def since(self, after: int) -> list[Event] | None:
-        """Give the events behind number `after` as far as they are told; None if some of them are not kept here."""
+        """Return the published events after number `after`; None if some of them are not kept here."""
         with self._lock:
             first = self._recent[0].seq if self._recent else self._narrator.journal.last + 1
             if after + 1 < first:
@@ -344,7 +350,7 @@ class EventPublisher:
 
     @contextlib.contextmanager
     def listening(self, wake: Callable[[], None]) -> Iterator[None]:
-        """Have `wake` called when there is something new; it must not wait."""
+        """Call `wake` for each new event while the block runs; it must not block."""
         with self._lock:
             self._listeners.append(wake)
             self._schedule(soon=True)
@@ -355,7 +361,7 @@ class EventPublisher:
                 self._listeners.remove(wake)
 
     def join(self, channel: Channel) -> None:
-        """Have Swarm's dictionaries of what comes in go to the channel too, from the beginning of this reply on."""
+        """Send Swarm's dictionaries of incoming text to the channel, too, from the beginning of this reply."""
         with self._lock:
             if channel not in self._channels:
                 channel.join(self._so_far)
@@ -385,7 +391,7 @@ class EventPublisher:
             self._schedule(soon=bool(self._listeners))
 
     def _tell(self, stored: list[_Piece]) -> None:
-        """Tell the pieces that are stored, and those that may be shown before they are."""
+        """Publish the stored pieces, and those that may be shown before they are stored."""
         shown = self._text.showable() if self._text is not None else []
         for piece in [*stored, *shown]:
             if piece.seq > self._narrator.journal.last:

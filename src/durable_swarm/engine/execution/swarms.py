@@ -13,7 +13,7 @@ from durable_swarm.validation import check_rate, check_whole
 
 
 class Settings(Protocol):
-    """What a run needs of the `DurableSwarm` it belongs to."""
+    """The settings of a `DurableSwarm` that its runs need."""
 
     clients: Clients
     tool_concurrency: int
@@ -29,7 +29,7 @@ class Settings(Protocol):
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """How many queued runs are executed. Raises `ConfigurationError`."""
+    """Limits of the execution of queued runs. Raises `ConfigurationError`."""
 
     concurrency: int = 10
     """In this process at once."""
@@ -50,18 +50,18 @@ class Swarms(list[Settings]):
     """The swarms that are open in this process, oldest first."""
 
     def named(self, name: str) -> Settings | None:
-        """Give the newest open swarm of that name."""
+        """Return the newest open swarm of that name."""
         return next((swarm for swarm in reversed(self) if swarm.name == name), None)
 
     def codec_for(self, name: str) -> Codec | None:
-        """Give the codec of the swarm of that name; for runs of a swarm that is not open here, whatever codec is."""
+        """Return the codec of the swarm of that name; for a swarm that is not open here, the newest codec in use."""
         named = self.named(name)
         if named is not None:
             return named.codec
         return next((swarm.codec for swarm in reversed(self) if swarm.codec is not None), None)
 
     def admit(self, swarm: Settings) -> None:
-        """Count `swarm` among the users. Raises `ConfigurationError` if one of its name has another codec."""
+        """Register `swarm`. Raises `ConfigurationError` if an open swarm of its name has another codec."""
         if any(other.name == swarm.name and other.codec != swarm.codec for other in self):
             named = f"named {swarm.name!r}" if swarm.name else "without a name"
             raise errors.ConfigurationError(

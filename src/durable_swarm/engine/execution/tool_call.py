@@ -1,7 +1,7 @@
-"""Makes one tool call, with all that stands before and behind its tool, and gives the record of what came of it.
+"""Makes one tool call, including all steps before and after its tool, and returns the record of its outcome.
 
-Everything here may take place once more in another life, and finds what earlier ones have left: a request that was
-opened, a mark that the tool was begun, a result that is awaited. `docs/effects.md` has the table of what follows.
+All code here may run again in another execution, and finds the traces of earlier ones: an open request, a mark that the
+tool was begun, a result that is awaited. `docs/effects.md` has the table of the consequences.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from durable_swarm.types import ToolSettings, settings_of
 
 
 class CallRecorder(Recorder, Protocol):
-    """What records the steps of an undecorated call."""
+    """Records the steps of an undecorated call."""
 
     async def mark(self, waits: Runtime) -> bool:
-        """Record that the tool is about to be entered; gives whether that is new."""
+        """Record that the tool is about to be entered; return True if that is new."""
 
 
 @dataclass
@@ -56,12 +56,12 @@ class CallRequests:
     room: WaitingCalls
     transactions: Transactions
     number_of: Callable[[Place], int | None]
-    """Gives the number that a call of the run has as a step."""
+    """Returns the number that a call of the run has as a step."""
     holds_thread: bool = False
-    """Whether who waits blocks a thread: the tool itself, if it is a plain function."""
+    """True if waiting blocks a thread: the tool's own, if it is a plain function."""
 
     async def wait(self, asked: RequestSpec, unfit: Any = None, kept: Record | None = None) -> Decision:
-        """Ask, unless it was asked before, and wait for the decision; one that is unfit opens the request again."""
+        """Open the request, unless it exists, and wait for the decision; an invalid decision reopens the request."""
         with engines_code(f"request {asked.id!r}"), self.made.run.asking():
             while True:
                 decision = await self._decision(asked, await self.open(asked, kept))
@@ -71,7 +71,7 @@ class CallRequests:
                 await in_thread(self.inbox.reopen, asked, self.made.run.swarm.name, problem, self.made.run.owner)
 
     async def open(self, asked: RequestSpec, kept: Record | None = None) -> Request:
-        """Open a request, unless it was asked before."""
+        """Open a request, unless it exists."""
         try:
             request = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept, self.made.run.owner)
         except TokenTaken as error:
@@ -82,7 +82,7 @@ class CallRequests:
     async def _decision(self, asked: RequestSpec, request: Request) -> Decision:
         if request.decision is None:
             self._tell("run.waiting", request)
-        # The wall clock is read once: set back meanwhile, it would give the request its time again and again.
+        # The wall clock is read once: set back meanwhile, it would restart the request's time again and again.
         given, begun = _left(asked, request), time.monotonic()
         while request.decision is None:
             left = None if given is None else given - (time.monotonic() - begun)
@@ -95,7 +95,7 @@ class CallRequests:
         return request.decision
 
     async def pause(self, seconds: float | None, request: str | None = None) -> None:
-        """Wait here for a request, or for so many seconds."""
+        """Wait here for a request, or for a number of seconds."""
         await self.room.wait(self.made.run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread)
         if not self.made.run.ownership_is_fresh:
             await in_thread(self.made.run.verify_ownership)
@@ -107,7 +107,7 @@ class CallRequests:
 
 
 def _left(asked: RequestSpec, request: Request) -> float | None:
-    """Give the seconds until the request expires: never more than it was given at first, if a clock was set back."""
+    """Return the seconds until the request expires: never more than its original time, even if a clock was set back."""
     if request.expires_at is None:
         return None
     left = request.expires_at.timestamp() - now() / 1000
@@ -131,12 +131,12 @@ class _NoWaits(BlockingRuntime):
 
 @dataclass
 class ToolCallExecution:
-    """One tool call being made, by the code as it is now."""
+    """One tool call being made, by the present code."""
 
     made: ToolCall
     key: str
     recorder: CallRecorder | None
-    """What records the call's own steps; None for a `@step` tool, which is one record."""
+    """Records the call's own steps; None for a `@step` tool, which is one record."""
     waits: Runtime
     people: CallRequests
 
@@ -150,7 +150,7 @@ class ToolCallExecution:
         self.tell = run.swarm.tool_errors == "tell"
 
     async def record(self) -> Record:
-        """Make the call and give its record."""
+        """Make the call and return its record."""
         with users_code(names.tool_step(self.made.call.tool)):
             record = await self._kept() or await self._made()
         return self.made.run.feed.stamped(self.key, record)
@@ -172,7 +172,7 @@ class ToolCallExecution:
         return record if outcome.later is None else await self._later(outcome.later, record)
 
     async def _approval(self, call: Call) -> RequestSpec:
-        """Return what is asked before the call, with the step that it repeats."""
+        """Return the request to open before the call, with the step that it repeats."""
         same_as, same = None, self.made.same
         if same is not None:
             with engines_code(f"the steps of run {self.made.run.run_id!r}"):
@@ -209,7 +209,7 @@ class ToolCallExecution:
         )
 
     async def _in_transaction(self, call: Call) -> Outcome:
-        """Call the tool in a transaction that holds its record, too; the record of an earlier life counts."""
+        """Call the tool in a transaction that contains its record, too; the record of an earlier execution counts."""
         run, place = self.made.run, output_of(self.key)
 
         def body(connection: Any) -> Record:
@@ -238,7 +238,7 @@ class ToolCallExecution:
     # A tool that is entered once
 
     async def _once(self, call: Call) -> Outcome:
-        """Enter the tool, unless an earlier life may have: then its check decides, or a person."""
+        """Enter the tool, unless an earlier execution may have: then its check decides, or a person."""
         number = 0
         while not await self._marks():
             outcome = await self._unknown(call, number)
@@ -253,7 +253,7 @@ class ToolCallExecution:
         return await self.recorder.mark(self.waits)
 
     async def _unknown(self, call: Call, number: int) -> Outcome | None:
-        """Find out what became of the call; None if it is to be made."""
+        """Find out the outcome of the call; return None if it is to be made."""
         why, check = "", settings_of(self.function).check
         if check is not None:
             try:
@@ -285,7 +285,7 @@ class ToolCallExecution:
     # A result that comes later
 
     async def _kept(self) -> Record | None:
-        """Give the record of a call whose tool has returned in an earlier life, and gave `later`; else None."""
+        """Return the record of a call whose tool returned `later` in an earlier execution, else None."""
         if self.made.attempt == 1:
             return None
         with engines_code(f"tool call {self.key!r}"):

@@ -1,8 +1,8 @@
-"""Transactional tools: what a tool writes to a database is committed together with the record of its call.
+"""Transactional tools: a tool's writes to a database are committed together with the record of its call.
 
-The record is a row of a table of ours in the tool's own database, be that of the runs or another; whoever makes the
-call again finds it there. DBOS's datasources do the same, but must be known before DBOS is launched, record a tool's
-error as its result for ever, and write pickles where a host's DBOS does.
+The record is a row of our own table in the tool's database, which may be the database of the runs or another; a
+repeated call finds it there. DBOS's datasources do the same, but must be declared before DBOS is launched, record a
+tool's error as its permanent result, and write pickles where a host's DBOS does.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from durable_swarm.errors import ConfigurationError
 Body = Callable[[sqlalchemy.Connection], Record]
 
 CONFLICTS = ("40001", "40P01")
-"""PostgreSQL's words for transactions that got into each other's way: could not serialize, deadlock."""
+"""PostgreSQL's codes for conflicting transactions: could not serialize, deadlock."""
 
 TRIES, PAUSE = 20, 0.02
-"""How often a transaction is tried that conflicts with others; seconds before the second try, doubled each time."""
+"""Maximum tries of a transaction that conflicts with others; seconds before the second try, doubled each time."""
 
 
 ABORTED = "25P02"
-"""PostgreSQL's word for a transaction in which a statement failed: it takes no other, also if the tool goes on."""
+"""PostgreSQL's code for a transaction in which a statement failed: it accepts no other, even if the tool continues."""
 
 ENDS = re.compile(r"\s*(commit|end|abort|rollback)\b(?!.*\bto\b)", re.IGNORECASE | re.DOTALL)
 """A statement that ends the transaction; going back to a savepoint does not."""
@@ -55,7 +55,7 @@ SWALLOWED = (
 
 
 class Undone(BaseException):
-    """What a tool raised in its transaction, told apart from what the database raises round it."""
+    """An error raised by a tool in its transaction, as distinct from the database's errors around it."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(type(error)))
@@ -82,7 +82,7 @@ def _sqlstate(error: BaseException | None) -> Any:
 
 @contextlib.contextmanager
 def _kept_open(connection: sqlalchemy.Connection) -> Iterator[None]:
-    """Refuse what would end the transaction: rows committed without the record would be written once more."""
+    """Refuse statements that end the transaction, because rows committed without the record would be written again."""
 
     def refuse(_: sqlalchemy.Connection) -> None:
         raise ConfigurationError(ENDED)
@@ -100,12 +100,12 @@ def _kept_open(connection: sqlalchemy.Connection) -> Iterator[None]:
         for name, listener in listeners.items():
             event.remove(connection, name, listener)
         if not connection.closed and not connection.in_transaction():
-            # SQLAlchemy takes it for ended, the database does not: another call must not be given it.
+            # SQLAlchemy takes it for ended, the database does not: another call must not receive it.
             connection.invalidate()
 
 
 def _note_conflict(context: sqlalchemy.engine.ExceptionContext) -> None:
-    """Note a conflict, for a tool may swallow it."""
+    """Note a conflict, because a tool may swallow it."""
     if context.connection is not None and _is_conflict(context.sqlalchemy_exception):
         context.connection.info[_note_conflict] = context.sqlalchemy_exception
 
@@ -123,7 +123,8 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
 class ToolDatabase:
     """One database on which transactional tools work, with connections of its own.
 
-    Not those of the runs: a tool that waits for a lock must not hold what the run's records are written with.
+    The connections of the runs are not used, because a tool that waits for a lock must not block the writes of run
+    records.
     """
 
     def __init__(self, url: sqlalchemy.URL, runs: sqlalchemy.URL) -> None:
@@ -142,7 +143,7 @@ class ToolDatabase:
         database_connection.create_table(self.engine, self._rows)
 
     def once(self, call: str, owner: str | None, body: Body, still_owns: Callable[[], bool]) -> Record:
-        """Give the record of the call, made now in one transaction with what the body writes if there is none."""
+        """Return the call's record; if none exists, create it in one transaction with the body's writes."""
         rows = self._rows
         with self._transaction() as connection:
             known = connection.execute(select(rows.c.record).where(rows.c.call == call)).scalar()
@@ -168,7 +169,7 @@ class ToolDatabase:
             raise connection.info.get(_note_conflict) or Undone(ConfigurationError(SWALLOWED)) from error
 
     def _owns(self, connection: sqlalchemy.Connection, call: str, owner: str | None) -> bool:
-        """Whether the execution has the call still; its row is locked, so it has it until the commit."""
+        """Return True if the execution still owns the call; its row is locked, so ownership lasts until the commit."""
         calls = self._calls
         assert calls is not None
         mine = select(calls.c.owner_xid).where(calls.c.workflow_uuid == call)
@@ -179,7 +180,7 @@ class ToolDatabase:
         options: Any = {} if self._lite else {"isolation_level": "SERIALIZABLE"}
         with self.engine.connect().execution_options(**options) as connection, connection.begin():
             if self._lite:
-                # Before anything is read: SQLite's driver would begin at the first write only.
+                # Before any read, because SQLite's driver would begin at the first write only.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
@@ -190,16 +191,16 @@ class Transactions:
     def __init__(self, url: sqlalchemy.URL, owner_of: Callable[[str], str | None]) -> None:
         self._url = url
         self._owner_of = owner_of
-        """Gives the token of the execution that has a call now."""
+        """Returns the token of the execution that owns a call now."""
         self._lock = threading.Lock()
         self._places: dict[sqlalchemy.URL, ToolDatabase] = {}
 
     def run(self, call: str, body: Body, other: str | None) -> Record:
-        """Run the body once, ever, in one transaction with its record. To be called in the call's workflow.
+        """Run the body exactly once, in one transaction with its record. Call it in the call's workflow.
 
-        `other` is the URL of another database than that of the runs. Raises what the body raises; nothing is written
-        then, and the call may be repeated. A conflict with other transactions has the body run again. Trouble of the
-        database holds the run.
+        `other` is the URL of a database other than that of the runs. An error of the body is raised again; then nothing
+        is written, and the call may be repeated. After a conflict with other transactions the body runs again. A
+        database error holds the run.
         """
         url = self._url if other is None else urls.choose(other)
         try:
@@ -228,7 +229,7 @@ class Transactions:
             return self._places[url]
 
     def close(self) -> None:
-        """Let go of the databases."""
+        """Close the databases."""
         with self._lock:
             for place in self._places.values():
                 database_connection.let_go(place.engine)

@@ -1,9 +1,9 @@
-"""Where tool calls wait, in this process, for an answer or for a time: until it comes, or until the run is released.
+"""Tool calls that wait in this process for an answer or for a time: until it comes, or until the run is released.
 
-A call that waits keeps its place in memory: a coroutine, and for a plain tool the thread it blocks. When more wait than
-`COROUTINES` or `THREADS`, the runs that have waited longest are released: their tools are unwound, nobody executes
-them, and the database wakes them. The tool is then entered again, as after a crash. So ten thousand runs that wait cost
-hardly more than their rows, and a few cost no repetition.
+A waiting call occupies memory: a coroutine, and for a plain tool the thread it blocks. When more than `COROUTINES` or
+`THREADS` wait, the runs that have waited longest are released: their tools are unwound, no process executes them, and
+the database wakes them. The tool is then entered again, as after a crash. So ten thousand waiting runs cost little more
+than their rows, and a few waiting runs cost no repetition.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.requests import LONGEST, Inbox
 
 COROUTINES, THREADS = 100, 16
-"""How many calls wait in place at most: those that hold no thread, and plain tools, which hold one of the pool."""
+"""Maximum calls that wait in memory: those that hold no thread, and plain tools, which hold one of the pool."""
 
 
 @dataclass(eq=False)
@@ -40,11 +40,11 @@ class WaitingCall:
 
     @property
     def may_leave(self) -> bool:
-        """Whether the call waits still, and in no caller's thread."""
+        """Return True if the call still waits, and not in a caller's thread."""
         return not self.told.done() and not self.run.stays
 
     def end(self, error: BaseException | None = None) -> None:
-        """Have the call go on, or end with the error. The first one counts."""
+        """Let the call continue, or end it with the error. The first one counts."""
         with contextlib.suppress(InvalidStateError):
             self.told.set_result(None) if error is None else self.told.set_exception(error)
 
@@ -58,12 +58,12 @@ class WaitingCalls:
         self._waiting: list[WaitingCall] = []
         self._closed = False
         self.patience: float | None = None
-        """Seconds after which a run that waits leaves in any case: in a worker it would take the place of another."""
+        """In a worker, suspend waiting runs after this many seconds so that they do not hold a concurrency slot."""
 
     async def wait(
         self, run: Execution, key: str, *, request: str | None, seconds: float | None, holds_thread: bool
     ) -> None:
-        """Wait until the request is decided, or so many seconds have passed.
+        """Wait until the request is decided, or the seconds have passed.
 
         Raises `RunSuspended` when the run leaves memory, and DBOS's own signal when it was cancelled.
         """
@@ -101,17 +101,17 @@ class WaitingCalls:
                 self._release(one.run)
 
     def _release(self, run: Execution) -> None:
-        """Have a run leave memory, if all its calls that have begun wait: what works is not disturbed."""
+        """Suspend a run if all its calls that have begun are waiting: working calls are not disturbed."""
         if run.begun <= {one.key for one in self._waiting if one.run is run}:
             run.released = True
             self._end(lambda one: one.run is run, RunSuspended)
 
     def tell(self, *request_ids: str) -> None:
-        """Have the calls that wait for these requests look at them."""
+        """Wake the calls that wait for these requests, so that they check them."""
         self._end(lambda one: one.request in request_ids)
 
     def look(self) -> None:
-        """Look for what other processes have decided or cancelled."""
+        """Check for decisions and cancellations by other processes."""
         with self._lock:
             waiting = list(self._waiting)
             for one in waiting:
@@ -123,7 +123,7 @@ class WaitingCalls:
             self._end(lambda one: one.key in cancelled, lambda: steps.Cancelled("the tool call was cancelled"))
 
     def close(self) -> list[Execution]:
-        """Have nobody wait here any more, and give the runs that did; they stay unfinished."""
+        """End all waits here, and return the runs that waited; they stay unfinished."""
         with self._lock:
             self._closed = True
             runs = [one.run for one in self._waiting]

@@ -1,9 +1,9 @@
-"""Who this process is: a name that no living process shares, held by a lock that death frees.
+"""This process's identity: a name that no living process shares, guarded by a lock that its death releases.
 
-The owner of a run stands in the database by this name. A process that finds a run of a name whose lock is free knows
-that its owner is dead, and takes the run over; one whose lock is held is left alone. SQLite: a byte of `<file>.lock`,
-locked through the operating system. PostgreSQL: an advisory lock of a session kept open for it, and a lease for what
-stands still without dying (`leases.py`).
+The database stores this name as the owner of a run. A process that finds a run of a name whose lock is free knows that
+its owner is dead, and takes the run over; if the lock is held, the run is left alone. SQLite: a byte of `<file>.lock`,
+locked through the operating system. PostgreSQL: an advisory lock of a session kept open for it, and a lease for a
+process that is paused without dying (`leases.py`).
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ log = logging.getLogger("durable_swarm")
 
 
 RENEW, PAUSE = 2.0, 0.01
-"""Seconds between signs of life, and between tries, while this process waits for another that takes runs over."""
+"""Seconds between heartbeats, and between tries, while this process waits for another that takes runs over."""
 
 SURE = 1.0
-"""Seconds between two looks that both must find a process dead: one that has lost no more than the connection that
-holds its lock takes the lock back at its next look."""
+"""Seconds between two looks that must both find a process dead.
+
+A process that has lost only the connection that holds its lock takes the lock back at its next look.
+"""
 
 DOUBLINGS = 5
-"""How often at most the lease is doubled for a run that is taken over from process to process."""
+"""Maximum number of times the lease is doubled for a run that is taken over from process to process."""
 
 
 class Identity:
-    """This process's name in the database, and its knowledge of who else lives."""
+    """This process's name in the database, and its knowledge of the other living processes."""
 
     def __init__(self, locks: Locks, name: str | None) -> None:
         self._locks = locks
         self._guard = threading.Lock()
         self.leases: Leases | None = None
-        """Signs of life, where the database keeps them; set once it has its tables."""
+        """The heartbeats, if the database keeps them; set once it has its tables."""
         self._sessions = locks.sessions()
         self._suspects: dict[str, tuple[float, float]] = {}
-        """Names whose lock was free, with the last sign of life, and when that was found."""
+        """Names whose lock was found free, with their last heartbeat and the time of the discovery."""
         self._still: set[str] = set()
-        """Names that were found to stand still: their lock is held, and their lease is over."""
+        """Names of processes found paused: their lock is held, and their lease has expired."""
         self.name = name or f"process-{uuid.uuid4()}"
         with self.alone():
             if not self._locks.take(self.name):
@@ -71,7 +73,7 @@ class Identity:
             self._guard.release()
 
     def _wait_for(self, taken: Callable[[], bool], unlock: Callable[[], None] = lambda: None) -> None:
-        """Wait for a lock with signs of life, not to be taken for dead meanwhile; `unlock` what stays locked."""
+        """Wait for a lock, sending heartbeats so as not to be taken for dead; `unlock` releases what stays locked."""
         begun = renewed = time.monotonic()
         while not taken():
             time.sleep(PAUSE)
@@ -87,28 +89,28 @@ class Identity:
         self._locks.wrest("take-over")
 
     def look(self) -> None:
-        """Take the name back at once if its session has ended: to others this process is dead meanwhile."""
+        """Take the name back at once if its session has ended, because other processes now see this one as dead."""
         if self._has_lost() or self._sessions != self._locks.sessions():
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), self.alone():  # `keep` tries again.
                 self._locks.take(self.name)
 
     def _has_returned(self) -> None:
-        """Give a sign of life if the locks were lost and taken back: who has found them free must not see it twice."""
+        """Send a heartbeat if the locks were lost and taken back, so that they are not found free twice without one."""
         if self._sessions != self._locks.sessions():
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # `keep` gives the next.
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # `keep` sends the next.
                 self._renew()
                 self._sessions = self._locks.sessions()
 
     def _has_lost(self) -> bool:
         if not self._guard.acquire(blocking=False):
-            return False  # Who uses the locks just now finds out.
+            return False  # The process that uses the locks just now finds out.
         try:
             return self._locks.lost()
         finally:
             self._guard.release()
 
     def keep(self) -> None:
-        """Give a sign of life, and hold the name: a lost session of the database takes its locks along."""
+        """Send a heartbeat, and hold the name: a lost session of the database loses its locks too."""
         self._renew()
         with self.alone():
             self._locks.take(self.name)
@@ -118,12 +120,12 @@ class Identity:
             self.leases.renew(self.name)
 
     def is_dead(self, name: str, stood: int = 0) -> bool:
-        """Whether no living process has that name, or one that stands still. To be asked inside `alone`.
+        """Return True if no living process has that name, or only a paused one. Call it inside `alone`.
 
-        Where there are signs of life, a free lock alone tells nothing: who has lost its connections for a moment lives,
-        and takes it back with a new sign. So it must be found free twice, `SURE` seconds apart, without one. Who stands
-        still has twice the time for each of the `stood` times at which the same run was taken over for that: what it
-        does may just take longer than the lease.
+        With heartbeats, a free lock alone proves nothing: a process that has lost its connections for a moment lives,
+        and takes the lock back with a new heartbeat. So the lock must be found free twice, `SURE` seconds apart,
+        without a heartbeat. A paused process gets twice the time for each of the `stood` times that the same run was
+        taken over for a pause, because its work may just take longer than the lease.
         """
         if name == self.name:
             return False
@@ -145,7 +147,7 @@ class Identity:
         return self._has_been_silent(name, last[0])
 
     def _has_been_silent(self, name: str, last: float) -> bool:
-        """Whether a name's lock was found free before without a sign of life since; else that is noted."""
+        """Return True if a name's lock was found free before without a heartbeat since; else note that it is free."""
         seen, found = self._suspects.get(name, (math.nan, 0.0))
         if seen != last:
             self._suspects[name] = last, time.monotonic()
@@ -153,12 +155,12 @@ class Identity:
         return time.monotonic() - found >= SURE
 
     def suspects(self, names: Iterable[str]) -> bool:
-        """Whether any of the names may turn out to be dead at a look `SURE` seconds later."""
+        """Return True if any of the names may turn out to be dead at a look `SURE` seconds later."""
         begun = time.monotonic() - SURE
         return any(self._suspects.get(name, (0.0, -math.inf))[1] > begun for name in names)
 
     def stands_still(self, name: str) -> bool:
-        """Whether the process of that name was found to live, and to stand still."""
+        """Return True if the process of that name was found to be alive but paused."""
         return name in self._still
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""Runs that this process has claimed, and that nobody executes: the claim was committed, and the word of it was lost.
+"""Runs that this process has claimed but does not execute: the claim was committed, its confirmation was lost.
 
-And the other way round: runs that this process executes, and that are another's.
+And the reverse: runs that this process executes while another execution owns them.
 
-DBOS claims a queued run in one transaction, and executes it then. If the connection breaks while that commits, DBOS
-takes the claim for failed. But the run's row names a process that lives, so nobody else would ever look at it.
+DBOS claims a queued run in one transaction, then executes it. If the connection breaks during the commit, DBOS takes
+the claim for failed. But the run's row names a living process, so no other process would ever look at it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ log = logging.getLogger("durable_swarm")
 
 
 class LostClaims:
-    """Looks for runs that were claimed here and are not executed, and takes them over from itself."""
+    """Finds runs that were claimed here and are not executed, and takes them over from this process itself."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._seen: dict[tuple[str, str], int] = {}
-        """How many looks in a row have found a claim idle: a run, and the token of who has it."""
+        """How many looks in a row have found a claim idle, by run and token of its execution."""
 
     def look(self) -> None:
-        """Take over what has been found idle often enough."""
+        """Take over the claims that were found idle often enough."""
         here = self._process
-        if here.is_closed:  # What its runs have left is for others.
+        if here.is_closed:  # The runs it leaves are for other processes.
             return
         claims = here.store.claims.claims(here.identity.name)
         self._look_for_lost(set(claims))
@@ -44,7 +44,7 @@ class LostClaims:
             self._take(lost)
 
     def _look_for_lost(self, claims: set[tuple[str, str]]) -> None:
-        """Find the runs that are executed here and are another's: their tools may take long yet to notice."""
+        """Find the runs executed here that another execution owns: their tools may take long to notice."""
         here = self._process
         for run in list(here.runs.values()):
             if run.entered and (run.run_id, str(run.owner)) not in claims:
@@ -53,7 +53,7 @@ class LostClaims:
                     self.lose(run)
 
     def lose(self, run: Execution) -> None:
-        """Tell that another execution has a run, and have who waits for it here follow it there."""
+        """Report that another execution owns a run, and make its waiters here follow it there."""
         here = self._process
         if not run.lost and run.entered and not here.is_closed:
             log.warning(
@@ -66,7 +66,7 @@ class LostClaims:
         run.end()
 
     def fetch_call(self, run: Execution, key: str) -> None:
-        """Have a tool call that a run of this process waits for, and nobody executes, be made here."""
+        """Fetch a tool call that a run of this process waits for and no process executes, so that it is made here."""
         here = self._process
         here.keeper.expect()
         here.store.claims.fetch_call(key, run.run_id, run.owner, here.queue)
@@ -77,7 +77,7 @@ class LostClaims:
         orphans.interrupted |= lost
         try:
             orphans.take(*lost)
-            orphans.offer(lost)  # What cannot go on here.
+            orphans.offer(lost)  # Calls that cannot continue here.
         except BaseException:
             orphans.interrupted -= lost  # The next look finds them again.
             raise

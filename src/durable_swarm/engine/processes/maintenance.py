@@ -1,4 +1,4 @@
-"""The thread of a process that looks at the database now and then: what others have decided, resumed or left."""
+"""The maintenance thread of a process: it looks for decisions, resumptions and runs left by other processes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from durable_swarm.errors import DurableSwarmError
 log = logging.getLogger("durable_swarm")
 
 FAST, SLOW = 0.05, 0.25
-"""Seconds between looks at the queue of runs taken over: just after a take-over, and otherwise."""
+"""Seconds between looks at the queue of runs taken over: just after a takeover, and otherwise."""
 LOOK, KEEP = 0.25, 2.0
 """Seconds between calls of `look`, and of `keep`."""
 CLOSING = 5.0
-"""Seconds that closing waits at most for what is being looked at."""
+"""Maximum seconds that closing waits for a look in progress."""
 
 
 class MaintenanceLoop:
-    """Calls `look` often and `keep` now and then, until it is closed; also says how often DBOS looks at our queue."""
+    """Calls `look` often and `keep` less often, until it is closed; also sets how often DBOS looks at our queue."""
 
     def __init__(self, queue: Any, look: Callable[[], None], keep: Callable[[], None]) -> None:
         self._queue = queue
@@ -45,12 +45,15 @@ class MaintenanceLoop:
         self._hurry.set()
 
     def expect(self) -> None:
-        """Have DBOS look at the queue often for some seconds: something comes."""
+        """Make DBOS look at the queue often for some seconds, because a run is about to arrive."""
         self._fast_until = time.monotonic() + 3
         queues.set_poll(self._queue, FAST)
 
     def close(self) -> None:
-        """Look no more. What is being looked at is waited for: its connection must not be taken from under it."""
+        """Stop looking.
+
+        A look in progress is awaited, because its connection must not be closed during it.
+        """
         self._closed = True
         self._hurry.set()
         if threading.current_thread() is not self._thread:
@@ -74,25 +77,25 @@ class MaintenanceLoop:
         try:
             look()
         except (SQLAlchemyError, DurableSwarmError):
-            pass  # Told where the database is used; the next look may succeed.
+            pass  # Reported where the database is used; the next look may succeed.
         except Exception:
-            # Nobody would answer, resume or take over any more if this thread ended.
+            # Answers, resumptions and takeovers would stop if this thread ended.
             log.warning("could not look for what others have decided", exc_info=True)
 
 
 SOME, EVERY = 200, 3600.0
-"""How many runs a look deletes at most, and seconds between looks where that was enough."""
+"""Maximum runs deleted per look, and seconds between looks if that limit was not reached."""
 
 
 class Sweeper:
-    """Deletes now and then what the swarms of this process keep no longer (`DurableSwarm(keep_for=...)`)."""
+    """Deletes expired runs of this process's swarms from time to time (`DurableSwarm(keep_for=...)`)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._next = 0.0
 
     def look(self, kept: Iterable[tuple[str, float | None]]) -> None:
-        """Delete some of what is due, by names of swarms and for how many seconds each keeps runs that have ended."""
+        """Delete some expired runs, given for each swarm name the seconds for which ended runs are kept."""
         if time.monotonic() < self._next:
             return
         more = False

@@ -60,11 +60,11 @@ from durable_swarm.validation import check_threads
 log = logging.getLogger("durable_swarm")
 
 SEE_OFF = 1.0
-"""Seconds that closing waits at most for runs that only wait themselves."""
+"""Maximum seconds that closing waits for runs that are only waiting themselves."""
 
 
 class Process:
-    """What lives as long as DBOS is launched here."""
+    """The state that exists as long as DBOS is launched here."""
 
     def __init__(self, url: sqlalchemy.URL, worker_id: str | None) -> None:
         self.url = url
@@ -75,19 +75,19 @@ class Process:
         self.swarms = Swarms()
         self.held: dict[str, errors.DurableSwarmError] = {}
         self.homes: dict[str, list[CallerThreadExecutor]] = {}
-        """Threads that wait for a run and lend themselves to its plain functions, by the run's id."""
+        """Threads that wait for a run and execute its plain functions meanwhile, by the run's id."""
         self.lent: dict[str, Cast] = {}
-        """Agents that runs mean here when they go on: those given with a run's id, and those of runs that rest."""
+        """Agents that runs use here when they continue: those given with a run's id, and those of suspended runs."""
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.orphans = Recovery(self, strangers=worker_id is not None or (self.hosted and launch.LATE))
         self.strays = LostClaims(self)
         self._lock = threading.RLock()
         self.is_closed = False
-        """Whether this engine is closed, or about to be: who waits here waits for nothing."""
+        """True if this engine is closed, or about to be: waiting here is then pointless."""
         self.working = QueueWorker(self)
         self.parked: dict[str, str] = {}
-        """Why runs wait that the database could not be written for; they are tried again by themselves."""
+        """Reasons for the wait of runs whose records could not be written; they are retried automatically."""
         self.outage = Outage(url, is_under_way)
         self.store = self._open_store()
         try:
@@ -164,7 +164,7 @@ class Process:
         self.outage.watch(self.store.engine)
 
     def close(self) -> None:
-        """Give everything back. Runs under way stay unfinished in the database."""
+        """Release all resources. Runs in progress stay unfinished in the database."""
         self.is_closed = True
         self.outage.close()
         self.keeper.close()
@@ -188,7 +188,7 @@ class Process:
         queues.forget_queue(self._private)
 
     def _see_off(self, waited: list[Execution]) -> None:
-        """Give runs that waited, or were about to, the time to leave; not where it is their loop that would wait."""
+        """Give runs that wait, or are about to, the time to leave; skip those whose own loop would block."""
         end = time.monotonic() + (0 if running_loop() in self.loops else SEE_OFF)
         runs = [*waited, *(run for run in list(self.runs.values()) if run.asks)]
         while time.monotonic() < end and not all(self._has_left(run) for run in runs):
@@ -200,7 +200,7 @@ class Process:
     # Runs that this process executes
 
     def known(self, run_id: str, record: Record) -> Execution:
-        """Give an execution of a run: with its own objects if it started here, else with those found by name."""
+        """Return an execution of a run: with its own objects if it started here, else with those found by name."""
         begun = beginning_here()
         run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
         run.owner = steps.owner_of(run_id)
@@ -218,7 +218,7 @@ class Process:
         return Execution(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=recovered)
 
     def may_be_late(self, run: Execution) -> bool:
-        """Whether the run may have been taken over before this execution of it began, perhaps by this process."""
+        """Return True if the run may have been taken over before this execution began, perhaps by this process."""
         return run is not beginning_here() and (run.recovered or run.run_id in self.runs)
 
     def enter(self, run: Execution, record: Record) -> None:
@@ -235,9 +235,9 @@ class Process:
             self.orphans.begun(run)
 
     def check_ownership(self, run: Execution) -> bool:
-        """Whether a run is under way and this execution's; also notes how much was said to it.
+        """Return True if a run is in progress and this execution owns it; also note the number of messages added to it.
 
-        Raises `OwnershipLost` where it is another's.
+        Raises `OwnershipLost` if another execution owns it.
         """
         asked_at = time.time()
         status, owner, run.said = self.store.mailbox.stand(run.run_id)
@@ -249,9 +249,9 @@ class Process:
         return status in UNFINISHED
 
     def verify_ownership(self, run: Execution) -> None:
-        """Check that a run is under way and this execution's still, before something of it begins that had to wait.
+        """Check that a run is in progress and still owned by this execution, before a delayed part of it begins.
 
-        Raises `OwnershipLost`, `Cancelled`, and `RunHeld` where the database cannot tell.
+        Raises `OwnershipLost`, `Cancelled`, and `RunHeld` if the database cannot answer.
         """
         if run.lost or self.runs.get(run.run_id, run) is not run:
             raise steps.OwnershipLost(run.run_id)
@@ -261,7 +261,7 @@ class Process:
             raise steps.Cancelled(f"run {run.run_id!r} was cancelled")
 
     def leave(self, run: Execution, *, lost: bool = False) -> None:
-        """End executing a run, whatever came of it; one that was lost is another execution's to go on with."""
+        """End executing a run, whatever its outcome; if ownership was lost, another execution continues it."""
         with self._lock:
             if self.runs.get(run.run_id) is run:
                 del self.runs[run.run_id]
@@ -276,7 +276,7 @@ class Process:
 
     @contextlib.contextmanager
     def executor_in_this_thread(self, run_id: str, patience: float | None = None) -> Iterator[CallerThreadExecutor]:
-        """Lend the calling thread to a run's plain functions for as long as it waits for the run."""
+        """Let the calling thread execute a run's plain functions for as long as it waits for the run."""
         homes = self.homes.setdefault(run_id, [])
         with CallerThreadExecutor(patience) as home:
             homes.append(home)
@@ -296,9 +296,9 @@ class Process:
                     self.orphans.interrupted.add(run.run_id)
 
     def still_wanted(self, run: Execution) -> None:
-        """Check that this execution of a run is to go on: a run may be resumed while an earlier one is in a tool.
+        """Check that this execution of a run is to continue: a run may be resumed while an earlier one is in a tool.
 
-        Raises `RunHeld` where this engine was closed, and DBOS's own signal where a later execution has the run.
+        Raises `RunHeld` if this engine was closed, and DBOS's own signal if a later execution owns the run.
         """
         self.still_open()
         if run.lost or self.runs.get(run.run_id, run) is not run:
@@ -318,13 +318,13 @@ class Process:
             )
 
     def hold(self, run_id: str, held: RunHeld) -> None:
-        """Note why a run cannot go on here, and what would let it."""
+        """Note why a run cannot continue here, and the condition for it to continue."""
         if self.is_closed:
             return
         reason, execution = held.reason, self.runs.get(run_id)
         self.orphans.interrupted.add(run_id)
         if held.passes:
-            # Told once, an outage once for all runs. Not noted in the database, which could not be written just now.
+            # Logged once, an outage once for all runs. Not noted in the database, which could not be written just now.
             if self.parked.get(run_id) != str(reason) and not (noted(held) or noted(reason)):
                 log.warning("run %r waits: %s", run_id, reason)
             self.parked[run_id] = str(reason)
@@ -333,7 +333,7 @@ class Process:
         with contextlib.suppress(errors.ConfigurationError):
             self.store.note_waiting(run_id, reason)
         with self._lock:
-            # Last: who sees that it is held, here or in the database, may resume it at once.
+            # Last, because a reader that sees the hold, here or in the database, may resume the run at once.
             if self.runs.get(run_id) is execution:
                 self.held[run_id] = reason
                 self.orphans.decline(run_id)
@@ -349,33 +349,33 @@ class Process:
         log.warning("run %r waits: %s", run_id, reason)
 
     def at_call(self, made: ToolCall, key: str) -> CallRequests:
-        """Give who answers what a tool call asks."""
+        """Return the handler of a tool call's requests."""
         number = functools.partial(step_number, self.store, made.run.run_id)
         return CallRequests(made, key, self.store.inbox, self.room, self.transactions, number)
 
     def rest(self, run: Execution) -> None:
-        """Lay a run to rest that leaves memory until the database wakes it."""
+        """Suspend a run: it leaves memory until the database wakes it."""
         asked = [request for request, _ in run.suspended_on if request is not None]
         times = [until for _, until in run.suspended_on if until is not None]
-        self.lent[run.run_id] = run.cast  # Others may share their names, or the program keep them no longer.
+        self.lent[run.run_id] = run.cast  # Others may share their names, or the program may drop them.
         try:
             self.store.inbox.rest(run.run_id, run.owner, asked, min(times, default=None))
         except errors.ConfigurationError as error:
             self.hold(run.run_id, RunHeld(error, passes=True))
 
     def decided(self, request: Request) -> None:
-        """Have the run go on at once that waited for this request, if it does so here."""
+        """Let the run that waited for this request continue at once, if it is executed here."""
         self.room.tell(request.id)
         self.keeper.hurry()
 
     def waits_for(self, run_id: str) -> str | None:
-        """Why a run does not go on in this process, or None."""
+        """Return why a run does not continue in this process, or None."""
         if run_id in self.held:
             return str(self.held[run_id])
         live = self.runs.get(run_id)
         return self.parked.get(run_id) if live is None else self.outage.reason or live.rated
 
-    # Taking over
+    # Takeover
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over the unfinished runs that no living process executes; with `run_ids`, only those."""
@@ -387,7 +387,7 @@ class Process:
         return DBOS.application_version
 
     def lend(self, run_id: str, agent: Any) -> None:
-        """Have a recovered run of this id mean this agent, whatever others share its name."""
+        """Make a recovered run of this id use this agent, even if other agents share its name."""
         live = self.runs.get(run_id)
         if live is None:
             self.lent.setdefault(run_id, {})[agent.name] = agent
@@ -405,13 +405,13 @@ class Process:
         return names.UNCLAIMED
 
     def lives_elsewhere(self, row: Any) -> bool:
-        """Whether another living process executes the run of this row."""
+        """Return True if another living process executes the run of this row."""
         owner = owner_of(row)
         with self.identity.alone():
             return owner not in ("", self.identity.name) and not self.identity.is_dead(owner)
 
     def _look(self) -> None:
-        """Look for what others left for whoever can do it."""
+        """Look for runs that other processes left for any capable process."""
         self.identity.look()
         self.room.look()
         self.working.look()
@@ -428,7 +428,7 @@ class Process:
 
 
 def _end_in_order() -> None:
-    """What `close` does for a program that does not: and put a SQLite file's last commits into the file itself."""
+    """Do the work of `close` for a program that never calls it, and checkpoint a SQLite file's last commits."""
     if _current is None or _current.pid != os.getpid():
         return
     _current.outage.close()
@@ -444,14 +444,14 @@ _guard = threading.RLock()
 
 
 def current() -> Process:
-    """Give the process's engine, which a `DurableSwarm` has opened."""
+    """Return the process's engine, which a `DurableSwarm` has opened."""
     if _current is None:
         raise errors.ConfigurationError("no DurableSwarm is open in this process")
     return _current
 
 
 async def wait_for_current() -> Process:
-    """Give the process's engine as soon as there is one: a host's DBOS may recover runs before it is opened."""
+    """Return the process's engine as soon as there is one: a host's DBOS may recover runs before it is opened."""
     while True:
         if _current is not None:
             return _current
@@ -459,7 +459,7 @@ async def wait_for_current() -> Process:
 
 
 def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process:
-    """Give the process's engine, launched if need be, and count `swarm` among its users.
+    """Return the process's engine, launched if necessary, and count `swarm` among its users.
 
     Raises `ConfigurationError` if the process already works on another database, or under another `worker_id`.
     """
@@ -473,7 +473,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
             check_threads()
             with diagnosis.reporting_errors(wanted):
                 opened = Process(wanted, worker_id)
-            opened.swarms.admit(swarm)  # Before anything that DBOS recovers can look for it.
+            opened.swarms.admit(swarm)  # Before any run that DBOS recovers can look for it.
             _current = opened
             return opened
         _current.check_fork()
@@ -486,12 +486,12 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
 
 
 def close_for(swarm: Settings) -> None:
-    """Count `swarm` no more; the last one closes the engine."""
+    """Remove `swarm` from the users; the last one closes the engine."""
     global _current
     with _guard:
         if _current is None or swarm not in _current.swarms:
             return
-        _current.working.stop(swarm)  # First: what it claims yet, it can still execute.
+        _current.working.stop(swarm)  # First, so that it can still execute the runs it claims until then.
         _current.swarms.remove(swarm)
         if not _current.swarms:
             _current.close()

@@ -1,4 +1,4 @@
-"""Which unfinished runs no living process executes, and how this process takes them over."""
+"""Finds unfinished runs that no living process executes, and takes them over."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("durable_swarm")
 
 DECLINE, LONGEST = 60.0, 3600.0
-"""Seconds for which a worker leaves a run to others that it could not go on with: the first time, and at most."""
+"""Seconds for which a worker leaves a run that it could not continue to others: the first time, and at most."""
 TOLD = 5
-"""How many runs the log names of those that were taken over from one process."""
+"""How many of the runs taken over from one process the log names."""
 
 
 class Recovery:
@@ -34,7 +34,8 @@ class Recovery:
     def __init__(self, process: Process, *, strangers: bool) -> None:
         self._process = process
         self._strangers = strangers
-        """Whether runs of this process's name may lie idle that it has never seen."""
+        """True if an earlier process used the same `worker_id`: its unfinished runs carry our name but nobody runs
+        them."""
         self.taken: set[str] = set()
         """Runs that were ever taken over here."""
         self.wanted: set[str] = set()
@@ -42,21 +43,22 @@ class Recovery:
         self.interrupted: set[str] = set()
         """Runs that stopped here without an outcome."""
         self.stood: set[str] = set()
-        """Runs that were taken over from a process that lives, and have not begun here."""
+        """Runs that were taken over from a living, paused process, and have not begun here."""
         self._doubtful = False
-        """Whether a process that has runs may turn out to be dead at the next look."""
+        """True if a process that has runs may turn out to be dead at the next look."""
         self._later: threading.Thread | None = None
-        """Looks again, some time after the first look of all."""
+        """Looks again, some time after the very first look."""
         self._declined: dict[str, tuple[float, float]] = {}
-        """Runs that could not go on here: until when they are left to others, and how long that is in all."""
+        """Runs that could not continue here: the time until which they are left to others, and the length of that
+        period."""
         self._tells_no_client = False
-        """Whether it was logged that this process has no model client."""
+        """True if the lack of a model client in this process was logged."""
 
     def take(self, *run_ids: str, sure: bool = False) -> list[str]:
         """Take over the unfinished runs that no living process executes and whose agents are defined here.
 
-        With `run_ids`, only those; without, also those that were declined. Where `sure`, wait until it is certain who
-        is dead; else that is for the next look. Returns the ids of the runs taken over.
+        With `run_ids`, only those; without, also those that were declined. With `sure`, wait until the death of each
+        suspected process is certain or disproved; else the next look decides. Returns the ids of the runs taken over.
         """
         if not run_ids:
             self._declined.clear()
@@ -69,7 +71,7 @@ class Recovery:
         return taken
 
     def begin(self, *told: list[str]) -> None:
-        """Take over what the dead have left, at first use, and add it to the lists: some of it a little later."""
+        """Take over the runs of dead processes at first use and add them to the lists: some of them a little later."""
 
         def tell(taken: list[str]) -> None:
             for some in told:
@@ -87,7 +89,7 @@ class Recovery:
 
     def _take(self, run_ids: tuple[str, ...]) -> list[str]:
         here = self._process
-        if here.is_closed:  # Or about to be: what it took now would wait for its end.
+        if here.is_closed:  # Or about to be: runs taken now would wait for its end.
             return []
         with here.identity.alone():
             rows = here.store.unfinished(here.version)
@@ -100,9 +102,9 @@ class Recovery:
             return sorted(self._claim(runs)) if runs else []
 
     def _without_queued(self, runs: list[Any]) -> list[Any]:
-        """Give the runs but for queued ones that others left before their first step: only a worker begins those.
+        """Return the runs without the queued ones left by others before their first step: only a worker begins those.
 
-        It puts them on the queue again, where its limits hold.
+        The worker puts them on the queue again, where its limits apply.
         """
         here, left = self._process, [row for row in runs if row.queue_name == records_names.UNCLAIMED]
         queued = {row.workflow_id: row for row in left if notes_on(row).get(QUEUED) is True}
@@ -110,7 +112,7 @@ class Recovery:
         for run_id in waiting:
             queue = here.working.queue_of(queued[run_id])
             if queue:
-                # Begun once: an execution that came to nothing may have told something.
+                # Begun once: an execution without an outcome may have published events.
                 here.store.claims.transfer([queued[run_id]], queue, attempts=1)
             else:
                 self.decline(run_id)
@@ -119,8 +121,8 @@ class Recovery:
     def _claim(self, runs: list[Any]) -> set[str]:
         """Take the runs over with their calls.
 
-        A call whose execution waits at the desk here, for a run that was held, is still under way and stays; unless its
-        row tells that it was another's since: then what lies there is void.
+        A call whose execution waits at the desk here, for a run that was held, is still in progress and stays, unless
+        its row shows that another process had it since: then the entry at the desk is void.
         """
         here, ids = self._process, {row.workflow_id for row in runs}
         at_desk = {key: owner for key, owner in here.desk.owners().items() if key.rpartition("/")[0] in ids}
@@ -142,12 +144,12 @@ class Recovery:
             self.taken -= ids - moved
             self.stood -= ids - moved
         for run_id in moved:
-            here.held.pop(run_id, None)  # Whoever waits for the run waits for this execution.
+            here.held.pop(run_id, None)  # The waiters of the run wait for this execution.
         self._tell([row for row in runs if row.workflow_id in moved])
         return moved
 
     def _tell(self, taken: list[Any]) -> None:
-        """Log what was taken over from each process that has died."""
+        """Log the runs taken over from each dead process."""
         left = defaultdict(list)
         for row in taken:
             left[owner_of(row)].append(row.workflow_id)
@@ -165,7 +167,7 @@ class Recovery:
         if row.executor_id == identity.name:
             run_id = row.workflow_id
             if isinstance(self._process.held.get(run_id), errors.AgentChanged):
-                return False  # A person lets it go on.
+                return False  # A person lets it continue.
             seen = queues.executing() | self._process.runs.keys()
             return run_id in self.interrupted or (self._strangers and run_id not in seen)
         return identity.is_dead(row.executor_id, _stood(row))
@@ -179,7 +181,7 @@ class Recovery:
             return self._has_client(run_id, opened) and (not noted.get("waits_for") or self._forget_waiting(run_id))
         if agent not in self.wanted:
             lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
-            # Another program's runs, and those that a program without agents has queued, are no news here.
+            # Runs of another program, and those queued by a program without agents, are not worth a log line here.
             news = known or (opened is not None and (noted.get(QUEUED) is not True or here.working.queue_of(row)))
             log.log(logging.WARNING if news else logging.DEBUG, "run %r waits: %s in this process", run_id, lack)
             self.wanted.add(agent)
@@ -187,7 +189,7 @@ class Recovery:
         return False
 
     def _has_client(self, run_id: str, swarm: Settings) -> bool:
-        """Whether the models of a run can be asked here: else it is left to a process that has a client."""
+        """Return True if the models of a run can be asked here: else the run is left to a process that has a client."""
         try:
             swarm.clients.ready()
         except errors.ConfigurationError as error:
@@ -206,7 +208,7 @@ class Recovery:
         self.stood.discard(run.run_id)
 
     def decline(self, run_id: str) -> None:
-        """Leave a run to others for a while, and for longer each time: else those that lack something pass it round."""
+        """Leave a run to others, longer each time, so that processes that lack something do not pass it around."""
         _, before = self._declined.get(run_id, (0.0, DECLINE / 2))
         pause = min(before * 2, LONGEST)
         self._declined[run_id] = time.monotonic() + pause, pause
@@ -224,19 +226,19 @@ class Recovery:
         return True
 
     def offer(self, run_ids: Iterable[str], *, handed: bool = False) -> None:
-        """Leave runs that were interrupted here, with their calls, to whichever process can go on with them.
+        """Leave runs that were interrupted here, with their calls, to any process that can continue them.
 
-        With `handed` also what was handed to this process and has not begun: it stops.
+        With `handed`, also runs that were handed to this process and have not begun: this process stops.
         """
         here = self._process
         with here.identity.alone():
-            left = self.interrupted.intersection(run_ids) - here.runs.keys()  # Not what was taken back meanwhile.
+            left = self.interrupted.intersection(run_ids) - here.runs.keys()  # Not those taken back meanwhile.
             rows = [row for row in here.store.unfinished(here.version) if self._is_left(row, left, handed)]
             here.store.claims.transfer(rows, records_names.UNCLAIMED)
             self.interrupted -= left
 
     def _is_left(self, row: Any, left: set[str], handed: bool) -> bool:
-        """Whether a run is this process's to leave: another may have taken it over meanwhile."""
+        """Return True if this process may leave a run to others: another may have taken it over meanwhile."""
         if row.status == "ENQUEUED" and row.queue_name == self._process.queue:
             return handed or row.workflow_id in left
         mine = row.status == "PENDING" and row.executor_id == self._process.identity.name
@@ -253,12 +255,12 @@ class Recovery:
             look.start()
 
     def look_at_unclaimed(self) -> None:
-        """Take over what others left for whoever can go on with it."""
+        """Take over runs that other processes left for any process that can continue them."""
         if not all(self._declines(row) for row in self._process.store.unclaimed()):
             self._take_quietly()
 
     def look_for_dead(self) -> None:
-        """Take over if any process is dead that has unfinished runs; how many wait for a worker costs nothing."""
+        """Take over if any process with unfinished runs is dead; runs waiting for a worker add no cost."""
         names = self._process.store.claims.owners()
         if self._dead(names) or self._process.identity.suspects(names):
             time.sleep(SURE)
@@ -271,7 +273,7 @@ class Recovery:
             return {name for name in names if identity.is_dead(name)}
 
     def _take_quietly(self, *, sure: bool = False) -> list[str]:
-        """Take over where nobody asks for it: what prevents it is told in one line, and tried again later."""
+        """Take over without a caller that asks for it: an obstacle is logged in one line, and tried again later."""
         try:
             taken = self._take(())
             if sure and self._doubtful:
@@ -285,5 +287,5 @@ class Recovery:
 
 
 def _stood(row: Any) -> int:
-    """Return how often a run was taken over from a process that stood still."""
+    """Return how often a run was taken over from a paused process."""
     return int(notes_on(row).get(STOOD, 0))

@@ -1,4 +1,4 @@
-"""What makes a process a worker: the queues that it serves, and the runs that it leaves to others."""
+"""The worker part of a process: the queues that it serves, and the runs that it leaves to others."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from durable_swarm.engine.processes.process import Process
 
 POLL, PATIENCE = 0.1, 5.0
-"""Seconds between a worker's looks at its queue; and until a run that waits in a worker leaves its place to another."""
+"""Seconds between a worker's looks at its queue; and until a run that waits in a worker gives its slot to another."""
 IN_THREADS = 32
-"""How many runs at most are executed in a thread each, where nothing in them is to be awaited: that costs least."""
+"""Maximum runs executed in a thread each, where nothing in them is to be awaited: that costs least."""
 FIRST, LONGEST = 1.0, 5.0
-"""Seconds for which a worker begins nothing from its queue after a run that it cannot execute: at first, at most."""
+"""Back-off after claiming a run that this worker cannot execute: initial and maximum seconds."""
 
 
 class QueueWorker:
@@ -34,9 +34,9 @@ class QueueWorker:
         self._served: dict[Settings, tuple[Any, int]] = {}
         """The queues of swarms, and how many runs are executed at once."""
         self._works = False
-        """Whether a queue was ever served here: what was claimed from it last may not go on, either."""
+        """True if a queue was ever served here: the last runs claimed from it may be unable to continue, too."""
         self._pause, self._until = 0.0, 0.0
-        """For how many seconds, and until when, others go first, who may have what this worker lacks."""
+        """The seconds, and the end, of the back-off that lets workers with the missing part go first."""
 
     def serve(self, swarm: Settings, limits: QueueLimits) -> None:
         """Execute the queued runs of a swarm from now on, and those of dead processes."""
@@ -54,31 +54,31 @@ class QueueWorker:
         self._process.room.patience = PATIENCE
 
     def queue_of(self, row: Any) -> str:
-        """Give the queue for which a run was started, if it is served here, else ''."""
+        """Return the queue for which a run was started, if it is served here, else ''."""
         noted = notes_on(row)
         served = any(swarm.name == noted.get("swarm") for swarm in self._served)
         return names.work_queue(noted["swarm"]) if served and noted.get(QUEUED) is True else ""
 
     def look(self) -> None:
-        """Begin less from the queues while more comes from elsewhere, or runs that cannot go on here."""
+        """Begin fewer runs from the queues while more come from elsewhere, or while runs cannot continue here."""
         for queue, concurrency in list(self._served.values()):
             suspended_on = time.monotonic() < self._until or self._process.trials.is_alone
             most = 0 if suspended_on else concurrency
             queues.limit_queue(queue, most, len(self._process.runs))
 
     def back_off(self) -> None:
-        """Let others go first for a while, and for longer each time: a run cannot go on here, and more may follow."""
+        """Back off, longer each time: a run cannot continue here, and more may follow."""
         if time.monotonic() >= self._until:
             self._pause = min(2 * self._pause or FIRST, LONGEST)
             self._until = time.monotonic() + self._pause
             self.look()
 
     def fit(self) -> None:
-        """Note that a run from the queue goes on here."""
+        """Note that a run from the queue continues here."""
         self._pause = 0.0
 
     def keep(self) -> None:
-        """Leave to others what cannot go on here, and look for what the dead have left."""
+        """Leave runs that cannot continue here to others, and look for runs left by dead processes."""
         self._offer()
         if self._served:
             self._process.orphans.look_for_dead()
@@ -93,13 +93,13 @@ class QueueWorker:
                 here.held.pop(run_id, None)
 
     def _is_for_others(self, reason: errors.DurableSwarmError) -> bool:
-        """Whether another process may have what a held run lacks here: only workers leave all of what they hold."""
+        """Return True if another process may have what a held run lacks here: only workers leave all held runs."""
         if isinstance(reason, errors.ModelError):  # The key of this process was refused.
             return True
         return self._works and not isinstance(reason, errors.AgentChanged)
 
     def drain(self, seconds: float) -> bool:
-        """Begin nothing more, and wait until what is under way has come to a record; False if that takes longer."""
+        """Begin no more runs, and wait until those in progress reach a record; return False if that takes longer."""
         here = self._process
         here.is_closed = True
         here.room.close()
@@ -113,13 +113,13 @@ class QueueWorker:
         return not here.runs
 
     def _leave(self) -> None:
-        """Leave to others what has stopped here, without waiting for the end of this process."""
+        """Leave the runs that have stopped here to others, without waiting for the end of this process."""
         orphans = self._process.orphans
         with contextlib.suppress(errors.ConfigurationError, SQLAlchemyError):
             orphans.offer(set(orphans.interrupted), handed=True)
 
     def stop(self, swarm: Settings) -> None:
-        """Begin no more of the queued runs of a swarm, which is closed."""
+        """Stop beginning queued runs of a swarm, which is closed."""
         queue, _ = self._served.pop(swarm, (None, 0))
         if queue is not None and all(queue is not other for other, _ in self._served.values()):
             queues.forget_queue(queue)

@@ -1,7 +1,7 @@
-"""The workflows, registered when this module is imported: whatever DBOS recovers, their functions are known.
+"""The workflows, registered when this module is imported, so that their functions are known whenever DBOS recovers one.
 
 Each exists in two colours under one name. The one in the calling thread serves `run()`; the one on an event loop serves
-everything else, and every recovery.
+all other calls, and every recovery.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
 
 
 def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
-    """Give what earlier lives have stored of a run's events: rows, and the numbers in the outcomes of calls."""
+    """Return the stored events of earlier executions: rows, and the numbers in the outcomes of calls."""
     steps, made = store.steps(run.run_id), []
     if steps:
         row = store.found(run.run_id, load_output=False)
@@ -143,7 +143,7 @@ def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
 
 
 def _broken(process: Process, run_id: str, run: Execution | None, failed: StepFailed) -> Broken | RunHeld:
-    """Give what ends the run with a failure; if the failure's record cannot be made, what holds the run."""
+    """Return the failure that ends the run; if the failure's record cannot be made, the hold of the run."""
     seal = RecordCodec(None if run is None else run.swarm.codec)
     try:
         record = seal.close_step(failures.failure_record(run_id, failed.error, step=failed.step), failure_of(run_id))
@@ -152,7 +152,7 @@ def _broken(process: Process, run_id: str, run: Execution | None, failed: StepFa
         return held
     if run is not None:
         run.error = failed.error
-    # Not what it says, which may be the user's data; and where somebody waits for the run, it is raised there.
+    # Not the message, which may be the user's data; and if a caller waits for the run, it is raised there.
     kind = type(failed.error).__name__
     log.info("run %r failed in %s: %s; `durable-swarm show %s` has more", run_id, failed.step, kind, run_id)
     return Broken(record)
@@ -160,7 +160,7 @@ def _broken(process: Process, run_id: str, run: Execution | None, failed: StepFa
 
 async def _tool(made: ToolCall, key: str, waits: Runtime) -> Record:
     process = current()
-    desk = process.desk  # Now: the process may be closed when the tool ends.
+    desk = process.desk  # Read now, because the process may be closed when the tool ends.
     try:
         people = process.at_call(made, key)
         life = backend_steps.OwnershipCheck(made.run.check_ownership, is_first=made.attempt == 1)
@@ -176,7 +176,7 @@ async def _tool(made: ToolCall, key: str, waits: Runtime) -> Record:
 
 
 def _in_thread(run: Execution) -> InThread:
-    # A caller in whose thread it is executed would get nothing out of it that the run leaves memory.
+    # A caller in whose thread the run is executed would gain nothing from its suspension.
     run.stays = beginning_here() is run
     return InThread(_child_in_thread, run.seal)
 
@@ -186,7 +186,7 @@ def _on_loop(run: Execution) -> OnEventLoop:
 
 
 class _Pool:
-    """Where a run's plain functions run: in the thread that waits for the run if there is one, else in a pool."""
+    """Runs a run's plain functions: in the thread that waits for the run if there is one, else in a pool."""
 
     def __init__(self, run: Execution) -> None:
         self._run = run
@@ -212,7 +212,7 @@ async def _child_on_loop(run: Execution, key: str) -> Record:
 
 @ends.signal
 class Begun(BaseException):
-    """A step whose function was plain to look at has given something to await; not an `Exception`, so not recorded."""
+    """A step whose function looked plain has returned an awaitable; not an `Exception`, so not recorded."""
 
     def __init__(self, value: Any) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class StepRecorder:
         self._people = people
 
     async def mark(self, waits: Runtime) -> bool:
-        """Record that the tool is about to be entered; gives whether that is new."""
+        """Record that the tool is about to be entered; return True if that is new."""
         new = False
 
         def body() -> None:
@@ -256,7 +256,7 @@ class StepRecorder:
         with engines_code(f"step {name!r}"), patches.reading():
             try:
                 record = backend_steps.run_step(name, functools.partial(self._recorded, place, body), reserved)
-            except Begun as begun:  # Nothing is recorded yet: what the step gives is still to be awaited.
+            except Begun as begun:  # Nothing is recorded yet: the step's awaitable is still to be awaited.
                 return self._on_loop(place, functools.partial(settled, begun.value), reserved)
             done = step_done(self._seal.open(record, place, f"the record of step {name!r}"))
         return _given(done) if done.awaited else done.value()
@@ -269,7 +269,7 @@ class StepRecorder:
             except BaseException as error:
                 record = self._failure(place, error)
             if place.step != names.BEGUN:
-                record["awaited"] = True  # The code may look plain in another life: a decorator may have come.
+                record["awaited"] = True  # The code may look plain in another execution, under a new decorator.
             return self._seal.close_step(record, place)
 
         with engines_code(f"step {place.step!r}"), patches.reading():
@@ -289,7 +289,7 @@ class StepRecorder:
         return self._seal.close_step(record, place)
 
     def _failure(self, place: Place, error: BaseException) -> Record:
-        """Return the record of what a step raised; a signal is raised again, and recorded by nobody."""
+        """Return the record of an error raised by a step; a signal is raised again without a record."""
         failure = ends.failure_of(error)
         if failure is None:
             raise error
