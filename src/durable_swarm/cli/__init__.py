@@ -1,4 +1,4 @@
-"""The command line `durable-swarm`: the composition root, which puts service and demos together."""
+"""The command line `durable-swarm`: the composition root, which combines service and demos."""
 
 from durable_swarm.cli.app import main
 

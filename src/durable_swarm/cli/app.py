@@ -1,8 +1,8 @@
-"""The command itself, and what becomes of errors.
+"""The command itself, and the reporting of errors.
 
-Exit codes: 0 done, 1 the run failed or a thing was not found, 2 wrong use, 130 interrupted. An error is one line on
-stderr that says what to do; its traceback is shown with `--debug` only. What a program of the user's own raises, under
-`run`, is the program's matter, and shown as Python shows it.
+Exit codes: 0 done, 1 the run failed or an object was not found, 2 wrong use, 130 interrupted. An error is one line on
+stderr with the remedy; its traceback is shown with `--debug` only. An exception of a user's program, under `run`, is
+shown as Python shows it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NAME = "durable-swarm"
 
 
 class _Interrupted(Exception):
-    """Ctrl+C, so called that click does not print a line of its own for it."""
+    """Ctrl+C, under a name that keeps click from printing a line of its own for it."""
 
 
 class _Commands(click.Group):
@@ -48,7 +48,7 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             raise _Interrupted from None
         except BrokenPipeError:
-            # Whoever read this has enough. Python writes the rest at its end, and must not meet the closed pipe again.
+            # The reader has closed the pipe. Python flushes the rest at exit, and must not meet the closed pipe again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
 
@@ -81,7 +81,7 @@ for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING, worker, check, postg
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with these arguments (by default the process's) and give the exit code."""
+    """Run the command line with these arguments (by default the process's) and return the exit code."""
     settings = Settings()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _plainly(message: str) -> str:
-    """Return click's message of wrong use as a sentence that says what to do."""
+    """Return click's usage error as a sentence with the remedy."""
     if "unexpected extra argument" in message:
         message = f"{message.rstrip('.')}; put a text with spaces in quotes"
     message = message.replace("is not a valid integer range", "is not a whole number")
@@ -106,7 +106,7 @@ def _plainly(message: str) -> str:
 
 
 def _explain(error: Exception) -> tuple[int, str]:
-    """Give the exit code and the message of an error."""
+    """Return the exit code and the message of an error."""
     match error:
         case _Interrupted() | click.Abort():
             return 130, "Interrupted."

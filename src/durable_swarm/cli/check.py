@@ -1,4 +1,4 @@
-"""`check`: can the code at hand go on with the runs that are under way?"""
+"""`check`: reports which runs in progress the present code can continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`demo`: programs that come with the package. A further one is one more function here, that calls its `main`."""
+"""`demo`: programs that come with the package. To add one, add a function here that calls its `main`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doctor`: is everything fit to keep runs?"""
+"""`doctor`: checks that the installation and the database are fit to keep runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`export`, `import`, `fork`: taking a run elsewhere, and going on from one of its turns."""
+"""`export`, `import`, `fork`: move a run to another database, and continue from one of its turns."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _masking(patterns: tuple[str, ...]) -> Redact | None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write the file so that nobody else may read it."""
+    """Write the file so that no other user may read it."""
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             file.write(text)
@@ -130,5 +130,5 @@ def fork(
 
 
 def _agents(run: RunDetail) -> set[str | None]:
-    """Give the names of the agents that took part in a run."""
+    """Return the names of the agents that took part in a run."""
     return {run.agent, run.last_agent, *(step.name.partition(":")[2] for step in run.steps if step.kind == "model")}

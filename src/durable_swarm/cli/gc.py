@@ -1,4 +1,4 @@
-"""`gc`: deleting runs that ended long ago."""
+"""`gc`: deletes runs that ended long ago."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Age(click.ParamType[timedelta]):
     name = "age"
 
     def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> timedelta:
-        """Read the span."""
+        """Parse the span."""
         found = re.fullmatch(r"(\d{1,9})([smhdw])", str(value))
         if found is None:
             self.fail(f"{value!r} is no age; give one such as 30d, 12h or 2w.", parameter, context)

@@ -17,7 +17,7 @@ from durable_swarm.errors import DurableSwarmError
 
 
 def load(settings: Settings, target: str) -> DurableSwarm:
-    """Import the module, as from the current directory, and give its swarm.
+    """Import the module, as from the current directory, and return its swarm.
 
     Raises `Problem`, and click's `UsageError`.
     """

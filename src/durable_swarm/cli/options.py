@@ -1,4 +1,4 @@
-"""What every command has: `--database`, `--debug`, and where both are kept."""
+"""The options common to all commands: `--database`, `--debug`, and the object that keeps both."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from durable_swarm.engine.database.urls import without_password
 F = TypeVar("F", bound=Callable[..., Any])
 
 STARTS = "That program does whatever else it does when it starts, too."
-"""Said where a run is left to a program."""
+"""A warning for commands that leave a run to a program."""
 
 
 @dataclass
 class Settings:
-    """What was given on the command line for all commands, before or after the command's name."""
+    """The options of all commands, given before or after the command's name."""
 
     database: str | None = None
     debug: bool = False
 
     def command(self, *words: str) -> str:
-        """Give a command line to type next, for the same database."""
+        """Return a command line to type next, for the same database."""
         where = ["--database", without_password(self.database)] if self.database else []
         return shlex.join(["durable-swarm", *words, *where])
 
 
 class Problem(Exception):
-    """A command could not do what it was asked; the message says what to do, `code` is the exit code.
+    """A command could not be carried out; the message gives the remedy, `code` is the exit code.
 
-    The cause, if there is one, is what `--debug` shows.
+    The cause, if there is one, is shown by `--debug`.
     """
 
     def __init__(self, message: str, code: int = 1) -> None:
@@ -65,7 +65,7 @@ debuggable = click.option(
 
 
 def common(function: F) -> F:
-    """Give a command the options that every command about runs has."""
+    """Add the options of every command about runs to a command."""
     return _database(debuggable(function))
 
 

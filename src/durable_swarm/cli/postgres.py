@@ -1,4 +1,4 @@
-"""`postgres`: a PostgreSQL server of one's own, for who has outgrown a file."""
+"""`postgres`: a PostgreSQL server for one user, for programs that have outgrown a file."""
 
 from __future__ import annotations
 

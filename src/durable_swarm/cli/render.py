@@ -1,4 +1,4 @@
-"""How runs look: styled in a terminal, the same plain text in a pipe."""
+"""The display of runs: styled in a terminal, the same plain text in a pipe."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ STYLES = {
     "cancelled": "magenta",
 }
 INTERRUPTED = "interrupted"
-"""What a run is called that is running, and that no living process executes."""
+"""The displayed status of a running run that no living process executes."""
 DIM = "bright_black"
 LEAST_ID = 24
-"""To how many characters the ids of a list are shortened where a terminal is narrow."""
+"""The number of characters to which the ids of a list are shortened in a narrow terminal."""
 LEAST_ROOM = 30
-"""The shortest column for reasons; where less is left, a reason has a line of its own."""
+"""The shortest column for reasons; with less room, a reason has a line of its own."""
 PIPE_WIDTH = 160
-"""How long a line gets where no terminal says how wide it is."""
+"""The line length if no terminal gives a width."""
 
 
 def draw_runs(views: Sequence[RunView]) -> None:
@@ -53,7 +53,7 @@ def draw_runs(views: Sequence[RunView]) -> None:
     titles = ("ID", "STATUS", "AGENT", "STARTED", "CHANGED")
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     over = sum(widths) + 2 * len(widths) - _width(console)
-    if over > 0:  # The beginning of an id is enough for every command.
+    if over > 0:  # A prefix of an id is enough for every command.
         widths[0] = max(widths[0] - over, min(widths[0], LEAST_ID))
         rows = [(shorten(row[0], widths[0]), *row[1:]) for row in rows]
     room = _width(console) - sum(widths) - 2 * len(widths)
@@ -87,9 +87,9 @@ def _style(view: RunView) -> str:
 
 
 def draw_run(run: RunDetail, command: Command) -> None:
-    """Print one run: how it stands, what was asked, its steps and requests, how it ended and what can be done.
+    """Print one run: its status, input, steps and requests, its end and the possible next commands.
 
-    `command` gives the command line of some words.
+    `command` returns the command line for some words.
     """
     console = plain_console()
     width = _width(console)
@@ -105,18 +105,18 @@ def draw_requests(found: Sequence[Request], command: Command) -> None:
     if not found:
         console.print("No open requests.")
     for number, line in enumerate(requests_lines(found, command, runs=True)):
-        if number:  # The first line only parts a request from what is above it.
+        if number:  # The first line only separates a request from the text above it.
             _print(console, line)
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> NoReturn:
-        """Leave it to the command, where Rich would end the program."""
+        """Leave a broken pipe to the command, because Rich would end the program."""
         raise BrokenPipeError
 
 
 def plain_console() -> Console:
-    """Give what prints to stdout: with styles in a terminal, without them in a pipe."""
+    """Return the console that prints to stdout: with styles in a terminal, without them in a pipe."""
     return _Console(force_terminal=sys.stdout.isatty(), highlight=False)
 
 
@@ -179,13 +179,13 @@ def _said(message: Message, width: int) -> Text:
 
 
 def _added(messages: Sequence[Message], width: int) -> Iterator[Text]:
-    """Give a line for each message that a fork added."""
+    """Yield a line for each message that a fork added."""
     for message in messages:
         yield Text("     added  ", DIM).append_text(_said(message, width - 12))
 
 
 def _steps(run: RunDetail, width: int) -> Iterator[Text]:
-    """Give a line for each step, for what a fork added, and where an agent that answers is no longer what it was."""
+    """Yield a line for each step, for each addition of a fork, and at each change of the answering agent."""
     versions: dict[str, str] = {}
     added = dict(run.added)
     names = max((len(_name(step)) for step in run.steps), default=0)
@@ -215,7 +215,7 @@ def _is_sleep(step: StepInfo) -> bool:
 
 def _step(step: StepInfo, names: int, width: int) -> Text:
     took = "kept" if step.kept else ""
-    # What is recorded of a sleep is the setting of its end, which takes no time.
+    # The record of a sleep is the setting of its end, which takes no time.
     if step.started_at and step.finished_at and not _is_sleep(step):
         took = duration((step.finished_at - step.started_at).total_seconds())
     style = {"failed": "red", "running": "cyan"}.get(step.status, "")
@@ -236,7 +236,7 @@ def _step(step: StepInfo, names: int, width: int) -> Text:
 
 
 def _marks(step: StepInfo) -> Iterator[str]:
-    """Return what a real model does that looks like an ordinary step."""
+    """Yield the peculiarities of real models that look like ordinary steps."""
     if step.same_as is not None:
         yield f"same call as step {step.same_as}"
     if step.finish:
@@ -272,11 +272,11 @@ def _reply(message: Message) -> str:
 
 
 def _remedy(run: RunDetail, command: Command) -> str:
-    """Say what lets a failed run continue."""
+    """Return the remedy that lets a failed run continue."""
     resume = command("resume", run.id)
     if run.error is None or not is_too_long(run.error.message):
         return f"Fix the cause, then: {resume}"
-    # The last whole turn brought what is too long.
+    # The last whole turn brought the content that is too long.
     turn = max(sum(step.kind == "model" and step.status == "done" for step in run.steps) - 1, 0)
     fork = command("fork", run.id, "--turn", str(turn))
     return (

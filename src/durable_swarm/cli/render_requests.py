@@ -1,4 +1,4 @@
-"""How requests look: what is asked, and the commands that answer it."""
+"""The display of requests: the question, and the commands that answer it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from durable_swarm.display import as_call, one_line
 from durable_swarm.requests import TOKEN, Decision, Request
 
 Command = Callable[..., str]
-"""Gives the command line of some words, for the same database."""
+"""Returns the command line for some words, for the same database."""
 
 DIM = "bright_black"
 
@@ -37,7 +37,7 @@ _OF_UNKNOWN = {"answer": "it happened", "approve": "repeat it", "reject": "it fa
 def requests_lines(
     found: Sequence[Request], command: Command, *, runs: bool = False, ended: bool = False
 ) -> Iterator[Text]:
-    """Give the lines of requests: open ones with what answers them, unless their run has `ended`.
+    """Yield the lines of requests: open ones with the commands that answer them, unless their run has `ended`.
 
     With `runs` each names its run.
     """
@@ -76,7 +76,7 @@ def _body(request: Request, *, runs: bool) -> Iterator[Text]:
 
 
 def _age(request: Request) -> str:
-    """Give how long a request has been open, where it is."""
+    """Return the age of an open request, else ''."""
     if request.status != "open":
         return ""
     return f" ({duration((datetime.now(UTC) - request.created_at).total_seconds())} ago)"
@@ -101,14 +101,14 @@ def _how(request: Request, command: Command) -> Iterator[Text]:
 
 
 def _ways(kind: str, request_id: str) -> Iterator[list[str]]:
-    """Give the words of each command that decides about a request."""
+    """Yield the words of each command that decides about a request."""
     name = request_id.removeprefix(TOKEN) if kind == "result" else request_id
     for words in _ANSWERS[kind]:
         yield [name if word == "ID" else word for word in words]
 
 
 def event_text(event: str, data: dict[str, Any], command: Command) -> str:
-    """Say what an event tells of a request."""
+    """Return an event of a request as text."""
     if event == "request.opened":
         return f"asks: {data['question']} [{data['request_id']}]"
     if event == "run.waiting":

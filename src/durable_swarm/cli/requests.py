@@ -1,4 +1,4 @@
-"""`inbox`, `answer`, `approve`, `reject`, `complete`, `say`: what runs ask, and what people tell them."""
+"""`inbox`, `answer`, `approve`, `reject`, `complete`, `say`: requests of runs, and the ways to answer them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ WHERE = {
     False: "when its program is started",
     None: "in the program that defines its agent: now, if that runs, else when it is started next",
 }
-"""Where a run goes on that was answered, by what `Inbox.goes_on` gives."""
+"""Where an answered run continues, by the result of `Inbox.goes_on`."""
 
 
 def _user() -> str | None:
-    """Give the login name of whoever sits here, or None where there is none."""
+    """Return the login name of the current user, or None if there is none."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):
@@ -152,7 +152,7 @@ def _tell(opened: Runs, request: Request, verb: str) -> None:
 
 
 def _then(opened: Runs, run_id: str) -> str:
-    """Say where the run goes on, and what else it asks."""
+    """Return where the run continues, and the number of its other requests."""
     text = f"Run {run_id} goes on {WHERE[opened.inbox.goes_on(run_id)]}"
     left = len(opened.inbox.list(run_id))
     return f"{text}; it has {left} open request{'s' * (left > 1)}." if left else f"{text}."

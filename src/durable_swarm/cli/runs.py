@@ -1,4 +1,4 @@
-"""`runs`, `show`, `resume`, `cancel`: looking at the runs of a database, and acting on one."""
+"""`runs`, `show`, `resume`, `cancel`: inspect the runs of a database, and act on one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`run`: an unchanged Swarm program, made durable.
 
-Started again with the same arguments, a program that was killed goes on where it stopped; one that had come to its end
-does everything afresh (`durable_swarm.engine.api.programs` says how).
+Started again with the same arguments, a killed program continues where it stopped; one that had reached its end runs
+everything anew (see `durable_swarm.engine.api.programs`).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from durable_swarm.errors import ConfigurationError, RunFailed, safe_text
 from durable_swarm.runs import ENDED
 
 INTERRUPTED = 130
-"""The exit code of a program that Ctrl+C has ended; also one that a program may give itself."""
+"""The exit code of a program ended by Ctrl+C; a program may also set it itself."""
 
 PATIENCE = 2.0
-"""Seconds of waiting before a line says for what."""
+"""Seconds of waiting before a line gives the reason for the wait."""
 
 
 @click.command(short_help="Run a Swarm program durably.", context_settings={"allow_interspersed_args": False})
@@ -68,7 +68,7 @@ def _execute(settings: Settings, script: Path) -> int:
 
 
 def _prepare(settings: Settings, script: Path, arguments: tuple[str, ...]) -> None:
-    """Make the process what `python SCRIPT ARGUMENTS` would be, with the durable Swarm and the database in it."""
+    """Set the process up like `python SCRIPT ARGUMENTS`, with the durable Swarm and the database in it."""
     from durable_swarm import compat
 
     # Absolute, so that a program that changes its directory keeps its database.
@@ -86,7 +86,7 @@ def _code(end: SystemExit) -> int:
 
 
 def _end(program: programs.ScriptRun, *, failed: bool) -> str | None:
-    """Note the program's end. Whatever hinders that must not hide how it ended."""
+    """Note the program's end. An error while doing so must not hide how it ended."""
     try:
         return program.end(failed=failed)
     except Exception as error:
@@ -95,7 +95,7 @@ def _end(program: programs.ScriptRun, *, failed: bool) -> str | None:
 
 
 def _problem(settings: Settings, script: Path, error: Exception, run_id: str | None) -> Problem:
-    """Give what to tell of an exception that ended the program; `run_id` is the run that failed, if one did."""
+    """Return the message for an exception that ended the program; `run_id` is the run that failed, if one did."""
     if isinstance(error, ConfigurationError):
         return Problem(f"Error: {error}", 2)
     trace = _own_part(error, script)
@@ -116,7 +116,7 @@ def _problem(settings: Settings, script: Path, error: Exception, run_id: str | N
 
 
 def _finish(settings: Settings) -> None:
-    """Wait for the runs of earlier starts that this one has taken over, and tell of those that did not get done."""
+    """Wait for the runs of earlier starts that this one has taken over, and report those that did not finish."""
     for run in programs.taken_over():
         trouble, told = _trouble(run), False
         while trouble is None and run.status not in ENDED:
@@ -129,7 +129,7 @@ def _finish(settings: Settings) -> None:
 
 
 def _trouble(run: Run) -> str | None:
-    """Wait for a run for a while, and say why it cannot end, or how it failed, or None."""
+    """Wait for a run for a while, and return why it cannot end, or how it failed, or None."""
     try:
         run.result(timeout=PATIENCE)
     except TimeoutError as error:
@@ -142,7 +142,7 @@ def _trouble(run: Run) -> str | None:
 
 
 def _own_part(error: Exception, script: Path) -> TracebackType | None:
-    """Give the traceback from where the program begins."""
+    """Return the traceback from where the program begins."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
         trace = trace.tb_next

@@ -10,19 +10,19 @@ from durable_swarm import codec
 
 
 def value(data: Any) -> str:
-    """Return a stored value as text: text as it is, nothing for None, everything else as JSON."""
+    """Return a stored value as text: text as it is, '' for None, all other values as JSON."""
     if data is None:
         return ""
     return data if isinstance(data, str) else json.dumps(codec.encode(data), ensure_ascii=False)
 
 
 def clock(moment: datetime) -> str:
-    """Return a time as the user's clock shows it."""
+    """Return a time in the user's time zone."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for people."""
+    """Return a duration as readable text."""
     if seconds < 1:
         return f"{max(seconds, 0) * 1000:.0f} ms"
     if seconds < 60:

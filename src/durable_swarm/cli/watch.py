@@ -1,4 +1,4 @@
-"""`watch`: what happens in a run, as it happens, in whichever process."""
+"""`watch`: shows the events of a run as they happen, in any process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from durable_swarm.runs import without_answer, written_as_text
 from durable_swarm.service import Runs, RunView, open_runs
 
 ANEW = "— the reply begins anew —"
-"""Shown where the text of a reply so far is void, and comes again."""
+"""Shown when the text of a reply so far is void, and comes again."""
 
 
 @click.command(short_help="Follow a run as it goes on, or read how it went.")
@@ -42,7 +42,7 @@ def watch(settings: Settings, run_id: str, after: int, as_json: bool) -> int:
 
 
 class _Watching:
-    """One use of the command: the run, and the number of the last event that was told."""
+    """One use of the command: the run, and the number of the last event shown."""
 
     def __init__(self, settings: Settings, opened: Runs, run_id: str, after: int) -> None:
         self._settings = settings
@@ -51,7 +51,7 @@ class _Watching:
         self._id = run_id
 
     def follow(self, teller: _Teller | None) -> int:
-        """Tell every event, to programs where nobody tells it to people, and give the exit code."""
+        """Show every event, as JSON for programs or as text for people, and return the exit code."""
         tell, stands = (_as_json, _warn) if teller is None else (teller.tell, teller.stands)
         try:
             for event in self._opened.events(self._id, self._last, stands):
@@ -84,7 +84,7 @@ def _standing(view: RunView) -> str:
 
 
 class _Teller:
-    """Prints events for people. What an agent says stays one open line until something else is to be told."""
+    """Prints events for people. The text of an agent stays one open line until another event is printed."""
 
     def __init__(self, command: Command, run_id: str, *, continued: bool) -> None:
         self._command = command
@@ -95,12 +95,12 @@ class _Teller:
         self._open = False
         self._before = ""
         self._spoke = continued
-        # Whoever goes on behind a number may have read the beginning of a reply.
+        # A reader that continues after a number may have read the beginning of a reply.
         self._told = continued
         self._void = False
 
     def tell(self, event: Event) -> None:
-        """Tell one event."""
+        """Print one event."""
         data = event.data
         match event.type:
             case "run.started" | "turn.started":
@@ -128,23 +128,23 @@ class _Teller:
             _write("\n")
 
     def remedy(self, state: str) -> None:
-        """Tell what lets the run go on that has ended in this state, unless it is done."""
+        """Print the remedy that lets an ended run continue from this state, unless it is done."""
         if state != "done":
             self._line(f"{'Fix the cause, then' if state == 'failed' else 'To continue it'}: {self._resume}", "")
 
     def stands(self, view: RunView) -> None:
-        """Tell why the run does not go on."""
+        """Print why the run does not continue."""
         self._line(_standing(view), DIM)
 
     def _say(self, text: str) -> None:
-        if self._void:  # Told only now: nothing begins anew where the run has ended.
+        if self._void:  # Printed only now: no reply begins anew after the run has ended.
             self._line(ANEW, DIM)
         self._told, self._void, self._spoke = True, False, True
         if not self._open:
             self._open = True
             name = f"{one_line(self._agent)}: " if self._agent else ""
             self._console.print(Text(name, "bright_blue"), end="", soft_wrap=True)
-        # Not by Rich, which takes spaces from the end of a long piece.
+        # Not by Rich, which strips spaces from the end of a long piece.
         _write(harmless(text, self._before))
         self._before = text
 
@@ -166,7 +166,7 @@ class _Teller:
             line, text = Text(f"  {name} … ", DIM), value(data["progress"])
         else:
             line, text = Text(f"  {name} → ", "green"), value(data["result"])
-        # On a new line of its own style: what is added to a styled one would take that style.
+        # On a new line of its own style, because text added to a styled line would take that style.
         self._console.print(Text().append_text(line).append(shorten(text, self._room(line))), soft_wrap=True)
 
     def _room(self, line: Text) -> int:

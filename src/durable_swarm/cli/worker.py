@@ -94,7 +94,7 @@ def worker(
 
 
 def _drain(swarm: DurableSwarm, grace: float) -> None:
-    """Finish what is in hand, if that does not take too long; else end the process."""
+    """Finish the steps in progress, if that does not take too long; else end the process."""
     log.info("stopping: what is in hand is finished, the rest is left to other workers")
     if not _within(grace + CLOSING, lambda: swarm.drain(grace)):
         left = ", ".join(sorted(process.current().runs)) or "what is in hand"
@@ -112,7 +112,7 @@ def _told(limits: QueueLimits) -> str:
 
 
 def _log_to_stderr() -> None:
-    """Have the log shown with times, unless the program has set up its own."""
+    """Show the log with times, unless the program has set up its own."""
     if log.hasHandlers():
         return
     handler = logging.StreamHandler()
@@ -122,7 +122,7 @@ def _log_to_stderr() -> None:
 
 
 def _within(seconds: float, function: Callable[[], object]) -> bool:
-    """Call a function, and give whether it gave something that is true in that time: a lost database may hang."""
+    """Call a function, and return True if its result is true within that time, because a lost database may hang."""
     given: list[object] = []
     thread = threading.Thread(target=lambda: given.append(function()), daemon=True)
     thread.start()
@@ -131,7 +131,7 @@ def _within(seconds: float, function: Callable[[], object]) -> bool:
 
 
 def _end(swarm: DurableSwarm) -> None:
-    """Close, and end the process then: a tool in a thread cannot be stopped, and must not outlast what follows it."""
+    """Close, then end the process, because a tool in a thread cannot be stopped and must not outlast the close."""
     _within(CLOSING, swarm.close)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -139,7 +139,7 @@ def _end(swarm: DurableSwarm) -> None:
 
 
 def _address(text: str | None) -> tuple[str, int] | None:
-    """Return the address of `HOST:PORT` or `PORT`; without a host only this computer can ask."""
+    """Return the address of `HOST:PORT` or `PORT`; without a host it is reachable from this computer only."""
     if text is None:
         return None
     host, colon, port = text.rpartition(":")
@@ -161,7 +161,7 @@ def _rate(text: str | None) -> tuple[int, float] | None:
 
 @contextlib.contextmanager
 def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Have SIGTERM and Ctrl+C set `stop`, and a second one end the process."""
+    """Set `stop` on SIGTERM and Ctrl+C, and end the process on a second one."""
 
     def on_signal(number: int, _: Any) -> None:
         if stop.is_set():
@@ -178,7 +178,7 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _health(address: tuple[str, int] | None) -> Iterator[None]:
-    """Answer `GET /healthz` while the worker works: 200 while it may begin runs, 503 when it stops."""
+    """Answer `GET /healthz` while the worker runs: 200 while it may begin runs, 503 when it stops."""
     if address is None:
         yield
         return
@@ -215,4 +215,4 @@ class _Health(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Probes come every few seconds; they are not worth a line."""
+        """Log nothing, because probes come every few seconds."""

@@ -1,7 +1,7 @@
-"""`durable-swarm demo approval`: a refund over 100 waits for a person's yes, for as long as it takes.
+"""`durable-swarm demo approval`: a refund over 100 waits for a person's approval, for as long as it takes.
 
-Kill it while it waits, approve it from another terminal, start it again: it goes on. The agent is all there is to see;
-a script stands in for a model.
+Kill it while it waits, approve it from another terminal, start it again: it continues. The agent is the whole program;
+a script replaces the model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def refund(customer: str, amount: int) -> str:
 
 
 def main(name: str | None = None, database: str | None = None) -> int:
-    """Finish the demo run that waits, else make a new one; print it and give the exit code.
+    """Finish the demo run that waits, else start a new one; print it and return the exit code.
 
     `name` is the customer's, `database` a URL. Ctrl+C ends the process with 130. Raises `ConfigurationError`.
     """
@@ -58,7 +58,7 @@ def _request(name: str) -> list[dict[str, Any]]:
 
 
 def scripted_reply(request: dict[str, Any]) -> Any:
-    """Answer by what the request holds and nothing else: so the answer is the same in every life of the program."""
+    """Answer by the content of the request alone, so that the answer is the same each time the program is started."""
     results = [message["content"] for message in request["messages"] if message["role"] == "tool"]
     if results:
         return " ".join(results)
@@ -67,7 +67,7 @@ def scripted_reply(request: dict[str, Any]) -> Any:
 
 
 def _unfinished(database: str | None) -> RunDetail | None:
-    """Give the newest demo run that has not ended."""
+    """Return the newest demo run that has not ended."""
     try:
         with open_runs(database) as runs:
             for status in ("waiting", "running"):
@@ -80,7 +80,7 @@ def _unfinished(database: str | None) -> RunDetail | None:
 
 
 def _tell_what_is_asked(run: Run, database: str | None) -> None:
-    """Say how to answer, once the run asks for something."""
+    """Print how to answer, once the run has a request."""
     for event in run.events():
         if event.type == "run.waiting" and run.requests():
             request = event.data["request_id"]

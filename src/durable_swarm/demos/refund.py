@@ -1,7 +1,7 @@
-"""`durable-swarm demo refund`: a run to interrupt at any moment, which goes on where it stopped when started again.
+"""`durable-swarm demo refund`: a run to interrupt at any moment, which continues when the demo is started again.
 
-The agents are in `refund_agents`, a program as a user would write it. Here is the rest: finding a run that was
-interrupted, a scripted model for those without a key, and what is printed.
+The agents are in `refund_agents`, a program as a user would write it. This module has the rest: finding an interrupted
+run, a scripted model for users without a key, and the output.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ AGENT = "Refunds Agent"
 PREFIX = "demo-refund-"
 DEFAULT_NAME = "Max"
 WORDS = 12
-"""How many words the scripted model says while a step of the refund takes place."""
+"""How many words the scripted model says during one step of the refund."""
 GREETING, REQUEST = "Hi, I'm ", ". I want to refund item 99, it is too expensive. And can I get a discount?"
 
 
 def main(name: str | None = None, database: str | None = None, model: str | None = None) -> int:
-    """Finish the demo run that was interrupted, else make a new one; print it and give the exit code.
+    """Finish the demo run that was interrupted, else start a new one; print it and return the exit code.
 
-    `name` is the user's (asked for where None and stdin is a terminal), `database` a URL, `model` the model to ask.
-    Gives 0, or 1 if the run failed; Ctrl+C ends the process with 130. Raises `ConfigurationError`.
+    `name` is the user's (asked for if None and stdin is a terminal), `database` a URL, `model` the model to ask.
+    Returns 0, or 1 if the run failed; Ctrl+C ends the process with 130. Raises `ConfigurationError`.
     """
     print("Connecting to Durable Refund Agent 💵🐝", flush=True)
     try:
@@ -47,7 +47,7 @@ def main(name: str | None = None, database: str | None = None, model: str | None
     except KeyboardInterrupt:
         again = command("demo", "refund", database=database)
         print(f"\nInterrupted. Nothing is lost; to go on where it stopped: {again}", flush=True)
-        # At once, like a crash: a tool in another thread would go on printing steps that are not recorded any more.
+        # At once, like a crash: a tool in another thread would continue to print steps that are no longer recorded.
         os._exit(130)
 
 
@@ -95,7 +95,7 @@ def _has_key() -> bool:
 
 
 def _client(model: str) -> ScriptedModel | None:
-    """Give the model client: None, which is openai's, where there is a key, else a script."""
+    """Return the model client: None, which is openai's, if there is a key, else a script."""
     if _has_key():
         print(f"The model is {model}, at {os.environ.get('OPENAI_BASE_URL') or 'OpenAI'}.")
         return None
@@ -104,14 +104,14 @@ def _client(model: str) -> ScriptedModel | None:
 
 
 def _pace() -> float:
-    """Give the seconds before each word of the script: some words in the time of a step."""
+    """Return the seconds before each word of the script: some words in the time of a step."""
     from durable_swarm.demos.refund_agents import SECONDS
 
     return SECONDS / WORDS
 
 
 def scripted_reply(request: dict[str, Any]) -> Any:
-    """Answer by what the request holds and nothing else: so the answer is the same in every life of the program."""
+    """Answer by the content of the request alone, so that the answer is the same each time the program is started."""
     messages = request["messages"]
     called = {made["function"]["name"] for message in messages for made in message.get("tool_calls") or ()}
     if "process_refund" not in called:
@@ -130,7 +130,7 @@ Begun = tuple[str, list[dict[str, Any]], dict[str, Any]]
 
 
 def _interrupted(database: str | None) -> RunDetail | None:
-    """Give the newest demo run that is unfinished and that no living process executes."""
+    """Return the newest demo run that is unfinished and that no living process executes."""
     try:
         with open_runs(database) as runs:
             unfinished = runs.list(Query(status="running", agent=AGENT))
@@ -146,7 +146,7 @@ def _continue(run: RunDetail) -> Begun:
 
 
 def _place(run: RunDetail) -> str:
-    """Say where the run goes on."""
+    """Return the point at which the run continues."""
     done = [info.name for info in run.steps if info.status == "done"]
     if not done:
         return "the beginning"
@@ -174,11 +174,11 @@ def _ask_name() -> str:
         return DEFAULT_NAME
 
 
-# What is printed
+# Output
 
 
 def _show(items: Iterable[dict[str, Any]]) -> Response:
-    """Print what the agents say as it comes, and give the response. The calls are told by their tools."""
+    """Print the agents' replies as they come, and return the response. The tools print their calls."""
     console, sender, speaking, before = Console(highlight=False), "", False, ""
     for item in items:
         if "response" in item:
@@ -197,7 +197,7 @@ def _show(items: Iterable[dict[str, Any]]) -> Response:
 
 
 def command(*words: str, database: str | None) -> str:
-    """Give the command line for `words`, begun as this process was."""
+    """Return the command line for `words`, begun as this process was."""
     own = Path(sys.argv[0]).name == "durable-swarm"
     start = [_as_typed(sys.argv[0])] if own else [_as_typed(sys.executable), "-m", "durable_swarm"]
     return shlex.join([*start, *words, *([] if database is None else ["--database", database])])
@@ -209,7 +209,7 @@ def _as_typed(program: str) -> str:
 
 
 def print_transcript(messages: list[dict[str, Any]]) -> None:
-    """Print a whole conversation: in colours where stdout is a terminal."""
+    """Print a whole conversation: in colours if stdout is a terminal."""
     console = Console(highlight=False)
     console.print("\nTranscript", style="bold")
     again, turn = repeated(messages), -1

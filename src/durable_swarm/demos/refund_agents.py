@@ -1,7 +1,7 @@
-"""The agents of the refund demo: all that a program of your own needs.
+"""The agents of the refund demo: a complete user program.
 
-A finished step is never executed again, whatever kills the program: each prints a line when it is really executed.
-Each takes $DURABLE_SWARM_DEMO_SECONDS, by default 1.
+A finished step is never executed again, even if the program is killed. Each step prints a line when it is really
+executed, and takes $DURABLE_SWARM_DEMO_SECONDS, by default 1.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""`run_demo_loop`: talk with an agent in the terminal, in a conversation that survives the program.
+"""`run_demo_loop`: a conversation with an agent in the terminal that survives the program.
 
-Every turn of the user is one run, `repl/<starting agent>/<conversation>/<turn>`. It is given the whole history so far,
-so a conversation is stored again with each of its turns: for a long one that is much. The run of the newest turn says
-whether the conversation has ended (`conversation`) and which process has it (`held_by`, else the process that executed
-the run); only the conversation of a dead process is continued.
+Every turn of the user is one run, `repl/<starting agent>/<conversation>/<turn>`. It receives the whole history so far,
+so a conversation is stored again with each of its turns: for a long one that is much. The run of the newest turn
+records the end of the conversation (`conversation`) and the process that owns it (`held_by`, else the process that
+executed the run); only the conversation of a dead process is continued.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ INTERRUPTED = "\nInterrupted. Start the program again to continue this conversat
 PROMPT = "\033[90mUser\033[0m: "
 ANEW = "\033[90m— the reply begins anew —\033[0m"
 SAME = " \033[93m(same call as before)\033[0m"
-"""Shown behind a call that succeeded before, or that stands twice in its reply."""
+"""Shown after a call that succeeded before, or that occurs twice in its reply."""
 EMPTY = "\033[90m(empty reply)\033[0m"
-"""Shown for a reply that holds neither text nor calls."""
+"""Shown for a reply with neither text nor calls."""
 
 
 def run_demo_loop(
@@ -59,14 +59,14 @@ def run_demo_loop(
 ) -> None:
     """Talk with an agent in the terminal until Ctrl+D, "exit" or "quit".
 
-    The conversation is kept: killed or interrupted with Ctrl+C and started again, the program shows where it was,
-    finishes the answer it was at, and goes on; one that has ended is followed by a fresh one. Each turn stores the
-    history so far again. With `stream` answers appear as they come; one that was interrupted appears whole. `client`
-    and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
+    The conversation is kept: after a kill or Ctrl+C, the restarted program shows the conversation so far, finishes the
+    answer in progress, and continues. After a conversation has ended, a new one begins. Each turn stores the history so
+    far again. With `stream` answers appear as they come; an interrupted answer appears whole. `client` and `database`
+    are those of `DurableSwarm`; with `durable=False` nothing is kept.
 
-    What a tool asks, an approval or a question, is asked here, too, unless somebody answers elsewhere first.
-    A turn that fails is told in one line, and the conversation goes on. Ctrl+C raises `SystemExit(130)`.
-    Raises `ConfigurationError` and `NotSerializable` for what cannot be started.
+    Approvals and questions of tools are asked here too, unless they are answered elsewhere first. A failed turn is
+    reported in one line, and the conversation continues. Ctrl+C raises `SystemExit(130)`. Raises `ConfigurationError`
+    and `NotSerializable` if a turn cannot be started.
     """
     check_agent(starting_agent)
     agents.remember(starting_agent)
@@ -84,7 +84,7 @@ def run_demo_loop(
 
 
 def pretty_print_messages(messages: list[Message]) -> None:
-    """Print what the agents among `messages` said and called, in Swarm's colours."""
+    """Print the texts and calls of the agents among `messages`, in Swarm's colours."""
     again, turn = repeated(messages), -1
     for message in messages:
         if message["role"] == "tool":
@@ -104,14 +104,14 @@ def pretty_print_messages(messages: list[Message]) -> None:
 
 
 def _print_refused(message: Message) -> None:
-    """Print what the model was told of a call that failed or was refused; other results are the model's to tell."""
+    """Print the result of each failed or refused call; other results are left to the model's reply."""
     text = message.get("content")
     if isinstance(text, str) and text.startswith(FAILED):
         print(f"  \033[93m{one_line(str(message.get('tool_name', '')))} → {one_line(text)}\033[0m")
 
 
 def _text_of(message: Message) -> str:
-    """Return what an agent said: its text, or the refusal that the provider puts in its place."""
+    """Return an agent's text, or the refusal that the provider puts in its place."""
     said = message.get("content") or message.get("refusal") or ""
     return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
 
@@ -125,10 +125,10 @@ def _tool(call: dict[str, Any]) -> str:
 
 
 def process_and_print_streaming_response(response: Iterable[dict[str, Any]]) -> Response:
-    """Print what `run(stream=True)` gives as it comes, in Swarm's colours: texts, and tool calls by name.
+    """Print the output of `run(stream=True)` as it comes, in Swarm's colours: texts, and tool calls by name.
 
-    Where a reply begins anew, so does its text, below a line that says so. Gives the run's response.
-    Raises what the run raises, and `ConfigurationError` where the response is missing.
+    If a reply begins anew, its text does too, below a line that says so. Returns the run's response. Raises the run's
+    errors, and `ConfigurationError` if the response is missing.
     """
     printer = _Printer()
     try:
@@ -188,7 +188,7 @@ class _Printer:
 
 
 def _arguments(text: str) -> str:
-    """Return the arguments of a call in Swarm's form; what is no object, as the model wrote it."""
+    """Return the arguments of a call in Swarm's form; if they are not an object, as the model wrote them."""
     try:
         given = json.loads(text)
     except (ValueError, RecursionError):
@@ -203,7 +203,7 @@ def _arguments(text: str) -> str:
 
 @dataclass
 class DemoConversation:
-    """A conversation: whose turn it is, what was said, and the name of its runs; `turn` counts those begun."""
+    """A conversation: its active agent, history, and the name of its runs; `turn` counts those begun."""
 
     agent: Any
     messages: list[Message] = field(default_factory=list)
@@ -222,19 +222,19 @@ class DemoConversation:
         return f"{self.key}/{self.turn}"
 
     def absorb(self, response: Response) -> None:
-        """Take in what a turn gave."""
+        """Add the result of a turn."""
         self.messages += response.messages
         self.agent = response.agent or self.agent
         self.context = response.context_variables
 
     def take_up(self, run: RunDetail, agent: str, messages: list[Message]) -> None:
-        """Go on from a recorded turn, with the agent of that name where it is defined."""
+        """Continue from a recorded turn, with the agent of that name if it is defined."""
         self.agent = agents.find_or_none(agent) or self.agent
         self.messages, self.context = list(messages), run.context_variables
 
 
 def prefix(agent: str) -> str:
-    """Give what the ids of the runs of all conversations begun with an agent have in common."""
+    """Return the common prefix of the run ids of all conversations begun with an agent."""
     return f"repl/{agent}/"
 
 
@@ -250,7 +250,7 @@ def _converse(swarm: Swarm | DurableSwarm, talk: DemoConversation) -> None:
 
 
 def _listen() -> str | None:
-    """Give what the user says, or None for the wish to leave."""
+    """Return the user's input, or None if the user wants to leave."""
     try:
         said = input(PROMPT)
     except EOFError:
@@ -269,7 +269,7 @@ def _take_turn(swarm: Swarm | DurableSwarm, talk: DemoConversation, said: str) -
 
 
 def _respond(swarm: Swarm | DurableSwarm, talk: DemoConversation) -> Response:
-    """Give what the agents answer, and print it; who sits here is asked what they ask."""
+    """Return the agents' answer, and print it; requests are put to the user at the terminal."""
     with RequestPrompts(swarm, talk.run_id):
         if talk.stream:
             response = process_and_print_streaming_response(
@@ -284,7 +284,7 @@ def _respond(swarm: Swarm | DurableSwarm, talk: DemoConversation) -> Response:
 
 
 def _print_end(response: Response) -> None:
-    """Say in a line of its own what ended a turn without an answer, or left a call unmade."""
+    """Print in a line of its own the reason why a turn ended without an answer, or left a call unmade."""
     if ended := without_answer(response.ended_by):
         print(f"\033[93m({ended})\033[0m", flush=True)
     elif response.messages and response.agent is not None:
@@ -297,7 +297,7 @@ def _print_written(tool: str) -> None:
 
 
 def _print_calls(messages: list[Message]) -> None:
-    """Print what a stream does not tell of its calls: which were refused, and which repeat another."""
+    """Print facts about calls that a stream omits: refusals, and repetitions of another call."""
     again, turn = repeated(messages), -1
     for message in messages:
         if message["role"] == "tool":
@@ -309,7 +309,7 @@ def _print_calls(messages: list[Message]) -> None:
 
 
 def _after_failure(swarm: Swarm | DurableSwarm, talk: DemoConversation, error: Exception) -> None:
-    """Tell of a turn that failed and take in what it did; what never began, or has not ended, is raised."""
+    """Report a failed turn and add its results; the error of a turn that never began, or has not ended, is raised."""
     if isinstance(swarm, DurableSwarm):
         run = _recorded(talk.run_id)
         if run is None or run.status not in ENDED:
@@ -341,7 +341,7 @@ def _recorded(run_id: str) -> RunDetail | None:
 
 
 def _continue(swarm: DurableSwarm, talk: DemoConversation) -> None:
-    """Take up the newest conversation that has not ended, if there is one, and finish its last turn."""
+    """Load the newest conversation that has not ended, if there is one, and finish its last turn."""
     swarm.recover()
     found = _claim(process.current(), talk.agent.name)
     run = None if found is None else _recorded(found)
@@ -368,7 +368,7 @@ def _continue(swarm: DurableSwarm, talk: DemoConversation) -> None:
 
 
 def _claim(here: Process, agent: str) -> str | None:
-    """Give the run of the newest turn to continue, which this process holds from now on, or None."""
+    """Return the run of the newest turn to continue, which this process owns from now on, or None."""
     with here.identity.alone():
         for row in _newest_turns(here, agent):
             noted = notes_on(row)
@@ -380,7 +380,7 @@ def _claim(here: Process, agent: str) -> str | None:
 
 
 def _newest_turns(here: Process, agent: str) -> list[Any]:
-    """Give the row of the newest turn of each conversation begun with the agent, newest conversation first."""
+    """Return the row of the newest turn of each conversation begun with the agent, newest conversation first."""
     newest: dict[str, Any] = {}
     for row in here.store.rows(prefix=prefix(agent), limit=LOOK_BACK):
         key, _, turn = row.workflow_id.rpartition("/")
@@ -393,7 +393,7 @@ def _newest_turns(here: Process, agent: str) -> list[Any]:
 
 
 def _lives_elsewhere(here: Process, row: Any) -> bool:
-    """Whether another living process has the conversation of this turn. To be asked inside `alone`."""
+    """Return True if another living process owns the conversation of this turn. Call it inside `alone`."""
     queue = row.queue_name or ""
     executor = queue.removeprefix(names.QUEUE) if row.status == "ENQUEUED" else row.executor_id
     holder = notes_on(row).get("held_by") or executor

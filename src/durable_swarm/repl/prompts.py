@@ -1,4 +1,4 @@
-"""Who sits at the terminal of `run_demo_loop` is asked what its run asks, while the run waits."""
+"""Puts the requests of a run of `run_demo_loop` to the user at the terminal, while the run waits."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from durable_swarm.errors import DurableSwarmError, safe_text
 from durable_swarm.requests import TOKEN, Request
 
 LOOK = 0.2
-"""Seconds between looks at what is asked."""
+"""Seconds between checks for requests."""
 
 YES = ("y", "yes")
 
 
 class AnswersRequests(Protocol):
-    """Both swarms: what runs ask, and who answers."""
+    """Both swarms: the requests of runs, and the methods that answer them."""
 
     def requests(self) -> list[Request]:
-        """Give the open requests."""
+        """Return the open requests."""
 
     def answer(self, value: object, request_id: str, *, by: str | None = None) -> None:
         """Answer one."""
@@ -35,7 +35,7 @@ class AnswersRequests(Protocol):
 
 
 class RequestPrompts:
-    """Asks at the terminal, in a thread of its own, what a run asks: from entering to leaving the `with` block."""
+    """Puts a run's requests to the terminal, in a thread of its own, while the `with` block runs."""
 
     def __init__(self, swarm: AnswersRequests, run_id: str) -> None:
         self._swarm = swarm
@@ -53,7 +53,7 @@ class RequestPrompts:
     ) -> None:
         self._over.set()
         if kind is None or issubclass(kind, Exception):
-            # Two readers of one terminal would each get half of what is typed: a question that nobody asks any more is
+            # Two readers of one terminal would each get half of the input, so a question that is no longer open is
             # still answered with Enter. After Ctrl+C nothing is typed.
             self._thread.join()
 
