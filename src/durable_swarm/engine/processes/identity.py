@@ -164,7 +164,7 @@ class Identity:
         return name in self._still
 
     def close(self) -> None:
-        """Give the name up."""
+        """Release the name."""
         if self.leases is not None:
             with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
                 self.leases.forget(self.name)

@@ -188,7 +188,7 @@ class Process:
         queues.forget_queue(self._private)
 
     def _see_off(self, waited: list[Execution]) -> None:
-        """Give runs that wait, or are about to, the time to leave; skip those whose own loop would block."""
+        """Allow runs that wait, or are about to, the time to leave; skip those whose own loop would block."""
         end = time.monotonic() + (0 if running_loop() in self.loops else SEE_OFF)
         runs = [*waited, *(run for run in list(self.runs.values()) if run.asks)]
         while time.monotonic() < end and not all(self._has_left(run) for run in runs):
