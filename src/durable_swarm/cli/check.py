@@ -20,12 +20,13 @@ from durable_swarm.service.compatibility import Compatibility, check_runs
 @common
 @click.pass_obj
 def check(settings: Settings, target: str, as_json: bool) -> int:
-    """Say which unfinished runs the code at hand can go on with, and why not the others; exit code 1 if there are any.
+    """Report which unfinished runs the present code can continue, and why not the others; exit code 1 if there are any.
 
-    Runs count, too, that the swarm's changed_agents="hold" is to hold, since an agent of them has changed.
+    Runs that the swarm's changed_agents="hold" is to hold, because an agent has changed, count as runs that cannot
+    continue.
 
     MODULE is imported, SWARM is its `DurableSwarm`; nothing is executed or changed. Run it with new code before you
-    deploy it. The steps inside a tool that is under way are known only when it is called again: they are not checked.
+    deploy it. The steps inside a tool call in progress are known only when it is called again, so they are not checked.
     """
     found = check_runs(load(settings, target))
     if as_json:

@@ -11,7 +11,7 @@ from durable_swarm.cli.options import Settings, common
 @common
 @click.pass_context
 def demo(context: click.Context) -> int | None:
-    """See what the package does, in a small program. No key needed."""
+    """See the package at work in a small program. No key needed."""
     if context.invoked_subcommand is not None:
         return None
     click.echo(context.get_help())
@@ -37,7 +37,10 @@ def refund(settings: Settings, name: str | None, model: str | None) -> int:
 @common
 @click.pass_obj
 def approval(settings: Settings, name: str | None) -> int:
-    """A refund over 100 waits for your yes; approve it from another terminal, killed or not."""
+    """A refund over 100 waits for your approval.
+
+    Approve it from another terminal, whether this program runs or was killed.
+    """
     from durable_swarm.demos import approval as program
 
     return program.main(name=name, database=settings.database)

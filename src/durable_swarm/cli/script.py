@@ -35,10 +35,10 @@ PATIENCE = 2.0
 @common
 @click.pass_obj
 def run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
-    """Run an unchanged Swarm program durably: `import swarm` gives the durable one.
+    """Run an unchanged Swarm program durably: `import swarm` imports the durable one.
 
-    Kill it at any moment and start it again the same way: it goes on where it stopped, and what is finished is not done
-    again. Options come before SCRIPT; what follows it belongs to the program.
+    Kill it at any moment and start it again the same way: it continues where it stopped, and finished steps are not
+    executed again. Options come before SCRIPT; arguments after it belong to the program.
     """
     _prepare(settings, script, arguments)
     program = programs.ScriptRun(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))

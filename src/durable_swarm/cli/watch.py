@@ -30,10 +30,11 @@ ANEW = "— the reply begins anew —"
 @common
 @click.pass_obj
 def watch(settings: Settings, run_id: str, after: int, as_json: bool) -> int:
-    """Follow a run, whichever process executes it, until it ends; of one that has ended, tell all of it.
+    """Follow a run, in whichever process, until it ends; show all events of a run that has ended.
 
-    What agents say appears as it comes. As JSON each event is one line, with its number, `seq`: who was cut off goes on
-    with --after. Exit code 0 if the run is done, 1 if it failed or was cancelled. Ctrl+C ends the watching alone.
+    Agents' replies appear as they come. As JSON each event is one line with its number, `seq`: after a disconnection,
+    continue with --after. Exit code 0 if the run is done, 1 if it failed or was cancelled. Ctrl+C ends only the
+    watching.
     """
     with open_runs(settings.database) as opened:
         found = opened.view(run_id).id

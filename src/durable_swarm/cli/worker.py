@@ -65,11 +65,11 @@ def worker(
     grace: float,
     healthz: tuple[str, int] | None,
 ) -> int:
-    """Execute the runs that wait on the queue, and go on with those of processes that have died.
+    """Execute the runs that wait on the queue, and continue those of dead processes.
 
     MODULE is imported, as from the current directory, and must define the agents; SWARM is its `DurableSwarm`. Start as
     many workers as you like, on as many machines, with one PostgreSQL database. SIGTERM and Ctrl+C finish the steps in
-    hand and leave the rest to other workers; a second one leaves at once.
+    progress and leave the rest to other workers; a second one leaves at once.
     """
     limits = QueueLimits(concurrency, queue_concurrency, _rate(rate))
     swarm = load(settings, target)
