@@ -1,4 +1,4 @@
-"""`check`: reports which runs in progress the present code can continue."""
+"""`check`: reports which unfinished runs the present code can continue."""
 
 from __future__ import annotations
 

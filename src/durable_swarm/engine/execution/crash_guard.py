@@ -1,10 +1,10 @@
 """Tools that end their process: counts the executions of each open call, and gives the call up at a limit.
 
 A crash makes the call in progress run again. If the call itself is the cause (it calls `os._exit`, breaks in native
-code, exhausts the memory), it would crash every process that recovers the run, and interrupt every other run of that
-process each time. So a call that is executed again after a crash is counted in its run's row, and given up in the end.
-Not counted: a clean shutdown, a process that lives and was paused for longer than its lease, a tool that sleeps
-durably, a tool that recorded one of its own steps meanwhile.
+code, exhausts the memory), it would crash each process that recovers the run, endlessly, and interrupt the other runs
+of that process each time. So a call that is executed again after a crash is counted in its run's row, and given up in
+the end. Not counted: a clean shutdown, a process that lives and was paused for longer than its lease, a tool that
+sleeps durably, a tool that recorded one of its own steps meanwhile.
 
 The rule that blames no other call: before a call is given up, its last execution runs alone. It waits until the calls
 in progress have ended or have run for `PROVEN` seconds; from then until its outcome is recorded, no tool or model call

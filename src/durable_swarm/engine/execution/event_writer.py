@@ -13,8 +13,7 @@ from durable_swarm.engine.storage.events import NewRow
 log = logging.getLogger("durable_swarm")
 
 INTERVAL, SIZE, PATIENCE = 0.05, 4096, 1.0
-"""Seconds between writes, characters that are written earlier than that, seconds until a failed write is tried again.
-"""
+"""Seconds between writes, characters that trigger an earlier write, seconds until a failed write is tried again."""
 
 
 class Source(Protocol):

@@ -77,15 +77,13 @@ class Execution:
     keeper: OwnershipKeeper | None = None
     """Checks which execution owns the run."""
     sure_at: float = 0.0
-    """The time of the last ownership check, in seconds since 1970, because suspending the machine stops the other
-    clocks."""
+    """The time of the last ownership check, in seconds since 1970, because a suspended machine stops other clocks."""
     heard: int = 0
     """How many of the messages added to the run the model has received."""
     said: int | None = None
     """How many messages had been added when its last step began; None if unknown."""
     answered: dict[str, Answered] = field(default_factory=dict)
-    """The last own turn of each agent. Turns kept by a fork do not count, because it continues with the present code.
-    """
+    """The last own turn of each agent. Turns kept by a fork do not count: it continues with the present code."""
     rated: str | None = None
     """The reason for the wait while the run waits for a model's rate limit, else None."""
     begun: set[str] = field(default_factory=set)

@@ -196,11 +196,11 @@ class Transactions:
         self._places: dict[sqlalchemy.URL, ToolDatabase] = {}
 
     def run(self, call: str, body: Body, other: str | None) -> Record:
-        """Run the body exactly once, in one transaction with its record. Call it in the call's workflow.
+        """Run the body in one transaction with its record, so that it is committed once only.
 
-        `other` is the URL of a database other than that of the runs. An error of the body is raised again; then nothing
-        is written, and the call may be repeated. After a conflict with other transactions the body runs again. A
-        database error holds the run.
+        Call it in the call's workflow. `other` is the URL of a database other than that of the runs. An error of the
+        body is raised again; then nothing is written, and the call may be repeated. After a conflict with other
+        transactions the body runs again. A database error holds the run.
         """
         url = self._url if other is None else urls.choose(other)
         try:

@@ -121,8 +121,8 @@ class Recovery:
     def _claim(self, runs: list[Any]) -> set[str]:
         """Take the runs over with their calls.
 
-        A call whose execution waits at the desk here, for a run that was held, is still in progress and stays, unless
-        its row shows that another process had it since: then the entry at the desk is void.
+        A call whose execution waits among the pending calls here, for a run that was held, is still in progress and
+        stays, unless its row shows that another process had it since: then the pending entry is void.
         """
         here, ids = self._process, {row.workflow_id for row in runs}
         at_desk = {key: owner for key, owner in here.desk.owners().items() if key.rpartition("/")[0] in ids}
