@@ -1,7 +1,7 @@
-"""How a run leaves its workflow without a response: what failed, what holds it, and what DBOS stores of it.
+"""Signals by which a run leaves its workflow without a response, and the form in which DBOS stores a failure.
 
-`StepFailed`, `RunHeld` and `RunSuspended` are no `Exception`s, so that neither DBOS records them as the result of a
-step (then a repaired program could not repeat it) nor a tool's `except Exception` swallows them.
+`StepFailed`, `RunHeld` and `RunSuspended` do not derive from `Exception`. So DBOS does not record them as the result of
+a step (a fixed program could not repeat it), and a tool's `except Exception` does not swallow them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class StepFailed(BaseException):
 
 @ends.signal
 class RunHeld(BaseException):
-    """The run cannot go on in this process for `reason`; in the database it stays unfinished.
+    """The run cannot continue in this process for `reason`; in the database it stays unfinished.
 
-    `passes` says that the database could not be written: no person's matter, so the run is tried again by itself.
+    `passes` says that the database could not be written. That needs no person, so the run is retried automatically.
     """
 
     def __init__(self, reason: errors.DurableSwarmError, *, passes: bool = False) -> None:
@@ -41,16 +41,16 @@ class RunHeld(BaseException):
 
 @ends.signal
 class RunSuspended(BaseException):
-    """The run waits for somebody or for a time, and leaves memory until the database wakes it."""
+    """The run waits for a decision or a time, and leaves memory until the database wakes it."""
 
 
 @ends.leaving
 class Closed(errors.ConfigurationError):
-    """The engine was closed, or is about to be, under somebody who needs it."""
+    """The engine was closed, or is about to be, while a caller needs it."""
 
 
 class Broken(Exception):
-    """What DBOS stores of a failed run: `data` is the failure's record."""
+    """The exception that DBOS stores for a failed run: `data` is the failure's record."""
 
     def __init__(self, data: dict[str, Any]) -> None:
         super().__init__(f"{data['type']}: {data.get('message', '')}".removesuffix(": "))
@@ -58,7 +58,7 @@ class Broken(Exception):
 
 
 def engine_closed() -> RunHeld:
-    """Return what a run meets when the engine under it was closed; it continues where the database is opened next."""
+    """Return the hold for a run whose engine was closed. The run continues where the database is opened next."""
     return RunHeld(Closed("the DurableSwarm was closed while the run was in progress"))
 
 
@@ -70,7 +70,7 @@ def program_ended() -> Closed:
 
 
 def refused(reason: errors.DurableSwarmError) -> BaseException:
-    """Return what to raise where a run cannot continue in this process: in a tool, what leaves the tool's run, too."""
+    """Return the exception for a run that cannot continue in this process; inside a tool, also for the tool's run."""
     here = calling()
     return reason if here is None or here.owner is None else RunHeld(reason)
 

@@ -1,7 +1,7 @@
-"""A run as one JSON document: writing it, with secrets masked, and reading it back as rows.
+"""A run as one JSON document: written with secrets masked, and read back as rows.
 
-The document holds the records as the database has them, opened by the codec if there is one, and the facts of their
-rows. `Exported` gives it the face of a database, so that whatever reads a run reads a document too.
+The document contains the records as the database has them, decoded if there is a codec, and the facts of their rows.
+`Exported` offers a database's interface, so every reader of runs can read a document too.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ FORMAT = "durable-swarm run"
 VERSION = 1
 
 _STATUS = {"done": "SUCCESS", "failed": "ERROR"}
-"""What DBOS calls the end of a run. What had not ended when it was exported is cancelled."""
+"""DBOS's names for the end of a run. A run that had not ended when it was exported is imported as cancelled."""
 
 LATEST = 2**53
-"""The highest time in milliseconds: JSON of other languages has no greater whole numbers."""
+"""The highest time in milliseconds: JSON parsers of other languages have no greater whole numbers."""
 
 
 class _Part(BaseModel):
@@ -41,7 +41,7 @@ class _Part(BaseModel):
 
 
 class StepData(_Part):
-    """A recorded step: `record` is ours, `value` what another step gave (a sleep), `call` the tool call it began."""
+    """A recorded step: `record` is ours, `value` the output of another step (a sleep), `call` the call it started."""
 
     number: int = Field(ge=0, lt=2**31)
     name: str
@@ -54,7 +54,7 @@ class StepData(_Part):
 
 
 class CallData(_Part):
-    """An undecorated tool call with the steps inside it; `output` is there once it has ended."""
+    """An undecorated tool call with the steps inside it; `output` is set once it has ended."""
 
     output: dict[str, Any] | None = None
     started: int = Field(ge=0, le=LATEST)
@@ -87,11 +87,11 @@ _MISFITS: tuple[type[Exception], ...] = (
     *(errors.ReplayMismatch, errors.NotSerializable),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError),
 )
-"""What reading a document raises that is not what this module wrote."""
+"""The exceptions raised while a document is read that this module did not write."""
 
 
 class Exported:
-    """The one run of a document, read as rows of a database are. Raises `ConfigurationError` for any other document."""
+    """The one run of a document, read like rows of a database. Raises `ConfigurationError` for any other document."""
 
     def __init__(self, data: Any) -> None:
         self.data = _checked(data)
@@ -117,7 +117,7 @@ class Exported:
         )
 
     def _check(self) -> None:
-        """Read everything once, so that nothing that cannot be read is ever stored."""
+        """Read everything once, so that unreadable data is never stored."""
         records_names.check_id(self.data.id)
         numbered = [(self.data.id, step) for step in self.data.steps]
         for key, call in self.data.calls.items():
@@ -145,7 +145,7 @@ class Exported:
             raise ValueError("the run is done, but its records are not complete")
 
     def _check_calls(self) -> None:
-        """Refuse results of calls that no recorded reply makes: nobody would see them until the run used them."""
+        """Refuse results of calls that no recorded reply makes: they would stay hidden until the run used them."""
         children, steps = _calls_made(self.data.start, self.data.steps)
         for key in self.data.calls:
             if key not in children:
@@ -155,15 +155,15 @@ class Exported:
                 raise ValueError(f"no recorded reply makes the tool call of step {step.number} ({step.name[:40]!r})")
 
     def story(self) -> RunHistory:
-        """Tell the run's story as far as it is recorded."""
+        """Return the run's story as far as it is recorded."""
         return story(self, self.row)
 
     def document(self) -> dict[str, Any]:
-        """Give the run as plain JSON data."""
+        """Return the run as plain JSON data."""
         return self.data.model_dump(mode="json", exclude_none=True)
 
     def steps(self, workflow_id: str) -> list[Any]:
-        """Give the recorded steps of the run or of a tool call, in order."""
+        """Return the recorded steps of the run or of a tool call, in order."""
         call = self.data.calls.get(workflow_id.removeprefix(f"{self.data.id}/"))
         steps = self.data.steps if workflow_id == self.data.id else [] if call is None else call.steps
         return [self._step(workflow_id, step) for step in sorted(steps, key=lambda step: step.number)]
@@ -181,7 +181,7 @@ class Exported:
         )
 
     def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
-        """Give the rows of the run's undecorated tool calls."""
+        """Return the rows of the run's undecorated tool calls."""
         return [
             SimpleNamespace(
                 workflow_id=f"{run_id}/{key}",
@@ -195,19 +195,19 @@ class Exported:
         ]
 
     def start_record(self, row: Any) -> base.Record:
-        """Give what the run was started with."""
+        """Return the run's input."""
         return base.read(self.data.start, f"the input of run {self.data.id!r}")
 
     def step_record(self, step: Any, row: Any) -> base.Record:
-        """Give the record of a step."""
+        """Return the record of a step."""
         return base.read(step.output, f"step {step.function_id} of run {self.data.id!r}")
 
     def output_record(self, child: Any, row: Any) -> base.Record:
-        """Give what an undecorated tool call gave."""
+        """Return the output of an undecorated tool call."""
         return base.read(child.output, f"tool call {child.workflow_id!r}")
 
     def failure_record(self, row: Any) -> base.Record | None:
-        """Give the error that ended the run."""
+        """Return the error that ended the run."""
         return None if self.data.failure is None else {"run_id": self.data.id, **self.data.failure}
 
 
@@ -244,14 +244,14 @@ def _checked(data: Any) -> RunData:
 
 
 def renamed(document: Any, run_id: str) -> Any:
-    """Give the document of a run with another id. Raises `ConfigurationError` for an id that is none."""
+    """Return the document of a run with another id. Raises `ConfigurationError` for an invalid id."""
     Exported(document)
     named = {**document, "id": records_names.check_id(run_id)}
     return {**named, "failure": {**document["failure"], "run_id": run_id}} if "failure" in document else named
 
 
 def read_document(text: str | bytes) -> Any:
-    """Give the JSON value of a file's text. Raises `ConfigurationError` if it has none."""
+    """Return the JSON value of a file's text. Raises `ConfigurationError` if it has none."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -259,10 +259,10 @@ def read_document(text: str | bytes) -> Any:
 
 
 def export(store: Store, row: Any, redact: Redact | None = None) -> dict[str, Any]:
-    """Give a run as a document. Raises `Unreadable` where its records cannot be opened here."""
+    """Return a run as a document. Raises `Unreadable` if its records cannot be decoded here."""
     start, about = store.start_record(row), row.attributes if isinstance(row.attributes, dict) else {}
     state = state_of(row)
-    # The steps first: a run may be under way, and of the calls those count that a reply read here makes.
+    # The steps first, because the run may be in progress: only calls made by a reply that was read here count.
     steps = [_step(store, row, step) for step in store.steps(row.workflow_id)]
     made, _ = _calls_made(start, steps)
     children = {key.rpartition("/")[2]: child for key, child in calls_of(store, row).items()}
@@ -291,7 +291,7 @@ def export(store: Store, row: Any, redact: Redact | None = None) -> dict[str, An
 
 
 def _calls_made(start: base.Record, steps: list[StepData]) -> tuple[set[str], dict[int, str]]:
-    """Give which tool calls the replies among a run's steps make: keys of `calls`, and step names by their numbers."""
+    """Return the tool calls that the replies among a run's steps make: keys of `calls`, and step names by number."""
     keys: set[str] = set()
     names: dict[int, str] = {}
     replies = [step for step in sorted(steps, key=lambda step: step.number) if step.name.startswith("model:")]
@@ -335,7 +335,7 @@ def _whole(milliseconds: float | None) -> int | None:
 
 
 def is_record(output: Any) -> bool:
-    """Whether what a step gave is a record of ours: steps of DBOS's own, and of the program's, have none."""
+    """Return True if a step's output is one of our records. Steps of DBOS and of the program have none."""
     return isinstance(output, dict) and isinstance(output.get("v"), int)
 
 
@@ -343,7 +343,7 @@ def _call(store: Rows, row: Any, child: Any) -> CallData:
     ended = child.status == "SUCCESS"
     return CallData(
         output=runs.without_numbers(store.output_record(child, row)) if ended else None,
-        started=int(child.created_at),  # SQLite gives fractions, from Python 3.12 on.
+        started=int(child.created_at),  # SQLite returns fractions, from Python 3.12 on.
         finished=int(child.completed_at or child.updated_at) if ended else None,
         steps=[_step(store, row, step) for step in store.steps(child.workflow_id)],
     )

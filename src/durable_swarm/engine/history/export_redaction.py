@@ -1,4 +1,4 @@
-"""Masking secrets in the document of an exported run: values of users pass through a hook, names do not."""
+"""Masking secrets in the document of an exported run: users' values pass through a hook, names do not."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from durable_swarm import codec
 from durable_swarm.errors import ConfigurationError
 
 Redact = Callable[[str, Any], Any]
-"""Gets the path of a value in the document (`start.messages[0].content`) and the value; gives what is written."""
+"""Receives the path of a value in the document (`start.messages[0].content`) and the value; returns the replacement."""
 
 _FACTS = frozenset({"v", "agent", "swarm", "at", "model", "version", "usage", "type", "step", "run_id", "failed"})
 _FACTS |= {"model_override", "max_turns", "execute_tools", "debug", "forked", "removed", "stream", "whole", "together"}
 _FACTS |= {"make", "effect", "approval", "twin"}
-"""Fields of records that a run cannot be read without; they hold names and numbers of ours."""
+"""Fields of records that are needed to read a run; they contain our own names and numbers."""
 
 _OURS = frozenset({"messages", "message", "kept", "detours", "reply", "outcomes", "plan", "raised", "own", "heard"})
-"""Fields of records with more names of ours or the provider's in them; all others hold values of users."""
+"""Fields of records that contain further names, ours or the provider's; all other fields contain values of users."""
 
 _NAMES = _FACTS | {"role", "id", "tool_call_id", "tool_name", "sender", "name"}
 
 
 def redacted(document: dict[str, Any], redact: Redact) -> dict[str, Any]:
-    """Give the document with every value of users as `redact` gives it.
+    """Return the document with every user value replaced by the result of `redact`.
 
-    Keys of dictionaries, and the names of agents, tools and steps, stay as they are. Raises `NotSerializable`, and
-    `ConfigurationError` where `redact` gives what cannot stand there.
+    Keys of dictionaries, and the names of agents, tools and steps, are unchanged. Raises `NotSerializable`, and
+    `ConfigurationError` if `redact` returns a value that is not allowed in that place.
     """
     masked = {
         **document,
@@ -68,7 +68,7 @@ def _field(key: str, value: Any, path: str, redact: Redact) -> Any:
 
 
 def _ours(value: Any, path: str, redact: Redact) -> Any:
-    """Mask in messages, turns and failures, but not in the fields that hold names."""
+    """Mask messages, turns and failures, but not the fields that contain names."""
     if value is None:
         return None
     if isinstance(value, list):
@@ -94,7 +94,7 @@ def _member(key: str, item: Any, path: str, redact: Redact) -> Any:
 
 
 def _arguments(text: str, path: str, redact: Redact) -> Any:
-    """Mask in the arguments of a tool call, which are JSON if the model made no mistake."""
+    """Mask the arguments of a tool call, which are JSON if the model made no mistake."""
     try:
         given = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Reads a run's events: from the process that executes it while that is this one, else from the database."""
+"""Reader of a run's events: from this process if it executes the run, else from the database."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from durable_swarm.runs import ENDED
 from durable_swarm.types import EndedBy
 
 SOONEST, LATEST = 0.02, 0.25
-"""Seconds between looks at the database: after something new, and when nothing has come for long."""
+"""Seconds between polls of the database: after a new event, and after a long time without one."""
 
 
 class RecordedEvents:
-    """The events of a run as the database has them; each `read` looks at what is new there."""
+    """The events of a run in the database; each `read` returns the new ones."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self._store = store
@@ -36,17 +36,18 @@ class RecordedEvents:
         self._asked = -1
         self._returned: set[int] = set()
         self._passed = 0
-        """How many of the run's steps need not be read again."""
+        """The number of the run's steps that need not be read again."""
         self._first = 0
         """The turn of the first step that is read."""
         self.ended = False
         self._ended_at: int | None = None
         self._kept: set[int] = set()
-        """When the run ended, each time of which a row was read."""
+        """The times at which the run ended, one for each end whose row was read."""
 
     def read(self) -> list[Event]:
-        """Give the events that have come since the last time. Raises `RunNotFound`, `ReplayMismatch`, `Unreadable`."""
-        # The state before the records, the records before the rows: what a state or record relies on is there then.
+        """Return the events added since the last call. Raises `RunNotFound`, `ReplayMismatch`, `Unreadable`."""
+        # The state before the records, the records before the rows: anything that a state or record refers to is then
+        # stored.
         row = self._store.found(self._run_id)
         state = state_of(row)
         if state == "queued" and self._loop is None:
@@ -56,17 +57,17 @@ class RecordedEvents:
             rows = self._store.events.read(self._run_id, self._store.seal(row), self._narrator.journal.last)
             self._kept |= {record["of"] for _, record in rows if "of" in record}
             self._narrator.add(rows)
-            self._passed, self._first = passed  # Last: a read that was broken off is made again.
+            self._passed, self._first = passed  # Last, so that an interrupted read is repeated.
             self._advance(told, over=state in ENDED)
             if state in ENDED and not self.ended:
                 self.ended, self._ended_at = True, row.completed_at
-                if row.completed_at not in self._kept:  # Else somebody who resumes the run has just stored this end.
+                if row.completed_at not in self._kept:  # Otherwise a concurrent `resume` has just stored this end.
                     self._narrator.ended(row.completed_at or row.updated_at, *self._ending(row, state))
         found, self._found[:] = list(self._found), []
         return found
 
     def _turns(self, row: Any) -> tuple[dict[int, TurnRecords], tuple[int, int]]:
-        """Return the turns from the one that was open last time on; and how many steps and turns are passed then."""
+        """Return the turns from the last open one on, and the numbers of steps and turns that precede them."""
         if self._loop is None:
             start = self._store.start_record(row)
             self._narrator.begin(start)
@@ -82,7 +83,7 @@ class RecordedEvents:
         return told, passed
 
     def _advance(self, told: dict[int, TurnRecords], *, over: bool) -> None:
-        """Tell as far as the records go."""
+        """Emit events as far as the records reach."""
         while self._effect is not None:
             if isinstance(self._effect, Close):
                 answer = True if self._effect.turn + 1 in told else False if over else None
@@ -139,9 +140,9 @@ class RecordedEvents:
         return {"error_type": record["type"], "error_message": codec.decode(record.get("message", ""))}
 
     def keep_end(self) -> None:
-        """Store the event of a run's end, which `resume` is about to take back: it was told, so it stays.
+        """Store the event of a run's end, which `resume` is about to undo: it was delivered, so it must stay.
 
-        Where the run's records cannot be read here, it does not.
+        If the run's records cannot be read here, nothing is stored.
         """
         try:
             events = self.read()
@@ -152,7 +153,7 @@ class RecordedEvents:
             return
         if self._ended_at in self._kept:
             return
-        # What an execution that was cut off has recorded beyond a gap may stand behind the end.
+        # Records of an interrupted execution that follow a gap may be numbered after the end.
         last = next(event for event in reversed(events) if event.type.startswith("run."))
         turn = self._narrator.asking
         at = round(last.time.timestamp() * 1000)
@@ -164,14 +165,14 @@ class RecordedEvents:
 
 
 class Published(Protocol):
-    """What a run that executes here has published so far."""
+    """The events that a run executing here has published so far."""
 
     def since(self, after: int) -> list[Event] | None:
-        """Return the events behind a number, or None if they are not in memory any more."""
+        """Return the events after a number, or None if they are no longer in memory."""
 
 
 class EventReader:
-    """One reader of a run: gives what comes behind event number `after`, each event once."""
+    """One reader of a run: yields the events after number `after`, each once."""
 
     def __init__(self, store: Callable[[], Store], run_id: str, after: int) -> None:
         self._store = store
@@ -179,14 +180,14 @@ class EventReader:
         self._after = after
         self._recorded: RecordedEvents | None = None
         self.pause = SOONEST
-        """Seconds until the database is to be looked at again."""
+        """Seconds until the next poll of the database."""
 
     def live(self, feed: Published) -> list[Event] | None:
-        """Give what is new in the process that executes the run; None if the reader is too far behind for it."""
+        """Return the new events of the process that executes the run; None if the reader is too far behind."""
         return self._given(feed.since(self._after))
 
     def read(self) -> list[Event]:
-        """Give what is new in the database."""
+        """Return the new events in the database."""
         if self._recorded is None:
             self._recorded = RecordedEvents(self._store(), self._run_id)
         events = [event for event in self._recorded.read() if event.seq > self._after]
@@ -196,7 +197,7 @@ class EventReader:
 
     @property
     def over(self) -> bool:
-        """Whether the run has ended and all of it was read."""
+        """Return True if the run has ended and all of it was read."""
         return self._recorded is not None and self._recorded.ended
 
     def _given(self, events: list[Event] | None) -> list[Event] | None:

@@ -1,7 +1,7 @@
-"""Forks: a new run that begins with the first turns of another, and goes on with the code as it is now.
+"""Forks: a new run that begins with the first turns of another and continues with the current code.
 
-The start record of a fork has the kept turns in it, so a fork needs nothing of the run it comes from any more: it
-resumes, is exported and is forked like any other.
+The start record of a fork contains the kept turns, so a fork does not depend on the run it comes from: it resumes, is
+exported and is forked like any other.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from durable_swarm.validation import check_name, check_whole
 
 
 class Host(Protocol):
-    """What a fork needs of the process, if the process can execute runs."""
+    """The parts of a process that a fork needs, if the process can execute runs."""
 
     @property
     def version(self) -> str:
-        """The application version whose runs DBOS executes here."""
+        """The application version of the runs that DBOS executes here."""
 
     def lend(self, run_id: str, agent: Any) -> None:
-        """Have a run of this id mean this agent, whatever others share its name."""
+        """Bind a run id to this agent object, even if other agents share its name."""
 
     def queue_for(self, agent: str, swarm: str) -> str:
-        """Give the queue on which a new run of the agent begins soonest."""
+        """Return the queue on which a new run of the agent starts soonest."""
 
 
 @dataclass(frozen=True)
 class ForkArguments:
-    """The arguments of one `fork`, checked. Raises `ConfigurationError`, naming the argument and the remedy."""
+    """The checked arguments of one `fork`. Raises `ConfigurationError` with the argument and the remedy."""
 
     turn: int
     agent: Any = None
@@ -63,7 +63,7 @@ class ForkArguments:
 
     @property
     def agent_name(self) -> str | None:
-        """The name of the agent to go on with, if one was given."""
+        """The name of the agent to continue with, if one was given."""
         return self.agent if self.agent is None or isinstance(self.agent, str) else str(self.agent.name)
 
 
@@ -75,14 +75,14 @@ class Planned:
     agent: str
 
     def about(self) -> dict[str, Any]:
-        """Give what is noted on the run, readable for everybody."""
+        """Return the notes on the run, readable without the codec."""
         forked = self.record["forked"]
         notes = {"agent": self.agent, "swarm": self.record.get("swarm", ""), "at": self.record["at"]}
         return {**notes, "forked_from": forked["run"], "turn": forked["turn"]}
 
 
 def fork(store: Store, host: Host | None, row: Any, asked: ForkArguments, swarm: str | None) -> str:
-    """Record a fork of the run in `row`, to be executed where its agent is defined, and give its id.
+    """Record a fork of the run in `row`, to be executed where its agent is defined, and return its id.
 
     Raises `ConfigurationError` for a turn that cannot be forked at, `RunConflict` for an id that is taken.
     """
@@ -101,7 +101,7 @@ def fork(store: Store, host: Host | None, row: Any, asked: ForkArguments, swarm:
 
 
 def _inner_id() -> str | None:
-    """Give the id of a fork that a tool makes, the same in every life."""
+    """Return the id of a fork made by a tool. It is the same in every execution."""
     here = calling()
     return here.next_id() if here is not None and steps.in_workflow() else None
 
@@ -119,7 +119,7 @@ def _record(store: Store, host: Host | None, fork_id: str, planned: Planned, sto
 
 
 def _check_same(store: Store, fork_id: str, planned: Planned) -> None:
-    """Check that the run of this id is the fork that was asked for."""
+    """Check that the existing run of this id is the requested fork."""
     recorded = store.start_record(store.row(fork_id))
     if _asked(recorded) != _asked(store.settled(fork_id, planned.record, planned.about()["swarm"])):
         raise errors.RunConflict(
@@ -132,7 +132,7 @@ def _asked(record: base.Record) -> str:
 
 
 def plan(store: Rows, row: Any, asked: ForkArguments, swarm: str) -> Planned:
-    """Give the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
+    """Return the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
     start, turn = store.start_record(row), asked.turn
     told = recorded_turns(store, row, start)
     kept = _kept(row.workflow_id, told, turn, calls=start.get("execute_tools", True))
@@ -157,7 +157,7 @@ def _plain_data(messages: Sequence[Message]) -> list[Any]:
 
 
 def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> list[base.Record]:
-    """Give the turns before `turn`; `calls` is whether the run makes the calls of its replies at all."""
+    """Return the turns before `turn`; `calls` is False if the run does not make the calls of its replies."""
     whole = next((at for at, one in enumerate(told) if not (one.whole if calls else not one.read().calls)), len(told))
     if turn > whole:
         open_ = "is not finished" if calls else "has tool calls that were not made (execute_tools=False)"
@@ -167,7 +167,7 @@ def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> li
 
 
 def _next(run_id: str, start: Start) -> Ask | CallAll:
-    """Give the first thing the fork will do."""
+    """Return the fork's first effect."""
     loop = turns(start)
     found = next(loop, None)
     loop.close()

@@ -1,4 +1,4 @@
-"""Putting an exported run into a database: as the rows it had, ended, in one transaction. Nothing is executed."""
+"""Storing an exported run in a database: its original rows, ended, in one transaction. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from durable_swarm.engine.signals import Broken
 from durable_swarm.engine.storage.runs import Store
 
 _OUTSIDE = frozenset({"package", "status", "finished"})
-"""What may differ between two exports of one run: who wrote it, and how it stood then."""
+"""Fields that may differ between two exports of one run: the exporting package, and the run's state at that time."""
 
 
 def import_run(store: Store, data: Any) -> str:
-    """Store an exported run and give its id; the same run again changes nothing.
+    """Store an exported run and return its id; importing the same run again changes nothing.
 
-    A run that had not ended is cancelled, so that nobody goes on with it unasked. Raises `ConfigurationError` for what
-    is no exported run, and `RunConflict` for an id that belongs to another run.
+    A run that had not ended is cancelled, so that it does not continue unasked. Raises `ConfigurationError` for a
+    document that is not an exported run, and `RunConflict` for an id that belongs to another run.
     """
     run = Exported(data)
     if not _is_there(store, run):
@@ -43,7 +43,7 @@ def import_run(store: Store, data: Any) -> str:
 
 
 def _seal(store: Store, run: Exported) -> RecordCodec:
-    """Give what closes the imported run. Raises `ConfigurationError` where it would be open beside sealed ones."""
+    """Return the codec of the imported run. Raises `ConfigurationError` if it would be readable beside encoded runs."""
     seal = store.seal(run.row)
     if seal.codec is None and store.holds_sealed(run.data.swarm):
         raise errors.ConfigurationError(
@@ -76,7 +76,7 @@ def _taken(run_id: str) -> errors.RunConflict:
 
 
 class _Rows:
-    """The rows of an exported run, in the columns of DBOS, sealed for the database they go to."""
+    """The rows of an exported run, in the columns of DBOS, encoded for the target database."""
 
     def __init__(self, run: Exported, seal: RecordCodec, now: int) -> None:
         self._run = run
@@ -84,7 +84,7 @@ class _Rows:
         self._now = now
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """Give the rows by their tables."""
+        """Return the rows by table."""
         run = self._run.data.id
         calls = self._run.children(run, load_output=True)
         ended = [call for call in calls if call.output is not None]
@@ -162,5 +162,5 @@ class _Rows:
 
 
 def _text(value: Any) -> str:
-    """Give JSON as pure ASCII, which every database takes whatever stands in it."""
+    """Return JSON as pure ASCII, which every database accepts."""
     return json.dumps(value, separators=(",", ":"))

@@ -1,14 +1,14 @@
-"""Tells the events of a run from its records: as they are made, or as a database has them. Both tell the same.
+"""Derives the events of a run from its records, live or from a database. Both give the same events.
 
-What follows from the records is stored nowhere else. Rows of events hold the rest: the pieces in which a text came,
-progress, and an end that `resume` took back. A row of text says up to which number pieces may have been shown in its
-process before they were stored; a life that asks the model again goes on behind that, and what lies between is told as
-`text.reset`. So nobody is ever told something else under a number that was seen. Numbers that tools had drawn for what
-was lost in a crash may stay free: what waits behind them was told to nobody, and closes up when the batch has ended.
+Events that follow from the records are not stored. Rows of events store the rest: the pieces in which a text arrived,
+progress, and an end that `resume` undid. A row of text states the highest number under which pieces may have been shown
+before they were stored. An execution that asks the model again continues after that number, and the gap is filled with
+`text.reset`, so a number never carries two different texts. Numbers that tools reserved for events lost in a crash may
+stay free: events that waited behind them were not delivered, and close up when the batch has ended.
 
     text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset
     progress  {progress: [[seq, at, data], ...]}                    an entry of another type has it as its fourth part
-    end       {ended: [at, type, data], turn, of}                   `turn` if its model call was under way, else absent;
+    end       {ended: [at, type, data], turn, of}                   `turn` only if its model call was in progress;
                                                                     `of`: when the run's row says that it ended
 """
 
@@ -26,43 +26,43 @@ from durable_swarm.events import Event, EventType
 from durable_swarm.loop import NOT_MADE, Call
 
 UNSTORED = 1
-"""How many pieces of a streamed reply may be shown before its first row is stored."""
+"""The number of pieces of a streamed reply that may be shown before its first row is stored."""
 
 LONGEST_VOID = 1000
-"""More numbers than any row lets be shown ahead of it."""
+"""An upper bound on the numbers that a row lets be shown ahead of it."""
 
 Row = tuple[int, Record]
-"""A row of events with its number, the row's first event's."""
+"""A row of events with its number, which is that of the row's first event."""
 
 
 class EventProjection:
-    """Tells one run. Times are milliseconds since 1970."""
+    """The projection of one run. Times are milliseconds since 1970."""
 
     def __init__(self, deliver: Callable[[Event], None]) -> None:
         self.journal = EventSequence(deliver)
         self.asking: int | None = None
-        """The turn whose model call is under way."""
+        """The turn whose model call is in progress."""
         self.shown = 0
         """The last number under which a piece of that turn may have been shown."""
         self.in_pieces = False
-        """Whether the text of a reply is told while it comes in."""
+        """True if the text of a reply is emitted while it arrives."""
         self._makes_calls = self._together = False
         self._time = 0
         self._rows: defaultdict[int, list[Row]] = defaultdict(list)
-        """Rows that tell of turns to come."""
+        """Rows of later turns."""
         self._progress: defaultdict[int, list[list[Any]]] = defaultdict(list)
-        """Progress in turns to come."""
+        """Progress in later turns."""
         self._turn = -1
         self._begun = 0
         self._agent = ""
         self._calls: list[Call] = []
         self._results: dict[int, str] = {}
-        """What the calls of this turn gave, by their place."""
+        """The outcomes of this turn's calls, by position."""
         self.written = ""
         """The tool whose call the last reply seems to have written as text."""
 
     def begin(self, start: Record) -> None:
-        """Tell that the run has started, and the turns that a fork has kept."""
+        """Emit the start of the run, and the turns that a fork has kept."""
         self._time = round(start.get("at", 0) * 1000)
         self.in_pieces = start.get("stream") is True and not start.get("whole")
         self._makes_calls = start.get("execute_tools", True)
@@ -75,7 +75,7 @@ class EventProjection:
                     self.returned(index, outcome)
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Take in rows of events, in the order of their numbers."""
+        """Add rows of events, in the order of their numbers."""
         for seq, row in rows:
             self._add_progress(row.get("progress", ()))
             turn = row.get("turn")
@@ -88,7 +88,7 @@ class EventProjection:
                 self._rows[turn].append((seq, row))
 
     def asked(self, turn: int, agent: str) -> None:
-        """Tell that a turn has started: the model is asked."""
+        """Emit the start of a turn: the model is asked."""
         self.journal.close_up()
         self._turn, self._agent, self.asking = turn, agent, turn
         self._follow("turn.started", turn=turn, agent=agent)
@@ -98,7 +98,7 @@ class EventProjection:
             self._row(seq, row)
 
     def text(self, seq: int, pieces: Iterable[tuple[int, str | None]]) -> None:
-        """Tell pieces of text, numbered from `seq`; what is missing before them was void."""
+        """Emit pieces of text, numbered from `seq`; missing pieces before them were void."""
         for number, (at, text) in enumerate(pieces, seq):
             self._void(number - 1, at)
             if text is None:
@@ -107,13 +107,13 @@ class EventProjection:
                 self.journal.place(number, "text.delta", {"turn": self._turn, "text": text}, at)
 
     def replied(self, reply: Record) -> None:
-        """Tell what the reply says beyond what was told of it already, and that calls begin."""
+        """Emit the rest of the reply, beyond the pieces emitted already, and the start of its calls."""
         content = codec.decode(reply["message"].get("content"))
         if "shown" in reply:
             self.text(reply["shown"]["at"], _pieces(reply["shown"], content))
         elif isinstance(content, str) and content:
             if self.in_pieces and self.shown > self._begun:
-                # A version that does not stream went on with it.
+                # A version that does not stream continued the run.
                 self._void(max(self.shown, self.journal.last) + 1, self._time)
             self._follow("text.delta", turn=self._turn, text=content)
         self.asking, self._time = None, max(self._time, reply.get("at", 0))
@@ -130,7 +130,7 @@ class EventProjection:
             self._tell(call)
 
     def returned(self, index: int, outcome: Record) -> None:
-        """Tell what came of a call, and that the next one begins."""
+        """Emit the outcome of a call, and the start of the next one."""
         self._add_progress(outcome.get("progress", ()))
         call, numbers = self._calls[index], iter(outcome.get("seq", ()))
         at = outcome.get("at", self._time)
@@ -145,7 +145,7 @@ class EventProjection:
             self._begin_calls(index + 1)
 
     def ended(self, at: int, kind: EventType, data: dict[str, Any]) -> None:
-        """Tell that the run has ended. What waits for a lost place is told once the run goes on, if it does."""
+        """Emit the end of the run. Events after a lost number are emitted if the run continues."""
         if kind == "run.finished":
             self.journal.close_up()
         self.journal.give_up()
@@ -166,7 +166,7 @@ class EventProjection:
 
     def _row(self, seq: int, row: Record) -> None:
         if seq - self.journal.last > LONGEST_VOID:
-            return  # Damaged: no row stands so far ahead.
+            return  # Damaged: a row is never so far ahead.
         if "ended" in row:
             at, kind, data = row["ended"]
             self._void(seq - 1, at)
@@ -183,7 +183,7 @@ class EventProjection:
             self.journal.follow("text.reset", {"turn": self._turn}, at)
 
     def _begin_calls(self, index: int) -> None:
-        """One after the other: tell that the next call begins, and what needs no call."""
+        """Emit the start of the next call, one after the other, and the calls that need no execution."""
         for call in self._calls[index:]:
             self._follow("tool.started", **self._about(call), arguments=call.arguments)
             if not self._tell(call):
@@ -207,19 +207,19 @@ class EventProjection:
 
 
 def numbers_in(outcome: Record) -> list[int]:
-    """Give the numbers of events that the record of a call's outcome has."""
+    """Return the event numbers in the record of a call's outcome."""
     return [*outcome.get("seq", ()), *(entry[0] for entry in outcome.get("progress", ()))]
 
 
 def noted_in(row: Record) -> Iterator[tuple[str, str]]:
-    """Give what a row tells that is told once, by its type and what it is about."""
+    """Yield the row's events that are emitted only once, as type and subject."""
     for _, _, encoded, *kind in row.get("progress", ()):
         if kind:
             yield kind[0], codec.decode(encoded)["request_id"]
 
 
 def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, str | None]]:
-    """Give the pieces of a reply's end: the lengths of those that the reply holds, the text of those that were void."""
+    """Yield the pieces at a reply's end: as lengths if the reply contains them, as text if they were void."""
     position = shown["from"]
     for at, piece in shown["events"]:
         if isinstance(piece, int):

@@ -1,4 +1,4 @@
-"""Errors that are read from a record: each says when it was recorded, and what continues the run."""
+"""Errors read from records: each states when it was recorded and the command that continues the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from durable_swarm.engine.storage.runs import Store, moment
 
 
 def error_of(store: Store, row: Any) -> Exception:
-    """Return the error that ended a failed run, from its row. Its attributes are those that were recorded."""
+    """Return the error that ended a failed run, from its row, with the recorded attributes."""
     record = store.failure_record(row)
     if record is not None:
         error = failures.read_failure(record)

@@ -1,4 +1,4 @@
-"""Numbers the events of a run."""
+"""Numbering of a run's events."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from durable_swarm.events import Event, EventType
 
 
 class EventSequence:
-    """Numbers the events of a run and hands them on in order.
+    """Numbers the events of a run and delivers them in order.
 
-    Most follow from what came before (a turn starts where the last one ended): `follow` gives them the next number in
-    every process that tells them. Those that depend on time (pieces of text, progress, which call ended first) have
-    the number that the executing process chose and recorded with them: `place`. A place left free lets what is behind
-    it wait: what belongs there is not recorded yet.
+    Most events follow from earlier ones (a turn starts where the last one ended): `follow` assigns them the next number
+    in every process. Events that depend on time (pieces of text, progress, which call ended first) have the number that
+    the executing process chose and recorded with them: `place`. A free number delays the events after it, because its
+    own event is not recorded yet.
     """
 
     def __init__(self, deliver: Callable[[Event], None]) -> None:
         self.last = 0
-        """The number of the last event handed on."""
+        """The number of the last event delivered."""
         self._deliver = deliver
         self._ahead: dict[int, Event] = {}
         self._free = 1
@@ -28,11 +28,11 @@ class EventSequence:
         self._reserved: set[int] = set()
 
     def follow(self, kind: EventType, data: dict[str, Any], at: int) -> None:
-        """Tell what happens next; `at` is in milliseconds since 1970."""
+        """Deliver the next event; `at` is in milliseconds since 1970."""
         self.place(self.last + 1, kind, data, at)
 
     def place(self, seq: int, kind: EventType, data: dict[str, Any], at: int) -> None:
-        """Tell an event that has its number. Telling it again does nothing."""
+        """Deliver an event that has its number. Repeating it does nothing."""
         if seq <= self.last:
             return
         self._ahead[seq] = Event(seq, kind, data, datetime.fromtimestamp(at / 1000, UTC))
@@ -41,28 +41,28 @@ class EventSequence:
             self._deliver(event)
 
     def close_up(self) -> None:
-        """Tell what waits behind a free place, and give it the next number: what belonged there was lost in a crash.
+        """Deliver the events after a free number under the next numbers: the missing event was lost in a crash.
 
-        Ends of the run that were told keep their numbers.
+        Ends of the run that were delivered keep their numbers.
         """
         for seq in sorted(seq for seq, event in self._ahead.items() if not event.type.startswith("run.")):
             event = self._ahead.pop(seq, None)
-            if event is not None:  # Else it was told behind the one before.
+            if event is not None:  # Otherwise it was delivered after the one before.
                 self.place(self.last + 1, event.type, event.data, round(event.time.timestamp() * 1000))
         self._free = 1
 
     def give_up(self) -> None:
-        """Forget what waits behind a free place."""
+        """Drop the events that wait for a free number."""
         self._ahead.clear()
         self._reserved.clear()
         self._free = 1
 
     def reserve(self, numbers: Iterable[int]) -> None:
-        """Give these numbers to nobody: what has them will be told."""
+        """Reserve these numbers for events that are delivered later."""
         self._reserved.update(seq for seq in numbers if seq > self.last)
 
     def take(self) -> int:
-        """Give the lowest number that is free; nobody else gets it."""
+        """Return the lowest free number and reserve it."""
         seq = max(self._free, self.last + 1)
         while seq in self._ahead or seq in self._reserved:
             seq += 1

@@ -1,4 +1,4 @@
-"""Reads a run's records: its story and its steps, from the rows of the run and of its tool calls."""
+"""Reads a run's history and steps from the rows of the run and of its tool calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from durable_swarm.tools.repeats import FAILED, Place, key_of
 
 
 def story(store: Rows, row: Any) -> RunHistory:
-    """Tell the run's story as far as it is recorded."""
+    """Return the run's history as far as it is recorded."""
     record = store.start_record(row)
     start, told = runs.read_start(record), recorded_turns(store, row, record)
     replies = iter(told[len(start.kept) :])
@@ -36,9 +36,9 @@ def story(store: Rows, row: Any) -> RunHistory:
 
 
 def step_infos(store: Rows, row: Any) -> list[StepInfo]:
-    """Return the run's steps in the order in which they were begun, with numbers from 1; those a fork has kept first.
+    """Return the run's steps in the order in which they were begun, numbered from 1; steps kept by a fork come first.
 
-    What was stored through a codec that this process lacks is shown as `(encrypted)`.
+    Data stored through a codec that this process lacks is shown as `(encrypted)`.
     """
     with base.reading(f"a step of run {row.workflow_id!r}"):
         start = _opened(lambda of, _: store.start_record(of), row, row)
@@ -55,13 +55,13 @@ def step_number(store: Store, run_id: str, place: Place) -> int | None:
     for step in steps:
         if step.kind == "tool" and (step.turn, step.index) == place:
             return step.number
-    # A twin that has not begun: it comes after its reply.
+    # A duplicate call that has not begun: it comes after its reply.
     reply = next((step.number for step in steps if step.kind == "model" and step.turn == place[0]), None)
     return None if reply is None else reply + 1 + place[1]
 
 
 def _mark_repeated(fields: list[dict[str, Any]]) -> None:
-    """Note of each call that succeeded before, or stands before in its reply, the number of that step."""
+    """Note on each call that succeeded before, or occurs earlier in its reply, the number of that step."""
     succeeded: dict[str, int] = {}
     twins: dict[str, int] = {}
     for number, step in enumerate(fields, 1):
@@ -87,7 +87,7 @@ def _failure(store: Rows, row: Any) -> base.Record | None:
 
 
 def _with_failure(fields: list[dict[str, Any]], failure: base.Record | None) -> list[dict[str, Any]]:
-    """Tell of the step that ended the run: it has no record of its own, since it is to be repeated."""
+    """Add the step that ended the run: it has no record of its own, because it is to be repeated."""
     if failure is None or not failure.get("step"):
         return fields
     ended = {"status": "failed", "error": f"{failure['type']}: {codec.decode(failure.get('message', ''))}"}
@@ -108,7 +108,8 @@ def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str
 def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, Any]]:
     rows, children = store.steps(row.workflow_id), calls_of(store, row)
     opened = {step.function_id: _opened(store.step_record, step, row) for step in rows}
-    # The calls of the last reply by the numbers of their steps, those that are not made, and what the others gave.
+    # The calls of the last reply by the numbers of their steps, the calls that are not made, and the texts of the
+    # others.
     calls, unmade, texts = dict[int, Call](), list[tuple[int, Call]](), dict[int, Any]()
     for step in rows:
         while unmade and unmade[0][0] <= step.function_id:
@@ -130,7 +131,7 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
 
 
 def _planned(reply: base.Record, number: int) -> tuple[dict[int, Call], list[tuple[int, Call]]]:
-    """Return the calls of a reply by the number of each one's step, and apart from them those that are not made."""
+    """Return the calls of a reply by step number, and separately the calls that are not made."""
     if "message" not in reply:
         return {}, []
     placed = list(numbered(runs.read_reply(reply).calls, number))
@@ -146,7 +147,7 @@ def _noted(fields: dict[str, Any], call: Call | None, texts: dict[int, Any]) -> 
 
 
 def _unmade(call: Call, texts: dict[int, Any]) -> dict[str, Any]:
-    """Return the step of a call that was not made: refused, or answered with the result of another."""
+    """Return the step of a call that was not made: it was refused, or answered with the result of another."""
     if call.twin is None:
         return told_step(call, call.text)
     text = texts.get(call.twin)
@@ -154,7 +155,7 @@ def _unmade(call: Call, texts: dict[int, Any]) -> dict[str, Any]:
 
 
 def _opened(read: Callable[[Any, Any], base.Record], stored: Any, row: Any) -> base.Record:
-    """Give a record as far as it can be read: what is not a record has no fields, and of a closed one it is known."""
+    """Return as much of a record as can be read: a non-record has no fields, an encoded one is marked as such."""
     try:
         return read(stored, row)
     except Unreadable:
@@ -209,7 +210,7 @@ def _inner(step: Any, record: base.Record) -> dict[str, Any]:
         "name": step.function_name,
         "kind": "step",
         "status": "failed" if failed else "done",
-        # A step of DBOS's own, such as a sleep, has no record of ours.
+        # A step of DBOS's own, such as a sleep, is not one of our records.
         "output": _value(record, "value") if record else step.output,
         "error": _error(step, record) if failed else None,
         **_times(step),

@@ -1,1 +1,1 @@
-"""What is stored in the database, as pure data: names, encode, decode. No I/O, no threads."""
+"""Stored data as plain records: names, encoding, decoding. No I/O, no threads."""

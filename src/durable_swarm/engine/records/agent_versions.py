@@ -1,7 +1,7 @@
-"""Agents that were changed under a run: what holds it (`DurableSwarm(changed_agents="hold")`), and what lets it go on.
+"""Agents that changed while a run was unfinished: the hold (`DurableSwarm(changed_agents="hold")`) and its release.
 
-The fingerprint of each agent stands in the records of its replies, so that a run which goes on knows from its replay
-which version answered last; the database is asked only where another one is to answer now.
+The fingerprint of each agent is stored in the records of its replies, so replay knows which version answered last. The
+database is read only when a different version is about to answer.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 from durable_swarm import agents, errors
 
 HELD_FOR, ACCEPTED = "held_for", "accepted"
-"""Notes on a run: the change that it is held for, and the one that a person has accepted by resuming it."""
+"""Notes on a run: the change that holds it, and the change that a person accepted by resuming it."""
 
 
 class Answered(NamedTuple):
-    """The turn in which an agent answered last in a run, and the version that did."""
+    """The turn in which an agent last answered in a run, and the version that answered."""
 
     turn: int
     version: str
 
 
 def changed(run_id: str, agent: Any, last: Answered | None) -> errors.AgentChanged | None:
-    """Give what there is to say where another version of the agent would answer now; None where it never answered."""
+    """Return the error to raise if another version of the agent would answer now; None if the agent never answered."""
     if last is None:
         return None
     version = agents.fingerprint(agent)
@@ -40,5 +40,5 @@ def changed(run_id: str, agent: Any, last: Answered | None) -> errors.AgentChang
 
 
 def mark(change: errors.AgentChanged) -> str:
-    """Give how a change is noted: once the new version has answered, or for another one, it has another mark."""
+    """Return the mark of a change. It differs for another version, and once the new version has answered."""
     return f"{change.turn}:{change.version}"

@@ -1,4 +1,4 @@
-"""What all records have: a version, and how one is read."""
+"""The parts that all records share: the version, and the checks on reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 
 def read(record: Any, where: str) -> Record:
-    """Check that this is a record of a version this package can read, and give it."""
+    """Check that this is a record of a version this package can read, and return it."""
     if not isinstance(record, dict) or not isinstance(record.get("v"), int):
         raise errors.ReplayMismatch(f"{where} is not a record of durable-swarm")
     if record["v"] > VERSION:
@@ -25,7 +25,7 @@ def read(record: Any, where: str) -> Record:
 
 
 def _slim(**fields: Any) -> Record:
-    """Give a record of the fields that say something."""
+    """Return a record without the empty fields."""
     return {"v": VERSION, **{key: value for key, value in fields.items() if value not in (None, {}, [], "")}}
 
 
@@ -42,7 +42,7 @@ def _named(context: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Round the reading of a record: one of another shape than was ever written becomes `ReplayMismatch`."""
+    """Turn errors raised while a malformed record is read into `ReplayMismatch`."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -51,7 +51,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 def _checked(value: Any, *kinds: type) -> Any:
-    """Give a value that is of one of these types, as everything is that was written here."""
+    """Return the value if it is of one of these types, as everything written here is."""
     if not isinstance(value, kinds):
         raise TypeError(f"a {type(value).__name__} where {' or '.join(kind.__name__ for kind in kinds)} was written")
     return value
@@ -62,7 +62,7 @@ def _each(values: Any, kind: type) -> list[Any]:
 
 
 def _values(data: Any) -> dict[str, Any]:
-    """Give values by name, as context variables are stored."""
+    """Return values by name, in the form in which context variables are stored."""
     decoded: dict[str, Any] = _checked(codec.decode(data), dict)
     _each(list(decoded), str)
     return decoded

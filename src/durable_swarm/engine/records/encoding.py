@@ -1,7 +1,7 @@
-"""Where records pass through the program's codec: closed before they are stored, opened after they are read.
+"""The program's codec applied to records: encoded before they are stored, decoded after they are read.
 
-A record that was closed into a text keeps a few fields beside it, `READABLE`: the structure of a run, which DBOS, the
-command line and a process without the codec need. All else of it is in the text.
+An encoded record keeps the fields in `READABLE` beside its text. They are the structure of a run, which DBOS, the
+command line and a process without the codec need. All other fields are in the text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SEALED = "sealed"
 """The field of a record that holds the codec's text."""
 
 ENCRYPTED = "(encrypted)"
-"""What is shown in place of what this process cannot open."""
+"""Shown in place of data that this process cannot decode."""
 
 READABLE = (
     *("v", "agent", "swarm", "at", "debug", "model_override", "max_turns", "execute_tools"),
@@ -31,37 +31,37 @@ READABLE = (
 
 
 class Unreadable(errors.ConfigurationError):
-    """A record cannot be opened here: the codec is missing, has another key, or refuses the record."""
+    """A record cannot be decoded here: the codec is missing, has another key, or refuses the record."""
 
 
 def is_sealed(stored: Any) -> bool:
-    """Whether a record was closed into a text, so that nobody reads it without the codec."""
+    """Return True if the record was encoded, so that it cannot be read without the codec."""
     return isinstance(stored, dict) and SEALED in stored
 
 
 def input_of(run_id: str) -> Place:
-    """Give the place of what a run was started with."""
+    """Return the place of a run's input."""
     return Place(run_id, "input")
 
 
 def output_of(call: str) -> Place:
-    """Give the place of what an undecorated tool call gave."""
+    """Return the place of the output of an undecorated tool call."""
     return Place(call, "output")
 
 
 def failure_of(run_id: str) -> Place:
-    """Give the place of the error that ended a run."""
+    """Return the place of the error that ended a run."""
     return Place(run_id, "error")
 
 
 @dataclass(frozen=True)
 class RecordCodec:
-    """The codec of one swarm, or None where it has none."""
+    """The codec of one swarm, or None if it has none."""
 
     codec: Codec | None
 
     def close(self, record: Record, place: Place) -> Record:
-        """Give the record as it is stored. Raises `ConfigurationError`."""
+        """Return the record as it is stored. Raises `ConfigurationError`."""
         if self.codec is None:
             return record
         beside, data = _divide(record)
@@ -77,18 +77,18 @@ class RecordCodec:
         return {**beside, **stored}
 
     def close_step(self, record: Record, place: Place) -> Record:
-        """Close a record inside a step. What the codec raises holds the run, and is not the step's result."""
+        """Encode a record inside a step. An error of the codec holds the run and is not stored as the step's result."""
         try:
             return self.close(record, place)
         except errors.ConfigurationError as error:
             raise RunHeld(error) from error
 
     def settle(self, record: Record, place: Place) -> Record:
-        """Give the record as it will be read, for a codec that changes what it stores."""
+        """Return the record as it will be read back, for a codec that changes what it stores."""
         return record if self.codec is None else self.open(self.close(record, place), place, "what was just encoded")
 
     def open(self, stored: Any, place: Place, what: str) -> Record:
-        """Give the record that was stored; `what` names it in errors. Raises `ReplayMismatch`, `Unreadable`."""
+        """Return the decoded record; `what` names it in errors. Raises `ReplayMismatch`, `Unreadable`."""
         beside, data = _divide(read(stored, what))
         closed = data.get(SEALED)
         if self.codec is None:
@@ -118,6 +118,6 @@ class RecordCodec:
 
 
 def _divide(record: Record) -> tuple[Record, Record]:
-    """Give the fields that stay readable, and the others."""
+    """Return the fields that stay readable, and the others."""
     beside = {key: value for key, value in record.items() if key in READABLE}
     return beside, {key: value for key, value in record.items() if key not in READABLE}

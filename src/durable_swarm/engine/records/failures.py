@@ -18,12 +18,12 @@ log = logging.getLogger("durable_swarm")
 
 
 def step_record(value: Any) -> Record:
-    """Give the record of what a `@step` returned. Raises `NotSerializable`."""
+    """Return the record of a `@step`'s return value. Raises `NotSerializable`."""
     return {"v": 1, "value": codec.encode(value, "the step's result")}
 
 
 def step_failure(run_id: str, name: str, error: BaseException) -> Record:
-    """Return the record of what a `@step` raised, so that it can be raised again as what it was."""
+    """Return the record of an exception that a `@step` raised, so that replay raises the same class."""
     record = failure_record(run_id, error, step=name)
     with contextlib.suppress(errors.NotSerializable):
         record["args"] = masked(codec.encode(list(error.args)))
@@ -40,22 +40,22 @@ def step_failure(run_id: str, name: str, error: BaseException) -> Record:
 
 @dataclass(frozen=True)
 class Done:
-    """How a `@step` ended: with what it returned, or with what it raised."""
+    """The outcome of a `@step`: its return value or its exception."""
 
     returned: Any = None
     raised: BaseException | None = None
     awaited: bool = False
-    """Whether the step's function gave something to await, so that its caller awaits what was recorded, too."""
+    """True if the step's function returned an awaitable, so that its caller awaits the recorded value, too."""
 
     def value(self) -> Any:
-        """Return what the step returned, or raise what it raised."""
+        """Return the step's value, or raise its exception."""
         if self.raised is not None:
             raise self.raised
         return self.returned
 
 
 def step_done(record: Record) -> Done:
-    """Give how a step ended, from its record. Raises `ReplayMismatch` for a record that is damaged."""
+    """Return the outcome of a step from its record. Raises `ReplayMismatch` for a damaged record."""
     with reading("a step"):
         awaited = record.get("awaited") is True
         if "raised" in record:
@@ -64,9 +64,9 @@ def step_done(record: Record) -> Done:
 
 
 def rebuild(record: Record) -> BaseException:
-    """Return the recorded exception as the class it had, found by name among the modules in use; else `RunFailed`.
+    """Return the recorded exception in its original class, found by name among the loaded modules; else `RunFailed`.
 
-    No constructor runs: arguments and attributes are put back as the plain data they are.
+    No constructor runs: arguments and attributes are restored as plain data.
     """
     kind = _class_of(record["type"])
     if "own" in record or kind is None or "state" not in record:
@@ -81,13 +81,13 @@ def rebuild(record: Record) -> BaseException:
 def _class_of(qualified: str) -> type[BaseException] | None:
     """Find an exception class by its qualified name, without importing anything."""
     module, _, name = qualified.rpartition(".")
-    # Not getattr: a module may answer for a name by importing something.
+    # Not getattr, because a module's `__getattr__` may import something.
     found = getattr(sys.modules.get(module or "builtins"), "__dict__", {}).get(name)
     return found if isinstance(found, type) and issubclass(found, BaseException) else None
 
 
 def failure_record(run_id: str, error: BaseException, *, step: str = "") -> Record:
-    """Give an error that ended a run as plain data, without secrets."""
+    """Return an error that ended a run as plain data, without secrets."""
     lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-20)
     return _slim(
         run_id=run_id,
@@ -100,7 +100,7 @@ def failure_record(run_id: str, error: BaseException, *, step: str = "") -> Reco
 
 
 def _own(error: BaseException) -> Record | None:
-    """Give one of this package's errors with its attributes; a program's own subclass is foreign."""
+    """Return the record of one of this package's own errors with its attributes. A program's subclass is foreign."""
     if isinstance(error, errors.DurableSwarmError) and type(error).__module__ == errors.__name__:
         record: Record = codec.encode(masked(errors.to_record(error)))
         return record
@@ -108,7 +108,7 @@ def _own(error: BaseException) -> Record | None:
 
 
 def read_failure(record: Record) -> Exception:
-    """Give the error to raise for a recorded failure: this package's own as they were, others as `RunFailed`."""
+    """Return the error to raise for a recorded failure: our own errors as they were, others as `RunFailed`."""
     with reading("the failure of a run"):
         if "own" in record:
             return errors.from_record(codec.decode(record["own"]))

@@ -1,4 +1,4 @@
-"""Names that stand in the database: workflows, queues, steps, calls, ids."""
+"""Names stored in the database: workflows, queues, steps, calls, ids."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from durable_swarm.validation import LONGEST_ID, check_name
 RUN = "durable_swarm.run"
 TOOL = "durable_swarm.tool"
 WIRE = "durable-swarm-1"
-"""DBOS's application version: a constant of this format, so that no edit of a program strands its runs."""
+"""DBOS's application version: a constant of this format, so that an edit of a program does not strand its runs."""
 
 VERSION = 1
 
 QUEUE = "durable_swarm:"
-"""Prefix of the queue on which one process takes runs over; its executor id follows."""
+"""Prefix of the queue on which one process takes over runs; its executor id follows."""
 
 UNCLAIMED = f"{QUEUE}unclaimed"
-"""The queue of runs that any process with their agents may take."""
+"""The queue of runs that any process with their agents may execute."""
 
 
 def work_queue(swarm: str) -> str:
-    """Give the queue of a swarm's new runs that wait for a worker."""
+    """Return the queue on which new runs of a swarm wait for a worker."""
     return f"durable_swarm_work:{swarm}"
 
 
 BEGUN = "durable_swarm.begun"
-"""The step that marks that a `once` tool is about to be entered."""
+"""The step recorded just before a tool with effect `once` is called."""
 
 
 def model_step(agent: str) -> str:
-    """Give the name of an agent's model calls."""
+    """Return the step name of an agent's model calls."""
     return f"model:{agent}"
 
 
 def tool_step(name: str) -> str:
-    """Give the name of a tool's calls."""
+    """Return the step name of a tool's calls."""
     return f"tool:{name}"
 
 
 def call_key(run_id: str, turn: int, index: int) -> str:
-    """Give the id of a tool call, which is its idempotency key too."""
+    """Return the id of a tool call. It is also the call's idempotency key."""
     return f"{run_id}/{turn}.{index}"
 
 
 def check_id(run_id: Any) -> str:
-    """Check that a run may have this id, and give it. Raises `ConfigurationError`."""
+    """Check that the id is valid for a run, and return it. Raises `ConfigurationError`."""
     text = check_name("run_id", run_id, LONGEST_ID)
     if re.search(r"/\d+\.\d+$", text):
         raise errors.ConfigurationError(f"run_id {text!r} ends like the id of a tool call (/1.2); choose another")

@@ -1,4 +1,4 @@
-"""What the row of a request holds: the record of what is asked, and of what was decided."""
+"""The records in the row of a request: the question, and the decision."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from durable_swarm.requests import Decision, Kind, Request, RequestSpec, Status
 
 
 def place_of(request_id: str) -> Place:
-    """Give the place of what is asked."""
+    """Return the place of a question."""
     return Place(request_id, "request")
 
 
 def decision_of(request_id: str) -> Place:
-    """Give the place of what was decided."""
+    """Return the place of a decision."""
     return Place(request_id, "decision")
 
 
 def asked_record(asked: RequestSpec, kept: Record | None) -> Record:
-    """Give the record of what is asked, with what the run keeps with it."""
+    """Return the record of a question, with the data that the run stores beside it."""
     fields = {
         "agent": asked.agent,
         "tool": codec.encode(asked.tool),
@@ -41,7 +41,7 @@ def asked_record(asked: RequestSpec, kept: Record | None) -> Record:
 
 
 def misread(row: Any, seal: RecordCodec) -> Record:
-    """Give what is wrong with a result that was posted before its call asked for it, if anything."""
+    """Return the reason why a result posted before its call asked for it is wrong, or an empty record."""
     try:
         seal.open(json.loads(row.decision), decision_of(row.id), "it")
     except (Unreadable, errors.ReplayMismatch):
@@ -51,12 +51,12 @@ def misread(row: Any, seal: RecordCodec) -> Record:
 
 
 def differ(known: Record, now: Record) -> bool:
-    """Whether a request asks something else now than an answer was given to."""
+    """Return True if the request now asks something other than the question that was answered."""
     return any(known.get(field) != now.get(field) for field in ("question", "choices"))
 
 
 def request_of(row: Any, record: Record, decision: Decision | None) -> Request:
-    """Give a request from its row and its records. Raises ValueError, KeyError or TypeError where they are damaged."""
+    """Return a request from its row and its records. Raises ValueError, KeyError or TypeError if they are damaged."""
     why = codec.decode(record.get("why", ""))
     question = codec.decode(record.get("question", ""))
     choices = codec.decode(record.get("choices"))
@@ -85,5 +85,5 @@ def request_of(row: Any, record: Record, decision: Decision | None) -> Request:
 
 
 def moment(milliseconds: int) -> datetime:
-    """Give a time from milliseconds since 1970."""
+    """Return a time from milliseconds since 1970."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)

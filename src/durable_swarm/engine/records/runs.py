@@ -1,7 +1,7 @@
-"""The wire format: every name and every record that a run leaves in the database.
+"""The wire format: every name and every record that a run writes to the database.
 
-A record is a JSON object with a version `v`. What is written here is read by later versions of this package, so names
-and keys only ever gain, never change; `docs/code-changes.md` explains them to users.
+A record is a JSON object with a version `v`. Later versions of this package must read what is written here, so names
+and keys are only added, never changed; `docs/code-changes.md` explains them to users.
 
     workflow  durable_swarm.run       one run, id = run_id; its input is the start record
     workflow  durable_swarm.tool      one undecorated tool call, id = <run_id>/<turn>.<index>
@@ -9,8 +9,8 @@ and keys only ever gain, never change; `docs/code-changes.md` explains them to u
     step      model:<agent>           one model call: reply, plans, version, tokens
     step      tool:<name>             one call of a `@step` tool: its outcome
     step      <name>                  one call of a `@step` function inside a tool: its value
-    step      durable_swarm.begun     the mark that a tool with effect="once" is about to be entered
-    table     durable_swarm_requests  what runs ask, and what was decided (`engine.inbox`)
+    step      durable_swarm.begun     recorded just before a tool with effect="once" is called
+    table     durable_swarm_requests  requests of runs, and the decisions (`engine.storage.requests`)
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from durable_swarm.types import EndedBy, Usage
 
 
 def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bool, whole: bool = False) -> Record:
-    """Give the input of a run. Raises `NotSerializable`, naming the path of what has no JSON form.
+    """Return the input of a run. Raises `NotSerializable` with the path of the value that has no JSON form.
 
-    `whole` says that a reply that is streamed is stored only when it is complete.
+    `whole` says that a streamed reply is stored only when it is complete.
     """
     record = _slim(
         agent=start.agent,
@@ -51,7 +51,7 @@ def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bo
 
 
 def read_start(record: Record) -> Start:
-    """Give the loop's start from a run's input."""
+    """Return the loop's start from a run's input."""
     with reading("the input of a run"):
         return Start(
             agent=_checked(record["agent"], str),
@@ -66,31 +66,31 @@ def read_start(record: Record) -> Start:
 
 
 def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], **fields: Any) -> Record:
-    """Give the input of a fork, from that of the run it comes from and the turns of it that are kept."""
+    """Return the input of a fork, made from the source run's input and its kept turns."""
     same = {key: value for key, value in start.items() if key not in ("swarm", "at", "forked", "kept", "detours")}
     return {**same, **_slim(kept=kept, detours=detours, **fields)}
 
 
 def without_numbers(record: Record) -> Record:
-    """Give the record of a reply or an outcome without what belongs to the events of the run that made it."""
+    """Return the record of a reply or an outcome without its event numbers, which belong to the run that made it."""
     return {key: value for key, value in record.items() if key not in ("shown", "seq", "progress")}
 
 
 def turn_record(agent: str, reply: Record, outcomes: list[Record | None]) -> Record:
-    """Give the record of a turn that a fork keeps; None stands for a call that was not made, but told."""
+    """Return the record of a turn that a fork keeps; None stands for a call that was answered without being made."""
     made = [None if outcome is None else without_numbers(outcome) for outcome in outcomes]
     return {"agent": agent, "reply": without_numbers(reply), "outcomes": made}
 
 
 def read_turn(record: Record) -> Turn:
-    """Give a kept turn from its record."""
+    """Return a kept turn from its record."""
     with reading("a kept turn"):
         reply = _reply(record["reply"])
         return Turn(reply, outcomes_of(reply.calls, record["outcomes"]))
 
 
 def outcomes_of(calls: list[Call], made: list[Record | None]) -> list[Outcome]:
-    """Return what came of each call of a finished turn, from the records of those that were made."""
+    """Return the outcome of each call of a finished turn, from the records of the calls that were made."""
     outcomes: list[Outcome] = []
     for call, record in zip(calls, made, strict=True):
         outcomes.append(known(call, outcomes) or read_outcome(record or {}))
@@ -98,7 +98,7 @@ def outcomes_of(calls: list[Call], made: list[Record | None]) -> list[Outcome]:
 
 
 def detour_record(agent: str | None, messages: list[Any]) -> Record:
-    """Give the record of what a fork changes before a turn; `messages` are encoded already."""
+    """Return the record of a fork's change before a turn; `messages` are encoded already."""
     return _slim(agent=agent, messages=messages)
 
 
@@ -108,9 +108,10 @@ def _read_detour(record: Record) -> TurnOverride:
 
 
 def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Record | None) -> Record:
-    """Give the record of one model call. It holds the reply and never the history it was asked with.
+    """Return the record of one model call. It contains the reply, never the history that was sent.
 
-    `at` is the time in milliseconds since 1970, `shown` how the end of its text came in (`engine.narrator`).
+    `at` is the time in milliseconds since 1970; `shown` says in which pieces the end of the text arrived
+    (`engine.history.projection`).
     """
     return _slim(
         message=codec.encode(
@@ -130,7 +131,7 @@ def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Reco
 
 
 _TOTALS = 4
-"""How many counts of a usage stand in `usage`; those that came later stand in `usage_details`, by name."""
+"""The number of counts stored in `usage`; counts added later are in `usage_details`, by name."""
 
 
 def _usage_record(usage: Usage | None) -> Record:
@@ -150,7 +151,7 @@ def _read_usage(record: Record) -> Usage | None:
 
 
 def _plan_record(call: Call) -> str | Record:
-    """Give how a call is made: one word where that says it all."""
+    """Return the plan of a call: one word where that is enough."""
     if call.plan == "tell":
         return {"tell": codec.encode(call.text)}
     if call.plan == "same":
@@ -162,7 +163,7 @@ def _plan_record(call: Call) -> str | Record:
 
 
 def read_reply(record: Record) -> Reply:
-    """Give the reply and its plans from the record of a model call."""
+    """Return the reply and its plans from the record of a model call."""
     with reading("a model call"):
         return _reply(record)
 
@@ -195,18 +196,18 @@ def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
 
 
 def end_record(ending: Ending) -> Record:
-    """Return what a run gives to the database when it is done. Its messages are in the records of its steps."""
+    """Return the output of a run's workflow at its end. The run's messages are in the records of its steps."""
     return {"v": VERSION, "agent": ending.agent, "ended_by": ending.ended_by}
 
 
 def read_end(record: Any) -> EndedBy | None:
-    """Return what ended a run, from what it gave; None where that is not noted, as in runs of earlier versions."""
+    """Return what ended a run, from its output; None where that is not recorded, as in runs of earlier versions."""
     noted = record.get("ended_by") if isinstance(record, dict) else None
     return next((known for known in get_args(EndedBy) if known == noted), None)
 
 
 def outcome_record(outcome: Outcome) -> Record:
-    """Return the record of one tool call, without what its events need (`engine.feed`). Raises `NotSerializable`."""
+    """Return the record of one tool call, without the event fields. Raises `NotSerializable`."""
     return _slim(
         text=codec.encode(codec.mended_text(outcome.text)),
         agent=outcome.agent,
@@ -219,7 +220,7 @@ def outcome_record(outcome: Outcome) -> Record:
 
 
 def read_outcome(record: Record) -> Outcome:
-    """Give what came of a tool call from its record."""
+    """Return the outcome of a tool call from its record."""
     with reading("a tool call"):
         return Outcome(
             text=_checked(codec.decode(record.get("text", "")), str),
@@ -232,13 +233,13 @@ def read_outcome(record: Record) -> Outcome:
 
 @dataclass(frozen=True)
 class Change:
-    """What a tool did to its context variables in place, found by comparing their JSON before and after."""
+    """A tool's changes to its context variables in place, found by comparing their JSON before and after."""
 
     before: dict[str, Any]
 
     @staticmethod
     def watch(context: dict[str, Any]) -> tuple[Change, dict[str, Any]]:
-        """Give a private copy of the context for a tool, and what will tell its changes."""
+        """Return a private copy of the context for a tool, and the object that detects its changes."""
         encoded = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in context.items()}
         return Change(encoded), {key: codec.decode(value) for key, value in encoded.items()}
 

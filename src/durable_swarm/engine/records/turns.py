@@ -1,4 +1,4 @@
-"""The records of a run by its turns: those that a fork has kept, then its own; from a database or an exported run."""
+"""The records of a run by turn, kept turns of a fork first, from a database or an exported run."""
 
 from __future__ import annotations
 
@@ -13,60 +13,60 @@ from durable_swarm.tools.repeats import FAILED
 
 
 class Rows(Protocol):
-    """Where the rows of runs are read and their records opened: a database, or the file of an exported run."""
+    """A source of rows and decoded records: a database, or the file of an exported run."""
 
     def steps(self, workflow_id: str) -> list[Any]:
-        """Give the recorded steps of a run or a tool call, in order."""
+        """Return the recorded steps of a run or a tool call, in order."""
 
     def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
-        """Give the rows of a run's undecorated tool calls."""
+        """Return the rows of a run's undecorated tool calls."""
 
     def start_record(self, row: Any) -> base.Record:
-        """Give what a run was started with."""
+        """Return a run's input."""
 
     def step_record(self, step: Any, row: Any) -> base.Record:
-        """Give the record of a step, of a run or of an undecorated tool call in it."""
+        """Return the record of a step of a run or of an undecorated tool call in it."""
 
     def output_record(self, child: Any, row: Any) -> base.Record:
-        """Give what an undecorated tool call gave."""
+        """Return the output of an undecorated tool call."""
 
     def failure_record(self, row: Any) -> base.Record | None:
-        """Give the error that ended a failed run, if it is a record of this package."""
+        """Return the error that ended a failed run, if it is a record of this package."""
 
 
 @dataclass(frozen=True)
 class TurnRecords:
-    """The records of one turn: its agent's name, the reply's, and for each call the outcome's, or None."""
+    """The records of one turn: its agent's name, the reply, and the outcome of each call or None."""
 
     agent: str
     reply: base.Record
     outcomes: list[base.Record | None]
 
     def read(self) -> Reply:
-        """Give the reply. Raises `ReplayMismatch` for a record that is damaged."""
+        """Return the reply. Raises `ReplayMismatch` for a damaged record."""
         return runs.read_reply(self.reply)
 
     @property
     def whole(self) -> bool:
-        """Whether each call has come to something."""
+        """Return True if each call has an outcome."""
         made = zip(self.read().calls, self.outcomes, strict=True)
         return all(record is not None or call.plan in NOT_MADE for call, record in made)
 
 
 def calls_of(store: Rows, row: Any) -> dict[str, Any]:
-    """Give the rows of the run's undecorated tool calls by their id."""
+    """Return the rows of the run's undecorated tool calls by id."""
     return {child.workflow_id: child for child in store.children(row.workflow_id, load_output=True)}
 
 
 def recorded_turns(store: Rows, row: Any, start: base.Record) -> list[TurnRecords]:
-    """Give the records of a run, which was started with `start`, by its turns."""
+    """Return the records of a run started with `start`, by turn."""
     with base.reading("a kept turn"):
         kept = [TurnRecords(turn["agent"], turn["reply"], turn["outcomes"]) for turn in start.get("kept", [])]
     return kept + turns_in(store.steps(row.workflow_id), calls_of(store, row), store, row, len(kept))
 
 
 def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, first: int) -> list[TurnRecords]:
-    """Give the records of the turns in these steps of a run, the first of them turn `first`; `calls` by their id."""
+    """Return the records of the turns in these steps of a run, starting at turn `first`; `calls` are by id."""
     tools = {step.function_id: step for step in rows if step.function_name.startswith("tool:")}
 
     def outcome(turn: int, call: Call, number: int) -> base.Record | None:
@@ -89,10 +89,11 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
 
 
 def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
-    """Give the calls of a reply with the number of each one's first step; the reply is the run's step `number`.
+    """Yield the calls of a reply with the number of each one's first step; the reply is the run's step `number`.
 
-    Numbers are drawn in the model's order, however the calls overlap: one for a step, two for a child workflow (its
-    start and its result), none for what is not made. So two calls of one tool are told apart, whichever ended first.
+    Numbers are assigned in the model's order, even if the calls overlap: one for a step, two for a child workflow (its
+    start and its result), none for a call that is not made. So two calls of one tool are distinct, whichever ended
+    first.
     """
     following = number + 1
     for call in calls:
@@ -101,14 +102,14 @@ def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
 
 
 def told_step(call: Call, text: str) -> dict[str, Any]:
-    """Return the fields of a tool's step, from what the model was told; `failed` where the call was refused."""
+    """Return the fields of a tool's step from the text the model received; `failed` if the call was refused."""
     refused = call.plan == "tell" and text.startswith(FAILED)
     ended = {"status": "failed", "error": text} if refused else {"status": "done"}
     return {"name": names.tool_step(call.tool), "kind": "tool", "output": text, "call": call, **ended}
 
 
 def kept_steps(start: base.Record) -> Iterator[dict[str, Any]]:
-    """Give the steps of the turns that a fork has from another run; what was done inside their tools stayed there."""
+    """Return the steps of the turns that a fork keeps from another run. Steps inside their tools are not copied."""
     for turn, record in enumerate(start.get("kept", [])):
         common = {"status": "done", "turn": turn, "kept": True}
         reply = record["reply"]
