@@ -1,1 +1,1 @@
-"""Connections, locks, dialects, and what an error of a database means. Knows no table."""
+"""Connections, locks, dialects, and the meaning of database errors. Knows no table."""

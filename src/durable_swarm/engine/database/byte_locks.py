@@ -1,9 +1,9 @@
 """Locks on bytes of a file that belong to one opening of it.
 
 A POSIX lock (`fcntl.lockf`) belongs to the process and is freed when the process closes *any* descriptor of the file,
-as every tool does that reads, copies or hashes it. An open-file-description lock is freed by closing its own descriptor
-or by the death of the process, and by nothing else. The two kinds exclude each other, so programs of earlier releases,
-which take POSIX locks on the same bytes, are excluded too.
+as every tool does that reads, copies or hashes it. An open-file-description lock is freed only by closing its own
+descriptor or by the death of the process. The two kinds exclude each other, so programs of earlier releases, which take
+POSIX locks on the same bytes, are excluded too.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def require() -> None:
 
 
 class ByteLocks:
-    """An opening of a file, for locks on its bytes. A child process made by a fork does not keep them."""
+    """An opening of a file, for locks on its bytes. A forked child process does not keep them."""
 
     def __init__(self, path: str, flags: int = os.O_RDWR) -> None:
         require()
@@ -63,11 +63,11 @@ class ByteLocks:
         _open.add(self)
 
     def exclusive(self, start: int, length: int = 1) -> bool:
-        """Lock bytes for this opening alone; False if another holds one of them."""
+        """Lock bytes for this opening alone; return False if another opening holds one of them."""
         return self._set(_fcntl.F_WRLCK, start, length)
 
     def shared(self, start: int, length: int = 1) -> bool:
-        """Lock bytes beside others that share them; False if another holds one of them alone."""
+        """Lock bytes together with other openings that share them; return False if one of them is held exclusively."""
         return self._set(_fcntl.F_RDLCK, start, length)
 
     def free(self, start: int, length: int = 1) -> None:
@@ -75,7 +75,7 @@ class ByteLocks:
         self._set(_fcntl.F_UNLCK, start, length)
 
     def number(self) -> int:
-        """Return the number by which the system knows the opened file."""
+        """Return the system's number (inode) of the opened file."""
         return os.fstat(self.file).st_ino
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ _open: weakref.WeakSet[ByteLocks] = weakref.WeakSet()
 
 
 def _close_after_fork() -> None:
-    # A child shares the descriptions. If it kept them, the locks would outlive its parent, whose death they must show.
+    # A child shares the descriptions. If it kept them, the locks would outlive its parent, and hide the parent's death.
     for locks in list(_open):
         locks.close()
     for forget in _forgetting:
@@ -130,7 +130,7 @@ _forgetting: list[Callable[[], None]] = []
 
 
 def after_fork(forget: Callable[[], None]) -> None:
-    """Have `forget` called in every child that a fork makes, once its locks are closed."""
+    """Call `forget` in every forked child, once its locks are closed."""
     _forgetting.append(forget)
 
 

@@ -1,6 +1,7 @@
-"""The database: which one, is it fit, and connections with the settings that durability needs.
+"""The database: its choice, its checks, and connections with the settings that durability needs.
 
-SQLite runs in WAL mode with `synchronous=FULL`: a commit that was reported is on disk. The file is made with mode 0600.
+SQLite runs in WAL mode with `synchronous=FULL`: a commit that was reported is on disk. The file is created with mode
+0600.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ log = logging.getLogger("durable_swarm")
 
 
 def connect(url: sqlalchemy.URL, *, create: bool, on_write: Callable[[], None] | None = None) -> sqlalchemy.Engine:
-    """Give connections to the database, made if it does not exist and `create` says so.
+    """Return connections to the database; `create` creates it if it does not exist.
 
-    `on_write` is called after each commit that changed a SQLite file. Raises `ConfigurationError`, naming the remedy,
-    if it cannot be reached or used.
+    `on_write` is called after each commit that changed a SQLite file. Raises `ConfigurationError` with the remedy if
+    the database cannot be reached or used.
     """
     byte_locks.require()
     try:
@@ -45,7 +46,7 @@ def connect(url: sqlalchemy.URL, *, create: bool, on_write: Callable[[], None] |
 
 
 def let_go(engine: sqlalchemy.Engine) -> None:
-    """Close the connections: those at rest now, and those that a thread still works with when it gives them back."""
+    """Close the connections: idle ones now, the others when their thread returns them."""
     event.listen(engine.pool, "checkin", lambda connection, _: connection is not None and connection.close())
     engine.dispose()
 
@@ -81,9 +82,9 @@ class _Cursor(sqlite3.Cursor):
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that tells when something was written, and writes nothing to a file that was taken away.
+    """A connection that reports writes, and writes nothing to a file that was deleted.
 
-    Beside SQLite's own locks it holds those of `guard.py`, from `use` to `leave` and while it writes.
+    It holds the locks of `file_guard.py` beside SQLite's own, from `use` to `leave` and while it writes.
     """
 
     on_write: Callable[[], None] | None = None
@@ -109,7 +110,7 @@ class _Connection(sqlite3.Connection):
     def rollback(self) -> None:
         super().rollback()
         self.end()
-        self._written = self.total_changes  # What was taken back was not written.
+        self._written = self.total_changes  # Changes that were rolled back were not written.
 
     def use(self) -> None:
         """Keep checkpoints away until `leave`."""
@@ -117,13 +118,13 @@ class _Connection(sqlite3.Connection):
             self._use = self.guard.enter()
 
     def leave(self) -> None:
-        """Let a checkpoint come, or make the one that is due."""
+        """Allow checkpoints again, and make the one that is due."""
         if self.guard is not None and self._use is not None:
             use, self._use = self._use, None
             self.guard.leave(use, self)
 
     def empty_journal(self) -> None:
-        """Move the whole journal into the file, unless others use it just now."""
+        """Move the whole journal into the file, unless others use it at the moment."""
         if self.guard is not None and self._use is not None:
             self.guard.empty_journal(self._use, self)
 
@@ -134,7 +135,7 @@ class _Connection(sqlite3.Connection):
             self.writing = True
 
     def end(self) -> None:
-        """Give the right to write back, once no transaction is open."""
+        """Release the right to write, once no transaction is open."""
         if self.guard is not None and self.writing and not self.in_transaction:
             self.writing = False
             self.guard.end()
@@ -174,7 +175,7 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
 
         def plain() -> _Connection:
             return _Connection(
-                f"file:{quote(path)}?mode=rw",  # Without creating it: an empty file in its place would be no database.
+                f"file:{quote(path)}?mode=rw",  # Not `rwc`, because a new empty file is not a database.
                 uri=True,
                 check_same_thread=False,
                 isolation_level="IMMEDIATE",
@@ -185,8 +186,8 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
         connection.on_write, connection.is_gone, connection.guard = on_write, is_gone, guard
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
-        # DBOS's two ways to ask for the time: whole seconds below Python 3.12, and from there one that SQLite before
-        # 3.42 does not know, also in files that were made there.
+        # DBOS's two ways to ask for the time: whole seconds below Python 3.12; from 3.12 on, one that SQLite before
+        # 3.42 does not know, also in files that were created there.
         connection.create_function("strftime", 2, _seconds)
         connection.create_function("unixepoch", 1, lambda _: time.time())
         return connection
@@ -208,7 +209,7 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
 
 
 def empty_journal(engine: sqlalchemy.Engine) -> None:
-    """Move the journal of a SQLite file into the file, for those who copy it alone; an error leaves it where it is."""
+    """Move the journal of a SQLite file into the file, so that the file can be copied alone; on an error it stays."""
     with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
         if isinstance(driver, _Connection):
@@ -218,7 +219,7 @@ def empty_journal(engine: sqlalchemy.Engine) -> None:
 
 
 def _json(text: str) -> Any:
-    """Give the value of a JSON column, None if it is damaged: one row must not keep others from being read."""
+    """Return the value of a JSON column, None if it is damaged: one row must not prevent reading the others."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError, TypeError):
@@ -226,7 +227,7 @@ def _json(text: str) -> Any:
 
 
 def _sync_folder(path: str) -> None:
-    """Have the system write down that there is this file: a power cut could lose it, with all that was written."""
+    """Sync the folder, because a power cut could lose a new file's entry, and with it everything written."""
     folder = os.open(Path(path).parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -235,7 +236,7 @@ def _sync_folder(path: str) -> None:
 
 
 def file_number(path: str) -> int | None:
-    """Give the number by which the system knows the file, another one if it was replaced; None if it is gone."""
+    """Return the system's number (inode) of the file, which differs if it was replaced; None if it was deleted."""
     try:
         return Path(path).stat().st_ino
     except OSError:
@@ -243,7 +244,7 @@ def file_number(path: str) -> int | None:
 
 
 def file_is_gone() -> sqlite3.OperationalError:
-    """Give the error for a SQLite file that is not there any more."""
+    """Return the error for a SQLite file that no longer exists."""
     error = sqlite3.OperationalError("the file was deleted or replaced while in use")
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
     return error
@@ -258,7 +259,7 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
         url,
         pool_size=20,
         max_overflow=0,
-        # Few connections, used often: a statement is prepared on each once it was used there some times.
+        # Few connections, used often: a statement is prepared on each after some uses.
         pool_use_lifo=True,
         hide_parameters=True,
         connect_args={"connect_timeout": 10},
@@ -286,16 +287,16 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
 def _create_postgres(url: sqlalchemy.URL) -> None:
     try:
         _on_server(url, "CREATE DATABASE {}")
-        # A warning, for it shows without any setting: the name may be mistyped.
+        # A warning, because it is shown without any setting: the name may be mistyped.
         log.warning("there was no database %s; it was created", shown(url))
     except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) not in ("42P04", "23505"):  # Another process was faster.
+        if getattr(error.orig, "sqlstate", None) not in ("42P04", "23505"):  # Another process created it first.
             raise
 
 
 @contextlib.contextmanager
 def for_one_statement(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
-    """Give a connection for one statement. On PostgreSQL a transaction round it would be two more round trips."""
+    """Return a connection for one statement. On PostgreSQL a transaction around it would be two more round trips."""
     if engine.dialect.name == "sqlite":
         with engine.begin() as connection:
             yield connection
@@ -305,11 +306,11 @@ def for_one_statement(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connecti
 
 
 IDLE = 1.0
-"""Seconds after which a connection that nobody has used is tried before it is: its server may have ended it."""
+"""Seconds of idleness after which a connection is tested before use: its server may have ended it."""
 
 
 def _try_idle_ones(engine: sqlalchemy.Engine) -> None:
-    """Have a pool give no connection that was lost while it was idle, without a round trip for those in use."""
+    """Make a pool skip connections lost while idle, without a round trip for those in use."""
 
     @event.listens_for(engine, "checkin")
     def given_back(_connection: Any, record: Any) -> None:
@@ -325,28 +326,28 @@ def _try_idle_ones(engine: sqlalchemy.Engine) -> None:
 
 
 def create_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> None:
-    """Make a table of ours, unless it is there."""
+    """Create a table of ours if it does not exist."""
     try:
         rows.metadata.create_all(engine)
     except DBAPIError:
-        # Of two processes that make it at once, PostgreSQL lets one fail.
+        # PostgreSQL lets one of two processes fail that create it at once.
         if not has_table(engine, rows):
             raise
 
 
 def has_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> bool:
-    """Whether a table of ours is there: a database may have been made by an earlier version."""
+    """Return True if a table of ours exists; a database of an earlier version may lack it."""
     return sqlalchemy.inspect(engine).has_table(rows.name, schema=rows.schema)
 
 
 def is_missing(error: BaseException | None) -> bool:
-    """Whether the error says that the server has no database of that name."""
+    """Return True if the error says that the server has no database of that name."""
     reason = getattr(error, "orig", None)
     return getattr(reason, "sqlstate", None) == "3D000" or "does not exist" in str(reason)
 
 
 def drop(url: sqlalchemy.URL) -> None:
-    """Remove a PostgreSQL database, whoever is connected to it. Raises `ConfigurationError` if that is refused."""
+    """Drop a PostgreSQL database and its open connections. Raises `ConfigurationError` if that is refused."""
     try:
         _on_server(url, "DROP DATABASE IF EXISTS {} WITH (FORCE)")
     except DBAPIError as error:
@@ -354,7 +355,7 @@ def drop(url: sqlalchemy.URL) -> None:
 
 
 def copy(template: sqlalchemy.URL, to: sqlalchemy.URL) -> None:
-    """Make a PostgreSQL database that begins as another one of the same server, to which nothing may be connected.
+    """Create a PostgreSQL database as a copy of another one on its server, which must have no connections.
 
     Raises `ConfigurationError` if that is refused.
     """
@@ -365,7 +366,7 @@ def copy(template: sqlalchemy.URL, to: sqlalchemy.URL) -> None:
 
 
 def _on_server(url: sqlalchemy.URL, statement: str, *others: sqlalchemy.URL) -> None:
-    """Run a statement on the server of `url`, with the names of the databases put in."""
+    """Run a statement on the server of `url`, with the names of the databases inserted."""
     server = sqlalchemy.create_engine(
         url.set(drivername="postgresql+psycopg", database="postgres"),
         isolation_level="AUTOCOMMIT",

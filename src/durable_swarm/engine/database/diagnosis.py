@@ -1,4 +1,4 @@
-"""What an error of a database means, and what to do about it."""
+"""The meaning of database errors, and their remedies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from durable_swarm.errors import ConfigurationError
 
 @contextlib.contextmanager
 def reporting_errors(url: sqlalchemy.URL) -> Iterator[None]:
-    """Round work on a database. Raises `ConfigurationError` where it cannot be used."""
+    """Raise `ConfigurationError` if the database cannot be used in this block."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -22,25 +22,25 @@ def reporting_errors(url: sqlalchemy.URL) -> Iterator[None]:
 
 
 def unusable(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
-    """Give the one clear error for a database that cannot be used."""
+    """Return the one clear error for a database that cannot be used."""
     text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     where = shown(url)
     return ConfigurationError(f"the database {where} cannot be used: {text}. {_remedy(url, text)}")
 
 
 def error_text(error: BaseException) -> str:
-    """Give the text of an error of the database without the statement and its values, which are users' data."""
+    """Return the text of a database error without the statement and its values, which are users' data."""
     line = str(getattr(error, "orig", None) or error).strip().partition("\n")[0][:500]
     return ". ".join(part for part in (line, size_hint(line)) if part)
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether what the database refused may go through when it is tried again: not a value that is too large."""
+    """Return True if a refused statement may succeed when retried, which is not so for a value that is too large."""
     return isinstance(error, SQLAlchemyError) and not size_hint(error_text(error))
 
 
 def size_hint(text: str) -> str:
-    """Give what to do about an error of the database, if it is about a value's size, else ''."""
+    """Return the remedy for a database error about a value's size, else ''."""
     if any(sign in text for sign in ("too big", "too large", "too long", "invalid memory alloc")):
         return "One value is larger than the database stores: keep it elsewhere, and its name in the run"
     return ""
@@ -67,7 +67,7 @@ def _remedy(url: sqlalchemy.URL, text: str) -> str:
 
 
 def _right(url: sqlalchemy.URL, text: str) -> str:
-    """Give what to do about what a PostgreSQL server refuses to this user, or ''."""
+    """Return the remedy for an operation that a PostgreSQL server refuses to this user, or ''."""
     if "permission denied to create database" in text:
         return f"Have its administrator create it, or give {url.username} the right CREATEDB."
     if "permission denied for database" in text:

@@ -1,16 +1,16 @@
 """Second locks on a SQLite file, for programs whose tools read its folder.
 
 SQLite locks its files with POSIX locks, which the process loses as soon as it closes any descriptor of them: a tool
-that searches, copies or hashes the folder is enough. Other processes then take themselves for alone: the next one that
-closes the file deletes the journal, two write at once, or a checkpoint overwrites pages that are being read. So every
-process holds locks beside SQLite's, which reading does not free (`bytelocks.py`):
+that searches, copies or hashes the folder is enough. Other processes then believe that they are alone: the next one
+that closes the file deletes the journal, two write at once, or a checkpoint overwrites pages that are being read. So
+every process holds locks beside SQLite's, which reading does not free (`byte_locks.py`):
 
-- as long as a connection is open, SQLite's own bytes for "somebody has this database open", shared, in the file and in
-  `-shm`. Every SQLite respects them, of whatever program: nobody closes the file as the last, deletes the journal, or
-  empties the index;
-- a byte of ours for each transaction that writes, alone;
-- a byte of ours for each use of a connection, shared; alone for a checkpoint and for closing as the last. So SQLite's
-  own checkpoints are switched off, and made here once as many pages wait as SQLite would let wait.
+- as long as a connection is open, SQLite's own bytes for "this database is open", shared, in the file and in `-shm`.
+  Every SQLite respects them, in any program: no process closes the file as the last, deletes the journal, or empties
+  the index;
+- a byte of ours for each transaction that writes, exclusive;
+- a byte of ours for each use of a connection, shared; exclusive for a checkpoint and for closing as the last. So
+  SQLite's own checkpoints are switched off. They are made here once as many pages wait as SQLite would let wait.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from durable_swarm.engine.database.byte_locks import ByteLocks
 
 _FILE_OPEN = (0x40000002, 510)
 _INDEX_OPEN = 128
-"""SQLite's bytes: what a reader of the file shares, and what all who have the index open share."""
+"""SQLite's bytes: those that readers of the file share, and those that all users of the index share."""
 
 _USE, _TURN, _WRITE = ((1 << 62) + number for number in range(3))
-"""Our bytes, where no file reaches. Whoever wants to be alone locks `_TURN`, for which newcomers wait, then `_USE`."""
+"""Our bytes, beyond the end of any file. For exclusive use, lock `_TURN`, at which newcomers wait, then `_USE`."""
 
 BUSY = 30.0
 """Seconds to wait for a lock, as SQLite does, before "database is locked"."""
 PAGES, MANY = 1000, 2000
-"""Pages in the journal that ask for a checkpoint, and those for which others wait until there is one."""
+"""Pages in the journal that trigger a checkpoint, and those at which others wait until there is one."""
 YIELDING = 1.0
-"""Seconds that a use waits at most for those of other threads to end, so that a checkpoint can take place."""
+"""Seconds that a use waits at most for those of other threads to end, so that a checkpoint can run."""
 PATIENCE = 0.2
 """Seconds that a checkpoint waits at most for other processes."""
 AGAIN = 0.1
@@ -58,7 +58,7 @@ def locked() -> sqlite3.OperationalError:
 
 
 def _within(seconds: float, take: Callable[[], bool]) -> bool:
-    """Try to take a lock for some seconds, at growing distances."""
+    """Try to take a lock for some seconds, at growing intervals."""
     end, pause = time.monotonic() + seconds, 0.0005
     while not take():
         if time.monotonic() > end:
@@ -80,11 +80,11 @@ class Guard:
         self._path = path
         self._file = ByteLocks(path)
         self.active = self._file.outlives_readers
-        """False where the system has no locks that outlive readers: SQLite is alone then."""
+        """False if the system has no locks that outlive readers: only SQLite's own locks apply then."""
         self._index: ByteLocks | None = None
         self.connections = 0
         self._uses: list[int] = []
-        """Threads that use a connection, once for each."""
+        """Threads that use a connection, once for each use."""
         self._change = threading.Condition(threading.RLock())
         self._writer = threading.Lock()
         self._many = False
@@ -93,7 +93,7 @@ class Guard:
     # Opening and closing
 
     def open(self, connect: Callable[[], Opened]) -> Opened:
-        """Open a connection in WAL mode, after which nobody closes the file as the last."""
+        """Open a connection in WAL mode, after which no process closes the file as the last."""
         if self.active and self.connections == 0:
             self._hold(connect)
         use = self.enter()
@@ -112,7 +112,7 @@ class Guard:
         return connection
 
     def _hold(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        """Lock the file as open. It must be in WAL mode by then, since changing the mode needs the file alone."""
+        """Lock the file as open. It must be in WAL mode already, because changing the mode needs exclusive access."""
         first: sqlite3.Connection | None = None
         try:
             if not self._is_wal():
@@ -134,7 +134,7 @@ class Guard:
             self._index = index
 
     def close(self, close: Callable[[], None]) -> None:
-        """Close a connection. The last one lets SQLite tidy up, if no other process has the file open."""
+        """Close a connection. The last one lets SQLite clean up, if no other process has the file open."""
         self.connections -= 1
         if self.connections:
             close()
@@ -157,7 +157,7 @@ class Guard:
         _close_parked()
 
     def forget(self) -> None:
-        """Hold nothing any more: this is a child, and all of it is its parent's."""
+        """Drop all locks without freeing them: this is a forked child, and they belong to its parent."""
         self.active = False
         self._change = threading.Condition(threading.RLock())
         self._writer = threading.Lock()
@@ -165,13 +165,13 @@ class Guard:
     # Using
 
     def enter(self) -> int:
-        """Begin to use a connection: no checkpoint takes place until `leave`, which takes what this returns."""
+        """Begin to use a connection: no checkpoint runs until `leave`, which takes the returned value."""
         thread = threading.get_ident()
         with self._change:
             if self._many and thread not in self._uses:
                 self._change.wait_for(lambda: not self._uses, YIELDING)
             if self.active and not self._uses:
-                length = 2 if self._many else 1  # With `_TURN`, so that this waits for whoever waits to be alone.
+                length = 2 if self._many else 1  # With `_TURN`, to wait behind a process that wants exclusive use.
                 _must(lambda: self._file.shared(_USE, length))
                 if self._many:
                     self._file.free(_TURN)
@@ -179,7 +179,7 @@ class Guard:
         return thread
 
     def leave(self, use: int, connection: sqlite3.Connection | None = None) -> None:
-        """End a use; make the checkpoint that is due over the connection, if all others have ended theirs."""
+        """End a use; make the checkpoint that is due over the connection, if all other uses have ended."""
         with self._change:
             self._uses.remove(use)
             self._change.notify_all()
@@ -198,13 +198,13 @@ class Guard:
         else:
             taken = self._file.exclusive(_USE)
         if taken:
-            with contextlib.suppress(sqlite3.Error):  # A full disk: reported where something is written next.
+            with contextlib.suppress(sqlite3.Error):  # A full disk: reported at the next write.
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").close()
             if self._waiting() > PAGES:
                 self._not_before = time.monotonic() + AGAIN
 
     def empty_journal(self, use: int, connection: sqlite3.Connection) -> None:
-        """Move the whole journal into the file over a connection in use, if nobody else uses one for a moment."""
+        """Move the whole journal into the file over a connection in use, if no other use interferes for a moment."""
         with self._change:
             alone = self._change.wait_for(lambda: self._uses == [use], PATIENCE)
             if not self.active or (alone and _within(PATIENCE, lambda: self._file.exclusive(_USE))):
@@ -213,7 +213,7 @@ class Guard:
                 self._file.shared(_USE)
 
     def _waiting(self) -> int:
-        """Return how many pages of the journal are not in the file yet, from the head of SQLite's index."""
+        """Return the number of journal pages that are not in the file yet, from the head of SQLite's index."""
         if self._index is None:
             return 0
         head = os.pread(self._index.file, 100, 0)
@@ -224,7 +224,7 @@ class Guard:
     # Writing
 
     def begin(self) -> None:
-        """Become the only writer, of all threads and processes."""
+        """Become the only writer among all threads and processes."""
         if not self._writer.acquire(timeout=BUSY):
             raise locked()
         if self.active and not _within(BUSY, lambda: self._file.exclusive(_WRITE)):
@@ -239,7 +239,7 @@ class Guard:
 
 
 def _in_wal(connection: Opened) -> Opened:
-    """Switch to WAL. Of several processes that open a new file at once SQLite has only one wait its turn."""
+    """Switch to WAL. Retry, because SQLite lets only one of several processes that open a new file wait its turn."""
     deadline = time.monotonic() + BUSY
     while True:
         try:
@@ -255,7 +255,7 @@ def _in_wal(connection: Opened) -> Opened:
 _guards: dict[tuple[int, int], Guard] = {}
 _lock = threading.RLock()
 _parked: list[ByteLocks] = []
-"""Openings that are needed no more, of files that others in this process have open: closing would free their locks."""
+"""Unused openings of files that this process still has open elsewhere: closing them would free those locks."""
 
 
 def open_guarded(path: str, connect: Callable[[], Opened]) -> tuple[Opened, Guard]:
@@ -276,7 +276,7 @@ def open_guarded(path: str, connect: Callable[[], Opened]) -> tuple[Opened, Guar
 
 
 def close_guarded(guard: Guard, close: Callable[[], None]) -> None:
-    """Close a connection; after the last one SQLite tidies up, if no other process has the file open."""
+    """Close a connection; after the last one SQLite cleans up, if no other process has the file open."""
     with _lock:
         if guard.connections == 1:
             for key in [key for key, one in _guards.items() if one is guard]:

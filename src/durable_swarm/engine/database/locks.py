@@ -1,4 +1,4 @@
-"""Named locks that the death of a process frees: bytes of a file, advisory locks of PostgreSQL."""
+"""Named locks that the death of a process frees: bytes of a file, or advisory locks of PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from durable_swarm.engine.database.connection import file_number
 log = logging.getLogger("durable_swarm")
 
 RETURN = 5.0
-"""Seconds after a lost session in which a free lock tells nothing: the server may have lost everybody's."""
+"""Seconds after a lost session in which a free lock proves nothing: the server may have lost all sessions."""
 
 
 class Locks(Protocol):
     """Named locks that the death of a process frees."""
 
     def tell(self) -> bool:
-        """Whether a free lock tells that its process is dead."""
+        """Return True if a free lock proves that its process is dead."""
 
     def take(self, name: str) -> bool:
-        """Take the lock for this process; False if another living process has it."""
+        """Take the lock for this process; return False if another living process has it."""
 
     def give(self, name: str) -> None:
         """Free the lock."""
 
     def wrest(self, name: str) -> None:
-        """Take the lock away from a process that stands still, where the database lets us."""
+        """Take the lock away from a stopped process, if the database allows it."""
 
     def lost(self) -> bool:
-        """Whether what holds the locks has visibly ended."""
+        """Return True if the session that holds the locks has visibly ended."""
 
     def sessions(self) -> int:
-        """Count the sessions that have held the locks, one after the other."""
+        """Return the number of sessions that have held the locks, one after the other."""
 
     def close(self) -> None:
         """Free all locks."""
 
 
 def _number(name: str) -> int:
-    """Give the number by which a name is locked: 62 bits, so that two names practically never share one."""
+    """Return the number under which a name is locked: 62 bits, so that two names practically never share one."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
 
 
 class FileLocks:
     """Locks on the bytes of one file; they are not inherited by a fork and end with the process.
 
-    Reading the file frees none of them, because they belong to the opening and not to the process (`bytelocks.py`).
+    Reading the file frees none of them, because they belong to the opening and not to the process (`byte_locks.py`).
     """
 
     def __init__(self, path: str) -> None:
@@ -73,7 +73,7 @@ class FileLocks:
         return taken
 
     def _make_sure(self) -> None:
-        """If the file was deleted, which others would lock anew, lock there too what is held."""
+        """If the file was deleted, others would lock a new one, so lock the names held here in the new file too."""
         if file_number(self._path) == self._file.number():
             return
         log.error(
@@ -84,7 +84,7 @@ class FileLocks:
         try:
             lost, self._file = self._file, ByteLocks(self._path, os.O_RDWR | os.O_CREAT)
         except OSError:
-            return  # A full disk, or a folder that is gone: told above, and tried again at the next look.
+            return  # A full disk, or a deleted folder: reported above, and retried at the next check.
         lost.close()
         for name in self._held:
             self._file.exclusive(_number(name))
@@ -94,7 +94,7 @@ class FileLocks:
         self._file.free(_number(name))
 
     def wrest(self, name: str) -> None:
-        """Nobody but its holder frees a lock of the system."""
+        """Do nothing: only its holder can free a lock of the system."""
 
     def lost(self) -> bool:
         return False
@@ -107,18 +107,18 @@ class FileLocks:
 
 
 def _hears(socket: int) -> bool:
-    """Whether something has come to a socket; a session that is asked nothing hears nothing but its end."""
+    """Return True if a socket has data to read; an idle session receives nothing but its end."""
     ear = select.poll()
     ear.register(socket, select.POLLIN)
     return bool(ear.poll(0))
 
 
 _LOST = (sqlalchemy.exc.DBAPIError, sqlalchemy.exc.PendingRollbackError, sqlalchemy.exc.ResourceClosedError)
-"""How a session that is gone shows itself: at once, ever after, and once its connection was closed."""
+"""The errors of a lost session: at once, on later uses, and once its connection was closed."""
 
 
 class PostgresLocks:
-    """Advisory locks of one session. If the session is lost, `take` opens another and takes back what it held."""
+    """Advisory locks of one session. If the session is lost, `take` opens another and takes back its locks."""
 
     def __init__(self, url: sqlalchemy.URL) -> None:
         self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
@@ -142,7 +142,7 @@ class PostgresLocks:
 
     def give(self, name: str) -> None:
         self._held.discard(name)
-        with contextlib.suppress(*_LOST):  # A lost session has given it already.
+        with contextlib.suppress(*_LOST):  # A lost session has freed it already.
             self._ask("pg_advisory_unlock", name)
 
     def wrest(self, name: str) -> None:

@@ -1,8 +1,8 @@
-"""When the database cannot be written for a while: a full disk, an I/O error, a lost permission, a read-only server.
+"""Times when the database cannot be written: a full disk, an I/O error, a lost permission, a read-only server.
 
-What happened already, a paid model call or a sent mail, is kept in memory, and its checkpoint tried again until the
-cause is mended: DBOS does so with what it takes for a lost connection, and `Outage` makes it take these errors for one.
-Only a run under way waits; whoever asks from outside, or starts a run, gets the error at once.
+Completed effects (a paid model call, a sent mail) are kept in memory, and their checkpoints retried until the cause is
+fixed. DBOS retries errors that it takes for a lost connection, and `Outage` makes it treat these errors as one. Only a
+run in progress waits; a caller outside of runs, or one that starts a run, gets the error at once.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ _SQLITE = {
     sqlite3.SQLITE_CANTOPEN,
 }
 _POSTGRES = {"25006", "42501", "58030"}
-"""A server that is read-only (a standby), a privilege that is gone, an I/O error; the full disk DBOS knows itself."""
+"""A read-only server (a standby), a revoked privilege, an I/O error; DBOS itself handles a full disk."""
 
 
 def passes(error: BaseException | None) -> bool:
-    """Whether an error of the database is one that passes without any change of the program."""
+    """Return True if a database error can pass without any change of the program."""
     original = getattr(error, "orig", None) or error
     code = getattr(original, "sqlite_errorcode", None)
     return (code is not None and code & 0xFF in _SQLITE) or getattr(original, "sqlstate", None) in _POSTGRES
 
 
 def noted(error: BaseException | None) -> bool:
-    """Whether an error of a run under way comes from one that `Outage` was told of: it made a lost connection of it."""
+    """Return True if an error of a run in progress comes from one that `Outage` turned into a lost connection."""
     while error is not None and not getattr(error, "connection_invalidated", False):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 class Outage:
-    """Whether the database can be written now; tells once when it cannot, and once when it can again.
+    """The state of the database, writable or not; logs once when it becomes unwritable, and once when it recovers.
 
-    `patient` tells whether what runs now may wait: a run under way.
+    `patient` returns True if the running code may wait, which means a run in progress.
     """
 
     def __init__(self, url: sqlalchemy.URL, patient: Callable[[], bool]) -> None:
@@ -64,7 +64,7 @@ class Outage:
         self._file: tuple[sqlalchemy.Engine, int | None] | None = None
 
     def watch(self, engine: sqlalchemy.Engine) -> None:
-        """Have runs under way wait for what passes, from now on."""
+        """Make runs in progress wait for errors that pass, from now on."""
         event.listen(engine, "handle_error", self._failed)
         if is_sqlite(self._url):
             self._file = engine, file_number(str(self._url.database))
@@ -72,7 +72,7 @@ class Outage:
             event.listen(engine, "after_cursor_execute", self._executed)
 
     def look(self) -> None:
-        """Have nothing written to a SQLite file that was deleted: it would be lost with this process."""
+        """Refuse writes to a SQLite file that was deleted: they would be lost with this process."""
         if self._file is None:
             return
         engine, number = self._file
@@ -96,9 +96,9 @@ class Outage:
             self.end()
 
     def begin(self, error: Exception, *, lasts: bool = True) -> None:
-        """Note, and tell the first time, that the database cannot be written.
+        """Record that the database cannot be written, and log it the first time.
 
-        A connection that broke is not told: the next one mostly works, and if not, that lasts.
+        A broken connection is not logged: the next one mostly works, and otherwise the outage lasts and is logged.
         """
         reason = str(unusable(self._url, error))
         with self._lock:
@@ -107,12 +107,12 @@ class Outage:
             log.error("%s Runs under way wait for that, and then go on by themselves.", reason)
 
     def end(self) -> None:
-        """Note that something was written."""
+        """Record a successful write."""
         with self._lock:
             self.reason, known, self._told = None, self._told, False
         if known:
             log.warning("the database can be written again; runs go on")
 
     def close(self) -> None:
-        """Have nobody wait any more: the database is about to be closed."""
+        """Stop all waiting: the database is about to be closed."""
         self._closed = True

@@ -1,4 +1,4 @@
-"""Connections that break, and servers that are away for a while: what is asked once more, and who goes on waiting."""
+"""Broken connections and unreachable servers: the statements that are retried, and the callers that keep waiting."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from durable_swarm.errors import ConfigurationError
 T = TypeVar("T")
 
 _REFUSED = ("authentication failed", "does not exist", "pg_hba", "permission denied", "certificate")
-"""What a server says that answers, and refuses this user: no waiting mends that."""
+"""A server's answers that refuse this user: waiting does not help."""
 
 
 def is_lost(error: BaseException | None) -> bool:
-    """Whether an error says that the server, or the connection to it, is away: it may be back by itself."""
+    """Return True if the server or the connection to it is lost, which may pass without intervention."""
     lost = error if isinstance(error, SQLAlchemyError) else getattr(error, "__cause__", None)
     if isinstance(lost, PendingRollbackError | ResourceClosedError | InvalidatePoolError | PoolTimeout):
         return True
     if not isinstance(lost, DBAPIError) or isinstance(lost.orig, sqlite3.Error):
         return False
     state = getattr(lost.orig, "sqlstate", None)
-    if state is None:  # No server has answered, or the one that lets nobody in.
+    if state is None:  # No server has answered, or the server admits no connection at the moment.
         refused = isinstance(lost, OperationalError) and not any(sign in str(lost.orig) for sign in _REFUSED)
         return lost.connection_invalidated or refused
     return lost.connection_invalidated or state.startswith(("08", "57P")) or state == "53300"
 
 
 TRIES = 3
-"""How often at most what meets a broken connection is asked: with the first all others of the pool are renewed."""
+"""The maximum number of attempts on broken connections: the first one renews all others of the pool."""
 
 
 def persistently(ask: Callable[[], T]) -> T:
-    """Ask the database, and once more where only the connection was broken, which a pool cannot know before."""
+    """Ask the database, and once more if only the connection was broken, which a pool cannot know before."""
     for _ in range(TRIES - 1):
         try:
             return ask()
@@ -57,7 +57,7 @@ def persistently(ask: Callable[[], T]) -> T:
 
 
 def read(engine: sqlalchemy.Engine, wanted: sqlalchemy.Executable) -> Sequence[Any]:
-    """Return what a statement that changes nothing finds. Raises SQLAlchemy's errors."""
+    """Return the rows of a statement that changes nothing. Raises SQLAlchemy's errors."""
 
     def ask() -> Sequence[Any]:
         with engine.connect() as connection:
@@ -68,9 +68,9 @@ def read(engine: sqlalchemy.Engine, wanted: sqlalchemy.Executable) -> Sequence[A
 
 @contextlib.contextmanager
 def bearing(url: Callable[[], sqlalchemy.URL], parked: Callable[[], bool]) -> Iterator[None]:
-    """Round what is read by who waits for a run: a server that is away is waited for, as where the run is `parked`.
+    """Make a reader that waits for a run wait for an unreachable server, too, as if the run were `parked`.
 
-    Raises `ConfigurationError` for any other trouble of the database.
+    Raises `ConfigurationError` for any other database error.
     """
     try:
         yield

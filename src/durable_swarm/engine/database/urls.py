@@ -15,15 +15,15 @@ VARIABLE = "DURABLE_SWARM_DATABASE_URL"
 
 
 def choose(url: str | None) -> sqlalchemy.URL:
-    """Give the database to use: `url`, else the environment's, else a file in the working directory.
+    """Return the database to use: `url`, else the environment's, else a file in the working directory.
 
-    Raises `ConfigurationError` for a URL that is none, or of another kind of database.
+    Raises `ConfigurationError` for an invalid URL, or one of an unsupported kind of database.
     """
     text = url or os.environ.get(VARIABLE) or DEFAULT_URL
     try:
         chosen = sqlalchemy.make_url(text.replace("postgres://", "postgresql://", 1))
     except (ArgumentError, ValueError):
-        # The text is not shown: it may hold a password where none belongs.
+        # The text is not shown: it may contain a misplaced password.
         raise ConfigurationError(
             "the database is not given as a URL; use sqlite:///FILE or postgresql://USER@HOST/NAME"
         ) from None
@@ -40,28 +40,28 @@ def choose(url: str | None) -> sqlalchemy.URL:
 
 
 def is_sqlite(url: sqlalchemy.URL) -> bool:
-    """Whether the database is a SQLite file."""
+    """Return True if the database is a SQLite file."""
     return url.get_backend_name() == "sqlite"
 
 
 def without_password(text: str) -> str:
-    """Give a URL's text without what stands between its first colon after `//` and its `@`."""
+    """Return a URL's text without the part between its first colon after `//` and its `@`."""
     head, at, tail = text.rpartition("@")
     return f"{head.rsplit(':', 1)[0]}:***{at}{tail}" if at and head.count(":") > 1 else text
 
 
 def schema_of(url: sqlalchemy.URL) -> str | None:
-    """Give the schema in which the tables are."""
+    """Return the schema that contains the tables."""
     return None if is_sqlite(url) else "dbos"
 
 
 def shown(url: sqlalchemy.URL) -> str:
-    """Give the database as users write it, without its password."""
+    """Return the database's URL without its password, as users write it."""
     return str(url.database) if is_sqlite(url) else url.set(drivername="postgresql").render_as_string()
 
 
 def check_same_database(open_url: sqlalchemy.URL, wanted: sqlalchemy.URL) -> None:
-    """Check that the database wanted is the one that is open. Raises `ConfigurationError`."""
+    """Check that the wanted database is the open one. Raises `ConfigurationError`."""
     if open_url.set(drivername=open_url.get_backend_name()) != wanted.set(drivername=wanted.get_backend_name()):
         raise ConfigurationError(
             f"this process already works on {shown(open_url)!r} and cannot open {shown(wanted)!r} too: one process has "

@@ -1,1 +1,1 @@
-"""SQL and nothing else: a repository for each table."""
+"""SQL only: one repository for each table."""

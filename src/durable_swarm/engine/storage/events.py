@@ -1,6 +1,6 @@
-"""The rows of events in the database: reading them, and writing them in batches for all runs of a process.
+"""The rows of events in the database, written in batches for all runs of a process.
 
-They stand in DBOS's table `streams`, so that they go with their run where it goes: when it is deleted, too.
+They are stored in DBOS's table `streams`, so that they move and are deleted together with their run.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ KEY = "durable_swarm.events"
 
 
 def place_of(run_id: str, seq: int) -> Place:
-    """Give the place of a row of events."""
+    """Return the place of a row of events."""
     return Place(run_id, "events", seq)
 
 
 @dataclass(frozen=True)
 class NewRow:
-    """A row to be written, its record closed by the run's codec.
+    """A row to be written; its record is encoded by the run's codec.
 
-    `owner` is DBOS's token of the execution that writes it, None where nobody executes the run.
+    `owner` is DBOS's token of the execution that writes it, None if no process executes the run.
     """
 
     run_id: str
@@ -57,7 +57,7 @@ class EventLog:
         self._runs = table("workflow_status", column("workflow_uuid"), column("owner_xid"), schema=schema_of(url))
 
     def read(self, run_id: str, seal: RecordCodec, after: int = 0) -> list[tuple[int, Record]]:
-        """Give the rows whose number is above `after`, in order. Raises `ReplayMismatch`, `Unreadable`."""
+        """Return the rows whose number is above `after`, in order. Raises `ReplayMismatch`, `Unreadable`."""
         rows = self._rows
         wanted = select(rows.c.offset, rows.c.value).where(
             rows.c.workflow_uuid == run_id, rows.c.key == KEY, rows.c.offset > after
@@ -70,19 +70,19 @@ class EventLog:
         return [(seq, _opened(run_id, seal, seq, text)) for seq, text in found]
 
     def keep(self, row: NewRow) -> None:
-        """Write a row of a run that nobody executes, unless there is one of its number, or the run is gone."""
+        """Write a row of a run that no process executes. Skip it if its number exists or the run is gone."""
         with contextlib.suppress(IntegrityError), self._engine.begin() as connection:
             connection.execute(self._insert(replace=False), [self._values(row)])
 
     def write(self, rows: list[NewRow]) -> set[str]:
-        """Write rows, none of them twice; gives the ids of runs that another execution owns now: theirs are refused.
+        """Write each row once; return the ids of runs that another execution owns now, whose rows are refused.
 
         Raises SQLAlchemyError.
         """
         owned: dict[str, str | None] = {row.run_id: row.owner for row in rows if row.owner is not None}
         with self._engine.begin() as connection:
             if not self._lite:
-                # It holds the rows of runs, whose checkpoints must not wait for long.
+                # The transaction locks the rows of runs, whose checkpoints must not wait for long.
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'; SET LOCAL statement_timeout = '2s'")
             lost = self._lost(connection, owned) if owned else set()
             values = [self._values(row) for row in rows if row.run_id not in lost]
@@ -91,7 +91,7 @@ class EventLog:
         return lost
 
     def _lost(self, connection: sqlalchemy.Connection, owned: dict[str, str | None]) -> set[str]:
-        # As DBOS checks it: the rows stay locked until the commit, so that no hand-off comes in between.
+        # As DBOS checks it: the rows stay locked until the commit, so that no takeover happens in between.
         runs = self._runs.c
         here = runs.workflow_uuid.in_(sorted(owned))
         locking: Any
@@ -108,7 +108,7 @@ class EventLog:
         insert: Any = (sqlite.insert if self._lite else postgresql.insert)(self._rows)
         if not replace:
             return insert.on_conflict_do_nothing()
-        # A write that was reported as lost may have come through: the same row again takes its place.
+        # A write reported as lost may have succeeded: writing the same row again replaces it.
         return insert.on_conflict_do_update(
             index_elements=["workflow_uuid", "key", "offset"], set_={"value": insert.excluded.value}
         )
@@ -137,7 +137,7 @@ def _opened(run_id: str, seal: RecordCodec, seq: int, text: str) -> Record:
 
 
 def _is_sound(row: Record) -> bool:
-    """Whether a row has the form in which rows are written."""
+    """Return True if a row has the form in which rows are written."""
     texts, progress, ended = row.get("events", []), row.get("progress", []), row.get("ended", [0, "run.failed", {}])
     return (
         isinstance(row.get("turn", 0), int)

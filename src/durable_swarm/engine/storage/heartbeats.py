@@ -1,8 +1,8 @@
-"""When each process was last heard of, in PostgreSQL: one that stands still for long is as good as dead.
+"""Heartbeats of processes in PostgreSQL: a process whose lease has expired is treated as dead.
 
-A lock tells death at once, but a process that was stopped (SIGSTOP, a suspended machine) keeps it, and so does one
-whose network was cut, until the server notices. Times are the database's, so no machine's clock matters. On SQLite
-there is no such table: what stands still there stands on the same machine, and goes on when it is woken.
+A lock shows death at once. But a process that was stopped (SIGSTOP, a suspended machine) keeps its lock, and so does
+one whose network was cut, until the server notices. Times are the database's, so the clocks of machines do not matter.
+SQLite has no such table: a stopped process is on the same machine, and continues when it is woken.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from durable_swarm.engine.database.reconnecting import persistently, read
 from durable_swarm.engine.database.urls import schema_of
 
 LEASE = 15.0
-"""Seconds without a sign of life after which others may take a process's runs over."""
+"""The lease: seconds without a heartbeat after which other processes may take over a process's runs."""
 
 _NOW = func.extract("epoch", func.clock_timestamp())
 
 
 class Leases:
-    """The last sign of life of each process of one database. Raises SQLAlchemy's errors."""
+    """The last heartbeat of each process of one database. Raises SQLAlchemy's errors."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
         self._engine = engine
@@ -35,7 +35,7 @@ class Leases:
         create_table(engine, self._rows)
 
     def renew(self, name: str) -> None:
-        """Give a sign of life."""
+        """Send a heartbeat."""
         insert = postgresql.insert(self._rows).values(name=name, seen_at=_NOW)
         sign = insert.on_conflict_do_update(index_elements=["name"], set_={"seen_at": _NOW})
 
@@ -46,12 +46,12 @@ class Leases:
         persistently(give)
 
     def last(self, name: str) -> tuple[float, float] | None:
-        """Return when a process has given its last sign of life, and how many seconds ago; None if it has none."""
+        """Return the time of a process's last heartbeat, and its age in seconds; None if it has none."""
         last = select(self._rows.c.seen_at, _NOW - self._rows.c.seen_at).where(self._rows.c.name == name)
         return next(((float(at), float(ago)) for at, ago in read(self._engine, last)), None)
 
     def forget(self, name: str) -> None:
-        """Forget a process that has ended, and those that were killed long ago."""
+        """Remove a process that has ended, and the processes that were killed long ago."""
         rows = self._rows
         with self._engine.begin() as connection:
             connection.execute(rows.delete().where((rows.c.name == name) | (_NOW - rows.c.seen_at > 86_400)))

@@ -1,8 +1,8 @@
-"""What is said to runs under way: messages in the order in which they came, each heard before a model call, once.
+"""Messages to runs in progress, in order of arrival; each is delivered once, before a model call.
 
-A message is a row with a number. The model step that hears it has it in its record, so it is heard once in all lives.
-A run that is about to end closes its mailbox with a last row: the database lets one of two rows of a number in, so a
-message is either heard, or its sender is told that the run has ended.
+A message is a row with a number. The model step that delivers it has it in its record, so it is delivered once over all
+executions. A run that is about to end closes its mailbox with a last row. The database accepts only one of two rows of
+a number, so either a message is delivered, or its sender gets the error that the run has ended.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from durable_swarm.types import Message
 from durable_swarm.validation import check_text
 
 TRIES = 20
-"""How often a sender whose number was taken by another takes the next one."""
+"""Attempts of a sender whose number was taken by another, each with the next number."""
 
 
 def place_of(run_id: str, number: int) -> Place:
-    """Give the place of a message."""
+    """Return the place of a message."""
     return Place(run_id, "message", number)
 
 
 class Messages:
-    """The messages of the runs of one database. Raises `ConfigurationError` where it cannot be used."""
+    """The messages of the runs of one database. Raises `ConfigurationError` if it cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec]) -> None:
         self._url = url
@@ -58,10 +58,10 @@ class Messages:
         run_id = bindparam("run_id", type_=Text)
         last = select(func.coalesce(func.max(rows.number), 0)).where(rows.run_id == run_id).scalar_subquery()
         self._standing = select(runs.status, runs.owner_xid, last).where(runs.workflow_uuid == run_id)
-        """Made once: before each step it is asked, and making it costs more than asking it."""
+        """Compiled once, because it runs before each step and building it costs more than executing it."""
 
     def create(self) -> None:
-        """Make the table, unless it is there."""
+        """Create the table if it does not exist."""
         with self._trying():
             create_table(self._engine, self._rows)
 
@@ -69,13 +69,13 @@ class Messages:
     def _trying(self) -> Iterator[None]:
         try:
             yield
-        except IntegrityError:  # Another took this number.
+        except IntegrityError:  # Another sender took this number.
             raise
         except SQLAlchemyError as error:
             raise unusable(self._url, error) from error
 
     def say(self, run_id: str, text: str, swarm: str) -> None:
-        """Leave a user's message for a run. Raises `ConfigurationError` if the run has ended."""
+        """Store a user's message for a run. Raises `ConfigurationError` if the run has ended."""
         text = check_text("text", mended(text))
         self.create()
         for _ in range(TRIES):
@@ -105,16 +105,16 @@ class Messages:
         return connection.execute(wanted).first()
 
     def stand(self, run_id: str) -> tuple[str | None, str | None, int]:
-        """Give a run's status, its owner's token, and the number of the last that was said to it, or 0.
+        """Return a run's status, its owner's token, and the number of its last message, or 0.
 
-        Raises SQLAlchemy's errors: DBOS, which asks before each step, waits for a lost database.
+        Raises SQLAlchemy's errors: DBOS, which calls this before each step, waits for a lost database.
         """
         with for_one_statement(self._engine) as connection:
             found = connection.execute(self._standing, {"run_id": run_id}).first()
         return (None, None, 0) if found is None else (found[0], found[1], found[2])
 
     def heard(self, run_id: str, after: int, seal: RecordCodec) -> list[Message]:
-        """Give the messages behind number `after`, in order."""
+        """Return the messages after number `after`, in order."""
         rows = self._rows
         wanted = select(rows.c.number, rows.c.message).where(rows.c.run_id == run_id, rows.c.number > after)
         with self._trying(), for_one_statement(self._engine) as connection:
@@ -128,7 +128,7 @@ class Messages:
         ]
 
     def close(self, run_id: str, after: int) -> bool:
-        """Let nothing more be said to a run that has heard `after` messages; False if more was said."""
+        """Close the mailbox of a run that has read `after` messages; return False if there are newer ones."""
         values = {"run_id": run_id, "number": after + 1, "created_at": now()}
         try:
             with self._trying(), for_one_statement(self._engine) as connection:
@@ -138,7 +138,7 @@ class Messages:
         return True
 
     def close_for_good(self, run_id: str, after: int) -> bool:
-        """Let nothing more be said to a run that ends in any case, whatever it has not heard."""
+        """Close the mailbox of a run that ends in any case, even with unread messages."""
         while not self.close(run_id, after):
             after = self.stand(run_id)[2]
         return True

@@ -1,4 +1,4 @@
-"""Who has which run: looking at that, and handing runs on. Rows of DBOS's own table, written under a lock of each."""
+"""Ownership of runs: reading it, and handing runs over. Rows of DBOS's own table, written under a lock of each."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
-"""What DBOS calls a run that has not ended; one that rests until it is woken is DELAYED."""
+"""DBOS's states of an unfinished run; a suspended run is DELAYED."""
 
 
 def now() -> int:
-    """Give the time in milliseconds since 1970."""
+    """Return the time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
 class Claims:
-    """The runs and tool calls of one database, and who has them. Raises `ConfigurationError` where it is unusable."""
+    """The runs and tool calls of one database, and their owners. Raises `ConfigurationError` if it cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
         self._url = url
@@ -42,7 +42,7 @@ class Claims:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """Give a transaction. Each run's row is changed in it before those of its calls: so nobody comes in between."""
+        """Open a transaction. It changes a run's row before those of its calls, so that none interleave."""
         with reporting_errors(self._url), self._engine.begin() as connection:
             if is_sqlite(self._url):
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -60,13 +60,14 @@ class Claims:
         spared: Mapping[str, str | None] = MappingProxyType({}),
         notes: Mapping[str, dict[str, Any]] = MappingProxyType({}),
     ) -> set[str]:
-        """Hand runs to who serves `queue`, each with its open calls; return the ids of the runs handed over.
+        """Hand runs over to the processes that serve `queue`, with their open calls; return the ids of these runs.
 
-        `attempts` is how often they count as begun. `spared` are calls that stay, if the execution of that token has
-        them. `notes` are added to those on runs.
+        `attempts` is stored as the recovery count. Calls in `spared` stay if the execution of that token owns them.
+        `notes` are added to those on runs.
 
-        Only a run that is as it was when its row was read: not what was cancelled since, as DBOS's own resumption
-        would, nor what another process has taken over meanwhile. Its calls go with it whoever has them.
+        Compare-and-set: a run that changed since its row was read is left alone, whether it was cancelled (which DBOS's
+        own resumption would ignore) or taken over by another process. The calls are handed over with their run, whoever
+        owns them.
         """
         runs, taken = self._runs, set()
         stays = [(runs.c.workflow_uuid == call) & (runs.c.owner_xid == owner) for call, owner in spared.items()]
@@ -93,7 +94,7 @@ class Claims:
     def _note(
         self, connection: Connection, run_id: str, more: dict[str, Any], drop: Callable[[str], bool] = lambda _: False
     ) -> None:
-        """Change what is noted on a run whose row this transaction has locked."""
+        """Change the notes on a run whose row this transaction has locked."""
         this = self._runs.c.workflow_uuid == run_id
         noted = connection.execute(select(self._runs.c.attributes).where(this)).scalar()
         before = noted if isinstance(noted, dict) else {}
@@ -102,9 +103,10 @@ class Claims:
             connection.execute(update(self._runs).where(this).values(attributes=after))
 
     def resume(self, row: Any, queue: str, forget: Mapping[str, int], forgive: Callable[[str], bool]) -> bool:
-        """Have a run that has ended go on, on `queue`, with its open calls; False if it is not as its row was read.
+        """Let an ended run continue on `queue`, with its open calls; return False if its row changed since it was read.
 
-        `forget` names, by calls, the first step whose record is to go. Notes go whose names are to `forgive`.
+        `forget` maps calls to the first step whose record is deleted. Notes are deleted if `forgive` returns True for
+        their name.
         """
         runs, run_id, steps = self._runs, row.workflow_id, self._steps
         as_read = (
@@ -125,7 +127,7 @@ class Claims:
         return True
 
     def cancel(self, run_id: str) -> bool:
-        """Cancel an unfinished run with all that is under way in it; False if it has ended."""
+        """Cancel an unfinished run and everything in progress in it; return False if it has ended."""
         runs, at = self._runs, now()
         ended = {**moved("CANCELLED", None), "completed_at": at}
         family, found = {run_id}, [run_id]
@@ -143,7 +145,7 @@ class Claims:
         return True
 
     def fetch_call(self, call: str, run_id: str, owner: str | None, queue: str) -> bool:
-        """Hand a call that nobody executes to who serves `queue`, if the execution `owner` has its run."""
+        """Hand a call that no process executes to those that serve `queue`, if the execution `owner` owns its run."""
         runs = self._runs
         mine = (runs.c.workflow_uuid == run_id) & (runs.c.status == "PENDING") & (runs.c.owner_xid == owner)
         open_still = (runs.c.workflow_uuid == call) & runs.c.status.in_(UNFINISHED)
@@ -155,7 +157,7 @@ class Claims:
             return bool(connection.execute(moving.values(**moved("ENQUEUED", queue))).rowcount)
 
     def unfinished(self) -> list[str]:
-        """Return the unfinished runs, but for those that wait for a worker."""
+        """Return the unfinished runs, except those that wait for a worker."""
         runs = self._runs
         begun = (runs.c.status == "PENDING") | (
             (runs.c.status == "ENQUEUED") & runs.c.queue_name.not_like(f"{records_names.work_queue('')}%")
@@ -169,14 +171,14 @@ class Claims:
             ]
 
     def without_steps(self, run_ids: Iterable[str]) -> set[str]:
-        """Return those of the runs that have finished no step."""
+        """Return the runs among these that have finished no step."""
         ids, steps = set(run_ids), self._steps
         finished = select(steps.c.workflow_uuid).where(steps.c.workflow_uuid.in_(ids)).distinct()
         with reporting_errors(self._url), self._engine.connect() as connection:
             return ids.difference(connection.execute(finished).scalars()) if ids else ids
 
     def claims(self, name: str) -> list[tuple[str, str]]:
-        """Return the runs that stand as under way in the process of this name, each with its execution's token."""
+        """Return the runs that are in progress in the process of this name, each with its execution's token."""
         runs = self._runs
         mine = (runs.c.name == records_names.RUN) & (runs.c.status == "PENDING") & (runs.c.executor_id == name)
         with reporting_errors(self._url):
@@ -184,7 +186,7 @@ class Claims:
             return [(str(run_id), str(owner)) for run_id, owner in found]
 
     def owners(self) -> set[str]:
-        """Return the names of the processes that have unfinished runs."""
+        """Return the names of the processes that own unfinished runs."""
         runs, queue, a_run = self._runs, self._runs.c.queue_name, self._runs.c.name == records_names.RUN
         pending = select(runs.c.executor_id).where(a_run, runs.c.status == "PENDING")
         queued = select(queue).where(a_run, runs.c.status == "ENQUEUED", queue.like(f"{records_names.QUEUE}%"))
@@ -193,7 +195,7 @@ class Claims:
             return {str(name).removeprefix(records_names.QUEUE) for name in found if name != records_names.UNCLAIMED}
 
     def owner(self, workflow_id: str) -> str | None:
-        """Return DBOS's token of the execution that has a run or a tool call now."""
+        """Return DBOS's token of the execution that owns a run or a tool call now."""
         runs = self._runs
         with reporting_errors(self._url), self._engine.connect() as connection:
             owner = connection.execute(select(runs.c.owner_xid).where(runs.c.workflow_uuid == workflow_id)).scalar()
@@ -201,7 +203,7 @@ class Claims:
 
 
 def moved(status: str, queue: str | None, attempts: int = 0) -> dict[str, Any]:
-    """Return the columns of a run that nobody executes, and that begins anew where it goes on."""
+    """Return the columns of a run that no process executes, and whose next execution starts anew."""
     return {
         "status": status,
         "queue_name": queue,

@@ -1,7 +1,7 @@
-"""How often a model is asked, over all processes of a database: each call waits for a moment of its own.
+"""Rate limits of models over all processes of a database: each call waits for its own time slot.
 
-The moments of a model are evenly spaced, `seconds / calls` apart, because providers enforce a quota a minute over
-shorter times too. One row holds the next free one, and one statement takes it, so no crash leaves a lock behind.
+The slots of a model are evenly spaced, `seconds / calls` apart, because providers enforce a quota per minute over
+shorter times too. One row holds the next free slot, and one statement takes it, so a crash leaves no lock behind.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from durable_swarm.engine.database.urls import is_sqlite, schema_of
 
 
 class Rates:
-    """The next free moment of each rated model of one database. Raises `ConfigurationError` where it cannot be used."""
+    """The next free slot of each rate-limited model of one database. Raises `ConfigurationError` if it is unusable."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
         self._url = url
@@ -29,15 +29,15 @@ class Rates:
             "durable_swarm_rates",
             sqlalchemy.MetaData(schema=schema_of(url)),
             Column("model", Text, primary_key=True),
-            # Of the key, so that a rate that was given in error holds nobody up once it is mended.
+            # Part of the key, so that a rate set by mistake delays no call once it is corrected.
             Column("spacing", Double, primary_key=True),
             Column("free_at", Double, nullable=False),
         )
 
     def reserve(self, model: str, spacing: float) -> float:
-        """Take the next free moment of the model, whose calls are `spacing` seconds apart; gives the seconds until it.
+        """Take the model's next free slot and return the seconds until it; slots are `spacing` seconds apart.
 
-        A moment that is not used, because its process died, is lost.
+        A slot that is not used, because its process died, is lost.
         """
         with reporting_errors(self._url):
             if not self._made:
@@ -47,7 +47,7 @@ class Rates:
                 return max(0.0, float(connection.execute(self._taking(model, spacing)).scalar_one()))
 
     def _taking(self, model: str, spacing: float) -> sqlalchemy.Insert:
-        # The server's clock where there is one: no machine's own matters.
+        # The server's clock if there is a server, so that the clocks of machines do not matter.
         now = literal(time.time()) if self._lite else func.extract("epoch", func.clock_timestamp())
         free_at = self._rows.c.free_at
         insert = (sqlite.insert if self._lite else postgresql.insert)(self._rows)

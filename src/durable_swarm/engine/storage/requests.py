@@ -1,8 +1,8 @@
-"""The requests of all runs in the database: opened once, decided once, and what a decision wakes.
+"""The requests of all runs in the database: opened once, decided once, and the runs that a decision wakes.
 
-A table of our own, because a decision must be taken once among processes, together with what follows from it: the run
-that waits for it is woken in the same transaction. Both sides lock the run's row first, so no answer comes between a
-run's last look and its rest.
+A table of our own, because a decision must be taken once among processes, together with its consequence: the waiting
+run is woken in the same transaction. Both sides lock the run's row first, so no answer comes between a run's last check
+and its suspension.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ TIMES = ("created_at", "expires_at", "answered_at")
 _UNDECIDED: dict[str, Any] = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
 
 LONGEST = 1_000_000_000
-"""Seconds; who waits longer waits for ever."""
+"""Seconds; a longer wait never ends."""
 
 
 class NoRequest(errors.ConfigurationError):
-    """There is no such request in the database."""
+    """The database has no such request."""
 
 
 class TokenTaken(errors.ConfigurationError):
-    """A tool has given `later` a token that belongs to another call: its own mistake, which ends its run."""
+    """A tool passed a token to `later` that belongs to another call: the tool's mistake, which ends its run."""
 
 
 class Inbox:
-    """The requests of one database. Every method raises `ConfigurationError` where the database cannot be used."""
+    """The requests of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec]) -> None:
         self._url = url
@@ -83,7 +83,7 @@ class Inbox:
     # The table
 
     def create(self) -> None:
-        """Make the table, unless it is there."""
+        """Create the table if it does not exist."""
         with reporting_errors(self._url):
             create_table(self._engine, self._rows)
         self._there = True
@@ -96,9 +96,9 @@ class Inbox:
 
     @contextlib.contextmanager
     def _writing(self, run_id: str = "", owner: str | None = None) -> Iterator[sqlalchemy.Connection]:
-        """Give a transaction that has locked the run's row: SQLite locks the whole file.
+        """Open a transaction that has locked the run's row; SQLite locks the whole file.
 
-        Raises `OwnershipLost` where `owner` is given, and the run is not under way, or another execution's.
+        Raises `OwnershipLost` if `owner` is given and the run is not in progress or another execution owns it.
         """
         with reporting_errors(self._url), self._engine.begin() as connection:
             if self._lite:
@@ -115,10 +115,10 @@ class Inbox:
     # What a run asks
 
     def open(self, asked: RequestSpec, swarm: str, kept: Record | None = None, owner: str | None = None) -> Request:
-        """Open a request, unless it was asked before, and give it.
+        """Open a request, unless it was opened before, and return it.
 
-        `kept` is what the run keeps with it. A request that is still open shows what is asked now. `owner` is the
-        token of the execution that asks. Raises `OwnershipLost` if that has the run no more.
+        `kept` is data that the run stores with it. A request that is still open is updated to the current question.
+        `owner` is the token of the execution that asks. Raises `OwnershipLost` if that no longer owns the run.
         """
         record, at = asked_record(asked, kept), now()
         stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
@@ -141,7 +141,7 @@ class Inbox:
         return self._read(row)
 
     def _ask_again(self, connection: sqlalchemy.Connection, asked: RequestSpec, swarm: str, record: Record) -> None:
-        """Have a request that is there show what is asked now. An answer to another question is none to this one."""
+        """Update an existing request to the current question. An answer to a different question does not count."""
         rows, seal, place = self._rows, self._seal_for(swarm), place_of(asked.id)
         row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
         early = row.run_id == ""  # Completed before it was opened.
@@ -158,7 +158,7 @@ class Inbox:
             connection.execute(update(rows).where(rows.c.id == asked.id).values(**values, **undecided))
 
     def expire(self, request_id: str) -> Request:
-        """Close a request whose time is over, unless it was decided in time; gives what it is now."""
+        """Close an expired request, unless it was decided in time; return its current state."""
         rows = self._rows
         with self._writing() as connection:
             over = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
@@ -167,14 +167,14 @@ class Inbox:
         return self._read(row)
 
     def reopen(self, asked: RequestSpec, swarm: str, why: str, owner: str | None = None) -> None:
-        """Open a request again whose decision does not fit: whoever decides is shown why, and what is asked now."""
+        """Reopen a request whose decision does not fit: it shows the reason, and the current question."""
         rows, record = self._rows, {**asked_record(asked, None), "why": codec.encode(why)}
         stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
         with self._writing(asked.run_id, owner) as connection:
             connection.execute(update(rows).where(rows.c.id == asked.id).values(request=stored, **_UNDECIDED))
 
     def kept(self, call: str) -> tuple[Request, Record] | None:
-        """Give the request for a result that this tool call has opened, and what was kept with it; or None."""
+        """Return the request for a result that this tool call has opened, and the data stored with it; or None."""
         if not self._exists():
             return None
         rows = self._rows
@@ -183,7 +183,7 @@ class Inbox:
         return None if row is None else (self._read(row), self._open(row).get("kept", {}))
 
     def asks(self, call: str) -> bool:
-        """Whether a tool call has an open request."""
+        """Return True if a tool call has an open request."""
         rows = self._rows
         with reporting_errors(self._url), self._engine.connect() as connection:
             return (
@@ -192,7 +192,7 @@ class Inbox:
             )
 
     def decided(self, request_ids: Iterable[str]) -> list[str]:
-        """Give those of the requests that are not open any more."""
+        """Return the requests among these that are no longer open."""
         ids, rows = list(request_ids), self._rows
         if not ids:
             return []
@@ -206,10 +206,10 @@ class Inbox:
     def decide(
         self, request_id: str, decision: Decision, by: str | None, check: Callable[[Request], None] | None = None
     ) -> Request:
-        """Take a decision and wake the run; gives the request as it is then.
+        """Record a decision and wake the run; return the request as it is then.
 
         `check` may refuse it, too. Raises `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, and
-        `ConfigurationError` where there is no such request, or its run has ended.
+        `ConfigurationError` if there is no such request or its run has ended.
         """
         run_id = self.found(request_id).run_id
         with self._writing(run_id) as connection:
@@ -222,7 +222,7 @@ class Inbox:
         return self._read(row)
 
     def complete(self, token: str, decision: Decision, by: str | None, swarm: str) -> bool:
-        """Post the result of a call that has given `later(token)`, or will; gives whether a run waits for it.
+        """Store the result of a call that returned or will return `later(token)`; return True if a run waits for it.
 
         Raises `AlreadyAnswered`, `ConfigurationError`.
         """
@@ -232,7 +232,7 @@ class Inbox:
         )  # fmt: skip
         self.create()
         with self._writing() as connection:
-            # psycopg forgets the number of rows of an INSERT unless it is to be kept.
+            # psycopg drops the row count of an INSERT unless it is asked to keep it.
             kept = early.on_conflict_do_nothing().execution_options(preserve_rowcount=True)
             new = connection.execute(kept).rowcount == 1
             if new:
@@ -274,9 +274,9 @@ class Inbox:
     # Rest and waking
 
     def rest(self, run_id: str, owner: str | None, request_ids: list[str], until: int | None) -> None:
-        """Lay a run that waits to rest, with its calls: nobody executes it until it is woken, or a time has come.
+        """Suspend a waiting run and its calls: no process executes it until it is woken or the time `until` has come.
 
-        Nothing happens if `owner` executes it no more. If a request was decided meanwhile, it is woken at once.
+        Does nothing if `owner` no longer executes it. If a request was decided meanwhile, the run is woken at once.
         """
         runs, rows = self._runs, self._rows
         with self._writing(run_id) as connection:
@@ -290,7 +290,7 @@ class Inbox:
             self._hand_over(connection, run_id, "PENDING", "ENQUEUED" if awake else "DELAYED", until)
 
     def wake(self, run_id: str) -> None:
-        """Have a run that rests go on."""
+        """Wake a suspended run."""
         with self._writing(run_id) as connection:
             self._wake(connection, run_id)
 
@@ -307,7 +307,7 @@ class Inbox:
         connection.execute(update(runs).where(ours, runs.c.status == before).values(**values))
 
     def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
-        """Give those of the runs and tool calls that were cancelled."""
+        """Return the runs and tool calls among these that were cancelled."""
         ids, runs = list(workflow_ids), self._runs
         if not ids:
             return []
@@ -318,7 +318,7 @@ class Inbox:
     # Looking
 
     def found(self, request_id: str) -> Request:
-        """Give a request. Raises `NoRequest` where there is none of that id."""
+        """Return a request. Raises `NoRequest` if the id does not exist."""
         row = None
         if storable(request_id) and self._exists():
             with reporting_errors(self._url):
@@ -328,12 +328,12 @@ class Inbox:
         return self._read(row)
 
     def of_run(self, run_id: str) -> list[Request]:
-        """Give all requests of a run, oldest first."""
+        """Return all requests of a run, oldest first."""
         rows = self._rows
         return self._listed(select(rows).where(rows.c.run_id == run_id))
 
     def none_open(self, run_id: str) -> errors.DurableSwarmError:
-        """Give the error for who decides about a run's one open request, where there is none."""
+        """Return the error for a decision about a run's one open request if there is none."""
         known = self.of_run(run_id)
         if known and known[-1].status == "answered":
             return _answered(known[-1].id, known[-1].answered_by)
@@ -342,7 +342,7 @@ class Inbox:
         return NoRequest(f"run {run_id!r} has no open request; `durable-swarm inbox` lists those of all runs")
 
     def open_requests(self, run_ids: Iterable[str] | None = None, limit: int | None = None) -> list[Request]:
-        """Give the open requests of runs that have not ended, oldest first: of all runs, or of these."""
+        """Return the open requests of unfinished runs, oldest first: of all runs, or of these."""
         rows, runs = self._rows, self._runs
         wanted = select(rows).join(runs, runs.c.workflow_uuid == rows.c.run_id)
         wanted = wanted.where(self._asked_still(), runs.c.status.in_(UNFINISHED))
@@ -351,7 +351,7 @@ class Inbox:
         return self._listed(wanted.limit(limit))
 
     def waiting(self, run_ids: list[str]) -> set[str]:
-        """Give those of the runs that have an open request, or a tool that sleeps."""
+        """Return the runs among these that have an open request, or a tool that sleeps."""
         rows, runs, steps = self._rows, self._runs, self._steps
         if not run_ids:
             return set()
@@ -366,7 +366,7 @@ class Inbox:
         return asks | {run_id for run_id, end in ends if _is_later(end)}
 
     def _asked_still(self) -> sqlalchemy.ColumnElement[bool]:
-        """Whether a request is open, its time not over, and its tool call has not ended without it, by a timeout."""
+        """True for an open, unexpired request whose tool call has not ended without it by a timeout."""
         rows, calls = self._rows, self._runs.alias()
         ended = calls.c.status.not_in(UNFINISHED) & (calls.c.workflow_uuid == rows.c.call)
         lasts = rows.c.expires_at.is_(None) | (rows.c.expires_at > now())
@@ -393,7 +393,7 @@ class Inbox:
         return read_decision(self._seal_for(row.swarm).open(stored, decision_of(row.id), what))
 
     def _read(self, row: Any, closed: str | None = None) -> Request:
-        """Give a request from its row; with `closed`, what this process cannot open is shown as that."""
+        """Return a request from its row; `closed` replaces data that this process cannot decode."""
         try:
             with base.reading(f"request {row.id!r}"):
                 return request_of(row, self._open(row), self._decision(row))
@@ -414,7 +414,7 @@ def _answered(request_id: str, by: str | None) -> errors.AlreadyAnswered:
 
 
 def _is_later(moment: Any) -> bool:
-    """Whether this is the recorded end of a sleep, in seconds since 1970, and has not come."""
+    """Return True if this is the recorded end of a sleep, in seconds since 1970, and in the future."""
     try:
         return float(moment) > time.time()
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""Deleting runs that ended long ago, with all that belongs to them.
+"""Deletion of runs that ended long ago, with all their rows.
 
-Not by DBOS's own deletion, which knows nothing of our tables, and does not look again whether a run has ended: one that
-is resumed in the same moment must not lose its steps. Here the row is locked first, and looked at again.
+DBOS's own deletion is not used, because it does not know our tables and does not check again whether a run has ended: a
+run resumed at the same moment must not lose its steps. Here the row is locked first, and checked again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.runs import Store
 
 TRANSACTIONS = "durable_swarm_transactions"
-"""Stands where tools write, which on PostgreSQL is no schema of ours."""
+"""The table in the database where tools write, which on PostgreSQL is not in our schema."""
 
 BELONGINGS = {
     **dict.fromkeys(("operation_outputs", "workflow_input", "workflow_output"), "workflow_uuid"),
@@ -31,17 +31,17 @@ BELONGINGS = {
 """Every table with rows of runs or their tool calls, and the column with the id of either."""
 
 WELL, BADLY = ("SUCCESS", "CANCELLED"), ("ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
-"""What DBOS calls runs that have ended."""
+"""DBOS's states of runs that have ended."""
 
 BATCH = 50
-"""How many runs are deleted in one transaction: other writers of a SQLite file wait meanwhile."""
+"""The number of runs deleted in one transaction: other writers of a SQLite file wait meanwhile."""
 
 
 class Retention:
-    """Which runs of a database are kept, and the deletion of the others. Raises SQLAlchemy's errors."""
+    """The expired runs of a database, and their deletion. Raises SQLAlchemy's errors."""
 
     def __init__(self, store: Store, before: int, *, keep_failed: bool = False, swarm: str | None = None) -> None:
-        """Name the runs that ended before a time, in milliseconds since 1970; with `swarm`, only those of its name."""
+        """Select runs that ended before a time, in milliseconds since 1970; with `swarm`, only its runs."""
         self._store = store
         self._before = before
         self._ended = WELL if keep_failed else WELL + BADLY
@@ -51,12 +51,12 @@ class Retention:
         self._runs = table("workflow_status", *map(column, names), schema=self._schema)
 
     def count(self) -> int:
-        """Give how many runs would be deleted."""
+        """Return the number of runs that would be deleted."""
         with self._store.engine.connect() as connection:
             return sum(len(ids) for ids in self._pages(connection))
 
     def delete(self, most: int | None = None) -> int:
-        """Delete the runs, oldest first, at most so many; gives how many they were."""
+        """Delete the runs, oldest first, at most `most` of them; return their number."""
         deleted = 0
         while most is None or deleted < most:
             some = self._delete_some(BATCH if most is None else min(BATCH, most - deleted))
@@ -77,7 +77,7 @@ class Retention:
             return len(runs)
 
     def _old(self, connection: Connection, most: int) -> list[str]:
-        """Give the oldest runs to delete; their rows are locked, and those that others have locked are left out."""
+        """Return the oldest runs to delete and lock their rows; rows locked by other processes are left out."""
         found: list[str] = []
         for page in self._pages(connection, lock=True):
             found += page

@@ -1,6 +1,6 @@
-"""Runs as the database has them: looking them up, listing them, reading their records, cancelling and resuming.
+"""Runs in the database: looking them up, listing them, reading their records, cancelling and resuming.
 
-Needs no agents and launches nothing, so the command line can look at the runs of a program that is not running.
+Needs no agents and launches nothing, so the command line can inspect the runs of a program that is not running.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _STATES: dict[str, State] = {
 UNFINISHED = ["PENDING", "ENQUEUED"]
 
 TRIED = "tried:"
-"""Prefix of the notes on a run of how often its open calls were executed; resuming it clears them."""
+"""Prefix of the notes on a run that count the executions of its open calls; resuming the run clears them."""
 
 STOOD = "stood"
-"""Note on a run of how often it was taken over from a process that stood still; resuming it clears that, too."""
+"""Note on a run: how often it was taken over from a process that had stopped; resuming the run clears it, too."""
 
 NEEDS = "needs"
 """Note on a run that waits for an agent which some process lacked: the agent's name."""
@@ -55,14 +55,14 @@ QUEUED = "queued"
 """Note on a run that was started for the queue of workers: True."""
 
 PAGE = 500
-"""How many runs one statement reads."""
+"""The number of runs that one statement reads."""
 
 PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
 
 
 def state_of(row: Any) -> State:
-    """Give a run's status from its row. A run that is being taken over counts as running.
+    """Return a run's status from its row. A run that is being taken over counts as running.
 
     Raises `ConfigurationError` for a row of a kind that this version does not know.
     """
@@ -80,18 +80,18 @@ def state_of(row: Any) -> State:
 
 
 def notes_on(row: Any) -> dict[str, Any]:
-    """Give what is noted on a run; a note that has not the form it was written in is none."""
+    """Return the notes on a run, without those of an unexpected form."""
     noted = row.attributes if isinstance(row.attributes, dict) else {}
     return {name: value for name, value in noted.items() if name not in _NOTED or _NOTED[name](value)}
 
 
 def reason_noted(row: Any) -> str | None:
-    """Give why an unfinished run does not go on, in the words of the process that holds it, or None."""
+    """Return the reason why an unfinished run does not continue, as the process that holds it noted it, or None."""
     return None if state_of(row) in ENDED else notes_on(row).get("waits_for") or None
 
 
 def owner_of(row: Any) -> str:
-    """Give the name of the process that executes an unfinished run; '' if it waits for any."""
+    """Return the name of the process that executes an unfinished run; '' if any process may execute it."""
     if row.status == "PENDING":
         return str(row.executor_id or "")
     queue = str(row.queue_name or "")
@@ -100,13 +100,13 @@ def owner_of(row: Any) -> str:
 
 
 def started_at(row: Any) -> datetime:
-    """Give when a run was started, in UTC: its row is written a little later. 1970 if nothing tells."""
+    """Return the time at which a run was started, in UTC, which is before its row was written; 1970 if unknown."""
     at = notes_on(row).get("at")
     return moment(row.created_at) if at is None else datetime.fromtimestamp(at, UTC)
 
 
 def moment(milliseconds: Any) -> datetime:
-    """Give a time of the database, in UTC; 1970 if it is none."""
+    """Return a time of the database, in UTC; 1970 if it is invalid."""
     seconds = milliseconds / 1000 if isinstance(milliseconds, int | float) else 0
     return datetime.fromtimestamp(seconds if _is_time(seconds) else 0, UTC)
 
@@ -129,7 +129,7 @@ _NOTED: dict[str, Callable[[Any], bool]] = {
 
 
 def _argument(row: Any) -> Any:
-    """Give a run's start record as it is stored, or None where there is none."""
+    """Return a run's start record as it is stored, or None if there is none."""
     try:
         return row.input["args"][0]
     except (TypeError, KeyError, IndexError):
@@ -141,10 +141,11 @@ def _no_codec(_swarm: str) -> None:
 
 
 class Store:
-    """The runs of one database. Every method raises `ConfigurationError` where the database cannot be used.
+    """The runs of one database. Every method raises `ConfigurationError` if the database cannot be used.
 
-    `codec_for` gives the codec of the swarm of a name. What reads them raises `Unreadable` where it does not open them.
-    `guesses` says that this codec need not be the one the program has: what is written then looks like what is there.
+    `codec_for` returns the codec of the swarm of a name. Methods that decode records raise `Unreadable` if it does not
+    decode them. `guesses` says that this codec may differ from the program's: new records are then written in the form
+    of the existing ones.
     """
 
     def __init__(
@@ -167,25 +168,25 @@ class Store:
         self.inbox = Inbox(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
         """The requests of its runs."""
         self.mailbox = Messages(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
-        """What is said to its runs."""
+        """The messages to its runs."""
         client = DBOSClient(
             system_database_url=url.render_as_string(hide_password=False),
             system_database_engine=engine,
             serializer=launch.JSON,
             lazy=True,
-            retry_connection_errors=False,  # It would wait without an end, and with it the thread that says we live.
+            retry_connection_errors=False,  # It would wait without end, and block the thread that sends our heartbeat.
         )
         self._client = _Client(client, url)
 
     def row(self, run_id: str, *, load_output: bool = True) -> Any | None:
-        """Give the row of a run, or None."""
+        """Return the row of a run, or None."""
         if not storable(run_id):
             return None
         rows = self._client.list_workflows(workflow_ids=[run_id], name=names.RUN, load_output=load_output)
         return self._asking(rows)[0] if rows else None
 
     def found(self, run_id: str, *, load_output: bool = True) -> Any:
-        """Give the row of a run. Raises `RunNotFound`."""
+        """Return the row of a run. Raises `RunNotFound`."""
         row = self.row(run_id, load_output=load_output)
         if row is None:
             raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
@@ -199,12 +200,13 @@ class Store:
         limit: int | None = None,
         offset: int = 0,
     ) -> list[Any]:
-        """Give the rows of runs, newest first, without what they were given and what they gave.
+        """Return the rows of runs, newest first, without their inputs and outputs.
 
-        `prefix` is what their ids begin with.
+        `prefix` selects runs by the beginning of their ids.
         """
         wanted = [status for status, state in _STATES.items() if states is None or state in set(states)]
-        # A run being taken over is ENQUEUED in the database and running to us; one that waits may be any of three.
+        # A run being taken over is ENQUEUED in the database and running to us; a waiting run may be in any of three
+        # states.
         if states is not None and "running" in set(states):
             wanted.append("ENQUEUED")
         if states is not None and "waiting" in set(states):
@@ -222,9 +224,9 @@ class Store:
         return self._asking(rows)
 
     def listed(self, status: State | None, agent: str | None, limit: int) -> list[Any]:
-        """Give the rows of runs of one status, or one agent, newest first.
+        """Return the rows of runs of one status, or one agent, newest first.
 
-        Raises `ConfigurationError` for a status or a limit that is none.
+        Raises `ConfigurationError` for an invalid status or limit.
         """
         if status is not None and (not isinstance(status, str) or status not in STATES):
             raise errors.ConfigurationError(f"status must be one of {', '.join(STATES)}, not {status!r}")
@@ -251,7 +253,7 @@ class Store:
         return rows
 
     def ends(self, rows: list[Any]) -> dict[str, Any]:
-        """Return the rows of those of these runs that are done or failed, by their ids, with what ended them."""
+        """Return the rows of the done or failed runs among these by id, with the output or error that ended them."""
         over = [row.workflow_id for row in rows if state_of(row) in ("done", "failed")]
         found: dict[str, Any] = {}
         for first in range(0, len(over), PAGE):
@@ -261,9 +263,9 @@ class Store:
         return found
 
     def unfinished(self, version: str) -> list[Any]:
-        """Return the rows of all unfinished runs of one application version: DBOS runs only its own.
+        """Return the rows of all unfinished runs of one application version, because DBOS executes only its own.
 
-        Those that wait for a worker are left out: they may be many, and have no process that could be dead.
+        Runs that wait for a worker are left out: they may be many, and have no process that could be dead.
         """
         ids = self.claims.unfinished()
         rows: list[Any] = self._client.list_workflows(
@@ -277,36 +279,36 @@ class Store:
         return rows if ids else []
 
     def unclaimed(self) -> list[Any]:
-        """Give the rows of runs that wait for any process with their agents."""
+        """Return the rows of runs that wait for any process with their agents."""
         rows: list[Any] = self._client.list_workflows(
             queue_name=names.UNCLAIMED, status="ENQUEUED", name=names.RUN, load_input=False, load_output=False
         )
         return rows
 
     def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
-        """Give the rows of a run's undecorated tool calls."""
+        """Return the rows of a run's undecorated tool calls."""
         rows: list[Any] = self._client.list_workflows(
             name=names.TOOL, parent_workflow_id=run_id, load_input=False, load_output=load_output
         )
         return rows
 
     def calls(self, keys: Iterable[str]) -> list[Any]:
-        """Give the rows of these undecorated tool calls, as far as there are any."""
+        """Return the existing rows of these undecorated tool calls."""
         ids = list(keys)
         rows: list[Any] = self._client.list_workflows(workflow_ids=ids, name=names.TOOL, load_input=False)
         return rows if ids else []
 
     def steps(self, workflow_id: str, *, after: int = 0) -> list[Any]:
-        """Give the recorded steps of a run or a tool call, in order, without so many of the first ones."""
+        """Return the recorded steps of a run or a tool call, in order, without the first `after` ones."""
         steps = self._client.list_workflow_steps(workflow_id, offset=after)
         return [SimpleNamespace(**step, workflow_id=workflow_id) for step in steps]
 
     def seal(self, row: Any) -> RecordCodec:
-        """Give what opens the records of a run, by its row."""
+        """Return the codec of a run's records, by its row."""
         return RecordCodec(self._codec_for(notes_on(row).get("swarm", "")))
 
     def start_record(self, row: Any) -> base.Record:
-        """Give what a run was started with."""
+        """Return a run's input."""
         run_id = row.workflow_id
         stored = _argument(row)
         if stored is None:
@@ -314,18 +316,18 @@ class Store:
         return self.seal(row).open(stored, input_of(run_id), f"the input of run {run_id!r}")
 
     def step_record(self, step: Any, row: Any) -> base.Record:
-        """Give the record of a step, of a run or of an undecorated tool call in it; `row` is the run's."""
+        """Return the record of a step of a run or of an undecorated tool call in it; `row` is the run's."""
         place = Place(step.workflow_id, step.function_name, step.function_id)
         what = f"step {step.function_id} ({step.function_name}) of run {step.workflow_id!r}"
         return self.seal(row).open(step.output, place, what)
 
     def output_record(self, child: Any, row: Any) -> base.Record:
-        """Give what an undecorated tool call gave; `row` is its run's."""
+        """Return the output of an undecorated tool call; `row` is its run's."""
         call = child.workflow_id
         return self.seal(row).open(child.output, output_of(call), f"tool call {call!r}")
 
     def failure_record(self, row: Any) -> base.Record | None:
-        """Give the error that ended a failed run; None if it is no record of this package."""
+        """Return the error that ended a failed run; None if it is not a record of this package."""
         data = getattr(row.error, "data", None)
         if not isinstance(data, dict) or not isinstance(data.get("type"), str):
             return None
@@ -334,16 +336,16 @@ class Store:
         return {"run_id": run_id, **record}
 
     def holds_sealed(self, swarm: str) -> bool:
-        """Whether the newest run of a swarm, among the newest 100 runs, is stored so that only its codec reads it."""
+        """Return True if a swarm's newest run among the newest 100 runs is readable only with its codec."""
         for row in self.rows(limit=100):
             if isinstance(row.attributes, dict) and row.attributes.get("swarm") == swarm:
                 return is_sealed(_argument(self.row(row.workflow_id, load_output=False)))
         return False
 
     def closed_like(self, row: Any, run_id: str, record: base.Record, swarm: str) -> base.Record:
-        """Give the start record of a fork as it is stored: by the codec of its swarm, as its source in `row` is.
+        """Return the start record of a fork as it is stored: by its swarm's codec, in the form of its source in `row`.
 
-        Raises `ConfigurationError` where the source is sealed, and the fork would not be.
+        Raises `ConfigurationError` if the source is encoded and the fork would not be.
         """
         sealed = is_sealed(_argument(row))
         seal = RecordCodec(None if self._guesses and not sealed else self._codec_for(swarm))
@@ -356,13 +358,13 @@ class Store:
         return stored
 
     def settled(self, run_id: str, record: base.Record, swarm: str) -> base.Record:
-        """Give a run's start record as it will be read after the swarm's codec."""
+        """Return a run's start record as it will be read back through the swarm's codec."""
         return RecordCodec(self._codec_for(swarm)).settle(record, input_of(run_id))
 
     def enqueue(
         self, run_id: str, stored: base.Record, about: dict[str, Any], queue: str, version: str, priority: int = 0
     ) -> None:
-        """Record a new run that is executed by whoever serves `queue`; `about` are its notes, `stored` its input.
+        """Record a new run for the processes that serve `queue`; `about` are its notes, `stored` its input.
 
         Raises DBOS's `DBOSWorkflowIDInUseError` for an id that is taken.
         """
@@ -381,34 +383,34 @@ class Store:
         )
 
     def annotate(self, run_id: str, **attributes: Any) -> None:
-        """Note JSON values on a run, beside what is noted there already."""
+        """Add JSON values to the notes on a run."""
         self._client.update_workflow_attributes(run_id, attributes, merge=True)
 
     def note_waiting(self, run_id: str, reason: errors.DurableSwarmError | None) -> None:
-        """Note why a run is held, and what would let it go on; or with None that it is held no more."""
+        """Note why a run is held, and how to release it; None removes the hold."""
         needs = reason.agent if isinstance(reason, errors.UnknownAgent) else None
         change = mark(reason) if isinstance(reason, errors.AgentChanged) else None
         self.annotate(run_id, waits_for=str(reason) if reason else None, **{NEEDS: needs, HELD_FOR: change})
 
     def accepted(self, run_id: str) -> str | None:
-        """Give the change of an agent that a person has accepted for a run."""
+        """Return the change of an agent that a person has accepted for a run."""
         return notes_on(self.found(run_id, load_output=False)).get(ACCEPTED)
 
     def accept(self, row: Any) -> None:
-        """Accept the change for which a run is held. If it is unfinished, the process that holds it goes on with it."""
+        """Accept the change for which a run is held. The process that holds an unfinished run continues it."""
         change, owner = notes_on(row).get(HELD_FOR), owner_of(row)
         self.annotate(row.workflow_id, **{ACCEPTED: change, HELD_FOR: None, "waits_for": None})
         if row.status in UNFINISHED and owner:
             self.claims.transfer([row], names.QUEUE + owner)
 
     def cancel(self, run_id: str) -> None:
-        """Cancel a run and the tool calls under way in it; one that has ended stays as it is."""
+        """Cancel a run and its tool calls in progress; an ended run is unchanged."""
         self.claims.cancel(run_id)
 
     def resume(self, row: Any, queue: str) -> bool:
-        """Have a cancelled or failed run go on from its first unfinished step, on `queue`, with its open calls.
+        """Let a cancelled or failed run continue from its first unfinished step, on `queue`, with its open calls.
 
-        False if it has not stood as in its row any more: somebody else was faster.
+        Return False if its row changed since it was read, because another caller resumed it first.
         """
         run_id = row.workflow_id
         open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
@@ -417,29 +419,29 @@ class Store:
         return self.claims.resume(row, queue, failed, lambda name: name == STOOD or name.startswith(TRIED))
 
     def _failed_step(self, call: str) -> int | None:
-        """Return the number of the step with whose error a tool has ended: it would get that from its record for ever.
+        """Return the number of the step with whose error a tool has ended: its record would repeat that error for ever.
 
-        Nobody records a step of a run that has ended, so this one lasts until the run goes on.
+        No process records a step of an ended run, so the number stays valid until the run continues.
         """
         steps = self.steps(call)
         last = steps[-1].output if steps else None
-        # `failed` stands in records since they can be encrypted; `raised` is in the others.
+        # `failed` is stored in records since they can be encrypted; `raised` is in the older ones.
         failed = isinstance(last, dict) and ("failed" in last or "raised" in last)
         return int(steps[-1].function_id) if failed else None
 
     def notes(self, program: str) -> dict[str, Any]:
-        """Give the notes about the program of this id; empty if there are none."""
+        """Return the notes about the program of this id; empty if there are none."""
         rows = self._client.list_workflows(workflow_ids=[program], name=PROGRAM, load_input=False, load_output=False)
         return notes_on(rows[0]) if rows else {}
 
     def note(self, program: str, notes: dict[str, Any]) -> None:
-        """Keep notes about a program, in place of the earlier ones: plain JSON data."""
+        """Store notes about a program as plain JSON data, in place of the earlier ones."""
         self._client.enqueue({"workflow_name": PROGRAM, "queue_name": PROGRAM, "workflow_id": program})
         self._client.cancel_workflow(program)
         self._client.update_workflow_attributes(program, notes)
 
     def close(self) -> None:
-        """Let go of the database, if this store opened it."""
+        """Close the connections, if this store opened them."""
         self._client.destroy()
         if self._owns:
             let_go(self.engine)
