@@ -1,1 +1,1 @@
-"""What programs and the service hold: the engine's face."""
+"""The engine's interface for programs and the service."""

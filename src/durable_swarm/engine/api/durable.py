@@ -51,20 +51,21 @@ log = logging.getLogger("durable_swarm")
 class DurableSwarm(Runner):
     """Runs agents so that no crash loses them: Swarm's client, with checkpoints in a database.
 
-    `client` is anything with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s.
+    `client` is any object with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s.
     `database` is a SQLAlchemy URL, by default `$DURABLE_SWARM_DATABASE_URL`, else `sqlite:///durable_swarm.sqlite`.
-    `name` tells the runs of several swarms on one database apart: a run is recovered by a swarm of its name.
-    `worker_id` names this process in the database, where something outside relies on it; no two may share one.
-    `tool_concurrency` above 1 lets plain functions of one reply run together. `tool_errors="tell"` reports a tool's
-    exception to the model, where `"raise"` ends the run with it. `codec` is what all data of users passes through on
-    its way to the database and back, such as `durable_swarm.encryption.EncryptionCodec`. `tool_database` is the URL of
-    the database whose connection transactional tools get, by default that of the runs. `keep_for` is for how many
-    seconds runs of this swarm that have ended are kept, by default for ever. `model_rates` says how often models are
-    asked at most, as in `{"gpt-4o": (500, 60)}`: 500 calls in 60 seconds, of all processes of the database together.
-    `changed_agents="hold"` holds a run before the first reply of an agent that has changed since it last answered in
-    that run, until `Run.resume()` accepts the agent as it is; with `"continue"` the run goes on.
+    `name` separates the runs of several swarms on one database: a run is recovered only by a swarm of its name.
+    `worker_id` names this process in the database, for cases where something outside relies on the name; no two
+    processes may share one. `tool_concurrency` above 1 lets plain functions of one reply run concurrently.
+    `tool_errors="tell"` reports a tool's exception to the model; `"raise"` ends the run with it. `codec` encodes all
+    users' data on its way to the database and decodes it on the way back, such as
+    `durable_swarm.encryption.EncryptionCodec`. `tool_database` is the URL of the database whose connection
+    transactional tools get, by default that of the runs. `keep_for` is the number of seconds for which ended runs of
+    this swarm are kept, by default for ever. `model_rates` limits the calls of models, as in `{"gpt-4o": (500, 60)}`:
+    500 calls in 60 seconds, over all processes of the database. `changed_agents="hold"` holds a run before the first
+    reply of an agent that has changed since it last answered in that run, until `Run.resume()` accepts the agent as it
+    is; with `"continue"` the run continues.
 
-    Nothing is opened before first use. Use it as a context manager, or call `close`, to give everything back.
+    Nothing is opened before first use. Use it as a context manager, or call `close`, to release all resources.
     """
 
     def __init__(
@@ -105,13 +106,13 @@ class DurableSwarm(Runner):
         self._limits: QueueLimits | None = None
         self._begun: set[asyncio.Task[Run]] = set()
         self._taken: list[str] = []
-        """Runs taken over at opening, which `recover` has not told of yet."""
-        self._earlier: list[str] = []  # Those that no run without a `run_id` was compared with yet.
+        """Runs taken over at opening that `recover` has not returned yet."""
+        self._earlier: list[str] = []  # Interrupted runs not yet compared with a run without `run_id`.
 
     # Opening and closing
 
     def _open(self) -> Process:
-        """Launch at first use, then take over what dead processes left unfinished."""
+        """Launch at first use, then take over the unfinished runs of dead processes."""
         with self._opening:
             if self._process is not None:
                 self._process.check_fork()
@@ -128,9 +129,10 @@ class DurableSwarm(Runner):
     ) -> None:
         """Become a worker: execute queued runs of this swarm, and those of dead processes, `concurrency` at once.
 
-        `queue_concurrency` bounds what all workers execute of the queue at once, and `rate`, as (runs, seconds), how
-        many they begin; give all workers the same. Agents must be defined before. Returns at once; `drain` and `close`
-        end it. `durable-swarm worker` calls it. Raises `ConfigurationError`, also in a swarm that is in use already.
+        `queue_concurrency` limits how many runs of the queue all workers execute at once, and `rate`, as (runs,
+        seconds), how many they start; use the same values in all workers. Agents must be defined before. Returns at
+        once; `drain` and `close` end it. `durable-swarm worker` calls it. Raises `ConfigurationError`, also in a swarm
+        that is in use already.
         """
         if self._process is not None:
             raise errors.ConfigurationError("serve() must come before anything else that uses this DurableSwarm")
@@ -139,16 +141,16 @@ class DurableSwarm(Runner):
         self._open()
 
     def drain(self, seconds: float = 30.0) -> bool:
-        """Begin nothing more, and wait so long at most for the steps in hand; gives whether all have ended.
+        """Start nothing more, and wait at most `seconds` for the steps in progress; return True if all have ended.
 
-        This goes for all swarms of the process, until the last one is closed. What is unfinished is left to other
+        This applies to all swarms of the process, until the last one is closed. Unfinished runs are left to other
         processes.
         """
         validation.check_seconds("seconds", seconds)
         return self._process is None or self._process.working.drain(seconds)
 
     def _open_on_loop(self) -> Process:
-        """Open on the running loop: DBOS then executes on it what is recovered, where async tools find their things."""
+        """Open on the running loop, so that DBOS executes recovered runs where async tools find their resources."""
         opened = self._open()
         opened.loops.add(asyncio.get_running_loop())
         return opened
@@ -157,7 +159,7 @@ class DurableSwarm(Runner):
         return self._open().store
 
     def close(self) -> None:
-        """Give everything back. Runs under way stop where they are and stay unfinished; a later use opens again."""
+        """Release all resources. Runs in progress stop and stay unfinished; a later use opens the swarm again."""
         with self._opening:
             if self._process is not None:
                 process.close_for(self)
@@ -180,7 +182,7 @@ class DurableSwarm(Runner):
         with prepared.withdrawing(self._handle):
             if loop is not None:
                 self._refuse_to_block(loop)
-                # DBOS refuses to block a thread that has an event loop; a thread beside it may.
+                # DBOS refuses to block a thread that has an event loop, but not another thread.
                 return threads().submit(self._run_here, prepared, context=steps.outside()).result()
             return steps.outside().run(self._run_here, prepared)
 
@@ -199,7 +201,7 @@ class DurableSwarm(Runner):
             except steps.OwnershipLost:
                 live.lose()
             except Exception as error:
-                # The run's own end, recorded; or that of another process, which was faster. Told below either way.
+                # The run's own recorded end, or that of another process, which was faster. Returned below either way.
                 log.debug("run %r ended with %s", prepared.run_id, type(error).__name__)
         return self._started(prepared, live).result()
 
@@ -248,8 +250,8 @@ class DurableSwarm(Runner):
     ) -> Run:
         """Start a run in the background and return once it is recorded. Raises as `run` does before that point.
 
-        Its replies are streamed: `Run.events` tells them piece by piece. With `queue` it waits for a worker
-        (`durable-swarm worker`), of several those with the lowest `priority` first, 0 or above.
+        Its replies are streamed: `Run.events` yields them piece by piece. With `queue` it waits for a worker
+        (`durable-swarm worker`); waiting runs with the lowest `priority` start first, 0 or above.
         """
         asked = RunArguments(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
         if validation.check_queue(queue, priority):
@@ -273,7 +275,7 @@ class DurableSwarm(Runner):
         run_id: str | None = None,
         priority: int = 0,
     ) -> Run:
-        """Have a worker run an agent that need not be defined here, by its name; as `start` with `queue`.
+        """Queue a run for a worker, by the name of an agent that need not be defined here; as `start` with `queue`.
 
         This needs no model client and no key. The run belongs to swarms of this one's `name`, and so must the worker.
         """
@@ -311,7 +313,7 @@ class DurableSwarm(Runner):
             queue = names.work_queue(self.name)
             try:
                 opened.store.enqueue(prepared.run_id, prepared.stored, prepared.about, queue, opened.version, priority)
-            except DBOSWorkflowIDInUseError:  # Another process was faster.
+            except DBOSWorkflowIDInUseError:  # Another process recorded it first.
                 prepared.check_same(opened.store.start_record(opened.store.found(prepared.run_id)))
             run = self._handle(prepared.run_id)
         return run
@@ -341,8 +343,8 @@ class DurableSwarm(Runner):
         return await self._start_on_loop(RunStart(self, asked, run_id))
 
     async def _start_on_loop(self, prepared: RunStart, channel: Channel | None = None) -> Run:
-        # A task of its own, because a tool may start a run: it must stand outside the tool's workflow. Shielded,
-        # because a start that was cancelled half-way would leave a run that nobody executes.
+        # A task of its own, because a tool may start a run, which must be outside the tool's workflow. Shielded,
+        # because a start that was cancelled half-way would leave a run that no process executes.
         begun = asyncio.get_running_loop().create_task(self._begin(prepared, channel), context=steps.outside())
         self._begun.add(begun)
         begun.add_done_callback(self._begun.discard)
@@ -369,7 +371,7 @@ class DurableSwarm(Runner):
         return self._handle(prepared.run_id, live)
 
     def _attach(self, prepared: RunStart) -> Run | None:
-        """Give the run if the caller named one that exists already. Raises `RunConflict`."""
+        """Return the run if the caller named an existing one. Raises `RunConflict`."""
         store = self._store()
         if prepared.caller is not None:
             self._open().trials.lend(prepared.run_id, prepared.caller)
@@ -377,7 +379,7 @@ class DurableSwarm(Runner):
             return None
         row = store.row(prepared.run_id)
         if not prepared.queued and (row is None or state_of(row) not in ENDED):
-            self.clients.ready()  # What has ended is read without a model client.
+            self.clients.ready()  # An ended run is read without a model client.
         if row is None:
             return None
         prepared.check_same(store.start_record(row))
@@ -389,7 +391,7 @@ class DurableSwarm(Runner):
     def _starting(self, prepared: RunStart) -> Iterator[Execution]:
         agent = prepared.asked.agent
         live = Execution(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
-        opened = self._open()  # Now: what was closed under a run that waits must not be opened again by its end.
+        opened = self._open()  # Now: a waiting run's end must not reopen a swarm closed meanwhile.
         if opened.is_closed:
             raise refused(Closed("this process was drained, and begins no run any more; close its swarms"))
         prepared.warn_of_doubles(opened.store, self._earlier)
@@ -401,7 +403,7 @@ class DurableSwarm(Runner):
             raise
 
     def _started(self, prepared: RunStart, live: Execution) -> Run:
-        """Give the handle of what was started; if another process was faster, of its run."""
+        """Return the handle of the started run, or of the run of this id that another process started first."""
         if live.entered:
             return self._handle(prepared.run_id, live)
         store = self._store()
@@ -413,44 +415,44 @@ class DurableSwarm(Runner):
     # Looking at runs
 
     def get(self, run_id: str) -> Run:
-        """Give the handle of a run. Raises `RunNotFound`."""
+        """Return the handle of a run. Raises `RunNotFound`."""
         self._store().found(validation.check_text("run_id", run_id), load_output=False)
         return self._handle(run_id)
 
     def runs(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
-        """Give the runs, newest first: all, or those of one status or one agent."""
+        """Return the runs, newest first: all, or those of one status or one agent."""
         return [self._handle(row.workflow_id) for row in self._store().listed(status, agent, limit)]
 
     def recover(self) -> list[Run]:
         """Take over, now, the unfinished runs that no living process executes and whose agents are defined here.
 
-        Gives the runs taken over, those of the first use included.
+        Return the runs taken over, including those of the first use.
         """
         more = self._open().orphans.take(sure=True)
         taken, self._taken = dict.fromkeys([*self._taken, *more]), []
         return [self._handle(run_id) for run_id in taken]
 
     def export(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:
-        """Give everything that is recorded of a run as one document of plain JSON data.
+        """Return everything that is recorded of a run as one document of plain JSON data.
 
-        `redact(path, value)` gets every value of users (texts, numbers, what tools gave) with its path in the document,
-        as in `start.messages[0].content`, and gives what is written in its place. Raises `RunNotFound`.
+        `redact(path, value)` receives every user value (texts, numbers, outputs of tools) with its path in the
+        document, as in `start.messages[0].content`, and returns its replacement. Raises `RunNotFound`.
         """
         row = self._store().found(validation.check_text("run_id", run_id))
         return history_export.export(self._store(), row, redact)
 
     def import_run(self, document: dict[str, Any]) -> Run:
-        """Put an exported run into this database: ended, to be looked at, replayed and forked.
+        """Put an exported run into this database: ended, to be read, replayed and forked.
 
-        Nothing is executed. The same run again changes nothing. Raises `ConfigurationError` for what is no exported
-        run, and `RunConflict` where its id belongs to another run.
+        Nothing is executed. Importing the same run again changes nothing. Raises `ConfigurationError` for a document
+        that is not an exported run, and `RunConflict` if its id belongs to another run.
         """
         return self._handle(importing.import_run(self._store(), document))
 
     # What runs ask
 
     def requests(self) -> list[HumanRequest]:
-        """Give the open requests of all runs in the database, oldest first."""
+        """Return the open requests of all runs in the database, oldest first."""
         return self._store().inbox.open_requests()
 
     def _decide(self, request_id: str, decision: Decision, by: str | None) -> None:
@@ -474,12 +476,12 @@ class DurableSwarm(Runner):
         return await in_thread(self.import_run, document)
 
     async def get_async(self, run_id: str) -> Run:
-        """Give the handle as `get` does, on the event loop."""
+        """Return the handle as `get` does, on the event loop."""
         self._open_on_loop()
         return await in_thread(self.get, run_id)
 
     async def runs_async(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
-        """Give the runs as `runs` does, on the event loop."""
+        """Return the runs as `runs` does, on the event loop."""
         self._open_on_loop()
         return await in_thread(self.runs, status, agent, limit)
 

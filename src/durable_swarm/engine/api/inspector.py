@@ -1,4 +1,4 @@
-"""A database looked at from outside: its runs, who executes them, facts about it. Nothing is launched or taken over."""
+"""Inspection of a database from outside: its runs, their owners, its facts. Nothing is launched or taken over."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from durable_swarm.errors import ConfigurationError
 
 
 class NoRuns(ConfigurationError):
-    """There is no database of that name yet, or nothing of durable-swarm is in it."""
+    """The database does not exist yet, or contains nothing of durable-swarm."""
 
 
 class Inspector:
-    """What an outsider may know and do: the store, and which runs no living process executes."""
+    """The operations available from outside: the store, and the runs that no living process executes."""
 
     def __init__(self, store: Store, identity: Identity) -> None:
         self.store = store
@@ -39,19 +39,19 @@ class Inspector:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[Identity]:
-        """Be the only process that looks for what the dead have left."""
+        """Be the only process that looks for runs of dead processes."""
         with self._identity.alone():
             yield self._identity
 
     def idle(self, rows: Iterable[Any]) -> set[str]:
-        """Give the ids of those running runs that no living process executes."""
+        """Return the ids of the running runs among these that no living process executes."""
         found = [row for row in rows if state_of(row) == "running"]
         with self.alone() as me:
             dead = {owner: not owner or me.is_dead(owner) for owner in map(owner_of, found)}
         return {row.workflow_id for row in found if dead[owner_of(row)]}
 
     def facts(self) -> Facts:
-        """Give what there is to know about the database. Reads all of a SQLite file."""
+        """Return the facts about the database. Reads all of a SQLite file."""
         url = self.store.url
         with self.store.engine.connect() as connection:
             here = _sqlite(connection) if urls.is_sqlite(url) else _postgres(connection, url)
@@ -60,10 +60,10 @@ class Inspector:
 
 @contextlib.contextmanager
 def inspect_database(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = lambda: None) -> Iterator[Inspector]:
-    """Look at a database from outside; in a process that works on it, with the connections and the codecs it has.
+    """Inspect a database from outside; in a process that uses it already, with that process's connections and codecs.
 
-    `codec` gives what opens the records, and is asked at the first one.
-    Raises `NoRuns` where there is nothing to look at, and `ConfigurationError` where it cannot be used.
+    `codec` returns the codec that decodes the records, and is called at the first one. Raises `NoRuns` if the database
+    contains no runs, and `ConfigurationError` if it cannot be used.
     """
     here = _opened(url)
     try:
@@ -73,13 +73,13 @@ def inspect_database(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = la
             with _visit(url, codec) as visitor:
                 yield visitor
     except BrokenPipeError:
-        raise  # Whoever read what is printed has gone.
+        raise  # The reader of the output has closed the pipe.
     except (DBAPIError, OSError) as error:
         raise diagnosis.unusable(url, error) from error
 
 
 def _opened(url: sqlalchemy.URL) -> process.Process | None:
-    """Give the engine of this process if it works on that database: its locks must not be opened a second time."""
+    """Return this process's engine if it works on that database: its locks must not be opened a second time."""
     try:
         here = process.current()
     except ConfigurationError:
@@ -117,11 +117,12 @@ def _connect(url: sqlalchemy.URL) -> sqlalchemy.Engine:
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is to know about a database.
+    """The facts about a database.
 
-    `size` is in bytes, as is that of each of the `tables`, with its indexes; a SQLite without `dbstat` tells of none.
-    `settings` are those that decide whether a reported commit is on disk. `damage` is what SQLite's own check found, or
-    ''. `states` and `formats` count the runs by state and by wire format, `pickles` our rows that are pickles.
+    `size` is in bytes, as is that of each of the `tables`, with its indexes; a SQLite without `dbstat` reports no
+    tables. `settings` are those that decide whether a reported commit is on disk. `damage` is the finding of SQLite's
+    own check, or ''. `states` and `formats` count the runs by state and by wire format; `pickles` counts our rows that
+    are pickles.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Swarm's dictionaries of a durable run: from its feed where this process executes it, else from its events."""
+"""Swarm's dictionaries of a durable run: published live if this process executes it, else made from its events."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from durable_swarm.events import Event
 from durable_swarm.streaming import Channel, Item, as_swarms, read, read_async
 
 SOON = 0.02
-"""Seconds between looks whether the run is executed here, or elsewhere."""
+"""Seconds between checks which process executes the run."""
 
 RECORDING = 0.005
-"""Seconds between looks for the end of a run that has ended here, and is being recorded."""
+"""Seconds between checks for the recorded end of a run that has ended here."""
 
 
 def dictionaries(run: Run, channel: Channel, home: CallerThreadExecutor) -> Iterator[Item]:
-    """Hand over what comes of a run from now on. `channel` has joined the run's feed, if the run was started for it."""
+    """Yield the items of a run from now on. `channel` has joined the run's publisher, if the run was started for it."""
     text, executor = _Text(run, channel), run.executor()
     check = partial(run.check_open, executor)
     response = None
@@ -44,7 +44,7 @@ def dictionaries(run: Run, channel: Channel, home: CallerThreadExecutor) -> Iter
 
 
 async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
-    """Hand it over on the event loop."""
+    """Yield the items on the event loop."""
     text, executor = _Text(run, channel), run.executor()
     check = partial(run.check_open, executor)
     response = None
@@ -71,7 +71,7 @@ async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
 
 
 class _Text:
-    """What the agents of a run say that another process executes, from the reply on that is coming in."""
+    """The replies of a run that another process executes, from the incoming one on."""
 
     def __init__(self, run: Run, channel: Channel) -> None:
         self._run = run
@@ -79,11 +79,11 @@ class _Text:
         self._follower: EventReader | None = None
         self._sender: str | None = None
         self.open = False
-        """Whether a reply has begun."""
+        """True if a reply has begun."""
         self.pause = 0.0
 
     def read(self) -> list[Item]:
-        """Give what is new. What a process said that is dead now is void, and not told."""
+        """Return the new items. Text of a process that has died is void, and left out."""
         self.pause = SOON
         if self._follower is None and not self._run.lives_elsewhere():
             return []
@@ -94,7 +94,7 @@ class _Text:
         return [as_swarms(item) for event in (_open_turn(events) if first else events) for item in self._items(event)]
 
     def leave(self) -> list[Item]:
-        """Give what is there of a reply that has begun, for the last time: the run has ended, or is executed here."""
+        """Return the last items of a reply that has begun: the run has ended, or is executed here."""
         items = self.read() if self.open else []
         self.open = False
         return items
@@ -103,7 +103,7 @@ class _Text:
         match event.type:
             case "turn.started":
                 self._sender, self.open = event.data["agent"], True
-                self._channel.turn = event.data["turn"]  # Should this process take the run over in mid-reply.
+                self._channel.turn = event.data["turn"]  # In case this process takes the run over in mid-reply.
                 yield {"delim": "start"}
             case "text.delta":
                 opening = {"role": "assistant", "sender": self._sender} if self._sender is not None else {}
@@ -117,7 +117,7 @@ class _Text:
 
 
 def _open_turn(events: list[Event]) -> list[Event]:
-    """Give the events of the reply that is coming in, if one is."""
+    """Return the events of the incoming reply, if there is one."""
     for index in range(len(events) - 1, -1, -1):
         if events[index].type == "turn.started":
             return events[index:]

@@ -1,13 +1,13 @@
-"""Run ids for a program that names none, so that the program, started again, goes on where it was interrupted.
+"""Run ids for a program that names none, so that the restarted program continues where it was interrupted.
 
 `durable-swarm run` calls `begin`. From then on a run without `run_id` has the id `<program>-<session>-<digest>`, and
-the same call in the program started again finds the same run. The digest is that of all that the call asks (agent,
-messages, context variables, settings) and not of its place in the program: so neither threads nor an edit of the
-program, nor another answer of its user, can hand a call the run of another. A call that asks the same again gets `-2`.
+the same call in the restarted program finds the same run. The digest covers everything that the call asks (agent,
+messages, context variables, settings), but not its place in the program. So neither threads, nor an edit of the
+program, nor another answer of its user can give a call the run of another call. A repeated identical call gets `-2`.
 
-A session is one start of a program, with those that continue it; it stands in the database, in a row of the program.
-It is over when the program has ended. If it ended with an error, the next start continues it once the run that failed
-was resumed. A session that a living process works in is never shared.
+A session is one start of a program, with the starts that continue it; it is stored in the database, in a row of the
+program. It is over when the program has ended. If it ended with an error, the next start continues it once the failed
+run was resumed. A session in which a living process works is never shared.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from durable_swarm.engine.storage.runs import PROGRAM, Store, state_of
 from durable_swarm.errors import ConfigurationError
 
 REMEMBERED = 20
-"""How many runs that failed a session remembers: the newest."""
+"""The number of failed runs that a session remembers: the newest."""
 
 
 class ScriptRun:
-    """A program under way, which is known by its script and its arguments.
+    """A running program, identified by its script and its arguments.
 
     `continues` is called when a start turns out to continue an earlier one.
     """
@@ -45,7 +45,7 @@ class ScriptRun:
     def __init__(self, script: Path, arguments: Sequence[str], continues: Callable[[], None]) -> None:
         self._name = re.sub(r"[^\w.-]+", "-", script.stem)[:40]
         self.name = f"{self._name}-{_digest(str(script.resolve()))}"
-        """What its swarms are called: other programs with agents of the same names do not take its runs over."""
+        """The name of its swarms, so that other programs with agents of the same names do not take its runs over."""
         self._key = f"{PROGRAM}/{_digest([str(script.resolve()), *arguments])}"
         self._continues = continues
         self._sessions: dict[sqlalchemy.URL, str] = {}
@@ -53,7 +53,7 @@ class ScriptRun:
         self._lock = threading.Lock()
 
     def run_id(self, opened: Process, record: base.Record) -> str:
-        """Give the id of the run that a call asks for."""
+        """Return the id of the run that a call asks for."""
         asked = {key: value for key, value in record.items() if key not in ("v", "at", "debug")}
         with self._lock:
             if opened.url not in self._sessions:
@@ -67,11 +67,11 @@ class ScriptRun:
         return f"{self._name}-{session}-"
 
     def _claim(self, opened: Process) -> str:
-        """Give the session of a start that was interrupted, else a new one; it is this process's from now on."""
+        """Return the session of an interrupted start, else a new one; this process owns it from now on."""
         me, store = opened.identity, opened.store
         with me.alone():
             known = store.notes(self._key)
-            # Of this process's own name, but not begun by it: an earlier life of a worker that has a name of its own.
+            # Of this process's name, but not begun by it: an earlier process with the same `worker_id`.
             dead = {
                 key: about for key, about in known.items() if me.name == about["worker"] or me.is_dead(about["worker"])
             }
@@ -84,7 +84,7 @@ class ScriptRun:
         return session
 
     def end(self, *, failed: bool) -> str | None:
-        """Note that the program has ended. If it failed, give the id of the newest run that failed, or None."""
+        """Note that the program has ended. If it failed, return the id of the newest failed run, or None."""
         newest = None
         for url, session in self._sessions.items():
             with inspect_database(url) as visitor, visitor.alone():
@@ -117,23 +117,23 @@ _program: ScriptRun | None = None
 
 
 def begin(program: ScriptRun | None) -> None:
-    """Give the runs of this process that are not named the ids of `program`; None ends that."""
+    """Use the ids of `program` for unnamed runs of this process; None ends that."""
     global _program
     _program = program
 
 
 def default_name() -> str:
-    """Give the name of a swarm that its program gave none: under `durable-swarm run`, programs keep to themselves."""
+    """Return the name of a swarm without one: under `durable-swarm run`, each program has a name of its own."""
     return "" if _program is None else _program.name
 
 
 def default_id(open_process: Callable[[], Process], record: base.Record) -> str | None:
-    """Give the id of a run that its caller did not name, or None where no program has begun."""
+    """Return the id of a run that its caller did not name, or None if no program has begun."""
     return None if _program is None else _program.run_id(open_process(), record)
 
 
 def taken_over() -> list[Run]:
-    """Give the runs of earlier starts that this process has taken over, those that have ended meanwhile included."""
+    """Return the runs of earlier starts that this process has taken over, including those that have ended meanwhile."""
     try:
         here = process.current()
     except ConfigurationError:

@@ -1,4 +1,4 @@
-"""`Run`: the handle of one run, from the process that executes it or from any other."""
+"""`Run`: the handle of one run, in the process that executes it or in any other."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from durable_swarm.types import EndedBy, Message, Response, Usage
 from durable_swarm.validation import check_seconds
 
 _PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
-"""Seconds between looks at the database: for a run that ends here, for one that runs elsewhere; and at a living one."""
+"""Seconds between polls of the database: for a run that ends here, for one elsewhere, and for a living process."""
 
 
 class Executor(history_fork.Host, DecisionListener, Protocol):
-    """What a handle needs of the process, if the process can execute runs."""
+    """The parts of the process that a handle needs, if the process can execute runs."""
 
     runs: dict[str, Execution]
     held: dict[str, errors.DurableSwarmError]
@@ -50,23 +50,23 @@ class Executor(history_fork.Host, DecisionListener, Protocol):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the engine is closed."""
+        """Return True if the engine is closed."""
 
     def lives_elsewhere(self, row: Any) -> bool:
-        """Whether another living process executes the run of this row."""
+        """Return True if another living process executes the run of this row."""
 
     def executor_in_this_thread(self, run_id: str) -> contextlib.AbstractContextManager[CallerThreadExecutor]:
-        """Lend the calling thread to the run's plain functions."""
+        """Let the run's plain functions use the calling thread."""
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over these runs if no living process executes them and their agents are defined here."""
 
     def waits_for(self, run_id: str) -> str | None:
-        """Why a run does not go on in this process, or None."""
+        """Return the reason why a run does not continue in this process, or None."""
 
 
 class Run(RunRequests):
-    """One run: its state, its result, its story. Made by `start`, `get` and `runs`; holds no connection of its own."""
+    """One run: its state, result and history. Made by `start`, `get` and `runs`; holds no connection of its own."""
 
     def __init__(
         self,
@@ -101,12 +101,12 @@ class Run(RunRequests):
 
     @property
     def created_at(self) -> datetime:
-        """When the run was started, in UTC."""
+        """The time at which the run was started, in UTC."""
         return started_at(self._row())
 
     @property
     def updated_at(self) -> datetime:
-        """When the run last changed, in UTC: its last checkpoint, or its end."""
+        """The time of the run's last change, in UTC: its last checkpoint, or its end."""
         row = self._row()
         steps = self._store().steps(self.id)
         last = max((step.completed_at_epoch_ms or 0 for step in steps), default=0)
@@ -114,12 +114,12 @@ class Run(RunRequests):
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens of the run so far, or None where the provider counts none."""
+        """The tokens of the run so far, or None if the provider counts none."""
         return story(self._store(), self._row()).usage
 
     @property
     def ended_by(self) -> EndedBy | None:
-        """What ended the run that is done, as `Response.ended_by` says it; None for any other run."""
+        """The cause of a done run's end, as in `Response.ended_by`; None for any other run."""
         row = self._row(load_output=True)
         if state_of(row) != "done":
             return None
@@ -129,25 +129,25 @@ class Run(RunRequests):
 
     @property
     def waits_for(self) -> str | None:
-        """Why the unfinished run does not go on, here or where it was tried last; or None."""
+        """The reason why the unfinished run does not continue, here or where it was tried last; or None."""
         executor = self._executor()
         here = executor.waits_for(self.id) if executor else None
         return here or reason_noted(self._row())
 
     def messages(self) -> list[Message]:
-        """Give the run's new messages so far: always a history that a provider accepts."""
+        """Return the run's new messages so far: always a history that a provider accepts."""
         return story(self._store(), self._row()).messages
 
     def steps(self) -> list[StepInfo]:
-        """Give the recorded steps, those inside tools after their tool."""
+        """Return the recorded steps, those inside tools after their tool."""
         return step_infos(self._store(), self._row(load_output=True))
 
     def result(self, timeout: float | None = None) -> Response:
-        """Wait for the run's end and give its response.
+        """Wait for the run's end and return its response.
 
-        `timeout` is in seconds; past it TimeoutError is raised and the run goes on. Raises the error the run ended
-        with (`RunFailed` if it is read back), `RunCancelled`, `RunNotFound`, and what keeps the run from going on in
-        this process, such as `AmbiguousAgent`, `AgentChanged` and `ReplayMismatch`.
+        `timeout` is in seconds; after it TimeoutError is raised and the run continues. Raises the error the run ended
+        with (`RunFailed` if it is read back), `RunCancelled`, `RunNotFound`, and the error that keeps the run from
+        continuing in this process, such as `AmbiguousAgent`, `AgentChanged` and `ReplayMismatch`.
         """
         _check_timeout(timeout)
         self._refuse_to_block("result")
@@ -166,14 +166,14 @@ class Run(RunRequests):
                 home.serve(pause)
 
     def events(self, after: int = 0) -> Iterator[Event]:
-        """Give the run's events, those behind number `after`: what has happened, then what happens, until it ends.
+        """Yield the run's events after number `after`: the past ones, then the new ones, until it ends.
 
-        The numbers are the same for every reader, in every process, live or later: whoever was cut off goes on with
-        `after` set to the last number it has seen. What a process shows of a reply before it is stored, and then loses
-        in a crash, is followed by `text.reset`; so the pieces since the last reset are the text of the turn. Reading
-        slowly, or no more, costs the run nothing.
+        The numbers are the same for every reader, in every process, live or later: an interrupted reader continues with
+        `after` set to the last number it has seen. Text that a process shows before it is stored, and then loses in a
+        crash, is followed by `text.reset`; so the pieces since the last reset are the text of the turn. A slow reader,
+        or one that stops, costs the run nothing.
 
-        Raises `ConfigurationError` for a number that is none, and what `result` raises while the run cannot go on.
+        Raises `ConfigurationError` for an invalid number, and the errors of `result` while the run cannot continue.
         """
         check_after(after)
         self._refuse_to_block("events")
@@ -183,11 +183,11 @@ class Run(RunRequests):
         return self._executor()
 
     def executor(self) -> Executor | None:
-        """Give what executes runs in this process, if anything does."""
+        """Return the executor of runs in this process, if there is one."""
         return self._executor()
 
     def follower(self, after: int) -> EventReader:
-        """Give what reads the events behind number `after` from the database."""
+        """Return the reader of the events after number `after` in the database."""
         return EventReader(self._store, self.id, after)
 
     def _events(self, follower: EventReader) -> Iterator[Event]:
@@ -213,7 +213,7 @@ class Run(RunRequests):
                         changed.wait(LATEST)
 
     def events_async(self, after: int = 0) -> AsyncIterator[Event]:
-        """Give the events as `events` does, on the event loop."""
+        """Yield the events as `events` does, on the event loop."""
         check_after(after)
         return self._events_async(self.follower(after))
 
@@ -247,9 +247,9 @@ class Run(RunRequests):
                             await asyncio.wait_for(changed.wait(), LATEST)
 
     def check_open(self, executor: Executor | None) -> None:
-        """Check that the engine with which a reader began is not closed: it would open another, and execute the run.
+        """Check that the engine with which a reader began is open: else it would open another, and execute the run.
 
-        Raises `ConfigurationError`; in a tool, `RunHeld`: its run is left as well.
+        Raises `ConfigurationError`; in a tool, `RunHeld`, which leaves its run as well.
         """
         if executor is not None and executor.is_closed:
             raise refused(
@@ -260,7 +260,7 @@ class Run(RunRequests):
             )
 
     def _began(self) -> Executor | None:
-        """Return the engine whose end is the end of a wait: in a tool, that which executes the tool's run."""
+        """Return the engine whose closing ends a wait: in a tool, the one that executes the tool's run."""
         return None if calling() is None else self._executor()
 
     def _read(self, follower: EventReader) -> list[Event]:
@@ -276,7 +276,7 @@ class Run(RunRequests):
         return None if live is None or live.over.done() else live
 
     def _home(self, *, lend: bool) -> contextlib.AbstractContextManager[CallerThreadExecutor]:
-        """Give what this thread waits with. With a timeout it lends itself to no tool, which might outlast it."""
+        """Return the executor with which this thread waits. With a timeout it runs no tool, which might outlast it."""
         executor = self._executor()
         return CallerThreadExecutor() if executor is None or not lend else executor.executor_in_this_thread(self.id)
 
@@ -299,9 +299,9 @@ class Run(RunRequests):
             raise TimeoutError(await look_aside(self._not_yet, timeout)) from None
 
     def _not_yet(self, timeout: float | None) -> str:
-        """Say that the run has not ended in time, and how it stands."""
+        """Return the message that the run has not ended in time, with its state."""
         how = "it goes on"
-        with contextlib.suppress(errors.ConfigurationError):  # The database may be what it waits for.
+        with contextlib.suppress(errors.ConfigurationError):  # The wait may be caused by the database.
             row, why = self._row(), self.waits_for
             if why is not None:
                 how = f"it waits: {why}"
@@ -328,15 +328,15 @@ class Run(RunRequests):
         return _PAUSE if live.over.done() else _LISTEN
 
     def live(self) -> Execution | None:
-        """Return the run as this process executes it, or has executed it last, if it does."""
+        """Return the run's current or last execution in this process, if there is one."""
         if (executor := self._executor()) is not None:
             self._live = executor.runs.get(self.id, self._live)
         return self._live
 
     def look(self, began: Executor | None = None) -> Response | None:
-        """Give the response if the run has ended, raise its error, or see to it that somebody executes it.
+        """Return the response if the run has ended, raise its error, or make sure that a process executes it.
 
-        Raises `ConfigurationError` where the engine with which the caller `began` is closed.
+        Raises `ConfigurationError` if the engine with which the caller `began` is closed.
         """
         self.check_open(began)
         live, ended = self.live(), None
@@ -359,7 +359,7 @@ class Run(RunRequests):
         return None
 
     def _change(self, row: Any) -> errors.AgentChanged:
-        """Give for what another process holds the run, from what it has noted."""
+        """Return the change for which another process holds the run, from its notes."""
         following = story(self._store(), row).following
         turn, _, version = str(notes_on(row).get(HELD_FOR, "")).partition(":")
         return errors.AgentChanged(
@@ -371,16 +371,16 @@ class Run(RunRequests):
         )
 
     def _parked(self) -> bool:
-        """Whether the database's trouble is why the run waits: it goes on by itself."""
+        """True if the run waits because of a database error: it continues by itself."""
         executor = self._executor()
         return executor is not None and self.id in executor.parked
 
     def lives_elsewhere(self) -> bool:
-        """Whether a process executes the run that is alive, and is not this one."""
+        """Return True if another living process executes the run."""
         return (executor := self._executor()) is None or executor.lives_elsewhere(self._row())
 
     def _see_to_it(self) -> None:
-        """Once a second: if whoever executes the run has died, take it over."""
+        """Once a second: if the process that executes the run has died, take the run over."""
         executor, now = self._executor(), time.monotonic()
         if executor is None or self.id in executor.runs or self.id in executor.held:
             return
@@ -392,14 +392,14 @@ class Run(RunRequests):
                 executor.take_over(self.id)
 
     def _raise_if_held(self) -> None:
-        """Only an agent that is missing may turn up by itself; what else holds a run needs a person."""
+        """Raise the reason of a hold, except for a missing agent, which may appear without a person's help."""
         executor = self._executor()
         reason = executor.held.get(self.id) if executor else None
         if reason is not None and not isinstance(reason, errors.UnknownAgent):
             raise refused(reason)
 
     def _end(self, row: Any, live: Execution | None) -> Response | BaseException:
-        """Return what the run has come to: its response, or the error it ended with."""
+        """Return the result of the run: its response, or the error it ended with."""
         state = state_of(row)
         if state == "cancelled":
             return cancelled(self.id)
@@ -413,7 +413,7 @@ class Run(RunRequests):
         return respond(ending, find_or_none(ending.agent), self.id)
 
     def cancel(self) -> None:
-        """Stop the run at its next checkpoint. A call under way ends unrecorded; an ended run stays as it is."""
+        """Stop the run at its next checkpoint. A call in progress ends unrecorded; an ended run stays as it is."""
         if self.status not in ENDED:
             executor = self._executor()
             self._store().cancel(self.id)
@@ -421,11 +421,12 @@ class Run(RunRequests):
                 executor.held.pop(self.id, None)
 
     def resume(self) -> None:
-        """Have a failed or cancelled run go on from its first unfinished step; nothing finished is repeated.
+        """Let a failed or cancelled run continue from its first unfinished step; nothing finished is repeated.
 
-        It goes on in this process if its agents are defined here, else in the next that defines them. Of a run that is
-        held since an agent of it has changed (`AgentChanged`), this accepts the version it is held for, and the process
-        that holds it goes on with it. Any other run stays as it is; so of several who resume a run at once one does it.
+        It continues in this process if its agents are defined here, else in the next that defines them. For a run that
+        is held because an agent of it has changed (`AgentChanged`), this accepts the version it is held for, and the
+        process that holds it continues it. Any other run stays as it is; so if several callers resume a run at once,
+        one of them succeeds.
         """
         row, store, executor = self._row(), self._store(), self._executor()
         stopped, held = state_of(row) in ("failed", "cancelled"), bool(notes_on(row).get(HELD_FOR))
@@ -447,15 +448,15 @@ class Run(RunRequests):
         messages: Sequence[Message] | None = None,
         run_id: str | None = None,
     ) -> Run:
-        """Start a new run that keeps the turns before `turn`, counted from 0, and goes on from there.
+        """Start a new run that keeps the turns before `turn`, counted from 0, and continues from there.
 
-        A turn is one model reply and its tool calls. Nothing kept is executed again. From there on the fork has the
-        code as it is now: the agent whose turn it is, or `agent` (an agent or its name), which need not have taken part
-        so far. `messages` are added behind what is kept. It is executed here if its agent is defined here, else by the
-        next process that defines it. The run itself, which may have ended or not, stays as it is.
+        A turn is one model reply and its tool calls. Nothing kept is executed again. From there on the fork uses the
+        current code: the agent whose turn it is, or `agent` (an agent or its name), which need not have taken part so
+        far. `messages` are added after the kept ones. The fork is executed here if its agent is defined here, else by
+        the next process that defines it. The run itself, which may have ended or not, stays as it is.
 
-        The same `run_id` again, with the same arguments, gives the fork that exists. Raises `ConfigurationError` for a
-        turn that is not recorded as finished or not there, `RunConflict`, `NotSerializable`, `RunNotFound`.
+        The same `run_id` again, with the same arguments, returns the existing fork. Raises `ConfigurationError` for a
+        turn that does not exist or is not recorded as finished, `RunConflict`, `NotSerializable`, `RunNotFound`.
         """
         asked = ForkArguments(turn, agent, messages, run_id)
         fork_id = history_fork.fork(self._store(), self._executor(), self._row(), asked, self._swarm)
@@ -473,11 +474,11 @@ class Run(RunRequests):
         return await look_aside(lambda: self.fork(turn, agent=agent, messages=messages, run_id=run_id))
 
     async def messages_async(self) -> list[Message]:
-        """Give the messages as `messages` does, on the event loop."""
+        """Return the messages as `messages` does, on the event loop."""
         return await look_aside(self.messages)
 
     async def steps_async(self) -> list[StepInfo]:
-        """Give the steps as `steps` does, on the event loop."""
+        """Return the steps as `steps` does, on the event loop."""
         return await look_aside(self.steps)
 
     async def cancel_async(self) -> None:

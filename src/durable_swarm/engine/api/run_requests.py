@@ -1,4 +1,4 @@
-"""What people do with a run that waits or works: its requests, their answers, and what they say to it."""
+"""The operations of people on an unfinished run: its requests, their answers, and messages to the run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from durable_swarm.swarm.answering import answer, approve, fits_code, reject
 
 
 class DecisionListener(Protocol):
-    """What hears at once what was decided, in a process that executes runs."""
+    """A receiver of decisions, at once, in a process that executes runs."""
 
     def decided(self, request: Request) -> None:
-        """Have the run go on that waited for this request, if it does so here."""
+        """Wake the run that waited for this request, if it is executed here."""
 
 
 def decide(
     store: Store, teller: DecisionListener | None, request_id: str, decision: Decision, by: str | None
 ) -> Request:
-    """Take a decision, once, and have the run go on. Raises as `durable_swarm.swarm.answering.Answering` says."""
+    """Record a decision, once, and wake the run. Raises as `durable_swarm.swarm.answering.Answering` says."""
     check = (lambda request: fits_code(request, decision)) if decision.verdict == "approved" else None
     request = store.inbox.decide(request_id, decision, by, check)
     if teller is not None:
@@ -33,30 +33,30 @@ def decide(
 def say(store: Store, run_id: str, text: str) -> None:
     """Add a user's message to a run. Raises as `RunRequests.say` says, and `RunNotFound`."""
     row = store.found(run_id, load_output=False)
-    # Who cannot open the run would leave a message that the run cannot open: it would never go on.
+    # A process that cannot decode the run would store a message that the run cannot decode, and stop it for good.
     store.start_record(row)
     store.mailbox.say(run_id, text, notes_on(row).get("swarm", ""))
 
 
 class RunRequests:
-    """The part of `Run` that people use. What answers raises `AlreadyAnswered`, `RequestExpired` or `InvalidAnswer`."""
+    """The part of `Run` that people use. Answering raises `AlreadyAnswered`, `RequestExpired` or `InvalidAnswer`."""
 
     id: str
     _store: Callable[[], Store]
 
     def _teller(self) -> DecisionListener | None:
-        """Give what executes runs in this process."""
+        """Return the executor of runs in this process."""
 
     def requests(self, *, all: bool = False) -> list[Request]:
-        """Give the run's open requests, oldest first; with `all` those too that were answered, or have expired."""
+        """Return the run's open requests, oldest first; with `all`, also the answered and expired ones."""
         inbox = self._store().inbox
         return inbox.of_run(self.id) if all else inbox.open_requests([self.id])
 
     def answer(self, value: Any, request_id: str | None = None, *, by: str | None = None) -> None:
-        """Answer a question; or say of an unknown outcome that the call happened, with this result.
+        """Answer a question; or state that a call of unknown outcome happened, with this result.
 
-        An answer is taken once. Without `request_id` it is for the only open request; where a second click must not
-        answer the next request, give it. `by` says who answers, and is recorded.
+        An answer is accepted once. Without `request_id` it is for the only open request; pass it if a second click must
+        not answer the next request. `by` names the person who answers, and is recorded.
         """
         self._decide(request_id, answer(value), by)
 
@@ -67,14 +67,14 @@ class RunRequests:
         self._decide(request_id, approve(arguments), by)
 
     def reject(self, reason: str = "", request_id: str | None = None, *, by: str | None = None) -> None:
-        """Reject a call; the model is told the reason."""
+        """Reject a call; the model receives the reason."""
         self._decide(request_id, reject(reason), by)
 
     def say(self, text: str) -> None:
         """Add a user's message to the run before its next model call; delivered once.
 
-        An agent that was about to end the run hears it first. Raises `ConfigurationError` once the run has ended, and
-        where this process lacks its codec.
+        An agent that was about to end the run receives it first. Raises `ConfigurationError` once the run has ended,
+        and if this process lacks its codec.
         """
         say(self._store(), self.id, text)
 
@@ -83,7 +83,7 @@ class RunRequests:
         decide(store, self._teller(), self._meant(store, request_id), decision, by)
 
     def _meant(self, store: Store, request_id: str | None) -> str:
-        """Give the id of the request that is meant.
+        """Return the id of the request that is meant.
 
         Raises `ConfigurationError`, `AlreadyAnswered`, `RequestExpired`.
         """
@@ -101,7 +101,7 @@ class RunRequests:
         raise store.inbox.none_open(self.id)
 
     async def requests_async(self, *, all: bool = False) -> list[Request]:
-        """Give the requests as `requests` does, on the event loop."""
+        """Return the requests as `requests` does, on the event loop."""
         return await in_thread(lambda: self.requests(all=all))
 
     async def answer_async(self, value: Any, request_id: str | None = None, *, by: str | None = None) -> None:

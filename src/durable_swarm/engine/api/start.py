@@ -1,4 +1,4 @@
-"""A request to run agents, made ready before anything runs: its id, and the record it leaves in the database."""
+"""The start of a run, prepared before anything runs: its id, and its record in the database."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from durable_swarm.tools.context import calling
 log = logging.getLogger("durable_swarm")
 
 MOST_COMPARED = 100
-"""Interrupted runs that a run without a `run_id` is compared with."""
+"""The number of interrupted runs with which a run without a `run_id` is compared."""
 
 
 class OpenedSwarm(Settings, Protocol):
-    """The swarm that a request is made to."""
+    """The swarm that starts the run."""
 
     def _open(self) -> Process:
         """Open the database."""
@@ -42,7 +42,7 @@ class Cancellable(Protocol):
 
 
 class RunStart:
-    """A request with its id and its record, made before anything runs.
+    """The start of a run, with its id and its record, made before anything runs.
 
     Raises `NotSerializable` and `ConfigurationError`.
     """
@@ -51,19 +51,19 @@ class RunStart:
         here = calling()
         inner = here.next_id() if here is not None and run_id is None and steps.in_workflow() else None
         self.caller = None if here is None else here.call.idempotency_key
-        """The tool call that asks, or None."""
+        """The tool call that starts the run, or None."""
         self.named = run_id is not None or inner is not None
         self.run_id = names.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
         self.asked = asked
         self.queued = queued
-        """Whether another process is to execute the run: no model client is needed here."""
+        """True if another process is to execute the run, so that no model client is needed here."""
         self.start = asked.start(lambda value: value)
         whole = swarm.codec is not None and not getattr(swarm.codec, "lossless", False)
         self.record = runs.start_record(
             self.start, swarm=swarm.name, at=time.time(), debug=asked.debug, stream=bool(asked.stream), whole=whole
         )
         if not self.named and not queued:
-            swarm.clients.ready()  # Before a session is claimed: a program that ends with an error gives it up.
+            swarm.clients.ready()  # Before a session is claimed, because a program that ends with an error gives it up.
         default = None if self.named else programs.default_id(swarm._open, self.record)
         if default is not None:
             self.named, self.run_id = True, default
@@ -74,12 +74,12 @@ class RunStart:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What is noted on the run."""
+        """The notes on the run."""
         queued = {QUEUED: True} if self.queued else {}
         return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"], **queued}
 
     def warn_of_doubles(self, store: Store, earlier: list[str]) -> None:
-        """Warn once, unless the run has an id, if one of these interrupted runs was asked the same, and continues."""
+        """Warn once, unless the run has an id, if one of these interrupted runs has the same input, and continues."""
         if self.named or self.caller is not None:
             return
         compared = earlier[:MOST_COMPARED]
@@ -100,7 +100,7 @@ class RunStart:
                 return
 
     def check_same(self, recorded: base.Record) -> None:
-        """Check that a recorded run of this id was asked the same. Raises `RunConflict`."""
+        """Check that a recorded run of this id has the same input. Raises `RunConflict`."""
         asked = self._seal.open(self.stored, self._place, "what was asked")  # As it is after a codec that changes it.
         if recorded["agent"] != asked["agent"]:
             self._conflict(f"started with agent {recorded['agent']!r}")
@@ -109,9 +109,10 @@ class RunStart:
 
     @contextlib.contextmanager
     def withdrawing(self, handle: Callable[[str], Cancellable]) -> Iterator[None]:
-        """Wait for the run in this block. If a key was refused, cancel it where its caller has no id to ask again with.
+        """Wait for the run in this block. If a key was refused, cancel a run whose caller has no id to ask again with.
 
-        The caller was told, and asks for a new run: the old one must not be executed as well once the key is right.
+        The caller received the error and will start a new run: the old one must not be executed as well once the key is
+        right.
         """
         try:
             yield

@@ -1,1 +1,1 @@
-"""Everything of DBOS that is not public: launch, workflows, steps, queues, patches, the client."""
+"""All uses of DBOS's non-public parts: launch, workflows, steps, queues, patches, the client."""

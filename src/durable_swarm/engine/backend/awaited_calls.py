@@ -1,4 +1,4 @@
-"""What waits in this process for a tool call that another task makes, and what tells it that the call has ended."""
+"""Waiting in this process for a tool call that another task makes, and the wake-up when the call has ended."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 SOON, RARELY = 0.01, 10.0
-"""Seconds until the first look for a record that is being written, and between looks for one that will be told of."""
+"""Seconds until the first check for a record that is being written, and between checks while a wake-up is expected."""
 
 LOOKS = 3
-"""How many looks in a row must find a claim without its execution, which begins a moment after it.
+"""The number of consecutive checks that must find a claim without its execution, which begins a moment after it.
 
-Looks, not seconds: a process that was stopped in that moment has not waited.
+Counted in checks, not seconds, because a process that was stopped at that moment has not waited.
 """
 
 
@@ -22,9 +22,9 @@ class Expected:
     """A tool call that a run of this process waits for."""
 
     check_ownership: Callable[[], bool]
-    """Asked now and then while nothing comes: raises `OwnershipLost` where the run is another execution's."""
+    """Called from time to time while nothing arrives: raises `OwnershipLost` if another execution owns the run."""
     strayed: Callable[[], object]
-    """Called where nobody executes the call here: fetches it, if it is still the run's."""
+    """Called if no process executes the call: fetches it, if the run still owns it."""
     ends: Future[None] = field(default_factory=Future)
 
 
@@ -33,22 +33,22 @@ _expected: dict[str, Expected] = {}
 
 @contextlib.contextmanager
 def expecting(workflow_id: str, expected: Expected) -> Iterator[None]:
-    """Say that the workflow is executed in this process, which calls `ends` just before its end is recorded."""
+    """Declare that the workflow is executed in this process, which calls `ends` just before its end is recorded."""
     _expected[workflow_id] = expected
     try:
         yield
     finally:
-        if _expected.get(workflow_id) is expected:  # Else a later life of the workflow is waited for.
+        if _expected.get(workflow_id) is expected:  # Otherwise a later execution of the workflow is waited for.
             del _expected[workflow_id]
 
 
 def expected(workflow_id: str) -> Expected | None:
-    """Return what waits for the workflow, or None."""
+    """Return the waiter for the workflow, or None."""
     return _expected.get(workflow_id)
 
 
 def ends(workflow_id: str) -> None:
-    """Have who waits for the workflow look for its record."""
+    """Make the waiter for the workflow check for its record."""
     waiting = _expected.get(workflow_id)
     if waiting is not None:
         with contextlib.suppress(InvalidStateError):

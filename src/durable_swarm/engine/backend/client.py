@@ -1,4 +1,4 @@
-"""DBOS's client, whose errors are told as ours."""
+"""DBOS's client, with its errors translated into ours."""
 
 from __future__ import annotations
 

@@ -15,30 +15,30 @@ from durable_swarm.engine.database import urls
 
 JSON = DBOSPortableJSONSerializer()
 POLL = 0.02
-"""Seconds between DBOS's looks for notifications, which is about how long closing waits. It costs 0.3 % of a core."""
+"""Seconds between DBOS's polls for notifications, which is about how long closing waits. It costs 0.3 % of a core."""
 
 
 def instance() -> Any:
-    """Give the process's DBOS object, or None."""
+    """Return the process's DBOS object, or None."""
     return _dbos._dbos_global_instance
 
 
 def launched() -> bool:
-    """Whether this process has a launched DBOS."""
+    """Return True if this process has a launched DBOS."""
     return instance() is not None and instance()._launched
 
 
 LATE = launched()
-"""Whether this package was imported after DBOS was launched: what DBOS recovered then, it did not know."""
+"""True if this package was imported after DBOS was launched: DBOS's own recovery then ran without our workflows."""
 
 
 def host_database() -> tuple[str, Any]:
-    """Give the URL of the launched DBOS's database, and its connections."""
+    """Return the URL of the launched DBOS's database, and its connections."""
     return instance()._config["system_database_url"], instance()._sys_db.engine
 
 
 def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Write rows of DBOS's tables, all or none; `schema` is where the tables are."""
+    """Write rows of DBOS's tables, all or none; `schema` contains the tables."""
     tables = _schemas.system_database.SystemSchema
     mapped = engine.execution_options(schema_translate_map={_schemas.SCHEMA_PLACEHOLDER: schema})
     with mapped.begin() as connection:
@@ -48,5 +48,5 @@ def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[d
 
 
 def host_url() -> sqlalchemy.URL | None:
-    """Return the URL of the database of the DBOS that the program has launched, None if it has launched none."""
+    """Return the URL of the database of a DBOS that the program has launched, None if it has launched none."""
     return urls.choose(host_database()[0]) if launched() else None

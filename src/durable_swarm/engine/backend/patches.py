@@ -1,4 +1,4 @@
-"""What is changed in DBOS itself, each with a test."""
+"""Changes to DBOS itself, each with a test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from durable_swarm.errors import ConfigurationError
 
 @contextlib.contextmanager
 def recovering_nothing() -> Iterator[None]:
-    """Have a DBOS that is launched in this block recover nothing by itself."""
+    """Make a DBOS that is launched in this block recover nothing by itself."""
     recovery = vars(_dbos)["startup_recovery_thread"]
     vars(_dbos)["startup_recovery_thread"] = lambda *_: None
     try:
@@ -29,13 +29,13 @@ def recovering_nothing() -> Iterator[None]:
 
 
 LONGEST_PAUSE = 5.0
-"""Seconds, at most, between two tries to write what a lost database refused."""
+"""Seconds, at most, between two attempts to write after the database was lost."""
 
 
 def shorten_pauses() -> None:
-    """Have DBOS try again soon where the database was lost."""
-    longest = LONGEST_PAUSE / 1.5  # DBOS draws a pause between half and one and a half times what it is.
-    _sys_db.db_retry.__defaults__ = (1.0, longest)  # For what it decorates at each call.
+    """Make DBOS retry soon after the database was lost."""
+    longest = LONGEST_PAUSE / 1.5  # DBOS draws each pause between half and one and a half times its base value.
+    _sys_db.db_retry.__defaults__ = (1.0, longest)  # For functions decorated at each call.
     for method in vars(_sys_db.SystemDatabase).values():
         code = getattr(method, "__code__", None)
         if code is not None and "max_backoff" in code.co_freevars and method.__closure__:
@@ -57,7 +57,7 @@ vars(_serialization.DBOSDefaultSerializer)["deserialize"] = _guarded
 
 
 def refuse_pickle(everywhere: bool) -> None:
-    """Refuse pickled rows in the whole process (we launched DBOS), or only where `reading` says so (our runs)."""
+    """Refuse pickled rows in the whole process (we launched DBOS), or only inside `reading` (our runs)."""
     global _owns_dbos
     _owns_dbos = everywhere
 
@@ -74,7 +74,7 @@ def reading() -> Iterator[None]:
 
 @contextlib.contextmanager
 def trusting() -> Iterator[None]:
-    """Round the user's code: what it reads with DBOS is the program's own affair again."""
+    """Allow pickled rows again in the user's code, whose own use of DBOS is the program's responsibility."""
     token = _refusing.set(False)
     try:
         yield
@@ -83,7 +83,7 @@ def trusting() -> Iterator[None]:
 
 
 def silence() -> None:
-    """Keep DBOS's own log to itself: it prints statements with their values, and those are the users' data."""
+    """Stop DBOS's own log from propagating: it prints statements with their values, which are the users' data."""
     logger = logging.getLogger("dbos")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())

@@ -1,11 +1,11 @@
-"""Keeps the threads of the DBOS that we launch to DBOS, and the program's to the program.
+"""Separates the threads of the DBOS that we launch from the program's threads.
 
 DBOS makes its threads the default executor of every event loop on which one of its coroutines runs, and ends them when
-it is destroyed. Ours sends its own work to its threads, and leaves each loop's executor as the program has it.
+it is destroyed. Our DBOS sends its own work to its threads, and leaves each loop's executor as the program set it.
 
-What this uses of DBOS beyond its public interface: the name `asyncio` in the modules that call `asyncio.to_thread`;
+Parts of DBOS used here beyond its public interface: the name `asyncio` in the modules that call `asyncio.to_thread`;
 `_configure_asyncio_thread_pool`, which replaces a loop's executor; `_executor_field`; and `_background_event_loop`, on
-which DBOS executes what it recovers where no loop of the program runs.
+which DBOS executes recovered workflows if no loop of the program runs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Asyncio:
         return getattr(asyncio, name)
 
     async def to_thread(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Have a thread call the function: of the DBOS that we launched, also when it was destroyed meanwhile."""
+        """Call the function in a thread of the DBOS that we launched, even if it was destroyed meanwhile."""
         if self.executor is None or _dbos._dbos_global_instance not in (None, self.dbos):
             return await asyncio.to_thread(function, *args, **kwargs)
         call = functools.partial(contextvars.copy_context().run, function, *args, **kwargs)
@@ -51,13 +51,13 @@ _configure = DBOS._configure_asyncio_thread_pool
 
 
 async def _leave_executor() -> None:
-    """Leave the running loop's executor as it is, where the DBOS is ours."""
+    """Leave the running loop's executor unchanged if the DBOS is ours."""
     if _dbos._dbos_global_instance is not _ours.dbos:
         await _configure()
 
 
 def keep_apart() -> None:
-    """Have the DBOS that was just launched here keep to its own threads, and its own loop have those for tools."""
+    """Restrict the DBOS that was just launched here to its own threads, and give its own loop the threads for tools."""
     dbos: Any = _dbos._dbos_global_instance
     _ours.dbos, _ours.executor = dbos, dbos._executor_field
     for module in _USERS:
@@ -68,7 +68,7 @@ def keep_apart() -> None:
 
 
 def end() -> None:
-    """Wait for the free threads of the DBOS that was just destroyed to end; those that work end when they are free."""
+    """Wait for idle threads of the DBOS that was just destroyed to end; busy ones end when their work is done."""
     run_threads.close()
     until = time.monotonic() + ENDING
     for thread in list(getattr(_ours.executor, "_threads", ())):
@@ -77,6 +77,6 @@ def end() -> None:
 
 
 run_threads = Threads("durable-swarm-run")
-"""The threads in which a worker executes runs: not DBOS's, for what these do may wait for other runs."""
+"""The threads in which a worker executes runs. They are not DBOS's, because these runs may wait for other runs."""
 to_thread = _ours.to_thread
 """Calls a function in a thread of DBOS."""

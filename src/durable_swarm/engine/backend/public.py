@@ -1,4 +1,4 @@
-"""What the other rooms use of DBOS's public interface, in one place: nothing else imports `dbos`."""
+"""The parts of DBOS's public interface that other sub-packages use: nothing else imports `dbos`."""
 
 from __future__ import annotations
 

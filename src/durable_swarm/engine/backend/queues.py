@@ -1,4 +1,4 @@
-"""Queues that DBOS serves in this process: served, limited, stopped, forgotten."""
+"""Queues that DBOS serves in this process: serving, limiting, stopping and removing them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ def serve_queue(
     limiter: Any = None,
     by_thread: Callable[[], bool] = lambda: False,
 ) -> Any:
-    """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, one of several.
+    """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, a shared one.
 
-    `by_thread` is asked for each run that is claimed from one of several for the first time, whether a thread is to
-    execute it.
+    For each run claimed for the first time from a shared queue, `by_thread` returns True if a thread is to execute it.
     """
     registry = _dbos._get_or_create_dbos_registry()
-    # The same object: a DBOS that was not launched anew since has a thread that serves it.
+    # The same object: a DBOS that was not relaunched since has a thread that serves it.
     queue = _queues.setdefault(name, registry._register_internal_queue(name))
     registry.internal_queue_map[name] = queue
     queue._worker_concurrency, queue._concurrency, queue._limiter = worker_concurrency, global_concurrency, limiter
@@ -42,23 +41,23 @@ def serve_queue(
 
 
 def limit_queue(queue: Any, most: int, executing: int) -> None:
-    """Have the queue begin no more than brings what this process is executing, whatever its queue, to `most`."""
+    """Limit the queue so that this process executes at most `most` runs at once, over all its queues."""
     active = instance()._active_workflows_set.count_for_queue(queue.name) if launched() else 0
     queue._worker_concurrency = max(0, most - max(0, executing - active))
 
 
 def executing() -> set[str]:
-    """Give the ids of the workflows that this process is executing."""
+    """Return the ids of the workflows that this process is executing."""
     return set(instance()._active_workflows_set.activeList()) if launched() else set()
 
 
 def set_poll(queue: Any, seconds: float) -> None:
-    """Set how often the queue is looked at, from the next look on."""
+    """Set the queue's poll interval, from the next poll on."""
     queue._polling_interval_sec = seconds
 
 
 def stop_queues(seconds: float) -> None:
-    """Have the launched DBOS claim no more runs, and wait so long at most for what it is claiming."""
+    """Stop the launched DBOS from claiming runs, and wait at most `seconds` for claims in progress."""
     dbos = instance()
     for event in dbos.background_thread_stop_events if dbos else ():
         event.set()
@@ -68,6 +67,6 @@ def stop_queues(seconds: float) -> None:
 
 
 def forget_queue(queue: Any) -> None:
-    """Begin no more from the queue, and serve it no more from the next launch on."""
+    """Start nothing more from the queue, and do not serve it after the next launch."""
     queue._worker_concurrency = 0
     _dbos._get_or_create_dbos_registry().internal_queue_map.pop(queue.name, None)

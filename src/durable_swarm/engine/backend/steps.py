@@ -1,41 +1,44 @@
-"""What this package uses of DBOS beyond its public interface, each with its reason.
+"""The parts of DBOS that this package uses beyond its public interface, each with its reason.
 
 `tests/engine/test_internals.py` fails when DBOS changes one of them.
 
 - `decorate_workflow`, `run_step`, `run_step_async` with a `DBOS` of our own view: the public decorators write step
-  results with the serializer of the program that launched DBOS, which is pickle unless it says otherwise. And they
-  record the result of a child workflow twice, in its own row and in its parent's; our view of the database does not.
-- `decorate_workflow` once more: a workflow that exists in two colours (in the calling thread, on an event loop) has one
-  name; the public decorator registers, and warns of, both.
+  results with the serializer of the program that launched DBOS, which is pickle by default. They also record the result
+  of a child workflow twice, in its own row and in its parent's; our view of the database does not.
+- `decorate_workflow` again: a workflow that exists in two forms (in the calling thread, on an event loop) has one name;
+  the public decorator registers both, and warns.
 - `update_workflow_outcome`: when the success of an async workflow cannot be recorded (a full disk), DBOS records this
-  error as the workflow's own, for good. Ours lets only a failure of ours end a run.
-- `await_workflow_result_async`: who waits for a workflow of another task looks once a second. Ours is told when a tool
-  call ends in this process, and looks then: an answer is not a second late, and a hundred runs that wait cost nothing.
-- `await_workflow_result`, and that one: who has lost a run, or finds it begun by another, waits in DBOS for its end,
-  though the other may die. Ours leaves, and `Run.result` follows the run wherever it goes.
-- `check_operation_execution`: before each step DBOS asks for the run's status and for a record of the step, but not
-  whose the run is: who has lost it would begin a call that its owner is making. Ours asks that too, in one statement. A
-  run that began in this life has no record that this life did not make, so that statement is all it needs.
-- `execute_dequeued_workflow`: tells whether it is the first time that DBOS claims a run from the queue of workers. Then
-  it is executed by the colour in a thread where that will do: on an event loop DBOS changes the thread twice for each
-  look at the database.
-- `startup_recovery_thread`: DBOS hands what a process of this name has left to a queue that every process polls, and
-  counts each time as an attempt, of which it allows a hundred. We take over ourselves.
-- `record_sleep`: the public `DBOS.sleep` waits to its end whatever happens.
-- `WorkflowHandleAsyncTask`: the handle that tells a workflow started here from one that existed already.
+  error as the workflow's own, for good. In our view, only a failure of ours ends a run.
+- `await_workflow_result_async`: DBOS polls once a second for the result of another task's workflow. We wake the waiter
+  when a tool call ends in this process: an answer is not a second late, and a hundred waiting runs cost nothing.
+- `await_workflow_result`, and the async one: an execution that has lost a run, or finds it started by another, waits in
+  DBOS for its end, though the other may die. Our execution leaves, and `Run.result` follows the run to any process.
+- `check_operation_execution`: before each step DBOS reads the run's status and a record of the step, but not the run's
+  owner, so an execution that has lost the run would start a call that the owner is making. Our view reads the owner
+  too, in one statement. A run that began in this execution has no records of other executions, so that statement is all
+  it needs.
+- `execute_dequeued_workflow`: reports whether DBOS claims a run from the queue of workers for the first time. If so, it
+  is executed in a thread where possible: on an event loop DBOS changes the thread twice for each access to the
+  database.
+- `startup_recovery_thread`: DBOS hands the unfinished runs of a process of this name to a queue that every process
+  polls, and counts each time as an attempt, of which it allows a hundred. We take over ourselves.
+- `record_sleep`: the public `DBOS.sleep` cannot be interrupted.
+- `WorkflowHandleAsyncTask`: the handle that distinguishes a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
-  (plain functions on a thread that has an event loop). Its `workflow_id` and `function_id` are where the record will
-  stand, to which an encryption binds it.
-- `_dbos_context_var`: a run started by a tool is a run of its own; DBOS refuses a workflow inside a step.
-- `_register_internal_queue`: a queue that only processes serve that say so, in memory. Public queues are rows that
+  (plain functions on a thread that has an event loop). Its `workflow_id` and `function_id` are the place of the record,
+  to which an encryption binds it.
+- `_dbos_context_var`: a run started by a tool is an independent run; DBOS refuses a workflow inside a step.
+- `_register_internal_queue`: a queue in memory, served only by processes that declare it. Public queues are rows that
   every process polls, so another program would take over runs whose agents it does not have.
-- `_active_workflows_set`, `_worker_concurrency`: DBOS bounds what a process executes of one queue; ours bound all.
+- `_active_workflows_set`, `_worker_concurrency`: DBOS limits the executions of one queue in a process; we limit those
+  of all queues.
 - `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
-  that claim runs for it have ended, and what one has just claimed is then never begun, with a warning.
-- `_schemas.system_database.SystemSchema`: the tables, to bring in runs that have ended elsewhere. DBOS has no way to.
+  that claim runs for it have ended. A run claimed at that moment is then never started, with a warning.
+- `_schemas.system_database.SystemSchema`: the tables, to import runs that have ended elsewhere. DBOS has no way to do
+  so.
 - `_config`, `_sys_db.engine`: the database of a DBOS that the program launched.
-- `db_retry`: DBOS's pauses after a lost connection double up to 90 s; a run should not stand still for so long.
-- `DBOSDefaultSerializer`: rows marked as pickle are unpickled whatever the serializer; a database must not run code.
+- `db_retry`: DBOS's pauses after a lost connection double up to 90 s, which is too long for a run to wait.
+- `DBOSDefaultSerializer`: rows marked as pickle are unpickled with any serializer; a database must not run code.
 """
 
 from __future__ import annotations
@@ -72,13 +75,13 @@ from durable_swarm.errors import ConfigurationError
 
 
 class _Database:
-    """The launched DBOS's database, without a second record of what a child workflow's own row tells."""
+    """The launched DBOS's database, without a second record of a child workflow's result."""
 
     def __init__(self, database: Any) -> None:
         self._database = database
 
     def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
-        """Look for the record of a step. Where there is none, the step is made only if the run is this execution's."""
+        """Read the record of a step. If there is none, the step is made only if this execution owns the run."""
         life = _lives.get((workflow_id, owner_of(workflow_id)))
         if life is not None and life.is_first and _patiently(life.check_ownership):
             return None
@@ -91,7 +94,7 @@ class _Database:
         """Record nothing: on replay DBOS reads a child's result from the child."""
 
     def update_workflow_outcome(self, workflow_id: str, status: str, **outcome: Any) -> bool:
-        """Record how a workflow ended, unless DBOS takes a failure to record its success for its own failure."""
+        """Record a workflow's end, unless DBOS takes a failure to record its success for its own failure."""
         reason = sys.exception()
         if status == WorkflowStatusString.ERROR.value and not isinstance(reason, Broken):
             text = error_text(reason) if reason else status
@@ -102,7 +105,7 @@ class _Database:
     def await_workflow_result(
         self, workflow_id: str, polling_interval: float = 0.0, *, fail_if_missing: bool = False
     ) -> Any:
-        """Return the result of a workflow that has ended; who has lost it, or was not the first to start it, goes."""
+        """Return the result of an ended workflow; an execution that lost it, or did not start it first, leaves."""
         result = self._database.check_workflow_result(workflow_id, fail_if_missing=fail_if_missing)
         if isinstance(result, _outcome.NoResult):
             raise OwnershipLost(workflow_id)
@@ -111,7 +114,7 @@ class _Database:
     async def await_workflow_result_async(
         self, workflow_id: str, polling_interval: float, *, fail_if_missing: bool = False
     ) -> Any:
-        """Wait for a tool call that another task makes, as `expecting` says; who has lost a workflow does not wait."""
+        """Wait for a tool call that another task makes, as `expecting` says; one without its run does not wait."""
         expected = awaited_calls.expected(workflow_id)
         if expected is None or fail_if_missing:
             return await to_thread(self.await_workflow_result, workflow_id, fail_if_missing=fail_if_missing)
@@ -159,7 +162,7 @@ class _View:
 
 
 class _Registry:
-    """DBOS's registry, seen with our view of DBOS; workflows enter it only where `enters` says so."""
+    """DBOS's registry, seen with our view of DBOS; workflows are registered only if `enters` is True."""
 
     def __init__(self, enters: bool) -> None:
         self._enters = enters
@@ -190,7 +193,7 @@ class _ByThread(_View):
         return self
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
-        """Have a thread call the function in this context."""
+        """Call the function in a thread, in this context."""
         return run_threads.submit(function, *args, context=contextvars.copy_context())
 
 
@@ -199,7 +202,7 @@ _BY_THREAD: Any = _ByThread()
 
 
 def workflow(name: str, *, recovers: bool) -> Callable[[Any], Any]:
-    """Make a function a workflow. Of two colours of one name, the one that `recovers` runs what is recovered."""
+    """Make a function a workflow. Of two forms with one name, recovery executes the one with `recovers`."""
     registry: Any = _Registry(recovers)
     portable = _serialization.WorkflowSerializationFormat.PORTABLE
     decorate = _core.decorate_workflow(registry, name, 100, serialization_type=portable)
@@ -214,31 +217,32 @@ def workflow(name: str, *, recovers: bool) -> Callable[[Any], Any]:
 
 
 def executes(handle: Any) -> bool:
-    """Whether the handle is of a workflow that this process started just now, not of one that existed."""
+    """Return True if the handle is of a workflow that this process started just now, not of an existing one."""
     return isinstance(handle, _core.WorkflowHandleAsyncTask)
 
 
 def reserve() -> Any:
-    """Draw the number of the next step of the workflow under way."""
+    """Draw the number of the next step of the current workflow."""
     return _context.snapshot_step_context()
 
 
 def place_of(reserved: Any, name: str) -> Place:
-    """Give the place of a step whose number was drawn; outside every workflow nothing is recorded."""
+    """Return the place of a step whose number was drawn; outside of workflows nothing is recorded."""
     return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))
 
 
 @dataclass(frozen=True)
 class OwnershipCheck:
-    """An execution of a run, or of a tool call, under way in this process.
+    """An execution of a run, or of a tool call, in progress in this process.
 
-    `check_ownership` is asked before each step that has no record: it gives whether the run is under way and this
-    execution's, and raises `lost` where it is another's. Where it gives False, DBOS's own check tells why.
+    `check_ownership` is called before each step that has no record. It returns True if the run is in progress and owned
+    by this execution, and raises `lost` if another execution owns it. If it returns False, DBOS's own check raises the
+    reason.
     """
 
     check_ownership: Callable[[], bool] = lambda: False
     is_first: bool = False
-    """Whether no earlier execution can have left a record."""
+    """True if no earlier execution can have left a record."""
 
 
 _lives: dict[tuple[str, str | None], OwnershipCheck] = {}
@@ -247,7 +251,7 @@ _new: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm
 
 @contextlib.contextmanager
 def checked_by(workflow_id: str, life: OwnershipCheck) -> Iterator[None]:
-    """Have the steps of the workflow under way, of that id, be made only as its life says."""
+    """Allow the steps of the current workflow, which has that id, only if its execution's check passes."""
     key = workflow_id, owner_of(workflow_id)
     _lives[key] = life
     try:
@@ -262,7 +266,7 @@ def _patiently(ask: Callable[[], Any]) -> Any:
 
 
 def is_new(run_id: str) -> bool:
-    """Whether the execution under way was claimed from a queue of several processes, the first of its run."""
+    """Return True if the current execution was claimed from a shared queue and is the first of its run."""
     return _new.get() == run_id
 
 
@@ -280,13 +284,13 @@ vars(_queue)["execute_dequeued_workflow"] = _execute_and_tell
 
 
 OwnershipLost = dbos_errors.DBOSWorkflowConflictIDError
-"""Ends an execution that is no longer the run's own; DBOS then waits for the one that is. Made of the run's id."""
+"""Ends an execution that no longer owns the run; DBOS then waits for the owner. Constructed from the run's id."""
 Cancelled = dbos_errors.DBOSWorkflowCancelledError
-"""Ends an execution that was cancelled. Made of a text."""
+"""Ends an execution that was cancelled. Constructed from a text."""
 
 
 def owner_of(run_id: str) -> str | None:
-    """Give DBOS's token of the execution under way, by which it refuses what a former owner of the run writes."""
+    """Return DBOS's token of the current execution, by which it refuses writes of a former owner of the run."""
     return _context.current_owner_xid(run_id)
 
 
@@ -304,18 +308,18 @@ def run_step_async(name: str, body: Callable[[], Awaitable[Any]], reserved: Any 
 
 
 def record_sleep(seconds: float) -> float:
-    """Record when a sleep of the workflow under way is to end, or find it recorded; gives the seconds still left."""
+    """Record the end of a sleep of the current workflow, or read the recorded one; return the seconds left."""
     return _core.record_sleep(_VIEW, reserve(), seconds) if seconds > 0 else 0.0
 
 
 def in_workflow() -> bool:
-    """Whether the running code is inside a DBOS workflow or step."""
+    """Return True if the running code is inside a DBOS workflow or step."""
     context = _context.get_local_dbos_context()
     return context is not None and context.is_within_workflow()
 
 
 def outside() -> contextvars.Context:
-    """Give a copy of the current context that stands outside every workflow."""
+    """Return a copy of the current context outside of every workflow."""
     copy = contextvars.copy_context()
     copy.run(_context._dbos_context_var.set, None)
     return copy

@@ -172,7 +172,7 @@ class Published(Protocol):
 
 
 class EventReader:
-    """One reader of a run: yields the events after number `after`, each once."""
+    """One reader of a run: returns the events after number `after`, each once."""
 
     def __init__(self, store: Callable[[], Store], run_id: str, after: int) -> None:
         self._store = store
