@@ -1,1 +1,1 @@
-"""Asking models: the request, the client, retries, and a reply read whole or as a stream."""
+"""Model calls: the request, the client, retries, and reading a reply whole or as a stream."""

@@ -1,10 +1,10 @@
-"""Performing one model call: the request, the client, the retries, the reply as plain data.
+"""One model call: the request, the client, the retries, the reply as plain data.
 
-Retries: rate limits, timeouts, lost connections and errors of the server (408, 409, 429, 5xx) are tried again, as often
-as the client's own `max_retries` says (5 where a client has no such setting), after 0.5 s doubling to 8 s, or after
-what `Retry-After` asks for. The caller's mistakes (400, 401, 404, …) are not.
+Rate limits, timeouts, lost connections and server errors (408, 409, 429, 5xx) are retried, as often as the client's own
+`max_retries` says (5 if the client has no such setting), after 0.5 s doubling to 8 s, or after the time in
+`Retry-After`. Errors of the caller (400, 401, 404, …) are not retried.
 
-A streamed reply is the same call: its pieces are shown while they come in, and merged to the same whole.
+A streamed reply is the same call: its chunks are shown as they arrive and merged into the same message.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from durable_swarm.types import Message, Usage
 
 @dataclass(frozen=True)
 class ModelCall:
-    """Which model call is being made: the run, and its turn counted from 0, with the turns that a fork has `kept`."""
+    """Identifies a model call: the run, its turn counted from 0, and the turns that a fork has `kept`."""
 
     run_id: str
     turn: int
@@ -63,7 +63,7 @@ current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_mod
 class Completion:
     """A model's answer as plain data: the message, the tokens if counted, the model that was asked.
 
-    `finish` is the reason for the reply's end where it is not the usual one.
+    `finish` is the finish reason, if it is not the usual one.
     """
 
     message: Message
@@ -86,11 +86,11 @@ async def complete(
     show: DeltaSink | None = None,
     admit: Admit | None = None,
 ) -> Completion:
-    """Make one model call for `agent`, with its retries. With `show` the reply is streamed, and shown as it comes in.
+    """Make one model call for `agent`, with its retries. With `show` the reply is streamed and shown as it arrives.
 
     `admit` is awaited before each try, with the name of the model.
 
-    Raises `ModelError` when the provider refuses or stays away; other exceptions of the client pass as they are.
+    Raises `ModelError` if the provider refuses or stays unreachable; other exceptions of the client pass unchanged.
     """
     system = await instructions(agent, context, waits)
     request = build_request(agent, [], choice.name, streamed=show is not None)
@@ -119,9 +119,9 @@ def _called(call: ModelCall) -> Iterator[None]:
 
 
 Begin = Callable[[], AttemptSink]
-"""Begins what an attempt shows."""
+"""Starts what one attempt shows."""
 Admit = Callable[[str], Awaitable[None]]
-"""Waits until a model may be asked."""
+"""Waits until the model may be asked."""
 
 
 @dataclass
@@ -135,7 +135,7 @@ class _Asking:
     remedy: str
     """What to change where the provider does not have the model."""
     begun: bool = False
-    """Whether the last attempt went wrong after an answer had begun."""
+    """True if the last attempt failed after an answer had begun."""
 
     async def answer(self, admit: Admit | None) -> Answer:
         """Ask until there is an answer. Raises `ModelError`, and what the program's own client raises."""
@@ -164,7 +164,7 @@ class _Asking:
         return f". The provider may not have model {self.request['model']!r}: {self.remedy}"
 
     def _was_retried(self, error: Exception) -> bool:
-        """Tell whether the client itself has tried again what went wrong, and given up."""
+        """Return True if the client itself has already retried the failed call, and given up."""
         came = isinstance(getattr(error, "status_code", None), int) or isinstance(error, _lost_by_openai())
         return came and not self.begun and not bad_output(error) and transient(error) and retries_itself(self.client)
 
@@ -185,7 +185,7 @@ class _Asking:
             if self.request["stream"] and answer.finish:
                 note_end_marks(self.client, self.request["model"], True)
             return answer
-        # Kept out of further tries too.
+        # Not in further tries either.
         if refused == "stream":
             self._ask_whole()
         else:
@@ -193,9 +193,10 @@ class _Asking:
         return await self._attempt()
 
     def _unmarked(self, error: Exception) -> str | None:
-        """Return "stream" where a stream ended without a word of it, and this provider's may always do so.
+        """Return "stream" if a stream ended without an end mark, and this provider may never send one.
 
-        What came may be whole or not; a whole reply is asked for. A provider that marks its ends has broken off.
+        The received text may be whole or not, so a whole reply is requested. A provider that does mark its ends has
+        broken off.
         """
         model = self.request["model"]
         if not isinstance(error, Unmarked) or not self.request["stream"] or has_end_marks(self.client, model):
@@ -208,7 +209,7 @@ class _Asking:
         self.request["stream"] = False
 
     async def _receive(self, shown: AttemptSink) -> Answer:
-        """Make one attempt at a streamed call. What it has shown is taken back when it fails, or is cancelled."""
+        """Make one attempt at a streamed call. If it fails or is cancelled, the shown text is withdrawn."""
         create, arguments = prepared(self.client, self.request)
         reception = StreamReceiver(partial(create, **arguments), shown)
         receive = on_its_loop(self.client, reception.way())
@@ -229,9 +230,9 @@ def _lost_by_openai() -> tuple[type[Exception], ...]:
 
 
 def _refused(error: Exception, request: dict[str, Any]) -> str | None:
-    """Return which argument a provider, or a client with a fixed list of arguments, refuses: one that streaming needs.
+    """Return the argument needed for streaming that a provider, or a client with a fixed signature, refuses.
 
-    Without `stream_options` the tokens of a stream are not counted; where nothing is streamed, a reply comes whole.
+    Without `stream_options` the tokens of a stream are not counted; without `stream` the reply arrives whole.
     """
     refuses = isinstance(error, TypeError) or getattr(error, "status_code", None) in (400, 403, 422)
     if not refuses or not request["stream"]:
@@ -242,5 +243,5 @@ def _refused(error: Exception, request: dict[str, Any]) -> str | None:
 
 
 def say(text: str) -> None:
-    """Print a debug line, grey, as Swarm does."""
+    """Print a debug line in grey, as Swarm does."""
     print(f"\033[97m[\033[90m durable-swarm \033[97m]\033[90m {text}\033[0m")

@@ -1,4 +1,4 @@
-"""The clients that are asked, and the loop on which async ones live."""
+"""Model clients, and the event loop that async clients belong to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from durable_swarm.models.retry import DEFAULT_RETRIES
 
 
 class Clients:
-    """The model client of a swarm: the one it was given, or `openai`'s, made at first use."""
+    """The model client of a swarm: the given one, or a client of `openai`, made at first use."""
 
     def __init__(self, client: Any) -> None:
         self._given = client
@@ -28,7 +28,7 @@ class Clients:
     def get(self, loop: Any = None) -> Any:
         """Return the client for calls from a thread, or from the event loop `loop`; one serves all loops.
 
-        Raises `ConfigurationError` where there is no API key.
+        Raises `ConfigurationError` without an API key.
         """
         if self._given is not None:
             check_ready(self._given)
@@ -59,7 +59,7 @@ class Clients:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a client to use."""
+        """True if a client is available."""
         try:
             self.ready()
         except ConfigurationError:
@@ -74,7 +74,7 @@ class Clients:
             self.get()
 
     def close(self) -> None:
-        """Close what this object made, and give back the threads behind it; a later `get` makes it anew."""
+        """Close what this object made and release its threads; a later `get` makes it again."""
         with self._lock:
             blocking, self._blocking = self._blocking, None
             stand_in, self._stand_in = self._stand_in, None

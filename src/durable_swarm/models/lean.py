@@ -1,8 +1,8 @@
-"""Asking a client: Swarm's own call, or the official client's in a leaner form.
+"""Calling a client: Swarm's own call, or a faster form for the official client.
 
-The official client walks every message of every request in Python. What is given as `extra_body` it sends as it is, so
-a long history goes there. That is done only where nothing would notice: whatever a program, a tracer or a guard has put
-round `create`, on the instance, on the class or in a subclass, is called as Swarm calls it and sees every message.
+The official client walks every message of every request in Python, but sends `extra_body` as it is. A long history is
+therefore passed there, and only if nothing can notice: a wrapper that a program, a tracer or a guard has put around
+`create`, on the instance, on the class or in a subclass, is called as Swarm calls it and sees every message.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from types import FunctionType, MethodType
 from typing import Any
 
 _BELOW = ("post", "request", "_build_request", "copy", "with_options")
-"""What the official client calls on itself on the way to the provider, and what it is copied with."""
+"""Methods that the official client calls on itself on the way to the provider, and those it is copied with."""
 
 
 def is_openai(client: Any) -> bool:
-    """Tell whether it is a client of the `openai` package, which is only imported where a program uses it."""
+    """Return True if it is a client of the `openai` package, which is imported only if the program uses it."""
     openai = sys.modules.get("openai")
     return openai is not None and isinstance(client, (openai.OpenAI, openai.AsyncOpenAI))
 
@@ -40,7 +40,7 @@ def is_bare(client: Any) -> bool:
 
 
 def _is_untouched(kind: type, name: str) -> bool:
-    """Tell whether a method or a property of a class is the `openai` package's own."""
+    """Return True if a method or a property of a class is the `openai` package's own."""
     found = inspect.getattr_static(kind, name, None)
     return is_official(getattr(found, "func", None) or getattr(found, "fget", None) or found)
 
@@ -49,8 +49,8 @@ def is_official(thing: Any) -> bool:
     """Tell whether a class or a function is defined in the `openai` package, with all that it wraps."""
     if isinstance(thing, type):
         return _root(thing.__module__) == "openai"
-    while type(thing) is FunctionType:  # A proxy of another type only says that it is a function.
-        # A wrapper has the name of what it wraps, but not its globals.
+    while type(thing) is FunctionType:  # A proxy of another type only claims to be a function.
+        # A wrapper copies the name of the wrapped function, but not its globals.
         if _root(str(thing.__globals__.get("__name__"))) != "openai":
             return False
         if "__wrapped__" not in vars(thing):
@@ -64,7 +64,7 @@ def _root(module: str) -> str:
 
 
 def prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return the function to call, and its arguments. Nothing that is null is sent by a client of `openai`."""
+    """Return the function to call and its arguments, without those that a client of `openai` would not send."""
     if not is_openai(client):
         return client.chat.completions.create, request
     given = {key: value for key, value in request.items() if value is not None}
@@ -72,11 +72,11 @@ def prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], 
         return client.chat.completions.create, given
     body = {key: given.pop(key) for key in ("messages", "tools") if key in given}
     body.update(given.pop("extra_body", {}))
-    # Without retries of its own, over the same connections.
+    # Without its own retries, over the same connections.
     bare = client.with_options(max_retries=0)
     return bare.chat.completions.create, {**given, "messages": [], "extra_body": body}
 
 
 def retries_itself(client: Any) -> bool:
-    """Tell whether the client makes its own retries of what goes wrong before an answer begins."""
+    """Return True if the client itself retries failures before an answer begins."""
     return is_openai(client) and not is_bare(client)

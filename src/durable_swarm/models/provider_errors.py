@@ -1,4 +1,4 @@
-"""A provider's errors: which may pass, which are the caller's, and how long to wait before the next try."""
+"""A provider's errors: which are transient, which are the caller's, and how long to wait before the next try."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from durable_swarm.models.reply import EmptyReply, ErrorReply
 from durable_swarm.models.stream import BrokenStream
 
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
-"""Seconds between tries: the first, the longest of our own, the longest a provider may ask for."""
+"""Seconds between tries: the first, our longest, the longest a provider may ask for."""
 
 BAD_OUTPUT_TRIES = 3
-"""How often a model is asked at least that writes what its own provider cannot read."""
+"""Minimum number of tries for a model whose output its own provider cannot read."""
 
 _BAD_OUTPUT = {"tool_use_failed", "output_parse_failed", "json_validate_failed", "malformed_function_call"}
-"""Codes of providers that could not read what their model wrote; another reply may be better."""
+"""Error codes of providers that could not read their model's output; another reply may be better."""
 
 _LASTING = {"insufficient_quota", "invalid_request_error", "model_not_found", "context_length_exceeded"}
-"""Codes and types of errors that the same request will meet again."""
+"""Codes and types of errors that the same request will get again."""
 
 _LOST_CONNECTIONS = {"APIConnectionError", "APITimeoutError", "TransportError"}
-"""Names of the errors of openai and httpx; neither needs to be there."""
+"""Names of the errors of openai and httpx; both packages are optional."""
 
 
 def of_provider(error: Exception) -> bool:
-    """Tell whether the error speaks of the provider, not of the program."""
+    """Return True if the error comes from the provider, not from the program."""
     openai = sys.modules.get("openai")
     foreign = openai is not None and isinstance(error, openai.OpenAIError)
     own = isinstance(error, ErrorReply) or isinstance(getattr(error, "status_code", None), int)
@@ -42,7 +42,7 @@ def of_provider(error: Exception) -> bool:
 
 
 def transient(error: Exception) -> bool:
-    """Tell whether the same request may succeed later."""
+    """Return True if the same request may succeed later."""
     if bad_output(error):
         return True
     status = status_of(error)
@@ -51,13 +51,13 @@ def transient(error: Exception) -> bool:
         refused = _headers(error).get("x-should-retry") == "false"
         return (status in (408, 409, 429) or status >= 500) and not spent and not refused and _is_near(error)
     names = {kind.__name__ for kind in type(error).__mro__}
-    # A body that is no JSON (a proxy's page, a cut answer) reaches us as the decoder's error.
+    # A body that is not JSON (a proxy's page, a cut answer) arrives as the decoder's error.
     kinds = ConnectionError | TimeoutError | EmptyReply | BrokenStream | json.JSONDecodeError | UnicodeDecodeError
     return isinstance(error, kinds) or bool(names & _LOST_CONNECTIONS) or _may_pass(error)
 
 
 def bad_output(error: Exception) -> bool:
-    """Tell whether the provider could not read what its model wrote: the model's fault, not the request's."""
+    """Return True if the provider could not read its model's output: the model's fault, not the request's."""
     body = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, Mapping) else None
     told = isinstance(inner, Mapping) and "failed_generation" in inner
@@ -65,13 +65,13 @@ def bad_output(error: Exception) -> bool:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell whether it is an error without a status, in a success or in the middle of a stream, that may pass."""
+    """Return True if an error without a status, in a success or in the middle of a stream, may be transient."""
     said = _is_event(error) or isinstance(error, ErrorReply)
     return said and not any(getattr(error, name, None) in _LASTING for name in ("code", "type"))
 
 
 def _is_event(error: Exception) -> bool:
-    # The class alone: its subclasses are errors of other kinds.
+    # The exact class: its subclasses are errors of other kinds.
     return type(error).__name__ == "APIError"
 
 
@@ -85,7 +85,7 @@ def status_of(error: Exception) -> int | None:
 
 
 def pause(error: Exception, attempt: int) -> float:
-    """Return the seconds to wait after try number `attempt`; the provider's own wish goes first."""
+    """Return the seconds to wait after try number `attempt`; the provider's own value has priority."""
     asked = retry_after(error)
     if asked is not None:
         return asked
@@ -93,7 +93,7 @@ def pause(error: Exception, attempt: int) -> float:
 
 
 def _is_near(error: Exception) -> bool:
-    """Tell whether the provider wants to be asked again soon. To ask earlier would only be refused."""
+    """Return True if the provider's wait is short enough. An earlier try would only be refused."""
     return (retry_after(error) or 0) <= LONGEST_RETRY_AFTER
 
 
@@ -107,7 +107,7 @@ def retry_after(error: Exception) -> float | None:
     until = _moment(headers["retry-after"])
     if until is None:
         return None
-    # By the provider's own clock, where it tells the time: ours may go wrong.
+    # By the provider's own clock, if it sends one, because ours may be wrong.
     return max(until - (_moment(headers["date"]) or time.time()), 0.0)
 
 
@@ -124,7 +124,7 @@ def _headers(error: Exception) -> Mapping[str, str]:
 
 
 def root_of(error: BaseException) -> str:
-    """Return what is at the bottom of an error where the error itself does not say it, such as a refused connection."""
+    """Return the root cause of an error that does not name it, such as a refused connection."""
     root: BaseException = error
     seen = {id(error)}
     # A client that raises an error again from the one it was wrapped in makes a circle.
@@ -139,7 +139,7 @@ TOO_LONG = (
     "The messages are too long for this model's context, and a resume sends them again: take a model with a larger "
     "context, or fork the run at an earlier turn (durable-swarm fork ID --turn N)"
 )
-"""The way out where the context is too long."""
+"""Advice for a context that is too long."""
 
 _CONTEXT = re.compile(
     r"context_length_exceeded|(maximum|available|model's|exceed\w*( the)?)( \w+)? context|context (length|window|size)"
@@ -149,5 +149,5 @@ _CONTEXT = re.compile(
 
 
 def is_too_long(text: str) -> bool:
-    """Tell whether a provider's refusal means that the messages do not fit the model's context."""
+    """Return True if a provider's refusal means that the messages do not fit the model's context."""
     return _CONTEXT.search(text) is not None

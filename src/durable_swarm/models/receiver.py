@@ -1,4 +1,4 @@
-"""Receiving one streamed reply: its pieces are shown while they come in, and merged to the whole."""
+"""Receiving one streamed reply: its chunks are shown as they arrive and merged into the whole."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from durable_swarm.models.reply import Answer, read_message
 from durable_swarm.models.stream import ReplyBuilder, whole
 
 EAGER, SELDOM = 8, 25
-"""After how many of the first pieces, and after each how many further ones, others of the process get a turn."""
+"""Yield to other tasks after each of this many first chunks, then after every this many further ones."""
 
 
 _marks: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
-"""For each client and model whether streams were seen to end with a finish reason."""
+"""For each client and model: True if its streams were seen to end with a finish reason."""
 
 
 def has_end_marks(client: Any, model: str) -> bool | None:
-    """Tell whether a model's streams have a finish reason at their end; None where that is not known."""
+    """Return True if a model's streams end with a finish reason; None if that is not known."""
     with contextlib.suppress(TypeError):
         return _marks.get(client, {}).get(model)
     return None
 
 
 def note_end_marks(client: Any, model: str, has: bool) -> None:
-    """Note whether a stream had a finish reason. A provider that ever wrote one has broken off where it writes none."""
-    with contextlib.suppress(TypeError):  # Some clients can be no key.
+    """Record if a stream had a finish reason. A provider that ever sent one has broken off when it sends none."""
+    with contextlib.suppress(TypeError):  # Some clients are not hashable.
         known = _marks.setdefault(client, {})
         known[model] = has or known.get(model, False)
 
 
 class DeltaSink(Protocol):
-    """Where the pieces of a reply go while it comes in. Called from whichever thread receives it."""
+    """Receives the chunks of a reply as they arrive. Called from the thread that receives the reply."""
 
     def delta(self, delta: dict[str, Any]) -> None:
-        """Show a piece: what it adds to the message, as plain data."""
+        """Show a chunk: what it adds to the message, as plain data."""
 
     def reset(self) -> None:
-        """Forget the pieces shown so far: the reply broke off, and comes anew or not at all."""
+        """Discard the chunks shown so far: the reply broke off, and starts again or never arrives."""
 
 
 class ReaderGone(Exception):
-    """Nobody waits any more for the reply that comes in; ends its reception."""
+    """Nothing waits for this reply any more; ends its reception."""
 
 
 class AttemptSink:
-    """What one attempt at turn number `turn` shows. Once ended it shows no more, whichever thread still receives."""
+    """What one attempt at turn number `turn` shows. Once ended it shows nothing more, from any thread."""
 
     def __init__(self, show: DeltaSink, turn: int) -> None:
         self._show = show
@@ -63,12 +63,13 @@ class AttemptSink:
         self._any = self._busy = self._ended = False
 
     def delta(self, delta: dict[str, Any]) -> None:
-        """Show a piece. Raises `ReaderGone` after the end."""
+        """Show a chunk. Raises `ReaderGone` after the end."""
         with self._lock:
             if self._ended:
                 raise ReaderGone
             self._any = self._busy = True
-        # Without the lock: what shows may wait for its reader, and the reader's thread may be the one that ends this.
+        # Without the lock: the sink may wait for its reader, and the reader's thread may be the one that ends this
+        # attempt.
         try:
             self._show.delta(delta)
         finally:
@@ -79,14 +80,14 @@ class AttemptSink:
                 self._show.reset()
 
     def whole(self, message: Any) -> None:
-        """Show a message that came whole, as one piece."""
+        """Show a message that arrived whole, as one chunk."""
         read = read_message(message, self._turn)
         calls = [{"index": index, **call} for index, call in enumerate(read.pop("tool_calls") or [])]
         delta = {name: value for name, value in {**read, "tool_calls": calls}.items() if value and name != "provider"}
         self.delta(delta)
 
     def end(self) -> None:
-        """Take back what was shown."""
+        """Withdraw what was shown."""
         with self._lock:
             self._ended = True
             if self._busy or not self._any:
@@ -95,24 +96,24 @@ class AttemptSink:
 
 
 class StreamReceiver:
-    """One attempt: `create` makes the request, and what it gives is received."""
+    """One attempt: `create` makes the request, and its result is received."""
 
     def __init__(self, create: Callable[[], Any], shown: AttemptSink) -> None:
         self._create = create
         self._shown = shown
         self._count = 0
         self.begun = False
-        """Whether the provider has begun to answer."""
+        """True once the provider has begun to answer."""
 
     def way(self) -> Callable[[], Any]:
-        """Give the function that receives the `Answer`: async where the client is."""
+        """Return the function that receives the `Answer`: async if the client is."""
         return self._on_loop if is_async(self._create) else self._in_thread
 
     async def _on_loop(self) -> Answer:
         return await self._awaited(self._create())
 
     def _in_thread(self) -> Any:
-        """Receive in this thread; where the client turns out to be async, give what is to be awaited."""
+        """Receive in this thread; if the client turns out to be async, return an awaitable."""
         begun = self._create()
         if inspect.isawaitable(begun):
             return self._awaited(begun)
@@ -141,7 +142,7 @@ class StreamReceiver:
                 if self._take(pieces, chunk):
                     time.sleep(0)
         finally:
-            # An error of the stream says more than one of its closing.
+            # An error of the stream says more than the error of closing it.
             with contextlib.suppress(Exception):
                 _closing(stream)()
         return self._whole_of(pieces)
@@ -166,7 +167,7 @@ class StreamReceiver:
         return answer
 
     def _take(self, pieces: ReplyBuilder, chunk: Any) -> bool:
-        """Take in a chunk; whether its reader should get a turn now: chunks that are all there leave it none."""
+        """Add a chunk; return True if its reader should now get a turn, since available chunks leave it none."""
         delta = pieces.add(chunk)
         if delta is None:
             return False

@@ -20,7 +20,7 @@ class EmptyReply(Exception):
 
 
 class ErrorReply(Exception):
-    """An error in the provider's own words that came in place of a reply: in a success, or in a stream."""
+    """An error in the provider's own words in place of a reply: in a success, or in a stream."""
 
     def __init__(self, message: str, code: Any = None, kind: Any = None) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class ErrorReply(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """A provider's answer in its own types: the message, the tokens it counted, or None, and its finish reason."""
+    """A provider's answer in its own types: the message, the tokens if counted, and its finish reason."""
 
     message: Any
     usage: Any = None
@@ -38,7 +38,7 @@ class Answer:
 
 
 def checked(answer: Any) -> Answer:
-    """Return what matters of a completion. Raises `EmptyReply` where it has no message."""
+    """Return the relevant parts of a completion. Raises `EmptyReply` if it has no message."""
     refuse_error(answer)
     choices = field(answer, "choices")
     choice = choices[0] if choices else None
@@ -52,7 +52,7 @@ def checked(answer: Any) -> Answer:
 
 
 def refuse_error(part: Any) -> None:
-    """Raise `ErrorReply` where an answer, a chunk or a choice says that something went wrong at the provider."""
+    """Raise `ErrorReply` if an answer, a chunk or a choice reports an error of the provider."""
     error = field(part, "error")
     if isinstance(error, BaseModel):
         error = dumped(error)
@@ -65,14 +65,14 @@ def refuse_error(part: Any) -> None:
 
 
 _BROKEN_OFF = {"error", "network_error", "server_error", "insufficient_system_resource", "abort", "aborted"}
-"""Finish reasons by which providers say that they could not finish a reply."""
+"""Finish reasons by which providers report that they could not finish a reply."""
 
 _UNREADABLE = "malformed_function_call"
-"""What stands in the finish reason of Gemini where it could not read the call that its model wrote."""
+"""Part of Gemini's finish reason for a call of its model that it could not read."""
 
 
 def refuse_broken(answer: Answer, choice: Any = None) -> None:
-    """Raise `ErrorReply` where the finish reason says that this is not a reply."""
+    """Raise `ErrorReply` if the finish reason says that this is not a reply."""
     word = answer.finish.strip().lower() if isinstance(answer.finish, str) else ""
     if word in _BROKEN_OFF:
         refuse_error(choice)
@@ -82,7 +82,7 @@ def refuse_broken(answer: Answer, choice: Any = None) -> None:
 
 
 def _instead(answer: Any) -> str:
-    """Return what a provider says where it should have given a message."""
+    """Return the text that a provider sent in place of a message."""
     if isinstance(answer, str | bytes):
         said: Any = answer
     else:
@@ -106,11 +106,11 @@ _CUT = {
     "blocklist": "content_filter",
     "spii": "content_filter",
 }
-"""What gateways write who pass on another provider's reason, and the name that OpenAI has for it."""
+"""Finish reasons of gateways that pass on another provider's, and OpenAI's name for each."""
 
 
 def read_finish(answer: Answer) -> str:
-    """Return the provider's reason for the end of its reply, in OpenAI's words; "" where it is the usual one."""
+    """Return the provider's finish reason in OpenAI's words; "" if it is the usual one."""
     if not isinstance(answer.finish, str):
         return ""
     reason = answer.finish.strip()
@@ -119,10 +119,10 @@ def read_finish(answer: Answer) -> str:
 
 
 def read_message(message: Any, turn: int) -> Message:
-    """Give the assistant message as plain data, with `content` and `tool_calls` always present.
+    """Return the assistant message as plain data, with `content` and `tool_calls` always present.
 
-    Accepts mappings, pydantic models and any object with `content` and `tool_calls`. Fields the provider left null are
-    left out; a call without an id gets one, for providers that send none but want it back.
+    Accepts mappings, pydantic models and any object with `content` and `tool_calls`. Null fields are left out; a call
+    without an id gets one, because some providers send none but require it back.
     """
     data = _as_dict(message)
     data = mended(data)
@@ -135,7 +135,7 @@ def read_message(message: Any, turn: int) -> Message:
 
 
 def dumped(model: BaseModel) -> dict[str, Any]:
-    """Return a client's model as plain data; the client has not checked that its fields are what it says they are."""
+    """Return a client's model as plain data; the client does not check that fields have their declared types."""
     return model.model_dump(mode="json", warnings=False)
 
 
@@ -152,7 +152,7 @@ def _as_dict(message: Any) -> dict[str, Any]:
 
 
 def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
-    """Return a tool call as plain data, with what its provider has put beside id, type and function."""
+    """Return a tool call as plain data, with the provider's own fields beside id, type and function."""
     custom = field(call, "custom") if field(call, "type") == "custom" else None
     function = field(call, "function") if custom is None else custom
     part = partial(field, function)
@@ -178,6 +178,8 @@ def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
 def beside(thing: Any, known: tuple[str, ...]) -> dict[str, Any]:
     """Return the further fields of a mapping or a client's model, without nulls.
 
+    Other objects are not inspected: a mock has every field.
+
     Of other objects nothing is known: a mock has every field.
     """
     if isinstance(thing, BaseModel):
@@ -188,7 +190,7 @@ def beside(thing: Any, known: tuple[str, ...]) -> dict[str, Any]:
 
 
 def field(thing: Any, name: str, default: Any = None) -> Any:
-    """Return a field of a mapping or an object, or `default` where there is none."""
+    """Return a field of a mapping or an object, or `default` if it has none."""
     return thing.get(name, default) if isinstance(thing, Mapping) else getattr(thing, name, default)
 
 
@@ -206,11 +208,11 @@ _DETAILS = {
     ),
     "reasoning_tokens": (("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",)),
 }
-"""Where providers write the tokens that are part of the totals: the first place that counts any."""
+"""Where providers write the tokens that are part of the totals: the first place with a count is used."""
 
 
 def read_usage(answer: Answer) -> Usage | None:
-    """Return the tokens that the provider counted, or None where it counted none."""
+    """Return the tokens that the provider counted, or None if it counted none."""
     counts = {name: field(answer.usage, name) for name in _TOTALS}
     known = {name: count for name, count in counts.items() if _is_count(count)}
     counted = partial(_count, answer.usage)

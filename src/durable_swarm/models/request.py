@@ -1,4 +1,4 @@
-"""What a model is asked: the messages, the tools, the settings."""
+"""The request to a model: the messages, the tools, the settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from durable_swarm.types import Message
 
 
 async def instructions(agent: Any, context: dict[str, Any], waits: Runtime) -> str:
-    """Give the agent's prompt. A callable gets the context variables, where a missing one reads as ''."""
+    """Return the agent's prompt. A callable gets the context variables, in which a missing one reads as ''."""
     if not callable(agent.instructions):
         return str(agent.instructions)
     if not inspect.signature(agent.instructions).parameters:

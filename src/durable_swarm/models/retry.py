@@ -1,4 +1,4 @@
-"""When a model is asked again: which errors pass, and how long to pause."""
+"""Retrying a model call: which errors are transient, and how long to pause."""
 
 from __future__ import annotations
 

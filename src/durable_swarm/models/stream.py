@@ -1,7 +1,7 @@
 """Merging the chunks of a streamed answer: what each one shows, and the whole answer at the end.
 
-Providers differ in what their chunks hold, so nothing is taken for granted: chunks may be mappings, pydantic models or
-plain objects, tool calls may come whole or letter by letter, with an index or without.
+Providers differ in their chunks, so nothing is assumed: chunks may be mappings, pydantic models or plain objects, tool
+calls may arrive whole or letter by letter, with an index or without.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from durable_swarm.models.reply import Answer, beside, checked, dumped, field, r
 from durable_swarm.types import Message
 
 _DATA = (str, bytes, int, float, list, tuple, set, type(None))
-"""What holds no fields, and so is no part of a chunk."""
+"""Types without fields, which cannot be part of a chunk."""
 
 _OURS = ("sender", "delim", "response")
-"""Keys of Swarm's own dictionaries, which a provider's fields must not pass for."""
+"""Keys of Swarm's own dictionaries; a provider's fields must not be mistaken for them."""
 
 _ABSENT = object()
 
 
 class BrokenStream(Exception):
-    """A streamed answer that ended too soon, or was none; the same request may succeed later."""
+    """A streamed answer that ended too soon, or was not a stream; the same request may succeed later."""
 
 
 class Unmarked(BrokenStream):
-    """A stream without a word of its end: it was cut, or its provider never marks the end."""
+    """A stream without an end mark: it was cut, or its provider never marks the end."""
 
 
 def whole(answer: Any) -> Answer:
-    """Return what matters of an answer that was not streamed; some servers stream although nobody asked for it.
+    """Return the relevant parts of an answer that was not streamed; some servers stream without being asked.
 
     Raises `EmptyReply`, `ErrorReply`, `BrokenStream`, `JSONDecodeError`.
     """
@@ -62,7 +62,7 @@ def whole(answer: Any) -> Answer:
 
 
 class ReplyBuilder:
-    """The pieces of one answer: `add` each chunk as it comes, then take the `answer`."""
+    """The chunks of one answer: `add` each chunk as it arrives, then read the `answer`."""
 
     def __init__(self) -> None:
         self._begun = self._met = self._marked = self._finished = False
@@ -72,16 +72,16 @@ class ReplyBuilder:
         self._choice: Any = None
         self._texts: dict[str, list[Any]] = {}
         self._values: dict[str, Any] = {}
-        """Fields that are no texts, merged."""
+        """Fields that are not texts, merged."""
         self._halves: dict[str, str] = {}
-        """The half of a character with which a text ends so far."""
+        """The half character at which a text ends so far."""
         self._calls = _Calls()
 
     def add(self, chunk: Any) -> dict[str, Any] | None:
-        """Take a chunk, and give its delta as plain data: only what says something, or None.
+        """Add a chunk and return its delta as plain data, reduced to what is new, or None.
 
-        Each field of a tool call is given once, arguments piece by piece; `index` tells the calls apart. Raises
-        `BrokenStream` for what is no chunk.
+        Each field of a tool call is returned once, arguments chunk by chunk; `index` tells the calls apart. Raises
+        `BrokenStream` for an object that is not a chunk.
         """
         self._begun = True
         refuse_error(chunk)
@@ -94,12 +94,12 @@ class ReplyBuilder:
         self._choice = choice
         reason = field(choice, "finish_reason", _ABSENT)
         if reason is not _ABSENT:
-            # Hand-written clients may leave the field out altogether; of them, a clean end is all that can be asked.
+            # Hand-written clients may omit the field; for them a clean end is all that can be required.
             self._marked = True
             self._finished = self._finished or bool(reason)
             self._finish = reason or self._finish
         delta = field(choice, "delta")
-        # A gateway's own notes (of its content filter) come in choices without a delta.
+        # A gateway's own notes (of its content filter) arrive in choices without a delta.
         return None if delta is None else self._merge(delta)
 
     def _merge(self, delta: Any) -> dict[str, Any] | None:
@@ -114,7 +114,7 @@ class ReplyBuilder:
         return shown or None
 
     def _take(self, name: str, value: Any) -> Any:
-        """Keep the value of a field, and give what of it is shown."""
+        """Keep the value of a field and return the part of it that is shown."""
         if name == "tool_calls":
             return self._calls.add(value)
         if name == "role":
@@ -128,23 +128,23 @@ class ReplyBuilder:
         return copy.deepcopy(value)
 
     def _whole_characters(self, name: str, text: str) -> str:
-        """Give what is new of a text, keeping back half a character until the other half comes."""
+        """Return what is new of a text, keeping back half a character until the other half arrives."""
         text = self._halves.pop(name, "") + text
         if text and "\ud800" <= text[-1] <= "\udbff":
             text, self._halves[name] = text[:-1], text[-1]
         return mended_text(text)
 
     def rest(self) -> dict[str, Any] | None:
-        """Return the last delta, once the stream has ended: the halves of characters whose other half never came."""
+        """Return the last delta once the stream has ended: halves of characters whose other half never arrived."""
         halves, self._halves = self._halves, {}
         return {name: mended_text(half) for name, half in halves.items()} or None
 
     def mark(self) -> None:
-        """Take in that the provider has said that this is all."""
+        """Record that the provider has marked the end."""
         self._finished = True
 
     def answer(self) -> Answer:
-        """Return the whole answer, once the stream has ended. Raises `BrokenStream` where it is not whole."""
+        """Return the whole answer once the stream has ended. Raises `BrokenStream` if it is not whole."""
         if not self._begun:
             raise Unmarked("the provider's stream ended before its first chunk")
         texts = {name: _joined(pieces) for name, pieces in self._texts.items()}
@@ -159,7 +159,7 @@ class ReplyBuilder:
 
 
 def _first_choice(chunk: Any) -> Any:
-    """Give choice 0 of the chunk, or None where it has none, as the last one, which counts the tokens."""
+    """Return choice 0 of the chunk, or None, as in the last chunk, which counts the tokens."""
     choices = field(chunk, "choices", _ABSENT)
     if choices is _ABSENT and field(chunk, "usage") is not None:
         return None
@@ -176,14 +176,14 @@ def _first_choice(chunk: Any) -> Any:
 
 def _fields(delta: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(delta, BaseModel):
-        # Not `model_dump`, which takes longer than all the rest together.
+        # Not `model_dump`, which takes longer than everything else together.
         fields = vars(delta)
         return (fields | delta.model_extra if delta.model_extra else fields).items()
     if isinstance(delta, Mapping):
         return ((str(name), value) for name, value in delta.items())
     if isinstance(delta, _DATA):
         raise BrokenStream(f"the provider's stream holds what is no delta: {_shortly(delta)}")
-    # A mock answers to every name, so only what can be a piece of a message counts.
+    # A mock has every attribute, so only types that can be part of a message count.
     own = {name: value for name, value in getattr(delta, "__dict__", {}).items() if isinstance(value, str)}
     known = {name: getattr(delta, name, None) for name in ("role", "content", "refusal", "tool_calls")}
     pieces = {name: value for name, value in known.items() if isinstance(value, str | list | tuple)}
@@ -203,7 +203,7 @@ def _text(value: Any) -> str | list[Any]:
 
 
 def _joined(pieces: list[Any]) -> str | list[Any]:
-    """Give texts as one text; where parts came too (thoughts, references), the list of all parts."""
+    """Join texts; if parts arrived too (thoughts, references), return the list of all parts."""
     if all(isinstance(piece, str) for piece in pieces):
         return mended_text("".join(pieces))
     parts: list[Any] = []
@@ -216,11 +216,11 @@ def _joined(pieces: list[Any]) -> str | list[Any]:
 
 
 _SAME = {"id", "index", "type", "format", "object", "model", "name", "role", "version"}
-"""What is repeated with each piece of a value, and no piece itself."""
+"""Keys that are repeated with each piece of a value and are not pieces themselves."""
 
 
 def merged(name: str, old: Any, new: Any) -> Any:
-    """Return a streamed value with one more piece: texts joined, objects deep, entries of lists by their `index`."""
+    """Return a streamed value with one more piece: texts joined, objects deep, list entries by their `index`."""
     if old is None or new is None:
         return copy.deepcopy(old if new is None else new)
     if isinstance(old, str) and isinstance(new, str) and name not in _SAME:
@@ -250,16 +250,16 @@ def _index_of(entry: Any) -> Any:
 
 @dataclass
 class _Call:
-    """A tool call that is still coming in; `number` is the index it is shown with."""
+    """A tool call that is still arriving; `number` is the index it is shown with."""
 
     number: int
     id: str = ""
     name: str = ""
     arguments: list[str] = dataclass_field(default_factory=list)
     beside: dict[str, Any] = dataclass_field(default_factory=dict)
-    """What stands beside id, type and function."""
+    """The fields beside id, type and function."""
     inside: dict[str, Any] = dataclass_field(default_factory=dict)
-    """What stands beside name and arguments."""
+    """The fields beside name and arguments."""
     custom: bool = False
 
     @property
@@ -271,27 +271,27 @@ class _Call:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the arguments so far are a JSON object, so that nothing can follow."""
+        """True if the arguments so far are a JSON object, so that nothing can follow."""
         try:
             return self.text.rstrip().endswith("}") and isinstance(json.loads(self.text), dict)
         except (ValueError, RecursionError):
             return False
 
     def repeats(self, arguments: str) -> bool:
-        """Tell whether a fragment's arguments say nothing new."""
+        """Return True if a fragment's arguments add nothing new."""
         return arguments.strip() in ("", self.text.strip())
 
     def named(self, name: str, *, repeated: bool) -> str:
-        """Take a name, or a piece of one, and return what is new of it: some servers repeat it with each piece.
+        """Add a name, or a piece of one, and return what is new; some servers repeat it with each piece.
 
-        A name that comes a second time is a piece only if nothing else of the call has come or is `repeated`.
+        A second name is a piece only if nothing else of the call has arrived or is `repeated`.
         """
         new = "" if self.text or (repeated and name == self.name) else name
         self.name += new
         return new
 
     def as_read(self) -> dict[str, Any]:
-        """Return the whole call, as one that was not streamed."""
+        """Return the whole call, in the form of one that was not streamed."""
         text = mended_text(self.text)
         inside = {"name": self.name, **({"input": text} if self.custom else {**self.inside, "arguments": text})}
         kind = "custom" if self.custom else "function"
@@ -306,7 +306,7 @@ class _Calls:
         self._at: dict[int, _Call] = {}
 
     def add(self, fragments: Any) -> list[dict[str, Any]]:
-        """Take the fragments of one chunk, and give what each says that is new."""
+        """Add the fragments of one chunk and return what is new in each."""
         if not isinstance(fragments, list | tuple):
             raise BrokenStream(f"the provider's stream holds what are no tool calls: {_shortly(fragments)}")
         return [shown for fragment in fragments if len(shown := self._add(fragment)) > 1]
@@ -338,14 +338,14 @@ class _Calls:
         return {**more, **{key: value for key, value in shown.items() if value or key == "index"}}
 
     def _find(self, index: Any, given: str, name: str, arguments: str) -> _Call | None:
-        """Find the call that a fragment belongs to; None is a new one."""
+        """Return the call that a fragment belongs to, or None for a new call."""
         if isinstance(index, int):
             call = self._at.get(index)
             return None if call is not None and _is_another(call, given, name, arguments) else call
         if given:
             last = next((call for call in reversed(self._all) if call.id == given), None)
             return None if last is not None and _is_another(last, given, name, arguments) else last
-        # Nothing tells the calls apart but that a name does not come after arguments.
+        # Nothing distinguishes the calls except that a name does not follow arguments.
         last = self._all[-1] if self._all else None
         return None if last is not None and name and _is_over(last, name, arguments) else last
 
@@ -359,14 +359,14 @@ class _Calls:
         return call
 
     def whole(self) -> list[dict[str, Any]] | None:
-        """Return the calls in their order, None where there are none."""
+        """Return the calls in their order, or None if there are none."""
         return [call.as_read() for call in sorted(self._all, key=lambda call: call.number)] or None
 
 
 def _is_another(call: _Call, given: str, name: str, arguments: str) -> bool:
-    """Tell whether a fragment with the index, or the id, of this call belongs to another one.
+    """Return True if a fragment with the index, or the id, of this call belongs to another one.
 
-    Some providers send every call whole, and all of them as number 0, or under one id.
+    Some providers send every call whole, all of them as number 0 or under one id.
     """
     if not call.name or not name:
         return False
@@ -377,10 +377,10 @@ def _is_another(call: _Call, given: str, name: str, arguments: str) -> bool:
 
 
 def _is_over(call: _Call, name: str, arguments: str) -> bool:
-    """Tell whether the last call takes no more, where a fragment without index and id brings a name."""
+    """Return True if the last call is complete and a name without index and id begins another."""
     if name != call.name:
         return bool(call.text)
-    # The name may only be repeated: while the arguments are in pieces, they go on.
+    # The name may only be repeated, because incomplete arguments still continue.
     return bool(arguments.strip()) and call.is_whole
 
 

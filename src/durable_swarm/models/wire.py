@@ -1,7 +1,8 @@
 """The history as a provider accepts it: which fields of a message are sent, under which ids, and to whom.
 
-What a provider adds to a reply of its own (reasoning, signatures of tool calls, `extra_content`) is kept in the message
-and sent back, because some refuse a history without it. To the models of another maker it is foreign, and not sent.
+Fields that a provider adds to its replies (reasoning, signatures of tool calls, `extra_content`) are kept in the
+message and sent back, because some providers refuse a history without them. They are not sent to the models of another
+maker.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ REQUEST_KEYS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id
 """The fields that a message of a request may have."""
 
 _NOT_SENT = frozenset({"sender", "tool_name", "provider", "annotations"})
-"""Our own keys, and what only describes a reply."""
+"""Our own keys, and fields that only describe a reply."""
 
 _CALL_KEYS = frozenset({"id", "type", "function", "custom"})
 
@@ -41,18 +42,18 @@ _MAKERS = {
 _MAKER_OF = {word: maker for maker, words in _MAKERS.items() for word in words}
 
 LONGEST_ID = 40
-"""How many characters of a tool call's id OpenAI takes."""
+"""Maximum length of a tool call's id that OpenAI accepts, in characters."""
 
 
 def maker_of(model: Any) -> str:
-    """Return who made a model, as far as its name says; "" where it does not."""
+    """Return the maker of a model as far as its name tells; otherwise ""."""
     words = re.findall(r"[a-z]+[0-9]?", str(model).lower().replace("x-ai", "xai"))
     found = (_MAKER_OF.get(word) or _MAKER_OF.get(word.rstrip("0123456789")) for word in words)
     return next((maker for maker in found if maker), "")
 
 
 def with_origin(message: Message, model: Any) -> Message:
-    """Return a reply with a note of who made the model, where it has fields that only that maker's models want back."""
+    """Return a reply with a note of its model's maker, if it has fields that only that maker's models need back."""
     maker, sent = maker_of(model), {key: value for key, value in message.items() if key not in _NOT_SENT}
     if not maker or "provider" in message or _for_others(sent) == sent:
         return message
@@ -108,7 +109,7 @@ def to_wire(message: Message) -> Message:
     """Return the message without what providers refuse: Swarm's own keys, nulls, arguments that are not JSON."""
     wire = {key: value for key, value in mended(message).items() if value is not None and key not in _NOT_SENT}
     if message.get("role") == "assistant":
-        # Providers take a message without content only where it calls tools.
+        # Providers accept a message without content only if it calls tools.
         wire.setdefault("content", None if wire.get("tool_calls") else "")
         audio = wire.get("audio")
         if isinstance(audio, Mapping) and "id" in audio:
@@ -121,10 +122,10 @@ def to_wire(message: Message) -> Message:
 
 
 def _for_others(message: Message) -> Message:
-    """Return a message with the fields alone that every provider knows."""
+    """Return a message with only the fields that every provider knows."""
     plain = {key: value for key, value in message.items() if key in REQUEST_KEYS}
     if message.get("role") == "assistant" and isinstance(message.get("content"), list):
-        # Thoughts and references stand among the parts, too.
+        # Thoughts and references are among the parts, too.
         parts = [part for part in message["content"] if isinstance(part, Mapping) and part.get("type") in _PARTS]
         plain["content"] = parts or ("" if not message.get("tool_calls") else None)
     if message.get("tool_calls"):
@@ -143,7 +144,7 @@ def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _repaired(call: dict[str, Any]) -> dict[str, Any]:
-    """Some servers refuse for ever a history with a broken name or arguments; the model was told about them anyway."""
+    """Repair broken names and arguments: some servers refuse such a history forever, and the model knows of them."""
     if call.get("type") == "custom" and isinstance(call.get("custom"), Mapping):
         return {key: value for key, value in call.items() if key != "function"}
     function = dict(call.get("function") or {})
@@ -158,15 +159,15 @@ def _repaired(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Ids:
-    """Makes the ids of tool calls unique in a history: some servers count from 0 in each reply, or write none."""
+    """Makes the ids of tool calls unique in a history: some servers count from 0 in each reply, or send none."""
 
     def __init__(self) -> None:
         self._seen: set[str] = set()
         self._answers: defaultdict[str, deque[str]] = defaultdict(deque)
-        """The ids under which the calls of the last reply are sent, by the ids that they have."""
+        """For the calls of the last reply: original id to the ids that are sent."""
 
     def unique(self, message: Message) -> Message:
-        """Return the message with ids that no earlier call has; what answers a call has its new id."""
+        """Return the message with ids that no earlier call has; tool results get the new id of their call."""
         if message.get("role") == "tool":
             sent = self._answers[_id_of(message.get("tool_call_id"))]
             return {**message, "tool_call_id": sent.popleft()} if sent else message

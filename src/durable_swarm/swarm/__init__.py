@@ -1,1 +1,1 @@
-"""`Swarm`: runs in memory, and what it shares with the durable swarm."""
+"""`Swarm`: runs in memory, and the parts it shares with the durable swarm."""

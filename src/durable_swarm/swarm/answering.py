@@ -1,4 +1,4 @@
-"""Answering requests: the methods both swarms have, by a request's id. `Run` has the same for one run."""
+"""Answering requests by id: the methods that both swarms have. `Run` has the same for one run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from durable_swarm.validation import check_name, check_text
 
 
 class Decides(Protocol):
-    """What takes decisions."""
+    """An object that takes decisions."""
 
     def decide(
         self, request_id: str, decision: Decision, by: str | None, check: Callable[[Request], None] | None = None
@@ -25,7 +25,7 @@ class Decides(Protocol):
 
 
 def fits_code(request: Request, decision: Decision) -> None:
-    """Check an approval against the tool as it is in this program, if it is here. Raises `InvalidAnswer`."""
+    """Check an approval against the tool's code, if this program has it. Raises `InvalidAnswer`."""
     try:
         agent = agents.find(request.agent)
     except (UnknownAgent, AmbiguousAgent):
@@ -40,32 +40,33 @@ def fits_code(request: Request, decision: Decision) -> None:
 
 
 def answer(value: Any) -> Decision:
-    """Give the decision that answers with a value. Raises `NotSerializable`."""
+    """Return the decision that answers with a value. Raises `NotSerializable`."""
     return Decision("answered", codec.round_trip(value))
 
 
 def approve(arguments: dict[str, Any] | None) -> Decision:
-    """Give the decision that approves, perhaps with other arguments. Raises `NotSerializable`, `InvalidAnswer`."""
+    """Return the decision that approves, perhaps with other arguments. Raises `NotSerializable`, `InvalidAnswer`."""
     if arguments is not None and not isinstance(arguments, dict):
         raise InvalidAnswer(f"arguments must be a dictionary, not a {type(arguments).__name__}")
     return Decision("approved", arguments=None if arguments is None else as_json(arguments, "arguments"))
 
 
 def reject(reason: str) -> Decision:
-    """Give the decision that rejects. Raises `ConfigurationError`."""
+    """Return the decision that rejects. Raises `ConfigurationError`."""
     return Decision("rejected", reason=check_text("reason", reason) if reason else "")
 
 
 class Answering(ABC):
-    """Answering what runs ask, by the id of the request. A decision is taken once.
+    """Answering the requests of runs, by the id of the request. A decision is taken once.
 
     All methods raise `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer` (the request stays open) and
-    `ConfigurationError` where there is no such request or its run has ended. `by` says who decides, and is recorded.
+    `ConfigurationError` if no such request exists or its run has ended. `by` names the person who decides and is
+    recorded.
     """
 
     @abstractmethod
     def requests(self) -> list[Request]:
-        """Give the open requests of all runs, oldest first."""
+        """Return the open requests of all runs, oldest first."""
 
     @abstractmethod
     def _decide(self, request_id: str, decision: Decision, by: str | None) -> None:
@@ -76,20 +77,21 @@ class Answering(ABC):
         """Post a result, once."""
 
     def answer(self, value: Any, request_id: str, *, by: str | None = None) -> None:
-        """Answer a question; or say of an unknown outcome that the call happened, with this result."""
+        """Answer a question; or confirm that a call of unknown outcome happened, with this result."""
         self._decide(check_text("request_id", request_id), answer(value), by)
 
     def approve(self, request_id: str, *, arguments: dict[str, Any] | None = None, by: str | None = None) -> None:
-        """Approve a call as it is shown, or with other `arguments`; or have one of unknown outcome repeated."""
+        """Approve a call as it is shown, or with other `arguments`; or repeat a call of unknown outcome."""
         self._decide(check_text("request_id", request_id), approve(arguments), by)
 
     def reject(self, reason: str = "", request_id: str = "", *, by: str | None = None) -> None:
-        """Reject a call; the model is told the reason."""
+        """Reject a call; the model gets the reason."""
         self._decide(check_text("request_id", request_id), reject(reason), by)
 
     def complete(self, token: str, result: Any, *, by: str | None = None) -> bool:
-        """Post the result of a call whose tool has given `later(token)`, or will; gives whether a run waits for it.
+        """Post the result of a call whose tool returns `later(token)`; return True if a run waits for it.
 
-        A result is posted once: a second raises `AlreadyAnswered`. Raises `NotSerializable`.
+        A result is posted once, also before the tool returns; a second raises `AlreadyAnswered`. Raises
+        `NotSerializable`.
         """
         return self._complete(check_name("token", token), answer(result), by)

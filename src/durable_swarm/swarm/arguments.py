@@ -44,7 +44,7 @@ class RunArguments:
         remember(self.agent)
 
     def start(self, own: Any) -> Start:
-        """Give what the loop starts with; `own` makes the run's own copy of the messages and the context."""
+        """Return the loop's start; `own` makes the run's own copy of the messages and the context."""
         return Start(
             agent=self.agent.name,
             messages=mended(own([plain(message) for message in self.messages])),
@@ -94,12 +94,12 @@ def check_messages(messages: Any) -> None:
 
 
 def plain(message: Any) -> Message:
-    """Give the message as a dictionary; clients' message objects are accepted."""
+    """Return the message as a dictionary; clients' message objects are accepted."""
     return dict(message) if isinstance(message, Mapping) else dict(message.model_dump(mode="json", exclude_none=True))
 
 
 def respond(ending: Ending, agent: Any, run_id: str | None) -> Response:
-    """Return the loop's ending as the `Response` a program gets."""
+    """Convert the loop's ending to the `Response` that a program gets."""
     return Response(
         messages=ending.messages,
         agent=agent,

@@ -71,7 +71,7 @@ class Swarm(Runner):
         self._streaming: set[asyncio.Task[Any]] = set()
 
     def close(self) -> None:
-        """Close the client, if this object made it, and give back threads."""
+        """Close the client, if this object made it, and release threads."""
         self.clients.close()
 
     def __enter__(self) -> Self:
@@ -81,7 +81,7 @@ class Swarm(Runner):
         self.close()
 
     def requests(self) -> list[HumanRequest]:
-        """Give the open requests of the runs under way, oldest first."""
+        """Return the open requests of the runs in progress, oldest first."""
         return self.inbox.open_requests()
 
     def _decide(self, request_id: str, decision: Decision, by: str | None) -> None:
@@ -204,7 +204,7 @@ class _InMemory:
         return beside(lambda here: batch(here if width == 1 else LoopRuntime()))
 
     def _announce(self, agent: Any, effect: CallAll) -> None:
-        """Open the requests for the approval of a batch at once, though its calls are made one after the other."""
+        """Open the approval requests of a batch at once, although its calls are made one after the other."""
         for call in effect.calls:
             if call.approval:
                 function = find_tool(agent, call.tool)

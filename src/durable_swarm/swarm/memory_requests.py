@@ -1,4 +1,4 @@
-"""The requests of runs in memory: one process, gone with it. `engine.inbox` is the durable one."""
+"""The requests of runs in memory, which end with the process. `engine` has the durable ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from durable_swarm.validation import check_text
 
 
 class MemoryInbox:
-    """Requests, and who waits for them. Any thread may call it."""
+    """Requests and their waiters. Any thread may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -24,11 +24,11 @@ class MemoryInbox:
         self._decisions: dict[str, Future[Decision]] = {}
 
     async def wait(self, asked: RequestSpec, unfit: Callable[[Decision], str] | None = None) -> Decision:
-        """Ask, unless it was asked before, and wait for the decision."""
+        """Open the request, unless it is open already, and wait for the decision."""
         while True:
             future = self.open(asked)
             try:
-                # Shielded: who gives up waiting must not take the answer from those who come later.
+                # Shielded, because a waiter that gives up must not take the answer from later ones.
                 async with asyncio.timeout(asked.timeout):
                     decision = await asyncio.shield(asyncio.wrap_future(future))
             except TimeoutError:
@@ -39,14 +39,14 @@ class MemoryInbox:
             self._reopen(asked.id, problem)
 
     def open(self, asked: RequestSpec) -> Future[Decision]:
-        """Open a request, unless it was asked before; gives what will be its decision."""
+        """Open a request, unless it is open already; return the future of its decision."""
         with self._lock:
             future = self._decisions.setdefault(asked.id, Future())
             known = self._requests.get(asked.id)
             if known is None or not known.run_id:
                 self._requests[asked.id] = _request(asked, known)
             elif known.status == "answered" and known.kind == "question" and _differ(asked, known):
-                # A further attempt of the tool asks something else: the answer is none to that.
+                # A further attempt of the tool asks something else, so the earlier answer does not apply.
                 self._requests[asked.id] = _request(asked, None)
                 future = self._decisions[asked.id] = Future()
             return future
@@ -59,7 +59,7 @@ class MemoryInbox:
         return future.result()
 
     def close(self, call: str) -> None:
-        """Close what a tool call has asked that has ended: by its timeout, say. Nobody waits for an answer."""
+        """Close the requests of a tool call that has ended, for example by its timeout."""
         with self._lock:
             for request in list(self._requests.values()):
                 if request.status == "open" and request.id.startswith(f"{call}/"):
@@ -92,7 +92,7 @@ class MemoryInbox:
             return self._settle(request_id, "answered", decision, by)
 
     def complete(self, token: str, decision: Decision, by: str | None) -> bool:
-        """Post a result under a token; gives whether a call waits for it. Raises `AlreadyAnswered`."""
+        """Post a result under a token; return True if a call waits for it. Raises `AlreadyAnswered`."""
         with self._lock:
             waits = TOKEN + token in self._requests
             if not waits:
@@ -115,19 +115,19 @@ class MemoryInbox:
         return settled
 
     def open_requests(self) -> list[Request]:
-        """Give the open requests, oldest first."""
+        """Return the open requests, oldest first."""
         with self._lock:
             return [request for request in self._requests.values() if request.status == "open"]
 
     def found(self, request_id: str) -> Request:
-        """Give a request. Raises `ConfigurationError` where there is none of that id."""
+        """Return a request. Raises `ConfigurationError` if no request has that id."""
         with self._lock:
             if request_id not in self._requests:
                 raise ConfigurationError(f"there is no request {request_id!r}")
             return self._requests[request_id]
 
     def forget(self, run_id: str) -> None:
-        """Forget the requests of a run that has ended."""
+        """Remove the requests of a run that has ended."""
         with self._lock:
             for request in [one for one in self._requests.values() if one.run_id == run_id]:
                 del self._requests[request.id]

@@ -1,4 +1,4 @@
-"""`run` and its twins, for every swarm."""
+"""`run` and its variants, for every swarm."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ class Runner(Answering, ABC):
         *,
         run_id: str | None = None,
     ) -> Response | Iterator[Item]:
-        """Run the agents until one answers without calling a tool; gives the new messages and the last agent.
+        """Run the agents until one answers without a tool call; return the new messages and the last agent.
 
-        `max_turns` counts messages, tool results included. With `stream=True` it gives Swarm's dictionaries:
-        `{"delim": "start"}`, the deltas of a reply (the first with `sender`), `{"delim": "end"}`, at last
-        `{"response": Response}`; after `{"delim": "reset"}`, what came since the last `start` is void, since the model
-        is asked again. The run begins with the first reading, and goes on when nobody reads any more. What is
-        recorded already is not streamed again.
+        `max_turns` counts messages, tool results included. With `stream=True` it yields Swarm's dictionaries:
+        `{"delim": "start"}`, the deltas of a reply (the first with `sender`), `{"delim": "end"}`, finally `{"response":
+        Response}`. After `{"delim": "reset"}` everything since the last `start` is void, because the model is asked
+        again. The run begins with the first read and continues if the reader stops. Recorded replies are not streamed
+        again.
 
-        With `DurableSwarm` a crash in between loses nothing, and the same `run_id` again gives the recorded response,
-        or goes on with the run where it stands.
+        With `DurableSwarm` a crash in between loses nothing: the same `run_id` again returns the recorded response, or
+        continues the run from its last completed step.
 
-        Raises `ModelError`, `ConfigurationError`, what a tool raised; `DurableSwarm` also `RunConflict`,
+        Raises `ModelError`, `ConfigurationError`, and a tool's exceptions; `DurableSwarm` also `RunConflict`,
         `RunCancelled`, `NotSerializable`.
         """
         asked = RunArguments(
@@ -156,7 +156,7 @@ class Runner(Answering, ABC):
 
     @abstractmethod
     def _stream(self, asked: RunArguments, run_id: str | None) -> Iterator[Item]:
-        """Run, and hand the dictionaries to the calling thread."""
+        """Run, and pass the dictionaries to the calling thread."""
 
     @abstractmethod
     async def _respond_async(self, asked: RunArguments, run_id: str | None) -> Response:
@@ -164,4 +164,4 @@ class Runner(Answering, ABC):
 
     @abstractmethod
     def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
-        """Run on the running loop, and hand the dictionaries to it."""
+        """Run on the running loop, and pass the dictionaries to it."""
