@@ -1,6 +1,6 @@
 """The pytest plugin: a fixture `crash_test`, and the options that decide how it kills.
 
-It stands beside the package, so that a pytest run that tests no agents does not import the package.
+It is outside the package, so that a pytest run without agent tests does not import the package.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_load_initial_conftests(parser: pytest.Parser) -> None:
-    """Add `--seed` as a short name, now that everybody else has named their options, and if nobody took it."""
+    """Add `--seed` as a short name, after all other plugins have named their options, if it is still free."""
     if "--seed" in parser.parse_known_and_unknown_args(["--seed", "1"])[1]:
         parser.getgroup("durable_swarm").addoption("--seed", dest="crash_seed", **SEED)
 
 
 @pytest.fixture
 def crash_test(request: pytest.FixtureRequest) -> Callable[..., CrashReport]:
-    """`durable_swarm.testing.crash_test`, with the options of the command line where the call gives none."""
+    """`durable_swarm.testing.crash_test`, with the command line's options as defaults."""
     from durable_swarm.testing import crash_test
 
     option = request.config.getoption
@@ -53,7 +53,7 @@ def crash_test(request: pytest.FixtureRequest) -> Callable[..., CrashReport]:
 
     def run(scenario: Callable[..., Any], **options: Any) -> CrashReport:
         __tracebackhide__ = True
-        # To repeat what a report names, whatever the command line says.
+        # Repeats the run that a report names, whatever the command line says.
         chosen = {**given, "random": 0, "pairs": False} if "only" in options else given
         return crash_test(scenario, **{**chosen, **options})
 

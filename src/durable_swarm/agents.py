@@ -1,7 +1,7 @@
-"""Agents by name: how a run finds its agents again after a crash.
+"""Agents by name, so that a run finds its agents again after a crash.
 
-Every live `Agent` is known here, and every other object that was given to a run as an agent; both only as long as the
-program itself keeps them. Nothing of an agent is stored but its name and a fingerprint.
+The registry holds every existing `Agent`, and every other object that was passed to a run as an agent, as long as the
+program itself keeps them. Only an agent's name and a fingerprint are stored.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class RemoteAgent:
-    """An agent known by its name alone: it is defined in the program that will execute it."""
+    """An agent known only by its name: it is defined in the program that will execute it."""
 
     name: str
     model: str = ""
@@ -39,7 +39,7 @@ class RemoteAgent:
 
 
 def remember(agent: Any) -> None:
-    """Know the agent from now on, as long as it lives, and tell the watchers its name."""
+    """Register the agent as long as it exists, and notify the watchers of its name."""
     if isinstance(agent, RemoteAgent):
         return
     key = id(agent)
@@ -58,35 +58,35 @@ def _reference(agent: Any, key: int) -> Callable[[], Any]:
     try:
         return weakref.ref(agent, lambda _: _live.pop(key, None))
     except TypeError:
-        # Some foreign objects cannot be watched (SimpleNamespace); those are kept.
+        # Some foreign objects cannot be weakly referenced (SimpleNamespace); those are kept.
         return lambda: agent
 
 
 def watch(callback: Callable[[str], None]) -> Callable[[], None]:
-    """Call `callback(name)` for every agent that becomes known; gives the function that ends it."""
+    """Call `callback(name)` for every agent that is registered; return the function that ends this."""
     _watchers.append(callback)
     return lambda: _watchers.remove(callback)
 
 
 def names() -> set[str]:
-    """Give the names of all agents alive in this process."""
+    """Return the names of all agents in this process."""
     return {agent.name for agent in _agents()}
 
 
 def is_blocking() -> bool:
-    """Whether no agent of this process has anything that is to be awaited: neither tools nor instructions."""
+    """Return True if no agent of this process has async tools or instructions."""
     return not any(is_async(function) for agent in _agents() for function in [*agent.functions, agent.instructions])
 
 
 def find(name: str) -> Any:
-    """Give the live agent called `name`.
+    """Return the registered agent called `name`.
 
-    Several agents of one name are fine if they are defined alike; the newest is given. Raises `UnknownAgent` and
+    Several agents of one name are allowed if they are defined alike; the newest is returned. Raises `UnknownAgent` and
     `AmbiguousAgent`.
     """
     found = _named(name)
     if len(found) > 1 and _differ(found):
-        # Agents and their tools often refer to each other, and then live on unseen until the next collection.
+        # Agents and their tools often refer to each other, and then exist until the next garbage collection.
         del found
         gc.collect()
         found = _named(name)
@@ -110,7 +110,7 @@ def _differ(agents: list[Any]) -> bool:
 
 
 def find_or_none(name: str) -> Any | None:
-    """Give the agent as `find` does, or None where there is not exactly one."""
+    """Return the agent as `find` does, or None if there is not exactly one."""
     try:
         return find(name)
     except (UnknownAgent, AmbiguousAgent):
@@ -118,13 +118,13 @@ def find_or_none(name: str) -> Any | None:
 
 
 def _agents() -> list[Any]:
-    # Copied in one go: agents are collected, and so leave, at any moment and in any thread.
+    # Copied in one operation, because agents can be collected at any moment and in any thread.
     alive = [reference() for reference in list(_live.values())]
     return [agent for agent in alive if agent is not None]
 
 
 def fingerprint(agent: Any) -> str:
-    """Give twelve hex digits that change when the agent's prompt, tools, model or settings change."""
+    """Return twelve hex digits that change when the agent's prompt, tools, model or settings change."""
     definition = [
         agent.name,
         agent.model,
@@ -137,7 +137,7 @@ def fingerprint(agent: Any) -> str:
 
 
 def _source(instructions: Any) -> str:
-    """What the prompt is made of: its text, or the code that makes it (its text varies with the context)."""
+    """Return the source of the prompt: its text, or the code that makes it (its text varies with the context)."""
     if not callable(instructions):
         return str(instructions)
     while isinstance(instructions, functools.partial):
@@ -146,9 +146,9 @@ def _source(instructions: Any) -> str:
         instructions = type(instructions)
     code = getattr(instructions, "__func__", instructions)
     try:
-        # Kept as it was at first sight: the file may be edited under the running program, which keeps its code.
+        # Kept as first read: the file may be edited while the program runs, and the program keeps its code.
         return _sources.get(code) or _sources.setdefault(code, _written(code))
-    except TypeError:  # Some objects cannot be watched.
+    except TypeError:  # Some objects cannot be weakly referenced.
         return _written(code)
 
 

@@ -1,4 +1,4 @@
-"""What functions give: a value, something to await, or a generator."""
+"""Kinds of function results: a value, an awaitable, or a generator."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 def is_async(function: Any) -> bool:
-    """Whether calling the function gives a coroutine; sees through partials and callable objects."""
+    """Return True if calling the function returns a coroutine; sees through partials and callable objects."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def is_generator(function: Any) -> bool:
-    """Whether calling the function gives a generator, plain or async, and executes nothing of it."""
+    """Return True if calling the function returns a generator, plain or async, and executes none of its code."""
     while isinstance(function, functools.partial):
         function = function.func
     called = (function, type(function).__call__)
@@ -28,12 +28,12 @@ def is_generator(function: Any) -> bool:
 
 
 def is_awaitable(value: Any) -> bool:
-    """Whether a function's result is still to come: a coroutine, a task, a future of a loop or of a thread."""
+    """Return True for a pending result: a coroutine, a task, a future of a loop or of a thread."""
     return inspect.isawaitable(value) or isinstance(value, Future)
 
 
 async def settled(value: Any) -> Any:
-    """Return the value once there is nothing left to await in it: an async function may return a task."""
+    """Return the value after awaiting it until nothing is left to await: an async function may return a task."""
     while is_awaitable(value):
         value = await _here(value)
     return value

@@ -1,11 +1,10 @@
-"""Values to JSON and back: the only format in which anything of a run is stored.
+"""Values to JSON and back: the only format in which data of a run is stored.
 
-Plain JSON values stay as they are. Python's other common values become `{"$type": NAME, "value": ...}` for the
-names in `_READERS`; so does a dictionary that JSON could not give back unchanged (a key that is not a string, or a
-key `$type`). Everything else raises `NotSerializable`: nothing is ever pickled, and reading runs no code but the
-constructors of this file.
+Plain JSON values stay as they are. Python's other common values become `{"$type": NAME, "value": ...}` for the names in
+`_READERS`; so does a dictionary that JSON could not give back unchanged (a key that is not a string, or a key `$type`).
+Everything else raises `NotSerializable`: nothing is ever pickled, and reading runs only the constructors of this file.
 
-`Codec` is the hook for a program's own treatment of what is stored, such as encryption: it gets that JSON data.
+`Codec` is the hook for a program's own treatment of stored data, such as encryption; it gets the JSON data.
 """
 
 from __future__ import annotations
@@ -27,14 +26,15 @@ from durable_swarm.errors import NotSerializable
 TAG = "$type"
 
 MAX_DEPTH = 100
-"""How deep containers may be nested: a fixed number, so that what was stored can be read from anywhere in a program."""
+"""Maximum nesting of containers: a fixed number, so that stored data can be read at any stack depth of a program."""
 
 MAX_TEXT = 200_000_000
-"""How long a text or bytes may be: no database stores a gigabyte in one row, and JSON and encryption add to it. Such a
-value would fail only after minutes, with ten times its memory in use."""
+"""Maximum length of a text or bytes: no database stores a gigabyte in one row, and JSON and encryption add to it. A
+longer value would fail only after minutes, using ten times its memory.
+"""
 
 _LONE = re.compile("[\ud800-\udfff]")
-"""Halves of characters, which no text may hold that leaves the program."""
+"""Halves of characters, which a text that leaves the program must not contain."""
 
 _PLAIN_BITS = 2000
 """Longer integers are stored in hexadecimal: Python may be set to refuse decimals of more than 640 digits."""
@@ -69,11 +69,12 @@ _WRITERS: dict[type, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record stands: what an authenticated encryption binds it to, so that it can be moved nowhere else.
+    """The position of a record: an authenticated encryption binds the record to it, so that it cannot be moved.
 
     `run_id` is the id of the run, or of a tool call (`<run id>/<turn>.<index>`). `step` is the step's name
-    (`model:Clerk`, `tool:refund`, a `@step`'s own), or `input`, `output`, `error` for what a run or call was given,
-    gave or ended with. `number` counts the steps of that run or call. `beside` is what stands readable next to it.
+    (`model:Clerk`, `tool:refund`, a `@step`'s own), or `input`, `output`, `error` for the arguments, the result or the
+    error of a run or call. `number` counts the steps of that run or call. `beside` are the readable values stored next
+    to it.
     """
 
     run_id: str
@@ -82,39 +83,40 @@ class Place:
     beside: Mapping[str, Any] = field(default_factory=dict)
 
     def associated(self) -> bytes:
-        """Give all of it as bytes, the same in every process: the associated data for an encryption."""
+        """Return all fields as bytes, the same in every process: the associated data for an encryption."""
         return dumps([self.run_id, self.step, self.number, dict(self.beside)]).encode()
 
 
 class Codec(Protocol):
-    """What `DurableSwarm(codec=...)` takes: all data of users passes through it on its way to the database and back.
+    """The interface of `DurableSwarm(codec=...)`: all user data passes through it to the database and back.
 
-    Both methods are called from many threads. What they raise keeps the run from going on, and is no result of it.
+    Both methods are called from many threads. An exception in them keeps the run from continuing, and is not recorded
+    as its result.
 
-    A codec with an attribute `lossless` that is true says that `decode` gives back exactly what `encode` got, and that
-    it may get a text in pieces. Without it a reply that is streamed is stored whole, and told in one event: pieces of
-    it would escape a codec that masks what it finds in a text.
+    A codec with a true attribute `lossless` declares that `decode` returns exactly the data that `encode` got, and that
+    it may get a text in pieces. Otherwise a streamed reply is stored whole and sent in one event, because pieces could
+    escape a codec that masks parts of a text.
     """
 
     def encode(self, data: dict[str, Any], place: Place) -> dict[str, Any] | str:
-        """Give what is stored for `data`, a record's fields as JSON data: a text, or JSON data with the same keys."""
+        """Return the stored form of `data`, a record's fields as JSON data: a text, or JSON data with the same keys."""
 
     def decode(self, stored: dict[str, Any] | str, place: Place) -> dict[str, Any]:
-        """Give the fields back. Gets a dictionary where the record was stored without a codec, or by another one."""
+        """Return the fields again. Gets a dictionary if the record was stored without a codec, or by another one."""
 
 
 def encode(value: Any, path: str = "value") -> Any:
-    """Give `value` as plain JSON data (dict, list, str, int, float, bool, None).
+    """Return `value` as plain JSON data (dict, list, str, int, float, bool, None).
 
-    `path` names the value in error messages. Raises `NotSerializable`, naming the path of what has no JSON form.
+    `path` names the value in error messages. Raises `NotSerializable`, naming the path of the part without a JSON form.
     """
     return _encode(value, path, MAX_DEPTH)
 
 
 def as_json(value: Any, path: str, depth: int = MAX_DEPTH) -> Any:
-    """Give `value` as JSON data that every language reads: a tuple as a list, half characters as U+FFFD.
+    """Return `value` as JSON data that every language reads: a tuple as a list, half characters as U+FFFD.
 
-    Raises `NotSerializable`, naming the path, for everything that JSON has no form for.
+    Raises `NotSerializable`, naming the path, for every value without a JSON form.
     """
     kind = type(value)
     if value is None or kind is bool or kind is int or (kind is float and math.isfinite(value)):
@@ -133,6 +135,8 @@ def as_json(value: Any, path: str, depth: int = MAX_DEPTH) -> Any:
 def mended_text(text: str) -> str:
     """Return the text with half characters as U+FFFD, and the two halves of one as that character.
 
+    File names that are not UTF-8 contain such halves, and so do texts cut within an emoji; JSON must not contain them.
+
     File names that are not UTF-8 have such halves, and texts that were cut within an emoji; no JSON may hold them.
     """
     if text.isascii() or not _LONE.search(text):
@@ -141,7 +145,7 @@ def mended_text(text: str) -> str:
 
 
 def mended(value: Any, depth: int = MAX_DEPTH) -> Any:
-    """Return `value` with all texts in it mended, keys too; itself where there is nothing to mend."""
+    """Return `value` with all its texts repaired, keys too; the same object if nothing changes."""
     kind = type(value)
     if kind is str:
         return mended_text(value)
@@ -208,7 +212,7 @@ def _encode_dict(value: dict[Any, Any], path: str, depth: int) -> Any:
 
 
 def storable(text: str) -> bool:
-    """Tell whether a database takes the text: PostgreSQL refuses NUL, and neither takes half of a surrogate pair."""
+    """Return True if a database takes the text: PostgreSQL refuses NUL, and none takes half of a surrogate pair."""
     if text.isascii():
         return "\0" not in text
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
@@ -219,7 +223,7 @@ def _tagged(name: str, value: Any) -> dict[str, Any]:
 
 
 def decode(data: Any) -> Any:
-    """Give back the value that `encode` was given. Raises ValueError for what `encode` of this version never wrote."""
+    """Return the value that `encode` was given. Raises ValueError for data that this version's `encode` never wrote."""
     if type(data) is dict:
         return _read(data) if TAG in data else {key: decode(item) for key, item in data.items()}
     if type(data) is list:
@@ -238,10 +242,10 @@ def _read(data: dict[str, Any]) -> Any:
 
 
 def dumps(data: Any) -> str:
-    """Give JSON data as compact text, the same text for equal data."""
+    """Return JSON data as compact text, the same text for equal data."""
     return json.dumps(data, separators=(",", ":"), sort_keys=True)
 
 
 def round_trip(value: Any, path: str = "value") -> Any:
-    """Give `value` as it would come back from a checkpoint, sharing nothing with the original."""
+    """Return `value` as it would come back from a checkpoint, sharing no object with the original."""
     return decode(encode(value, path))

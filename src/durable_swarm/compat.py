@@ -1,8 +1,8 @@
 """Swarm's own import names, for programs that were written for it and stay as they are.
 
 `install` puts modules called `swarm`, `swarm.core`, `swarm.types`, `swarm.util`, `swarm.repl` and `swarm.repl.repl` in
-`sys.modules`; what imports them afterwards gets the classes of this package. The small helpers of `swarm.util` live
-here too, since only old programs ask for them.
+`sys.modules`; later imports of them get the classes of this package. The small helpers of `swarm.util` are here too,
+since only old programs use them.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _installed: dict[str, ModuleType] = {}
 
 
 def install(durable: bool = True) -> None:
-    """Make `import swarm` and its submodules give this package; the name `Swarm` is `DurableSwarm`, or `Swarm` itself.
+    """Make `import swarm` and its submodules return this package; `Swarm` is `DurableSwarm`, or `Swarm` itself.
 
-    Call it before anything imports `swarm`. A second call is harmless; with another `durable` it decides what is
-    imported from then on. Raises ConfigurationError if the original package is already imported.
+    Call it before anything imports `swarm`. A second call is harmless; with another `durable` it determines the later
+    imports. Raises ConfigurationError if the original package is already imported.
     """
     _refuse_original()
     ignore_unknown_fields(True)
@@ -57,7 +57,7 @@ def install(durable: bool = True) -> None:
 
 
 def uninstall() -> None:
-    """Take the modules of `install` out of `sys.modules` again. What was imported from them keeps working."""
+    """Remove the modules of `install` from `sys.modules`. Names already imported from them keep working."""
     ignore_unknown_fields(False)
     for name, module in _installed.items():
         if sys.modules.get(name) is module:
@@ -79,7 +79,7 @@ def _new_module(name: str) -> ModuleType:
 
 
 def _contents(durable: bool) -> dict[str, dict[str, Any]]:
-    """Give what each module holds, parents first."""
+    """Return the contents of each module, parents first."""
     swarm_class = DurableSwarm if durable else Swarm
     data = {"Agent": Agent, "Response": Response, "Result": Result}
     types = {**data, "AgentFunction": AgentFunction, "__getattr__": _openai_type}
@@ -105,14 +105,14 @@ def _contents(durable: bool) -> dict[str, dict[str, Any]]:
 
 
 def _openai_type(name: str) -> Any:
-    """Give one of the openai types that Swarm re-exports; imported only now, since openai takes long to import."""
+    """Return an openai type that Swarm re-exports; imported only now, since openai takes long to import."""
     if name not in _OPENAI_NAMES:
         raise AttributeError(f"this module of swarm has no attribute {name!r}")
     return getattr(importlib.import_module(_OPENAI_NAMES[name]), name)
 
 
 def debug_print(debug: bool, *args: Any) -> None:
-    """Print the arguments in grey behind the local time, if `debug`."""
+    """Print the arguments in grey after the local time, if `debug`."""
     if not debug:
         return
     timestamp = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,8 +1,8 @@
-"""The two ways to wait: in the calling thread, or on an event loop.
+"""Two ways to wait: in the calling thread, or on an event loop.
 
 Everything that performs effects is written once, as `async def` over a `Runtime`. With `BlockingRuntime` such a
-coroutine never suspends, so `finish` runs it to its end in the calling thread, where tools may use what belongs to that
-thread (a SQLite connection, `input`, Ctrl+C). With an event-loop `Runtime` the same coroutine is awaited.
+coroutine never suspends, so `finish` runs it to its end in the calling thread, where tools may use objects bound to
+that thread (a SQLite connection, `input`, Ctrl+C). With an event-loop `Runtime` the same coroutine is awaited.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ T = TypeVar("T")
 
 
 class Runtime(Protocol):
-    """How to call what may block and how to let time pass."""
+    """Calls functions that may block, and lets time pass."""
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function, plain or async, and give its result."""
+        """Call a function, plain or async, and return its result."""
 
     async def sleep(self, seconds: float) -> None:
         """Let time pass."""
 
 
 class Pool(Protocol):
-    """Where plain functions run; an `Executor` is one."""
+    """Executes plain functions; an `Executor` is a pool."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        """Have the function called."""
+        """Schedule a call of the function."""
 
 
 class BlockingRuntime:
-    """Waits in the calling thread; what is async runs on a background loop meanwhile."""
+    """Waits in the calling thread; async functions run on a background loop meanwhile."""
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with ends.carrying():
@@ -59,7 +59,7 @@ class BlockingRuntime:
 
 
 class LoopRuntime:
-    """Waits on the running event loop; plain functions go to the threads of `pool`."""
+    """Waits on the running event loop; plain functions run in the threads of `pool`."""
 
     def __init__(self, pool: Pool | None = None) -> None:
         self._pool = pool
@@ -81,12 +81,12 @@ def _plain(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         with ends.carrying():
             return function(*args, **kwargs)
     except StopIteration as error:
-        # A future refuses it, and whoever waits for the future would wait for ever; Python's own words for it.
+        # A future refuses it, and a waiter for the future would wait forever; these are Python's own words for it.
         raise RuntimeError("coroutine raised StopIteration") from error
 
 
 async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple[None, BaseException]:
-    """Await the coroutine and return its result, or what would end the event loop (SystemExit) or lose its kind."""
+    """Await the coroutine; return its result, or an exception that would end the loop (SystemExit) or change type."""
     try:
         return await coroutine, None
     except Exception:
@@ -96,12 +96,12 @@ async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple
 
 
 async def _apart(awaitable: Awaitable[Any]) -> Any:
-    """Await what a function has returned in a task of its own: code that cancels its task does not cancel the run."""
+    """Await a function's awaitable in its own task, because code that cancels its task must not cancel the run."""
     return result_of(await asyncio.get_running_loop().create_task(contained(settled(awaitable))))
 
 
 def result_of(ended: tuple[T, None] | tuple[None, BaseException]) -> T:
-    """Give the result of what was `contained`, or raise what it raised."""
+    """Return the result that was `contained`, or raise its exception."""
     result, error = ended
     if error is not None:
         raise error
@@ -109,7 +109,7 @@ def result_of(ended: tuple[T, None] | tuple[None, BaseException]) -> T:
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
-    """Give the event loop that runs in this thread, or None."""
+    """Return the event loop that runs in this thread, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -129,17 +129,17 @@ def finish(coroutine: Coroutine[Any, Any, T]) -> T:
 
 @ends.signal
 class Interrupted(BaseException):
-    """Ctrl+C ended a plain function in the thread that lent itself; whoever waits for the function stops as well.
+    """Ctrl+C ended a plain function in the calling thread; the code that waits for the function stops as well.
 
-    Not a KeyboardInterrupt, which would end the event loop it is told to.
+    Not a KeyboardInterrupt, which would end the event loop that it is sent to.
     """
 
 
 class CallerThreadExecutor:
     """A thread that waits for work on a loop, and meanwhile makes the plain calls of that work itself.
 
-    It is the pool of an `LoopRuntime`: plain functions keep the thread they belong to. Used as a context manager; calls
-    that come in later, or were not begun, go to `threads`. So do calls that were not begun within `patience` seconds:
+    It is the pool of a `LoopRuntime`: plain functions keep the thread they belong to. Used as a context manager; later
+    calls, and calls that were not begun, go to `threads`. So do calls that were not begun within `patience` seconds:
     then the thread is busy elsewhere, and may never come back.
     """
 
@@ -162,7 +162,7 @@ class CallerThreadExecutor:
                     threads().submit(job)
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
-        """Have the waiting thread call the function."""
+        """Schedule a call of the function in the waiting thread."""
         future: Future[Any] = Future()
         begun = threading.Lock()
 
@@ -194,7 +194,7 @@ class CallerThreadExecutor:
         background_loop().call_later(self._patience or 0, late)
 
     def wait(self, future: Future[T]) -> T:
-        """Make the calls that come in until `future` is done, and give its result."""
+        """Make the scheduled calls until `future` is done, and return its result."""
         future.add_done_callback(lambda _: self.wake())
         while not future.done():
             job = self._jobs.get()
@@ -203,11 +203,11 @@ class CallerThreadExecutor:
         return future.result()
 
     def wake(self) -> None:
-        """Have the thread look up from `serve`."""
+        """Interrupt the thread's wait in `serve`."""
         self._jobs.put(None)
 
     def serve(self, seconds: float | None = None) -> None:
-        """Make the first call that comes in, within some seconds."""
+        """Wait at most some seconds for a call and make it."""
         with contextlib.suppress(Empty):
             job = self._jobs.get(timeout=seconds)
             if job is not None:
@@ -217,7 +217,7 @@ class CallerThreadExecutor:
 def beside(make: Callable[[Runtime], Coroutine[Any, Any, T]], home: CallerThreadExecutor | None = None) -> T:
     """Run `make(waits)` on the background loop, in the caller's context, and block this thread until it is done.
 
-    Plain functions it calls run meanwhile in this thread, as `home`.
+    The plain functions it calls run meanwhile in this thread, as `home`.
     """
     with home or CallerThreadExecutor() as here:
         running = on_background(contained(make(LoopRuntime(here))))
@@ -227,7 +227,7 @@ def beside(make: Callable[[Runtime], Coroutine[Any, Any, T]], home: CallerThread
 def block(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on the background loop, in the caller's context, and block this thread until it is done.
 
-    Ctrl+C ends the waiting, and the coroutine.
+    Ctrl+C ends the wait and cancels the coroutine.
     """
     running = on_background(contained(coroutine))
     try:
@@ -238,7 +238,7 @@ def block(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Await a short plain function of this package in a thread; where no event loop is to be spared, call it here.
+    """Await a short plain function of this package in a thread; without an event loop to keep free, call it here.
 
     It is one of few, `errands`: none of these functions waits for a run.
     """
@@ -248,7 +248,7 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
 
 
 def begin(pool: Pool, function: Callable[..., T], *args: Any) -> Future[T]:
-    """Have a pool call the function. Raises `Unable` where it can start nothing more: the interpreter is ending."""
+    """Schedule a call in a pool. Raises `Unable` if it can start nothing more, because the interpreter is ending."""
     try:
         return pool.submit(function, *args)
     except RuntimeError as error:
@@ -256,7 +256,7 @@ def begin(pool: Pool, function: Callable[..., T], *args: Any) -> Future[T]:
 
 
 def exiting() -> bool:
-    """Whether the program has come to its end and waits for its threads: then none of them may wait for anything."""
+    """Return True if the program has ended and waits for its threads: then no thread may wait for anything."""
     try:
         errands().submit(int)
     except RuntimeError:

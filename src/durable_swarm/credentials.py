@@ -1,8 +1,8 @@
-"""Masking secrets in texts that are recorded, logged or shown: errors above all, which repeat whatever they were given.
+"""Masking secrets in texts that are recorded, logged or shown, above all in errors, which repeat their input.
 
-Masked are the keys that this process uses, the environment's, and by their kind: values behind a name that says what
-they are (`x-secret: …`, `api_key=…`, `"token": "…"`), credentials of HTTP (`Bearer …`, `Basic …`), the passwords in
-URLs, and keys whose form is known (`sk-…`).
+It masks the keys that this process uses, the environment's keys, and by their form: values after a telling name
+(`x-secret: …`, `api_key=…`, `"token": "…"`), credentials of HTTP (`Bearer …`, `Basic …`), the passwords in URLs, and
+keys whose form is known (`sk-…`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MASK = "***"
 VARIABLES = ("OPENAI_API_KEY", "DURABLE_SWARM_ENCRYPTION_KEYS", "DURABLE_SWARM_SERVER_TOKEN")
 
 _SHORTEST = 6
-"""A shorter text is no key, and would be masked inside words."""
+"""Minimum length of a key: a shorter text is not a key, and would be masked inside words."""
 
 _FORMS = re.compile(
     r"\bsk-[\w-]{6,}|\bgh[pousr]_\w{20,}|\bgithub_pat_\w{20,}|\bxox[a-z]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b"
@@ -49,19 +49,19 @@ _HEADER = re.compile(
     rf"['\"]?\s?:\s?{_BYTES}(?:(?:Basic|Bearer|Digest|Token)\s+)?){_NOT_SECRET}{_VALUE}",
     re.IGNORECASE,
 )
-"""`x-secret: …`, `authorization: Basic …`: names that only a header, or a setting, has."""
+"""`x-secret: …`, `authorization: Basic …`: names that only a header or a setting has."""
 
 _PLAIN = re.compile(
     r"(?<![\w.-])((?:--)?(?:key|token|auth|signature)(?:\s?:\s?|(?<=\w)\s+))(?=[^\s,;]*\d)(?=[^\s,;]*[A-Za-z])[\w./+=-]{8,}",
     re.IGNORECASE,
 )
-"""`token: …`, `--token …`: the name alone could be a word of the sentence, so what follows must look like a key."""
+"""`token: …`, `--token …`: the name could be an ordinary word, so the value must look like a key."""
 
 _QUOTED = re.compile(rf"(b?(['\"])(?:{_NAME})\2\s?[:,]\s?{_BYTES}){_NOT_SECRET}(?=['\"]){_VALUE}", re.IGNORECASE)
 """`"token": "…"`, `('x-secret', '…')`: a member of a dictionary, a pair."""
 
 _used: set[str] = set()
-"""The keys of all clients that were used in this process: no error of it may repeat them."""
+"""The keys of all clients that were used in this process; its errors must not repeat them."""
 
 
 def remember(client: Any) -> None:
@@ -86,7 +86,7 @@ def _remember(secret: str) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """Return the text with every secret in it masked."""
+    """Return the text with every secret masked."""
     environment = ",".join(os.environ.get(name, "") for name in VARIABLES)
     known = {*_used, *(part.strip() for part in environment.split(","))}
     for secret in sorted(known, key=len, reverse=True):
@@ -100,7 +100,7 @@ def without_secrets(text: str) -> str:
 
 
 def _basic(found: re.Match[str]) -> str:
-    """Mask what is encoded as `Basic` credentials are, and not a word that follows: "Basic authentication"."""
+    """Mask `Basic` credentials, but not a word that follows: "Basic authentication"."""
     encoded = found[2].rstrip("=").translate(str.maketrans("-_", "+/"))
     try:
         decoded = base64.b64decode(encoded + "=" * (-len(encoded) % 4))

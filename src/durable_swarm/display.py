@@ -1,7 +1,7 @@
-r"""Text on a screen: nothing that a model or a tool wrote may control a terminal, or hide in it.
+r"""Text on a screen: the output of a model or a tool can neither control a terminal nor hide in it.
 
-What has no sign of its own is written as Python writes it (`\u202e`, `\x1b`, `\U000e0041`), so whoever reads or
-decides sees exactly what is there. Joiners and variation selectors stay where they belong to a visible sign: inside an
+A character without a visible glyph is written as Python writes it (`\u202e`, `\x1b`, `\U000e0041`), so a reader sees
+exactly the text that is there. Joiners and variation selectors stay if they belong to a visible character: inside an
 emoji, or between letters of a script that is written with them.
 """
 
@@ -23,25 +23,25 @@ _HIDDEN = re.compile(
 )
 _LINE = re.compile(r"[ \t\r\n\v\f]+")
 
-# A carriage return goes: at the end of a piece, nobody knows whether a line's end follows.
+# A carriage return is removed: at the end of a piece, a line feed may still follow.
 _KEPT = {"\n": "\n", "\t": "\t", "\r": ""}
 
 _FURTHER_PICTOGRAMS = "\xa9\xae\u203c\u2049\u2139\u3030"
-"""Signs that have a picture, too, and that Unicode does not count as symbols above U+2000."""
+"""Characters with a picture that Unicode does not count as symbols above U+2000."""
 
 _JOINED_LETTERS = ((0x0600, 0x08FF), (0x0900, 0x0DFF), (0x1000, 0x109F), (0x1780, 0x17FF))
-"""Arabic, the Indic scripts, Burmese and Khmer: joiners between their letters change how these look."""
+"""Arabic, the Indic scripts, Burmese and Khmer: joiners between their letters change their shape."""
 
 
 def one_line(text: str) -> str:
-    """Return the text in one line, with everything invisible written out."""
+    """Return the text in one line, with all invisible characters escaped."""
     return _visible(_LINE.sub(" ", text).strip(), "", {})
 
 
 def harmless(text: str, before: str = "") -> str:
-    """Return the text with its lines and tabs, with everything else that is invisible written out.
+    """Return the text with its lines and tabs, with all other invisible characters escaped.
 
-    The text may be a piece of one; `before` is what came before it.
+    The text may be a piece of a longer one; `before` is the text before it.
     """
     return _visible(text, before[-1:], _KEPT)
 
@@ -66,12 +66,12 @@ def shorten(text: str, width: int) -> str:
 
 
 def as_call(tool: str, arguments: Any) -> str:
-    """Return a tool call as it is written in Python; `arguments` as values by name, or as the model wrote them."""
+    """Return a tool call in Python syntax; `arguments` as values by name, or as the model wrote them."""
     return f"{tool}({as_arguments(arguments)})"
 
 
 def as_arguments(arguments: Any) -> str:
-    """Return the arguments of a tool call as they are written in Python, or as they are where they are no object."""
+    """Return the arguments of a tool call in Python syntax, or unchanged if they are not an object."""
     try:
         given = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
         return ", ".join(f"{name}={json.dumps(item, ensure_ascii=False, default=str)}" for name, item in given.items())
@@ -80,7 +80,7 @@ def as_arguments(arguments: Any) -> str:
 
 
 def _belongs(sign: str, before: str, after: str) -> bool:
-    """Say whether a joiner or a selector is part of the visible sign before it."""
+    """Return True if a joiner or a selector is part of the visible character before it."""
     if sign in "\ufe0e\ufe0f":
         return _is_pictogram(before) or (before in tuple("#*0123456789") and after == "\u20e3")
     if sign == "\u200d" and (_is_pictogram(before) or before == "\ufe0f"):
@@ -89,7 +89,7 @@ def _belongs(sign: str, before: str, after: str) -> bool:
 
 
 def _is_pictogram(sign: str) -> bool:
-    """Say whether it is a symbol that emoji are made of, or the tone of an emoji's skin."""
+    """Return True for a symbol that emoji are made of, or an emoji's skin tone."""
     if sign in _FURTHER_PICTOGRAMS:
         return bool(sign)
     return sign >= "\u2000" and (unicodedata.category(sign) in ("So", "Sm") or "\U0001f3fb" <= sign <= "\U0001f3ff")

@@ -1,8 +1,8 @@
-"""`EncryptionCodec`: everything users say and tools return, encrypted before it reaches the database.
+"""`EncryptionCodec`: encrypts user messages and tool results before they reach the database.
 
-AES-256-GCM from `cryptography` (`pip install 'durable-swarm[encryption]'`). What is stored is a text of three parts:
-`ds1.<key id>.<nonce and ciphertext in base64>`. The place of a record is its associated data: moved to another run or
-step, or with other readable fields beside it, it is refused like one that was changed.
+AES-256-GCM from `cryptography` (`pip install 'durable-swarm[encryption]'`). The stored text has three parts:
+`ds1.<key id>.<nonce and ciphertext in base64>`. The place of a record is its associated data: a record that was moved
+to another run or step, or has other readable fields beside it, is refused like a changed one.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ VARIABLE = "DURABLE_SWARM_ENCRYPTION_KEYS"
 _FORMAT = "ds1"
 _KEY_BYTES, _NONCE_BYTES = 32, 12
 _MOST = 2**31 - 17
-"""The most bytes that AES-GCM takes at once, its mark of authenticity included."""
+"""Maximum bytes that AES-GCM takes at once, including its authentication tag."""
 
 
 def new_key() -> str:
-    """Give a new key for `EncryptionCodec`: 32 random bytes, as text in base64."""
+    """Return a new key for `EncryptionCodec`: 32 random bytes, as text in base64."""
     return base64.urlsafe_b64encode(secrets.token_bytes(_KEY_BYTES)).decode()
 
 
 class EncryptionCodec:
-    """Encrypts what `DurableSwarm(codec=...)` stores.
+    """Encrypts the data that `DurableSwarm(codec=...)` stores.
 
-    `keys` is a key or several, each as `new_key` gives it; by default those in `$DURABLE_SWARM_ENCRYPTION_KEYS`, with
-    commas between them. The first encrypts, all decrypt: to rotate, put a new key first, in all processes, and take the
-    old one away once no run needs it. Use a key for less than 2**32 records (AES-GCM's bound for random nonces).
+    `keys` is a key or several, each as `new_key` returns it; by default those in `$DURABLE_SWARM_ENCRYPTION_KEYS`,
+    separated by commas. The first encrypts, all decrypt: to rotate, put a new key first, in all processes, and remove
+    the old one once no run needs it. Use a key for fewer than 2**32 records (AES-GCM's bound for random nonces).
 
-    A record that was stored without encryption is refused, since it may have been put there by somebody who has no key;
-    `read_plain=True` takes it, for a database that has older runs. Raises `ConfigurationError` for keys that are none.
+    A record that was stored without encryption is refused, since it could have been written without a key;
+    `read_plain=True` accepts it, for a database with older runs. Raises `ConfigurationError` for invalid keys.
     """
 
     def __init__(self, keys: str | Sequence[str] | None = None, *, read_plain: bool = False) -> None:
@@ -56,14 +56,14 @@ class EncryptionCodec:
 
     @property
     def key_ids(self) -> list[str]:
-        """The ids of the keys, the one that encrypts first. They stand with the records, and tell nothing of a key."""
+        """The ids of the keys, the encrypting one first. They are stored with the records and reveal no key."""
         return list(self._ciphers)
 
     def __repr__(self) -> str:
         return f"EncryptionCodec(key_ids={self.key_ids})"
 
     def __eq__(self, other: object) -> bool:
-        """Two with the same keys are the same codec."""
+        """Compare by keys: two with the same keys are the same codec."""
         if not isinstance(other, EncryptionCodec):
             return NotImplemented
         return (self.key_ids, self._read_plain) == (other.key_ids, other._read_plain)
@@ -74,8 +74,8 @@ class EncryptionCodec:
     lossless = True
 
     def encode(self, data: dict[str, Any], place: Place) -> str:
-        """Encrypt. Raises `ConfigurationError` for what is larger than AES-GCM takes (2 GiB)."""
-        # Not sorted: a dictionary comes back in the order it had.
+        """Encrypt. Raises `ConfigurationError` for data larger than AES-GCM takes (2 GiB)."""
+        # Not sorted, because a dictionary must keep its order.
         plain = json.dumps(data, separators=(",", ":")).encode()
         if len(plain) > _MOST:
             raise ConfigurationError(
@@ -86,7 +86,7 @@ class EncryptionCodec:
         return f"{_FORMAT}.{self._newest}.{base64.b64encode(sealed).decode()}"
 
     def decode(self, stored: dict[str, Any] | str, place: Place) -> dict[str, Any]:
-        """Decrypt. Raises `ConfigurationError` that tells a missing key from a record that was changed or moved."""
+        """Decrypt. Raises `ConfigurationError`, which distinguishes a missing key from a changed or moved record."""
         if isinstance(stored, dict):
             if self._read_plain:
                 return stored
@@ -125,7 +125,7 @@ class EncryptionCodec:
 
 
 def codec_of_environment() -> EncryptionCodec | None:
-    """Give the codec with the environment's keys, for looking at whatever is in a database; None without keys."""
+    """Return the codec with the environment's keys, for reading any database; None without keys."""
     return EncryptionCodec(read_plain=True) if os.environ.get(VARIABLE, "").strip() else None
 
 
@@ -146,7 +146,7 @@ def _texts(keys: str | Sequence[str] | None) -> list[str]:
 
 
 def _cipher(text: str, number: int) -> tuple[str, AESGCM]:
-    """Give a key's id and what encrypts with it. No error of it shows the key."""
+    """Return a key's id and its cipher. Its errors never show the key."""
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:

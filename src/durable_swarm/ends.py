@@ -1,7 +1,7 @@
-"""Sorts what ends user code: the code failed, or a signal that is nobody's failure passes through it.
+"""Classifies exceptions of user code: a failure of the code, or a signal that passes through it.
 
-User code may raise anything: a Rust panic, pytest's `fail()` and gevent's `Timeout` are not `Exception`s. All of that
-is a failure like any other. What is not a failure: a signal of the engine, Ctrl+C, `sys.exit()` in a handler of an
+User code may raise anything: a Rust panic, pytest's `fail()` and gevent's `Timeout` are not `Exception`s. All of these
+are failures like any other. Signals are not failures: a signal of the engine, Ctrl+C, `sys.exit()` in a handler of an
 operating system's signal, and a cancellation of the task in which the run is executed.
 """
 
@@ -25,13 +25,13 @@ _leaving: set[type[Exception]] = set()
 
 
 def signal(kind: Kind) -> Kind:
-    """Declare that exceptions of this class are signals, which pass through user code; usable as a decorator."""
+    """Declare that exceptions of this class are signals that pass through user code; usable as a decorator."""
     _signals.add(kind)
     return kind
 
 
 def leaving(kind: Left) -> Left:
-    """Declare that these `Exception`s say that this process stops, also where user code raises another because of one.
+    """Declare that these `Exception`s mean the end of this process, also as the cause of another one in user code.
 
     Usable as a decorator.
     """
@@ -40,9 +40,9 @@ def leaving(kind: Left) -> Left:
 
 
 class Raised(Exception):
-    """Carries an exception of user code that is not an `Exception`, so that it is handled like those that are.
+    """Carries an exception of user code that is not an `Exception`, so that it is handled like one.
 
-    As itself it would pass every `except Exception`, and `SystemExit` would end the event loop it is raised on.
+    Unwrapped it would pass every `except Exception`, and `SystemExit` would end the event loop that it is raised on.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -51,13 +51,13 @@ class Raised(Exception):
 
     @property
     def is_retried(self) -> bool:
-        """Whether `retries` follow it. They do not follow what asks for an end."""
+        """True if `retries` apply. They do not apply to a request to exit."""
         return not isinstance(self.error, SystemExit | KeyboardInterrupt | GeneratorExit | asyncio.CancelledError)
 
 
 @signal
 class Unable(BaseException):
-    """This process can begin nothing more, for example because its interpreter is ending. The run is left to others."""
+    """This process can begin nothing more, for example because its interpreter is ending. Others continue the run."""
 
 
 def failure_of(error: BaseException) -> BaseException | None:
@@ -68,9 +68,9 @@ def failure_of(error: BaseException) -> BaseException | None:
 
 
 def passing(error: BaseException) -> BaseException | None:
-    """Return the signal that this exception is, that a group of exceptions contains, or None.
+    """Return the signal that this exception is, or that a group of exceptions contains, or None.
 
-    An `Exception` that comes from the end of this process counts as `Unable`.
+    An `Exception` caused by the end of this process counts as `Unable`.
     """
     if isinstance(error, Exception):
         reason = next(filter(_is_of_the_end, _chain(error, set())), None)
@@ -83,32 +83,32 @@ def passing(error: BaseException) -> BaseException | None:
 
 def _is_of_the_end(error: BaseException) -> bool:
     if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):
-        return "interpreter shutdown" in safe_text(error)  # What Python says when its threads and pools are gone.
+        return "interpreter shutdown" in safe_text(error)  # Python's message once its threads and pools have ended.
     return isinstance(error, tuple(_leaving))
 
 
 def _chain(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
-    """Yield an exception, those it was raised from, and those in it where it is a group."""
+    """Yield an exception, its causes, and the members if it is a group."""
     if error is None or id(error) in seen:
         return
     seen.add(id(error))
     yield error
     causes = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    # A `ModelError` hides its context from tracebacks alone.
+    # A `ModelError` hides its context only from tracebacks.
     hidden = error.__suppress_context__ and not isinstance(error, ModelError)
     for other in (error.__cause__, None if hidden else error.__context__, *causes):
         yield from _chain(other, seen)
 
 
 def let_pass(error: BaseException) -> NoReturn:
-    """Raise the signal that ended user code; a group of exceptions is raised as the signal in it."""
+    """Raise the signal that ended user code; for a group of exceptions, the signal in it."""
     raise passing(error) or error
 
 
 def interrupts(error: BaseException) -> bool:
-    """Whether the process was asked to stop: Ctrl+C, or `sys.exit()` in a handler of an operating system's signal.
+    """Return True if the process was asked to stop: Ctrl+C, or `sys.exit()` in a signal handler.
 
-    Python runs such handlers in the main thread only.
+    Python runs the handlers of operating system signals in the main thread only.
     """
     if threading.current_thread() is not threading.main_thread():
         return False
@@ -137,7 +137,7 @@ def _cancelled_from_outside(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def carrying() -> Iterator[None]:
-    """Run user code in this block: a failure leaves it as an `Exception`, `Raised` if need be; signals pass."""
+    """Run user code in this block: a failure leaves it as an `Exception`, `Raised` if needed; signals pass."""
     try:
         yield
     except Exception:
@@ -150,7 +150,7 @@ def carrying() -> Iterator[None]:
 
 @contextlib.contextmanager
 def bare() -> Iterator[None]:
-    """Raise what left this block carried as what it was, where user code is to see it."""
+    """Raise the original of an exception that left this block carried, for user code to handle."""
     try:
         yield
     except Raised as carried:

@@ -1,4 +1,4 @@
-"""Every exception this package raises on purpose.
+"""The exceptions that this package raises on purpose.
 
     DurableSwarmError
     ├─ ConfigurationError   the program's fault: a wrong argument, database or setting
@@ -53,11 +53,11 @@ def _rebuild(kind: type[DurableSwarmError], message: str, attributes: dict[str, 
 
 
 class ConfigurationError(DurableSwarmError):
-    """The program, a setting or the database is not fit for use; the message names the remedy."""
+    """The program, a setting or the database is invalid; the message names the remedy."""
 
 
 class NotSerializable(DurableSwarmError):
-    """A value cannot be stored as JSON; `path` says where it stands, as in `context_variables['db']`."""
+    """A value cannot be stored as JSON; `path` is its position, as in `context_variables['db']`."""
 
     path: str = ""
 
@@ -69,15 +69,15 @@ class UnknownAgent(DurableSwarmError):
 
 
 class AmbiguousAgent(DurableSwarmError):
-    """Two different agents called `agent` are alive in this process, so a recovered run cannot choose."""
+    """Two different agents called `agent` exist in this process, so a recovered run cannot choose one."""
 
     agent: str = ""
 
 
 class AgentChanged(DurableSwarmError):
-    """Agent `agent` is no longer what answered in turn `turn` of run `run_id`, and the swarm holds such runs.
+    """Agent `agent` differs from the agent that answered in turn `turn` of run `run_id`, and the swarm holds such runs.
 
-    `version` is the fingerprint it has now. `Run.resume()` accepts that version, and the run goes on with it.
+    `version` is its present fingerprint. `Run.resume()` accepts that version, and the run continues with it.
     """
 
     run_id: str = ""
@@ -87,7 +87,7 @@ class AgentChanged(DurableSwarmError):
 
 
 class NotInRun(DurableSwarmError):
-    """The call belongs inside a tool that a run has called."""
+    """The call is only valid inside a tool that a run has called."""
 
 
 class RunNotFound(DurableSwarmError):
@@ -109,7 +109,9 @@ class RunCancelled(DurableSwarmError):
 
 
 class RunFailed(DurableSwarmError):
-    """The run `run_id` has ended with an error: what every later look at the failed run raises.
+    """The run `run_id` has ended with an error: raised by every later look at the failed run.
+
+    The caller at the time got the original exception.
 
     The call that was there when it happened got the original exception.
 
@@ -166,16 +168,16 @@ class RequestExpired(DurableSwarmError):
 
 
 class ToolError(DurableSwarmError):
-    """Raise it in a tool to tell the model what went wrong; the run goes on."""
+    """Raise it in a tool to send the model an error text; the run continues."""
 
 
 def to_record(error: DurableSwarmError) -> dict[str, Any]:
-    """Give the error as plain data: `{"type", "message", "attributes"}`."""
+    """Return the error as plain data: `{"type", "message", "attributes"}`."""
     return {"type": type(error).__name__, "message": error.message, "attributes": error.attributes}
 
 
 def from_record(record: Mapping[str, Any]) -> DurableSwarmError:
-    """Rebuild what `to_record` gave. A type this version does not know becomes a `DurableSwarmError`."""
+    """Rebuild an error from `to_record`'s data. A type this version does not know becomes a `DurableSwarmError`."""
     kinds = {kind.__name__: kind for kind in DurableSwarmError.__subclasses__()}
     kind = kinds.get(record["type"], DurableSwarmError)
     known = {name: value for name, value in record["attributes"].items() if hasattr(kind, name)}
@@ -183,7 +185,7 @@ def from_record(record: Mapping[str, Any]) -> DurableSwarmError:
 
 
 def safe_text(error: BaseException) -> str:
-    """Return the error's text, also where making it raises anything at all."""
+    """Return the error's text, even if making the text raises."""
     try:
         return str(error)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Events: what happens in a run, numbered, for whoever follows it."""
+"""Events of a run, numbered, for its readers."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class Event:
         run.started    agent
         turn.started   turn, agent: a model call begins; `turn` counts from 0
         text.delta     turn, text: the next piece of what the agent says
-        text.reset     turn: the model is asked again; the text of this turn begins anew, what came of it is void
+        text.reset     turn: the model is asked again; the text of this turn starts again, its earlier text is void
         tool.started   turn, tool, call_id, arguments (the model's text)
-        tool.progress  turn, tool, call_id, attempt, progress: what the tool gave to `emit`
+        tool.progress  turn, tool, call_id, attempt, progress: the data that the tool passed to `emit`
         tool.finished  turn, tool, call_id, result: the text for the model
         handoff        turn, from, to: names of agents
         request.opened turn, tool, call_id, request_id, kind, question: a call waits for a person or a program
         request.closed turn, tool, call_id, request_id, kind, verdict (answered, approved, rejected, expired),
                        answered_by
         run.waiting    turn, tool, call_id, request_id: the run waits for this request
-        run.finished   agent: who spoke last; ended_by, as in `Response`
+        run.finished   agent: the last agent; ended_by, as in `Response`
         run.failed     error_type, error_message
         run.cancelled
 

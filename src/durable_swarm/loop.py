@@ -1,8 +1,8 @@
-"""The turn loop, written once: a generator that says what to do next and is sent what came of it.
+"""The turn loop, written once: a generator that yields effects and is sent their results.
 
-Nothing in this file does I/O, reads a clock or knows a database. `Swarm`, `DurableSwarm` and the reader of recorded
-runs drive the same loop; they differ in how they perform its effects. All values that cross are plain data, agents
-by name, so a recorded run can be followed where its agents and tools are not defined.
+This file does no I/O, reads no clock and knows no database. `Swarm`, `DurableSwarm` and the reader of recorded runs
+drive the same loop; they differ in how they perform its effects. All values that cross are plain data, agents by name,
+so a recorded run can be followed where its agents and tools are not defined.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ CUT: dict[str, EndedBy] = {"length": "length", "content_filter": "content_filter
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call the model asked for, the `index`-th of its reply, and how it is to be made.
+    """One tool call of a reply, the `index`-th, and how it is made.
 
-    The plan is recorded with the reply, so that a change of the code never changes the order of what is already under
-    way: `step` is one checkpoint, `flow` may contain steps, and `tell` is not made at all: `text` goes to the model.
-    `same` stands for a twin in the same reply, the call number `twin`, whose outcome it gets.
-    `effect` is the tool's effect class. With `approval` a person is asked before it is made; `why` says what made that
-    necessary where it is not the rule itself.
+    The plan is recorded with the reply, so a change of the code never changes the order of calls in progress: `step` is
+    one checkpoint, `flow` may contain steps, and a `tell` is not made at all: `text` is sent to the model. `same` marks
+    a twin in the same reply, which gets the outcome of call number `twin`. `effect` is the tool's effect class. With
+    `approval` a person is asked before the call is made; `why` is the reason if it is not the rule itself.
     """
 
     index: int
@@ -43,12 +42,12 @@ class Call:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model answered: the message, and its tool calls with their plans.
+    """A model's reply: the message, and its tool calls with their plans.
 
-    `together` says that the calls are made together, not one after the other; it belongs to the plan. `heard` is what
-    was said to the run meanwhile, and told to the model behind the history. `finish` is the provider's reason for the
-    reply's end where it is not the usual one: "length" and "content_filter" say that the reply was cut.
-    `written` names a tool whose call seems to be written in the text of a reply without calls.
+    `together`, a part of the plan, means that the calls are made together, not one after the other. `heard` are
+    messages sent to the run meanwhile, which the model gets after the history. `finish` is the provider's finish reason
+    if it is not the usual one: "length" and "content_filter" mean that the reply was cut. `written` names a tool whose
+    call seems to be written in the text of a reply without calls.
     """
 
     message: Message
@@ -62,10 +61,10 @@ class Reply:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one tool call: text for the model, perhaps a handoff, and the context as the call left it.
+    """The outcome of one tool call: text for the model, perhaps a handoff, and the changed context.
 
-    `changed` and `removed` are what the tool did to its context variables in place, `updates` what its `Result` said.
-    `later` is the token under which the text will be posted, where the tool has none yet; such an outcome is not final.
+    `changed` and `removed` are the tool's changes of its context variables in place, `updates` those in its `Result`.
+    `later` is the token under which the text will be posted, if the tool has none yet; such an outcome is not final.
     """
 
     text: str
@@ -78,7 +77,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Turn:
-    """A whole turn as it was: the reply, and what came of each of its calls; empty where they were not made."""
+    """A whole recorded turn: the reply, and the outcome of each of its calls; empty if they were not made."""
 
     reply: Reply
     outcomes: list[Outcome]
@@ -86,7 +85,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class TurnOverride:
-    """What is changed just before a turn begins: another agent has it, and messages are added to the history."""
+    """A change just before a turn begins: another agent takes it, and messages are added to the history."""
 
     agent: str | None = None
     messages: list[Message] = field(default_factory=list)
@@ -94,9 +93,9 @@ class TurnOverride:
 
 @dataclass(frozen=True)
 class Start:
-    """What a run begins with; `max_turns` counts messages, as in Swarm, and None means no bound.
+    """The start of a run; `max_turns` counts messages, as in Swarm, and None means no bound.
 
-    `kept` are the first turns of a fork: they are taken as they are, and performed by nobody. `detours` are by turn.
+    `kept` are the first turns of a fork: they are taken as recorded and not performed. `detours` are by turn.
     """
 
     agent: str
@@ -133,9 +132,9 @@ class CallAll:
 
 @dataclass(frozen=True)
 class Close:
-    """Effect: the run is about to end, nobody calls a tool any more. Answered by whether more was said to it.
+    """Effect: the run is about to end. Answered by True if more messages were sent to it.
 
-    `at_limit` says that it ends in any case: it has reached its `max_turns`.
+    `at_limit` means that it ends in any case, because it has reached its `max_turns`.
     """
 
     turn: int
@@ -148,7 +147,7 @@ Effect = Ask | CallAll | Close
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: its new messages, the agent whose turn it is, the context variables, and what ended it."""
+    """The end of a run: its new messages, its last agent, the context variables, and the reason."""
 
     messages: list[Message]
     agent: str
@@ -183,7 +182,7 @@ def turns(start: Start) -> Turns:
             history.append({"role": "tool", "tool_call_id": call.id, "tool_name": call.tool, "content": outcome.text})
             absorb(context, outcome)
             agent = outcome.agent or agent
-        # After the batch, as in Swarm: a call sees what its siblings changed in place, not what they returned.
+        # After the batch, as in Swarm: a call sees changes of its siblings in place, but not the ones they returned.
         for outcome in outcomes:
             context.update(outcome.updates)
         turn += 1
@@ -206,13 +205,13 @@ def call_all(start: Start, effect: CallAll) -> Generator[CallAll, list[Outcome],
 
 
 def goes_on(start: Start, effect: Close) -> Generator[Close, bool, bool]:
-    """Yield the end of a run, unless the turn that follows is known."""
+    """Yield the end of a run, unless the following turn is known."""
     known = effect.turn + 1 in start.detours or effect.turn + 1 < len(start.kept)
     return known or (yield effect)
 
 
 def known(call: Call, outcomes: Sequence[Outcome | None]) -> Outcome | None:
-    """Return the outcome of a call that is not made, from those of the calls before it; None for one to be made."""
+    """Return the outcome of a call that is not made, from the calls before it; None for one that must be made."""
     if call.plan == "same" and call.twin is not None:
         twin = outcomes[call.twin]
         return None if twin is None else Outcome(twin.text)
@@ -236,7 +235,7 @@ def add(total: Usage | None, more: Usage | None) -> Usage | None:
 
 
 async def drive(loop: Turns, perform: Callable[[Effect], Awaitable[Any]]) -> Ending:
-    """Drive the loop to its end with `perform`, which performs one effect and gives its answer."""
+    """Drive the loop to its end with `perform`, which performs one effect and returns its answer."""
     answer: Any = None
     while True:
         try:

@@ -1,7 +1,7 @@
-"""`Redacting`: a codec that masks secrets before anything is stored, for good.
+"""`Redacting`: a codec that permanently masks secrets before anything is stored.
 
-What is masked is gone: the run itself, live or after a crash, goes on with the mask. That is what makes it safe to use:
-with and without a crash the model and the tools see the same. A tool that needs a secret fetches it where it is used.
+The masked text is lost: the run itself, live or after a crash, continues with the mask. This makes it safe, because the
+model and the tools see the same with and without a crash. A tool that needs a secret reads it from its source.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from durable_swarm.errors import ConfigurationError
 __all__ = ["Redacting"]
 
 _NAMES = frozenset({"role", "type", "id", "tool_call_id", "tool_name", "sender", "run_id", "step", "agent", "removed"})
-"""Fields of records that hold names of ours and the provider's: a history with others is refused."""
+"""Fields of records with names of ours and the provider's: a history with others is refused."""
 
 _OWN_SHAPE = frozenset({"messages", "message", "raised", "own", "plan", "kept", "detours", "removed", "heard"})
-"""Fields of records that have such names in them; all others hold values of users."""
+"""Fields of records that contain such names; all others hold values of users."""
 
 _VALUES = frozenset({"args", "state", "attributes", "context", "updates", "changed", "value"})
 """Fields inside those that hold values of users after all."""
 
 
 class Redacting:
-    """Masks what `patterns` match in texts, wherever they stand in messages, arguments, results, context and errors.
+    """Masks the matches of `patterns` in texts of messages, arguments, results, context and errors.
 
-    A pattern is a regular expression, as text or compiled. `mask` takes the place of each match. `inner` is a codec
-    that gets what was masked, such as `EncryptionCodec()`.
+    A pattern is a regular expression, as text or compiled. `mask` replaces each match. `inner` is a codec that gets the
+    masked data, such as `EncryptionCodec()`.
 
     Numbers, dates, dictionary keys and the names of agents, tools and steps stay as they are. Raises
-    `ConfigurationError` for what is no pattern.
+    `ConfigurationError` for an invalid pattern.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Redacting:
         return f"Redacting({len(self._patterns)} patterns, inner={self._inner!r})"
 
     def __eq__(self, other: object) -> bool:
-        """Two with the same patterns, mask and inner codec are the same codec."""
+        """Compare: two with the same patterns, mask and inner codec are the same codec."""
         if not isinstance(other, Redacting):
             return NotImplemented
         return (self._patterns, self._mask, self._inner) == (other._patterns, other._mask, other._inner)
@@ -59,12 +59,12 @@ class Redacting:
         return hash((tuple(self._patterns), self._mask))
 
     def encode(self, data: dict[str, Any], place: Place) -> dict[str, Any] | str:
-        """Mask, then hand on to the inner codec."""
+        """Mask, then pass to the inner codec."""
         masked = {key: self._field(key, value) for key, value in data.items()}
         return masked if self._inner is None else self._inner.encode(masked, place)
 
     def decode(self, stored: dict[str, Any] | str, place: Place) -> dict[str, Any]:
-        """Give what was stored; the masks stay."""
+        """Return the stored data; the masks stay."""
         if self._inner is not None:
             return self._inner.decode(stored, place)
         if isinstance(stored, str):
@@ -72,13 +72,15 @@ class Redacting:
         return stored
 
     def text(self, text: str) -> str:
-        """Give the text with every match masked."""
+        """Return the text with every match masked."""
         for pattern in self._patterns:
             text = pattern.sub(lambda _: self._mask, text)
         return text
 
     def _field(self, key: str, value: Any) -> Any:
-        if key == "progress":  # Of events: number, time, and data with names of ours beside what the tool has emitted.
+        if (
+            key == "progress"
+        ):  # For events: number, time, and data with names of ours beside the data that the tool has emitted.
             return [[seq, at, self._progress(data), *kind] for seq, at, data, *kind in value]
         if key == "ended":
             at, kind, data = value
@@ -93,7 +95,7 @@ class Redacting:
         return {key: self._value(item) if key in ("progress", "question") else item for key, item in data.items()}
 
     def _named(self, value: Any) -> Any:
-        """Mask in a message or a failure, but not in the fields that hold names."""
+        """Mask in a message or a failure, except in the fields that hold names."""
         if isinstance(value, list):
             return [self._named(item) for item in value]
         if not isinstance(value, dict) or codec.TAG in value:
@@ -115,7 +117,7 @@ class Redacting:
         }
 
     def _arguments(self, text: Any) -> Any:
-        """Mask in the arguments of a tool call, which are JSON if the model made no mistake."""
+        """Mask in the arguments of a tool call, which are JSON unless the model made a mistake."""
         if not isinstance(text, str):
             return self._value(text)
         try:
@@ -126,7 +128,7 @@ class Redacting:
         return text if masked == given else json.dumps(masked)
 
     def _plain(self, value: Any) -> Any:
-        """Mask in JSON data that is not ours, where a key `$type` means nothing."""
+        """Mask in JSON data that is not ours, where a key `$type` has no meaning."""
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Requests: what a run asks of a person or of another program, and the answers it may get. Data and rules only.
+"""Requests of a run to a person or another program, and the allowed answers. Data and rules only.
 
 kind               who decides                answers that are taken
 question           `ask_human`                answer(text), one of the choices if there are any
@@ -17,7 +17,7 @@ from durable_swarm import codec
 from durable_swarm.errors import InvalidAnswer
 
 TOKEN = "token:"
-"""Prefix of the id of a request for a result that is posted under a token."""
+"""Prefix of a request's id if its result is posted under a token."""
 
 Kind = Literal["question", "approval", "unknown_outcome", "result"]
 Status = Literal["open", "answered", "expired"]
@@ -34,7 +34,7 @@ _METHODS = {"answered": "answer", "approved": "approve", "rejected": "reject"}
 
 @dataclass(frozen=True)
 class RequestSpec:
-    """What is asked: all that whoever answers is shown, and what an answer must fit.
+    """The content of a request: everything that is shown for a decision, and the form of the answer.
 
     `call` is the id of the tool call that asks. `arguments` are those of the call as plain JSON, `schema` the JSON
     schema they must fit. `timeout` is in seconds. `same_as` is the number of the step whose call this one repeats.
@@ -57,7 +57,7 @@ class RequestSpec:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided: `value` answers, `arguments` are what an approver has made of the call's, `reason` rejects."""
+    """A decision: `value` answers, `arguments` are the approver's changed arguments, `reason` rejects."""
 
     verdict: Verdict
     value: Any = None
@@ -67,12 +67,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class Request:
-    """One request of a run, as whoever answers it sees it.
+    """One request of a run, as it is shown for a decision.
 
     `kind` is `question`, `approval`, `unknown_outcome` or `result` (a result that another program will post), `status`
-    `open`, `answered` or `expired`. `arguments` are those of the tool call, exactly as it would be executed.
-    `same_as` is the number of the step whose call this one repeats, or None.
-    `decision`, `answered_by` and `answered_at` tell what became of it. Times are aware UTC.
+    `open`, `answered` or `expired`. `arguments` are those of the tool call, exactly as it would be executed. `same_as`
+    is the number of the step whose call this one repeats, or None. `decision`, `answered_by` and `answered_at` record
+    its outcome. Times are aware UTC.
     """
 
     id: str
@@ -95,14 +95,14 @@ class Request:
 
 
 def check_decision(asked: RequestSpec | Request, decision: Decision) -> None:
-    """Check that this decides what is asked. Raises `InvalidAnswer`, which says what would be taken."""
+    """Check that the decision fits the request. Raises `InvalidAnswer`, which names the allowed answers."""
     problem = _problem(asked, decision)
     if problem:
         raise InvalidAnswer(problem, request_id=asked.id)
 
 
 def _problem(asked: RequestSpec | Request, decision: Decision) -> str:
-    """Give what is wrong with the decision, or ''."""
+    """Return the problem with the decision, or ''."""
     if decision.verdict not in _TAKES[asked.kind]:
         takes = " or ".join(_METHODS[verdict] for verdict in _TAKES[asked.kind])
         return f"request {asked.id!r} is of kind {asked.kind!r} and takes {takes}, not {_METHODS[decision.verdict]}"
@@ -115,7 +115,7 @@ def _problem(asked: RequestSpec | Request, decision: Decision) -> str:
 
 
 def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
-    """Give what is wrong with what an approver has made of a call's arguments, or ''."""
+    """Return the problem with an approver's changed arguments, or ''."""
     if asked.kind != "approval":
         return f"request {asked.id!r} is no approval, so its arguments cannot be changed"
     if not isinstance(arguments, dict):
@@ -131,7 +131,7 @@ def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
 
 
 def decision_record(decision: Decision) -> dict[str, Any]:
-    """Give a decision as plain JSON. Raises `NotSerializable`."""
+    """Return a decision as plain JSON. Raises `NotSerializable`."""
     fields = {
         "value": None if decision.value is None else codec.encode(decision.value, "the answer"),
         "arguments": None if decision.arguments is None else codec.encode(decision.arguments, "arguments"),
@@ -145,7 +145,7 @@ def decision_record(decision: Decision) -> dict[str, Any]:
 
 
 def read_decision(record: dict[str, Any]) -> Decision:
-    """Give the decision from its record."""
+    """Return the decision from its record."""
     return Decision(
         record["verdict"],
         codec.decode(record.get("value")),

@@ -1,6 +1,6 @@
-"""A run as others see it: its states, its steps, and its story told again from its records.
+"""A run seen from outside: its states, its steps, and its history rebuilt from its records.
 
-No database here: `follow` drives the turn loop over records that somebody has read.
+This module uses no database: `follow` drives the turn loop over records that the caller has read.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ NO_ANSWER: dict[EndedBy, str] = {
     "content_filter": "stopped by the provider's content filter",
     "guardrail": "stopped by a guardrail",
 }
-"""What ended a run that is done and has no answer, in words for every screen."""
+"""Why a run that is done has no answer, in words for every screen."""
 
 
 def without_answer(ended_by: EndedBy | None) -> str:
-    """Return in words what ended a run without an answer, or ''."""
+    """Return in words why a run ended without an answer, or ''."""
     return NO_ANSWER.get(ended_by or "answer", "")
 
 
 def written_as_text(tool: str) -> str:
-    """Return what every screen says of a reply that seems to write a tool call in its text."""
+    """Return the text that every screen shows for a reply that seems to write a tool call in its text."""
     return f"a call of {tool} seems to be written as text; no call was made"
 
 
@@ -61,12 +61,12 @@ class StepInfo:
 
     `kind` is `model`, `tool` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed` or
     `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
-    `turn` is the turn it belongs to, counted from 0. `kept` says that a fork has it from the run it was forked from.
-    `finish` is the provider's reason for the end of a reply where it is not the usual one, such as "length".
-    `index` is a call's place in its reply, from 0. A refused call (an unknown tool, unfit arguments, a reply that was
-    cut, a repetition) is a `tool` step too, `failed`, with the text that the model got as its `output`.
-    `same_as` is the number of the step whose call this one repeats. `written` names a tool whose call a reply without
-    calls seems to have written as text.
+    `turn` is the turn it belongs to, counted from 0. `kept` is true for a step that a fork took from its original run.
+    `finish` is the provider's reason for the end of a reply where it is not the usual one, such as "length". `index` is
+    a call's place in its reply, from 0. A refused call (an unknown tool, unfit arguments, a reply that was cut, a
+    repetition) is a `tool` step too, `failed`, with the text sent to the model as `output`. `same_as` is the number of
+    the step whose call this one repeats. `written` names a tool whose call a reply without calls seems to have written
+    as text.
     """
 
     number: int
@@ -98,24 +98,24 @@ class _NotYet(Exception):
 
 @dataclass
 class RunHistory:
-    """What the records of a run tell: all of it (`ending`), or as far as they go (`messages`, `usage`)."""
+    """The content of a run's records: the whole run (`ending`), or as far as they go (`messages`, `usage`)."""
 
     messages: list[Message]
     usage: Usage | None
     ending: Ending | None = None
     following: Effect | None = None
-    """What the run does next, where the records do not tell its end."""
+    """The run's next effect, if the records do not contain its end."""
 
 
 @dataclass
 class _Recorded:
-    """Performs effects by giving what was recorded of them."""
+    """Performs effects by returning their records."""
 
     next_reply: Callable[[], Reply | None]
     next_outcome: Callable[[int, Call], Outcome | None]
     usage: Usage | None = None
     ahead: Reply | None = None
-    """The reply that follows one without tool calls: the run went on, since more was said to it."""
+    """The reply after one without tool calls: the run continued, because more messages were sent to it."""
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         if isinstance(effect, Close):
@@ -144,7 +144,7 @@ def follow(
     *,
     pending: str,
 ) -> RunHistory:
-    """Tell a run's story from its records, with the same loop that ran it.
+    """Rebuild a run's history from its records, with the same loop that ran it.
 
     The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
     """

@@ -1,4 +1,4 @@
-"""Swarm's dictionaries of a streamed run, on their way to a consumer who may be slow, or gone."""
+"""Swarm's dictionaries of a streamed run, on their way to a consumer that may be slow, or gone."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, Self
 from durable_swarm.concurrency import CallerThreadExecutor
 
 Item = dict[str, Any]
-"""`{"delim": "start"}`, a delta, `{"delim": "reset"}`, `{"delim": "end"}`, and at last `{"response": Response}`."""
+"""`{"delim": "start"}`, a delta, `{"delim": "reset"}`, `{"delim": "end"}`, and finally `{"response": Response}`."""
 
 WAITING = 1000
-"""How many dictionaries wait to be read; further pieces of one text are joined."""
+"""Number of dictionaries that wait unread; further pieces of one text are joined."""
 
 
 class _Joined:
-    """Deltas that nobody has read yet, joined: all pieces of one text, or of one call's arguments."""
+    """Unread deltas, joined: all pieces of one text, or of one call's arguments."""
 
     def __init__(self, kind: str | int, piece: str) -> None:
         self.kind = kind
@@ -31,7 +31,7 @@ class _Joined:
         self._pieces.append(piece)
 
     def delta(self) -> Item:
-        """Give it as one delta."""
+        """Return the pieces as one delta."""
         text = "".join(self._pieces)
         self._pieces = [text]
         if isinstance(self.kind, str):
@@ -40,7 +40,7 @@ class _Joined:
 
 
 def _piece_of(delta: Item) -> tuple[str | int, str] | None:
-    """Give which text the delta continues (a field's name, a call's index), and by what; None if it says more."""
+    """Return the text that the delta continues (a field's name, a call's index) and its piece; None if it says more."""
     if len(delta) != 1:
         return None
     ((field, value),) = delta.items()
@@ -55,7 +55,7 @@ _SILENT = {"content": None, "function_call": None, "refusal": None, "role": None
 
 
 def as_swarms(item: Item) -> Item:
-    """Give a delta with all the keys that Swarm's have: programs look at them without asking whether they are there."""
+    """Return a delta with all the keys of Swarm's, because programs read them without checking."""
     if "delim" in item:
         return item
     calls = [
@@ -68,14 +68,14 @@ def as_swarms(item: Item) -> Item:
 class Channel:
     """The dictionaries of a run that a consumer has not read yet.
 
-    However late the consumer is, they take no more memory than the texts of the replies. `wake` is called when there is
+    Even for a slow consumer they take no more memory than the texts of the replies. `wake` is called when there is
     something to read again; it must not wait.
     """
 
     def __init__(self, wake: Callable[[], None] = lambda: None, waiting: int = WAITING) -> None:
         self.wake = wake
         self.turn: int | None = None
-        """The turn whose reply has begun here, or was begun for the consumer by what it read before."""
+        """The turn whose reply has begun here, or was begun for the consumer by earlier reads."""
         self._limit = waiting
         self._lock = threading.Lock()
         self._items: deque[Item | _Joined] = deque()
@@ -84,7 +84,7 @@ class Channel:
         self._closed = False
 
     def begin(self, agent: str, turn: int) -> None:
-        """Say that the reply of a turn begins; if it has begun here before, that it begins anew."""
+        """Begin the reply of a turn; if it has begun here before, restart it."""
         self._sender, self._first = agent, True
         self._put(self._beginning(turn))
 
@@ -99,34 +99,34 @@ class Channel:
         self._put(delta)
 
     def reset(self) -> None:
-        """Say that what came since the last start is void."""
+        """Void everything since the last start."""
         self._first = True
         self._put({"delim": "reset"})
 
     def end(self) -> None:
-        """Say that the reply is whole."""
+        """End the reply: it is whole."""
         self._put({"delim": "end"})
 
     def take(self) -> list[Item]:
-        """Give what has come since the last call."""
+        """Return the dictionaries since the last call."""
         with self._lock:
             items = list(self._items)
             self._items.clear()
         return [as_swarms(item.delta() if isinstance(item, _Joined) else item) for item in items]
 
     def join(self, other: Channel) -> None:
-        """Begin with what the other one holds, and leave it there."""
+        """Begin with a copy of the other one's dictionaries."""
         for number, item in enumerate(other.look()):
             self._put(item if number else self._beginning(other.turn))
         self._sender, self._first = other._sender, other._first
 
     def look(self) -> list[Item]:
-        """Give what there is to read, and leave it."""
+        """Return the unread dictionaries without removing them."""
         with self._lock:
             return [item.delta() if isinstance(item, _Joined) else item for item in self._items]
 
     def close(self) -> None:
-        """Take nothing more: the consumer is gone."""
+        """Accept nothing more: the consumer is gone."""
         with self._lock:
             self._closed = True
             self._items.clear()
@@ -157,16 +157,16 @@ PATIENCE = 1.0
 
 
 LOOK = 0.25
-"""Seconds between looks whether a reader still waits for something."""
+"""Seconds between checks that a reader still waits for something."""
 
 Check = Callable[[], None]
-"""Raises where there is nothing to wait for any more."""
+"""Raises if there is nothing left to wait for."""
 
 
 def read(
     channel: Channel, home: CallerThreadExecutor, over: Future[Any], check: Check = lambda: None
 ) -> Iterator[Item]:
-    """Hand over what comes in until the run is over; this thread makes the calls of its plain functions meanwhile."""
+    """Yield the dictionaries until the run is over; this thread makes the calls of its plain functions meanwhile."""
     channel.wake = home.wake
     over.add_done_callback(lambda _: home.wake())
     while not over.done():
@@ -177,7 +177,7 @@ def read(
 
 
 async def read_async(channel: Channel, over: asyncio.Future[Any], check: Check = lambda: None) -> AsyncIterator[Item]:
-    """Hand it over on the event loop."""
+    """Yield the dictionaries on the event loop."""
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
     channel.wake = lambda: from_any_thread(loop, changed)
     over.add_done_callback(lambda _: changed.set())
@@ -193,13 +193,13 @@ async def read_async(channel: Channel, over: asyncio.Future[Any], check: Check =
 
 
 def from_any_thread(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
-    """Set the event of a reader, whose loop may be closed meanwhile."""
+    """Set the event of a reader, even if its loop may be closed."""
     with contextlib.suppress(RuntimeError):  # The consumer's loop is closed.
         loop.call_soon_threadsafe(changed.set)
 
 
 class Stream:
-    """What `run_async(stream=True)` gives: iterate it, with or without an `await` before it."""
+    """The result of `run_async(stream=True)`: iterate it, with or without an `await` before it."""
 
     def __init__(self, items: AsyncIterator[Item]) -> None:
         self._items = items

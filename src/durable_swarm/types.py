@@ -1,6 +1,6 @@
-"""Swarm's data: Agent, Result, Response, the token usage, and what `@tool` and `@step` note on a function.
+"""Swarm's data: Agent, Result, Response, the token usage, and the options that `@tool` and `@step` keep on a function.
 
-Data only. Fields, defaults and mutability are those of OpenAI's Swarm; `docs/compatibility.md` lists what was added.
+Data only. Fields, defaults and mutability are those of OpenAI's Swarm; `docs/compatibility.md` lists the additions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Message = dict[str, Any]
 """One chat message as the provider's API spells it, plus Swarm's `sender` and `tool_name`."""
 
 agent_defined: list[Callable[[Any], None]] = []
-"""Called with every `Agent` that is constructed; the roster puts itself here."""
+"""Called with every `Agent` that is constructed; the registry of agents adds itself here."""
 
 
 class Agent(BaseModel):
-    """Who answers: a name, instructions, a model and plain functions as tools.
+    """An agent: a name, instructions, a model and plain functions as tools.
 
     `instructions` is a string or a callable that takes the context variables. A function that returns an agent is a
-    handoff. After a crash agents and tools are found again by name, so define agents where the program starts.
+    handoff. After a crash agents and tools are found again by name, so define agents at the program's start.
     """
 
     name: str = "Agent"
@@ -45,7 +45,7 @@ class Agent(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown(cls, given: Any) -> Any:
-        """Refuse a field that is not there: a tool list under a wrong name would be no tools, without a word."""
+        """Refuse an unknown field: a tool list under a wrong name would silently leave the agent without tools."""
         known = list(cls.model_fields)
         aliases = [field.alias for field in cls.model_fields.values()]
         if isinstance(given, dict) and cls.model_config.get("extra", "ignore") == "ignore":
@@ -62,7 +62,7 @@ _lenient = False
 
 
 def ignore_unknown_fields(ignore: bool) -> None:
-    """Have unknown fields of agents ignored with a warning, as Swarm ignores them, or refused."""
+    """Ignore unknown fields of agents with a warning, as Swarm ignores them, or refuse them again."""
     global _lenient
     _lenient = ignore
 
@@ -76,7 +76,7 @@ def _unknown_field(kind: str, name: str, known: list[str]) -> None:
 
 
 class Result(BaseModel):
-    """What a tool may return to say more than text: a handoff and changes of the context variables."""
+    """A tool's result with more than text: a handoff and changes of the context variables."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -104,14 +104,14 @@ class Usage(BaseModel):
 
 
 EndedBy = Literal["answer", "max_turns", "limit", "length", "content_filter", "guardrail"]
-"""What ended a run: an answer, `max_turns`, a limit, the provider (which cut the reply), or a guardrail."""
+"""Why a run ended: an answer, `max_turns`, a limit, the provider (which cut the reply), or a guardrail."""
 
 
 class Response(BaseModel):
-    """The result of a run: its new messages, the agent that spoke last, the context variables as they are now.
+    """The result of a run: its new messages, its last agent, and the final context variables.
 
-    `usage` is None where the provider reported none. `ended_by` is "answer" where the last message is one; "max_turns";
-    "length" or "content_filter" where the provider cut the last reply at its token limit or for what it said.
+    `usage` is None if the provider reported none. `ended_by` is "answer" if the last message is one; "max_turns";
+    "length" or "content_filter" if the provider cut the last reply at its token limit or for its content.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -125,15 +125,15 @@ class Response(BaseModel):
 
 
 Repeat = Literal["allow", "reuse", "refuse"]
-"""What becomes of a call that the model makes again after it has succeeded."""
+"""How to treat a call that the model makes again after it has succeeded."""
 
 Effect = Literal["read", "idempotent", "once", "transactional"]
-"""What a crash in the middle of a call means: `docs/effects.md` has the table."""
+"""The meaning of a crash in the middle of a call: `docs/effects.md` has the table."""
 
 
 @dataclass(frozen=True)
 class ToolSettings:
-    """What `@tool` (or `@step`, with `is_step`) says about a function."""
+    """The options that `@tool` (or `@step`, with `is_step`) set for a function."""
 
     name: str | None = None
     description: str | None = None
@@ -141,16 +141,16 @@ class ToolSettings:
     timeout: float | None = None
     """Seconds for one attempt."""
     backoff: float = 1.0
-    """Seconds before the first retry; doubled for each further one."""
+    """Seconds before the first retry, doubled for each further one."""
     is_step: bool = False
     effect: Effect = "idempotent"
     check: Callable[..., Any] | None = None
-    """Finds out what became of a `once` call whose process died: gives its result, or None if it did not happen."""
+    """Checks a `once` call whose process died: returns its result, or None if the call did not happen."""
     approval: bool | Callable[..., Any] = False
     approval_timeout: float | None = None
-    """Seconds after which a call that nobody has approved counts as rejected."""
+    """Seconds after which an undecided approval counts as rejected."""
     parameters: dict[str, Any] | None = None
-    """The JSON schema of the arguments, where it was given and is not read off the function's signature."""
+    """The JSON schema of the arguments, if it was given instead of read from the function's signature."""
     repeat: Repeat = "allow"
 
 
@@ -159,12 +159,12 @@ _PLAIN = ToolSettings()
 
 
 def note_settings(function: Any, settings: ToolSettings) -> None:
-    """Keep `settings` on the function, where `settings_of` finds them; for a bound method, on its function."""
+    """Store `settings` on the function for `settings_of`; for a bound method, on its function."""
     setattr(getattr(function, "__func__", function), _SETTINGS, settings)
 
 
 def settings_of(function: Any) -> ToolSettings:
-    """Give what was noted on the function, also through a bound method or a `functools.partial`."""
+    """Return the function's settings, also through a bound method or a `functools.partial`."""
     while True:
         found = getattr(function, _SETTINGS, None)
         if isinstance(found, ToolSettings):
@@ -175,7 +175,7 @@ def settings_of(function: Any) -> ToolSettings:
 
 
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-"""The names that all providers take."""
+"""Names that all providers accept."""
 
 
 def tool_name(function: Any) -> str:

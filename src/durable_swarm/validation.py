@@ -11,11 +11,11 @@ from durable_swarm.codec import storable
 from durable_swarm.errors import ConfigurationError
 
 LARGEST = 2**31 - 1
-"""The largest whole number that a column of the database holds."""
+"""The largest integer that a column of the database holds."""
 
 
 def check_threads() -> None:
-    """Check that threads are the system's: those that `gevent` puts in their place cannot have event loops."""
+    """Check that threads are the system's, because `gevent`'s replacements cannot have event loops."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
         raise ConfigurationError(
@@ -25,7 +25,7 @@ def check_threads() -> None:
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
-    """Check that it is a whole number from `least` up, and not above what a database holds."""
+    """Check that it is a whole number from `least` up, and not above the database's limit."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
         upper = f", {LARGEST} at most" if isinstance(value, int) and value > LARGEST else ""
         raise ConfigurationError(f"{name} must be a whole number from {least} up{upper}, not {value!r:.40}")
@@ -40,7 +40,7 @@ def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> None:
 
 
 def check_rate(name: str, value: Any, what: str) -> None:
-    """Check that it is so many of `what` within so many seconds: a tuple (number, seconds)."""
+    """Check that it is a number of `what` per number of seconds: a tuple (number, seconds)."""
     if not isinstance(value, tuple) or len(value) != 2:
         raise ConfigurationError(f"{name} must be ({what}, seconds), not {value!r:.80}")
     check_whole(f"{name}: {what}", value[0], 1)
@@ -50,7 +50,7 @@ def check_rate(name: str, value: Any, what: str) -> None:
 
 
 def check_model_rates(rates: Any) -> None:
-    """Check that they are a rate, as (calls, seconds), for each of some models."""
+    """Check that it maps model names to rates, each as (calls, seconds)."""
     if not isinstance(rates, Mapping):
         raise ConfigurationError(f'model_rates must be like {{"gpt-4o": (500, 60)}}, not {rates!r:.80}')
     for model, rate in rates.items():
@@ -58,14 +58,14 @@ def check_model_rates(rates: Any) -> None:
 
 
 def check_changed_agents(value: Any) -> str:
-    """Check that it says what becomes of runs whose agents have changed, and give it."""
+    """Check the policy for runs whose agents have changed, and return it."""
     if value not in ("continue", "hold"):
         raise ConfigurationError(f"changed_agents must be 'continue' or 'hold', not {value!r:.40}")
     return str(value)
 
 
 def check_queue(queue: Any, priority: Any) -> bool:
-    """Check how a run is to be queued, and give whether it is."""
+    """Check how a run is to be queued; return True if it is."""
     if not isinstance(queue, bool):
         raise ConfigurationError(f"queue must be True or False, not {queue!r:.80}")
     check_whole("priority", priority, 0)
@@ -75,7 +75,7 @@ def check_queue(queue: Any, priority: Any) -> bool:
 
 
 def check_codec(codec: Any) -> None:
-    """Check that it is a codec: something with `encode` and `decode`; or None."""
+    """Check that it is a codec (an object with `encode` and `decode`) or None."""
     if isinstance(codec, type):
         raise ConfigurationError(f"codec must be a codec, not the class {codec.__name__}; make one of it")
     if codec is not None and not all(callable(getattr(codec, name, None)) for name in ("encode", "decode")):
@@ -86,7 +86,7 @@ def check_codec(codec: Any) -> None:
 
 
 def check_text(name: str, value: Any) -> str:
-    """Check that it is a string that is not empty and that a database can store, and give it."""
+    """Check that it is a non-empty string that a database can store, and return it."""
     if not isinstance(value, str) or not value.strip() or not storable(value):
         raise ConfigurationError(
             f"{name} must be a string that is not empty and that a database can store: without NUL and without half "
@@ -96,7 +96,7 @@ def check_text(name: str, value: Any) -> str:
 
 
 LONGEST_NAME, LONGEST_ID = 500, 1000
-"""Bytes in UTF-8. An index of PostgreSQL holds 2,700: ids of calls and requests are made of these, and add to them."""
+"""Maximum bytes in UTF-8. An index of PostgreSQL holds 2,700, and ids of calls and requests extend these names."""
 
 
 def check_name(name: str, value: Any, longest: int = LONGEST_NAME) -> str:

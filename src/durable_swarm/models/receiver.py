@@ -18,7 +18,7 @@ from durable_swarm.models.reply import Answer, read_message
 from durable_swarm.models.stream import ReplyBuilder, whole
 
 EAGER, SELDOM = 8, 25
-"""Yield to other tasks after each of this many first chunks, then after every this many further ones."""
+"""Yield to other tasks after each of the first `EAGER` chunks, then after every `SELDOM`-th."""
 
 
 _marks: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
@@ -33,7 +33,7 @@ def has_end_marks(client: Any, model: str) -> bool | None:
 
 
 def note_end_marks(client: Any, model: str, has: bool) -> None:
-    """Record if a stream had a finish reason. A provider that ever sent one has broken off when it sends none."""
+    """Record whether a stream had a finish reason. A provider that ever sent one has broken off when it sends none."""
     with contextlib.suppress(TypeError):  # Some clients are not hashable.
         known = _marks.setdefault(client, {})
         known[model] = has or known.get(model, False)

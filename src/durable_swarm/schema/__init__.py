@@ -1,9 +1,8 @@
 """Functions as tools: their JSON schema for the model, and the model's argument text as keyword arguments.
 
-Two directions of one border. `function_to_json` and `tool_schema` say what a function takes; `check_arguments` reads
-what the model sent and gives real Python values, or raises `BadArguments` with a text the model can learn from.
-What is found out about a function is kept as long as the function lives, so decorate it before its first use.
-No tool is ever called here.
+`function_to_json` and `tool_schema` describe the arguments of a function. `check_arguments` reads the model's text and
+returns Python values, or raises `BadArguments` with a text that the model can learn from. The results for a function
+are cached as long as the function exists, so decorate it before its first use. No tool is called here.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ def function_to_json(f: Callable[..., Any]) -> dict[str, Any]:
 
     For parameters without annotation or of a plain type the result equals Swarm's. Other annotations become JSON
     schema, with `parameters["$defs"]` for types that are used more than once. A parameter that the docstring documents
-    gets a `description`. `*args`, `**kwargs` and keywords that a `functools.partial` has bound are left out.
-    The result is the caller's own. Raises ValueError if the signature cannot be read, and `ConfigurationError` if an
-    annotation has no JSON schema.
+    gets a `description`. `*args`, `**kwargs` and keywords that a `functools.partial` has bound are left out. The caller
+    may change the result. Raises ValueError if the signature cannot be read, and `ConfigurationError` if an annotation
+    has no JSON schema.
     """
     tool = _tool_of(f)
     if tool.signature.given is not None:
@@ -55,7 +54,7 @@ def function_to_json(f: Callable[..., Any]) -> dict[str, Any]:
 
 
 def tool_schema(f: Callable[..., Any]) -> dict[str, Any]:
-    """Give `function_to_json(f)` without the parameter `context_variables`: what is sent to the model.
+    """Return `function_to_json(f)` without the parameter `context_variables`, as it is sent to the model.
 
     It is the same dictionary every time, so treat it as read-only. Raises as `function_to_json` does, and
     `ConfigurationError` for a positional-only parameter, since tools are called with keyword arguments.
@@ -64,27 +63,27 @@ def tool_schema(f: Callable[..., Any]) -> dict[str, Any]:
 
 
 def wants_context(f: Callable[..., Any]) -> bool:
-    """Whether the function has a parameter named `context_variables`. Raises ValueError as `function_to_json` does."""
+    """Return True if the function has a parameter `context_variables`. Raises ValueError as `function_to_json` does."""
     return _tool_of(f).signature.wants_context
 
 
 def wants_connection(f: Callable[..., Any]) -> bool:
-    """Whether the function is a transactional tool with a parameter named `connection`. Raises as `wants_context`."""
+    """Return True for a transactional tool with a parameter named `connection`. Raises as `wants_context`."""
     return _tool_of(f).signature.wants_connection
 
 
 def check_arguments(f: Callable[..., Any], text: str) -> dict[str, Any]:
-    """Read the model's argument text for the tool `f` and give the keyword arguments to call it with.
+    """Read the model's argument text for the tool `f` and return its keyword arguments.
 
-    Values become what the annotations say (an Enum member, a dataclass, a datetime, …); parameters without annotation
-    get the plain JSON value. An empty text counts as `{}`. `context_variables` is never among the result.
-    Raises `BadArguments` for whatever is wrong with the text, and `ConfigurationError` as `tool_schema` does.
+    Values are converted to the annotated types (an Enum member, a dataclass, a datetime, …); parameters without
+    annotation get the plain JSON value. An empty text counts as `{}`. `context_variables` is never in the result.
+    Raises `BadArguments` for any fault of the text, and `ConfigurationError` as `tool_schema` does.
     """
     return _tool_of(f).reader.read(text)
 
 
 def accepted(rule: Callable[..., Any], f: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Give those of a call's arguments that `rule` takes by name; what the model left out has the tool's default."""
+    """Return the call's arguments that `rule` takes by name; arguments the model omitted get the tool's defaults."""
     takes = inspect.signature(rule).parameters
     defaults = {
         name: parameter.default
@@ -98,7 +97,10 @@ def accepted(rule: Callable[..., Any], f: Callable[..., Any], arguments: dict[st
 
 
 def tool_schemas(agent: Any) -> list[dict[str, Any]]:
-    """Return the schemas of the agent's tools, each as `tool_schema` gives it.
+    """Return the schemas of the agent's tools, each as `tool_schema` returns it.
+
+    Raises `ConfigurationError` for functions that cannot be an agent's tools: names that providers refuse, two of one
+    name, generators, unreadable signatures.
 
     Raises `ConfigurationError` for functions that cannot be an agent's tools: names that providers refuse, two of one
     name, generators, signatures that cannot be told.
@@ -133,7 +135,7 @@ def _problem(function: Any, name: str, others: Container[str]) -> str:
 
 
 class _Tool:
-    """What is known of one function, each part found out when it is first asked for."""
+    """Cached facts about one function, each computed at first use."""
 
     def __init__(self, f: Any) -> None:
         self.signature = Signature(f)
@@ -162,7 +164,7 @@ _tools: WeakKeyDictionary[Any, _Tool] = WeakKeyDictionary()
 
 
 def _tool_of(f: Any) -> _Tool:
-    # A callable that has no hash, or takes no weak reference, is looked at anew each time: both are a TypeError.
+    # A callable that is not hashable, or takes no weak reference, is read anew each time: both raise a TypeError.
     try:
         return _tools[f]
     except (KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""The model's argument text as keyword arguments, or as a complaint that the model can learn from."""
+"""The model's argument text as keyword arguments, or as an error that the model can learn from."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from durable_swarm.schema.descriptions import Adapters, describe, label
 from durable_swarm.schema.signatures import ABSENT, Parameter, Signature
 
 MAX_DEPTH = 100
-"""How deep an argument may nest lists and objects: far below Python's recursion limit, also where it is stored."""
+"""Maximum nesting of lists and objects in an argument: far below Python's recursion limit, also when stored."""
 
 MAX_DIGITS = 500
-"""How long a whole number may be: more than any float holds, and below where Python refuses to read on."""
+"""Maximum digits of a whole number: more than any float holds, and below Python's own limit for reading."""
 
 MAX_MESSAGE = 1024
-"""The most bytes a `BadArguments` message takes in UTF-8."""
+"""Maximum size of a `BadArguments` message in UTF-8 bytes."""
 
 
 class BadArguments(ValueError):
-    """The model's arguments do not fit the tool. The message is meant for the model and takes 1024 bytes at most."""
+    """The model's arguments do not fit the tool. The message is meant for the model and has at most 1024 bytes."""
 
 
 class ObjectReader:
@@ -37,19 +37,21 @@ class ObjectReader:
         self._tool = tool
 
     def read_object(self, text: str | None) -> dict[str, Any]:
-        """Return the object; no text counts as an empty one. Raises `BadArguments`."""
+        """Return the object; an empty text counts as an empty object. Raises `BadArguments`."""
         if not text or not text.strip():
             return {}
         try:
             value = _decoder.decode(text)
             if isinstance(value, str) and value.strip()[:1] in ("", "{"):
-                value = _decoder.decode(value) if value.strip() else None  # The text of an object, as a text.
+                value = (
+                    _decoder.decode(value) if value.strip() else None
+                )  # The text of an object, encoded as a JSON string.
         except RecursionError:
             self.refuse("are nested too deep")
         except ValueError as error:
             self.refuse(f"are not valid JSON: {cut(str(error), 200)}. They begin with {_echo(text)}")
         if value is None or value == []:
-            return {}  # How some models and servers write that there are none.
+            return {}  # Some models and servers write missing arguments this way.
         if not isinstance(value, dict):
             self.refuse(f"are not a JSON object. They begin with {_echo(text)}")
         if _too_deep(value):
@@ -57,13 +59,13 @@ class ObjectReader:
         return value
 
     def refuse(self, verdict: str) -> NoReturn:
-        """Raise `BadArguments`; where the text is too long, what is expected stays and the verdict is cut."""
+        """Raise `BadArguments`; if the text is too long, the expected arguments stay and the verdict is cut."""
         ending = f". {self.expected()}."
         verdict = f"The arguments for {cut(self._tool, 64)} {verdict}"
         raise BadArguments(cut(verdict, MAX_MESSAGE - len(ending.encode())) + ending)
 
     def expected(self) -> str:
-        """Say what the arguments may be."""
+        """Describe the allowed arguments."""
         raise NotImplementedError
 
 
@@ -80,7 +82,7 @@ class Reader(ObjectReader):
         self._converters = {parameter.name: _converter(parameter, adapters) for parameter in signature.open}
 
     def read(self, text: str | None) -> dict[str, Any]:
-        """Give the keyword arguments that the text stands for. Raises `BadArguments`."""
+        """Return the keyword arguments in the text. Raises `BadArguments`."""
         given = self.read_object(text)
         problems = [f"{name} is missing" for name in self._required if name not in given]
         values: dict[str, Any] = {}
@@ -88,7 +90,7 @@ class Reader(ObjectReader):
             if convert := self._converters.get(key):
                 try:
                     values[key] = convert(value)
-                # A user's own type may raise anything at a value it did not expect.
+                # A user's own type may raise anything for a value that it did not expect.
                 except Exception as error:
                     problems += _reasons(key, error)
             elif self._signature.takes_more and key not in self._signature.closed:
@@ -105,7 +107,7 @@ class Reader(ObjectReader):
         return values
 
     def expected(self) -> str:
-        """Say what the arguments may be."""
+        """Describe the allowed arguments."""
         takes = self._signature.open
         properties = describe(self._signature, takes, self._adapters)["function"]["parameters"]["properties"]
         notes = [f"{p.name} ({cut(label(properties[p.name]), 60)}{', optional' * (not p.required)})" for p in takes]
@@ -114,7 +116,7 @@ class Reader(ObjectReader):
 
 
 def _default(field: FieldInfo, values: dict[str, Any]) -> Any:
-    """Return the default that a `Field` gives, which may be made of the other arguments."""
+    """Return the default of a `Field`, which may be computed from the other arguments."""
     if getattr(field, "default_factory_takes_validated_data", False):
         make: Any = field.default_factory
         return make(values)
@@ -185,11 +187,11 @@ def _reason(name: str, place: tuple[int | str, ...], message: str, value: Any) -
 
 
 def _echo(value: Any) -> str:
-    """Show a little of a value that came from the model."""
+    """Show a short part of a value from the model."""
     return "null" if value is None else cut(reprlib.repr(value), 60)
 
 
 def cut(text: str, size: int) -> str:
-    """Give the text in at most `size` bytes of UTF-8, without what UTF-8 or a database refuses."""
+    """Return the text in at most `size` bytes of UTF-8, without characters that UTF-8 or a database refuses."""
     data = text.replace("\0", "\\0").encode("utf-8", "backslashreplace")
     return data.decode() if len(data) <= size else data[: size - 3].decode("utf-8", "ignore") + "…"

@@ -1,4 +1,4 @@
-"""Parameters as JSON schema, by way of pydantic."""
+"""Parameters as JSON schema, by pydantic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from durable_swarm.errors import ConfigurationError
 from durable_swarm.schema.signatures import ABSENT, CONTEXT, Parameter, Signature
 
 Adapters = Mapping[str, TypeAdapter[Any]]
-"""What pydantic knows of each annotated parameter, by its name."""
+"""Pydantic's adapter of each annotated parameter, by parameter name."""
 
 _SWARM_TYPES: dict[Any, str] = {
     str: "string",
@@ -50,7 +50,7 @@ def adapters_of(signature: Signature) -> Adapters:
 
 
 def describe(signature: Signature, parameters: list[Parameter], adapters: Adapters) -> dict[str, Any]:
-    """Build Swarm's dictionary, with these of the function's parameters."""
+    """Build Swarm's dictionary with these parameters of the function."""
     properties, definitions = _properties(parameters, adapters)
     for parameter in parameters:
         if text := _noted_description(parameter.annotation) or signature.documented.get(parameter.name):
@@ -64,7 +64,7 @@ def describe(signature: Signature, parameters: list[Parameter], adapters: Adapte
 
 
 def label(schema: dict[str, Any]) -> str:
-    """Say in a few words what a parameter of this schema takes."""
+    """Describe in a few words the values that a parameter of this schema takes."""
     if "enum" in schema:
         return " or ".join(map(json.dumps, schema["enum"]))
     if "const" in schema:
@@ -75,7 +75,7 @@ def label(schema: dict[str, Any]) -> str:
 
 
 def _plain_type(annotation: Any) -> str | None:
-    """Give the type Swarm names, or None for an annotation Swarm does not know."""
+    """Return the type's name in Swarm, or None for an annotation that Swarm does not know."""
     if annotation is ABSENT:
         return "string"
     return _SWARM_TYPES.get(annotation) if isinstance(annotation, type) else None
@@ -83,7 +83,7 @@ def _plain_type(annotation: Any) -> str | None:
 
 class _Schemas(GenerateJsonSchema):
     def emit_warning(self, kind: Any, detail: str) -> None:
-        """Stay silent: a nested default without JSON form is left out, which hurts nobody."""
+        """Stay silent: a nested default without a JSON form is left out, which does no harm."""
 
 
 def _adapter(tool: str, parameter: Parameter) -> TypeAdapter[Any]:
@@ -91,7 +91,7 @@ def _adapter(tool: str, parameter: Parameter) -> TypeAdapter[Any]:
         adapter = _lax_adapter(_known_to_pydantic(parameter.annotation))
         adapter.json_schema(schema_generator=_Schemas)
         return adapter
-    # Also what the hooks of a user's own type raise.
+    # Also raised by the hooks of a user's own type.
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(
@@ -140,7 +140,9 @@ def _rebuilt_typed_dict(kind: Any, inside: frozenset[Any]) -> Any:
 
 
 def _properties(parameters: list[Parameter], adapters: Adapters) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the schemas by parameter name, and the definitions they refer to.
+    """Return the schemas by parameter name, and the definitions they refer to.
+
+    `context_variables` needs no annotation that pydantic knows, because it never comes from the model.
 
     `context_variables` needs no annotation that pydantic knows: it never comes from the model.
     """
@@ -154,10 +156,10 @@ def _properties(parameters: list[Parameter], adapters: Adapters) -> tuple[dict[s
 
 
 class _Tidy:
-    """Pydantic's schema as models like it: without titles, and with types written where they are used.
+    """Pydantic's schema simplified for models: without titles, and with types written in place.
 
-    Many servers cannot follow references, so a definition that is used once takes the place of its reference, and so
-    do all enumerations, which are short. The rest stays shared, and what refers to itself has to.
+    Many servers cannot follow references, so a definition that is used once replaces its reference, and so do all
+    enumerations, which are short. Other definitions stay shared; recursive ones have to.
     """
 
     def __init__(self, schemas: Iterable[Any], definitions: dict[str, Any]) -> None:
@@ -179,7 +181,7 @@ class _Tidy:
         return {**self(self._definitions[name]), **tidied}
 
     def kept(self) -> dict[str, Any]:
-        """Give the definitions that are still referred to, by name."""
+        """Return the definitions that are still referred to, by name."""
         return {name: self(schema) for name, schema in self._definitions.items() if name in self._shared}
 
     def _keyword(self, key: str, value: Any) -> Any:
@@ -206,7 +208,7 @@ def _referred(node: dict[str, Any]) -> str | None:
 
 
 def _noted_description(annotation: Any) -> str | None:
-    """Give the text in `Annotated[int, "text"]` or `Annotated[int, Field(description="text")]`."""
+    """Return the text in `Annotated[int, "text"]` or `Annotated[int, Field(description="text")]`."""
     for note in getattr(annotation, "__metadata__", ()):
         if isinstance(note, str):
             return note

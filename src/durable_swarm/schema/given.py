@@ -1,4 +1,4 @@
-"""Tools whose JSON schema is given: it is sent as it is, and arguments are checked against it."""
+"""Tools with a given JSON schema: it is sent as it is, and arguments are checked against it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from durable_swarm.schema.arguments import ObjectReader, cut
 from durable_swarm.schema.descriptions import label
 
 _DATA = ("const", "default", "enum", "examples")
-"""Keywords that hold data, in which nothing is a schema."""
+"""Keywords that hold data and contain no schemas."""
 
 
 def checked_schema(name: str, parameters: Any) -> dict[str, Any]:
-    """Return a copy of a tool's JSON schema, as providers take it. Raises `ConfigurationError` for one that is none."""
+    """Return a copy of a tool's JSON schema, as providers take it. Raises `ConfigurationError` for an invalid one."""
     where = f"tool_from_schema: the parameters of {name!r}"
     if not isinstance(parameters, dict):
         raise ConfigurationError(f"{where} must be a JSON schema, a dictionary, not {parameters!r:.80}")
@@ -59,7 +59,7 @@ def _references(node: Any) -> Iterator[str]:
 
 
 def _leads_somewhere(schema: dict[str, Any], reference: str) -> bool:
-    """Whether a reference is a path in the schema itself: nothing is fetched from anywhere."""
+    """Return True if a reference is a path in the schema itself; nothing is fetched."""
     if reference == "#":
         return True
     node: Any = schema
@@ -81,7 +81,7 @@ def _path(path: Any) -> str:
 
 
 class GivenReader(ObjectReader):
-    """Reads arguments for a tool whose schema is given."""
+    """Reads arguments for a tool with a given schema."""
 
     def __init__(self, name: str, schema: dict[str, Any]) -> None:
         super().__init__(name)
@@ -89,7 +89,7 @@ class GivenReader(ObjectReader):
         self._validator = validator_for(schema)(schema)
 
     def read(self, text: str | None) -> dict[str, Any]:
-        """Return the arguments that the text stands for. Raises `BadArguments`."""
+        """Return the arguments in the text. Raises `BadArguments`."""
         given = self.read_object(text)
         try:
             problems = [
@@ -103,7 +103,7 @@ class GivenReader(ObjectReader):
         return given
 
     def expected(self) -> str:
-        """Say what the arguments may be."""
+        """Describe the allowed arguments."""
         required = self._schema.get("required", [])
         notes = [
             f"{name} ({cut(label(schema if isinstance(schema, dict) else {}), 60)}"

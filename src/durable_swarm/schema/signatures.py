@@ -1,4 +1,4 @@
-"""What a function says of itself: name, docstring, and parameters with their annotations resolved."""
+"""A function's name, docstring, and parameters with resolved annotations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from durable_swarm.errors import ConfigurationError
 from durable_swarm.types import settings_of, tool_name
 
 CONTEXT = "context_variables"
-"""The parameter that a run fills itself; the model neither sees nor gives it."""
+"""The parameter that a run fills itself; the model neither sees nor sets it."""
 
 CONNECTION = "connection"
-"""The parameter of a transactional tool that gets its database connection; the model neither sees nor gives it."""
+"""The parameter of a transactional tool for its database connection; the model neither sees nor sets it."""
 
 ABSENT = inspect.Parameter.empty
-"""Stands for an annotation where there is none, or none that can be resolved: see `Parameter.problem`."""
+"""Marks a missing annotation, or one that cannot be resolved: see `Parameter.problem`."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Parameter:
     """Its default is None, which `x: str = None` means to allow."""
     positional_only: bool
     filled: FieldInfo | None = None
-    """Gives the default, where it is pydantic's `Field(...)`; Python would hand the function the `Field` itself."""
+    """Returns the default of a pydantic `Field(...)`; Python would pass the `Field` itself to the function."""
     problem: str = ""
-    """Why the model cannot be told of it: an annotation that nobody can resolve, a default that is none."""
+    """Why the parameter cannot be described to the model: an unresolvable annotation, an invalid default."""
 
 
 class Signature:
-    """What a function says of itself. It does not refer to the function, so that it can be kept as long as that lives.
+    """A function's name, docstring and parameters. It holds no reference to the function, so it can be cached with it.
 
-    Raises ValueError if Python cannot tell the function's signature.
+    Raises ValueError if Python cannot read the function's signature.
     """
 
     def __init__(self, f: Any) -> None:
@@ -66,11 +66,11 @@ class Signature:
         given = {CONTEXT, CONNECTION} if self.wants_connection else {CONTEXT}
         self.open = [parameter for parameter in self.parameters if parameter.name not in given]
         self.takes_more = any(p.kind is p.VAR_KEYWORD for p in found)
-        # Through **kwargs the model could give `self` a second time, or replace what the program has bound.
+        # Through **kwargs the model could set `self` a second time, or replace what the program has bound.
         self.closed = {*given, *bound, *_inner_names(f)}
 
     def require_keywords(self) -> None:
-        """Raise `ConfigurationError` for a parameter that cannot be given by name."""
+        """Raise `ConfigurationError` for a parameter that cannot be passed by name."""
         for parameter in self.parameters:
             if parameter.positional_only:
                 raise ConfigurationError(
@@ -92,14 +92,14 @@ def _named(parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
 
 
 def _unbound(f: Any) -> Any:
-    """Give what a `functools.partial` was made of."""
+    """Return the function of a `functools.partial`."""
     while isinstance(f, functools.partial):
         f = f.func
     return f
 
 
 def _inner(f: Any) -> Any:
-    """Give the function that was written with `def`, below partials, methods, wrappers and callable objects."""
+    """Return the function written with `def`, below partials, methods, wrappers and callable objects."""
     f = inspect.unwrap(_unbound(f))
     if inspect.isclass(f):
         return inspect.unwrap(f.__init__)
@@ -131,10 +131,10 @@ def _docstring(f: Any) -> str:
 
 
 def _documented_parameters(docstring: str) -> dict[str, str]:
-    """Give the descriptions by parameter name; numpy's style may document several at once, as in `x, y : int`."""
+    """Return the descriptions by parameter name; numpy's style may document several at once, as in `x, y : int`."""
     try:
         parsed = docstring_parser.parse(docstring)
-    # At odd text the library fails with other errors than its own.
+    # Unusual texts make the library fail with errors other than its own.
     except Exception:
         return {}
     described = [(entry.arg_name, " ".join((entry.description or "").split())) for entry in parsed.params]
@@ -175,7 +175,7 @@ Namespace = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _namespaces(f: Any) -> list[Namespace]:
-    """Return where the names in annotations may be found: those of the innermost function first, then its wrappers'."""
+    """Return the namespaces for names in annotations: the innermost function's first, then its wrappers'."""
     f = _unbound(f)
     owner = getattr(f, "__self__", None) if inspect.ismethod(f) else None
     if inspect.isclass(f):
@@ -213,14 +213,14 @@ def _closure(function: Any) -> dict[str, Any]:
     code = getattr(function, "__code__", None)
     names: dict[str, Any] = {}
     for name, cell in zip(code.co_freevars if code else (), getattr(function, "__closure__", None) or (), strict=False):
-        # The cell is empty while the enclosing function has not yet come to the name.
+        # The cell is empty until the enclosing function has assigned the name.
         with contextlib.suppress(ValueError):
             names[name] = cell.cell_contents
     return names
 
 
 def _resolve(annotation: Any, spaces: list[Namespace]) -> tuple[Any, str]:
-    """Evaluate annotations that are text, and return why where that fails. `None` counts as none, as in Swarm."""
+    """Evaluate annotations that are text; return the reason if that fails. `None` counts as none, as in Swarm."""
 
     def carrier() -> None: ...
 

@@ -17,7 +17,7 @@ from durable_swarm.validation import check_name, check_text, check_whole
 
 @dataclass(frozen=True)
 class RunArguments:
-    """The arguments of one `run`, checked. Raises `ConfigurationError`, naming the argument and the remedy."""
+    """The checked arguments of one `run`. Raises `ConfigurationError`, naming the argument and the remedy."""
 
     agent: Any
     messages: list[Message]

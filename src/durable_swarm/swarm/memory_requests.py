@@ -24,7 +24,7 @@ class MemoryInbox:
         self._decisions: dict[str, Future[Decision]] = {}
 
     async def wait(self, asked: RequestSpec, unfit: Callable[[Decision], str] | None = None) -> Decision:
-        """Open the request, unless it is open already, and wait for the decision."""
+        """Open the request, unless it was opened before, and wait for the decision."""
         while True:
             future = self.open(asked)
             try:
@@ -39,7 +39,7 @@ class MemoryInbox:
             self._reopen(asked.id, problem)
 
     def open(self, asked: RequestSpec) -> Future[Decision]:
-        """Open a request, unless it is open already; return the future of its decision."""
+        """Open a request, unless it was opened before; return the future of its decision."""
         with self._lock:
             future = self._decisions.setdefault(asked.id, Future())
             known = self._requests.get(asked.id)

@@ -1,1 +1,1 @@
-"""Tools: their decorators, where a call is, how calls are made one by one or together, approval and questions."""
+"""Tools: their decorators, the context of a call, making calls in order or together, approval and questions."""

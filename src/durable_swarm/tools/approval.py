@@ -1,4 +1,4 @@
-"""What stands before and behind a tool call: a person's approval, and a result that another program posts later."""
+"""Requests before and after a tool call: a person's approval, and a result that another program posts later."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger("durable_swarm")
 async def needs_approval(
     function: Any, settings: ToolSettings, arguments: dict[str, Any], waits: Runtime
 ) -> tuple[bool, str]:
-    """Whether a person is to be asked before a call with these arguments, and why, where the rule could not tell."""
+    """Return whether a person must approve a call with these arguments, and the reason if the rule failed."""
     rule = settings.approval
     if isinstance(rule, bool):
         return rule, ""
@@ -44,7 +44,7 @@ async def needs_approval(
 
 
 def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | None = None) -> RequestSpec:
-    """Return what a person is asked before the call is made: exactly the tool and the arguments.
+    """Return the approval request for a call: exactly the tool and the arguments.
 
     `same_as` is the number of the step whose call this one repeats.
     """
@@ -61,7 +61,7 @@ def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | 
 
 
 def outcome_of(call: Call, current: CurrentCall, number: int, why: str) -> RequestSpec:
-    """Give what a person is asked about a call that may have happened and must not happen twice."""
+    """Return the request about a call that may have happened and must not happen twice."""
     return _asked(
         current,
         kind="unknown_outcome",
@@ -75,7 +75,7 @@ def outcome_of(call: Call, current: CurrentCall, number: int, why: str) -> Reque
 
 
 def later_of(call: Call, current: CurrentCall, token: str) -> RequestSpec:
-    """Give what another program is asked: the result of a call that has given `later(token)`."""
+    """Return the request for the result of a call that has returned `later(token)`."""
     asked = _asked(
         current, kind="result", name="", question=f"{call.tool} waits for its result, posted under {token!r}"
     )
@@ -97,7 +97,7 @@ def _asked(current: CurrentCall, *, kind: Any, name: str, question: str, **more:
 
 
 def back_off(function: Any, arguments: dict[str, Any]) -> str:
-    """Give why a tool does not take these arguments, as its code is now; '' if it does."""
+    """Return why the tool, as its code is now, does not take these arguments; '' if it does."""
     try:
         check_arguments(function, json.dumps(arguments))
     except BadArguments as error:
@@ -106,7 +106,7 @@ def back_off(function: Any, arguments: dict[str, Any]) -> str:
 
 
 def refuse_misfit(function: Any, request_id: str, arguments: dict[str, Any]) -> None:
-    """Check that the tool takes what is approved. Raises `InvalidAnswer`."""
+    """Check that the tool takes the approved arguments. Raises `InvalidAnswer`."""
     if problem := back_off(function, arguments):
         raise InvalidAnswer(f"the approval does not fit: {problem}", request_id=request_id)
 
@@ -114,7 +114,7 @@ def refuse_misfit(function: Any, request_id: str, arguments: dict[str, Any]) -> 
 async def approved(
     asked: RequestSpec, function: Any, call: Call, people: People, waits: Runtime
 ) -> tuple[Call, Outcome | None]:
-    """Wait until a person has decided about a call; return it as it may be made, and its outcome if it may not."""
+    """Wait for the decision about a call; return the call as approved, or the outcome of a rejection."""
 
     def unfit(decision: Decision) -> str:
         if decision.verdict != "approved":
@@ -129,14 +129,14 @@ async def approved(
 
 
 def refusal(what: str, decision: Decision) -> str:
-    """Give what the model is told of a request that was rejected, or that nobody decided in time."""
+    """Return the model's text for a request that was rejected or expired."""
     if decision.verdict == "expired":
         return f"Error: nobody has approved this {what} in time; it was not made."
     return f"Error: this {what} was rejected" + (f": {decision.reason}" if decision.reason else ".")
 
 
 def posted(decision: Decision, read: Callable[[Any], Outcome], outcome: Outcome) -> Outcome:
-    """Give the outcome of a call whose result was posted: what it did to the context, and the text that came later."""
+    """Return the outcome of a call with a posted result: its changes of the context, and the later text."""
     if decision.verdict == "rejected":
         return dataclasses.replace(outcome, text=refusal("call", decision), later=None)
     return dataclasses.replace(outcome, text=read(decision.value).text, later=None)

@@ -1,8 +1,8 @@
-"""What a tool may ask of others: a person (`ask_human`), or a program that posts its result later (`later`).
+"""Requests from inside a tool: to a person (`ask_human`), or to a program that posts a result (`later`).
 
-Who waits, waits on an event loop: an async tool as a coroutine, a plain one in its thread, which blocks meanwhile. What
-the waiting is made of is the engine's affair (`People`); it may end with a signal that unwinds the tool, which is then
-entered again when the answer has come, as after a crash.
+An async tool waits as a coroutine on an event loop; a plain one blocks its thread meanwhile. The engine implements the
+waiting (`People`). It may end with a signal that unwinds the tool; the tool is then entered again when the answer has
+arrived, as after a crash.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ _NOT_GIVEN: Any = object()
 def ask_human(
     question: str, *, choices: list[str] | None = None, timeout: float | None = None, default: Any = _NOT_GIVEN
 ) -> str:
-    """Ask a person and wait for the answer, days if need be: a request `question`, which `Run.answer` answers.
+    """Ask a person and wait for the answer, for days if needed: a request `question`, answered by `Run.answer`.
 
-    With `choices` only one of these texts is taken. Past `timeout` (in seconds, counted from the first asking) it gives
-    `default`, or raises `RequestExpired` where there is none. In a plain tool; an async one awaits `ask_human_async`.
+    With `choices` only one of these texts is accepted. After `timeout` (in seconds, counted from the first request) it
+    returns `default`, or raises `RequestExpired` if no default is given. For plain tools; an async tool awaits
+    `ask_human_async`.
 
-    The answer is a checkpoint. What the tool did before it asked may be done again, if the process ends meanwhile or
-    many calls wait: put that into a `@step`.
+    The answer is a checkpoint. Code of the tool before the question may be executed again if the process ends meanwhile
+    or many calls wait: put that code into a `@step`.
 
-    Raises `NotInRun` outside a tool, `ConfigurationError` inside a `@step` or a transactional tool, which cannot wait
-    for anybody.
+    Raises `NotInRun` outside a tool, and `ConfigurationError` inside a `@step` or a transactional tool, which cannot
+    wait.
     """
     here, asked = _question("ask_human", question, choices, timeout)
     if running_loop() is not None:
@@ -97,15 +98,15 @@ def _answer(asked: RequestSpec, decision: Decision, default: Any) -> str:
 
 @dataclass(frozen=True)
 class Later:
-    """What a tool gives whose result another program will post under `token`."""
+    """The return value of a tool whose result another program will post under `token`."""
 
     token: str
 
 
 def later(token: str) -> Any:
-    """Give what a tool returns whose result comes later.
+    """Return a marker for a tool to return when its result arrives later.
 
-    Whoever knows the token posts the result, once, from any process: `swarm.complete(token, result)`, or
+    Any program that knows the token posts the result, once, from any process: `swarm.complete(token, result)`, or
     `durable-swarm complete TOKEN RESULT`; also before the tool has returned. Until then the run waits. A token must
     belong to one call only; `current_call().idempotency_key` is such a token.
     """

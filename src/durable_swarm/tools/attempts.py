@@ -1,4 +1,4 @@
-"""The tries of one call: retries, timeouts, and whatever the function gives that is to be awaited."""
+"""The attempts of one call: retries, timeouts, and awaitables that the function returns."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from durable_swarm.types import ToolSettings
 
 
 def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) -> Callable[[], Any]:
-    """Return `function` with the retries and the timeout of `settings`, async if it is; each attempt has its number.
+    """Return `function` with the retries and the timeout of `settings`, async if it is; attempts are numbered.
 
-    What it raises that is not an `Exception` leaves it as `ends.Raised`.
+    An exception that is not an `Exception` leaves it as `ends.Raised`.
 
-    A plain function may turn out to give an awaitable. The rest of its attempt is then awaited by the caller, and
-    belongs to the call just as what came before.
+    A plain function may return an awaitable. The caller then awaits the rest of the attempt, which belongs to the call
+    like the first part.
     """
     attempts = _Attempts(function, settings, here)
     return attempts.on_loop if is_async(function) else attempts.in_this_thread
@@ -68,7 +68,7 @@ class _Attempts:
         raise AssertionError("unreachable")
 
     async def _rest(self, value: Any, attempt: int, now: Inside, begun: float) -> Any:
-        """Await what the plain function has given, and make further attempts in a thread, as plain functions are."""
+        """Await the awaitable of a plain function, and make further attempts in a thread, as for plain functions."""
         timeout = self.settings.timeout
         left = None if timeout is None else timeout - (time.monotonic() - begun)
         try:

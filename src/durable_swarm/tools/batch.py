@@ -13,13 +13,13 @@ from durable_swarm.tools.calls import find_tool
 
 
 class ConcurrencyLimit:
-    """Lets a batch run together where it may: async tools always, plain functions `width` at a time."""
+    """Decides which calls of a batch run together: async tools always, plain functions `width` at a time."""
 
     def __init__(self, width: int) -> None:
         self._places = asyncio.Semaphore(width)
 
     async def run(self, function: Any, body: Callable[[], Awaitable[Outcome]]) -> Outcome:
-        """Make one call when its turn has come."""
+        """Make one call when a slot is free."""
         if is_async(function):
             return await body()
         async with self._places:
@@ -35,12 +35,12 @@ async def call_in_order(calls: list[Call], one: Callable[[Call], Awaitable[Outco
 
 
 async def call_together(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
-    """Make the calls together; all are heard out, then the first exception in the model's order is raised."""
+    """Make the calls together; all finish, then the first exception in the model's order is raised."""
     made = await asyncio.gather(*(contained(_awaited(one(call))) for call in calls), return_exceptions=True)
     answers = [part for answer in made for part in (answer if isinstance(answer, tuple) else (answer,))]
     outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
     errors = [answer for answer in answers if isinstance(answer, BaseException)]
-    # An engine's own signals (cancelled, no longer the owner) are no Exceptions and outrank what tools raised.
+    # An engine's own signals (cancelled, no longer the owner) are not `Exception`s and outrank exceptions of tools.
     for error in sorted(errors, key=lambda error: isinstance(error, Exception)):
         raise error
     return outcomes
@@ -51,8 +51,8 @@ async def _awaited(awaitable: Awaitable[Outcome]) -> Outcome:
 
 
 def runs_together(agent: Any, calls: list[Call], tool_concurrency: int) -> bool:
-    """Whether a batch is to run together: several calls, and one of them is async or plain functions may overlap."""
+    """Return True if a batch runs together: several calls, one of them async or plain functions may overlap."""
     made = [call for call in calls if call.plan not in NOT_MADE]
     if len(made) < 2 or any(call.plan == "same" for call in calls):
-        return False  # A twin's outcome is that of a call before it.
+        return False  # A twin's outcome is that of an earlier call.
     return tool_concurrency > 1 or any(is_async(find_tool(agent, call.tool)) for call in made)

@@ -1,7 +1,7 @@
 """Planning and performing the tool calls of one reply.
 
-The plan is made by the code as it is when the reply comes in, and recorded with it. What a tool may use inside is in
-`tools.py`.
+The plan is made by the code as it is when the reply arrives, and is recorded with the reply. The functions for use
+inside tools are in `tools.decorators` and `tools.inside`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from durable_swarm.validation import check_name
 
 
 def find_tool(agent: Any, name: str) -> Any | None:
-    """Give the agent's tool of that name, the last one if there are several, or None."""
+    """Return the agent's tool of that name, the last one if there are several, or None."""
     return next((function for function in reversed(agent.functions) if tool_name(function) == name), None)
 
 
 QUOTED = 500
-"""Characters of an earlier result that the model is told with a refusal."""
+"""Characters of an earlier result that a refusal shows to the model."""
 
 MOST_NAMED = 50
-"""Tools that are named to a model that called another."""
+"""Number of tools that are named to a model that called an unknown one."""
 
 LONGEST_WRITTEN = 20_000
-"""Characters of a text in which a written call is looked for."""
+"""Characters of a text that are searched for a written call."""
 
 _CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's content filter"}
 
@@ -50,11 +50,11 @@ _CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's 
 async def plan_calls(
     agent: Any, message: Message, waits: Runtime, finish: str = "", before: Sequence[Message] = ()
 ) -> list[Call]:
-    """Decide how each tool call of a reply is to be made, by the code as it is now.
+    """Decide how each tool call of a reply is made, by the code as it is now.
 
-    Of a reply that was cut (`finish`) no call is made, even one that looks whole: what was cut off may have been a part
-    of it, and empty arguments would be the tool's defaults. `before` are the new messages of the run so far: what a
-    tool's `repeat` says of calls that were made is decided here, once.
+    No call of a cut reply (`finish`) is made, even one that looks whole: the missing text may have been a part of it,
+    and empty arguments would be the tool's defaults. `before` are the new messages of the run so far: how a tool's
+    `repeat` treats earlier calls is decided here, once.
     """
     calls = message.get("tool_calls") or []
     if finish in CUT:
@@ -81,7 +81,7 @@ def _repeat_of(agent: Any, call: Call) -> Repeat:
 
 
 def _again(repeat: Repeat, made: Made | None, twin: int | None) -> dict[str, Any]:
-    """Plan a call that was made before in the run, or that stands before in the reply."""
+    """Plan a call that was made before in the run, or is a twin of an earlier call of the reply."""
     if repeat == "reuse":
         return {"plan": "same", "twin": twin} if made is None else {"plan": "tell", "text": made.text}
     if made is None:
@@ -92,7 +92,7 @@ def _again(repeat: Repeat, made: Made | None, twin: int | None) -> dict[str, Any
 
 
 def written_call(agent: Any, message: Message) -> str:
-    """Return the name of a tool whose call seems to be written in the text of a reply without calls, or ''."""
+    """Return the tool whose call seems to be written in the text of a reply without calls, or ''."""
     text = message.get("content")
     if message.get("tool_calls") or not isinstance(text, str) or len(text) > LONGEST_WRITTEN:
         return ""
@@ -127,13 +127,13 @@ async def _plan(agent: Any, call: dict[str, Any], waits: Runtime) -> dict[str, A
         return {"plan": "tell", "text": f"Error: {error}"}
     settings = settings_of(function)
     approval, why = await needs_approval(function, settings, arguments, waits)
-    # What is asked before a call, or marked, has its records among the call's own.
+    # The records of an approval, or of a mark before the call, are among the call's own.
     alone = settings.is_step and not approval and settings.effect in ("read", "idempotent")
     return {"plan": "step" if alone else "flow", "effect": settings.effect, "approval": approval, "why": why}
 
 
 def _offered(agent: Any) -> str:
-    """Return a sentence that names the agent's tools: a small model cannot learn from less."""
+    """Return a sentence that names the agent's tools, because a small model learns nothing from less."""
     names = list(dict.fromkeys(map(tool_name, agent.functions)))
     if not names:
         return "You have no tools."
@@ -142,16 +142,16 @@ def _offered(agent: Any) -> str:
 
 
 Cast = dict[str, Any]
-"""The agents a run has met in this process, by name: the one it was started with, and those that tools returned."""
+"""Agents that a run has met in this process, by name: the first one, and those that tools returned."""
 
 
 async def call_tool(
     function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, tell_errors: bool, waits: Runtime
 ) -> Outcome:
-    """Call a tool with the model's arguments and give what came of it.
+    """Call a tool with the model's arguments and return its outcome.
 
-    `context` is changed where the tool changes it; an agent the tool returns is put in `cast`. Exceptions of the tool
-    pass, except `ToolError`, and all of them where `tell_errors`: then the model is told.
+    The tool's changes of `context` are kept; an agent that the tool returns is added to `cast`. The tool's exceptions
+    pass, except `ToolError`; with `tell_errors` every exception is sent to the model.
     """
     if wants_connection(function):
         raise ConfigurationError(
@@ -161,9 +161,9 @@ async def call_tool(
 
 
 async def told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
-    """Await a call's outcome; make what it raises for the model, or with `tell_errors` whatever it raises, its text.
+    """Await a call's outcome; a `ToolError`, or with `tell_errors` any exception, becomes text for the model.
 
-    Half characters in it (a file name that is not UTF-8, a text cut within an emoji) become U+FFFD.
+    Half characters in the text (a file name that is not UTF-8, a text cut within an emoji) become U+FFFD.
     """
     outcome = await _told(making, tell_errors=tell_errors)
     return replace(outcome, text=mended_text(outcome.text), updates=mended(outcome.updates))
@@ -184,7 +184,7 @@ async def _told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
 async def invoke(
     function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, waits: Runtime, **given: Any
 ) -> Outcome:
-    """Call a tool with the model's arguments and those that are `given`. Raises what it raises, and `BadArguments`."""
+    """Call a tool with the model's arguments and the `given` ones. Raises the tool's exceptions and `BadArguments`."""
     arguments = {**check_arguments(function, call.arguments), **given}
     if wants_context(function):
         arguments["context_variables"] = context
@@ -195,7 +195,7 @@ async def invoke(
 
 
 def read_result(value: Any, cast: Cast) -> Outcome:
-    """Give what a tool returned as an `Outcome`: text, a `Result`, or an agent, which is a handoff and joins `cast`.
+    """Convert a tool's return value to an `Outcome`: text, a `Result`, or an agent (a handoff, added to `cast`).
 
     Raises TypeError, as Swarm does, for a value that cannot be made a string.
     """

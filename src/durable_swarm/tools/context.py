@@ -1,6 +1,6 @@
-"""Where running code stands: in which tool call, what records its steps, who answers what it asks.
+"""The context of running code: its tool call, the recorder of its steps, and the recipient of its requests.
 
-`inside` is a context variable that the performer sets round a call; what tools use reaches the engine through it.
+`inside` sets a context variable around a call; the functions that tools use reach the engine through it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from durable_swarm.requests import Decision, RequestSpec
 
 @dataclass(frozen=True)
 class CurrentCall:
-    """The tool call under way.
+    """The tool call in progress.
 
-    `attempt` counts from 1 and is above 1 when the call may have been entered before: after a crash, or by a retry.
-    `idempotency_key` is the same in every attempt and belongs to no other call: hand it to the outside world.
+    `attempt` counts from 1 and is above 1 if the call may have been entered before: after a crash, or by a retry.
+    `idempotency_key` is the same in every attempt and belongs to no other call: pass it to external services.
     """
 
     run_id: str
@@ -35,45 +35,45 @@ class CurrentCall:
 
 
 class Recorder(Protocol):
-    """What the engine offers inside a tool: checkpoints and sleeps that survive a crash."""
+    """The engine inside a tool: checkpoints and sleeps that survive a crash."""
 
     def step(self, name: str, body: Callable[[], Any]) -> Any:
-        """Run `body` once, ever, and give its result; a `body` that gives an awaitable gives one for the result."""
+        """Run `body` once, ever, and return its result; if `body` returns an awaitable, return one for the result."""
 
     def sleep(self, seconds: float) -> None:
-        """Sleep to the time first set."""
+        """Sleep until the time that was first set."""
 
     async def sleep_async(self, seconds: float) -> None:
-        """Sleep to the time first set, on the event loop."""
+        """Sleep until the time that was first set, on the event loop."""
 
 
 class People(Protocol):
-    """Who answers what a tool call asks: a person, or another program."""
+    """Answers the requests of a tool call: a person, or another program."""
 
     async def wait(self, asked: RequestSpec, unfit: Callable[[Decision], str] | None = None) -> Decision:
-        """Ask, unless it was asked before, and wait for the decision.
+        """Open the request, unless it was opened before, and wait for the decision.
 
-        `unfit` says what is wrong with one, or ''; then the request is opened again.
+        `unfit` returns the problem with a decision, or ''; with a problem the request is opened again.
         """
 
 
 class Owner(Protocol):
-    """Who knows whether what begins is still to begin: in a database, others may have taken the run over."""
+    """The execution's ownership of the run: in a database, another process may have taken the run over."""
 
     @property
     def ownership_is_fresh(self) -> bool:
-        """Whether that was asked just now."""
+        """True if ownership was verified just now."""
 
     def verify_ownership(self) -> None:
-        """Ask. Raises what ends the execution where it has the run no more."""
+        """Verify that this process still owns the run. If not, raises the signal that ends the execution."""
 
 
 @dataclass(frozen=True)
 class Inside:
-    """Where the running code stands: in which call, what records its steps (None: nothing does), who answers it.
+    """The context of running code: its call, the recorder of its steps (None: nothing is recorded), and its `People`.
 
-    `scope` and `numbers` name what the code begins there (steps, runs of its own) the same way in every life and in
-    every attempt; `finished` keeps the steps of failed attempts, which a further attempt does not repeat.
+    `scope` and `numbers` name what the code begins (steps, child runs) the same way in every execution and in every
+    attempt; `finished` keeps the steps of failed attempts, which a further attempt does not repeat.
     """
 
     call: CurrentCall
@@ -83,33 +83,33 @@ class Inside:
     numbers: Iterator[int] = dataclasses.field(default_factory=itertools.count)
     finished: dict[str, Any] = dataclasses.field(default_factory=dict)
     emit: Callable[[int, Any], None] | None = None
-    """Takes what the code emits, with the attempt; None where nobody can follow the run."""
+    """Receives what the code emits, with the attempt; None if nothing can follow the run."""
     abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Set when the attempt has timed out; its thread may still run, but begins nothing more."""
     owner: Owner | None = None
-    """Asked before each attempt; None in memory."""
+    """Verified before each attempt; None in memory."""
 
     def next_id(self) -> str:
-        """Give the id of the next thing begun here."""
+        """Return the id of the next step or child run begun here."""
         return f"{self.scope or self.call.idempotency_key}/{next(self.numbers)}"
 
     def again(self, attempt: int) -> Inside:
-        """Give the same place for the attempt that follows `attempt` earlier ones."""
+        """Return the same context for the attempt that follows `attempt` earlier ones."""
         call = dataclasses.replace(self.call, attempt=self.call.attempt + attempt)
         return dataclasses.replace(self, call=call, numbers=itertools.count(), abandoned=threading.Event())
 
     @property
     def ownership_is_fresh(self) -> bool:
-        """Whether it was asked just now whose the run is."""
+        """True if ownership was verified just now."""
         return self.owner is None or self.owner.ownership_is_fresh
 
     def verify_ownership(self) -> None:
-        """Check that the code is still to begin, unless that was asked just now."""
+        """Check that this process still owns the run, unless that was verified just now."""
         if self.owner is not None and not self.owner.ownership_is_fresh:
             self.owner.verify_ownership()
 
     def check(self) -> None:
-        """Check that the attempt is still wanted. Raises TimeoutError."""
+        """Check that the attempt has not timed out. Raises TimeoutError."""
         if self.abandoned.is_set():
             raise TimeoutError(f"tool {self.call.tool!r} has timed out; what its thread goes on with counts no more")
 
@@ -119,7 +119,7 @@ _inside: ContextVar[Inside | None] = ContextVar("durable_swarm_inside", default=
 
 @contextlib.contextmanager
 def inside(here: Inside) -> Iterator[Inside]:
-    """Make `here` what the vocabulary sees in this context."""
+    """Make `here` the context of the functions that tools use."""
     token = _inside.set(here)
     try:
         yield here
@@ -128,7 +128,7 @@ def inside(here: Inside) -> Iterator[Inside]:
 
 
 def current_call() -> CurrentCall:
-    """Give the tool call under way: `run_id, agent, tool, call_id, attempt, idempotency_key`.
+    """Return the tool call in progress: `run_id, agent, tool, call_id, attempt, idempotency_key`.
 
     Raises `NotInRun` outside a tool.
     """
@@ -139,5 +139,5 @@ def current_call() -> CurrentCall:
 
 
 def calling() -> Inside | None:
-    """Give where the running code stands, or None outside a tool."""
+    """Return the context of the running code, or None outside a tool."""
     return _inside.get()

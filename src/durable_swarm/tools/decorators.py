@@ -1,7 +1,7 @@
-"""What a tool may use inside: `step`, `sleep`, `emit`, `current_call`; and `tool`, which says more about one.
+"""Functions for use inside tools: `step`, `sleep`, `emit`, `current_call`; and the decorator `tool` with its options.
 
-The vocabulary reaches the engine through `inside`, a context variable the performer sets round a call. Outside a run
-the same functions are plain calls, so tools can be tested as the functions they are.
+They reach the engine through `inside`, a context variable that is set around a call. Outside a run the same functions
+are plain calls, so tools can be tested as ordinary functions.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ def step(
     backoff: float = 1.0,
     timeout: float | None = None,
 ) -> Any:
-    """Make each call of a function inside a tool a checkpoint: after a crash it returns what it returned.
+    """Make each call of a function inside a tool a checkpoint: after a crash it returns the recorded result.
 
-    As a tool itself, such a function costs one database write. `retries` more tries follow an exception, the first
-    after `backoff` seconds, doubling; `timeout` bounds one try in seconds. Outside a run it is a plain call.
-    What it returns must be storable as JSON (see `NotSerializable`), and so must what it raises to be the same again.
+    As a tool itself, such a function costs one database write. After an exception it is tried `retries` more times,
+    first after `backoff` seconds, doubling; `timeout` bounds one try in seconds. Outside a run it is a plain call. Its
+    result must be storable as JSON (see `NotSerializable`), and so must the exceptions that it raises, to be the same
+    again.
     """
     settings = ToolSettings(retries=retries, backoff=backoff, timeout=timeout, is_step=True)
     _check_settings("step", settings)
@@ -78,9 +79,9 @@ def _as_coroutine_function(wrapper: Any) -> Any:
 
 
 def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: ToolSettings) -> Any:
-    """Make one call of a step, unless an earlier attempt of the tool has finished it.
+    """Call a step, unless an earlier attempt of the tool has finished it.
 
-    Of a function that is plain to look at, only the call shows whether there is something to await.
+    A function that is not declared async shows only when called whether its result must be awaited.
     """
     here.check()
     scope = here.next_id()
@@ -113,7 +114,7 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
 
 @dataclass(frozen=True)
 class _Awaited:
-    """A finished step's result, where the caller gets something to await."""
+    """The result of a finished step, for a caller that expects an awaitable."""
 
     value: Any
 
@@ -146,29 +147,29 @@ def tool(
     approval_timeout: float | None = None,
     repeat: Repeat = "allow",
 ) -> Any:
-    """Say more about a tool: what a crash in it means, who must agree to a call, its name and description.
+    """Set a tool's options: its behaviour in a crash, approval, repetition, retries, name and description.
 
-    `effect` says what may be done with a call that was under way when its process died:
+    `effect` says how recovery treats a call that was in progress when its process died:
 
     - `"read"` and `"idempotent"`: make it again, with the same `current_call().idempotency_key`.
     - `"once"`: never enter it again. `check`, a function that takes the tool's arguments or some of them, finds out
-      what became of the call: it gives the result, or None if the call did not happen and is to be made. Without
-      `check`, or where that raises, a request `unknown_outcome` waits for a person.
-    - `"transactional"`: the tool gets a SQLAlchemy connection as its parameter `connection`; what it writes with that
-      is committed together with the call's checkpoint, so it is there exactly once. A plain function.
+      whether the call happened: it returns the result, or None if it did not happen and must be made. Without `check`,
+      or if it raises, a request `unknown_outcome` waits for a person.
+    - `"transactional"`: the tool gets a SQLAlchemy connection as its parameter `connection`; its writes with it
+      are committed together with the call's checkpoint, so they exist exactly once. For plain functions only.
 
-    `approval=True`, or a function of the call's arguments that gives True, opens a request `approval` before the call
-    is made: nothing is executed until a person has approved these arguments, or changed ones. A rule that raises asks,
-    too. After `approval_timeout` seconds the call counts as rejected, which the model is told.
+    `approval=True`, or a function of the call's arguments that returns True, opens a request `approval` before the call
+    is made: nothing is executed until a person has approved these arguments, or changed ones. A rule that raises also
+    asks. After `approval_timeout` seconds the call counts as rejected, and the model is informed.
 
-    `repeat` says what becomes of a call that the model makes again, with the same arguments in the same run, after it
-    has succeeded: `"allow"` makes it, `"reuse"` gives the earlier result without entering the tool, `"refuse"` tells
+    `repeat` says how to treat a call that the model makes again, with the same arguments in the same run, after it has
+    succeeded: `"allow"` makes it, `"reuse"` returns the earlier result without entering the tool, `"refuse"` informs
     the model that it was made. Of twins in one reply the first is made. The idempotency key does not help here: each
     call has its own.
 
-    `retries` more tries follow an exception, and do not repeat the tool's finished steps; `timeout` bounds one try in
-    seconds, times of waiting included. A plain function cannot be interrupted: past its `timeout` the run goes on with
-    a `TimeoutError`, and the function's thread is left to end by itself. Over `@step` it adds to what that says.
+    After an exception the tool is tried `retries` more times, without repeating its finished steps; `timeout` bounds
+    one try in seconds, waiting included. A plain function cannot be interrupted: after its `timeout` the run continues
+    with a `TimeoutError`, and the function's thread ends by itself. Above `@step` it adds to the options of the step.
     """
 
     def decorate(target: F) -> F:
@@ -203,11 +204,11 @@ def tool_from_schema(
     effect: Effect = "idempotent",
     approval: bool | Callable[..., Any] = False,
 ) -> Callable[..., Any]:
-    """Return a tool whose arguments are described by a JSON schema, where the function's signature does not say them.
+    """Return a tool with a JSON schema for its arguments, for functions whose signature does not describe them.
 
-    `function`, plain or async, gets the arguments as keywords, and `context_variables` if it names them. They are
-    checked against the schema; what does not fit is refused, and the model is told. Everything else is as for any
-    tool. Raises `ConfigurationError` for a schema that is none.
+    `function`, plain or async, gets the arguments as keywords, and `context_variables` if it names them. The arguments
+    are checked against the schema; invalid ones are refused, and the model gets the reason. Everything else is as for
+    any tool. Raises `ConfigurationError` for an invalid schema.
     """
     _check_function("tool_from_schema", function)
     schema = checked_schema(name, parameters)
@@ -244,7 +245,7 @@ def _check_settings(decorator: str, settings: ToolSettings) -> None:
 
 
 def _check_effect(settings: ToolSettings, target: Any) -> None:
-    """Check what only `@tool` says. Raises `ConfigurationError`."""
+    """Check options that only `@tool` has. Raises `ConfigurationError`."""
     if settings.effect not in get_args(Effect):
         raise ConfigurationError(
             f"@tool: effect must be one of {', '.join(get_args(Effect))}, not {settings.effect!r:.40}"
@@ -273,10 +274,10 @@ def _check_effect(settings: ToolSettings, target: Any) -> None:
 
 
 def _check_rule(word: str, rule: Any, target: Any, *more: str) -> None:
-    """Check that a rule asks for nothing but arguments of its tool."""
+    """Check that a rule takes only arguments of its tool."""
     try:
         wanted, given = inspect.signature(rule).parameters, {*inspect.signature(target).parameters}
-    except (TypeError, ValueError):  # No function, or one whose parameters Python does not tell.
+    except (TypeError, ValueError):  # Not a function, or one whose parameters Python cannot read.
         return
     known = {*given, *more} - ({"context_variables"} - {*more})
     free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

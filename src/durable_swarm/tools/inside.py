@@ -1,4 +1,4 @@
-"""What tools use while they run: `sleep`, `emit`."""
+"""Functions that tools use while they run: `sleep`, `emit`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from durable_swarm.validation import check_seconds
 
 
 def sleep(seconds: float) -> None:
-    """Sleep. In a tool, a crash does not start the time anew: it ends when it was first meant to end.
+    """Sleep. In a tool the end time is recorded, so a crash does not restart the time.
 
-    Raises `ConfigurationError` inside a `@step`, which is one checkpoint and cannot keep a time within.
+    Raises `ConfigurationError` inside a `@step`, which is one checkpoint and cannot record a time within.
     """
     recorder = _recorder("sleep", seconds)
     time.sleep(seconds) if recorder is None else recorder.sleep(seconds)
@@ -29,16 +29,17 @@ async def sleep_async(seconds: float) -> None:
 
 
 def emit(progress: str | dict[str, Any]) -> None:
-    """Tell those who follow the run how far a tool or step has got, by JSON data: an event `tool.progress`.
+    """Report the progress of a tool or step to readers of the run, as JSON data: an event `tool.progress`.
 
-    It is told once per execution: what a crash interrupts is told again when it is executed again, with a higher
-    `attempt`. Outside a tool, and in a `Swarm` in memory, nobody follows and nothing happens. What a thread or task
-    that the tool has left behind emits after the tool's end is told to nobody.
+    It is sent once per execution: an interrupted tool sends it again when it is executed again, with a higher
+    `attempt`. Outside a tool, and in a `Swarm` in memory, it has no effect. A thread or task that outlives the tool
+    emits nothing after the tool's end.
 
-    A thread of the tool's own does not know that it is in a tool, unless it is started with its context:
+    A thread that the tool starts knows of the tool only if it is started with its context:
     `executor.submit(contextvars.copy_context().run, work)`, or `asyncio.to_thread`.
 
-    Raises `ConfigurationError` for what is neither a text nor a dictionary, `NotSerializable` for what is not JSON.
+    Raises `ConfigurationError` for a value that is neither a text nor a dictionary, `NotSerializable` for one that is
+    not JSON.
     """
     if not isinstance(progress, str | dict):
         raise ConfigurationError(f"emit() takes a text or a dictionary, not a {type(progress).__name__}")

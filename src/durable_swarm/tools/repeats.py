@@ -1,6 +1,7 @@
 """Calls that a model makes again: the same tool with the same arguments, in one run.
 
-Models repeat what has succeeded. What counts as the same is decided here alone, for plans, approvals and screens.
+Models repeat calls that have succeeded. Which calls count as the same is decided here alone, for plans, approvals and
+screens.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import Any
 from durable_swarm.types import Message
 
 FAILED = "Error:"
-"""How the text of a call begins that did not succeed."""
+"""First words of the text of a call that did not succeed."""
 
 Place = tuple[int, int]
-"""Where a call is: its turn, and its place among the calls of that turn, both from 0."""
+"""The position of a call: its turn, and its index among the calls of that turn, both from 0."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """A call that was made: where, and the text it gave."""
+    """A call that was made: its place, and its result text."""
 
     place: Place
     text: str
@@ -38,6 +39,8 @@ def key_of(tool: str, arguments: str) -> str:
 
 def succeeded(messages: Iterable[Message]) -> dict[str, Made]:
     """Return the first success of each call among the new messages of a run, by its key.
+
+    Calls that handed over to another agent are excluded, because a repeated handoff hands over again.
 
     A call that handed over to another agent is not among them: made again it hands over again.
     """
@@ -65,7 +68,7 @@ def _hands_over(text: str) -> bool:
 
 
 def repeated(messages: list[Message]) -> set[Place]:
-    """Return the places of the calls that repeat a success, or stand twice in their reply."""
+    """Return the places of the calls that repeat a success, or appear twice in their reply."""
     found: set[Place] = set()
     replies = [at for at, message in enumerate(messages) if message.get("role") == "assistant"]
     for turn, at in enumerate(replies):
@@ -88,6 +91,6 @@ def same_before(messages: list[Message], index: int) -> Place | None:
 
 
 def step_number(messages: list[Message], place: Place) -> int:
-    """Return the number of a call as a step of a run in memory, where replies and their calls are all there is."""
+    """Return the number of a call as a step of a run in memory, which has only replies and their calls."""
     replies = [message for message in messages if message.get("role") == "assistant"]
     return sum(1 + len(reply.get("tool_calls") or []) for reply in replies[: place[0]]) + 2 + place[1]
