@@ -1,4 +1,4 @@
-"""What a process has once: its own event loop, and threads for plain functions. All are given back when unused."""
+"""Shared resources of the process: its own event loop, and threads for plain functions. Released when unused."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CROWD = 32
-"""How many free threads are kept: those of a larger crowd are given back when most of it has gone."""
+"""Number of free threads that are kept; the others end once most functions have ended."""
 ERRANDS = 8
-"""How many short functions of this package run in threads at once."""
+"""Number of short functions of this package that run in threads at once."""
 MANY = 10_000
-"""How many threads an executor of Python's may have, which is one more than ever run."""
+"""Maximum threads of one of Python's executors: one more than ever run."""
 
 
 class Threads:
-    """Threads in which plain functions run: each in one of its own, a free one if there is one.
+    """Threads for plain functions: each runs in a thread of its own, a free one if there is one.
 
-    So what waits in a thread, for a run or for anything else, never keeps from its turn what it waits for. `at_once` is
-    how many run at most, for functions that wait for nothing of the kind.
+    So a function that waits in a thread, for a run or for anything else, never blocks the function it waits for.
+    `at_once` is the maximum number that run together, for functions without such waits.
     """
 
     def __init__(self, name: str, at_once: int = MANY) -> None:
@@ -39,7 +39,7 @@ class Threads:
     def submit(
         self, function: Callable[..., T], /, *args: Any, context: contextvars.Context | None = None
     ) -> Future[T]:
-        """Have a thread call the function. Raises RuntimeError when the program has come to its end."""
+        """Call the function in a thread. Raises RuntimeError if the program is ending."""
         future: Future[T] = Future()
 
         def job() -> None:
@@ -61,7 +61,7 @@ class Threads:
             try:
                 self._pool.submit(job)
             except RuntimeError as error:
-                # Where the system gives no more threads, the job has its turn when one of ours is free.
+                # If the system refuses more threads, the job runs when a thread of ours is free.
                 if "can't start new thread" not in str(error) or not self._busy:
                     raise
             self._busy += 1
@@ -69,7 +69,7 @@ class Threads:
         return future
 
     def _leave(self) -> None:
-        """Count a function no more; let the threads of a crowd that has gone end when they are free."""
+        """Uncount a finished function; end surplus threads as soon as they are free."""
         with self._lock:
             self._busy -= 1
             if self._most > CROWD and self._busy <= self._most // 4 and self._pool is not None:
@@ -77,7 +77,7 @@ class Threads:
                 self._pool = None
 
     def close(self) -> None:
-        """Let all threads end, those that work when they are free; a later `submit` makes new ones."""
+        """End all threads, busy ones when they are free; a later `submit` starts new ones."""
         with self._lock:
             pool, self._pool = self._pool, None
             idle = self._busy == 0
@@ -86,19 +86,19 @@ class Threads:
 
 
 class _ForLoop(ThreadPoolExecutor):
-    """The threads for plain functions, as the default executor of a loop of ours: loops take only this class."""
+    """The threads for plain functions, as the default executor of a loop of ours; loops accept only this class."""
 
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         return threads().submit(functools.partial(function, *args, **kwargs))
 
 
 def equip(loop: asyncio.AbstractEventLoop) -> None:
-    """Have what is sent to threads on a loop that is not the program's, as by `asyncio.to_thread`, never wait."""
+    """Make calls in threads, as by `asyncio.to_thread`, never wait on a loop that is not the program's."""
     loop.set_default_executor(_ForLoop())
 
 
 class Background:
-    """The process's own event loop. It runs in a thread from its first use on, until it is given back."""
+    """The process's own event loop. It runs in a thread from its first use on, until it is released."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -109,7 +109,7 @@ class Background:
         self._bound: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop, which runs."""
+        """Return the running loop."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -135,25 +135,25 @@ class Background:
             self._leaving = False
 
     def let_go(self) -> None:
-        """Need the loop no more."""
+        """Release one `hold`."""
         with self._lock:
             self._users -= 1
             if self._leaving and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._end)
 
     def bind(self, thing: Any) -> None:
-        """Note that a thing has connections that only this loop can use: while the thing is there, the loop stays."""
+        """Record that an object has connections that only this loop can use: the loop stays as long as the object."""
         with self._lock:
             self._bound.add(thing)
             self._leaving = False
 
     def unbind(self, thing: Any) -> None:
-        """Note that a thing has no connections any more; whoever closed them gives the loop back."""
+        """Record that an object has no connections any more; the code that closed them releases the loop."""
         with self._lock:
             self._bound.discard(thing)
 
     def give_back(self) -> None:
-        """End the loop and its thread, now if nothing is under way on it, else when that has ended."""
+        """End the loop and its thread: now if nothing runs on it, otherwise when that has ended."""
         with self._lock:
             loop, thread = self._loop, self._thread
             if loop is None or thread is None or self._leaving or self._bound:
@@ -168,7 +168,7 @@ class Background:
             thread.join(GIVING_BACK)
 
     def _end(self) -> None:
-        """On the loop: stop it if nothing is under way."""
+        """On the loop: stop it if nothing runs on it."""
         with self._lock:
             loop = asyncio.get_running_loop()
             if self._users or not self._leaving or loop is not self._loop:
@@ -188,7 +188,7 @@ class Background:
 
 
 GIVING_BACK = 5.0
-"""Seconds that closing waits at most for the loop to end."""
+"""Maximum seconds that closing waits for the loop to end."""
 
 _background = Background()
 
@@ -199,7 +199,7 @@ def background_loop() -> asyncio.AbstractEventLoop:
 
 
 def background() -> Background:
-    """Return what runs the process's own event loop."""
+    """Return the object that runs the process's own event loop."""
     return _background
 
 
@@ -209,7 +209,7 @@ def on_background(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 def give_back() -> None:
-    """Give back the threads and the loop, as soon as nothing runs in them; a later use makes them anew."""
+    """Release the threads and the loop as soon as nothing runs in them; a later use starts them again."""
     _background.give_back()
     _threads.close()
     _errands.close()
@@ -225,16 +225,16 @@ def errands() -> Threads:
 
 
 def threads() -> Threads:
-    """Give the threads for plain functions that have no thread of their own to run in."""
+    """Return the threads for plain functions without a thread of their own."""
     return _threads
 
 
 def _forget_after_fork() -> None:
-    """Threads do not survive a fork; the child makes its own at first use."""
+    """Forget threads after a fork, because they do not survive it; the child starts its own at first use."""
     global _background, _threads, _errands
     _background, _threads = Background(), Threads("durable-swarm-tool")
     _errands = Threads("durable-swarm-errand", ERRANDS)
 
 
-if hasattr(os, "register_at_fork"):  # Not on Windows, where there is no fork.
+if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
     os.register_at_fork(after_in_child=_forget_after_fork)

@@ -136,8 +136,6 @@ def mended_text(text: str) -> str:
     """Return the text with half characters as U+FFFD, and the two halves of one as that character.
 
     File names that are not UTF-8 contain such halves, and so do texts cut within an emoji; JSON must not contain them.
-
-    File names that are not UTF-8 have such halves, and texts that were cut within an emoji; no JSON may hold them.
     """
     if text.isascii() or not _LONE.search(text):
         return text

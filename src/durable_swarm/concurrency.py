@@ -240,7 +240,7 @@ def block(coroutine: Coroutine[Any, Any, T]) -> T:
 async def in_thread(function: Callable[..., T], *args: Any) -> T:
     """Await a short plain function of this package in a thread; without an event loop to keep free, call it here.
 
-    It is one of few, `errands`: none of these functions waits for a run.
+    The thread is one of the few `errands`, because none of these functions waits for a run.
     """
     if running_loop() is None:
         return function(*args)

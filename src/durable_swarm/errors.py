@@ -113,8 +113,6 @@ class RunFailed(DurableSwarmError):
 
     The caller at the time got the original exception.
 
-    The call that was there when it happened got the original exception.
-
     `error_type` is the qualified name of the original exception, `error_message` its text and `traceback`
     the formatted traceback, all as strings: nothing of the original is executed to read them.
     """

@@ -213,7 +213,7 @@ class _Asking:
         create, arguments = prepared(self.client, self.request)
         reception = StreamReceiver(partial(create, **arguments), shown)
         receive = on_its_loop(self.client, reception.way())
-        # Not in the threads that belong to `waits`: one of them may be the reader's, who is to read meanwhile.
+        # Not in the threads of `waits`: the reader may need one of them to read meanwhile.
         waits = LoopRuntime() if isinstance(self.waits, LoopRuntime) else self.waits
         try:
             answer: Answer = await waits.call(receive)

@@ -26,7 +26,7 @@ class Clients:
         self._lock = threading.Lock()
 
     def get(self, loop: Any = None) -> Any:
-        """Return the client for calls from a thread, or from the event loop `loop`; one serves all loops.
+        """Return the client for calls from a thread, or from the event loop `loop`; one client serves all loops.
 
         Raises `ConfigurationError` without an API key.
         """
@@ -38,7 +38,7 @@ class Clients:
             if not can_stand_in(self._given):
                 return self._given
             self._stand_in = self._stand_in or StandIn.of(self._given)
-            with contextlib.suppress(Exception):  # A client that cannot be copied says why when it is asked.
+            with contextlib.suppress(Exception):  # A client that cannot be copied reports the reason when it is called.
                 return self._stand_in.client()
             return self._given
 
@@ -54,7 +54,7 @@ class Clients:
 
     @property
     def is_blocking(self) -> bool:
-        """True where the client is asked by plain calls."""
+        """True if the client is called synchronously."""
         return self._given is None or not is_async(self._given.chat.completions.create)
 
     @property

@@ -1,8 +1,8 @@
-"""An official async client is asked through a stand-in: a copy with connections of its own, on the package's loop.
+"""Stand-ins for official async clients: copies with connections of their own, on the package's loop.
 
-Connections belong to the event loop on which they were opened. The stand-in's belong to one that is always there, so
-the client serves whichever loops ask, the program may use it itself on any, and closing gives back what was opened.
-Every other async client is asked on the loop of who asks, and belongs to that.
+Connections belong to the event loop on which they were opened. A stand-in's belong to a loop that always exists, so the
+client serves calls from any loop, the program may use it itself on any, and closing releases what was opened. Every
+other async client is called on the caller's loop, and belongs to that.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from durable_swarm.concurrency import result_of, running_loop
 from durable_swarm.models.lean import is_bare, is_official, is_openai
 
 CLOSING_SECONDS = 5.0
-"""How long closing waits for connections to be given back."""
+"""Seconds that closing waits for connections to be released."""
 
 _stand_ins: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The stand-ins: their connections belong to the package's loop, whichever loop asks."""
+"""The stand-ins: their connections belong to the package's loop, whichever loop calls them."""
 
 
 def can_stand_in(client: Any) -> bool:
-    """Tell whether nobody would notice a copy: an official async client, bare, over connections that it made itself."""
+    """Return True if a copy is unnoticeable: an official async client, bare, over connections that it made itself."""
     openai = sys.modules.get("openai")
     if openai is None or not isinstance(client, openai.AsyncOpenAI) or not is_bare(client):
         return False
     connections = getattr(client, "_client", None)
-    # A class of its own tells apart what the client has made from what it was given.
+    # The type of the connections shows whether the client has made them or was given them.
     return type(connections).__name__ == "AsyncHttpxClientWrapper" and _is_untouched(connections)
 
 
 def _is_untouched(connections: Any) -> bool:
-    """Tell whether nothing of the program's, or of a tracer's, is called on the way to the provider."""
+    """Return True if nothing of the program or of a tracer is called on the way to the provider."""
     hooks = [hook for hooks in connections.event_hooks.values() for hook in hooks]
     transports = [getattr(connections, "_transport", None), *filter(None, getattr(connections, "_mounts", {}).values())]
     usual = all(
@@ -47,7 +47,7 @@ def _is_untouched(connections: Any) -> bool:
 
 
 def on_its_loop(client: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that asks the client; where that is a stand-in, one that has it asked on its own loop."""
+    """Return the function that calls the client; for a stand-in, one that calls it on its own loop."""
     if not is_openai(client) or client not in _stand_ins:
         return function
 
@@ -60,7 +60,7 @@ def on_its_loop(client: Any, function: Callable[..., Any]) -> Callable[..., Any]
 
 
 async def _kept(asking: Awaitable[Any]) -> tuple[Any, None] | tuple[None, BaseException]:
-    """Ask, and return a failure as a value: it neither ends the loop, nor is one that nobody fetched when given up."""
+    """Call, and return a failure as a value: it neither ends the loop nor stays unretrieved after a cancellation."""
     try:
         return await asking, None
     except BaseException as error:
@@ -68,9 +68,9 @@ async def _kept(asking: Awaitable[Any]) -> tuple[Any, None] | tuple[None, BaseEx
 
 
 class StandIn:
-    """An official async client over connections of its own; `make` gives it for these.
+    """An official async client over connections of its own; `make` returns it for these connections.
 
-    It is made anew where the `settings` differ from those it was made with.
+    It is made anew if the `settings` differ from those it was made with.
     """
 
     def __init__(self, make: Callable[[Any], Any], settings: Callable[[], dict[str, Any]] = dict) -> None:
@@ -83,19 +83,19 @@ class StandIn:
 
     @classmethod
     def of(cls, client: Any) -> StandIn:
-        """Return the stand-in of a program's client, with its settings as they are: a key may be changed."""
+        """Return the stand-in of a program's client, with its present settings, because a key may be changed."""
 
         def settings() -> dict[str, Any]:
-            # Without the parts, as `chat`: each is made at its first use.
+            # Without parts such as `chat`, which are made at first use.
             return {name: value for name, value in vars(client).items() if not hasattr(value, "_client")}
 
         return cls(lambda connections: client.with_options(http_client=connections), settings)
 
     def client(self) -> Any:
-        """Return the client to be asked."""
+        """Return the client to call."""
         import openai
 
-        if self._home is not background():  # After a fork: the parent's loop and its connections are the parent's.
+        if self._home is not background():  # After a fork: the loop and its connections belong to the parent.
             self._home, self._made, self._connections = background(), None, None
         settings = self._settings()
         if self._made is None or settings != self._made_with:
@@ -106,7 +106,7 @@ class StandIn:
         return self._made
 
     def close(self) -> None:
-        """Close the connections, and need the loop no more."""
+        """Close the connections, and release the loop."""
         connections, self._made, self._connections = self._connections, None, None
         if connections is not None and self._home is background():
             closed = on_background(connections.aclose())

@@ -24,7 +24,7 @@ def is_openai(client: Any) -> bool:
 
 
 def is_bare(client: Any) -> bool:
-    """Tell whether it is an official client with nothing of anybody else's on the way to the provider."""
+    """Return True if it is an official client with nothing of another library between it and the provider."""
     if not is_openai(client) or not is_official(type(client)):
         return False
     chat = client.chat
@@ -46,7 +46,7 @@ def _is_untouched(kind: type, name: str) -> bool:
 
 
 def is_official(thing: Any) -> bool:
-    """Tell whether a class or a function is defined in the `openai` package, with all that it wraps."""
+    """Return True if a class or a function, with everything it wraps, is defined in the `openai` package."""
     if isinstance(thing, type):
         return _root(thing.__module__) == "openai"
     while type(thing) is FunctionType:  # A proxy of another type only claims to be a function.

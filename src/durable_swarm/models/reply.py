@@ -179,8 +179,6 @@ def beside(thing: Any, known: tuple[str, ...]) -> dict[str, Any]:
     """Return the further fields of a mapping or a client's model, without nulls.
 
     Other objects are not inspected: a mock has every field.
-
-    Of other objects nothing is known: a mock has every field.
     """
     if isinstance(thing, BaseModel):
         thing = dumped(thing)

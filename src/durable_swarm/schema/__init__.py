@@ -101,9 +101,6 @@ def tool_schemas(agent: Any) -> list[dict[str, Any]]:
 
     Raises `ConfigurationError` for functions that cannot be an agent's tools: names that providers refuse, two of one
     name, generators, unreadable signatures.
-
-    Raises `ConfigurationError` for functions that cannot be an agent's tools: names that providers refuse, two of one
-    name, generators, signatures that cannot be told.
     """
     schemas: dict[str, dict[str, Any]] = {}
     for function in agent.functions:

@@ -143,8 +143,6 @@ def _properties(parameters: list[Parameter], adapters: Adapters) -> tuple[dict[s
     """Return the schemas by parameter name, and the definitions they refer to.
 
     `context_variables` needs no annotation that pydantic knows, because it never comes from the model.
-
-    `context_variables` needs no annotation that pydantic knows: it never comes from the model.
     """
     rich = [p.name for p in parameters if _plain_type(p.annotation) is None and p.name != CONTEXT]
     found, shared = TypeAdapter.json_schemas(

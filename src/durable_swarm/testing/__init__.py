@@ -1,14 +1,13 @@
-"""Tools to test agent programs: crash tests, replay, scripted models, and a server that the real client asks.
+"""Tools for testing agent programs: crash tests, replay, scripted models, and a server for real clients.
 
 `crash_test` kills a program of yours at each of its durable boundaries and compares; its tools report with `effect`.
 
 `ScriptedModel(["Hello"])` answers with the replies of a list, `ScriptedModel([when(said="refund", reply=...)])` by
-rules, `ScriptedModel(lambda request: ...)` with what a callable makes of each request; hand it to
-`DurableSwarm(client)` or `Swarm(client)`. `AsyncScriptedModel` is the same for `await`, `serve_scripted` the same over
-HTTP. `call` writes a tool call in a reply; `rate_limited`, `timed_out`, `cut` and their like are replies that go wrong
-(`testing/faults.py` lists them). `REAL_REPLIES` is a table of what real models reply and scripts do not: cut, repeated,
-refused, empty. Each request is checked by `check_request`, which raises `ProviderError` for what a strict provider
-would refuse.
+rules, `ScriptedModel(lambda request: ...)` with a callable's reply to each request; hand it to `DurableSwarm(client)`
+or `Swarm(client)`. `AsyncScriptedModel` is the same for `await`, `serve_scripted` the same over HTTP. `call` writes a
+tool call in a reply; `rate_limited`, `timed_out`, `cut` and their like are replies that fail (`testing/faults.py` lists
+them). `REAL_REPLIES` is a table of replies that real models give and scripts do not: cut, repeated, refused, empty.
+Each request is checked by `check_request`, which raises `ProviderError` if a strict provider would refuse it.
 """
 
 from durable_swarm.testing.crash import CrashReport, CrashTestFailed, Finding, crash_test, effect

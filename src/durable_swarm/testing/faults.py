@@ -1,4 +1,4 @@
-"""Replies that go wrong, or take their time. Each works in a `ScriptedModel` and in `serve_scripted`.
+"""Replies that fail or are slow. Each works in a `ScriptedModel` and in `serve_scripted`.
 
 | reply | the client in this process | over HTTP |
 |---|---|---|
@@ -36,7 +36,7 @@ BROKEN_JSON = '{"id": "chatcmpl-0", "choices": ['
 
 @dataclass(frozen=True)
 class Slow:
-    """Made by `slowly`."""
+    """The reply of `slowly`."""
 
     reply: Any
     latency: float | None
@@ -45,7 +45,7 @@ class Slow:
 
 @dataclass(frozen=True)
 class Cut:
-    """Made by `cut`."""
+    """The reply of `cut`."""
 
     reply: Any
     after: int
@@ -53,7 +53,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutOff:
-    """Made by `cut_off`."""
+    """The reply of `cut_off`."""
 
     reply: Any
     reason: str
@@ -61,7 +61,7 @@ class CutOff:
 
 @dataclass(frozen=True)
 class Page:
-    """Made by `proxy_page`."""
+    """The reply of `proxy_page`."""
 
     status: int
 
@@ -92,7 +92,7 @@ def http_error(
 
 
 def proxy_page(status: int = 502) -> Page:
-    """Answer with the HTML page of a proxy that stands before the provider, with any status from 200 to 599.
+    """Answer with the HTML page of a proxy in front of the provider, with any status from 200 to 599.
 
     Raises `ConfigurationError` for another status.
     """
@@ -101,7 +101,7 @@ def proxy_page(status: int = 502) -> Page:
 
 
 def timed_out() -> TimeoutError:
-    """Never answer. In this process the error comes at once; over HTTP the client's own timeout decides."""
+    """Never answer. In this process the error is raised at once; over HTTP the client's own timeout applies."""
     return TimeoutError("the scripted provider did not answer in time")
 
 
@@ -111,7 +111,7 @@ def dropped() -> ConnectionResetError:
 
 
 def cut(reply: Any, *, after: int = 1) -> Cut:
-    """Begin to answer with `reply`, and lose the connection after so many chunks of the stream.
+    """Begin to answer with `reply`, and lose the connection after `after` chunks of the stream.
 
     A request without `stream` loses it in the middle of the answer. Raises `ConfigurationError` for a negative number.
     """
@@ -121,28 +121,28 @@ def cut(reply: Any, *, after: int = 1) -> Cut:
 
 
 def garbled() -> json.JSONDecodeError:
-    """Answer with a success whose body is no JSON."""
+    """Answer with a success whose body is not JSON."""
     return json.JSONDecodeError("the scripted provider's answer is no JSON", BROKEN_JSON, len(BROKEN_JSON))
 
 
 def no_choices() -> Completion:
-    """Answer with a success that holds no choice."""
+    """Answer with a success without a choice."""
     return Completion(id="chatcmpl-0", model="scripted", choices=[])
 
 
 def cut_off(reply: Any, reason: str = "length") -> CutOff:
-    """Answer with `reply` as far as it came: the provider cut it, at its token limit or for what it said.
+    """Answer with a reply that the provider cut, at its token limit or for its content.
 
     `reason` is the finish reason, "length" or "content_filter"; others, as some gateways have, are sent as they are.
-    The reply may hold arguments that break off: `cut_off([("refund", '{"order": "A')])`. Raises `ConfigurationError`
-    for a reason that is no text.
+    The reply may contain arguments that break off: `cut_off([("refund", '{"order": "A')])`. Raises `ConfigurationError`
+    for a reason that is not a text.
     """
     check_text("cut_off(reason=...)", reason)
     return CutOff(reply, reason)
 
 
 def slowly(reply: Any, *, latency: float | None = None, pace: float | None = None) -> Slow:
-    """Give `reply` with a latency and a pace of its own, in seconds; None leaves what the model was made with.
+    """Answer with `reply` at its own latency and pace, in seconds; None keeps the model's values.
 
     `latency` comes before the answer, `pace` before each chunk of a stream. Raises `ConfigurationError` for a number
     that is negative or not finite.
@@ -153,7 +153,7 @@ def slowly(reply: Any, *, latency: float | None = None, pace: float | None = Non
 
 
 def check_seconds(seconds: float | None) -> None:
-    """Refuse what is no time to wait. Raises `ConfigurationError`."""
+    """Refuse an invalid wait. Raises `ConfigurationError`."""
     if seconds is not None and not (math.isfinite(seconds) and seconds >= 0):
         raise ConfigurationError(f"latency and pace are seconds, 0 or more, not {seconds!r}")
 

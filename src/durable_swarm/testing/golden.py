@@ -23,11 +23,11 @@ def record_golden(
 ) -> None:
     """Write a past run to a file for `assert_replays`: a regression test of the agents that made it.
 
-    If the run's agents are defined in this process and are as they were, the file also has what the model was asked
-    with, and a later difference is shown in full; else only that there is one. `agent` is the one the run was started
-    with, where its name alone does not tell. `redact(path, value)` gives what is written for a value, as in
-    `DurableSwarm.export`; a prompt that it changes is left out. A file that exists is written anew. Raises
-    `RunNotFound`, and `ConfigurationError` where the file cannot be written.
+    If the run's agents are defined in this process and are unchanged, the file also contains the requests to the model,
+    and a later difference is shown in full; otherwise only its existence. `agent` is the agent the run was started
+    with, if its name alone does not identify it. `redact(path, value)` returns the value to write, as in
+    `DurableSwarm.export`; a prompt that it changes is left out. An existing file is replaced. Raises `RunNotFound`, and
+    `ConfigurationError` if the file cannot be written.
     """
     run = document(run_id, database)
     if redact is not None:
@@ -40,7 +40,7 @@ def record_golden(
 
 
 def _requests(run: dict[str, Any], agent: Any, redact: Redact | None) -> list[dict[str, Any] | None]:
-    """Give what each turn was asked with, or None where this process does not know it any more."""
+    """Return the request of each turn, or None if this process no longer knows it."""
     replaying = Replaying(Recording.of(run), agent, None)
     try:
         found = replaying.go()
@@ -59,10 +59,10 @@ def _changes(request: dict[str, Any], turn: int, redact: Redact | None) -> bool:
 
 
 def assert_replays(path: str | os.PathLike[str] | dict[str, Any], agent: Any = None, model: Any = None) -> None:
-    """Replay a run from a file of `record_golden` (or an exported run, or its document), and fail if anything differs.
+    """Replay a run from a file of `record_golden` (or an exported run, or its document), and fail on a difference.
 
     `agent` and `model` are as in `replay`. Raises AssertionError, which shows the differences turn by turn;
-    `ReplayMismatch` where an agent or a tool of the recording is gone; `ConfigurationError` for another file.
+    `ReplayMismatch` if an agent or a tool of the recording is gone; `ConfigurationError` for another file.
     """
     replayed = replay(Path(path) if isinstance(path, str | os.PathLike) else path, agent, model)
     if not replayed.same:

@@ -1,6 +1,6 @@
-"""What a strict provider refuses: `check_request`, and `ProviderError`, the error it raises.
+"""The rules of a strict provider: `check_request`, and `ProviderError`, the error it raises.
 
-Providers differ in what they let pass. These checks are the strictest of each, so a request that passes here passes
+Providers accept different requests. These checks are the strictest of each, so a request that passes here passes
 everywhere.
 """
 
@@ -17,11 +17,11 @@ MESSAGE_KEYS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"},
 )
 NOT_SENT_BACK = frozenset({"sender", "tool_name", "provider", "annotations", "tool_call_id"})
-"""What no assistant message of a request has. Its provider's own fields (reasoning, signatures) come back with it."""
+"""Fields that an assistant message of a request must not have. Provider-specific ones (reasoning, signatures) may."""
 
 FUNCTION_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 CLIENT_OPTIONS = frozenset({"timeout", "extra_headers", "extra_query"})
-"""Arguments of `create` that steer the client and are no part of the body."""
+"""Arguments of `create` that control the client and are not part of the body."""
 
 
 class ProviderResponse:
@@ -33,7 +33,7 @@ class ProviderResponse:
 
 
 class ProviderError(Exception):
-    """A provider's refusal, shaped like `openai.APIStatusError`.
+    """A provider's refusal, with the attributes of `openai.APIStatusError`.
 
     `status_code` is the HTTP status (429, 500, …), `code` openai's own word for the error. `retry_after`, in seconds or
     as an HTTP date, becomes the header `retry-after` of `response.headers`; `headers` are further ones.
@@ -61,9 +61,9 @@ class ProviderError(Exception):
 def check_request(kwargs: Mapping[str, Any]) -> None:
     """Check the arguments of `chat.completions.create` as a strict provider would.
 
-    Raises `ProviderError` with status 400, naming the part, for: messages that are no list of well-formed messages;
-    tool calls without exactly one tool message each right after them, and tool messages without their call; tools
-    that are no well-formed list of functions; `parallel_tool_calls` without tools; `stream_options` without `stream`;
+    Raises `ProviderError` with status 400, naming the part, for: messages that are not a list of well-formed messages;
+    tool calls without exactly one tool message each right after them, and tool messages without their call; tools that
+    are not a well-formed list of functions; `parallel_tool_calls` without tools; `stream_options` without `stream`;
     anything that is not JSON. `tools`, `tool_choice`, `parallel_tool_calls` and `stream_options` may be None.
     """
     _check_messages(kwargs.get("messages"))
@@ -83,7 +83,7 @@ def _refuse(message: str) -> NoReturn:
 
 def _check_json(body: dict[str, Any]) -> None:
     try:
-        # Not as ASCII, which would hide half a character.
+        # Not as ASCII, which would hide half characters.
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         _refuse(f"the request cannot be written as JSON: {error}")

@@ -1,7 +1,7 @@
-"""Replies as real models give them, and scripted ones never do: what every screen must tell of each.
+"""Replies of real models that scripts never give, and the text that every screen must show for each.
 
-A program of yours can run through them, too: `ScriptedModel(row.replies)` for each row of `REAL_REPLIES`. The scripts
-call a tool `refund(order: str, amount: int = 100)`.
+A program of yours can be tested with them, too: `ScriptedModel(row.replies)` for each row of `REAL_REPLIES`. The
+scripts call a tool `refund(order: str, amount: int = 100)`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from durable_swarm.testing.faults import cut_off
 
 @dataclass(frozen=True)
 class RealReply:
-    """One kind of reply: a script that holds it, and a text that a screen must show of it.
+    """One kind of reply: a script that contains it, and a text that a screen must show for it.
 
-    `max_turns` is that of the run. `ended_by` is what the run's response says.
+    `max_turns` is that of the run. `ended_by` is the value in the run's response.
     """
 
     kind: str
@@ -52,4 +52,4 @@ REAL_REPLIES: tuple[RealReply, ...] = (
     RealReply("text that turns the direction", ["Pay \u202e001 now"], "\\u202e001"),
     RealReply("text that controls a terminal", ["Pay \x9b2J now"], "\\x9b2J"),
 )
-"""One row for each kind of reply that real models give."""
+"""One row for each kind of reply that only real models give."""

@@ -1,6 +1,6 @@
-"""Replay: a recorded run once more, with the tools' recorded answers, against the code, prompt or model of today.
+"""Replay: a recorded run again, with the tools' recorded answers, against the present code, prompt or model.
 
-No tool is called and nothing is stored. The same turn loop runs as did then, and what differs is noted turn by turn.
+Replay calls no tool and stores nothing. The same turn loop runs as at the time, and differences are noted turn by turn.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ GOLDEN = f"{FORMAT}, golden"
 """The format of a golden file."""
 
 VERSION = 1
-"""The version of a golden file that is written here, and the newest that is read."""
+"""The version of golden files that is written here, and the newest that is read."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that is not as it was recorded: `what` it is, in which `turn` (from 0; None: the run's end).
+    """A difference from the recording: `what` differs, in which `turn` (from 0; None: the run's end).
 
-    `recorded` and `now` are plain data; None where there is nothing of the kind.
+    `recorded` and `now` are plain data; None if there is no value.
     """
 
     turn: int | None
@@ -57,10 +57,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of replaying a run: print it, or look at `same` and `differences`.
+    """The result of replaying a run: print it, or read `same` and `differences`.
 
-    `turns` is how many turns were replayed and `messages` are the new messages of the replay. `stopped` says why it did
-    not come to an end of its own, or is None.
+    `turns` is the number of turns replayed and `messages` are the new messages of the replay. `stopped` is the reason
+    if it did not reach the end of the run, or None.
     """
 
     run_id: str
@@ -71,7 +71,7 @@ class Replay:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs."""
+        """True if nothing differs."""
         return not self.differences
 
     def __str__(self) -> str:
@@ -89,27 +89,27 @@ class Replay:
 def replay(
     run: str | Path | dict[str, Any], agent: Any = None, model: Any = None, *, database: str | None = None
 ) -> Replay:
-    """Run a recorded run again, in memory, and give what differs. Tools answer as recorded and are not called.
+    """Run a recorded run again, in memory, and return the differences. Tools answer as recorded and are not called.
 
-    `run` is a run's id, the document of an exported run, or the path of its file. `agent` takes the place of the agent
-    the run was started with; other agents are found by name. Functions of agents serve as schemas only.
+    `run` is a run's id, the document of an exported run, or the path of its file. `agent` replaces the agent the run
+    was started with; other agents are found by name. Functions of agents serve as schemas only.
 
-    Without `model` its recorded replies are used too: this shows whether today's code sends the same requests
-    (instructions, tools, model) and treats the replies as then. `model` is a client, which is asked anew, or the name
-    of a model for the default client; then prompts may differ, and replies and tool calls are compared.
+    Without `model` the recorded replies are used too: this shows whether the present code sends the same requests
+    (instructions, tools, model) and treats the replies the same way. `model` is a client, which is asked anew, or the
+    name of a model for the default client; then prompts may differ, and replies and tool calls are compared.
 
-    A tool call that the recording does not have is a difference, at which the replay stops: nobody knows its answer.
+    A tool call that the recording does not have is a difference and stops the replay, because its answer is unknown.
     `database` is as in `DurableSwarm`, by default the one that is open in this process.
 
-    Raises `ReplayMismatch` where an agent is gone, or a tool that the recorded replies call; `RunNotFound`;
-    `ConfigurationError` for a document that is no exported run; and what the client raises.
+    Raises `ReplayMismatch` if an agent is gone, or a tool that the recorded replies call; `RunNotFound`;
+    `ConfigurationError` for an invalid document; and the client's exceptions.
     """
     recording = Recording.of(document(run, database))
     return Replaying(recording, agent, model).go()
 
 
 def document(run: str | Path | dict[str, Any], database: str | None) -> dict[str, Any]:
-    """Give the document of a run: from a file, or from the database."""
+    """Return the document of a run: from a file, or from the database."""
     if isinstance(run, Path):
         try:
             found = read_document(run.read_bytes())
@@ -140,7 +140,7 @@ def _open_here() -> str | None:
 
 @dataclass(frozen=True)
 class RecordedTurn:
-    """One turn as it was recorded; `version` is the fingerprint of the agent that answered."""
+    """One recorded turn; `version` is the fingerprint of the agent that answered."""
 
     agent: str
     reply: Reply
@@ -151,7 +151,7 @@ class RecordedTurn:
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded run, read. `requests` are what the turns asked with, where a golden file has it."""
+    """A recorded run, read. `requests` are the requests of the turns, if a golden file has them."""
 
     run_id: str
     status: State
@@ -162,7 +162,7 @@ class Recording:
 
     @staticmethod
     def of(data: Any) -> Recording:
-        """Read a document. Raises `ConfigurationError` if it is not that of an exported run, or a golden file."""
+        """Read a document. Raises `ConfigurationError` if it is neither an exported run nor a golden file."""
         run, requests = _golden(data) if isinstance(data, dict) and "run" in data else (data, [])
         exported = Exported(run)
         record = exported.start_record(exported.row)
@@ -184,7 +184,7 @@ class Recording:
 
 
 def _golden(data: dict[str, Any]) -> tuple[Any, list[dict[str, Any] | None]]:
-    """Give the run of a golden file and what its turns were asked with. Raises `ConfigurationError` for others."""
+    """Return the run of a golden file and the requests of its turns. Raises `ConfigurationError` for other files."""
     version, requests = data.get("version"), data.get("requests")
     if data.get("format") != GOLDEN:
         raise _not_golden(f"its format is not {GOLDEN!r}")
@@ -207,11 +207,11 @@ def _not_golden(reason: str) -> ConfigurationError:
 
 
 class _Stopped(Exception):
-    """The replay cannot go on."""
+    """The replay cannot continue."""
 
 
 class Replaying:
-    """Performs the effects of a replay, and notes what differs."""
+    """Performs the effects of a replay, and notes the differences."""
 
     def __init__(self, recording: Recording, agent: Any, model: Any) -> None:
         if agent is not None:
@@ -224,7 +224,7 @@ class Replaying:
         check_settings(client, 1, "raise")
         self.clients = None if model is None else _clients(client, model)
         self.requests: list[dict[str, Any]] = []
-        """What each turn asks with today."""
+        """The present request of each turn."""
         self.differences: list[Difference] = []
         self._conversation = Conversation()
         self._used: set[tuple[int, int]] = set()
@@ -250,7 +250,7 @@ class Replaying:
         self._history = effect.history
         if isinstance(effect, Close):
             following = self.recording.turns[effect.turn + 1 : effect.turn + 2]
-            return any(turn.reply.heard for turn in following)  # It went on, because more was said to it.
+            return any(turn.reply.heard for turn in following)  # The run continued after more messages.
         if isinstance(effect, Ask):
             return await self._ask(effect)
         outcomes: list[Outcome] = []
@@ -310,7 +310,7 @@ class Replaying:
             self._note(turn, what, recorded.version, now)
 
     async def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
-        """Give the recorded reply, its calls planned by today's code."""
+        """Return the recorded reply, its calls planned by the present code."""
         new = self._history[self._first :]
         calls = await plan_calls(agent, recorded.reply.message, BlockingRuntime(), recorded.reply.finish, new)
         for was, now in zip(recorded.reply.calls, calls, strict=True):
@@ -341,7 +341,7 @@ class Replaying:
         new = self._history[self._first :]
         calls = await plan_calls(agent, completion.message, BlockingRuntime(), completion.finish, new)
         was = None if recorded is None else recorded.reply
-        # None and "" are the same: a stream has the one where a whole answer has the other.
+        # None and "" are the same: streams have one, whole answers the other.
         self._note(
             effect.turn,
             "reply",
@@ -377,7 +377,7 @@ class Replaying:
         return _call(self.recording.turns[place[0]].reply.calls[place[1]]) == _call(call)
 
     def _places(self, turn: int, call: Call) -> Iterator[tuple[int, int]]:
-        """Give the places of the same call in the recording: the same place first, then the others in order."""
+        """Return the places of the same call in the recording: the same place first, then the others in order."""
         same = [
             (at, recorded.index)
             for at, then in enumerate(self.recording.turns)
@@ -411,7 +411,7 @@ def _clients(client: Any, model: Any) -> Clients:
 
 
 async def _request(agent: Any, context: dict[str, Any], model_override: str | None) -> dict[str, Any]:
-    """Give what a model call is made with, beside the messages, as plain JSON data."""
+    """Return the arguments of a model call, without the messages, as plain JSON data."""
     system = await instructions(agent, context, BlockingRuntime())
     # The environment's default model is no part of the program, so it is no difference.
     request = build_request(agent, [], model_override or agent.model)
@@ -421,7 +421,7 @@ async def _request(agent: Any, context: dict[str, Any], model_override: str | No
 
 
 def _call(call: Call) -> str:
-    """Give a tool call in one line, the same for the same arguments however they are written."""
+    """Return a tool call in one line, the same for the same arguments however they are written."""
     try:
         given = json.loads(call.arguments or "{}")
     except (ValueError, RecursionError):
@@ -441,7 +441,7 @@ def _compared(recorded: Any, now: Any) -> Iterator[str]:
 
 
 def _lines(value: Any) -> list[str]:
-    """Give a value as lines without anything that could control a terminal."""
+    """Return a value as lines without characters that could control a terminal."""
     if value is None:
         return ["(nothing)"]
     text = value if isinstance(value, str) else json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The forms a scripted reply may take, and the response made of it."""
+"""The forms of a scripted reply, and the response made from it."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def call(name: str, /, **arguments: Any) -> dict[str, Any]:
 
 
 def is_exception(reply: Any) -> bool:
-    """Whether the reply is an exception or an exception class."""
+    """Return True if the reply is an exception or an exception class."""
     return isinstance(reply, BaseException) or (isinstance(reply, type) and issubclass(reply, BaseException))
 
 
 def check_reply(reply: Any) -> None:
-    """Refuse a reply of no known form. What a callable will return is seen when it is called.
+    """Refuse a reply of an unknown form. A callable's reply is checked when it is called.
 
     Raises `ConfigurationError`.
     """
@@ -50,7 +50,7 @@ def check_reply(reply: Any) -> None:
 
 
 def message_of(reply: Any, new_id: Callable[[], str]) -> AssistantMessage:
-    """Make the assistant message that a string, a list of calls or a dict stands for."""
+    """Make the assistant message for a string, a list of calls or a dict."""
     if isinstance(reply, str):
         return AssistantMessage(content=reply)
     if isinstance(reply, list) and reply:
@@ -96,7 +96,7 @@ def _as_json(name: str, arguments: dict[str, Any]) -> str:
 
 
 def completion_of(number: int, request: dict[str, Any], message: AssistantMessage, finish: str | None) -> Completion:
-    """Make the response to request `number` that holds the message; `finish` is its reason where it was cut off."""
+    """Make the response to request `number` with the message; `finish` is its finish reason if it was cut off."""
     prompt = sum(_words(asked) for asked in messages_of(request))
     answer = _words(message.model_dump())
     return Completion(

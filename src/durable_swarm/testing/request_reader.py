@@ -1,6 +1,6 @@
 """Reading a request, the keyword arguments of `chat.completions.create`.
 
-Without strictness a request may hold anything, so everything here takes what it finds.
+Without strict checks a request may contain anything, so these functions accept any input.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 
 def messages_of(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """Give the messages that are dicts."""
+    """Return the messages that are dicts."""
     messages = request.get("messages")
     return [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """Give the message's text; of a list of parts, that of all its text parts."""
+    """Return the message's text; of a list of parts, that of all its text parts."""
     content = message.get("content")
     if isinstance(content, list):
         return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -24,20 +24,20 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 def system_of(request: dict[str, Any]) -> str:
-    """Give the system prompt."""
+    """Return the system prompt."""
     return "\n".join(
         text_of(message) for message in messages_of(request) if message.get("role") in ("system", "developer")
     )
 
 
 def said_in(request: dict[str, Any]) -> str | None:
-    """Give what the user said, or None where the last message is not the user's."""
+    """Return the user's text, or None if the last message is not the user's."""
     last = (messages_of(request) or [{}])[-1]
     return text_of(last) if last.get("role") == "user" else None
 
 
 def results_in(request: dict[str, Any]) -> list[tuple[str, str]]:
-    """Give name and result of each tool whose messages end the request; none where another message does."""
+    """Return name and result of each tool whose messages end the request; empty if another message does."""
     messages = messages_of(request)
     start = len(messages)
     while start and messages[start - 1].get("role") == "tool":
@@ -47,13 +47,13 @@ def results_in(request: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def offers_in(request: dict[str, Any]) -> list[str]:
-    """Give the names of the tools on offer."""
+    """Return the names of the available tools."""
     functions = [tool.get("function") for tool in request.get("tools") or () if isinstance(tool, dict)]
     return [str(function.get("name")) for function in functions if isinstance(function, dict)]
 
 
 def last_id(request: dict[str, Any]) -> int:
-    """Give the highest n of the ids `call_n` in the request, so that ids stay unique after a restart too."""
+    """Return the highest n of the ids `call_n` in the request, so that ids stay unique after a restart too."""
     ids = [str(made) for message in messages_of(request) for made, _ in _calls(message)]
     return max((int(found[1]) for text in ids if (found := re.fullmatch(r"call_(\d+)", text))), default=0)
 
@@ -65,12 +65,12 @@ def ending(request: dict[str, Any]) -> str:
 
 
 def short(text: str, length: int = 200) -> str:
-    """Give the beginning of a text."""
+    """Return the beginning of a text."""
     return text if len(text) <= length else text[:length] + "…"
 
 
 def _calls(message: dict[str, Any]) -> list[tuple[Any, str]]:
-    """Give id and function name of each tool call."""
+    """Return id and function name of each tool call."""
     calls = message.get("tool_calls")
     functions = [(call.get("id"), call.get("function")) for call in calls or () if isinstance(call, dict)]
     return [(made, str(function.get("name"))) for made, function in functions if isinstance(function, dict)]

@@ -1,7 +1,7 @@
-"""Reading a request of the Responses API as the chat request it stands for, so that one script answers both.
+"""Converting a request of the Responses API to the equivalent chat request, so that one script answers both.
 
-`as_chat` refuses what the API refuses: parameters it does not have, items that do not belong together, reasoning that
-it did not write.
+`as_chat` refuses what the API refuses: unknown parameters, items that do not belong together, reasoning that it did not
+write.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SEAL = "scripted."
 
 
 def sealed(thought: str) -> str:
-    """Return the encrypted form of a thought, as it comes back with the history."""
+    """Return the encrypted form of reasoning, as it comes back with the history."""
     return _SEAL + base64.urlsafe_b64encode(json.dumps(thought).encode()).decode()
 
 
 def as_chat(body: dict[str, Any]) -> dict[str, Any]:
     """Return the keyword arguments of `chat.completions.create` for the same question.
 
-    Raises `ProviderError` with status 400 for what the Responses API refuses.
+    Raises `ProviderError` with status 400 for a request that the Responses API refuses.
     """
     if unknown := sorted(body.keys() - PARAMETERS):
         _refuse(f"Unknown parameter: '{unknown[0]}'.")
@@ -98,7 +98,7 @@ def _format(form: Any) -> dict[str, Any]:
 
 
 class _History:
-    """Reads the items of `input`: what one reply was cut into becomes one message again."""
+    """Reads the items of `input`: the parts of one reply become one message again."""
 
     def __init__(self, stored: bool) -> None:
         self._stored = stored

@@ -1,6 +1,6 @@
-"""A scripted reply in the shapes of the Responses API: the response, the events of its stream, and how far both are.
+"""A scripted reply in the shapes of the Responses API: the response, its stream's events, and their progress.
 
-What the script gives as `reasoning_content` becomes a reasoning item, with encrypted content that must come back.
+The script's `reasoning_content` becomes a reasoning item, with encrypted content that must come back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"
 
 @dataclass
 class Scripted:
-    """One response, and the events of its stream. The first is there at once, the others come with latency and pace."""
+    """One response, and the events of its stream. The first event is due at once, the others with latency and pace."""
 
     id: str
     whole: dict[str, Any]
@@ -30,13 +30,13 @@ class Scripted:
     cancelled: bool = False
 
     def due(self, number: int) -> float:
-        """Return the seconds until event `number` is there."""
+        """Return the seconds until event `number` is due."""
         if number == 0:
             return 0.0
         return max(0.0, self.begun + self.latency + number * self.pace - time.monotonic())
 
     def now(self) -> dict[str, Any]:
-        """Return the response as far as it is."""
+        """Return the response in its present state."""
         if self.cancelled:
             return {**self.whole, "status": "cancelled", "output": [], "usage": None}
         if not self.due(len(self.events) - 1):
@@ -49,7 +49,7 @@ class Scripted:
 
 
 def scripted(completion: Completion, body: dict[str, Any], name: str, turn: int) -> Scripted:
-    """Make the response `name` that says what a completion says; ids of its items depend on its `turn` alone."""
+    """Make the response `name` with the content of a completion; the ids of its items depend only on its `turn`."""
     choice = completion.choices[0] if completion.choices else None
     reason = None if choice is None else _INCOMPLETE.get(str(choice.finish_reason))
     output = [] if choice is None else _items(choice.message, turn)
@@ -70,7 +70,7 @@ def scripted(completion: Completion, body: dict[str, Any], name: str, turn: int)
 
 
 def _echoed(body: dict[str, Any]) -> dict[str, Any]:
-    """Return what a response repeats of its request."""
+    """Return the request's values that a response repeats."""
     tools = [{"strict": None, **tool} for tool in body.get("tools") or ()]
     repeated = ("instructions", "max_output_tokens", "metadata", "reasoning", "temperature", "text", "top_p")
     return {
@@ -107,7 +107,7 @@ def _items(message: AssistantMessage, number: int) -> list[dict[str, Any]]:
 
 
 def _usage(completion: Completion, message: AssistantMessage | None) -> dict[str, Any] | None:
-    """Return the counts of a completion in the API's names; the words of a thought are reasoning tokens."""
+    """Return the counts of a completion in the API's names; the words of the reasoning are reasoning tokens."""
     counted = completion.usage
     if counted is None:
         return None

@@ -1,4 +1,4 @@
-"""Rules for a scripted model: which reply for which request.
+"""Rules for a scripted model: conditions on a request, and the reply.
 
     ScriptedModel([
         when(said="refund", reply=[call("look_up", order="A1")]),
@@ -8,7 +8,7 @@
     ])
 
 The first rule that fits answers. Rules have no memory: the reply depends on the request alone, ids of tool calls
-included, so a program that was killed and started again gets the replies it would have got without.
+included, so a program that was killed and started again gets the same replies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Text = str | re.Pattern[str]
 
 @dataclass(frozen=True)
 class Rule:
-    """Made by `when` and `otherwise`: the conditions that are not None must all hold."""
+    """The result of `when` and `otherwise`: the conditions that are not None must all hold."""
 
     reply: Any
     said: Text | None = None
@@ -38,7 +38,7 @@ class Rule:
     where: Callable[[dict[str, Any]], object] | None = None
 
     def fits(self, request: dict[str, Any]) -> bool:
-        """Whether the rule answers this request."""
+        """Return True if the rule answers this request."""
         return (
             (self.said is None or _holds(self.said, said_in(request)))
             and ((self.tool is None and self.result is None) or self._answered(request))
@@ -87,13 +87,13 @@ def when(
 
 
 def otherwise(reply: Any) -> Rule:
-    """Write the last rule: it fits every request. Raises `ConfigurationError` for a reply of no known form."""
+    """Write the last rule: it fits every request. Raises `ConfigurationError` for a reply of an unknown form."""
     check_reply(reply)
     return Rule(reply)
 
 
 def choose(rules: list[Rule], request: dict[str, Any]) -> Any:
-    """Give the reply of the first rule that fits. Raises `ConfigurationError` where none does."""
+    """Return the reply of the first rule that fits. Raises `ConfigurationError` if none does."""
     for rule in rules:
         if rule.fits(request):
             return rule.reply

@@ -1,6 +1,6 @@
 """`ScriptedModel` and `AsyncScriptedModel`, model clients that answer from a script.
 
-`Script` decides what the answer to a request is; the clients and the server (`server.py`) hand it over.
+`Script` chooses the answer to a request; the clients and the server (`server.py`) deliver it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from durable_swarm.testing.streams import AsyncScriptedStream, Patience, Scripte
 
 @dataclass(frozen=True)
 class Play:
-    """The answer to one request and the manner in which it comes.
+    """The answer to one request, with its timing and faults.
 
     `answer` is a response, an exception or a `Page`; `latency` and `pace` are seconds; `cut_after` the number of chunks
     after which the connection is lost, or None; `finish` the finish reason of a reply that was cut off, or None.
@@ -41,7 +41,7 @@ class Play:
     finish: str | None = None
 
     def whole(self) -> Any:
-        """Give the answer as `create` does, or raise it."""
+        """Return the answer as `create` does, or raise it."""
         if isinstance(self.answer, BaseException):
             raise self.answer
         if isinstance(self.answer, Page):
@@ -51,7 +51,7 @@ class Play:
         return self.answer
 
     def tape(self, request: dict[str, Any]) -> Tape:
-        """Give the answer as `create(stream=True)` does, or raise it."""
+        """Return the answer as `create(stream=True)` does, or raise it."""
         if isinstance(self.answer, json.JSONDecodeError):
             return Tape([], self.pace, self.answer)
         if isinstance(self.answer, BaseException):
@@ -65,14 +65,14 @@ class Play:
 
 
 def _read_page(page: Page) -> str:
-    """Do as openai's client does, which takes a page of status 200 for an answer."""
+    """Behave like openai's client, which takes a page of status 200 for an answer."""
     if page.status >= 400:
         raise ProviderError(page.text, page.status)
     return page.text
 
 
 class Script(ABC):
-    """What the two clients share: the replies or rules, and the record of the requests."""
+    """The common part of the two clients: the replies or rules, and the record of the requests."""
 
     def __init__(
         self,
@@ -103,10 +103,10 @@ class Script(ABC):
         """Answer as `chat.completions.create` does."""
 
     def inject(self, *replies: Any) -> None:
-        """Let the coming requests get these replies first, one each; they use up no other, and None lets one pass.
+        """Answer the next requests with these replies first, one each; they use up no other, and None changes nothing.
 
-        So a fault strikes once, where a rule would give it each time. Raises `ConfigurationError` for a reply of no
-        known form.
+        So a fault occurs once, while a rule would repeat it each time. Raises `ConfigurationError` for a reply of an
+        unknown form.
         """
         for reply in replies:
             if reply is not None:
@@ -114,7 +114,7 @@ class Script(ABC):
         self._injected.extend(replies)
 
     def play(self, kwargs: dict[str, Any]) -> Play:
-        """Record the request and decide its answer. Raises what a strict provider, the script or its callables do."""
+        """Record the request and return its answer. Raises errors of the strict checks and the script."""
         request = _snapshot(kwargs)
         with self._lock:
             self.calls.append(request)
@@ -154,7 +154,7 @@ class Script(ABC):
             self._next = max(self._next, asked.turn - asked.kept)
 
     def _performed(self, reply: Any, request: dict[str, Any]) -> Play:
-        """Call the reply, and take its wrappings off, until it is plain."""
+        """Call the reply and unwrap it until it is plain."""
         play = Play(None, self.latency, self.pace)
         while True:
             if isinstance(reply, Slow):
@@ -176,7 +176,7 @@ class Script(ABC):
                 return replace(play, answer=reply)
 
     def _ids_for(self, request: dict[str, Any]) -> Callable[[], str]:
-        """Give the maker of ids for tool calls: by rules they depend on the request alone, else they never repeat."""
+        """Return the maker of tool call ids: with rules they depend on the request alone, else they never repeat."""
         if self._rules:
             numbers = count(last_id(request) + 1)
             return lambda: f"call_{next(numbers)}"
@@ -191,7 +191,7 @@ class Script(ABC):
 
 
 class ScriptedModel(Script):
-    """A model client for tests and demos: `client.chat.completions.create(**kwargs)` gives the next reply.
+    """A model client for tests and demos: `client.chat.completions.create(**kwargs)` returns the next reply.
 
     `replies` is a list of replies, used up one by one; or a list of rules, made by `when` and `otherwise`; or one
     callable that answers every request. A reply is
@@ -206,15 +206,14 @@ class ScriptedModel(Script):
 
     With `stream=True` the answer comes as a `ScriptedStream` of chunks: text word by word, arguments in pieces, and the
     usage last where `stream_options` asks for it. `latency` are the seconds before each answer, `pace` those before
-    each chunk; a request's `timeout` (a number) is kept to, by a `TimeoutError`.
+    each chunk; after a request's `timeout` (a number) a `TimeoutError` is raised.
 
     `calls` lists the requests, oldest first. With `strict` each request is checked by `check_request`, which raises
     `ProviderError` with status 400; such a request uses up no reply.
 
-    A program that starts again builds its script anew. Rules go on as if nothing had happened, for they answer by the
-    request alone. A list that is asked for turn n of a run it has not seen goes on at reply n (counted from 0), because
-    the replies before it were given in the program's earlier life. This fits a script of one run in which every reply
-    ended a turn.
+    A program that starts again builds its script anew. Rules continue without a gap, because they depend on the request
+    alone. A list that is asked for turn n of an unseen run continues at reply n (counted from 0), because an earlier
+    execution used the replies before it. This fits a script of one run in which every reply ended a turn.
 
     Raises `ConfigurationError` for a reply of another form, when no reply is left, and when no rule fits. Threads may
     share one client.
@@ -227,9 +226,9 @@ class ScriptedModel(Script):
 
 
 class AsyncScriptedModel(Script):
-    """The same as `ScriptedModel` with an `async` `create`, as `AsyncOpenAI` is to `OpenAI`.
+    """`ScriptedModel` with an `async` `create`, as `AsyncOpenAI` is to `OpenAI`.
 
-    Callables in the script are plain functions here too. With `stream=True`, `await` gives an `AsyncScriptedStream`.
+    Callables in the script are plain functions here too. With `stream=True`, `await` returns an `AsyncScriptedStream`.
     """
 
     async def _create(self, **kwargs: Any) -> Any:
@@ -260,6 +259,6 @@ def _checked(replies: Sequence[Any]) -> list[Any]:
 
 
 def _snapshot(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Copy the request so far that messages appended later do not show in it."""
+    """Copy the request so that messages appended later do not show in it."""
     messages = kwargs.get("messages")
     return {**kwargs, "messages": list(messages)} if isinstance(messages, list) else dict(kwargs)

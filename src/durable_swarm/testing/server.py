@@ -3,10 +3,10 @@
     with serve_scripted([rate_limited(), "Hello"]) as server, server.client(max_retries=1) as client:
         client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "Hi"}])
 
-Any client in any language may ask it. It serves `POST /v1/chat/completions` and `POST /v1/responses`, streamed or
-whole, and `GET /v1/models`; for responses in the background also `GET /v1/responses/ID`, streamed with
+A client in any language can use it. It serves `POST /v1/chat/completions` and `POST /v1/responses`, streamed or whole,
+and `GET /v1/models`; for responses in the background also `GET /v1/responses/ID`, streamed with
 `?stream=true&starting_after=N`, and `POST /v1/responses/ID/cancel`. One script answers both APIs: its rules and
-callables see the chat request that a request of the Responses API stands for.
+callables see a request of the Responses API as the equivalent chat request.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def serve_scripted(
 ) -> ScriptedServer:
     """Make a server that answers like `ScriptedModel(replies, ...)`, to be used in `with`, or by `start` and `stop`.
 
-    It listens on 127.0.0.1 only, on `port`, or where that is 0 on a free one. Any API key is taken. Errors have
-    openai's JSON form: those that the script gives, status 400 for what a strict provider refuses, for a script that
-    ran out and for an exception of its callables, 404 for other paths.
+    It listens on 127.0.0.1 only, on `port`, or where that is 0 on a free one. Any API key is accepted. Errors have
+    openai's JSON form: the script's own, status 400 for a request that a strict provider refuses, for a script that ran
+    out and for an exception of its callables, 404 for other paths.
 
     Raises `ConfigurationError` as `ScriptedModel` does.
     """
@@ -70,7 +70,7 @@ def serve_scripted(
 
 
 class ScriptedServer:
-    """Made by `serve_scripted`.
+    """The server that `serve_scripted` makes.
 
     `requests` lists what arrived, oldest first; `model` is the `ScriptedModel` that answers; `connections` counts the
     connections ever made; `api_key` is a key to use; `responses` are those that can be retrieved, by id.
@@ -89,7 +89,7 @@ class ScriptedServer:
 
     @property
     def base_url(self) -> str:
-        """What `openai.OpenAI(base_url=...)` takes. Raises `ConfigurationError` before the first start."""
+        """The value for `openai.OpenAI(base_url=...)`. Raises `ConfigurationError` before the first start."""
         if not self._port:
             raise ConfigurationError("the scripted server has no address yet; use it in `with`, or call start()")
         return f"http://127.0.0.1:{self._port}/v1"
@@ -100,7 +100,7 @@ class ScriptedServer:
         return self.model.calls
 
     def inject(self, *replies: Any) -> None:
-        """Let the coming requests get these replies first, as `ScriptedModel.inject` does."""
+        """Answer the next requests with these replies first, as `ScriptedModel.inject` does."""
         self.model.inject(*replies)
 
     def new_id(self) -> str:
@@ -108,13 +108,13 @@ class ScriptedServer:
         return f"resp_{next(self._numbers)}"
 
     def client(self, **options: Any) -> openai.OpenAI:
-        """Give a real `openai.OpenAI` of this server, without retries unless `options` say otherwise; close it."""
+        """Return a real `openai.OpenAI` of this server, without retries unless `options` set them; close it."""
         import openai
 
         return openai.OpenAI(**self._options() | options)
 
     def async_client(self, **options: Any) -> openai.AsyncOpenAI:
-        """Give a real `openai.AsyncOpenAI` of this server, without retries unless `options` say otherwise; close it."""
+        """Return a real `openai.AsyncOpenAI` of this server, without retries unless `options` set them; close it."""
         import openai
 
         return openai.AsyncOpenAI(**self._options() | options)
@@ -125,7 +125,7 @@ class ScriptedServer:
     def start(self) -> Self:
         """Listen and answer until `stop`. Started again, the server takes the same port.
 
-        Raises `ConfigurationError` for a server that runs, and for a port that is taken.
+        Raises `ConfigurationError` for a running server, and for a port that is taken.
         """
         if self._server is not None:
             raise ConfigurationError("the scripted server runs already; stop() it first")
@@ -141,7 +141,7 @@ class ScriptedServer:
         return self
 
     def stop(self) -> None:
-        """Close the port and every connection; an answer under way ends at once."""
+        """Close the port and every connection; an answer in progress ends at once."""
         if self._server is not None:
             self._server.stop()
             self._server = None
@@ -171,13 +171,13 @@ class _Server(ThreadingHTTPServer):
             _shut(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that left in the middle of an answer is no error of ours.
+        # A client that left in the middle of an answer is not an error of ours.
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 class _Left(ConnectionError):
-    """The client, or the whole server, has gone meanwhile."""
+    """The client, or the whole server, is gone."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -238,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(sent.answer.model_dump()), cut=sent.cut_after is not None)
 
     def _played(self, body: dict[str, Any]) -> Play:
-        """Return what the script says to a chat request: an exception, a page, or a response of ours."""
+        """Return the script's answer to a chat request: an exception, a page, or a response of ours."""
         try:
             play = self.server.owner.model.play(body)
             return play if isinstance(play.answer, BaseException | Page) else _as_ours(play)
@@ -246,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
             return Play(error)
 
     def _went_wrong(self, sent: Play, body: dict[str, Any]) -> bool:
-        """Send what is not an answer; tells whether it was one."""
+        """Send anything that is not an answer; return True if it was sent."""
         match sent.answer:
             case BaseException():
                 self._fail(sent.answer, streamed=bool(body.get("stream")))
@@ -257,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _respond(self, body: dict[str, Any]) -> None:
-        """Answer a request of the Responses API; one in the background goes on whether or not its client stays."""
+        """Answer a request of the Responses API; a background one continues even if its client leaves."""
         try:
             asked = as_chat(body)
         except ProviderError as error:
@@ -355,8 +355,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
 
     def _wait(self, seconds: float | None) -> None:
-        """Let time pass, for ever where it is None. Raises `_Left` once nobody waits for the answer any more."""
-        # The client sends nothing before it has its answer, so what can be read is the end of the connection.
+        """Let time pass, forever if it is None. Raises `_Left` if the client no longer waits for the answer."""
+        # The client sends nothing before it has its answer, so readable data can only be the end of the connection.
         readable, _, _ = select.select([self.connection], [], [], seconds) if seconds != 0 else ([], [], [])
         if readable:
             self.close_connection = True

@@ -1,4 +1,4 @@
-"""What a scripted model gives back: responses shaped like openai's `ChatCompletion`, chunks like its stream's.
+"""The responses of a scripted model, shaped like openai's `ChatCompletion` and the chunks of its stream.
 
 openai itself is not needed.
 """
@@ -13,13 +13,13 @@ from durable_swarm.errors import ConfigurationError
 
 
 class Part(BaseModel):
-    """A piece of a response. Programs set attributes of their own on it, as openai's models allow."""
+    """A part of a response. Programs may set attributes of their own on it, as openai's models allow."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class Function(Part):
-    """Which function to call; `arguments` is the text the model wrote, normally a JSON object."""
+    """The function to call; `arguments` is the text the model wrote, normally a JSON object."""
 
     name: str
     arguments: str
@@ -77,7 +77,7 @@ class FunctionDelta(Part):
 
 
 class ToolCallDelta(Part):
-    """A piece of the tool call number `index`; the first one brings id and type."""
+    """A piece of tool call number `index`; the first one has id and type."""
 
     index: int
     id: str | None = None
@@ -86,7 +86,7 @@ class ToolCallDelta(Part):
 
 
 class Delta(Part):
-    """What a chunk adds to the message; the first one brings the role."""
+    """The addition of a chunk to the message; the first one has the role."""
 
     content: str | None = None
     refusal: str | None = None
@@ -95,7 +95,7 @@ class Delta(Part):
 
 
 class ChunkChoice(Part):
-    """A chunk's part of one choice; the last one brings the finish reason."""
+    """A chunk's part of one choice; the last one has the finish reason."""
 
     index: int = 0
     delta: Delta
@@ -113,7 +113,7 @@ class Chunk(Part):
     usage: TokenUsage | None = None
 
     def as_sent(self) -> dict[str, Any]:
-        """Give the chunk as providers send it: without nulls, but for the finish reason."""
+        """Return the chunk as providers send it: without nulls, except for the finish reason."""
         data = self.model_dump(exclude_none=True)
         for choice in data["choices"]:
             choice.setdefault("finish_reason", None)
@@ -121,7 +121,7 @@ class Chunk(Part):
 
 
 def as_completion(answer: Any) -> Completion:
-    """Give a response object as ours. Raises `ConfigurationError` for one that is not shaped like openai's."""
+    """Convert a response object to ours. Raises `ConfigurationError` for one that is not shaped like openai's."""
     if isinstance(answer, Completion):
         return answer
     try:

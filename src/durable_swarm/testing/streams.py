@@ -1,4 +1,4 @@
-"""The streamed form of a scripted answer: its chunks, and the streams that hand them out.
+"""The streamed form of a scripted answer: its chunks, and the streams that deliver them.
 
 The streams are used like openai's `Stream` and `AsyncStream`: iterate them, use them in `with`, or `close` them.
 """
@@ -26,23 +26,23 @@ from durable_swarm.testing.shapes import (
 )
 
 ARGUMENTS_PIECE = 8
-"""How many characters of a call's arguments come in one chunk."""
+"""Characters of a call's arguments in one chunk."""
 
 
 class Patience:
-    """How long the client of a request waits for each thing: the request's `timeout` in seconds, else for ever."""
+    """The longest wait of a request's client for each chunk: the request's `timeout` in seconds, or forever."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         timeout = request.get("timeout")
         self._limit = float(timeout) if isinstance(timeout, int | float) else math.inf
 
     def wait(self, seconds: float) -> None:
-        """Let time pass. Raises `TimeoutError` where it is more than the client waits."""
+        """Let time pass. Raises `TimeoutError` if it is longer than the client waits."""
         time.sleep(min(seconds, self._limit))
         self._check(seconds)
 
     async def wait_async(self, seconds: float) -> None:
-        """Do the same on an event loop."""
+        """Let time pass as `wait` does, on an event loop."""
         await asyncio.sleep(min(seconds, self._limit))
         self._check(seconds)
 
@@ -61,7 +61,7 @@ class Tape:
     _next: int = field(default=0, init=False)
 
     def take(self) -> Chunk | None:
-        """Give the next chunk, None at the end. Raises the error the stream ends with, once."""
+        """Return the next chunk, None at the end. Raises the error the stream ends with, once."""
         if self._next < len(self.chunks):
             self._next += 1
             return self.chunks[self._next - 1]
@@ -71,12 +71,12 @@ class Tape:
         return None
 
     def end(self) -> None:
-        """Hand out nothing more."""
+        """End the stream."""
         self.chunks, self.error = [], None
 
 
 class ScriptedStream:
-    """What `create(stream=True)` gives: an iterator of chunks. `closed` says whether the program closed it."""
+    """The result of `create(stream=True)`: an iterator of chunks. `closed` is true once the program has closed it."""
 
     def __init__(self, tape: Tape, patience: Patience) -> None:
         self.closed = False
@@ -101,13 +101,13 @@ class ScriptedStream:
         self.close()
 
     def close(self) -> None:
-        """Hang up: no more chunks come."""
+        """Close the stream: it yields nothing more."""
         self.closed = True
         self._tape.end()
 
 
 class AsyncScriptedStream:
-    """The same for `async for` and `async with`; `await` its `close`."""
+    """`ScriptedStream` for `async for` and `async with`; `await` its `close`."""
 
     def __init__(self, tape: Tape, patience: Patience) -> None:
         self.closed = False
@@ -132,7 +132,7 @@ class AsyncScriptedStream:
         await self.close()
 
     async def close(self) -> None:
-        """Hang up: no more chunks come."""
+        """Close the stream: it yields nothing more."""
         self.closed = True
         self._tape.end()
 
@@ -154,7 +154,7 @@ def _pieces(choice: Choice) -> Iterator[ChunkChoice]:
 
 
 def _deltas(message: AssistantMessage) -> Iterator[Delta]:
-    # What a program's own provider adds to messages comes with the role, in one piece.
+    # A provider's own fields of a message are sent with the role, in one piece.
     yield Delta(role="assistant", content=None if message.content is None else "", **(message.model_extra or {}))
     for word in words(message.content):
         yield Delta(content=word)

@@ -41,8 +41,6 @@ def succeeded(messages: Iterable[Message]) -> dict[str, Made]:
     """Return the first success of each call among the new messages of a run, by its key.
 
     Calls that handed over to another agent are excluded, because a repeated handoff hands over again.
-
-    A call that handed over to another agent is not among them: made again it hands over again.
     """
     found: dict[str, Made] = {}
     turn, index, calls = -1, 0, list[dict[str, Any]]()

@@ -1,8 +1,8 @@
 """Crash tests for agent programs: kill the program at every durable boundary, start it again, and compare.
 
 `crash_test(scenario)` runs a function of yours once undisturbed, then once for each boundary and each side of it in a
-fresh process that is killed there with SIGKILL and started again. Your tools report what they do to the world with
-`effect`; the report tells, in words, what was lost, repeated or different.
+fresh process that is killed there with SIGKILL and started again. Your tools report their effects on the world with
+`effect`; the report states in words which effects were lost, repeated or different.
 """
 
 from durable_swarm.testing.crash.ledger import effect

@@ -1,7 +1,7 @@
 """The durable boundaries of a process: every commit that changes a row, and every effect on the outside world.
 
-`watch` makes each of them a place where this process can kill itself with SIGKILL, before it or after it. A process
-that is killed has no time for anything: no `finally`, no `atexit`, no buffer that is still written.
+`watch` makes each of them a place where this process can kill itself with SIGKILL, before it or after it. A killed
+process executes nothing more: no `finally`, no `atexit`, no flush of a buffer.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ _WRITES = re.compile(
     r"|(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+(?:\"?\w+\"?\.)?\"?(\w+))",
     re.IGNORECASE,
 )
-"""What writes, with its table; with none where UPDATE is no statement. DBOS looks for runs beyond their deadline with
-FOR UPDATE SKIP LOCKED, in a thread of its own: as a write to a table SKIP that was a boundary at any number."""
+"""Writing statements, with their table; without one if UPDATE is not the statement. DBOS looks for runs beyond their
+deadline with FOR UPDATE SKIP LOCKED, in a thread of its own: read as a write to a table SKIP, it would be a boundary at
+an arbitrary number.
+"""
 _READS = re.compile(r"\s*(?:SELECT|PRAGMA|BEGIN|SET|CREATE|ALTER|DROP)\b", re.IGNORECASE)
 _ENGINE = re.compile(
     r"workflow_\w+|operation_outputs|notifications|streams|queues|application_versions|dbos_\w+|durable_swarm_processes"
 )
-"""The engine's tables: its polling, and its signs of life, write to them too, and then name no workflow."""
+"""The engine's tables, which its polling and its heartbeats write to as well, without naming a workflow."""
 
 _OURS = {
     "durable_swarm_requests": "write of a request",
@@ -44,7 +46,7 @@ _OURS = {
 
 @dataclass(frozen=True)
 class KillPoint:
-    """Where to kill a process: at its `number`-th boundary, counted from 1, before or after it."""
+    """A place to kill a process: at its `number`-th boundary, counted from 1, before or after it."""
 
     number: int
     side: Side
@@ -52,23 +54,23 @@ class KillPoint:
 
 @dataclass(frozen=True)
 class Instant:
-    """When to kill a process: so many seconds after it has left its `number`-th boundary."""
+    """A time to kill a process: `seconds` after it has left its `number`-th boundary."""
 
     number: int
     seconds: float
 
 
 Death = KillPoint | Instant
-"""Where or when to kill a process."""
+"""The place or time at which a process is killed."""
 
 
 class Probe:
-    """Numbers the boundaries of this process as they are reached, and kills it where it is told to."""
+    """Numbers the boundaries of this process as they are reached, and kills it at the chosen one."""
 
     def __init__(self) -> None:
         self.passed: list[str] = []
         self.times: list[float] = []
-        """When each boundary was reached."""
+        """The time when each boundary was reached."""
         self._at: Death | None = None
         self._lock = threading.Lock()
 
@@ -77,7 +79,7 @@ class Probe:
         self._at = at
 
     def before(self, label: str) -> int:
-        """Reach a boundary and give its number."""
+        """Reach a boundary and return its number."""
         with self._lock:
             self.passed.append(label)
             self.times.append(time.monotonic())
@@ -101,7 +103,7 @@ PROBE = Probe()
 
 
 def watch() -> None:
-    """Make every commit of this process that changes a row a boundary. To be called once, before a database opens."""
+    """Make every commit of this process that changes a row a boundary. Call it once, before a database opens."""
     commit: Callable[[DefaultDialect, Any], None] = DefaultDialect.do_commit
 
     def watched(dialect: DefaultDialect, connection: Any) -> None:
@@ -121,7 +123,7 @@ def watch() -> None:
 
 
 def _begin(connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool) -> None:
-    """A statement outside a transaction is a commit of its own: the engine ends runs so on PostgreSQL."""
+    """Handle a statement outside a transaction, which is its own commit: the engine ends runs so on PostgreSQL."""
     labels = _labels(statement, _named(parameters, context)) if _commits_itself(connection) else []
     if labels:
         connection.info["durable_swarm_number"] = PROBE.before(labels[0])
@@ -133,7 +135,8 @@ def _note(connection: Any, cursor: Any, statement: str, parameters: Any, context
         if number is not None:
             PROBE.after(number)
         return
-    # A statement with RETURNING reports its number of rows only once they were fetched, SQLite none for some inserts.
+    # A statement with RETURNING reports its row count only after they are fetched; for some inserts SQLite reports
+    # none.
     if cursor.rowcount != 0 or "RETURNING" in statement:
         labels = _labels(statement, _named(parameters, context))
         if labels:
@@ -153,7 +156,7 @@ def _named(parameters: Any, context: Any) -> Mapping[str, Any]:
 
 
 def _labels(statement: str, parameters: Mapping[str, Any]) -> list[str]:
-    """Say what a statement writes, in the words of somebody who knows agents and no tables."""
+    """Describe a statement's write for a reader who knows agents but no tables."""
     tables = [] if _READS.match(statement) else [table for table in _WRITES.findall(statement) if table]
     if not tables:
         return []

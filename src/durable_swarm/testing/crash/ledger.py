@@ -1,4 +1,4 @@
-"""The ledger: what a program under a crash test did to the world outside its database."""
+"""The ledger: the effects of a program under a crash test on the world outside its database."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def keep_ledger(path: Path) -> None:
 
 
 def effect(name: str, key: str | None = None) -> None:
-    """Report to a crash test that the program did something to the world: a payment, a mail, a row elsewhere.
+    """Report an effect on the outside world to a crash test: a payment, a mail, a row elsewhere.
 
     Call it where the effect happens, in a tool or in the fake of the service that the tool uses. With `key` the effect
     counts once for each key, as with a service that takes an idempotency key; the natural key is
-    `current_call().idempotency_key`. Outside a crash test it does nothing.
+    `current_call().idempotency_key`. Outside a crash test it has no effect.
 
-    Raises `ConfigurationError` for a name or key that is not text.
+    Raises `ConfigurationError` for a name or key that is not a text.
     """
     if not isinstance(name, str) or not isinstance(key, str | None):
         raise ConfigurationError(f"effect({name!r}, key={key!r}): the name and the key are text")
@@ -48,11 +48,11 @@ def effect(name: str, key: str | None = None) -> None:
 
 
 def report(name: str, line: dict[str, Any]) -> None:
-    """Have an effect: a boundary, and a line in this process's ledger. Raises `RuntimeError` if it keeps none."""
+    """Record an effect: a boundary, and a line in this process's ledger. Raises `RuntimeError` without a ledger."""
     if _ledger is None:
         raise RuntimeError("effects are for lives: this process keeps no ledger")
     number = PROBE.before(f"effect {name}")
-    # One write, so that lines of parallel calls never mix.
+    # One write, so that lines of parallel calls are never interleaved.
     os.write(_ledger, (json.dumps(line) + "\n").encode())
     PROBE.after(number)
 
@@ -66,10 +66,10 @@ def _entry(name: str, key: str | None) -> Entry:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Give the lines of a ledger so far, in order."""
+    """Return the lines of a ledger so far, in order."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def read_ledger(path: Path) -> list[Entry]:
-    """Give the effects so far, in order."""
+    """Return the effects so far, in order."""
     return [Entry(**line) for line in read_lines(path)]

@@ -1,4 +1,4 @@
-"""What a program left behind: the runs in its database and the effects in its ledger, and how two outcomes differ."""
+"""The outcome of a program: the runs in its database, the effects in its ledger, and how two outcomes differ."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from durable_swarm.testing.crash.ledger import Entry
 from durable_swarm.types import Message
 
 MANY = 1000
-"""How many runs of one scenario are looked at."""
+"""Maximum number of runs of one scenario that are compared."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is to be compared: what the program returned, its runs (oldest first), and its effects."""
+    """The compared data: the program's return value, its runs (oldest first), and its effects."""
 
     value: Any = None
     runs: list[RunDetail] = field(default_factory=list)
@@ -37,7 +37,7 @@ def runs_of(database: str) -> list[RunDetail]:
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that differs: `kind` names the rule that is broken, `tool` the tool it concerns, if any."""
+    """One difference: `kind` names the broken rule, `tool` the tool it concerns, if any."""
 
     kind: str
     text: str
@@ -45,15 +45,15 @@ class Difference:
 
 
 def differences(expected: Outcome, got: Outcome, at_least_once: Collection[str]) -> Iterator[Difference]:
-    """Say how an outcome differs from that of the undisturbed program."""
+    """Return how an outcome differs from that of the undisturbed program."""
     if len(got.runs) != len(expected.runs):
         kind = "another run" if len(got.runs) > len(expected.runs) else "lost run"
-        # Whatever else differs follows from that.
+        # All other differences follow from that.
         yield Difference(kind, f"there are {len(got.runs)} runs, undisturbed {len(expected.runs)}")
         return
     found = [*_runs(expected.runs, got.runs), *_effects(expected.effects, got.effects, at_least_once)]
     yield from found
-    # What the scenario returns is mostly made of its runs, and differs with them.
+    # The scenario's return value mostly consists of its runs, and differs with them.
     if got.value != expected.value and not found:
         yield Difference("value", f"the scenario returned {_short(got.value)}, undisturbed {_short(expected.value)}")
 
@@ -64,7 +64,7 @@ def _runs(expected: Sequence[RunDetail], got: Sequence[RunDetail]) -> Iterator[D
 
 
 def _paired(expected: Sequence[RunDetail], got: Sequence[RunDetail]) -> tuple[Sequence[RunDetail], Sequence[RunDetail]]:
-    """Pair the runs by their ids if these are the same in each life, else by their order."""
+    """Pair the runs by their ids if these are the same in each execution, otherwise by their order."""
     by_id = {run.id: run for run in got}
     if by_id.keys() == {run.id for run in expected}:
         return expected, [by_id[run.id] for run in expected]
@@ -94,7 +94,7 @@ def _messages(expected: RunDetail, got: RunDetail) -> Iterator[Difference]:
     for number, (undisturbed, message) in enumerate(pairs, 1):
         if message != undisturbed:
             who = message.get("tool_name") or message.get("sender") or message.get("role")
-            # The first one tells the cause; what follows is a consequence.
+            # The first one shows the cause; the others are consequences.
             yield Difference(
                 "messages",
                 f"message {number} ({who}) is {_short(_content(message))}, undisturbed {_short(_content(undisturbed))}",
@@ -106,7 +106,7 @@ def _messages(expected: RunDetail, got: RunDetail) -> Iterator[Difference]:
 
 
 def renumbered(messages: Sequence[Message]) -> list[Message]:
-    """Give the messages with the ids of their tool calls counted from 1: a model makes them up."""
+    """Return the messages with the ids of their tool calls counted from 1, because a model invents the ids."""
     numbers: dict[str, str] = {}
     made = [dict(message) for message in messages]
     for message in made:
@@ -122,7 +122,7 @@ def renumbered(messages: Sequence[Message]) -> list[Message]:
 
 
 def name_calls(label: str, runs: Sequence[RunDetail]) -> str:
-    """Give a boundary's label with the names of the tools whose calls it mentions by their place in the run."""
+    """Return a boundary's label with tool names in place of the calls' positions in the run."""
     for run in runs:
         replies = [message for message in run.messages if message.get("role") == "assistant"]
         for turn, reply in enumerate(replies):

@@ -1,4 +1,4 @@
-"""Processes that are forks of one server, which has imported what they need and launched nothing.
+"""Processes forked from one server that has imported their modules and launched nothing.
 
 Such a process costs a tenth of what a new interpreter costs, and shares neither threads nor connections with anything.
 """
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _one_look = threading.Lock()
-"""Every start of a process looks at all others too, and only one look may read how a process ended."""
+"""Every start of a process also polls all others, and only one poll may read how a process ended."""
 
 
 def fork_server(preload: Sequence[str]) -> ForkServerContext:
-    """Give the context whose processes are forks of a server that has imported these modules."""
+    """Return the context for forking processes from a server that has imported these modules."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     return context
@@ -52,12 +52,12 @@ class Child:
 
     @property
     def log(self) -> str:
-        """What the process wrote to stdout and stderr so far."""
+        """The output of the process on stdout and stderr so far."""
         return self._log.read_text(errors="replace")
 
     def receive(self, seconds: float) -> Any:
-        """Wait for what the process says next; None if it has gone without a word. Raises TimeoutError."""
-        # For both: a process that this one has started may hold its end of the connection open.
+        """Wait for the next message of the process; None if it ended without one. Raises TimeoutError."""
+        # For both: another child may have inherited its end of the connection.
         waited_for: list[Any] = [self.answer] if self.code() is not None else [self.answer, self._process.sentinel]
         if not multiprocessing.connection.wait(waited_for, seconds):
             raise TimeoutError
@@ -67,7 +67,7 @@ class Child:
             return None
 
     def code(self) -> int | None:
-        """Give how the process ended, or None; one that has ended gives back its files."""
+        """Return the process's exit code, or None; an ended process releases its files."""
         with _one_look:
             if self._code is None and self._process.exitcode is not None:
                 self._code = self._process.exitcode
@@ -75,26 +75,26 @@ class Child:
             return self._code
 
     def gone(self, seconds: float) -> bool:
-        """Whether the process has ended, or does so within these seconds."""
+        """Return True if the process has ended, or ends within these seconds."""
         return self.code() is not None or bool(
             multiprocessing.connection.wait([self._process.sentinel], seconds) and self.code() is not None
         )
 
     def send(self, number: int) -> None:
-        """Send a signal, if the process still lives."""
+        """Send a signal, if the process still runs."""
         if self.code() is None:
-            with contextlib.suppress(ProcessLookupError):  # The server has seen its end, and not told yet.
+            with contextlib.suppress(ProcessLookupError):  # The server has seen its end, and not yet reported it.
                 os.kill(self.pid, number)
 
     def stacks(self) -> str:
-        """Have the process write down where its threads stand, and give its log."""
+        """Make the process write its threads' stacks, and return its log."""
         self.send(signal.SIGUSR1)
         time.sleep(0.5)
         return self.log
 
 
 def redirect(log: Path, folder: Path) -> None:
-    """In a child: write to `log`, work in `folder`, and write down where the threads stand when SIGUSR1 comes."""
+    """In a child: write to `log`, work in `folder`, and write the threads' stacks on SIGUSR1."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -103,7 +103,7 @@ def redirect(log: Path, folder: Path) -> None:
 
 
 def leave(answer: Connection, report: Any) -> NoReturn:
-    """In a child: tell how it went, and end as abruptly as any crash: what closes nothing must lose nothing."""
+    """In a child: report the outcome, and end as abruptly as any crash, without closing anything."""
     answer.send(report)
     sys.stdout.flush()
     sys.stderr.flush()

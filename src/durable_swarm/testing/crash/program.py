@@ -1,4 +1,4 @@
-"""Lives: processes that execute a scenario, and are killed on the way."""
+"""Executions: processes that execute a scenario and are killed on the way."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PRELOAD = ["durable_swarm.testing.crash.program", "asyncio", "sqlite3", "psycopg
 
 @dataclass(frozen=True)
 class Scenario:
-    """The user's function, as another process finds it: by module, file and name."""
+    """The user's function in a form that another process can find: module, file and name."""
 
     module: str
     file: str
@@ -43,7 +43,7 @@ class Scenario:
 
 
 def scenario_of(function: Callable[..., Any]) -> Scenario:
-    """Describe a scenario. Raises `ConfigurationError` for one that another process could not find."""
+    """Describe a scenario. Raises `ConfigurationError` if another process could not find it."""
     if not inspect.isfunction(function) or "<" in function.__qualname__ or "." in function.__qualname__:
         raise ConfigurationError(
             f"a crash test starts its scenario in fresh processes, which find it by name: {function!r} must be a "
@@ -66,7 +66,7 @@ def scenario_of(function: Callable[..., Any]) -> Scenario:
 
 @dataclass(frozen=True)
 class Task:
-    """What a life is to do: execute `scenario` on a database, in a folder, and die at a place, if it gets there."""
+    """The task of an execution: run `scenario` on a database, in a folder, and die at a place, if it gets there."""
 
     scenario: Scenario
     database: str
@@ -76,29 +76,29 @@ class Task:
 
     @property
     def ledger(self) -> Path:
-        """Where the effects of all lives in this folder are written."""
+        """The file with the effects of all executions in this folder."""
         return self.folder / "effects.jsonl"
 
     @property
     def log(self) -> Path:
-        """What this life writes to stdout and stderr."""
+        """The output of this execution on stdout and stderr."""
         return self.folder / f"life-{self.number}.log"
 
 
 @dataclass(frozen=True)
 class End:
-    """How a life ended: with a value, with an error, killed, or not at all. `passed` are its boundaries."""
+    """The end of an execution: a value, an error, a kill, or none. `passed` are its boundaries."""
 
     how: Literal["returned", "raised", "killed", "hung"]
     value: Any = None
     passed: tuple[str, ...] = ()
     times: tuple[float, ...] = ()
-    """When each boundary was reached, in seconds."""
+    """The time when each boundary was reached, in seconds."""
     log: str = ""
 
 
 def live(task: Task, *, timeout: float) -> End:
-    """Live one life to its end; one that has not ended `timeout` seconds after its start hangs."""
+    """Run one execution to its end; one that has not ended `timeout` seconds after its start hangs."""
     task.folder.mkdir(parents=True, exist_ok=True)
     child = Child(fork_server(PRELOAD), _live, (task,), task.log, daemon=False)
     try:
@@ -122,7 +122,7 @@ def _judged(report: Any, code: int | None, hung: bool, log: str) -> End:
 
 
 def _end(child: Child) -> int | None:
-    """Kill the process if it still lives, with those it started, and give how it ended."""
+    """Kill the process if it still runs, with those it started, and return how it ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.send(signal.SIGKILL)
@@ -132,7 +132,7 @@ def _end(child: Child) -> int | None:
 
 
 def _live(task: Task, answer: Connection) -> None:
-    """Be a life."""
+    """Execute the task in this child process."""
     os.setsid()
     redirect(task.log, task.folder)
     os.environ[VARIABLE] = task.database
@@ -151,7 +151,7 @@ def _live(task: Task, answer: Connection) -> None:
 
 
 def _load(scenario: Scenario) -> Callable[..., Any]:
-    """Find the scenario again: as the module it was, else from its file."""
+    """Load the scenario again: from its module, otherwise from its file."""
     module = None
     if scenario.module != "__main__" and importlib.util.find_spec(scenario.module.partition(".")[0]) is not None:
         module = _imported(scenario)
@@ -178,7 +178,7 @@ def _imported(scenario: Scenario) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Give what a scenario returned as data that can be compared; of other objects their class and attributes."""
+    """Return a scenario's return value as comparable data; for other objects their class and attributes."""
     if isinstance(value, Response):
         agent = None if value.agent is None else value.agent.name
         value = {"messages": renumbered(value.messages), "agent": agent, "context_variables": value.context_variables}

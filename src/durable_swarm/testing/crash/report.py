@@ -1,4 +1,4 @@
-"""The report of a crash test, in the words of somebody who wrote the agent."""
+"""The report of a crash test, in words for the author of the agent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ADVICE = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that went wrong: what differed, when the program was killed, and what to do about it.
+    """One fault: the difference, the time of the kill, and the remedy.
 
     `kind` is a key of `ADVICE`; `tool` the tool that it concerns, if any; `case` names the boundary.
     """
@@ -52,11 +52,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class CrashReport:
-    """What a crash test found.
+    """The result of a crash test.
 
-    `boundaries` are the durable boundaries of the undisturbed program, `cases` how many times it was killed and started
-    again, `kills` how many processes were killed on the way. A program that differs from itself undisturbed is not
-    killed at all: its findings are those differences.
+    `boundaries` are the durable boundaries of the undisturbed program, `cases` how often it was killed and started
+    again, `kills` the number of processes killed. A program that differs from itself undisturbed is not killed at all:
+    its findings are those differences.
     """
 
     scenario: str
@@ -68,7 +68,7 @@ class CrashReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """True if nothing was found."""
         return not self.findings
 
     def check(self) -> None:
@@ -84,7 +84,7 @@ class CrashReport:
         return head + ("nothing differs" if self.ok else found)
 
     def _lines(self) -> list[str]:
-        """Give each finding once, with how many cases show it."""
+        """Return each finding once, with the number of cases that show it."""
         shown: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             shown.setdefault((finding.kind, finding.tool or finding.text), []).append(finding)
@@ -106,14 +106,14 @@ def _count(number: int, noun: str) -> str:
 
 
 def finding(difference: Difference, deaths: Sequence[Death], boundaries: Sequence[Sequence[str]]) -> Finding:
-    """Word a difference; `boundaries` are those that each life has without its death."""
+    """Describe a difference; `boundaries` are those of each execution without its kill."""
     case = ", then ".join(_where(death, passed) for death, passed in zip(deaths, boundaries, strict=True))
     when = f"when killed {_when(difference, deaths[0], boundaries[0]) if len(deaths) == 1 else case}"
     return Finding(difference.kind, difference.text, difference.tool, when, ADVICE[difference.kind], case)
 
 
 def undisturbed(found: Iterable[Difference]) -> list[Finding]:
-    """Word what differs between two lives that nobody disturbed."""
+    """Describe a difference between two undisturbed executions."""
     advice = "a crash test compares lives: what depends on time, chance or the process must be the same in each"
     return [
         Finding(difference.kind, difference.text, difference.tool, "when it is run twice", advice, "undisturbed")

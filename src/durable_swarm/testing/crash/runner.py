@@ -29,7 +29,7 @@ from durable_swarm.testing.crash.templates import copy_template, make_template
 from durable_swarm.validation import check_seconds, check_whole
 
 HIT = 0.95
-"""The part of the planned kills that must take place for a test to prove anything."""
+"""The share of the planned kills that must take place for a test to prove anything."""
 
 
 def crash_test(
@@ -45,23 +45,23 @@ def crash_test(
     timeout: float = 60.0,
     check: bool = True,
 ) -> CrashReport:
-    """Kill a program at each of its durable boundaries, start it again each time, and compare how it ends.
+    """Kill a program at each of its durable boundaries, start it again each time, and compare the outcomes.
 
     `scenario` is a function at module level, `async` or not, that starts a run (with a `run_id`, and a scripted model)
-    and waits for it. It finds the database to work on in the environment, where `DurableSwarm()` looks, or takes it as
-    the argument `database`. It runs once undisturbed; then, for each boundary and each side of it, a fresh process runs
-    it on a fresh database and is killed there with SIGKILL, and another process runs it again. Runs, messages, context
-    variables, steps, what the scenario returns, and the effects reported with `effect` must be the same.
+    and waits for it. It reads the database from the environment, as `DurableSwarm()` does, or takes it as the argument
+    `database`. It runs once undisturbed; then, for each boundary and each side of it, a fresh process runs it on a
+    fresh database and is killed there with SIGKILL, and another process runs it again. Runs, messages, context
+    variables, steps, the return value, and the effects reported with `effect` must be the same.
 
     - `random`: instead of every boundary, kill at so many instants between the first and the last, drawn with `seed`.
-      A few prove little: a fault of one boundary is missed by most instants.
-    - `pairs`: try each case once more, with the second life killed too, at a boundary of its own drawn with `seed`.
+      A few prove little, because most instants miss a fault of one boundary.
+    - `pairs`: try each case once more, with the second execution killed too, at a boundary drawn with `seed`.
     - `only`: numbers of boundaries (from 1, as in `CrashReport.boundaries`) to try, to repeat what a report names.
     - `database`: a PostgreSQL URL; each case gets a database of its own, named after it and dropped afterwards. By
       default each gets a SQLite file.
     - `at_least_once`: names of effects that may be repeated.
-    - `workers`: how many cases are tried at once. `timeout`: seconds after which a life that has not ended hangs.
-    - `check`: raise `CrashTestFailed` if anything is found; with False the report is given all the same.
+    - `workers`: how many cases are tried at once. `timeout`: seconds after which an execution counts as hanging.
+    - `check`: raise `CrashTestFailed` if anything is found; with False the report is returned in any case.
 
     Raises `CrashTestFailed`, an AssertionError whose message is the report, and `ConfigurationError` for a scenario
     that another process cannot find, that fails undisturbed, or that works on another database.
@@ -90,13 +90,13 @@ def _server(url: str | None) -> sqlalchemy.URL | None:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What came of one case: whether a planned kill missed, how many took place, and what differs."""
+    """The result of one case: a missed kill, the number of kills, and the differences."""
 
     missed: bool
     kills: int
     findings: list[Finding]
     passed: tuple[str, ...] = ()
-    """The boundaries of the last life."""
+    """The boundaries of the last execution."""
 
 
 @dataclass
@@ -108,7 +108,7 @@ class _Test:
     chance: chances.Random
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
     _template: sqlalchemy.URL | None = None
-    """What databases are copies of; without one a life makes its own, as the first does."""
+    """The template of all databases; without one an execution makes its own, as the first does."""
 
     def run(self, workers: int, *, random: int, pairs: bool, only: Sequence[int] | None) -> CrashReport:
         began = time.monotonic()
@@ -131,7 +131,7 @@ class _Test:
         return replace(report, findings=findings, cases=len(verdicts), kills=kills, seconds=time.monotonic() - began)
 
     def _deaths(self, end: End, random: int, only: Sequence[int] | None) -> list[Death]:
-        """Plan where to kill the first lives."""
+        """Plan the kills of the first executions."""
         if random:
             return [self._instant(end) for _ in range(random)]
         passes = range(1, len(end.passed) + 1)
@@ -143,7 +143,7 @@ class _Test:
         return [place for number in numbers for place in (KillPoint(number, "before"), KillPoint(number, "after"))]
 
     def _instant(self, end: End) -> Instant:
-        """Draw an instant between two boundaries, however fast or slow a life is."""
+        """Draw an instant between two boundaries, independent of an execution's speed."""
         number = self.chance.randint(1, max(len(end.times) - 1, 1))
         gap = end.times[number] - end.times[number - 1] if number < len(end.times) else 0.0
         return Instant(number, self.chance.uniform(0, gap))
@@ -180,7 +180,7 @@ class _Test:
     def _try(
         self, folder: Path, death: Death, chance: float, expected: Outcome, boundaries: tuple[str, ...], pairs: bool
     ) -> list[_Verdict]:
-        """Try a case; with `pairs` another one, with a second kill at a boundary that the second life had."""
+        """Try a case; with `pairs` another one, with a second kill at a boundary that the second execution had."""
         single = self._judged(folder, [death], expected, [boundaries])
         if not pairs or single.missed or not single.passed:
             return [single]
@@ -191,7 +191,7 @@ class _Test:
     def _judged(
         self, folder: Path, deaths: list[Death], expected: Outcome, boundaries: list[tuple[str, ...]]
     ) -> _Verdict:
-        """Live and be killed, as often as there are deaths, live once more, and judge what is there."""
+        """Run one execution for each planned kill and one without, and judge the outcome."""
         with self._place(folder) as task:
             kills = 0
             for at in (*deaths, None):
@@ -217,14 +217,14 @@ class _Test:
             yield from differences(expected, got, self.at_least_once)
 
     def _held_by(self, end: End, task: Task) -> str:
-        """Say what a life that hangs waits for: its run, else the lines of the scenario's file where it stands."""
+        """Describe what a hanging execution waits for: its run, else the current lines of the scenario's file."""
         waits = [run.waits_for for run in runs_of(task.database) if run.waits_for]
         lines = [line.strip() for line in end.log.splitlines() if self.scenario.file in line]
         return (waits or lines or [end.log[-1000:]])[0]
 
     @contextlib.contextmanager
     def _place(self, folder: Path) -> Iterator[Task]:
-        """Give a folder and a database to one case, and take them away again."""
+        """Provide a folder and a database for one case, and remove them afterwards."""
         number = next(self._numbers)
         own, url = folder / str(number), self._url(folder, str(number))
         if self._template is not None:
@@ -243,7 +243,7 @@ class _Test:
 
     @contextlib.contextmanager
     def _copies(self, folder: Path) -> Iterator[None]:
-        """Have the databases of this block be copies of one that was opened once: that is what costs most of it."""
+        """Copy the databases of this block from one that was opened once, because opening costs most of the time."""
         template = self._url(folder, "template")
         (folder / "template").mkdir()
         try:
@@ -257,7 +257,7 @@ class _Test:
 
 
 def _missed(planned: int, missed: int, least: float) -> list[Finding]:
-    """A test whose kills miss their mark proves nothing, however well the program ends."""
+    """Report missed kills, because a test whose kills miss proves nothing, however well the program ends."""
     if planned - missed >= planned * least:
         return []
     text = f"only {planned - missed} of {planned} planned deaths took place"

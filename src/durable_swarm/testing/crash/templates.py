@@ -1,4 +1,4 @@
-"""Databases that a case begins with: one is opened once, and copied for each case, for a tenth of the time."""
+"""Initial databases of the cases: one is opened once and copied for each case, in a tenth of the time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.crash.processes import Child, fork_server, leave, redirect
 
 SECONDS = 60.0
-"""Seconds that making a template may take."""
+"""Maximum seconds for making a template."""
 
 
 def make_template(url: sqlalchemy.URL, log: Path, preload: list[str]) -> None:
@@ -44,13 +44,13 @@ def _open(url: str, log: Path, answer: Connection) -> None:
 
 
 def open_once(url: str) -> None:
-    """Open the database in this process and close it again: it then has all tables."""
+    """Open the database in this process and close it again, so that it has all tables."""
     with DurableSwarm(database=url) as swarm:
         swarm.runs(limit=1)
 
 
 def copy_template(template: sqlalchemy.URL, to: sqlalchemy.URL) -> None:
-    """Make a database that begins as the template. Nothing may be connected to the template."""
+    """Make a database as a copy of the template. No connection to the template may be open."""
     if urls.is_sqlite(to):
         path = Path(str(to.database))
         path.parent.mkdir(parents=True, exist_ok=True)
