@@ -1,11 +1,11 @@
 """The exceptions that this package raises on purpose.
 
     DurableSwarmError
-    ├─ ConfigurationError   the program's fault: a wrong argument, database or setting
+    ├─ ConfigurationError   a fault of the program: a wrong argument, database or setting
     ├─ NotSerializable      a value that cannot be stored as JSON; carries `path`
     ├─ UnknownAgent         no agent of that name is defined in this process
     ├─ AmbiguousAgent       two different agents share one name, so neither can be chosen
-    ├─ AgentChanged         an agent is no longer what answered in the run, which is held for it
+    ├─ AgentChanged         an agent differs from the one that answered in the run, which is on hold
     ├─ NotInRun             a call that only makes sense inside a tool
     ├─ RunNotFound          no run of that id in this database
     ├─ RunConflict          the id belongs to a run with another agent or other messages
@@ -16,7 +16,7 @@
     ├─ ReplayMismatch       a recorded run does not fit the code that replays it
     ├─ AlreadyAnswered      the request has its answer
     ├─ InvalidAnswer        the answer is not one of the choices
-    ├─ RequestExpired       nobody answered in time
+    ├─ RequestExpired       the request was not answered in time
     └─ ToolError            raised by a tool to tell the model, instead of ending the run
 
 Each keeps its attributes through the database: `to_record` and `from_record` are the two ends of that trip.
@@ -160,7 +160,7 @@ class InvalidAnswer(DurableSwarmError):
 
 
 class RequestExpired(DurableSwarmError):
-    """Nobody answered the request `request_id` in time."""
+    """The request `request_id` was not answered in time."""
 
     request_id: str = ""
 

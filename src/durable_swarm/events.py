@@ -32,7 +32,7 @@ class Event:
 
         run.started    agent
         turn.started   turn, agent: a model call begins; `turn` counts from 0
-        text.delta     turn, text: the next piece of what the agent says
+        text.delta     turn, text: the next piece of the agent's text
         text.reset     turn: the model is asked again; the text of this turn starts again, its earlier text is void
         tool.started   turn, tool, call_id, arguments (the model's text)
         tool.progress  turn, tool, call_id, attempt, progress: the data that the tool passed to `emit`

@@ -1,10 +1,10 @@
 """Requests of a run to a person or another program, and the allowed answers. Data and rules only.
 
-kind               who decides                answers that are taken
+kind               opened by                  accepted answers
 question           `ask_human`                answer(text), one of the choices if there are any
 approval           a tool with `approval`     approve(), approve(arguments=...), reject(reason)
 unknown_outcome    a `once` tool that died    answer(its result): it happened; approve(): repeat it; reject(reason)
-result             a tool gave `later(token)` answer(result), or `complete(token, result)` by another program
+result             a tool with `later(token)` answer(result), or `complete(token, result)` by another program
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class StepInfo:
     `kind` is `model`, `tool` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed` or
     `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
     `turn` is the turn it belongs to, counted from 0. `kept` is true for a step that a fork took from its original run.
-    `finish` is the provider's reason for the end of a reply where it is not the usual one, such as "length". `index` is
+    `finish` is the provider's reason for the end of a reply if it is not the usual one, such as "length". `index` is
     a call's place in its reply, from 0. A refused call (an unknown tool, unfit arguments, a reply that was cut, a
     repetition) is a `tool` step too, `failed`, with the text sent to the model as `output`. `same_as` is the number of
     the step whose call this one repeats. `written` names a tool whose call a reply without calls seems to have written

@@ -138,7 +138,7 @@ class _Asking:
     """True if the last attempt failed after an answer had begun."""
 
     async def answer(self, admit: Admit | None) -> Answer:
-        """Ask until there is an answer. Raises `ModelError`, and what the program's own client raises."""
+        """Ask until there is an answer. Raises `ModelError`, and exceptions of the program's own client."""
         credentials.remember(self.client)
         retries = getattr(self.client, "max_retries", None)
         tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)

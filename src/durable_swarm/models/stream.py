@@ -80,7 +80,7 @@ class ReplyBuilder:
     def add(self, chunk: Any) -> dict[str, Any] | None:
         """Add a chunk and return its delta as plain data, reduced to what is new, or None.
 
-        Each field of a tool call is returned once, arguments chunk by chunk; `index` tells the calls apart. Raises
+        Each field of a tool call is returned once, arguments chunk by chunk; `index` distinguishes the calls. Raises
         `BrokenStream` for an object that is not a chunk.
         """
         self._begun = True

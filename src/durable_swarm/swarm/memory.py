@@ -142,7 +142,7 @@ class Swarm(Runner):
 
 @dataclass
 class _InMemory:
-    """Performs the loop's effects without recording them. Tools get the live context, as in Swarm."""
+    """Performs the loop's effects without recording them. Tools get the context itself, not a copy, as in Swarm."""
 
     swarm: Swarm
     asked: RunArguments

@@ -95,7 +95,7 @@ def replay(
     was started with; other agents are found by name. Functions of agents serve as schemas only.
 
     Without `model` the recorded replies are used too: this shows whether the present code sends the same requests
-    (instructions, tools, model) and treats the replies the same way. `model` is a client, which is asked anew, or the
+    (instructions, tools, model) and treats the replies the same way. `model` is a client, which is asked again, or the
     name of a model for the default client; then prompts may differ, and replies and tool calls are compared.
 
     A tool call that the recording does not have is a difference and stops the replay, because its answer is unknown.

@@ -64,16 +64,16 @@ def when(
     where: Callable[[dict[str, Any]], object] | None = None,
     reply: Any,
 ) -> Rule:
-    """Write a rule: where all that is given holds, the model gives `reply`, in any form a reply may take.
+    """Write a rule: if all its conditions hold, the model gives `reply`, in any form of a reply.
 
     - `said`: the last message is the user's, and its text holds this;
     - `tool`: the request ends with the result of the tool of this name, alone or among those of one reply;
     - `result`: the request ends with a tool's result that holds this (with `tool`: a result of that tool);
-    - `system`: the system prompt holds this, which tells the agents of a program apart;
-    - `offers`: a tool of this name is on offer;
-    - `where`: a function of the request (the dict of arguments of `create`) that says so.
+    - `system`: the system prompt holds this, which distinguishes the agents of a program;
+    - `offers`: a tool of this name is available;
+    - `where`: a function of the request (the dict of arguments of `create`) that returns True.
 
-    A text is held whatever its case; for more give a compiled pattern, which is searched for. Raises
+    Texts match regardless of case; otherwise pass a compiled pattern, which is searched for. Raises
     `ConfigurationError` for a rule without condition, and for a reply of no known form.
     """
     rule = Rule(reply, said, tool, result, system, offers, where)

@@ -198,14 +198,14 @@ class ScriptedModel(Script):
 
     - a string: the model's text;
     - a list of tool calls, each `"name"`, `("name", {"arg": 1})`, `("name", "raw text")`, `call("name", arg=1)`,
-      `{"name": ..., "arguments": ...}` or openai's own shape; ids `call_1`, `call_2`, … are made where none is given;
+      `{"name": ..., "arguments": ...}` or openai's own shape; ids `call_1`, `call_2`, … are made if none is given;
     - a dict: a whole assistant message;
     - an exception, or an exception class: raised;
     - a fault, made by `rate_limited`, `cut`, `slowly` and their like;
     - a callable of the request (the dict of `kwargs`) that returns any of these, or a complete response object.
 
     With `stream=True` the answer comes as a `ScriptedStream` of chunks: text word by word, arguments in pieces, and the
-    usage last where `stream_options` asks for it. `latency` are the seconds before each answer, `pace` those before
+    usage last if `stream_options` asks for it. `latency` are the seconds before each answer, `pace` those before
     each chunk; after a request's `timeout` (a number) a `TimeoutError` is raised.
 
     `calls` lists the requests, oldest first. With `strict` each request is checked by `check_request`, which raises

@@ -60,7 +60,7 @@ def serve_scripted(
 ) -> ScriptedServer:
     """Make a server that answers like `ScriptedModel(replies, ...)`, to be used in `with`, or by `start` and `stop`.
 
-    It listens on 127.0.0.1 only, on `port`, or where that is 0 on a free one. Any API key is accepted. Errors have
+    It listens on 127.0.0.1 only, on `port`, or if that is 0 on a free one. Any API key is accepted. Errors have
     openai's JSON form: the script's own, status 400 for a request that a strict provider refuses, for a script that ran
     out and for an exception of its callables, 404 for other paths.
 

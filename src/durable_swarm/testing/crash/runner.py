@@ -53,7 +53,7 @@ def crash_test(
     fresh database and is killed there with SIGKILL, and another process runs it again. Runs, messages, context
     variables, steps, the return value, and the effects reported with `effect` must be the same.
 
-    - `random`: instead of every boundary, kill at so many instants between the first and the last, drawn with `seed`.
+    - `random`: instead of every boundary, kill at this many instants between the first and the last, drawn with `seed`.
       A few prove little, because most instants miss a fault of one boundary.
     - `pairs`: try each case once more, with the second execution killed too, at a boundary drawn with `seed`.
     - `only`: numbers of boundaries (from 1, as in `CrashReport.boundaries`) to try, to repeat what a report names.
