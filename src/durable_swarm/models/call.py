@@ -53,7 +53,7 @@ class ModelCall:
     memo: Memo = field(default_factory=KeptInMemory, compare=False)
     """Where a client keeps what it needs after a crash, in the middle of this call."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
-    """What a client says of its answer: `model`, where another one has answered than was asked for."""
+    """The client's note on its answer: `model`, if another one than the requested one has answered."""
 
 
 current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_model_call", default=None)
@@ -133,7 +133,7 @@ class _Asking:
     waits: Runtime
     begin: Begin | None
     remedy: str
-    """What to change where the provider does not have the model."""
+    """The advice if the provider does not have the model."""
     begun: bool = False
     """True if the last attempt failed after an answer had begun."""
 

@@ -1,4 +1,4 @@
-"""Which model an agent is asked with, and what to change where the provider does not have it."""
+"""The model of an agent, and the advice if the provider does not have it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from durable_swarm.types import Agent
 
 BUILT_IN_MODEL = "gpt-4o"
-"""The model of an agent that names none, where no setting does."""
+"""The model of an agent that names none, if no setting names one."""
 
 MODEL_VARIABLE = "DURABLE_SWARM_MODEL"
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model that an agent is asked with, and what to change where the provider does not have it."""
+    """The model of an agent, and the advice if the provider does not have it."""
 
     name: str
     remedy: str
@@ -39,7 +39,7 @@ def choose_model(agent: Any, override: str | None, default: str | None) -> Model
 
 
 def names_model(agent: Any) -> bool:
-    """Tell whether an agent names its model: it was made with one, given one later, or its class has one of its own."""
+    """Return True if an agent names its model: at construction, later, or in its class."""
     if not isinstance(agent, Agent):
         return True
     return "model" in agent.model_fields_set or type(agent).model_fields["model"].default != BUILT_IN_MODEL

@@ -102,7 +102,7 @@ def _without_client() -> Iterator[None]:
 
 
 def default_client() -> Any:
-    """Make the client of `openai` that is asked where none is given. Raises `ConfigurationError` without a key."""
+    """Make the default client, of `openai`. Raises `ConfigurationError` without a key."""
     with _without_client():
         import openai
 
@@ -110,9 +110,9 @@ def default_client() -> Any:
 
 
 def client_for(client: Any, model: str) -> Any:
-    """Return the client that is asked for a model, where one leads to others (see `durable_swarm.providers`).
+    """Return the client for a model, if `client` routes to others (see `durable_swarm.providers`).
 
-    Raises `ConfigurationError` where none is.
+    Raises `ConfigurationError` if there is none.
     """
     if not takes_origins(client):
         return client
@@ -128,5 +128,5 @@ def check_ready(client: Any) -> None:
 
 
 def takes_origins(client: Any) -> bool:
-    """Tell whether a client is a provider, which is sent messages with the origins of what is in them."""
+    """Return True if a client is a provider, which gets messages with the origins of their fields."""
     return getattr(client, "takes_origins", False) is True

@@ -1,4 +1,4 @@
-"""What a client keeps of one model call that is in progress, so that a crash does not lose it."""
+"""Data that a client keeps during one model call, so that a crash does not lose it."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any, Protocol
 
 
 class Memo(Protocol):
-    """What a client keeps of one model call that is in progress: plain data. Both methods may block."""
+    """Data that a client keeps during one model call: plain data. Both methods may block."""
 
     def read(self) -> Any:
-        """Return what was written for this call, before a crash too, or None."""
+        """Return the value written for this call, also before a crash, or None."""
 
     def write(self, value: Any) -> None:
-        """Keep a value in place of the last one. It is durable, where the run is, when this returns."""
+        """Replace the value. If the run is durable, the value is stored when this returns."""
 
 
 class KeptInMemory:
-    """A memo that is gone with its process."""
+    """A memo that ends with its process."""
 
     def __init__(self) -> None:
         self._value: Any = None
 
     def read(self) -> Any:
-        """Return what was written."""
+        """Return the value."""
         return self._value
 
     def write(self, value: Any) -> None:

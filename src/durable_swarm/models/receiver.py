@@ -125,7 +125,7 @@ class StreamReceiver:
     async def _awaited(self, beginning: Awaitable[Any]) -> Answer:
         begun = await beginning
         self.begun = True
-        # Some streams can be read both ways; whoever awaits them means the async one.
+        # Some streams can be read both ways; a caller that awaits them means the async one.
         if is_stream(begun, "__aiter__"):
             return await self._iterated_async(begun)
         return self._iterated(begun) if is_stream(begun, "__iter__") else self._whole(begun)
@@ -177,7 +177,7 @@ class StreamReceiver:
 
 
 def is_stream(begun: Any, way: str) -> bool:
-    """Tell whether it is to be iterated this way, and is not a whole completion."""
+    """Return True if it is to be iterated this way, and is not a whole completion."""
     # Completions that are pydantic models or dictionaries can be iterated too, and mocks in both ways.
     if isinstance(begun, str | bytes | Mapping | BaseModel):
         return False

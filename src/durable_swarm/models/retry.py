@@ -17,8 +17,9 @@ DEFAULT_RETRIES = 5
 
 
 def _model_error(error: Exception, tries: int, hint: str) -> ModelError:
-    # One exception in a traceback: the message has what the others would say. The error stays the context, and a key
-    # that the provider repeats must not be there either.
+    # One exception in a traceback: the message contains what the others would say. The error stays the context, and a
+    # key
+    # that the provider repeats must not appear there either.
     error.args = tuple(without_secrets(part) if isinstance(part, str) else part for part in error.args)
     times = f" after {tries} tries" if tries > 1 else ""
     wish = retry_after(error) or 0

@@ -108,7 +108,7 @@ class ReplyBuilder:
             if value is None or name in _OURS:
                 continue
             seen = self._take(name, value)
-            if seen and name != "provider":  # For the provider, and for nobody who reads.
+            if seen and name != "provider":  # For the provider, not for the reader.
                 shown[name] = seen
         self._met = True
         return shown or None

@@ -1,6 +1,6 @@
-"""Providers: model clients that are made of others, or that speak another API than chat completions.
+"""Providers: model clients built from others, or for an API other than chat completions.
 
-A provider is a client (`chat.completions.create`), so each of these can be given as `client=`, and to each other:
+A provider is a client (`chat.completions.create`), so each can be passed as `client=`, and to each other:
 
     DurableSwarm(Routes({"gpt-*": Fallback(Responses(), mirror), "claude-*": AnyLLM(provider="anthropic")}))
 """

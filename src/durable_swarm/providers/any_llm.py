@@ -1,4 +1,4 @@
-"""`AnyLLM`: the providers that the any-llm package speaks to."""
+"""`AnyLLM`: the providers that the any-llm package supports."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ INSTALL = (
 class AnyLLM(Provider):
     """A client of any provider that any-llm supports, always async.
 
-    `AnyLLM(provider="anthropic")` asks that provider for the model by its name; `AnyLLM()` takes models that are named
-    `"anthropic:claude-..."`. The other options go to `any_llm.AnyLLM.create` (`api_key`, `api_base`, ...). Raises
-    `ConfigurationError` where the extra `any-llm` is not installed.
+    `AnyLLM(provider="anthropic")` asks that provider for the model by its name; `AnyLLM()` takes models named
+    `"anthropic:claude-..."`. The other options are passed to `any_llm.AnyLLM.create` (`api_key`, `api_base`, ...).
+    Raises `ConfigurationError` if the extra `any-llm` is not installed.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -47,7 +47,7 @@ class AnyLLM(Provider):
         return self
 
     def ready(self) -> None:
-        """Check that the provider can be asked, where one is named. Raises `ConfigurationError`."""
+        """Check that the provider can be asked, if one is named. Raises `ConfigurationError`."""
         if self._provider is not None:
             self._llm(self._provider)
 
@@ -82,7 +82,7 @@ class AnyLLM(Provider):
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise the errors of each provider's own client, whose kinds and headers are known, in place of any-llm's."""
+    """Raise the errors of each provider's own client, with known kinds and headers, in place of any-llm's."""
     try:
         yield
     except Exception as error:
@@ -105,7 +105,7 @@ async def _read(stream: Any) -> AsyncIterator[Any]:
 
 
 def _is_installed() -> bool:
-    """Tell whether the package is there; importing it takes seconds."""
+    """Return True if the package is installed; importing it takes seconds."""
     try:
         return importlib.util.find_spec("any_llm") is not None
     except ImportError:
@@ -115,5 +115,5 @@ def _is_installed() -> bool:
 def _created(provider: str, options: dict[str, Any]) -> Any:
     try:
         return importlib.import_module("any_llm").AnyLLM.create(provider, **options)
-    except Exception as error:  # No key, no such provider, a package of the provider's that is not installed.
+    except Exception as error:  # No key, an unknown provider, or a package of the provider that is not installed.
         raise ConfigurationError(f"AnyLLM cannot ask {provider!r}: {error}") from error

@@ -1,7 +1,7 @@
-"""What all providers are: a client, plain or async, that may ask other clients, each as it is to be asked.
+"""The base of all providers: a client, plain or async, that may call other clients, each in its own way.
 
-One rule for mixed clients: a provider of plain clients is plain; with one async client in it, it is async, and asks its
-plain clients in threads.
+One rule for mixed clients: a provider of plain clients is plain; with one async client in it, it is async, and calls
+its plain clients in threads.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from durable_swarm.models.wire import addressed
 
 
 class Completions:
-    """What a provider has as `chat.completions`."""
+    """The `chat.completions` of a provider."""
 
     def __init__(self, create: Callable[..., Any]) -> None:
         self.create = create
 
 
 class Chat:
-    """What a provider has as `chat`."""
+    """The `chat` of a provider."""
 
     def __init__(self, create: Callable[..., Any]) -> None:
         self.completions = Completions(create)
 
 
 class Provider(ABC):
-    """A client of ours. Messages that are sent to it have what their own provider wants back, under `provider`."""
+    """A client of ours. Messages sent to it keep the fields for their own provider, under `provider`."""
 
     takes_origins = True
 
     def __init__(self, *, is_async: bool) -> None:
         self.is_async = is_async
-        """Whether `chat.completions.create` is to be awaited."""
+        """True if `chat.completions.create` must be awaited."""
         self.chat = Chat(self._create_async if is_async else self._create)
 
     @abstractmethod
@@ -54,16 +54,16 @@ class Provider(ABC):
         """Answer on the running event loop."""
 
     def client_for(self, model: str) -> Any:
-        """Return the client that is asked for a model: this one, unless it only leads to others."""
+        """Return the client for a model: this one, unless it only routes to others."""
         return self
 
     @abstractmethod
     def ready(self) -> None:
-        """Check that there is a client to ask. Raises `ConfigurationError`."""
+        """Check that a client is available. Raises `ConfigurationError`."""
 
 
 def check_client(where: str, client: Any) -> Any:
-    """Return the client, which `where` was given. Raises `ConfigurationError` for what is no client."""
+    """Return the client that was passed to `where`. Raises `ConfigurationError` for an object that is not a client."""
     if hasattr(getattr(client, "chat", None), "completions"):
         return client
     raise ConfigurationError(
@@ -73,7 +73,7 @@ def check_client(where: str, client: Any) -> Any:
 
 
 def asks_async(client: Any) -> bool:
-    """Tell whether a client's answers are to be awaited, as far as that is known before it is asked."""
+    """Return True if a client's answers must be awaited, as far as that is known before a call."""
     if isinstance(client, Provider):
         return client.is_async
     openai = sys.modules.get("openai")
@@ -89,7 +89,7 @@ def ready(client: Any) -> None:
 
 
 def for_client(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return the function of a client to call, and its arguments: other providers' own fields are not sent to it."""
+    """Return the function of a client and its arguments, without other providers' own fields."""
     credentials.remember(client)
     if not getattr(client, "takes_origins", False):
         request = {**request, "messages": addressed(request.get("messages") or [], request.get("model"))}
@@ -98,7 +98,7 @@ def for_client(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any]
 
 
 async def ask_async(client: Any, request: dict[str, Any]) -> Any:
-    """Ask a client from an event loop: a plain one in a thread, its stream too."""
+    """Call a client from an event loop: a plain one in a thread, its stream too."""
     create, arguments = for_client(client, request)
     if asks_async(client):
         return await create(**arguments)

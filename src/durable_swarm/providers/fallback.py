@@ -1,4 +1,4 @@
-"""`Fallback`: the next client where one is away."""
+"""`Fallback`: the next client if one is unavailable."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from durable_swarm.providers.clients import Provider, ask_async, asks_async, che
 log = logging.getLogger("durable_swarm")
 
 REMEMBERED = 1000
-"""For how many model calls it is kept which client broke off in the middle of its stream."""
+"""Number of model calls for which the client of a broken stream is remembered."""
 
 
 class Place(NamedTuple):
-    """One of the clients, and the name of the model there if it is another one."""
+    """One of the clients, and the name of the model there if it differs."""
 
     client: Any
     model: str | None
 
 
 class Fallback(Provider):
-    """A client that asks the first of several, and the next one where that is away.
+    """A client that calls the first of several, and the next one if that is unavailable.
 
     `Fallback(OpenAI(), (OpenAI(base_url=...), "other-model"))`: each is asked for the model by its own name, or by the
-    name that it is given with. The next one is asked after a lost connection, a timeout, and the statuses 408, 409, 429
-    and 5xx; any other error is the caller's, and raised at once. Each model call begins with the first client again,
-    except that one whose stream broke off is passed over when the same call is made again.
+    given name. The next one is called after a lost connection, a timeout, and the statuses 408, 409, 429 and 5xx; any
+    other error is the caller's, and raised at once. Each model call begins with the first client again, except that a
+    client with a broken stream is skipped when the same call is made again.
     """
 
     def __init__(self, *clients: Any) -> None:
@@ -46,12 +46,12 @@ class Fallback(Provider):
             raise ConfigurationError("Fallback takes one client or more: Fallback(first, second)")
         self._places = [_place(number, given) for number, given in enumerate(clients, start=1)]
         self._broken: OrderedDict[tuple[str, int], int] = OrderedDict()
-        """For a model call whose stream broke off, the place to begin with."""
+        """For a model call with a broken stream, the place to begin with."""
         super().__init__(is_async=any(asks_async(place.client) for place in self._places))
 
     @property
     def max_retries(self) -> int:
-        """How often what may pass is tried again with all clients: the most that one of them would."""
+        """Number of retries of transient errors with all clients: the maximum over the clients."""
         said = [getattr(place.client, "max_retries", None) for place in self._places]
         return max((tries for tries in said if isinstance(tries, int)), default=DEFAULT_RETRIES)
 
@@ -66,7 +66,7 @@ class Fallback(Provider):
             try:
                 create, arguments = for_client(self._places[at].client, self._request(at, request))
                 answer = create(**arguments)
-                if is_awaitable(answer):  # A client that does not tell beforehand that it is async.
+                if is_awaitable(answer):  # A client that does not show beforehand that it is async.
                     return self._awaited(at, answer, request)
                 return self._stream(at, answer) if is_stream(answer, "__iter__") else self._whole(at, answer)
             except Exception as error:
@@ -76,7 +76,7 @@ class Fallback(Provider):
         return await self._awaited(self._first(), None, request)
 
     async def _awaited(self, at: int, begun: Any, request: dict[str, Any]) -> Any:
-        """Ask from place `at` on; where `begun` is given, its client was asked already."""
+        """Ask from place `at` on; if `begun` is given, its client was called already."""
         while True:
             try:
                 place = self._places[at]
@@ -95,7 +95,7 @@ class Fallback(Provider):
         return request if model is None else {**request, "model": model}
 
     def _next(self, at: int, error: Exception) -> int:
-        """Return the place to ask after one that failed. Raises its error where that is final."""
+        """Return the place to ask after a failed one. Raises its error if that is final."""
         following = at + 1
         if following >= len(self._places) or not is_away(error):
             raise error
@@ -106,13 +106,13 @@ class Fallback(Provider):
         return following
 
     def _whole(self, at: int, answer: Any) -> Any:
-        """Return an answer that came whole. Raises what a gateway says in place of one."""
+        """Return an answer that arrived whole. Raises the error that a gateway sends in place of one."""
         whole(answer)
         self._note(at)
         return answer
 
     def _note(self, at: int) -> None:
-        """Note which model has answered."""
+        """Record which model has answered."""
         call, model = current_model_call.get(), self._places[at].model
         if call is not None and model is not None:
             call.notes["model"] = model
@@ -163,7 +163,7 @@ class Fallback(Provider):
                     await settled(close())
 
     def _broke(self, at: int) -> None:
-        """Note that a stream broke off, part of which was shown: the call is made again, by the next client."""
+        """Record that a partly shown stream broke off: the next client makes the call again."""
         if (call := _call()) != _NO_CALL:
             self._broken[call] = (at + 1) % len(self._places)
             self._broken.move_to_end(call)
@@ -187,14 +187,14 @@ class _Beginning:
         self._begun = False
 
     def take(self, chunk: Any) -> bool:
-        """Take a chunk, and tell whether the message has begun. Raises what a gateway says in place of one."""
+        """Add a chunk, and return True if the message has begun. Raises a gateway's error in place of one."""
         refuse_error(chunk)
         self._chunks.append(chunk)
         self._begun = bool(field(chunk, "choices"))
         return self._begun
 
     def checked(self) -> list[Any]:
-        """Return the chunks. Raises `BrokenStream` where the stream has ended without a message."""
+        """Return the chunks. Raises `BrokenStream` if the stream has ended without a message."""
         if not self._begun:
             raise BrokenStream("the provider's stream has no message")
         return self._chunks
@@ -211,7 +211,7 @@ def _place(number: int, given: Any) -> Place:
 
 
 def is_away(error: Exception) -> bool:
-    """Tell whether an error says that a client is away, or has no room, and another one may have."""
+    """Return True if an error means that a client is unavailable or overloaded, and another one may serve."""
     status = status_of(error)
     if status is not None:
         return status in (408, 409, 429) or status >= 500

@@ -1,4 +1,4 @@
-"""`Responses`: OpenAI's Responses API behind the shape of chat completions."""
+"""`Responses`: OpenAI's Responses API with the interface of chat completions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from durable_swarm.providers.responses_call import ResponsesCall
 
 
 class Responses(Provider):
-    """A client that asks OpenAI's Responses API, and answers as chat completions do.
+    """A client that calls OpenAI's Responses API, and answers as chat completions do.
 
     `client` is an `openai.OpenAI` or `openai.AsyncOpenAI`, by default `OpenAI()`, made at first use. Nothing is stored
-    at the provider: reasoning comes encrypted with each reply, is kept in its message, and is sent back in front of
-    what it led to. With `background=True` a model call is begun at the provider, its id is recorded, and then the
-    answer is waited for: a call that was in flight at a crash is fetched, and not made and paid once more. Responses in
-    the background are stored at the provider.
+    at the provider: reasoning arrives encrypted with each reply, is kept in its message, and is sent back before the
+    text and calls that followed it. With `background=True` a model call is begun at the provider, its id is recorded,
+    and then the client waits for the answer: after a crash, a call that was in progress is fetched instead of made and
+    paid again. Background responses are stored at the provider.
 
-    Raises `ConfigurationError` for a client without `responses`, and at first use where there is no key.
+    Raises `ConfigurationError` for a client without `responses`, and at first use without a key.
     """
 
     def __init__(self, client: Any = None, *, background: bool = False) -> None:
@@ -42,12 +42,12 @@ class Responses(Provider):
 
     @property
     def max_retries(self) -> int:
-        """How often what may pass is tried again, by whoever asks: the client itself makes no retries then."""
+        """Number of retries of transient errors by the caller: the client itself makes no retries then."""
         retries = getattr(self._client, "max_retries", None)
         return retries if isinstance(retries, int) else DEFAULT_RETRIES
 
     def ready(self) -> None:
-        """Make the client, if none was given. Raises `ConfigurationError` where there is no key."""
+        """Make the client, if none was given. Raises `ConfigurationError` without a key."""
         with self._lock:
             if self._client is None:
                 self._client = default_client()
@@ -56,7 +56,7 @@ class Responses(Provider):
         self.ready()
         client, call = self._client, current_model_call.get()
         credentials.remember(client)
-        # What a program has put round `create` is called, and makes the client's own retries.
+        # A wrapper that a program has put around `create` is called, and makes the client's own retries.
         bare = is_openai(client) and "create" not in vars(client.responses)
         api = client.with_options(max_retries=0).responses if bare else client.responses
         memo = KeptInMemory() if call is None else call.memo

@@ -1,7 +1,7 @@
 """One call of the Responses API: whole or streamed, at once or in the background.
 
-What is asked is written once, as generators that yield what they want done and are sent what came of it (`Flow`); for a
-plain and for an async client that is done in two ways. Only the reading of a stream is written twice.
+The requests are written once, as generators that yield effects and are sent their results (`Flow`); a plain and an
+async client perform them in two ways. Only the reading of a stream is written twice.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from durable_swarm.providers.responses_reply import UNDER_WAY, Chunks, completio
 from durable_swarm.providers.responses_request import KIND, REASONING, responses_request
 
 FIRST_LOOK, LONGEST_LOOK = 0.25, 5.0
-"""Seconds between looks at a response in the background: the first, each next one twice as long, the longest."""
+"""Seconds between polls of a background response: the first, doubled each time, and the longest."""
 
 RESUMPTIONS = 5
-"""How often in a row, without an event in between, a broken stream of a response in the background is taken up."""
+"""Maximum resumptions in a row, without an event in between, of a background response's broken stream."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class Ask:
 
 @dataclass(frozen=True)
 class Pause:
-    """Some seconds to wait."""
+    """A wait of some seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Keep:
-    """What is to be kept for this model call, so that a crash does not lose it."""
+    """A value to keep for this model call, so that a crash does not lose it."""
 
     value: Any
 
 
 @dataclass(frozen=True)
 class Recall:
-    """The wish for what was kept."""
+    """The request for the kept value."""
 
 
 Flow = Generator[Ask | Pause | Keep | Recall, Any, Any]
@@ -58,7 +58,7 @@ Flow = Generator[Ask | Pause | Keep | Recall, Any, Any]
 
 @dataclass
 class ResponsesCall:
-    """One call: `api` is `client.responses`, `place` the address of the provider, `memo` keeps what is under way."""
+    """One call: `api` is `client.responses`, `place` the provider's address, `memo` keeps the response in progress."""
 
     api: Any
     memo: Memo
@@ -66,7 +66,7 @@ class ResponsesCall:
     background: bool
 
     def perform(self, flow: Flow) -> Any:
-        """Do what a flow wants, in this thread, and return what it returns."""
+        """Perform a flow in this thread, and return its result."""
         answer, error = None, None
         while True:
             try:
@@ -87,7 +87,7 @@ class ResponsesCall:
         return self.memo.write(wish.value) if isinstance(wish, Keep) else self.memo.read()
 
     async def perform_async(self, flow: Flow) -> Any:
-        """Do the same on the running event loop."""
+        """Perform a flow on the running event loop."""
         answer, error = None, None
         while True:
             try:
@@ -120,18 +120,18 @@ class ResponsesCall:
         return (yield from self._awaited(response))
 
     def opened(self, request: dict[str, Any]) -> Flow:
-        """Ask for a stream, and return its chunks; a response that was not streamed at first comes whole."""
+        """Ask for a stream, and return its chunks; a response that was not streamed at first arrives whole."""
         return (yield from self._opened(request, self._chunks))
 
     def opened_async(self, request: dict[str, Any]) -> Flow:
-        """Do the same where the chunks are awaited."""
+        """Return the chunks as `opened` does, if they must be awaited."""
         return (yield from self._opened(request, self._chunks_async))
 
     def _opened(self, request: dict[str, Any], chunks: Any) -> Flow:
         sent = responses_request(request, background=self.background)
         kept = (yield from self._kept(sent)) if self.background else None
         if kept is not None and kept.get("streamed"):
-            # From its first event on: what was shown before the crash was taken back.
+            # From its first event on, because the text shown before the crash was withdrawn.
             stream = yield from self._retrieved(kept, stream=True)
             if stream is not None:
                 return chunks(stream, sent, kept["id"])
@@ -144,7 +144,7 @@ class ResponsesCall:
         return {"kind": KIND, "id": response_id, "model": sent.get("model"), "at": self.place, "streamed": streamed}
 
     def _kept(self, sent: dict[str, Any]) -> Flow:
-        """Return what was kept of this call, if it was made of this model at this provider."""
+        """Return the kept value of this call, if it belongs to this model at this provider."""
         kept = yield Recall()
         same = isinstance(kept, dict) and {**kept, "streamed": None} == {
             **self._note(sent, kept.get("id", "")),
@@ -153,7 +153,7 @@ class ResponsesCall:
         return kept if same else None
 
     def _retrieved(self, kept: dict[str, Any], **more: Any) -> Flow:
-        """Return the response that is under way, or None where the provider has it no more."""
+        """Return the response in progress, or None if the provider no longer has it."""
         try:
             return (yield Ask("retrieve", {"response_id": kept["id"], "include": [REASONING], **more}))
         except Exception as error:
@@ -226,7 +226,7 @@ class ResponsesCall:
 
 
 class Reading:
-    """How far a stream is read, and what to do when it breaks."""
+    """The position in a stream, and the recovery when it breaks."""
 
     def __init__(self, call: ResponsesCall, sent: dict[str, Any], known: str) -> None:
         self._background = call.background
@@ -242,31 +242,31 @@ class Reading:
         return made
 
     def is_new(self) -> bool:
-        """Tell, once, that the response is to be kept from now on."""
+        """Return True, once, when the response must be kept from now on."""
         if not self._background or not self._chunks.response_id or self.known == self._chunks.response_id:
             return False
         self.known = self._chunks.response_id
         return True
 
     def end(self) -> None:
-        """Take in that the stream has ended. Raises where it should not have."""
+        """Record that the stream has ended. Raises if it ended too soon."""
         if self._background and not self._chunks.ended:
             raise ConnectionError("the stream of a response in the background ended before the response")
 
     def rest(self) -> dict[str, Any]:
-        """Return the arguments of `retrieve` for the events that have not come yet."""
+        """Return the arguments of `retrieve` for the missing events."""
         after = {"starting_after": self._chunks.last} if self._chunks.last >= 0 else {}
         return {"response_id": self.known, "stream": True, "include": [REASONING], **after}
 
     def resumed(self, error: Exception) -> float | None:
-        """Return the seconds after which to read on after an error, or None: it ends the call."""
+        """Return the seconds after which to resume reading after an error, or None if it ends the call."""
         if not self.known or self._chunks.ended or self._broken >= RESUMPTIONS or not is_away(error):
             return None
         self._broken += 1
         return FIRST_LOOK * float(2 ** (self._broken - 1))
 
     def failed(self) -> bool:
-        """Tell whether the response itself has failed, so that asking again means a new one."""
+        """Return True if the response itself has failed, so that a retry means a new one."""
         return self._background and self._chunks.ended
 
 

@@ -9,18 +9,18 @@ from durable_swarm.models.reply import ErrorReply
 from durable_swarm.providers.responses_request import KIND
 
 UNDER_WAY = ("queued", "in_progress")
-"""The statuses of a response that is not there yet."""
+"""The statuses of an unfinished response."""
 
 _BETWEEN = "\n\n"
-"""What stands between two texts of one reply."""
+"""The separator between two texts of one reply."""
 
 _CUT = {"max_output_tokens": "length", "content_filter": "content_filter"}
 _STATUSES = {"rate_limit_exceeded": "429", "server_error": "500", "vector_store_timeout": "504"}
-"""The HTTP statuses of failures that may pass; any other failure is that of the request."""
+"""The HTTP statuses of transient failures; any other failure is that of the request."""
 
 
 def completion_of(response: Any) -> Any:
-    """Return a response that has ended as a `ChatCompletion`. Raises `ErrorReply` where it has failed."""
+    """Return a finished response as a `ChatCompletion`. Raises `ErrorReply` if it has failed."""
     from openai.types.chat import ChatCompletion
 
     check_ended(response)
@@ -47,7 +47,7 @@ def check_ended(response: Any) -> None:
 
 
 def failure(code: Any, message: str) -> ErrorReply:
-    """Return the error for a failure that the API tells in its own words."""
+    """Return the error for a failure that the API reports in its own words."""
     status = _STATUSES.get(code)
     return ErrorReply(message, code, "invalid_request_error") if status is None else ErrorReply(message, status, code)
 
@@ -77,7 +77,7 @@ def _joined(item: Any, key: str) -> str:
 
 
 def origin_of(response: Any) -> dict[str, Any]:
-    """Return what the API wants back of a reply: its items, without the texts and calls that the message has."""
+    """Return the part of a reply that the API needs back: its items, without the message's texts and calls."""
     items = [_bare(item.to_dict(mode="json")) for item in response.output or ()]
     messages = [item for item in items if item.get("type") == "message"]
     if len(messages) == 1 and _is_plain(messages[0]):
@@ -91,7 +91,7 @@ def _bare(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain(item: dict[str, Any]) -> bool:
-    """Tell whether nothing but the text is lost with the content of a message."""
+    """Return True if the content of a message has nothing but the text."""
     parts = item.get("content") or []
     return all(part.get("type") == "output_text" and not part.get("annotations") for part in parts)
 
@@ -130,11 +130,11 @@ class Chunks:
         self._begun = False
         self._model = ""
         self._said: str | None = None
-        """The item whose text came last."""
+        """The item of the last text."""
         self._calls: dict[int, int] = {}
         """The tool calls by the places of their items, numbered as chat completions number them."""
         self._streamed: set[tuple[int, str]] = set()
-        """Of which items pieces have come, of what kind."""
+        """The items and kinds whose pieces have arrived."""
 
     def take(self, event: Any) -> Iterator[Any]:
         """Take an event, and yield its chunks. Raises `ErrorReply` for the end of a response that failed."""
@@ -182,7 +182,7 @@ class Chunks:
         yield self._text(event.item_id, key, event.delta)
 
     def _text(self, item_id: str, key: str, text: str) -> Any:
-        """Return the chunk of a piece of text; before the first one of a further item stands what is between two."""
+        """Return the chunk of a piece of text, after a separator at the beginning of a further item."""
         between = _BETWEEN if self._said not in (None, f"{item_id} {key}") and (self._said or "").endswith(key) else ""
         self._said = f"{item_id} {key}"
         return self._chunk({key: between + text})
@@ -197,7 +197,7 @@ class Chunks:
         return self._chunk({"tool_calls": [{"index": self._calls[place], "function": {"arguments": text}}]})
 
     def _done(self, event: Any) -> Iterator[Any]:
-        """Yield what of an item did not come in pieces."""
+        """Yield the parts of an item that did not arrive in pieces."""
         item, place = event.item, event.output_index
         if item.type == "function_call":
             if place not in self._calls:

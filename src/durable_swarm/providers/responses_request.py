@@ -1,7 +1,7 @@
-"""A chat request in the words of OpenAI's Responses API: settings, tools, and the history as items.
+"""A chat request in the form of OpenAI's Responses API: settings, tools, and the history as items.
 
-What a reply of that API wants to come back (reasoning above all) stands in its message under `provider`, as items from
-which the texts and calls are left out that the message has itself; here they are put together again.
+The data that the API needs back with a reply (mainly reasoning) is in its message under `provider`, as items without
+the message's own texts and calls; here they are put together again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REASONING = "reasoning.encrypted_content"
 
 
 def responses_request(request: Mapping[str, Any], *, background: bool) -> dict[str, Any]:
-    """Return the arguments of `responses.create`. Raises `ConfigurationError` for settings that have no place there."""
+    """Return the arguments of `responses.create`. Raises `ConfigurationError` for settings that it does not have."""
     given = {name: value for name, value in request.items() if value is not None}
     if absent := sorted(given.keys() & _ABSENT):
         raise ConfigurationError(
@@ -59,7 +59,7 @@ def _logprobs(sent: dict[str, Any]) -> list[str]:
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that stand in groups: `text` and `reasoning`."""
+    """Return the grouped settings: `text` and `reasoning`."""
     text = dict(given.get("text") or {})
     if (form := given.get("response_format")) is not None:
         text["format"] = {"type": form["type"], **(form.get("json_schema") or {})}
@@ -75,7 +75,7 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
         return tool
     function = tool["function"]
-    # In chat completions a schema is strict where it says so, here where it does not say otherwise.
+    # In chat completions a schema is strict only if it says so, here unless it says otherwise.
     return {"type": "function", "strict": False, "parameters": {"type": "object", "properties": {}}, **function}
 
 
@@ -113,7 +113,7 @@ def _content(content: Any) -> Any:
 
 
 def _part(part: Any) -> Any:
-    """Return a part of a message; what is in the API's own form already passes as it is."""
+    """Return a part of a message; a part in the API's own form passes unchanged."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         return {"type": "input_text", "text": part.get("text", "")}
@@ -155,10 +155,10 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own(message: dict[str, Any], items: list[Any]) -> Iterator[dict[str, Any]]:
-    """Yield the items of an own reply, with the texts and calls that its message has."""
+    """Yield the items of an own reply, with the texts and calls of its message."""
     calls, text = iter(message.get("tool_calls") or []), _text(message)
     kept = _usable(items)
-    if kept is None:  # What followed the reasoning that is missing is not sent under its id, either.
+    if kept is None:  # Items that followed missing reasoning are not sent under their ids, either.
         yield from _foreign(message)
         return
     if text and not any(item.get("type") == "message" for item in kept):
@@ -175,7 +175,7 @@ def _own(message: dict[str, Any], items: list[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _usable(items: list[Any]) -> list[dict[str, Any]] | None:
-    """Return the items that the API takes back; None where reasoning among them cannot be read there again.
+    """Return the items that the API accepts back; None if it cannot read their reasoning.
 
     Reasoning that led to nothing, in a reply that was cut, is left out.
     """

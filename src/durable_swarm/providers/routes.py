@@ -1,4 +1,4 @@
-"""`Routes`: which client is asked for which model."""
+"""`Routes`: a client for each model name."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from durable_swarm.providers.clients import Provider, ask_async, asks_async, che
 
 
 class Routes(Provider):
-    """A client that leads each request to another one, by the name of its model.
+    """A client that routes each request to another one, by the name of its model.
 
     `Routes({"gpt-*": OpenAI(), "claude-*": AnyLLM(provider="anthropic"), "*": OpenAI(base_url=...)})`: the first
-    pattern that fits, in the order given. `*` stands for any characters, `?` for one, `[ab]` for one of these; case
-    counts. No pattern fits: `ConfigurationError`, and a durable run waits for a process that has a route.
+    matching pattern, in the order given. `*` matches any characters, `?` one, `[ab]` one of these; case counts. Without
+    a matching pattern it raises `ConfigurationError`, and a durable run waits for a process that has a route.
     """
 
     def __init__(self, routes: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ class Routes(Provider):
         super().__init__(is_async=any(map(asks_async, self._routes.values())))
 
     def client_for(self, model: str) -> Any:
-        """Return the client that is asked for a model. Raises `ConfigurationError` where no pattern fits."""
+        """Return the client for a model. Raises `ConfigurationError` if no pattern fits."""
         for pattern, client in self._routes.items():
             if fnmatchcase(model, pattern):
                 return client.client_for(model) if isinstance(client, Provider) else client
@@ -41,7 +41,7 @@ class Routes(Provider):
         )
 
     def ready(self) -> None:
-        """Check that there is a client to ask. Raises `ConfigurationError` where none of them can be used."""
+        """Check that a client is available. Raises `ConfigurationError` if none can be used."""
         reasons = []
         for client in self._routes.values():
             try:
