@@ -73,10 +73,10 @@ class Runner(Answering, ABC):
         """Run the agents until one answers without a tool call; return the new messages and the last agent.
 
         `max_turns` counts messages, tool results included. With `stream=True` it yields Swarm's dictionaries:
-        `{"delim": "start"}`, the deltas of a reply (the first with `sender`), `{"delim": "end"}`, finally `{"response":
-        Response}`. After `{"delim": "reset"}` everything since the last `start` is void, because the model is asked
-        again. The run begins with the first read and continues if the reader stops. Recorded replies are not streamed
-        again.
+        `{"delim": "start"}`, the deltas of a reply (the first with `sender`), `{"delim": "end"}`, finally
+        `{"response": Response}`. After `{"delim": "reset"}` everything since the last `start` is void, because the
+        model is asked again. The run begins with the first read and continues if the reader stops. Recorded replies are
+        not streamed again.
 
         With `DurableSwarm` a crash in between loses nothing: the same `run_id` again returns the recorded response, or
         continues the run from its last completed step.
