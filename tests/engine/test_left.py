@@ -235,20 +235,26 @@ ENDING = """
     from durable_swarm import Agent, DurableSwarm, sleep_async, tool
     from durable_swarm.testing import ScriptedModel
 
+    begun = threading.Event()
+
     async def to_thread() -> str:
+        begun.set()
         await asyncio.sleep(1)
         return await asyncio.to_thread(lambda: "worked")
 
     def pool() -> str:
+        begun.set()
         time.sleep(1)
         with concurrent.futures.ThreadPoolExecutor() as threads:
             return threads.submit(lambda: "worked").result()
 
     async def naps() -> str:
+        begun.set()
         await sleep_async(1)
         return "worked"
 
     def resolves() -> str:
+        begun.set()
         async def look() -> str:
             await asyncio.sleep(1)
             await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 1)
@@ -264,7 +270,7 @@ ENDING = """
     run = lambda: swarm.run(agent, [{"role": "user", "content": "Hi"}], run_id="r")
     if sys.argv[2] == "1":
         threading.Thread(target=run).start()
-        time.sleep(0.5)
+        begun.wait()
         sys.exit()
     print(run().messages[1]["content"])
 """
