@@ -201,13 +201,13 @@ def test_half_characters_are_mended_everywhere(make_swarm: MakeSwarm, streamed: 
     rename.__doc__ = f"Rename {HALF}."
     agent = Agent(functions=[rename], instructions=lambda context: f"{context['file']} {HALF}")
     model = ScriptedModel([{"content": HALF, "tool_calls": ["rename"]}, HALF])
-    given = make_swarm(model).run(agent, user(HALF), {"file": HALF, HALF: [HALF]}, stream=streamed)
+    given = make_swarm(model).run(agent, user(HALF), {"file": HALF, "deep": {HALF: [HALF]}}, stream=streamed)
     response = list(given)[-1]["response"] if streamed else given
     json.dumps(model.calls, ensure_ascii=False, default=str).encode()
     json.dumps(response.messages, ensure_ascii=False).encode()
     assert response.messages[-1]["content"] == "caf\ufffd"
     assert response.context_variables["file"] == "caf\ufffd"
-    assert response.context_variables["caf\ufffd"] == ["caf\ufffd"]
+    assert response.context_variables["deep"] == {"caf\ufffd": ["caf\ufffd"]}
 
 
 def test_half_characters_are_never_stored(tmp_path: Any) -> None:

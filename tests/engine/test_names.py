@@ -19,6 +19,7 @@ from durable_swarm import (
     later,
     step,
 )
+from durable_swarm.codec import mended_text
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import user
 
@@ -121,7 +122,7 @@ def test_a_key_that_a_tool_sets(key: str, url: str) -> None:
 
 @pytest.mark.parametrize("key", HALVES)
 def test_a_key_further_in(key: str, url: str) -> None:
-    """Deeper in a value such a name is stored as it is, and given back."""
+    """Deeper in a value such a name is data, and half characters are mended as everywhere in values."""
     with DurableSwarm(ScriptedModel(["Done"]), database=url) as swarm:
         swarm.run(Agent(), user(), {"deep": {key: key}}, run_id="r")
-        assert swarm.get("r").result(60).context_variables == {"deep": {key: key}}
+        assert swarm.get("r").result(60).context_variables == {"deep": {mended_text(key): mended_text(key)}}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm.agents import remember
-from durable_swarm.codec import mended
+from durable_swarm.codec import mended, mended_values
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import Ending, Start
 from durable_swarm.schema import tool_schemas
@@ -48,7 +48,7 @@ class RunArguments:
         return Start(
             agent=self.agent.name,
             messages=mended(own([plain(message) for message in self.messages])),
-            context=mended(own(dict(self.context_variables or {}))),
+            context=mended_values(own(dict(self.context_variables or {}))),
             model_override=self.model_override,
             max_turns=None if self.max_turns == float("inf") else self.max_turns,
             execute_tools=bool(self.execute_tools),

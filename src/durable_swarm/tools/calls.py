@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from durable_swarm import ends
-from durable_swarm.codec import mended, mended_text
+from durable_swarm.codec import mended_text, mended_values
 from durable_swarm.concurrency import Runtime
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, ToolError, safe_text
@@ -166,7 +166,7 @@ async def told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
     Half characters in the text (a file name that is not UTF-8, a text cut within an emoji) become U+FFFD.
     """
     outcome = await _told(making, tell_errors=tell_errors)
-    return replace(outcome, text=mended_text(outcome.text), updates=mended(outcome.updates))
+    return replace(outcome, text=mended_text(outcome.text), updates=mended_values(outcome.updates))
 
 
 async def _told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:

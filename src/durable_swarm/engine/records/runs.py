@@ -245,7 +245,7 @@ class Change:
 
     def read(self, outcome: Outcome, context: dict[str, Any]) -> Outcome:
         """Return the outcome with the changes the tool made in `context`. Raises `NotSerializable`."""
-        context = codec.mended(context)
+        context = codec.mended_values(context)
         after = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
         changed = {
             key: context[key]
