@@ -52,8 +52,8 @@ def execute(url: str, *statements: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def parts(postgres_database: str) -> SplitResult:
-    return urlsplit(postgres_database)
+def parts(empty_postgres: str) -> SplitResult:
+    return urlsplit(empty_postgres)
 
 
 # A password that is not in the URL
@@ -169,16 +169,16 @@ def as_weak(parts: SplitResult, name: str, suffix: str = "") -> str:
     return f"postgresql://{name}:weak@{parts.hostname}:{parts.port}{parts.path}{suffix}"
 
 
-def test_the_right_to_make_the_schema(make: Make, postgres_database: str, parts: SplitResult, weak: str) -> None:
+def test_the_right_to_make_the_schema(make: Make, empty_postgres: str, parts: SplitResult, weak: str) -> None:
     """A user needs CREATE on the database, which the error asks for, and nothing else."""
     assert f"Give {weak} the right CREATE on it, to make the schema dbos." in refusal(make, as_weak(parts, weak))
-    execute(postgres_database, f"GRANT CREATE ON DATABASE {parts.path[1:]} TO {weak}")
+    execute(empty_postgres, f"GRANT CREATE ON DATABASE {parts.path[1:]} TO {weak}")
     works(make, as_weak(parts, weak))
 
 
-def test_a_schema_that_is_the_users(make: Make, postgres_database: str, parts: SplitResult, weak: str) -> None:
+def test_a_schema_that_is_the_users(make: Make, empty_postgres: str, parts: SplitResult, weak: str) -> None:
     """Who owns a schema `dbos` that is there needs no right on the database."""
-    execute(postgres_database, f"CREATE SCHEMA dbos AUTHORIZATION {weak}")
+    execute(empty_postgres, f"CREATE SCHEMA dbos AUTHORIZATION {weak}")
     works(make, as_weak(parts, weak))
 
 
@@ -193,10 +193,10 @@ def test_the_right_to_make_the_database(make: Make, postgres_url: str, parts: Sp
 # What is created is told
 
 
-def test_what_is_created_is_told_once(make: Make, postgres_database: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_created_is_told_once(make: Make, empty_postgres: str, caplog: pytest.LogCaptureFixture) -> None:
     """A database that is made is a warning, since its name may be mistyped, and a schema in an old one a note."""
     caplog.set_level(logging.INFO, "durable_swarm")
-    for url in (postgres_database, f"{postgres_database}_new"):
+    for url in (empty_postgres, f"{empty_postgres}_new"):
         for _ in range(2):
             with make(ScriptedModel(["Hello"]), database=url) as swarm:
                 swarm.run(Agent(), user())
@@ -204,4 +204,4 @@ def test_what_is_created_is_told_once(make: Make, postgres_database: str, caplog
     assert [level for level, _ in told] == ["INFO", "WARNING"]
     assert "has no schema dbos yet" in told[0][1]
     assert "there was no database" in told[1][1]
-    assert str(urlsplit(postgres_database).password) not in caplog.text
+    assert str(urlsplit(empty_postgres).password) not in caplog.text

@@ -19,11 +19,11 @@ from durable_swarm import (
     later,
     tool,
 )
-from durable_swarm import requests as durable_swarm_requests
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.engine.execution import waiting
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.storage import ownership
+from durable_swarm.engine.storage import requests as stored_requests
 from durable_swarm.requests import Decision, Request
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
@@ -151,7 +151,7 @@ def test_a_decision_that_the_code_refuses(make_anywhere: Make, monkeypatch: pyte
     run = swarm.start(agent, user())
     request = asked(swarm)
     with monkeypatch.context() as patch:
-        patch.setattr(durable_swarm_requests, "check_decision", lambda *_: None)
+        patch.setattr(stored_requests, "check_decision", lambda *_: None)
         process.current().store.inbox.decide(request.id, Decision("approved", arguments={"amount": "much"}), "ann")
     shown = wait_until(lambda: [one for one in swarm.requests() if one.question != request.question])
     assert "amount" in shown[0].question

@@ -405,10 +405,11 @@ class Process:
         return names.UNCLAIMED
 
     def lives_elsewhere(self, row: Any) -> bool:
-        """Return True if another living process executes the run of this row."""
+        """Return True if another process executes the run of this row, and nothing suggests that it has died."""
         owner = owner_of(row)
         with self.identity.alone():
-            return owner not in ("", self.identity.name) and not self.identity.is_dead(owner)
+            dead = owner in ("", self.identity.name) or self.identity.is_dead(owner)
+            return not dead and not self.identity.suspects([owner])
 
     def _look(self) -> None:
         """Look for runs that other processes left for any capable process."""
