@@ -28,5 +28,6 @@ def test_on_postgresql(program: Callable[[], Any], postgres_database: str) -> No
 
 
 def test_every_example_is_tested() -> None:
-    """No example is left out."""
-    assert {path.stem for path in EXAMPLES.glob("*.py")} <= {program.__name__ for program in PROGRAMS}
+    """No example is left out; that of providers needs servers that outlive it, and is killed in `tests/providers`."""
+    tested = {program.__name__ for program in PROGRAMS} | {"providers"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
