@@ -289,7 +289,7 @@ def test_a_failure_read_in_another_process(make_anywhere: Make, database_url: st
 
 
 def test_an_own_error_read_in_another_process(make_anywhere: Make, database_url: str) -> None:
-    """Errors of this package come back elsewhere as what they are, with their attributes, and say they were recorded."""
+    """Errors of this package come back elsewhere as what they are, with their attributes, and say they are recorded."""
     swarm = make_anywhere(ScriptedModel([ProviderError("not like this", status_code=422)]))
     with pytest.raises(ModelError) as caught:
         swarm.run(Agent(), user(), run_id="r")

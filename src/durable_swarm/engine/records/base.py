@@ -33,8 +33,8 @@ def _named(context: dict[str, Any]) -> dict[str, Any]:
     for key in context:
         if not isinstance(key, str) or key == codec.TAG or not codec.storable(key):
             raise errors.NotSerializable(
-                f"context_variables has the key {key!r:.80}; keys must be strings other than {codec.TAG!r}, without "
-                "NUL and without half of a surrogate pair",
+                f"context_variables[{key!r:.80}]: keys must be strings other than {codec.TAG!r}, without NUL and "
+                "without half of a surrogate pair",
                 path=f"context_variables[{key!r:.80}]",
             )
     return context
