@@ -186,7 +186,7 @@ def test_a_child_that_outlives_its_killed_parent_keeps_no_lock(child: str, tmp_p
     path = tmp_path / "lock"
     code = f"""
         import multiprocessing, os, subprocess, sys, threading, time
-        from durable_swarm.engine.identity import FileLocks
+        from durable_swarm.engine.database.locks import FileLocks
         os.setpgid(0, 0)
         locks = FileLocks(sys.argv[1])
         assert locks.take("worker")
