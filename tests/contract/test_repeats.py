@@ -9,6 +9,7 @@ import pytest
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, ToolError, tool
 from durable_swarm.testing import ScriptedModel
 from tests.contract.helpers import MakeSwarm, Run, tool_contents, user
+from tests.engine.helpers import unique
 
 PAY = ("pay", '{"order": "A", "amount": 5}')
 SAME = ("pay", '{ "amount":5,"order":"A" }')
@@ -26,7 +27,7 @@ def paying(repeat: Any, **more: Any) -> tuple[Agent, list[str]]:
             raise ToolError("no such order")
         return f"paid {order}, number {len(entered)}"
 
-    return Agent(functions=[pay]), entered
+    return Agent(name=unique(), functions=[pay]), entered
 
 
 @pytest.mark.parametrize("together", [False, True])
