@@ -110,7 +110,7 @@ def test_secrets_of_a_failed_run(
     client = openai.OpenAI(api_key=CLIENT_KEY) if given else None
     with DurableSwarm(client, database=url) as swarm:
         with pytest.raises(ModelError, match="Incorrect API key provided") as caught:
-            swarm.run(Agent(functions=[note]), user(), run_id="r")
+            swarm.run(Agent(name=unique(), functions=[note]), user(), run_id="r")
         assert_clean(tmp_path, "".join(traceback.format_exception(caught.value)), _logged(caplog))
     with DurableSwarm(client, database=url) as swarm, pytest.raises(ModelError) as later:
         swarm.get("r").result(PATIENCE)
