@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -30,7 +31,7 @@ class BadArguments(ValueError):
     """The model's arguments do not fit the tool. The message is meant for the model and has at most 1024 bytes."""
 
 
-class ObjectReader:
+class ObjectReader(ABC):
     """Reads the JSON object that a model sends as arguments of a tool."""
 
     def __init__(self, tool: str) -> None:
@@ -64,9 +65,9 @@ class ObjectReader:
         verdict = f"The arguments for {cut(self._tool, 64)} {verdict}"
         raise BadArguments(cut(verdict, MAX_MESSAGE - len(ending.encode())) + ending)
 
+    @abstractmethod
     def expected(self) -> str:
         """Describe the allowed arguments."""
-        raise NotImplementedError
 
 
 class Reader(ObjectReader):
