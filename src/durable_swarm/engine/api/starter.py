@@ -1,0 +1,291 @@
+"""How runs are started: `run` and its variants, `start` and `enqueue`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from durable_swarm import errors, validation
+from durable_swarm.agents import RemoteAgent
+from durable_swarm.background import background_loop, on_background, threads
+from durable_swarm.concurrency import in_thread, running_loop
+from durable_swarm.engine.api.live_stream import dictionaries, dictionaries_async
+from durable_swarm.engine.api.run import Run
+from durable_swarm.engine.api.start import OpenedSwarm, RunStart
+from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend.public import DBOS, DBOSWorkflowIDInUseError, SetWorkflowAttributes, SetWorkflowID
+from durable_swarm.engine.database import diagnosis
+from durable_swarm.engine.execution.execution import Execution, beginning, watch
+from durable_swarm.engine.processes import workflows
+from durable_swarm.engine.processes.process import Process
+from durable_swarm.engine.records import names
+from durable_swarm.engine.signals import Closed, RunHeld, refused
+from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.runs import ENDED
+from durable_swarm.streaming import PATIENCE, Channel, Item
+from durable_swarm.swarm.arguments import RunArguments
+from durable_swarm.swarm.runner import Runner
+from durable_swarm.types import Message, Response
+
+log = logging.getLogger("durable_swarm")
+
+
+class RunStarter(Runner, OpenedSwarm, ABC):
+    """The part of `DurableSwarm` that starts runs."""
+
+    _begun: set[asyncio.Task[Run]]
+    _earlier: list[str]
+
+    @abstractmethod
+    def _open_on_loop(self) -> Process:
+        """Open on the running loop."""
+
+    @abstractmethod
+    def _store(self) -> Store:
+        """Return the open database."""
+
+    @abstractmethod
+    def _handle(self, run_id: str, live: Execution | None = None) -> Run:
+        """Return the handle of a run."""
+
+    def _respond(self, asked: RunArguments, run_id: str | None) -> Response:
+        prepared = RunStart(self, asked, run_id)
+        loop = running_loop()
+        with prepared.withdrawing(self._handle):
+            if loop is not None:
+                self._refuse_to_block(loop)
+                # DBOS refuses to block a thread that has an event loop, but not another thread.
+                return threads().submit(self._run_here, prepared, context=steps.outside()).result()
+            return steps.outside().run(self._run_here, prepared)
+
+    def _run_here(self, prepared: RunStart) -> Response:
+        run = self._attach(prepared)
+        if run is not None:
+            return run.result()
+        with self._starting(prepared) as live:
+            try:
+                workflows.run_in_thread(prepared.stored)
+            except RunHeld as held:
+                if not held.passes or not live.entered:
+                    raise refused(held.reason) from None
+            except SQLAlchemyError as error:
+                raise diagnosis.unusable(self._open().url, error) from error
+            except steps.OwnershipLost:
+                live.lose()
+            except Exception as error:
+                # The run's own recorded end, or that of another process, which was faster. Returned below either way.
+                log.debug("run %r ended with %s", prepared.run_id, type(error).__name__)
+        return self._started(prepared, live).result()
+
+    def _refuse_to_block(self, loop: asyncio.AbstractEventLoop) -> None:
+        if loop in self._open().loops:
+            raise errors.ConfigurationError(
+                "run() would stop the event loop on which this program's runs are executed; call "
+                "`await run_async(...)`, or iterate `run_async(..., stream=True)`"
+            )
+
+    async def _respond_async(self, asked: RunArguments, run_id: str | None) -> Response:
+        prepared = RunStart(self, asked, run_id)
+        run = await self._start_on_loop(prepared)
+        with prepared.withdrawing(self._handle):
+            return await run.result_async()
+
+    def _stream(self, asked: RunArguments, run_id: str | None) -> Iterator[Item]:
+        loop = running_loop()
+        if loop is not None:
+            self._refuse_to_block(loop)
+        channel, prepared = Channel(), RunStart(self, asked, run_id)
+        run = self._start(prepared, channel)
+        with self._open().executor_in_this_thread(run.id, PATIENCE) as home, prepared.withdrawing(self._handle):
+            yield from dictionaries(run, channel, home)
+
+    async def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
+        channel, prepared = Channel(), RunStart(self, asked, run_id)
+        run = await self._start_on_loop(prepared, channel)
+        with prepared.withdrawing(self._handle):
+            async for item in dictionaries_async(run, channel):
+                yield item
+
+    def start(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        queue: bool = False,
+        priority: int = 0,
+    ) -> Run:
+        """Start a run in the background and return once it is recorded. Raises as `run` does before that point.
+
+        Its replies are streamed: `Run.events` yields them piece by piece. With `queue` it waits for a worker
+        (`durable-swarm worker`); waiting runs with the lowest `priority` start first, 0 or above.
+        """
+        asked = RunArguments(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        if validation.check_queue(queue, priority):
+            return self._enqueue(RunStart(self, asked, run_id, queued=True), priority)
+        if running_loop() is background_loop():
+            raise errors.ConfigurationError(
+                "start() would stop the event loop on which runs are executed; call `await start_async(...)`"
+            )
+        return self._start(RunStart(self, asked, run_id))
+
+    def enqueue(
+        self,
+        agent: str,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        priority: int = 0,
+    ) -> Run:
+        """Queue a run for a worker, by the name of an agent that need not be defined here; as `start` with `queue`.
+
+        This needs no model client and no key. The run belongs to swarms of this one's `name`, and so must the worker.
+        """
+        named = RemoteAgent(validation.check_name("agent: the name of one", agent))
+        return self.start(
+            named, messages, context_variables, model_override, debug, max_turns, execute_tools,
+            run_id=run_id, queue=True, priority=priority,
+        )  # fmt: skip
+
+    async def enqueue_async(
+        self,
+        agent: str,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        priority: int = 0,
+    ) -> Run:
+        """Enqueue as `enqueue` does, on the running event loop."""
+        named = RemoteAgent(validation.check_name("agent: the name of one", agent))
+        return await self.start_async(
+            named, messages, context_variables, model_override, debug, max_turns, execute_tools,
+            run_id=run_id, queue=True, priority=priority,
+        )  # fmt: skip
+
+    def _enqueue(self, prepared: RunStart, priority: int) -> Run:
+        opened = self._open()
+        known = prepared.named or prepared.caller is not None
+        run = self._attach(prepared) if known else None
+        if run is None:
+            queue = names.work_queue(self.name)
+            try:
+                opened.store.enqueue(prepared.run_id, prepared.stored, prepared.about, queue, opened.version, priority)
+            except DBOSWorkflowIDInUseError:  # Another process recorded it first.
+                prepared.check_same(opened.store.start_record(opened.store.found(prepared.run_id)))
+            run = self._handle(prepared.run_id)
+        return run
+
+    def _start(self, prepared: RunStart, channel: Channel | None = None) -> Run:
+        return on_background(self._start_on_loop(prepared, channel)).result()
+
+    async def start_async(
+        self,
+        agent: Any,
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+        queue: bool = False,
+        priority: int = 0,
+    ) -> Run:
+        """Start as `start` does, on the running event loop."""
+        asked = RunArguments(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        if validation.check_queue(queue, priority):
+            self._open_on_loop()
+            return await in_thread(self._enqueue, RunStart(self, asked, run_id, queued=True), priority)
+        return await self._start_on_loop(RunStart(self, asked, run_id))
+
+    async def _start_on_loop(self, prepared: RunStart, channel: Channel | None = None) -> Run:
+        # A task of its own, because a tool may start a run, which must be outside the tool's workflow. Shielded,
+        # because a start that was cancelled half-way would leave a run that no process executes.
+        begun = asyncio.get_running_loop().create_task(self._begin(prepared, channel), context=steps.outside())
+        self._begun.add(begun)
+        begun.add_done_callback(self._begun.discard)
+        return await asyncio.shield(begun)
+
+    async def _begin(self, prepared: RunStart, channel: Channel | None) -> Run:
+        self._open_on_loop()
+        known = prepared.named or prepared.caller is not None
+        run = await in_thread(self._attach, prepared) if known else None
+        if run is not None:
+            return run
+        with self._starting(prepared) as live:
+            live.watched = True
+            if channel is not None:
+                live.feed.join(channel)
+            try:
+                handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.stored)
+            except SQLAlchemyError as error:
+                raise diagnosis.unusable(self._open().url, error) from error
+        if not steps.executes(handle):
+            return await in_thread(self._started, prepared, live)
+        live.entered = True
+        live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))
+        return self._handle(prepared.run_id, live)
+
+    def _attach(self, prepared: RunStart) -> Run | None:
+        """Return the run if the caller named an existing one. Raises `RunConflict`."""
+        store = self._store()
+        if prepared.caller is not None:
+            self._open().trials.lend(prepared.run_id, prepared.caller)
+        if not prepared.named:
+            return None
+        row = store.row(prepared.run_id)
+        if not prepared.queued and (row is None or state_of(row) not in ENDED):
+            self.clients.ready()  # An ended run is read without a model client.
+        if row is None:
+            return None
+        prepared.check_same(store.start_record(row))
+        if not prepared.queued:
+            self._open().lend(prepared.run_id, prepared.asked.agent)
+        return self._handle(prepared.run_id)
+
+    @contextlib.contextmanager
+    def _starting(self, prepared: RunStart) -> Iterator[Execution]:
+        agent = prepared.asked.agent
+        live = Execution(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
+        opened = self._open()  # Now: a waiting run's end must not reopen a swarm closed meanwhile.
+        if opened.is_closed:
+            raise refused(Closed("this process was drained, and begins no run any more; close its swarms"))
+        prepared.warn_of_doubles(opened.store, self._earlier)
+        try:
+            with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about):
+                yield live
+        except BaseException:
+            opened.stop(live)
+            raise
+
+    def _started(self, prepared: RunStart, live: Execution) -> Run:
+        """Return the handle of the started run, or of the run of this id that another process started first."""
+        if live.entered:
+            return self._handle(prepared.run_id, live)
+        store = self._store()
+        row = store.row(prepared.run_id)
+        if row is not None and not live.entered:
+            prepared.check_same(store.start_record(row))
+        return self._handle(prepared.run_id, live if live.entered else None)
