@@ -38,6 +38,7 @@ from durable_swarm.swarm.runner import Runner
 from durable_swarm.tools.approval import approval_of, approved, later_of, posted
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import Cast, call_tool, find_tool, plan_calls, read_result
+from durable_swarm.tools.changes import Change, warn_of_lost_updates
 from durable_swarm.tools.context import CurrentCall, Inside
 from durable_swarm.tools.inside import IN_MEMORY
 from durable_swarm.tools.repeats import same_before, step_number
@@ -142,7 +143,10 @@ class Swarm(Runner):
 
 @dataclass
 class _InMemory:
-    """Performs the loop's effects without recording them. Tools get the context itself, not a copy, as in Swarm."""
+    """Performs the loop's effects without recording them.
+
+    Calls made one after the other get the context itself, not a copy, as in Swarm.
+    """
 
     swarm: Swarm
     asked: RunArguments
@@ -187,15 +191,23 @@ class _InMemory:
         return effect.history[len(self.asked.messages) :]
 
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
-        agent, width = self.cast[effect.agent], self.swarm.tool_concurrency
+        agent = self.cast[effect.agent]
         if not effect.together:
             self._announce(agent, effect)
-            return await call_in_order(effect.calls, lambda call: self._call(agent, effect, call, self.waits))
+            return await call_in_order(
+                effect.calls, lambda call: self._call(agent, effect, call, effect.context, self.waits)
+            )
+        outcomes = await self._call_together(agent, effect)
+        warn_of_lost_updates(self.run_id, effect.calls, outcomes)
+        return outcomes
+
+    async def _call_together(self, agent: Any, effect: CallAll) -> list[Outcome]:
+        width = self.swarm.tool_concurrency
         lane = ConcurrencyLimit(width)
 
         async def batch(waits: Runtime) -> list[Outcome]:
             def one(call: Call) -> Awaitable[Outcome]:
-                return lane.run(find_tool(agent, call.tool), lambda: self._call(agent, effect, call, waits))
+                return lane.run(find_tool(agent, call.tool), lambda: self._call_apart(agent, effect, call, waits))
 
             return await call_together(effect.calls, one)
 
@@ -210,7 +222,12 @@ class _InMemory:
                 function = find_tool(agent, call.tool)
                 self.swarm.inbox.open(self._approval(function, effect, call))
 
-    async def _call(self, agent: Any, effect: CallAll, call: Call, waits: Runtime) -> Outcome:
+    async def _call_apart(self, agent: Any, effect: CallAll, call: Call, waits: Runtime) -> Outcome:
+        """Make a call of a batch made together: its changes of the context reach the other calls after the batch."""
+        change, context = Change.watch(effect.context, is_stored=False)
+        return change.read(await self._call(agent, effect, call, context, waits), context)
+
+    async def _call(self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], waits: Runtime) -> Outcome:
         function = find_tool(agent, call.tool)
         if call.plan == "tell" or function is None:
             return Outcome(call.text)
@@ -222,7 +239,7 @@ class _InMemory:
                 return refused
         here = Inside(current, IN_MEMORY, inbox)
         tell = self.swarm.tool_errors == "tell"
-        outcome = await call_tool(function, call, effect.context, here, cast=self.cast, tell_errors=tell, waits=waits)
+        outcome = await call_tool(function, call, context, here, cast=self.cast, tell_errors=tell, waits=waits)
         inbox.close(current.idempotency_key)
         if outcome.later is None:
             return outcome

@@ -42,6 +42,7 @@ from durable_swarm.models.client import client_for
 from durable_swarm.models.memo import Memo
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import plan_calls, written_call
+from durable_swarm.tools.changes import warn_of_lost_updates
 from durable_swarm.tools.repeats import same_before
 from durable_swarm.types import Message
 
@@ -289,8 +290,13 @@ class Durable:
         if not effect.together:
             return await self._in_order(agent, effect)
         if isinstance(self.colour, InThread):
-            return self._beside(agent, effect)
-        return await call_together(effect.calls, self._maker(agent, effect, self.colour))
+            outcomes = self._beside(agent, effect)
+        else:
+            outcomes = await call_together(effect.calls, self._maker(agent, effect, self.colour))
+        run = self.run
+        if any(run.feed.has_stamped(names.call_key(run.run_id, effect.turn, call.index)) for call in effect.calls):
+            warn_of_lost_updates(run.run_id, effect.calls, outcomes)
+        return outcomes
 
     def _beside(self, agent: Any, effect: CallAll) -> list[Outcome]:
         """Run the batch on the background loop, while this thread makes the calls of plain functions."""

@@ -284,6 +284,11 @@ class EventPublisher:
             numbers = [take() for _ in range(1 if outcome.get("agent") is None else 2)]
         return {**outcome, "seq": numbers, "at": now(), **({"progress": told} if told else {})}
 
+    def has_stamped(self, key: str) -> bool:
+        """Return True if the outcome of a call was made by this execution, not read from its record."""
+        with self._lock:
+            return key in self._stamped
+
     def returned(self, index: int, outcome: Record) -> None:
         """Publish the outcome of a call, now that it is recorded."""
         with self._telling():

@@ -34,6 +34,7 @@ from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.tools.approval import approval_of, approved, later_of, outcome_of, posted
 from durable_swarm.tools.attempts import retrying
 from durable_swarm.tools.calls import call_tool, find_tool, invoke, read_result, told
+from durable_swarm.tools.changes import Change
 from durable_swarm.tools.context import CurrentCall, Inside, Recorder
 from durable_swarm.tools.repeats import Place
 from durable_swarm.types import ToolSettings, settings_of
@@ -146,7 +147,7 @@ class ToolCallExecution:
         if self.function is None:
             raise RunHeld(_gone(self.made))
         self.current = CurrentCall(run.run_id, self.made.agent.name, call.tool, call.id, self.made.attempt, self.key)
-        self.change, self.context = runs.Change.watch(self.made.context)
+        self.change, self.context = Change.watch(self.made.context, is_stored=True)
         self.tell = run.swarm.tool_errors == "tell"
 
     async def record(self) -> Record:
@@ -214,7 +215,7 @@ class ToolCallExecution:
 
         def body(connection: Any) -> Record:
             given = {"connection": connection} if wants_connection(self.function) else {}
-            change, context = runs.Change.watch(self.made.context)
+            change, context = Change.watch(self.made.context, is_stored=True)
             here = Inside(self.current, None, self.people, emit=self._emit, owner=run)
             made = finish(invoke(self.function, call, context, here, cast=run.cast, waits=_NoWaits(), **given))
             if made.later is not None:

@@ -15,7 +15,6 @@ and keys are only added, never changed; `docs/code-changes.md` explains them to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
 
@@ -229,28 +228,3 @@ def read_outcome(record: Record) -> Outcome:
             changed=_values(record.get("changed", {})),
             removed=_each(record.get("removed", []), str),
         )
-
-
-@dataclass(frozen=True)
-class Change:
-    """A tool's changes to its context variables in place, found by comparing their JSON before and after."""
-
-    before: dict[str, Any]
-
-    @staticmethod
-    def watch(context: dict[str, Any]) -> tuple[Change, dict[str, Any]]:
-        """Return a private copy of the context for a tool, and the object that detects its changes."""
-        encoded = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in context.items()}
-        return Change(encoded), {key: codec.decode(value) for key, value in encoded.items()}
-
-    def read(self, outcome: Outcome, context: dict[str, Any]) -> Outcome:
-        """Return the outcome with the changes the tool made in `context`. Raises `NotSerializable`."""
-        context = codec.mended_values(context)
-        after = {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
-        changed = {
-            key: context[key]
-            for key, value in after.items()
-            if key not in self.before or codec.dumps(self.before[key]) != codec.dumps(value)
-        }
-        removed = [key for key in self.before if key not in after]
-        return Outcome(outcome.text, outcome.agent, outcome.updates, changed, removed)
