@@ -69,17 +69,17 @@ MUTANTS = [
     Mutant(
         "context-in-place",
         "what a tool changed in its context is recorded, not remembered",
-        "engine/records/runs.py",
-        "return Outcome(outcome.text, outcome.agent, outcome.updates, changed, removed)",
-        "return Outcome(outcome.text, outcome.agent, outcome.updates, {}, [])",
+        "tools/changes.py",
+        "return replace(outcome, changed=changed, removed=[key for key in self.before if key not in context])",
+        "return replace(outcome, changed={}, removed=[])",
         ("tests/contract/test_context.py",),
     ),
     Mutant(
         "shared-context",
         "a tool gets a private copy of the context, the same before and after a crash",
-        "engine/records/runs.py",
-        "return Change(encoded), {key: codec.decode(value) for key, value in encoded.items()}",
-        "return Change(encoded), context",
+        "tools/changes.py",
+        "return Change(before, is_stored), {key: _copy(form) for key, form in before.items()}",
+        "return Change(before, is_stored), context",
         ("tests/engine/test_runs.py",),
     ),
     Mutant(
