@@ -1,4 +1,4 @@
-"""Starting up: the cost of the import, and the time from a restart to the first new model call of an interrupted run.
+"""Starting up: the cost of imports and of `--help`, and the time from a restart to the next model call of a killed run.
 
 Run: python benchmarks/startup.py [DATABASE_URL]
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -47,14 +48,36 @@ else:
 """
 
 
-def import_ms(what: str, rounds: int = 7) -> float:
-    """Give the median milliseconds of a fresh interpreter that runs `what`."""
+STARTS = {
+    "import click": ["-c", "import click"],
+    "import pydantic": ["-c", "import pydantic"],
+    "import dbos, openai": ["-c", "import dbos, openai"],
+    "import durable_swarm": ["-c", "import durable_swarm"],
+    "from durable_swarm import Agent, Swarm": ["-c", "from durable_swarm import Agent, Swarm"],
+    "from durable_swarm import DurableSwarm": ["-c", "from durable_swarm import DurableSwarm"],
+    "durable-swarm --help": ["-m", "durable_swarm", "--help"],
+    "durable-swarm --version": ["-m", "durable_swarm", "--version"],
+}
+
+
+def processor_seconds(arguments: list[str], rounds: int = 7) -> float:
+    """Return the median processor time, in seconds, of a fresh interpreter with these arguments."""
     times = []
     for _ in range(rounds):
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", what], check=True)
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times) * 1000
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(times)
+
+
+def print_starts() -> None:
+    """Print the processor time of each start, and its ratio to importing click and pydantic."""
+    bare = processor_seconds(["-c", "pass"])
+    taken = {name: processor_seconds(arguments) - bare for name, arguments in STARTS.items()}
+    both = taken["import click"] + taken["import pydantic"]
+    for name, seconds in taken.items():
+        print(f"{name}: {seconds:.3f} s of CPU beyond the interpreter's, {seconds / both:.1f}x click + pydantic")
 
 
 def restart_ms(url: str, tool: str, how: str, run: str) -> float:
@@ -75,9 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("database", nargs="?", help="default: a SQLite file in a temporary folder")
     options = parser.parse_args()
-    ours, bare = import_ms("import durable_swarm"), import_ms("pass")
-    both = import_ms("import dbos, openai")
-    print(f"import durable_swarm {ours - bare:.0f} ms, import dbos and openai {both - bare:.0f} ms")
+    print_starts()
     with tempfile.TemporaryDirectory() as folder:
         for tool in ("stepped", "plain"):
             for how in ("named", "by itself"):

@@ -17,7 +17,7 @@ from importlib.util import module_from_spec
 from types import ModuleType
 from typing import Any
 
-from durable_swarm.engine import DurableSwarm
+from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.repl import demo_loop
 from durable_swarm.schema import function_to_json

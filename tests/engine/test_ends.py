@@ -327,7 +327,8 @@ def test_signals_pass_through_groups_of_exceptions(make: Make) -> None:
         return "slept"
 
     swarm = make(ScriptedModel([["waits"], "Done"]))
-    swarm.start(Agent(name=unique(), functions=[waits]), user(), run_id="r")
+    agent = Agent(name=unique(), functions=[waits])  # Kept, because the run continues with an agent that still exists.
+    swarm.start(agent, user(), run_id="r")
     assert begun.wait(PATIENCE)
     wait_until(lambda: swarm.get("r").steps())
     swarm.close()

@@ -10,9 +10,12 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
 
 import durable_swarm
+from durable_swarm.cli.app import app
+from durable_swarm.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 EXPORTED: list[str] = list(getattr(durable_swarm, "__all__", []))
@@ -39,16 +42,35 @@ def test_every_exported_name_is_documented(name: str) -> None:
         assert not undocumented, f"methods of {name} have no docstring: {undocumented}"
 
 
-def test_importing_the_package_does_not_import_openai() -> None:
-    """The model client is imported at its first use, not with the package."""
-    program = "import sys, durable_swarm; sys.exit('openai' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import durable_swarm", ["dbos", "sqlalchemy", "openai", "pydantic", "durable_swarm.postgres"]),
+        ("from durable_swarm import Agent, Swarm, tool", ["dbos", "sqlalchemy", "openai"]),
+        ("import durable_swarm.cli", ["dbos", "sqlalchemy", "openai", "pydantic"]),
+        ("from durable_swarm import DurableSwarm", ["openai", "durable_swarm.postgres"]),
+    ],
+)
+def test_an_import_loads_no_library_that_it_does_not_need(statement: str, unwanted: list[str]) -> None:
+    """Heavy libraries are imported when something that needs them is used for the first time."""
+    program = f"import sys\n{statement}\nprint([name for name in {unwanted} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
 
 
-def test_importing_the_package_does_not_import_the_server() -> None:
-    """What starts PostgreSQL servers is imported by the command line, not with the package."""
-    program = "import sys, durable_swarm; sys.exit('durable_swarm.postgres' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+@pytest.mark.parametrize("name", [*EXPORTED, *durable_swarm._MODULES])
+def test_each_public_name_is_there(name: str) -> None:
+    """A name that is imported at its first use is listed by `dir`, and stands in the package."""
+    assert name in dir(durable_swarm)
+    assert getattr(durable_swarm, name) is not None
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_begins_with_its_line_in_the_list(name: str) -> None:
+    """The list of commands, which imports none of them, says what each says of itself."""
+    command = app.get_command(click.Context(app), name)
+    assert command is not None
+    assert command.get_short_help_str(200) == COMMANDS[name].help
 
 
 def test_importing_the_package_touches_nothing() -> None:

@@ -7,32 +7,22 @@ shown as Python shows it.
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import click
 
-from durable_swarm.cli.check import check
-from durable_swarm.cli.demo import demo
-from durable_swarm.cli.doctor import doctor
-from durable_swarm.cli.exports import export, fork, import_
-from durable_swarm.cli.gc import gc
+from durable_swarm.cli.commands import COMMANDS
 from durable_swarm.cli.options import Problem, Settings, common
-from durable_swarm.cli.postgres import postgres
-from durable_swarm.cli.requests import answer, approve, complete, inbox, reject, say
-from durable_swarm.cli.runs import cancel, resume, runs, show
-from durable_swarm.cli.script import run
-from durable_swarm.cli.watch import watch
-from durable_swarm.cli.worker import worker
 from durable_swarm.credentials import without_secrets
 from durable_swarm.display import one_line
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, InvalidAnswer
-from durable_swarm.service import NoRequest, NoRuns
-from durable_swarm.service.doctor import installed
 
 NAME = "durable-swarm"
 
@@ -42,6 +32,22 @@ class _Interrupted(Exception):
 
 
 class _Commands(click.Group):
+    """The group of all commands. A command's module is imported when it is used, which may import the engine."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"durable_swarm.cli.{COMMANDS[cmd_name].module}")
+        command: click.Command = getattr(module, COMMANDS[cmd_name].function or cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -55,7 +61,11 @@ class _Commands(click.Group):
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
-        click.echo(f"{NAME} {installed(NAME) or '(run from its sources)'}")
+        try:
+            version = metadata.version(NAME)
+        except metadata.PackageNotFoundError:
+            version = "(run from its sources)"
+        click.echo(f"{NAME} {version}")
         context.exit()
 
 
@@ -71,13 +81,6 @@ def app(context: click.Context) -> int | None:
         return None
     click.echo(context.get_help())
     return 2
-
-
-LOOKING = (runs, show, watch, doctor)
-ANSWERING = (inbox, answer, approve, reject, complete, say)
-CHANGING = (resume, cancel, fork, export, import_, gc)
-for command in (demo, run, *LOOKING, *ANSWERING, *CHANGING, worker, check, postgres):
-    app.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -117,10 +120,11 @@ def _explain(error: Exception) -> tuple[int, str]:
             return 2, f"Error: {_plainly(error.format_message())} See: {path} --help"
         case click.ClickException():
             return error.exit_code, f"Error: {error.format_message()}"
-        case NoRuns() | NoRequest():
-            return 1, f"Error: {error}"
         case ConfigurationError() | InvalidAnswer():
-            return 2, f"Error: {error}"
+            # Imported now: the engine, which `--help` and a wrong option do not need.
+            from durable_swarm.service import NoRequest, NoRuns
+
+            return 1 if isinstance(error, NoRuns | NoRequest) else 2, f"Error: {error}"
         case DurableSwarmError():
             return 1, f"Error: {error}"
         case _:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from durable_swarm.cli.options import Problem, Settings
-from durable_swarm.engine import DurableSwarm
+from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.database import urls
 from durable_swarm.errors import DurableSwarmError
 

@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 import click
 
-from durable_swarm.engine.database.urls import without_password
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 STARTS = "That program does whatever else it does when it starts, too."
@@ -26,6 +24,10 @@ class Settings:
 
     def command(self, *words: str) -> str:
         """Return a command line to type next, for the same database."""
+        from durable_swarm.engine.database.urls import (
+            without_password,  # With SQLAlchemy, which `--help` does not need.
+        )
+
         where = ["--database", without_password(self.database)] if self.database else []
         return shlex.join(["durable-swarm", *words, *where])
 

@@ -20,7 +20,7 @@ from durable_swarm import agents
 from durable_swarm.cli.loading import load
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.display import one_line
-from durable_swarm.engine import DurableSwarm
+from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.execution.swarms import QueueLimits
 from durable_swarm.engine.processes import process

@@ -18,7 +18,7 @@ from typing import Any, cast
 from durable_swarm import agents
 from durable_swarm.credentials import without_secrets
 from durable_swarm.display import harmless, one_line
-from durable_swarm.engine import DurableSwarm
+from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.processes.process import Process

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm import agents
-from durable_swarm.engine import DurableSwarm
+from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.story import story

@@ -11,8 +11,9 @@ from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.encryption import codec_of_environment
-from durable_swarm.engine import DurableSwarm, Run
+from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.api.inspector import Inspector, NoRuns, inspect_database
+from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export import Exported, export

@@ -1,0 +1,38 @@
+"""The commands: where each is, and its line in `durable-swarm --help`, which imports none of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """The module in `durable_swarm.cli` with the command, its help line, and its function if it has another name."""
+
+    module: str
+    help: str
+    function: str = ""
+
+
+COMMANDS = {
+    "answer": Command("requests", "Answer what a run asks."),
+    "approve": Command("requests", "Approve a call that a run wants to make."),
+    "cancel": Command("runs", "Stop a run at its next checkpoint."),
+    "check": Command("check", "Say which unfinished runs a program can go on with."),
+    "complete": Command("requests", "Post the result of a tool that said it comes later."),
+    "demo": Command("demo", "See the package at work in a small program."),
+    "doctor": Command("doctor", "Check the installation and the database."),
+    "export": Command("exports", "Write a run to a JSON file."),
+    "fork": Command("exports", "Start a new run from a turn of another."),
+    "gc": Command("gc", "Delete runs that ended long ago."),
+    "import": Command("exports", "Put an exported run into the database.", "import_"),
+    "inbox": Command("requests", "List what runs ask, oldest first."),
+    "postgres": Command("postgres", "Run a PostgreSQL server of your own, with no setup."),
+    "reject": Command("requests", "Reject a call that a run wants to make."),
+    "resume": Command("runs", "Let a failed, cancelled or held run go on."),
+    "run": Command("script", "Run a Swarm program durably."),
+    "runs": Command("runs", "List runs, newest first."),
+    "say": Command("requests", "Say something to a run under way."),
+    "show": Command("runs", "Show a run and every step of it."),
+    "watch": Command("watch", "Follow a run as it goes on, or read how it went."),
+    "worker": Command("worker", "Execute queued runs, and those of dead processes."),
+}
