@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from durable_swarm.engine.api.relatives import RunRelatives
 from durable_swarm.engine.api.result import RunResult
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.history import fork as history_fork
@@ -27,7 +28,7 @@ from durable_swarm.streaming import from_any_thread
 from durable_swarm.types import EndedBy, Message, Usage
 
 
-class Run(RunResult):
+class Run(RunResult, RunRelatives):
     """One run: its state, result and history. Made by `start`, `get` and `runs`; holds no connection of its own."""
 
     @property
@@ -206,8 +207,10 @@ class Run(RunResult):
         turn that does not exist or is not recorded as finished, `RunConflict`, `NotSerializable`, `RunNotFound`.
         """
         asked = ForkArguments(turn, agent, messages, run_id)
-        fork_id = history_fork.fork(self._store(), self._executor(), self._row(), asked, self._swarm)
-        return Run(fork_id, self._store, self._executor, swarm=self._swarm)
+        return self._other(history_fork.fork(self._store(), self._executor(), self._row(), asked, self._swarm))
+
+    def _other(self, run_id: str) -> Run:
+        return Run(run_id, self._store, self._executor, swarm=self._swarm)
 
     async def fork_async(
         self,

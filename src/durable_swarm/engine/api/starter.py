@@ -258,6 +258,8 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         row = store.row(prepared.run_id)
         if not prepared.queued and (row is None or state_of(row) not in ENDED):
             self.clients.ready()  # An ended run is read without a model client.
+        if prepared.link is not None and (row is None or prepared.link.in_id):
+            store.family.add(prepared.link)
         if row is None:
             return None
         prepared.check_same(store.start_record(row))
@@ -268,7 +270,8 @@ class RunStarter(Runner, OpenedSwarm, ABC):
     @contextlib.contextmanager
     def _starting(self, prepared: RunStart) -> Iterator[Execution]:
         agent = prepared.asked.agent
-        live = Execution(prepared.run_id, prepared.start, self, debug=prepared.asked.debug, cast={agent.name: agent})
+        debug, cast = prepared.asked.debug, {agent.name: agent}
+        live = Execution(prepared.run_id, prepared.start, self, prepared.root, debug=debug, cast=cast)
         opened = self._open()  # Now: a waiting run's end must not reopen a swarm closed meanwhile.
         if opened.is_closed:
             raise refused(Closed("this process was drained, and begins no run any more; close its swarms"))

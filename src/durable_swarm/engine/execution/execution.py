@@ -47,6 +47,8 @@ class Execution:
     run_id: str
     start: Start
     swarm: Settings
+    root: str
+    """The id of the top run of its family: its own, unless a tool call of another run started it."""
     debug: bool = False
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)

@@ -111,8 +111,7 @@ class Process:
         return Store(self.url, engine, self.swarms.codec_for)
 
     def _start_keeping(self) -> None:
-        self.store.inbox.create()
-        self.store.mailbox.create()
+        self.store.create_tables()
         if not urls.is_sqlite(self.url):
             self.identity.leases = Leases(self.url, self.store.engine)
             self.identity.leases.renew(self.identity.name)
@@ -214,8 +213,9 @@ class Process:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
         cast = self.lent.pop(run_id, {})
         not_yet_read = Start("", [], {})
+        root, debug = records_runs.root_of(run_id, record), record.get("debug") is True
         recovered = not steps.is_new(run_id)
-        return Execution(run_id, not_yet_read, swarm, debug=record.get("debug") is True, cast=cast, recovered=recovered)
+        return Execution(run_id, not_yet_read, swarm, root, debug=debug, cast=cast, recovered=recovered)
 
     def may_be_late(self, run: Execution) -> bool:
         """Return True if the run may have been taken over before this execution began, perhaps by this process."""

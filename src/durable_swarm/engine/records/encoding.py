@@ -26,6 +26,7 @@ ENCRYPTED = "(encrypted)"
 
 READABLE = (
     *("v", "agent", "swarm", "at", "debug", "model_override", "max_turns", "execute_tools"),
+    *("parent", "root"),
     *("model", "version", "usage", "usage_details", "finish", "run_id", "step", "type", "failed"),
 )
 

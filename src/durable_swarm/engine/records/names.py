@@ -46,6 +46,29 @@ def call_key(run_id: str, turn: int, index: int) -> str:
     return f"{run_id}/{turn}.{index}"
 
 
+_CHILD = re.compile(r"(?P<parent>.+)/(?P<turn>\d+)\.(?P<index>\d+)/(?P<number>\d+)", re.DOTALL)
+"""The id of a child run that was given none: the id of the tool call that started it, and a number."""
+
+
+def parent_in(run_id: str) -> str | None:
+    """Return the id of the run that started this one, if its id says so."""
+    found = _CHILD.fullmatch(run_id)
+    return None if found is None else found["parent"]
+
+
+def place_in(run_id: str) -> tuple[int, ...]:
+    """Return the turn, the place in the reply and the number of a child run, if its id has them."""
+    found = _CHILD.fullmatch(run_id)
+    return () if found is None else tuple(int(found[part]) for part in ("turn", "index", "number"))
+
+
+def root_in(run_id: str) -> str:
+    """Return the id of the top run of a run's family, as far as the ids say."""
+    while (parent := parent_in(run_id)) is not None:
+        run_id = parent
+    return run_id
+
+
 def check_id(run_id: Any) -> str:
     """Check that the id is valid for a run, and return it. Raises `ConfigurationError`."""
     text = check_name("run_id", run_id, LONGEST_ID)

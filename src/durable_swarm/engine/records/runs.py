@@ -11,6 +11,7 @@ and keys are only added, never changed; `docs/code-changes.md` explains them to 
     step      <name>                  one call of a `@step` function inside a tool: its value
     step      durable_swarm.begun     recorded just before a tool with effect="once" is called
     table     durable_swarm_requests  requests of runs, and the decisions (`engine.storage.requests`)
+    table     durable_swarm_children  child runs, by the run that started them (`engine.storage.family`)
 """
 
 from __future__ import annotations
@@ -19,16 +20,28 @@ from types import NoneType
 from typing import Any, get_args
 
 from durable_swarm import codec
+from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record, _checked, _each, _named, _slim, _values, reading
 from durable_swarm.engine.records.names import VERSION
 from durable_swarm.loop import Call, Ending, Outcome, Reply, Start, Turn, TurnOverride, known
 from durable_swarm.types import EndedBy, Usage
 
 
-def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bool, whole: bool = False) -> Record:
+def start_record(
+    start: Start,
+    *,
+    swarm: str,
+    at: float,
+    debug: bool,
+    stream: bool,
+    whole: bool = False,
+    parent: str | None = None,
+    root: str | None = None,
+) -> Record:
     """Return the input of a run. Raises `NotSerializable` with the path of the value that has no JSON form.
 
-    `whole` says that a streamed reply is stored only when it is complete.
+    `whole` says that a streamed reply is stored only when it is complete. A child run has the ids of its `parent` and
+    of the top run of its family (`root`); other runs have neither.
     """
     record = _slim(
         agent=start.agent,
@@ -39,6 +52,8 @@ def start_record(start: Start, *, swarm: str, at: float, debug: bool, stream: bo
         debug=debug or None,
         stream=stream or None,
         whole=(stream and whole) or None,
+        parent=parent,
+        root=root,
     )
     record["messages"] = codec.encode(start.messages, "messages")
     record["context"] = {
@@ -64,9 +79,22 @@ def read_start(record: Record) -> Start:
         )
 
 
+def root_of(run_id: str, record: Record) -> str:
+    """Return the id of the top run of a run's family, from the run's input: its own if no run started it.
+
+    Records of version 0.1.0 do not say it; the id of a child run does.
+    """
+    with reading("the input of a run"):
+        return str(_checked(record.get("root"), str, NoneType) or names.root_in(run_id))
+
+
+_OWN = ("swarm", "at", "forked", "kept", "detours", "parent", "root")
+"""The keys of a run's input that a fork of it does not take over."""
+
+
 def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], **fields: Any) -> Record:
     """Return the input of a fork, made from the source run's input and its kept turns."""
-    same = {key: value for key, value in start.items() if key not in ("swarm", "at", "forked", "kept", "detours")}
+    same = {key: value for key, value in start.items() if key not in _OWN}
     return {**same, **_slim(kept=kept, detours=detours, **fields)}
 
 

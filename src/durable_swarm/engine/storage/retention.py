@@ -26,6 +26,7 @@ BELONGINGS = {
     "notifications": "destination_uuid",
     "durable_swarm_messages": "run_id",
     "durable_swarm_requests": "run_id",
+    "durable_swarm_children": "run_id",
     TRANSACTIONS: "call",
 }
 """Every table with rows of runs or their tool calls, and the column with the id of either."""

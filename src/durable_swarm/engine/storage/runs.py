@@ -22,6 +22,7 @@ from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
 from durable_swarm.engine.storage.events import EventLog
+from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.requests import Inbox
@@ -165,6 +166,8 @@ class Store:
         self.events = EventLog(url, engine)
         """The rows of events of its runs."""
         self.claims = Claims(url, engine)
+        self.family = Family(url, engine)
+        """Which run started which."""
         self.inbox = Inbox(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
         """The requests of its runs."""
         self.mailbox = Messages(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
@@ -177,6 +180,11 @@ class Store:
             retry_connection_errors=False,  # It would wait without end, and block the thread that sends our heartbeat.
         )
         self._client = _Client(client, url)
+
+    def create_tables(self) -> None:
+        """Create the tables of this package that do not exist."""
+        for rows in (self.inbox, self.mailbox, self.family):
+            rows.create()
 
     def row(self, run_id: str, *, load_output: bool = True) -> Any | None:
         """Return the row of a run, or None."""
