@@ -182,6 +182,11 @@ def from_record(record: Mapping[str, Any]) -> DurableSwarmError:
     return kind(record["message"], **known)
 
 
+def qualified_name(error: BaseException) -> str:
+    """Return the error's class with its module; a built-in one by its name alone."""
+    return f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+
+
 def safe_text(error: BaseException) -> str:
     """Return the error's text, even if making the text raises."""
     try:

@@ -15,6 +15,8 @@ EventType = Literal[
     "tool.progress",
     "tool.finished",
     "handoff",
+    "child.started",
+    "child.finished",
     "request.opened",
     "request.closed",
     "run.waiting",
@@ -38,6 +40,8 @@ class Event:
         tool.progress  turn, tool, call_id, attempt, progress: the data that the tool passed to `emit`
         tool.finished  turn, tool, call_id, result: the text for the model
         handoff        turn, from, to: names of agents
+        child.started  turn, tool, call_id, run_id, agent: the call has started a run, or attached to one
+        child.finished turn, tool, call_id, run_id, agent, status (done, failed, cancelled): the call has its result
         request.opened turn, tool, call_id, request_id, kind, question: a call waits for a person or a program
         request.closed turn, tool, call_id, request_id, kind, verdict (answered, approved, rejected, expired),
                        answered_by

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.sub_agents import agent_tool, snake_case
 
 log = logging.getLogger("durable_swarm")
 
@@ -52,6 +53,27 @@ class Agent(BaseModel):
             for name in [name for name in given if name not in known and name not in aliases]:
                 _unknown_field(cls.__name__, str(name), known)
         return given
+
+    def as_tool(self, name: str | None = None, description: str | None = None) -> Callable[..., Any]:
+        """Return a tool `(message: str)` that runs this agent as a child run and returns its answer.
+
+        The child run gets the message and a copy of the context variables; after a crash it continues, or its recorded
+        answer is taken. If it fails, the tool raises `RunFailed` with the id of the child run. `name` is the tool's
+        name, by default the agent's in snake_case; `description` tells the model when to ask this agent. Raises
+        `ConfigurationError` for a name that providers refuse. Called outside a run, the tool raises `NotInRun`.
+        """
+        named = snake_case(self.name) if name is None else name
+        if not isinstance(named, str) or not TOOL_NAME.fullmatch(named):
+            raise ConfigurationError(
+                f"as_tool: a tool's name must be 1 to 64 letters, digits, _ or -, not {named!r:.80}; give another name="
+            )
+        if description is not None and not isinstance(description, str):
+            raise ConfigurationError(f"as_tool: the description must be a text, not a {type(description).__name__}")
+        tool = agent_tool(self)
+        tool.__name__ = named
+        tool.__doc__ = description or f"Ask the agent {self.name!r} and get its answer."
+        note_settings(tool, ToolSettings(name=named, description=description))
+        return tool
 
     def model_post_init(self, _context: Any) -> None:
         for notify in agent_defined:

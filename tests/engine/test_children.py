@@ -125,3 +125,29 @@ def test_a_child_of_an_earlier_version_has_its_parent_from_its_id(make_anywhere:
     assert _id(child.parent) == "early"
     change(database_url, "DELETE FROM {schema}workflow_status WHERE workflow_uuid = 'early'")
     assert child.parent is None
+
+
+@pytest.mark.parametrize("tool", ["plainly", "awaited", "begun", "marked", "named"])
+def test_events_of_the_parent_tell_of_the_child(make_anywhere: Make, tool: str) -> None:
+    """A parent's events say when a call has started a child run and when it has its result, live as in the records."""
+    house = House(make_anywhere, [call(tool), "Done", "All done"])
+    run = house.swarm.start(house.boss, user(), run_id="telling")
+    live = list(run.events())
+    assert [event.seq for event in live] == list(range(1, len(live) + 1))
+    types = [event.type for event in live]
+    began, ended = types.index("child.started"), types.index("child.finished")
+    assert types.index("tool.started") < began < ended < types.index("tool.finished")
+    child = house.swarm.get("telling").children()[0]
+    about = {"turn": 0, "tool": tool, "call_id": live[began].data["call_id"], "run_id": child.id}
+    assert live[began].data == {**about, "agent": house.worker.name}
+    assert live[ended].data == {**about, "agent": house.worker.name, "status": "done"}
+    assert list(house.swarm.get("telling").events()) == live
+
+
+def test_a_child_that_fails_is_told(make: Make) -> None:
+    """The event of a child's end has the state it ended in."""
+    house = House(make, [call("begun"), ValueError("away")])
+    with pytest.raises(ValueError, match="away"):
+        house.swarm.run(house.boss, user(), run_id="sorry")
+    told = [event.data["status"] for event in house.swarm.get("sorry").events() if event.type == "child.finished"]
+    assert told == ["failed"]

@@ -22,7 +22,7 @@ from durable_swarm.concurrency import (
     result_of,
     running_loop,
 )
-from durable_swarm.errors import ConfigurationError
+from durable_swarm.errors import ConfigurationError, LimitReached, qualified_name, safe_text
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, drive, turns
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.choice import choose_model
@@ -31,6 +31,7 @@ from durable_swarm.models.wire import Conversation
 from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.streaming import PATIENCE, Channel, Item, read, read_async
+from durable_swarm.sub_agents import failed_child
 from durable_swarm.swarm.answering import fits_code
 from durable_swarm.swarm.arguments import RunArguments, check_settings, respond
 from durable_swarm.swarm.memory_requests import MemoryInbox
@@ -39,7 +40,7 @@ from durable_swarm.tools.approval import approval_of, approved, later_of, posted
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import Cast, call_tool, find_tool, plan_calls, read_result
 from durable_swarm.tools.changes import Change, warn_of_lost_updates
-from durable_swarm.tools.context import CurrentCall, Inside
+from durable_swarm.tools.context import CurrentCall, Inside, calling
 from durable_swarm.tools.inside import IN_MEMORY
 from durable_swarm.tools.repeats import same_before, step_number
 from durable_swarm.types import Message, Response
@@ -98,6 +99,18 @@ class Swarm(Runner):
     async def _respond_async(self, asked: RunArguments, run_id: str | None) -> Response:
         return await self._run(asked, run_id, LoopRuntime(), self.clients.get(asyncio.get_running_loop()))
 
+    async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Response:
+        """Run the agent for the tool call in progress and return its response. Raises `RunFailed`."""
+        asked = RunArguments(agent, [{"role": "user", "content": message}], context_variables)
+        run_id = _inner_id() or str(uuid.uuid4())
+        try:
+            return await self._run(asked, run_id, LoopRuntime(), self.clients.get(asyncio.get_running_loop()))
+        except BaseException as error:
+            failure = ends.failure_of(error)
+            if failure is None or isinstance(failure, LimitReached):
+                raise
+            raise failed_child(run_id, agent.name, qualified_name(failure), safe_text(failure)) from failure
+
     def _stream(self, asked: RunArguments, run_id: str | None) -> Iterator[Item]:
         if running_loop() is background_loop():
             raise ConfigurationError(
@@ -132,13 +145,19 @@ class Swarm(Runner):
     ) -> Response:
         if run_id is not None:
             check_name("run_id", run_id, LONGEST_ID)
-        performer = _InMemory(self, asked, run_id or str(uuid.uuid4()), waits, client, channel)
+        performer = _InMemory(self, asked, run_id or _inner_id() or str(uuid.uuid4()), waits, client, channel)
         try:
             with ends.bare():
                 ending = await drive(turns(asked.start(copy.deepcopy)), performer)
         finally:
             self.inbox.forget(performer.run_id)
         return respond(ending, performer.cast[ending.agent], run_id)
+
+
+def _inner_id() -> str | None:
+    """Return the id of a run that a tool of a run in memory starts; None outside such a tool."""
+    here = calling()
+    return here.next_id() if here is not None and here.owner is None else None
 
 
 @dataclass
@@ -237,7 +256,7 @@ class _InMemory:
             call, refused = await approved(asked, function, call, inbox, waits)
             if refused is not None:
                 return refused
-        here = Inside(current, IN_MEMORY, inbox)
+        here = Inside(current, IN_MEMORY, inbox, swarm=self.swarm)
         tell = self.swarm.tool_errors == "tell"
         outcome = await call_tool(function, call, context, here, cast=self.cast, tell_errors=tell, waits=waits)
         inbox.close(current.idempotency_key)

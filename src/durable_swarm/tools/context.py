@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from durable_swarm.errors import NotInRun
 from durable_swarm.requests import Decision, RequestSpec
+from durable_swarm.sub_agents import ChildRunner, children_run_by
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Inside:
     """Set when the attempt has timed out; its thread may still run, but begins nothing more."""
     owner: Owner | None = None
     """Verified before each attempt; None in memory."""
+    swarm: ChildRunner | None = None
+    """Runs agents for the code."""
 
     def next_id(self) -> str:
         """Return the id of the next step or child run begun here."""
@@ -122,7 +125,8 @@ def inside(here: Inside) -> Iterator[Inside]:
     """Make `here` the context of the functions that tools use."""
     token = _inside.set(here)
     try:
-        yield here
+        with children_run_by(here.swarm):
+            yield here
     finally:
         _inside.reset(token)
 

@@ -87,7 +87,8 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
     scope = here.next_id()
     place = f"{scope} {label}"
     recorder = here.recorder or IN_MEMORY
-    body = retrying(target, settings, Inside(here.call, None, here.people, scope, emit=here.emit, owner=here.owner))
+    within = Inside(here.call, None, here.people, scope, emit=here.emit, owner=here.owner, swarm=here.swarm)
+    body = retrying(target, settings, within)
 
     async def on_loop() -> Any:
         if place not in here.finished:

@@ -22,7 +22,7 @@ from durable_swarm.engine.records.agent_versions import HELD_FOR
 from durable_swarm.engine.signals import Closed, look_aside, program_ended, refused
 from durable_swarm.engine.storage.runs import Store, notes_on, reason_noted, state_of
 from durable_swarm.loop import Ask
-from durable_swarm.runs import ENDED
+from durable_swarm.runs import ENDED, State
 from durable_swarm.swarm.arguments import respond
 from durable_swarm.tools.context import calling
 from durable_swarm.types import Response
@@ -74,6 +74,8 @@ class RunResult(RunRequests):
         self._executor = executor
         self._live = live
         self._seen = 0.0
+        self.on_end: Callable[[State], None] | None = None
+        """Called when the end of the run is read by this handle."""
 
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
@@ -207,6 +209,8 @@ class RunResult(RunRequests):
             return None
         with self._bearing():
             ended = self._ended(live)
+        if ended is not None and self.on_end is not None:
+            self.on_end(_state_at(ended))
         if isinstance(ended, BaseException):
             raise ended
         return ended
@@ -274,6 +278,12 @@ class RunResult(RunRequests):
         if ending is None:
             raise errors.ReplayMismatch(f"run {self.id!r} is done, but its records are not complete", run_id=self.id)
         return respond(ending, find_or_none(ending.agent), self.id)
+
+
+def _state_at(ended: Response | BaseException) -> State:
+    if isinstance(ended, errors.RunCancelled):
+        return "cancelled"
+    return "failed" if isinstance(ended, BaseException) else "done"
 
 
 def _check_timeout(timeout: float | None) -> None:

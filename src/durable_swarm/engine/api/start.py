@@ -11,17 +11,16 @@ from typing import Any, Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.api import programs
+from durable_swarm.engine.api.started_child import StartedChild
 from durable_swarm.engine.backend import steps
-from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable, input_of
-from durable_swarm.engine.storage.family import ChildLink
 from durable_swarm.engine.storage.runs import QUEUED, Store, state_of
 from durable_swarm.runs import ENDED
 from durable_swarm.swarm.arguments import RunArguments
-from durable_swarm.tools.context import Inside, calling
+from durable_swarm.tools.context import calling
 
 log = logging.getLogger("durable_swarm")
 
@@ -43,14 +42,6 @@ class Cancellable(Protocol):
         """Cancel the run, unless it has ended."""
 
 
-def link_to(here: Inside, run_id: str) -> ChildLink | None:
-    """Return what makes a run a child of the run whose tool call this is; None for a call in memory."""
-    parent = here.owner
-    if not isinstance(parent, Execution):
-        return None
-    return ChildLink(run_id, parent.run_id, parent.root, here.call.idempotency_key)
-
-
 class RunStart:
     """The start of a run, with its id and its record, made before anything runs.
 
@@ -64,8 +55,8 @@ class RunStart:
         """The tool call that starts the run, or None."""
         self.named = run_id is not None or inner is not None
         self.run_id = names.check_id(run_id) if run_id is not None else inner or str(uuid.uuid4())
-        self.link = None if here is None else link_to(here, self.run_id)
-        """What makes the run a child of the run whose tool starts it, or None."""
+        self.child = None if here is None else StartedChild.of(here, self.run_id, asked.agent.name)
+        """The run as a child of the run whose tool starts it, or None."""
         self.asked = asked
         self.queued = queued
         """True if another process is to execute the run, so that no model client is needed here."""
@@ -78,8 +69,7 @@ class RunStart:
             debug=asked.debug,
             stream=bool(asked.stream),
             whole=whole,
-            parent=None if self.link is None else self.link.parent,
-            root=None if self.link is None else self.link.root,
+            **({} if self.child is None else self.child.keys),
         )
         if not self.named and not queued:
             swarm.clients.ready()  # Before a session is claimed, because a program that ends with an error gives it up.
@@ -94,7 +84,7 @@ class RunStart:
     @property
     def root(self) -> str:
         """The id of the top run of the run's family: its own, unless a tool call of another run starts it."""
-        return self.run_id if self.link is None else self.link.root
+        return self.run_id if self.child is None else self.child.link.root
 
     @property
     def about(self) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from durable_swarm.engine.backend import steps
 from durable_swarm.engine.backend.public import DBOS, DBOSWorkflowIDInUseError, SetWorkflowAttributes, SetWorkflowID
 from durable_swarm.engine.database import diagnosis
 from durable_swarm.engine.execution.execution import Execution, beginning, watch
+from durable_swarm.engine.history.recorded_errors import child_failure
 from durable_swarm.engine.processes import workflows
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
-from durable_swarm.engine.signals import Closed, RunHeld, refused
+from durable_swarm.engine.signals import Closed, RunHeld, look_aside, refused
 from durable_swarm.engine.storage.runs import Store, state_of
 from durable_swarm.runs import ENDED
 from durable_swarm.streaming import PATIENCE, Channel, Item
@@ -95,6 +96,22 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         run = await self._start_on_loop(prepared)
         with prepared.withdrawing(self._handle):
             return await run.result_async()
+
+    async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Response:
+        """Run the agent as a child run of the tool call in progress and return its response.
+
+        Its replies are streamed to readers of its events. Raises `RunFailed`, `RunCancelled`, `LimitReached`.
+        """
+        run = await self.start_async(agent, [{"role": "user", "content": message}], context_variables)
+        try:
+            return await run.result_async()
+        except errors.RunCancelled:
+            raise
+        except Exception as error:
+            failure = await look_aside(child_failure, self._store(), run.id)
+            if failure is None:
+                raise
+            raise failure from error
 
     def _stream(self, asked: RunArguments, run_id: str | None) -> Iterator[Item]:
         loop = running_loop()
@@ -193,7 +210,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
                 opened.store.enqueue(prepared.run_id, prepared.stored, prepared.about, queue, opened.version, priority)
             except DBOSWorkflowIDInUseError:  # Another process recorded it first.
                 prepared.check_same(opened.store.start_record(opened.store.found(prepared.run_id)))
-            run = self._handle(prepared.run_id)
+            run = self._handle_of(prepared)
         return run
 
     def _start(self, prepared: RunStart, channel: Channel | None = None) -> Run:
@@ -246,7 +263,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             return await in_thread(self._started, prepared, live)
         live.entered = True
         live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))
-        return self._handle(prepared.run_id, live)
+        return self._handle_of(prepared, live)
 
     def _attach(self, prepared: RunStart) -> Run | None:
         """Return the run if the caller named an existing one. Raises `RunConflict`."""
@@ -258,14 +275,14 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         row = store.row(prepared.run_id)
         if not prepared.queued and (row is None or state_of(row) not in ENDED):
             self.clients.ready()  # An ended run is read without a model client.
-        if prepared.link is not None and (row is None or prepared.link.in_id):
-            store.family.add(prepared.link)
+        if prepared.child is not None and not prepared.child.enter(store.family, new=row is None):
+            prepared.child = None
         if row is None:
             return None
         prepared.check_same(store.start_record(row))
         if not prepared.queued:
             self._open().lend(prepared.run_id, prepared.asked.agent)
-        return self._handle(prepared.run_id)
+        return self._handle_of(prepared)
 
     @contextlib.contextmanager
     def _starting(self, prepared: RunStart) -> Iterator[Execution]:
@@ -283,12 +300,20 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             opened.stop(live)
             raise
 
+    def _handle_of(self, prepared: RunStart, live: Execution | None = None) -> Run:
+        """Return the handle of a run that was started, for the parent's events if a tool call started it."""
+        run = self._handle(prepared.run_id, live)
+        if prepared.child is not None:
+            prepared.child.started()
+            run.on_end = prepared.child.finished
+        return run
+
     def _started(self, prepared: RunStart, live: Execution) -> Run:
         """Return the handle of the started run, or of the run of this id that another process started first."""
         if live.entered:
-            return self._handle(prepared.run_id, live)
+            return self._handle_of(prepared, live)
         store = self._store()
         row = store.row(prepared.run_id)
         if row is not None and not live.entered:
             prepared.check_same(store.start_record(row))
-        return self._handle(prepared.run_id, live if live.entered else None)
+        return self._handle_of(prepared, live if live.entered else None)

@@ -15,7 +15,7 @@ from typing import Any
 from durable_swarm import codec
 from durable_swarm.codec import storable
 from durable_swarm.engine.execution.event_writer import SIZE, Writer
-from durable_swarm.engine.history.projection import EventProjection, Row, noted_in
+from durable_swarm.engine.history.projection import EventProjection, Row, noted_in, subject_of
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.records.names import VERSION
@@ -262,9 +262,9 @@ class EventPublisher:
         self._add(key, codec.encode(data, "emit()"), [])
 
     def note(self, key: str, kind: EventType, data: dict[str, Any]) -> None:
-        """Publish an event of a request in the call `key`, once across all executions, after it is stored."""
+        """Publish an event of a request or child run of the call `key`, once across all executions, once stored."""
         with self._lock:
-            noted = (kind, data["request_id"])
+            noted = kind, subject_of(data)
             if noted not in self._noted:
                 self._noted.add(noted)
                 self._add(key, codec.encode(data), [kind])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from durable_swarm import errors
 from durable_swarm.codec import Codec
 from durable_swarm.models.client import Clients
+from durable_swarm.types import Response
 from durable_swarm.validation import check_rate, check_whole
 
 
@@ -25,6 +26,9 @@ class Settings(Protocol):
     codec: Codec | None
     changed_agents: str
     default_model: str | None
+
+    async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Response:
+        """Run the agent as a child run of the tool call in progress."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from durable_swarm.engine.signals import RunHeld, StepFailed
 from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.requests import Inbox, TokenTaken
 from durable_swarm.errors import safe_text
+from durable_swarm.events import EventType
 from durable_swarm.loop import Call, Outcome, absorb
 from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec
 from durable_swarm.schema import accepted, check_arguments, wants_connection
@@ -101,10 +102,14 @@ class CallRequests:
         if not self.made.run.ownership_is_fresh:
             await in_thread(self.made.run.verify_ownership)
 
-    def _tell(self, kind: Any, request: Request, **more: Any) -> None:
+    def _tell(self, kind: EventType, request: Request, **more: Any) -> None:
+        self.note(kind, request_id=request.id, kind=request.kind, **more)
+
+    def note(self, event: EventType, **data: Any) -> None:
+        """Publish an event of the call, once."""
         call = self.made.call
-        about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id, "request_id": request.id}
-        self.made.run.feed.note(self.key, kind, {**about, "kind": request.kind, **more})
+        about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id}
+        self.made.run.feed.note(self.key, event, {**about, **data})
 
 
 def _left(asked: RequestSpec, request: Request) -> float | None:
@@ -229,7 +234,8 @@ class ToolCallExecution:
 
     def _here(self) -> Inside:
         people = replace(self.people, holds_thread=not is_async(self.function))
-        return Inside(self.current, self.recorder, people, emit=self._emit, owner=self.made.run)
+        run = self.made.run
+        return Inside(self.current, self.recorder, people, emit=self._emit, owner=run, swarm=run.swarm)
 
     def _emit(self, attempt: int, data: Any) -> None:
         call = self.made.call

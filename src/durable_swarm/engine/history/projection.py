@@ -215,7 +215,12 @@ def noted_in(row: Record) -> Iterator[tuple[str, str]]:
     """Yield the row's events that are emitted only once, as type and subject."""
     for _, _, encoded, *kind in row.get("progress", ()):
         if kind:
-            yield kind[0], codec.decode(encoded)["request_id"]
+            yield kind[0], subject_of(codec.decode(encoded))
+
+
+def subject_of(data: dict[str, Any]) -> str:
+    """Return what an event that is emitted only once is about: the id of a request, or of a child run."""
+    return str(data.get("request_id") or data["run_id"])
 
 
 def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, str | None]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from durable_swarm import errors
+from durable_swarm import codec, errors
 from durable_swarm.engine.records import failures
-from durable_swarm.engine.storage.runs import Store, moment
+from durable_swarm.engine.storage.runs import Store, moment, notes_on, state_of
+from durable_swarm.sub_agents import failed_child
 
 
 def error_of(store: Store, row: Any) -> Exception:
@@ -22,6 +23,24 @@ def error_of(store: Store, row: Any) -> Exception:
     note = f"recorded at {at:%Y-%m-%d %H:%M:%S}; nothing was tried now"
     error.args = (f"{str(error).rstrip('.')} ({note}. When the cause is fixed: {resume_command(row.workflow_id)})",)
     return error
+
+
+def child_failure(store: Store, run_id: str) -> Exception | None:
+    """Return the error of a tool whose child run has failed; None if that run has not failed.
+
+    It is made from the record, so it is the same in every execution of the tool.
+    """
+    row = store.found(run_id)
+    if state_of(row) != "failed":
+        return None
+    error, agent = error_of(store, row), str(notes_on(row).get("agent", ""))
+    if isinstance(error, errors.LimitReached):
+        return error
+    record = store.failure_record(row)
+    if record is None:
+        return failed_child(run_id, agent, type(row.error).__name__, str(row.error))
+    text, traceback = codec.decode(record.get("message", "")), codec.decode(record.get("traceback", ""))
+    return failed_child(run_id, agent, record["type"], text, traceback)
 
 
 def cancelled(run_id: str) -> errors.RunCancelled:

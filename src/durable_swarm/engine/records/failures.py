@@ -12,7 +12,7 @@ from typing import Any
 from durable_swarm import codec, errors
 from durable_swarm.credentials import masked, without_secrets
 from durable_swarm.engine.records.base import Record, _slim, reading
-from durable_swarm.errors import safe_text
+from durable_swarm.errors import qualified_name, safe_text
 
 log = logging.getLogger("durable_swarm")
 
@@ -92,7 +92,7 @@ def failure_record(run_id: str, error: BaseException, *, step: str = "") -> Reco
     return _slim(
         run_id=run_id,
         step=step,
-        type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        type=qualified_name(error),
         message=codec.encode(without_secrets(safe_text(error))),
         traceback=codec.encode(without_secrets("".join(lines))),
         own=_own(error),

@@ -77,19 +77,21 @@ class Family:
         return link.parent if (link := self._link(run_id)) is not None else names.parent_in(run_id)
 
     def _link(self, run_id: str) -> ChildLink | None:
-        found = self._found(self._rows.c.run_id == run_id)
-        return found[0] if found else None
+        return next(iter(self._read(self._wanted().where(self._rows.c.run_id == run_id))), None)
 
     def children(self, run_ids: Iterable[str]) -> list[ChildLink]:
-        """Return the recorded child runs of these runs, oldest first, without grandchildren."""
-        return self._found(self._rows.c.parent.in_(list(run_ids)))
+        """Return the recorded child runs of these runs, in the order of the calls, without grandchildren."""
+        rows, runs = self._rows.c, self._runs.c
+        recorded = self._wanted().join(self._runs, runs.workflow_uuid == rows.run_id)
+        links = self._read(recorded.where(rows.parent.in_(list(run_ids))).order_by(runs.created_at))
+        return sorted(links, key=lambda link: names.place_in(link.run_id))
 
-    def _found(self, which: Any) -> list[ChildLink]:
+    def _wanted(self) -> sqlalchemy.Select[Any]:
+        rows = self._rows.c
+        return select(rows.run_id, rows.parent, rows.root, rows.call)
+
+    def _read(self, wanted: sqlalchemy.Select[Any]) -> list[ChildLink]:
         if not self._exists():
             return []
-        rows, runs = self._rows.c, self._runs.c
-        wanted = select(rows.run_id, rows.parent, rows.root, rows.call)
-        wanted = wanted.join(self._runs, runs.workflow_uuid == rows.run_id).where(which).order_by(runs.created_at)
         with reporting_errors(self._url):
-            links = [ChildLink(*row) for row in read(self._engine, wanted)]
-        return sorted(links, key=lambda link: names.place_in(link.run_id))
+            return [ChildLink(*row) for row in read(self._engine, wanted)]
