@@ -11,7 +11,7 @@ import sqlalchemy
 
 from durable_swarm import Agent, AgentChanged, DurableSwarm, Run, tool
 from durable_swarm.engine.execution import waiting
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.service import Query, open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
@@ -75,7 +75,7 @@ def test_a_changed_agent_holds_its_run(agent: Agent, make: Make, caplog: pytest.
     version = caught.value.version
     assert caught.value.attributes == {"run_id": "r", "agent": agent.name, "turn": 0, "version": version}
     assert [message["content"] for message in run.messages()] == [None, "paid"]
-    wait_until(lambda: not process.current().runs)
+    wait_until(lambda: not here.current().runs)
     assert [swarm.recover(), swarm.recover()] == [[], []]
     with pytest.raises(AgentChanged):
         swarm.run(agent, user(), run_id="r")  # A program that asks once more is no person.
@@ -221,7 +221,7 @@ def test_released_from_memory_and_woken(agent: Agent, make_anywhere: Make, monke
     monkeypatch.setattr(waiting, "COROUTINES", 0)
     swarm = make_anywhere(ScriptedModel([[call("pay")], "Done."]), changed_agents="hold")
     run = swarm.start(agent, user())
-    wait_until(lambda: run.requests() and not process.current().runs)
+    wait_until(lambda: run.requests() and not here.current().runs)
     run.approve()
     assert words(run) == "Done."
 
@@ -246,7 +246,7 @@ def test_what_never_changed_costs_nothing(make: Make) -> None:
             if threading.get_ident() == me:
                 found.append(statement)
 
-        engine = process.current().store.engine
+        engine = here.current().store.engine
         sqlalchemy.event.listen(engine, "before_cursor_execute", note)
         swarm.run(agent, user())
         sqlalchemy.event.remove(engine, "before_cursor_execute", note)

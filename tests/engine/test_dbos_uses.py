@@ -35,8 +35,6 @@ PUBLIC = {
     "dbos.DBOSClient.cancel_workflow",
     "dbos.DBOSClient.destroy",
     "dbos.DBOSClient.enqueue",
-    "dbos.DBOSClient.list_workflow_steps",
-    "dbos.DBOSClient.list_workflows",
     "dbos.DBOSClient.update_workflow_attributes",
     "dbos.DBOSConfig",
     "dbos.DBOSPortableJSONSerializer",

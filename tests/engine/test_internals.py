@@ -40,7 +40,6 @@ SIGNATURES: dict[Any, list[str]] = {
     _sys_db.SystemDatabase.await_workflow_result_async: ["self", "workflow_id", "polling_interval", "fail_if_missing"],
     _sys_db.db_retry: ["initial_backoff", "max_backoff", "sys_db"],
     _serialization.DefaultSerializer.deserialize: ["cls", "serialized_data"],
-    DBOSClient.list_workflow_steps: ["self", "workflow_id"],
     DBOSClient.cancel_workflow: ["self", "workflow_id", "cancel_children"],
 }
 

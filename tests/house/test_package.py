@@ -48,6 +48,8 @@ def test_every_exported_name_is_documented(name: str) -> None:
         ("import durable_swarm", ["dbos", "sqlalchemy", "openai", "pydantic", "durable_swarm.postgres"]),
         ("from durable_swarm import Agent, Swarm, tool", ["dbos", "sqlalchemy", "openai"]),
         ("import durable_swarm.cli", ["dbos", "sqlalchemy", "openai", "pydantic"]),
+        ("import durable_swarm.cli.runs, durable_swarm.cli.watch", ["dbos", "openai"]),
+        ("import durable_swarm.cli.requests, durable_swarm.cli.doctor", ["dbos", "openai"]),
         ("from durable_swarm import DurableSwarm", ["openai", "durable_swarm.postgres"]),
     ],
 )

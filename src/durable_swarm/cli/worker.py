@@ -23,7 +23,7 @@ from durable_swarm.display import one_line
 from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.execution.swarms import QueueLimits
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.maintenance import CLOSING
 
 log = logging.getLogger("durable_swarm")
@@ -79,10 +79,10 @@ def worker(
     stop = threading.Event()
     with swarm, _stopping(stop), _health(healthz):
         swarm.serve(limits.concurrency, queue_concurrency=limits.queue_concurrency, rate=limits.rate)
-        here = process.current()
+        process = here.current()
         click.echo(
             one_line(
-                f"Worker {here.identity.name} serves {target} on {urls.shown(here.url)}, {_told(limits)}; "
+                f"Worker {process.identity.name} serves {target} on {urls.shown(process.url)}, {_told(limits)}; "
                 f"its agents: {', '.join(sorted(agents.names()))}."
             )
         )
@@ -97,7 +97,7 @@ def _drain(swarm: DurableSwarm, grace: float) -> None:
     """Finish the steps in progress, if that does not take too long; else end the process."""
     log.info("stopping: what is in hand is finished, the rest is left to other workers")
     if not _within(grace + CLOSING, lambda: swarm.drain(grace)):
-        left = ", ".join(sorted(process.current().runs)) or "what is in hand"
+        left = ", ".join(sorted(here.current().runs)) or "what is in hand"
         log.warning("%s took longer than %g s, and is left to other workers, who make the step again", left, grace)
         _end(swarm)
 
@@ -205,9 +205,9 @@ class _Health(BaseHTTPRequestHandler):
         if self.path != "/healthz":
             self.send_error(404)
             return
-        here = process.current()
-        works = not here.is_closed and here.outage.reason is None
-        body = json.dumps({"worker": here.identity.name, "works": works, "runs": len(here.runs)}).encode()
+        process = here.current()
+        works = not process.is_closed and process.outage.reason is None
+        body = json.dumps({"worker": process.identity.name, "works": works, "runs": len(process.runs)}).encode()
         self.send_response(200 if works else 503)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

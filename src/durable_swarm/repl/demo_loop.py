@@ -20,7 +20,7 @@ from durable_swarm.credentials import without_secrets
 from durable_swarm.display import harmless, one_line
 from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.api.inspector import inspect_database
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
 from durable_swarm.engine.storage.runs import notes_on, state_of
@@ -246,7 +246,7 @@ def _converse(swarm: Swarm | DurableSwarm, talk: DemoConversation) -> None:
         if said.strip():
             _take_turn(swarm, talk, said)
     if isinstance(swarm, DurableSwarm) and talk.turn:
-        process.current().store.annotate(talk.run_id, conversation="ended")
+        here.current().store.annotate(talk.run_id, conversation="ended")
 
 
 def _listen() -> str | None:
@@ -330,7 +330,7 @@ def _after_failure(swarm: Swarm | DurableSwarm, talk: DemoConversation, error: E
 
 
 def _recorded(run_id: str) -> RunDetail | None:
-    with inspect_database(process.current().url) as visitor:
+    with inspect_database(here.current().url) as visitor:
         try:
             return Runs(visitor).show(run_id)
         except RunNotFound:
@@ -343,7 +343,7 @@ def _recorded(run_id: str) -> RunDetail | None:
 def _continue(swarm: DurableSwarm, talk: DemoConversation) -> None:
     """Load the newest conversation that has not ended, if there is one, and finish its last turn."""
     swarm.recover()
-    found = _claim(process.current(), talk.agent.name)
+    found = _claim(here.current(), talk.agent.name)
     run = None if found is None else _recorded(found)
     if run is None:
         return

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from jsonschema.exceptions import SchemaError
-from jsonschema.validators import validator_for
-
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.schema.arguments import ObjectReader, cut
 from durable_swarm.schema.descriptions import label
@@ -20,6 +17,9 @@ _DATA = ("const", "default", "enum", "examples")
 
 def checked_schema(name: str, parameters: Any) -> dict[str, Any]:
     """Return a copy of a tool's JSON schema, as providers take it. Raises `ConfigurationError` for an invalid one."""
+    from jsonschema.exceptions import SchemaError  # Imported at use: most programs have no such tool.
+    from jsonschema.validators import validator_for
+
     where = f"tool_from_schema: the parameters of {name!r}"
     if not isinstance(parameters, dict):
         raise ConfigurationError(f"{where} must be a JSON schema, a dictionary, not {parameters!r:.80}")
@@ -84,6 +84,8 @@ class GivenReader(ObjectReader):
     """Reads arguments for a tool with a given schema."""
 
     def __init__(self, name: str, schema: dict[str, Any]) -> None:
+        from jsonschema.validators import validator_for
+
         super().__init__(name)
         self._schema = schema
         self._validator = validator_for(schema)(schema)

@@ -11,7 +11,6 @@ from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.encryption import codec_of_environment
-from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.api.inspector import Inspector, NoRuns, inspect_database
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.database import urls
@@ -65,6 +64,8 @@ def import_run(url: str | None, document: Any) -> RunView:
         with open_runs(url) as there:
             return there.load(document)
     except NoRuns:
+        from durable_swarm.engine.api.durable import DurableSwarm  # With DBOS, which reading does without.
+
         with DurableSwarm(database=url) as swarm:
             swarm.runs(limit=1)
     with open_runs(url) as there:
@@ -177,7 +178,7 @@ class Runs:
         return self._seen(run)
 
     def _seen(self, run: Run) -> RunView:
-        row = self._store.row(run.id, load_output=False)
+        row = self._store.found(run.id, load_output=False)
         return _view(self._store, row, bool(self._visitor.idle([row])), self._store.ends([row]).get(run.id))
 
     def _run(self, run_id: str) -> Run:

@@ -15,7 +15,7 @@ from typing import Any
 from durable_swarm import agents, codec
 from durable_swarm.concurrency import BlockingRuntime, finish
 from durable_swarm.engine.history.export import FORMAT, Exported, read_document
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.turns import recorded_turns
 from durable_swarm.errors import ConfigurationError, ReplayMismatch, RunNotFound, UnknownAgent
@@ -133,7 +133,7 @@ def document(run: str | Path | dict[str, Any], database: str | None) -> dict[str
 
 def _open_here() -> str | None:
     try:
-        return process.current().url.render_as_string(hide_password=False)
+        return here.current().url.render_as_string(hide_password=False)
     except ConfigurationError:
         return None
 

@@ -14,12 +14,11 @@ from sqlalchemy import column, func, select, table
 from sqlalchemy.exc import DBAPIError
 
 from durable_swarm.codec import Codec
-from durable_swarm.engine.backend import patches
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import diagnosis, urls
 from durable_swarm.engine.database.locks import FileLocks, PostgresLocks
 from durable_swarm.engine.database.urls import shown
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.runs import Store, owner_of, state_of
@@ -65,10 +64,10 @@ def inspect_database(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = la
     `codec` returns the codec that decodes the records, and is called at the first one. Raises `NoRuns` if the database
     contains no runs, and `ConfigurationError` if it cannot be used.
     """
-    here = _opened(url)
+    process = here.opened()
     try:
-        if here is not None:
-            yield Inspector(here.store, here.identity)
+        if process is not None and process.url == url:  # Its locks must not be opened a second time.
+            yield Inspector(process.store, process.identity)
         else:
             with _visit(url, codec) as visitor:
                 yield visitor
@@ -78,18 +77,8 @@ def inspect_database(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = la
         raise diagnosis.unusable(url, error) from error
 
 
-def _opened(url: sqlalchemy.URL) -> process.Process | None:
-    """Return this process's engine if it works on that database: its locks must not be opened a second time."""
-    try:
-        here = process.current()
-    except ConfigurationError:
-        return None
-    return here if here.url == url else None
-
-
 @contextlib.contextmanager
 def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[Inspector]:
-    patches.silence()
     with contextlib.ExitStack() as stack:
         engine = _connect(url)
         stack.callback(engine.dispose)

@@ -26,7 +26,7 @@ import sqlalchemy
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.engine.api.run import Run
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import base
 from durable_swarm.engine.storage.runs import PROGRAM, Store, state_of
@@ -135,7 +135,7 @@ def default_id(open_process: Callable[[], Process], record: base.Record) -> str 
 def taken_over() -> list[Run]:
     """Return the runs of earlier starts that this process has taken over, including those that have ended meanwhile."""
     try:
-        here = process.current()
+        process = here.current()
     except ConfigurationError:
         return []
-    return [Run(run_id, lambda: here.store, lambda: here) for run_id in sorted(here.orphans.taken)]
+    return [Run(run_id, lambda: process.store, lambda: process) for run_id in sorted(process.orphans.taken)]

@@ -7,14 +7,13 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from durable_swarm import errors
 from durable_swarm.agents import find_or_none
 from durable_swarm.concurrency import CallerThreadExecutor, exiting, running_loop
 from durable_swarm.engine.api.run_requests import DecisionListener, RunRequests
 from durable_swarm.engine.database.reconnecting import bearing
-from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.history import fork as history_fork
 from durable_swarm.engine.history.recorded_errors import cancelled, error_of
 from durable_swarm.engine.history.story import story
@@ -27,6 +26,9 @@ from durable_swarm.swarm.arguments import respond
 from durable_swarm.tools.context import calling
 from durable_swarm.types import Response
 from durable_swarm.validation import check_seconds
+
+if TYPE_CHECKING:
+    from durable_swarm.engine.execution.execution import Execution
 
 _PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
 """Seconds between polls of the database: for a run that ends here, for one elsewhere, and for a living process."""

@@ -8,11 +8,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from durable_swarm.engine.api.relatives import RunRelatives
 from durable_swarm.engine.api.result import RunResult
-from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.history import fork as history_fork
 from durable_swarm.engine.history.follower import LATEST, EventReader, RecordedEvents, check_after
 from durable_swarm.engine.history.fork import ForkArguments
@@ -26,6 +25,9 @@ from durable_swarm.events import Event
 from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.streaming import from_any_thread
 from durable_swarm.types import EndedBy, Message, Usage
+
+if TYPE_CHECKING:
+    from durable_swarm.engine.execution.execution import Execution
 
 
 class Run(RunResult, RunRelatives):

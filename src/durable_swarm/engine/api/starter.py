@@ -19,7 +19,7 @@ from durable_swarm.engine.api.live_stream import dictionaries, dictionaries_asyn
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.start import OpenedSwarm, RunStart
 from durable_swarm.engine.backend import steps
-from durable_swarm.engine.backend.public import DBOS, DBOSWorkflowIDInUseError, SetWorkflowAttributes, SetWorkflowID
+from durable_swarm.engine.backend.public import DBOS, SetWorkflowAttributes, SetWorkflowID
 from durable_swarm.engine.database import diagnosis
 from durable_swarm.engine.execution.execution import Execution, beginning, watch
 from durable_swarm.engine.history.recorded_errors import child_failure
@@ -206,9 +206,9 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         run = self._attach(prepared) if known else None
         if run is None:
             queue = names.work_queue(self.name)
-            try:
-                opened.store.enqueue(prepared.run_id, prepared.stored, prepared.about, queue, opened.version, priority)
-            except DBOSWorkflowIDInUseError:  # Another process recorded it first.
+            about, version = prepared.about, opened.version
+            if not opened.store.enqueue(prepared.run_id, prepared.stored, about, queue, version, priority):
+                # Another process recorded it first.
                 prepared.check_same(opened.store.start_record(opened.store.found(prepared.run_id)))
             run = self._handle_of(prepared)
         return run

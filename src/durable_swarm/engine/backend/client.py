@@ -1,37 +1,76 @@
-"""DBOS's client, with its errors translated into ours."""
+"""DBOS's client: it writes rows of runs, also in programs that execute none. Its errors are translated into ours."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import sqlalchemy
-from dbos import DBOSClient
+from dbos import DBOSClient, WorkflowSerializationFormat
 from dbos import error as dbos_errors
-from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import errors
-from durable_swarm.engine.backend import patches
-from durable_swarm.engine.database.diagnosis import unusable
+from durable_swarm.engine.backend import launch, patches
+from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import persistently
+from durable_swarm.engine.records import names
+from durable_swarm.engine.records.base import Record
+
+T = TypeVar("T")
 
 
-class _Client:
-    """DBOS's client: pickled rows are refused, and the database's errors become ours."""
+class Client:
+    """Writes rows of runs, and notes on them. Raises `ConfigurationError` if the database cannot be used."""
 
-    def __init__(self, client: DBOSClient, url: sqlalchemy.URL) -> None:
-        self._client = client
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+        patches.silence()
         self._url = url
+        self._client = DBOSClient(
+            system_database_url=url.render_as_string(hide_password=False),
+            system_database_engine=engine,
+            serializer=launch.JSON,
+            lazy=True,
+            retry_connection_errors=False,  # It would wait without end, and block the thread that sends our heartbeat.
+        )
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+    def _ask(self, write: Callable[[], T]) -> T:
+        with reporting_errors(self._url), patches.reading():
+            return persistently(write)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            try:
-                with patches.reading():
-                    return persistently(lambda: method(*args, **kwargs))
-            except dbos_errors.DBOSNonExistentWorkflowError as error:
-                raise errors.RunNotFound("the run is not in this database any more: it was deleted") from error
-            except SQLAlchemyError as error:
-                raise unusable(self._url, error) from error
+    def enqueue(
+        self, run_id: str, stored: Record, about: dict[str, Any], queue: str, version: str, priority: int
+    ) -> bool:
+        """Record a new run for the processes that serve `queue`. Return False if the id is taken."""
+        options: Any = {
+            "workflow_name": names.RUN,
+            "queue_name": queue,
+            "workflow_id": run_id,
+            "workflow_id_reuse_policy": "reject",
+            "app_version": version,
+            "priority": priority or None,
+            "attributes": about,
+            "serialization_type": WorkflowSerializationFormat.PORTABLE,
+        }
+        try:
+            self._ask(lambda: self._client.enqueue(options, stored))
+        except dbos_errors.DBOSWorkflowIDInUseError:
+            return False
+        return True
 
-        return call
+    def annotate(self, run_id: str, attributes: dict[str, Any]) -> None:
+        """Add JSON values to the notes on a run. Raises `RunNotFound` for one that was deleted meanwhile."""
+        try:
+            self._ask(lambda: self._client.update_workflow_attributes(run_id, attributes, merge=True))
+        except dbos_errors.DBOSNonExistentWorkflowError as error:
+            raise errors.RunNotFound("the run is not in this database any more: it was deleted") from error
+
+    def note(self, kind: str, name: str, notes: dict[str, Any]) -> None:
+        """Store notes in a row of a workflow that is never executed, in place of the earlier ones."""
+        options: Any = {"workflow_name": kind, "queue_name": kind, "workflow_id": name}
+        self._ask(lambda: self._client.enqueue(options))
+        self._ask(lambda: self._client.cancel_workflow(name))
+        self._ask(lambda: self._client.update_workflow_attributes(name, notes))
+
+    def close(self) -> None:
+        """Give back what the client holds; the engine's connections stay."""
+        self._client.destroy()

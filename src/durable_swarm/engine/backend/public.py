@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from dbos import DBOS, DBOSClient, DBOSConfig, SetWorkflowAttributes, SetWorkflowID, WorkflowSerializationFormat, error
+from dbos import DBOS, DBOSConfig, SetWorkflowAttributes, SetWorkflowID, error
 
 DBOSAwaitedWorkflowCancelledError = error.DBOSAwaitedWorkflowCancelledError
 DBOSBaseException = error.DBOSBaseException
 DBOSUnexpectedStepError = error.DBOSUnexpectedStepError
 DBOSWorkflowCancelledError = error.DBOSWorkflowCancelledError
-DBOSWorkflowIDInUseError = error.DBOSWorkflowIDInUseError
 
 __all__ = [
     "DBOS",
     "DBOSAwaitedWorkflowCancelledError",
     "DBOSBaseException",
-    "DBOSClient",
     "DBOSConfig",
     "DBOSUnexpectedStepError",
     "DBOSWorkflowCancelledError",
-    "DBOSWorkflowIDInUseError",
     "SetWorkflowAttributes",
     "SetWorkflowID",
-    "WorkflowSerializationFormat",
 ]

@@ -74,7 +74,8 @@ class RecordedEvents:
             self._loop, self._first = turns(runs.read_start(start)), len(start.get("kept", []))
             self._go_on(None)
         steps = self._store.steps(self._run_id, after=self._passed)
-        keys = {step.child_workflow_id for step in steps if step.function_name == names.TOOL}
+        made = [step.child_workflow_id for step in steps if step.function_name == names.TOOL]
+        keys = [key for key in made if key is not None]
         calls = {call.workflow_id: call for call in self._store.calls(keys)}
         first = self._first
         told = dict(enumerate(turns_in(steps, calls, self._store, row, first), first))

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.agents import remember
-from durable_swarm.engine.backend import steps
-from durable_swarm.engine.backend.public import DBOSWorkflowIDInUseError
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.runs import Store, notes_on
@@ -103,19 +101,22 @@ def fork(store: Store, host: Host | None, row: Any, asked: ForkArguments, swarm:
 def _inner_id() -> str | None:
     """Return the id of a fork made by a tool. It is the same in every execution."""
     here = calling()
-    return here.next_id() if here is not None and steps.in_workflow() else None
+    if here is None:
+        return None
+    from durable_swarm.engine.backend import steps  # With DBOS, which programs that execute nothing do without.
+
+    return here.next_id() if steps.in_workflow() else None
 
 
 def _record(store: Store, host: Host | None, fork_id: str, planned: Planned, stored: base.Record, version: str) -> None:
     about = planned.about()
     queue = names.UNCLAIMED if host is None else host.queue_for(planned.agent, about["swarm"])
-    try:
-        store.enqueue(fork_id, stored, about, queue, version if host is None else host.version)
-    except DBOSWorkflowIDInUseError as error:
-        if store.row(fork_id, load_output=False) is None:
-            text = f"the id {fork_id!r} is taken by something else in this database; use another run_id"
-            raise errors.RunConflict(text, run_id=fork_id) from error
-        _check_same(store, fork_id, planned)
+    if store.enqueue(fork_id, stored, about, queue, version if host is None else host.version):
+        return
+    if store.row(fork_id, load_output=False) is None:
+        text = f"the id {fork_id!r} is taken by something else in this database; use another run_id"
+        raise errors.RunConflict(text, run_id=fork_id)
+    _check_same(store, fork_id, planned)
 
 
 def _check_same(store: Store, fork_id: str, planned: Planned) -> None:

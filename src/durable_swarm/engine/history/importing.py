@@ -10,7 +10,6 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place
-from durable_swarm.engine.backend import launch
 from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.history.export import Exported, export, is_record
@@ -31,6 +30,8 @@ def import_run(store: Store, data: Any) -> str:
     """
     run = Exported(data)
     if not _is_there(store, run):
+        from durable_swarm.engine.backend import launch  # With DBOS, which reading does without.
+
         rows = _Rows(run, _seal(store, run), int(time.time() * 1000))
         try:
             launch.insert(store.engine, schema_of(store.url), rows.tables())
@@ -111,7 +112,7 @@ class _Rows:
             "application_id": "",
             "recovery_attempts": 1,
             "priority": 0,
-            "serialization": launch.JSON.name(),
+            "serialization": names.PORTABLE,
             "attributes": getattr(row, "attributes", None),
             "parent_workflow_id": None,
             **more,
@@ -156,7 +157,7 @@ class _Rows:
             "child_workflow_id": step.child_workflow_id,
             "started_at_epoch_ms": step.started_at_epoch_ms,
             "completed_at_epoch_ms": step.completed_at_epoch_ms,
-            "serialization": launch.JSON.name(),
+            "serialization": names.PORTABLE,
             "retention_timestamp": self._now,
         }
 

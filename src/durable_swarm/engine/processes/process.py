@@ -38,6 +38,7 @@ from durable_swarm.engine.execution.tool_call import CallRequests
 from durable_swarm.engine.execution.transactions import Transactions
 from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.history.story import step_number
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.processes.lost_claims import LostClaims
 from durable_swarm.engine.processes.maintenance import CLOSING, FAST, MaintenanceLoop, Sweeper
@@ -430,33 +431,18 @@ class Process:
 
 def _end_in_order() -> None:
     """Do the work of `close` for a program that never calls it, and checkpoint a SQLite file's last commits."""
-    if _current is None or _current.pid != os.getpid():
+    process = here.opened()
+    if process is None or process.pid != os.getpid():
         return
-    _current.outage.close()
-    _current.trials.close()
-    if urls.is_sqlite(_current.url):
-        database_connection.empty_journal(_current.store.engine)
+    process.outage.close()
+    process.trials.close()
+    if urls.is_sqlite(process.url):
+        database_connection.empty_journal(process.store.engine)
 
 
 atexit.register(_end_in_order)
 
-_current: Process | None = None
 _guard = threading.RLock()
-
-
-def current() -> Process:
-    """Return the process's engine, which a `DurableSwarm` has opened."""
-    if _current is None:
-        raise errors.ConfigurationError("no DurableSwarm is open in this process")
-    return _current
-
-
-async def wait_for_current() -> Process:
-    """Return the process's engine as soon as there is one: a host's DBOS may recover runs before it is opened."""
-    while True:
-        if _current is not None:
-            return _current
-        await asyncio.sleep(FAST)
 
 
 def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process:
@@ -464,36 +450,36 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
 
     Raises `ConfigurationError` if the process already works on another database, or under another `worker_id`.
     """
-    global _current
     with _guard:
-        at = _current.url if _current is not None else launch.host_url()
+        process = here.opened()
+        at = process.url if process is not None else launch.host_url()
         wanted = at if at is not None and url is None else urls.choose(url)
         if at is not None:
             urls.check_same_database(at, wanted)
-        if _current is None:
+        if process is None:
             check_threads()
             with diagnosis.reporting_errors(wanted):
-                opened = Process(wanted, worker_id)
-            opened.swarms.admit(swarm)  # Before any run that DBOS recovers can look for it.
-            _current = opened
-            return opened
-        _current.check_fork()
-        if worker_id is not None and worker_id != _current.identity.name:
+                process = Process(wanted, worker_id)
+            process.swarms.admit(swarm)  # Before any run that DBOS recovers can look for it.
+            here.enter(process)
+            return process
+        process.check_fork()
+        if worker_id is not None and worker_id != process.identity.name:
             raise errors.ConfigurationError(
-                f"this process already works as worker_id {_current.identity.name!r}; give its swarms that one, or none"
+                f"this process already works as worker_id {process.identity.name!r}; give its swarms that one, or none"
             )
-        _current.swarms.admit(swarm)
-        return _current
+        process.swarms.admit(swarm)
+        return process
 
 
 def close_for(swarm: Settings) -> None:
     """Remove `swarm` from the users; the last one closes the engine."""
-    global _current
     with _guard:
-        if _current is None or swarm not in _current.swarms:
+        process = here.opened()
+        if process is None or swarm not in process.swarms:
             return
-        _current.working.stop(swarm)  # First, so that it can still execute the runs it claims until then.
-        _current.swarms.remove(swarm)
-        if not _current.swarms:
-            _current.close()
-            _current = None
+        process.working.stop(swarm)  # First, so that it can still execute the runs it claims until then.
+        process.swarms.remove(swarm)
+        if not process.swarms:
+            process.close()
+            here.enter(None)

@@ -30,7 +30,8 @@ from durable_swarm.engine.execution.model_memo import RunMemo
 from durable_swarm.engine.execution.performer import Colour, Durable, InThread, OnEventLoop
 from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
 from durable_swarm.engine.history.projection import Row, numbers_in
-from durable_swarm.engine.processes.process import Process, current, wait_for_current
+from durable_swarm.engine.processes.here import current, wait_for_current
+from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import failures, names, runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, output_of

@@ -10,6 +10,8 @@ from durable_swarm.validation import LONGEST_ID, check_name
 
 RUN = "durable_swarm.run"
 TOOL = "durable_swarm.tool"
+PORTABLE = "portable_json"
+"""DBOS's name for JSON that programs in other languages read, too: the form of all our rows."""
 WIRE = "durable-swarm-1"
 """DBOS's application version: a constant of this format, so that an edit of a program does not strand its runs."""
 

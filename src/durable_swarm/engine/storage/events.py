@@ -17,11 +17,11 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_swarm import errors
 from durable_swarm.codec import Place, dumps
-from durable_swarm.engine.backend import launch
 from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec
+from durable_swarm.engine.records.names import PORTABLE
 
 KEY = "durable_swarm.events"
 """The name of the stream of a run's events."""
@@ -120,7 +120,7 @@ class EventLog:
             "value": dumps(row.record),
             "offset": row.seq,
             "function_id": 0,
-            "serialization": launch.JSON.name(),
+            "serialization": PORTABLE,
         }
 
 

@@ -19,7 +19,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import dumps, storable
-from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.database.connection import create_table, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import persistently, read
@@ -109,7 +108,9 @@ class Inbox:
             runs = self._runs.c
             mine = (runs.workflow_uuid == run_id) & (runs.owner_xid == owner) & runs.status.in_(UNFINISHED)
             if owner is not None and connection.execute(select(runs.status).where(mine)).first() is None:
-                raise backend_steps.OwnershipLost(run_id)
+                from durable_swarm.engine.backend.steps import OwnershipLost  # With DBOS, which reading does without.
+
+                raise OwnershipLost(run_id)
             yield connection
 
     # What a run asks

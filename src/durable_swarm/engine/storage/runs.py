@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from types import SimpleNamespace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 
 from durable_swarm import errors
 from durable_swarm.codec import Codec, Place, storable
-from durable_swarm.engine.backend import launch
-from durable_swarm.engine.backend.client import _Client
-from durable_swarm.engine.backend.public import DBOSClient, WorkflowSerializationFormat
 from durable_swarm.engine.database.connection import let_go
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
@@ -26,8 +23,12 @@ from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.requests import Inbox
+from durable_swarm.engine.storage.rows import RecordedError, RowReader, RunRow, StepRow
 from durable_swarm.runs import ENDED, STATES, State
 from durable_swarm.validation import check_whole
+
+if TYPE_CHECKING:
+    from durable_swarm.engine.backend.client import Client
 
 _STATES: dict[str, State] = {
     "ENQUEUED": "queued",
@@ -129,12 +130,9 @@ _NOTED: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _argument(row: Any) -> Any:
+def _argument(row: RunRow | None) -> Any:
     """Return a run's start record as it is stored, or None if there is none."""
-    try:
-        return row.input["args"][0]
-    except (TypeError, KeyError, IndexError):
-        return None
+    return row.input[0] if row is not None and isinstance(row.input, list) and row.input else None
 
 
 def _no_codec(_swarm: str) -> None:
@@ -172,28 +170,31 @@ class Store:
         """The requests of its runs."""
         self.mailbox = Messages(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
         """The messages to its runs."""
-        client = DBOSClient(
-            system_database_url=url.render_as_string(hide_password=False),
-            system_database_engine=engine,
-            serializer=launch.JSON,
-            lazy=True,
-            retry_connection_errors=False,  # It would wait without end, and block the thread that sends our heartbeat.
-        )
-        self._client = _Client(client, url)
+        self._rows = RowReader(url, engine)
+        self._runs = self._rows.runs.c
+        self._is_run, self._is_call = self._runs.name == names.RUN, self._runs.name == names.TOOL
+
+    @cached_property
+    def _writer(self) -> Client:
+        """DBOS's client, which writes. Made at first use, because a program that only reads need not import DBOS."""
+        from durable_swarm.engine.backend.client import Client
+
+        return Client(self.url, self.engine)
 
     def create_tables(self) -> None:
         """Create the tables of this package that do not exist."""
         for rows in (self.inbox, self.mailbox, self.family):
             rows.create()
 
-    def row(self, run_id: str, *, load_output: bool = True) -> Any | None:
+    def row(self, run_id: str, *, load_output: bool = True) -> RunRow | None:
         """Return the row of a run, or None."""
         if not storable(run_id):
             return None
-        rows = self._client.list_workflows(workflow_ids=[run_id], name=names.RUN, load_output=load_output)
+        this = self._runs.workflow_uuid == run_id
+        rows = self._rows.read(self._is_run, this, load_input=True, load_output=load_output)
         return self._asking(rows)[0] if rows else None
 
-    def found(self, run_id: str, *, load_output: bool = True) -> Any:
+    def found(self, run_id: str, *, load_output: bool = True) -> RunRow:
         """Return the row of a run. Raises `RunNotFound`."""
         row = self.row(run_id, load_output=load_output)
         if row is None:
@@ -207,7 +208,7 @@ class Store:
         prefix: str | None = None,
         limit: int | None = None,
         offset: int = 0,
-    ) -> list[Any]:
+    ) -> list[RunRow]:
         """Return the rows of runs, newest first, without their inputs and outputs.
 
         `prefix` selects runs by the beginning of their ids.
@@ -219,19 +220,11 @@ class Store:
             wanted.append("ENQUEUED")
         if states is not None and "waiting" in set(states):
             wanted += ["PENDING", "ENQUEUED", "DELAYED"]
-        rows: list[Any] = self._client.list_workflows(
-            name=names.RUN,
-            status=wanted,
-            workflow_id_prefix=prefix,
-            limit=limit,
-            offset=offset,
-            sort_desc=True,
-            load_input=False,
-            load_output=False,
-        )
-        return self._asking(rows)
+        begins = [] if prefix is None else [self._runs.workflow_uuid.startswith(prefix, autoescape=True)]
+        chosen = (self._is_run, self._runs.status.in_(wanted), *begins)
+        return self._asking(self._rows.read(*chosen, newest=True, limit=limit, offset=offset))
 
-    def listed(self, status: State | None, agent: str | None, limit: int) -> list[Any]:
+    def listed(self, status: State | None, agent: str | None, limit: int) -> list[RunRow]:
         """Return the rows of runs of one status, or one agent, newest first.
 
         Raises `ConfigurationError` for an invalid status or limit.
@@ -241,7 +234,7 @@ class Store:
         if agent is not None and not isinstance(agent, str):
             raise errors.ConfigurationError(f"agent must be an agent's name, not {agent!r:.40}")
         check_whole("limit", limit, 1)
-        found: list[Any] = []
+        found: list[RunRow] = []
         offset, page = 0, max(limit, 100)
         while len(found) < limit:
             rows = self.rows(states=None if status is None else [status], limit=page, offset=offset)
@@ -253,63 +246,48 @@ class Store:
                 break
         return found[:limit]
 
-    def _asking(self, rows: list[Any]) -> list[Any]:
+    def _asking(self, rows: list[RunRow]) -> list[RunRow]:
         """Note on the rows of unfinished runs whether they have an open request: such a run is `waiting`."""
         asking = self.inbox.waiting([row.workflow_id for row in rows if row.status in UNFINISHED])
         for row in rows:
             row.asks = row.workflow_id in asking
         return rows
 
-    def ends(self, rows: list[Any]) -> dict[str, Any]:
+    def ends(self, rows: list[RunRow]) -> dict[str, RunRow]:
         """Return the rows of the done or failed runs among these by id, with the output or error that ended them."""
         over = [row.workflow_id for row in rows if state_of(row) in ("done", "failed")]
-        found: dict[str, Any] = {}
+        found: dict[str, RunRow] = {}
         for first in range(0, len(over), PAGE):
-            ids = over[first : first + PAGE]
-            listed = self._client.list_workflows(workflow_ids=ids, name=names.RUN, load_input=False)
-            found |= {row.workflow_id: row for row in listed}
+            these = self._runs.workflow_uuid.in_(over[first : first + PAGE])
+            found |= {row.workflow_id: row for row in self._rows.read(self._is_run, these, load_output=True)}
         return found
 
-    def unfinished(self, version: str) -> list[Any]:
+    def unfinished(self, version: str) -> list[RunRow]:
         """Return the rows of all unfinished runs of one application version, because DBOS executes only its own.
 
         Runs that wait for a worker are left out: they may be many, and have no process that could be dead.
         """
-        ids = self.claims.unfinished()
-        rows: list[Any] = self._client.list_workflows(
-            workflow_ids=ids,
-            name=names.RUN,
-            status=UNFINISHED,
-            app_version=version,
-            load_input=False,
-            load_output=False,
-        )
-        return rows if ids else []
+        runs, ids = self._runs, self.claims.unfinished()
+        still = runs.status.in_(UNFINISHED) & (runs.application_version == version)
+        return self._rows.read(self._is_run, runs.workflow_uuid.in_(ids), still) if ids else []
 
-    def unclaimed(self) -> list[Any]:
+    def unclaimed(self) -> list[RunRow]:
         """Return the rows of runs that wait for any process with their agents."""
-        rows: list[Any] = self._client.list_workflows(
-            queue_name=names.UNCLAIMED, status="ENQUEUED", name=names.RUN, load_input=False, load_output=False
-        )
-        return rows
+        runs = self._runs
+        return self._rows.read(self._is_run, runs.queue_name == names.UNCLAIMED, runs.status == "ENQUEUED")
 
-    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+    def children(self, run_id: str, *, load_output: bool = False) -> list[RunRow]:
         """Return the rows of a run's undecorated tool calls."""
-        rows: list[Any] = self._client.list_workflows(
-            name=names.TOOL, parent_workflow_id=run_id, load_input=False, load_output=load_output
-        )
-        return rows
+        return self._rows.read(self._is_call, self._runs.parent_workflow_id == run_id, load_output=load_output)
 
-    def calls(self, keys: Iterable[str]) -> list[Any]:
+    def calls(self, keys: Iterable[str]) -> list[RunRow]:
         """Return the existing rows of these undecorated tool calls."""
         ids = list(keys)
-        rows: list[Any] = self._client.list_workflows(workflow_ids=ids, name=names.TOOL, load_input=False)
-        return rows if ids else []
+        return self._rows.read(self._is_call, self._runs.workflow_uuid.in_(ids), load_output=True) if ids else []
 
-    def steps(self, workflow_id: str, *, after: int = 0) -> list[Any]:
+    def steps(self, workflow_id: str, *, after: int = 0) -> list[StepRow]:
         """Return the recorded steps of a run or a tool call, in order, without the first `after` ones."""
-        steps = self._client.list_workflow_steps(workflow_id, offset=after)
-        return [SimpleNamespace(**step, workflow_id=workflow_id) for step in steps]
+        return self._rows.steps(workflow_id, after=after)
 
     def seal(self, row: Any) -> RecordCodec:
         """Return the codec of a run's records, by its row."""
@@ -336,7 +314,7 @@ class Store:
 
     def failure_record(self, row: Any) -> base.Record | None:
         """Return the error that ended a failed run; None if it is not a record of this package."""
-        data = getattr(row.error, "data", None)
+        data = row.error.data if isinstance(row.error, RecordedError) else None
         if not isinstance(data, dict) or not isinstance(data.get("type"), str):
             return None
         run_id = row.workflow_id
@@ -371,28 +349,16 @@ class Store:
 
     def enqueue(
         self, run_id: str, stored: base.Record, about: dict[str, Any], queue: str, version: str, priority: int = 0
-    ) -> None:
+    ) -> bool:
         """Record a new run for the processes that serve `queue`; `about` are its notes, `stored` its input.
 
-        Raises DBOS's `DBOSWorkflowIDInUseError` for an id that is taken.
+        Return False if the id is taken.
         """
-        self._client.enqueue(
-            {
-                "workflow_name": names.RUN,
-                "queue_name": queue,
-                "workflow_id": run_id,
-                "workflow_id_reuse_policy": "reject",
-                "app_version": version,
-                "priority": priority or None,
-                "attributes": about,
-                "serialization_type": WorkflowSerializationFormat.PORTABLE,
-            },
-            stored,
-        )
+        return self._writer.enqueue(run_id, stored, about, queue, version, priority)
 
     def annotate(self, run_id: str, **attributes: Any) -> None:
         """Add JSON values to the notes on a run."""
-        self._client.update_workflow_attributes(run_id, attributes, merge=True)
+        self._writer.annotate(run_id, attributes)
 
     def note_waiting(self, run_id: str, reason: errors.DurableSwarmError | None) -> None:
         """Note why a run is held, and how to release it; None removes the hold."""
@@ -439,17 +405,16 @@ class Store:
 
     def notes(self, program: str) -> dict[str, Any]:
         """Return the notes about the program of this id; empty if there are none."""
-        rows = self._client.list_workflows(workflow_ids=[program], name=PROGRAM, load_input=False, load_output=False)
+        rows = self._rows.read(self._runs.workflow_uuid == program, self._runs.name == PROGRAM)
         return notes_on(rows[0]) if rows else {}
 
     def note(self, program: str, notes: dict[str, Any]) -> None:
         """Store notes about a program as plain JSON data, in place of the earlier ones."""
-        self._client.enqueue({"workflow_name": PROGRAM, "queue_name": PROGRAM, "workflow_id": program})
-        self._client.cancel_workflow(program)
-        self._client.update_workflow_attributes(program, notes)
+        self._writer.note(PROGRAM, program, notes)
 
     def close(self) -> None:
         """Close the connections, if this store opened them."""
-        self._client.destroy()
+        if "_writer" in vars(self):
+            self._writer.close()
         if self._owns:
             let_go(self.engine)

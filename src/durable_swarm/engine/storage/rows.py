@@ -1,0 +1,186 @@
+"""The rows of runs, of undecorated tool calls and of their steps, as they are read.
+
+DBOS wrote them, and has readers of its own. They are read with our statements instead: reading needs no import of DBOS,
+loads only the columns that are used, and leaves a pickled row, which could run any code, the text that it is.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import JSON, ColumnElement, Select, and_, column, func, select, table
+from sqlalchemy.dialects.postgresql import JSONB
+
+from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.reconnecting import read
+from durable_swarm.engine.database.urls import schema_of
+from durable_swarm.engine.records.names import PORTABLE
+
+
+@dataclass(frozen=True)
+class RecordedError:
+    """An error as DBOS stores it: the class's name, the message, and the record of this package in `data`, if any."""
+
+    name: str
+    message: str
+    data: Any = None
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass
+class RunRow:
+    """The row of a run, or of an undecorated tool call. Times are in milliseconds since 1970.
+
+    `input` is the list of arguments. What was not loaded is None; an `input`, `output` or `error` that is not JSON is a
+    text. `asks` says that the run has an open request.
+    """
+
+    workflow_id: str
+    name: str
+    status: str
+    executor_id: str | None
+    queue_name: str | None
+    app_version: str | None
+    parent_workflow_id: str | None
+    attributes: Any
+    created_at: int
+    updated_at: int
+    completed_at: int | None
+    input: Any = None
+    output: Any = None
+    error: RecordedError | str | None = None
+    asks: bool = False
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """The row of a recorded step of a run or a tool call: number, name, and its output or error."""
+
+    workflow_id: str
+    function_id: int
+    function_name: str
+    output: Any
+    error: RecordedError | str | None
+    child_workflow_id: str | None
+    started_at_epoch_ms: int | None
+    completed_at_epoch_ms: int | None
+
+
+class RowReader:
+    """Reads rows. Raises `ConfigurationError` if the database cannot be used."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+        self._url = url
+        self._engine = engine
+        schema = schema_of(url)
+        names = ("workflow_uuid", "name", "status", "executor_id", "queue_name", "application_version")
+        more = ("parent_workflow_id", "created_at", "updated_at", "completed_at", "serialization")
+        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        stored = ("inputs", "output", "error")
+        kept = ("function_id", "function_name", "child_workflow_id", "started_at_epoch_ms", "completed_at_epoch_ms")
+        self.runs = table("workflow_status", *map(column, (*names, *more, *stored)), noted, schema=schema)
+        # DBOS keeps inputs and outputs in tables of their own; rows of earlier versions have them in place.
+        self._inputs = table("workflow_input", column("workflow_uuid"), column("inputs"), schema=schema)
+        self._outputs = table(
+            "workflow_output", column("workflow_uuid"), column("output"), column("error"), schema=schema
+        )
+        self._steps = table(
+            "operation_outputs",
+            *map(column, ("workflow_uuid", *kept, "output", "error", "serialization")),
+            schema=schema,
+        )
+
+    def read(
+        self,
+        *wanted: ColumnElement[bool],
+        load_input: bool = False,
+        load_output: bool = False,
+        newest: bool = False,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[RunRow]:
+        """Return the rows that meet all conditions, oldest first unless `newest`."""
+        runs = self.runs
+        order = (runs.c.created_at, runs.c.workflow_uuid)
+        query = self._loading(load_input, load_output).where(and_(True, *wanted))
+        query = (
+            query.order_by(*(part.desc() for part in order) if newest else order).limit(limit).offset(offset or None)
+        )
+        with reporting_errors(self._url):
+            return [_run_row(row) for row in read(self._engine, query)]
+
+    def _loading(self, load_input: bool, load_output: bool) -> Select[Any]:
+        runs, inputs, outputs = self.runs, self._inputs, self._outputs
+        columns: list[Any] = [column for column in runs.c if column.name not in ("inputs", "output", "error")]
+        source: Any = runs
+        if load_input:
+            columns.append(func.coalesce(inputs.c.inputs, runs.c.inputs).label("inputs"))
+            source = source.outerjoin(inputs, inputs.c.workflow_uuid == runs.c.workflow_uuid)
+        if load_output:
+            columns += [func.coalesce(outputs.c[name], runs.c[name]).label(name) for name in ("output", "error")]
+            source = source.outerjoin(outputs, outputs.c.workflow_uuid == runs.c.workflow_uuid)
+        return select(*columns).select_from(source)
+
+    def steps(self, workflow_id: str, *, after: int = 0) -> list[StepRow]:
+        """Return the recorded steps of a run or a tool call, in order, without the first `after` ones."""
+        steps = self._steps
+        query = select(steps).where(steps.c.workflow_uuid == workflow_id).order_by(steps.c.function_id)
+        with reporting_errors(self._url):
+            return [_step_row(row) for row in read(self._engine, query.offset(after or None))]
+
+
+def _run_row(row: Any) -> RunRow:
+    found = row._mapping
+    kind = found["serialization"]
+    given = _decoded(found.get("inputs"), kind)
+    return RunRow(
+        workflow_id=found["workflow_uuid"],
+        name=found["name"],
+        status=found["status"],
+        executor_id=found["executor_id"],
+        queue_name=found["queue_name"],
+        app_version=found["application_version"],
+        parent_workflow_id=found["parent_workflow_id"],
+        attributes=found["attributes"],
+        created_at=found["created_at"],
+        updated_at=found["updated_at"],
+        completed_at=found["completed_at"],
+        input=given.get("positionalArgs") if isinstance(given, dict) else given,
+        output=_decoded(found.get("output"), kind),
+        error=_error(found.get("error"), kind),
+    )
+
+
+def _step_row(row: Any) -> StepRow:
+    return StepRow(
+        workflow_id=row.workflow_uuid,
+        function_id=row.function_id,
+        function_name=row.function_name,
+        output=_decoded(row.output, row.serialization),
+        error=_error(row.error, row.serialization),
+        child_workflow_id=row.child_workflow_id,
+        started_at_epoch_ms=row.started_at_epoch_ms,
+        completed_at_epoch_ms=row.completed_at_epoch_ms,
+    )
+
+
+def _decoded(text: str | None, serialization: str | None) -> Any:
+    """Return the value of a stored text; the text itself if it is not JSON."""
+    if text is None or serialization != PORTABLE:
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _error(text: str | None, serialization: str | None) -> RecordedError | str | None:
+    found = _decoded(text, serialization)
+    if isinstance(found, dict) and isinstance(found.get("name"), str):
+        return RecordedError(found["name"], str(found.get("message", "")), found.get("data"))
+    return text
