@@ -20,6 +20,7 @@ from durable_swarm.awaitables import is_async
 from durable_swarm.codec import dumps
 from durable_swarm.errors import AmbiguousAgent, UnknownAgent
 from durable_swarm.schema import tool_schema
+from durable_swarm.schema.output import output_type_of
 from durable_swarm.types import agent_defined
 
 _sources: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -124,7 +125,7 @@ def _agents() -> list[Any]:
 
 
 def fingerprint(agent: Any) -> str:
-    """Return twelve hex digits that change when the agent's prompt, tools, model or settings change."""
+    """Return twelve hex digits that change when the agent's prompt, tools, model, settings or output type change."""
     definition = [
         agent.name,
         agent.model,
@@ -133,6 +134,8 @@ def fingerprint(agent: Any) -> str:
         str(getattr(agent, "tool_choice", None)),
         str(getattr(agent, "model_settings", None) or {}),
     ]
+    if (output := output_type_of(agent)) is not None:  # Fingerprints of agents that answer in text stay as they were.
+        definition.append(output.schema)
     return hashlib.sha256(dumps(definition).encode()).hexdigest()[:12]
 
 

@@ -13,6 +13,7 @@
     ├─ RunFailed            the run ended with an error that was raised in another process
     ├─ ModelError           the provider refused, or could not be reached; carries `status`
     ├─ LimitReached         a budget of the run is spent
+    ├─ InvalidOutput        the model's answers do not fit the agent's output type
     ├─ ReplayMismatch       a recorded run does not fit the code that replays it
     ├─ AlreadyAnswered      the request has its answer
     ├─ InvalidAnswer        the answer is not one of the choices
@@ -24,7 +25,7 @@ Each keeps its attributes through the database: `to_record` and `from_record` ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -139,6 +140,17 @@ class LimitReached(DurableSwarmError):
     """A budget of the run is spent; `limit` names it."""
 
     limit: str = ""
+
+
+class InvalidOutput(DurableSwarmError):
+    """The model's answers do not fit the agent's `output_type`; `Run.resume()` asks once more.
+
+    `text` is the last answer, `problems` is what is wrong with it, `tries` how many answers did not fit.
+    """
+
+    text: str = ""
+    problems: Sequence[str] = ()
+    tries: int = 1
 
 
 class ReplayMismatch(DurableSwarmError):

@@ -41,13 +41,25 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """The judgement of an answer by its agent's output type; `tell` is the text for the model if it does not fit.
+
+    `wrapped` means that the value is in the answer under a key of its own.
+    """
+
+    tell: str = ""
+    wrapped: bool = False
+
+
+@dataclass(frozen=True)
 class Reply:
     """A model's reply: the message, and its tool calls with their plans.
 
     `together`, a part of the plan, means that the calls are made together, not one after the other. `heard` are
     messages sent to the run meanwhile, which the model gets after the history. `finish` is the provider's finish reason
     if it is not the usual one: "length" and "content_filter" mean that the reply was cut. `written` names a tool whose
-    call seems to be written in the text of a reply without calls.
+    call seems to be written in the text of a reply without calls. `verdict` judges an answer of an agent with an
+    output type; other replies have none.
     """
 
     message: Message
@@ -57,6 +69,7 @@ class Reply:
     heard: list[Message] = field(default_factory=list)
     finish: str = ""
     written: str = ""
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -110,12 +123,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Ask:
-    """Effect: one model call. Answered by a `Reply`."""
+    """Effect: one model call. Answered by a `Reply`.
+
+    `misfits` is how many answers of the agent did not fit its type since one did.
+    """
 
     turn: int
     agent: str
     history: list[Message]
     context: dict[str, Any]
+    misfits: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,13 +164,14 @@ Effect = Ask | CallAll | Close
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a run: its new messages, its last agent, the context variables, and the reason."""
+    """The end of a run: its new messages, its last agent, the context variables, the reason, the answer's verdict."""
 
     messages: list[Message]
     agent: str
     context: dict[str, Any]
     usage: Usage | None
     ended_by: EndedBy = "answer"
+    verdict: Verdict | None = None
 
 
 Turns = Generator[Effect, Any, Ending]
@@ -161,40 +179,49 @@ Turns = Generator[Effect, Any, Ending]
 
 def turns(start: Start) -> Turns:
     """Run the agents until one answers without calling a tool, or `max_turns` messages are reached."""
-    agent, context, usage, turn = start.agent, start.context, None, 0
+    agent, context, usage, turn, misfits = start.agent, start.context, None, 0, 0
     history, first = list(start.messages), len(start.messages)
     given = first
     while start.max_turns is None or len(history) - given < start.max_turns:
         if detour := start.detours.get(turn):
             history.extend(detour.messages)
             given += len(detour.messages)
-            agent = detour.agent or agent
-        reply = yield from ask(start, Ask(turn, agent, history, context))
+            agent, misfits = detour.agent or agent, 0
+        reply = yield from ask(start, Ask(turn, agent, history, context, misfits))
         history += [*reply.heard, {**reply.message, "sender": agent}]
         given += len(reply.heard)
         usage = add(usage, reply.usage)
-        calls = reply.calls if start.execute_tools else []
-        if not calls and not (yield from goes_on(start, Close(turn, history))):
-            ended_by = CUT.get(reply.finish, "answer")
+        calls, told = reply.calls if start.execute_tools else [], correction(reply)
+        history += told
+        if reply.verdict is not None:
+            misfits = misfits + 1 if told else 0
+        if not calls and not told and not (yield from goes_on(start, Close(turn, history))):
+            ended_by, verdict = CUT.get(reply.finish, "answer"), reply.verdict
             break
         outcomes = yield from call_all(start, CallAll(turn, agent, calls, context, history, reply.together))
         for call, outcome in zip(calls, outcomes, strict=True):
             history.append({"role": "tool", "tool_call_id": call.id, "tool_name": call.tool, "content": outcome.text})
             absorb(context, outcome)
-            agent = outcome.agent or agent
+            agent, misfits = outcome.agent or agent, 0 if outcome.agent else misfits
         # After the batch, as in Swarm: a call sees changes of its siblings in place, but not the ones they returned.
         for outcome in outcomes:
             context.update(outcome.updates)
         turn += 1
     else:
         yield Close(turn - 1, history, at_limit=True)
-        ended_by = "max_turns"
-    return Ending(history[first:], agent, context, usage, ended_by)
+        ended_by, verdict = "max_turns", None
+    return Ending(history[first:], agent, context, usage, ended_by, verdict)
 
 
 def ask(start: Start, effect: Ask) -> Generator[Ask, Reply, Reply]:
     """Yield a model call, unless its turn is kept."""
     return start.kept[effect.turn].reply if effect.turn < len(start.kept) else (yield effect)
+
+
+def correction(reply: Reply) -> list[Message]:
+    """Return the message by which the model learns that its answer does not fit, if it does not."""
+    told = "" if reply.verdict is None else reply.verdict.tell
+    return [{"role": "user", "content": told}] if told else []
 
 
 def call_all(start: Start, effect: CallAll) -> Generator[CallAll, list[Outcome], list[Outcome]]:

@@ -66,7 +66,7 @@ class StepInfo:
     a call's place in its reply, from 0. A refused call (an unknown tool, unfit arguments, a reply that was cut, a
     repetition) is a `tool` step too, `failed`, with the text sent to the model as `output`. `same_as` is the number of
     the step whose call this one repeats. `written` names a tool whose call a reply without calls seems to have written
-    as text.
+    as text. `misfit` is what the model was told of an answer that does not fit its agent's output type.
     """
 
     number: int
@@ -85,6 +85,7 @@ class StepInfo:
     index: int | None = None
     same_as: int | None = None
     written: str | None = None
+    misfit: str | None = None
 
 
 class _NotYet(Exception):

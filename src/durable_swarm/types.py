@@ -11,12 +11,18 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypeVar
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.sub_agents import agent_tool, snake_case
+
+if TYPE_CHECKING:
+    from types import UnionType
+
+    from typing_extensions import TypeForm
 
 log = logging.getLogger("durable_swarm")
 
@@ -27,11 +33,17 @@ agent_defined: list[Callable[[Any], None]] = []
 """Called with every `Agent` that is constructed; the registry of agents adds itself here."""
 
 
-class Agent(BaseModel):
+T = TypeVar("T", default=Any)
+"""The type of an agent's output; plain `Agent` and `Response` leave it open."""
+
+
+class Agent(BaseModel, Generic[T]):
     """An agent: a name, instructions, a model and plain functions as tools.
 
     `instructions` is a string or a callable that takes the context variables. A function that returns an agent is a
     handoff. After a crash agents and tools are found again by name, so define agents at the program's start.
+
+    With an `output_type` the agent answers with a value of that type: see `docs/structured-output.md`.
     """
 
     name: str = "Agent"
@@ -42,6 +54,13 @@ class Agent(BaseModel):
     parallel_tool_calls: bool = True
     model_settings: dict[str, Any] = {}
     """More arguments for the model client (temperature, seed, …), passed on as they are."""
+    if TYPE_CHECKING:
+        output_type: TypeForm[T] | UnionType | None = None
+    else:
+        output_type: Any = None
+    """The type of the agent's answer, anything that pydantic validates; None for text."""
+    output_retries: int = Field(default=2, ge=0)
+    """How often the model is told what is wrong with an answer that does not fit, before the run fails."""
 
     @model_validator(mode="before")
     @classmethod
@@ -129,11 +148,13 @@ EndedBy = Literal["answer", "max_turns", "limit", "length", "content_filter", "g
 """Why a run ended: an answer, `max_turns`, a limit, the provider (which cut the reply), or a guardrail."""
 
 
-class Response(BaseModel):
+class Response(BaseModel, Generic[T]):
     """The result of a run: its new messages, its last agent, and the final context variables.
 
     `usage` is None if the provider reported none. `ended_by` is "answer" if the last message is one; "max_turns";
     "length" or "content_filter" if the provider cut the last reply at its token limit or for its content.
+
+    `output` is the answer as a value of the last agent's `output_type`; None without one, and if there is no answer.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -144,6 +165,7 @@ class Response(BaseModel):
     run_id: str | None = None
     usage: Usage | None = None
     ended_by: EndedBy = "answer"
+    output: T | None = None
 
 
 Repeat = Literal["allow", "reuse", "refuse"]

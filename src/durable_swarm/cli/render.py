@@ -242,6 +242,8 @@ def _marks(step: StepInfo) -> Iterator[str]:
     if step.finish:
         cut = without_answer(CUT.get(step.finish))
         yield cut or f"finish_reason {one_line(step.finish)!r}"
+    if step.misfit:
+        yield "does not fit the output type"
     if step.written:
         yield written_as_text(one_line(step.written))
     if step.kind == "model" and step.status == "done" and step.output is not None and not _outcome(step):

@@ -24,6 +24,14 @@ from durable_swarm.concurrency import LoopRuntime, Runtime
 from durable_swarm.models.choice import ModelChoice
 from durable_swarm.models.client import client_for, takes_origins
 from durable_swarm.models.client_loops import on_its_loop
+from durable_swarm.models.final_tool import (
+    AnswerSink,
+    as_answer,
+    note_refusal,
+    refused_format,
+    refuses_format,
+    with_final_tool,
+)
 from durable_swarm.models.lean import prepared, retries_itself
 from durable_swarm.models.memo import KeptInMemory, Memo
 from durable_swarm.models.provider_errors import (
@@ -40,6 +48,7 @@ from durable_swarm.models.request import build_request, instructions
 from durable_swarm.models.retry import DEFAULT_RETRIES, _model_error
 from durable_swarm.models.stream import Unmarked, whole
 from durable_swarm.models.wire import Conversation, with_origin
+from durable_swarm.schema.output import OutputType, output_type_of
 from durable_swarm.types import Message, Usage
 
 
@@ -54,6 +63,10 @@ class ModelCall:
     """Where a client keeps what it needs after a crash, in the middle of this call."""
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
     """The client's note on its answer: `model`, if another one than the requested one has answered."""
+    by_tool: bool | None = None
+    """True if the run asks for the answer by a final tool, False by `response_format`; None if it never asked."""
+    keep_by_tool: Callable[[], None] = field(default=lambda: None, compare=False)
+    """Called before a request with a final tool is sent that the run does not know of. May block."""
 
 
 current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_model_call", default=None)
@@ -63,13 +76,15 @@ current_model_call: ContextVar[ModelCall | None] = ContextVar("durable_swarm_mod
 class Completion:
     """A model's answer as plain data: the message, the tokens if counted, the model that was asked.
 
-    `finish` is the finish reason, if it is not the usual one.
+    `finish` is the finish reason, if it is not the usual one. `by_tool` means that the answer came by a final tool,
+    which `message` does not show.
     """
 
     message: Message
     usage: Usage | None
     model: str
     finish: str = ""
+    by_tool: bool = False
 
 
 async def complete(
@@ -99,14 +114,14 @@ async def complete(
     request["messages"] = conversation.request(system, history, request["model"], origins=origins)
     if debug:
         say(f"Getting chat completion for...: {request['messages']}")
-    begin = None if show is None else partial(AttemptSink, show, call.turn)
+    asking = _Asking(client, request, waits, call, show, choice.remedy, output_type_of(agent))
     with _called(call):
-        answer = await _Asking(client, request, waits, begin, choice.remedy).answer(admit)
+        answer = await asking.answer(admit)
     model = str(call.notes.get("model") or request["model"])
-    message = with_origin(read_message(answer.message, call.turn), model)
+    message = with_origin(as_answer(read_message(answer.message, call.turn), asking.final), model)
     if debug:
         say(f"Received completion: {message}")
-    return Completion(message, read_usage(answer), model, read_finish(answer))
+    return Completion(message, read_usage(answer), model, read_finish(answer), bool(asking.final))
 
 
 @contextlib.contextmanager
@@ -118,8 +133,6 @@ def _called(call: ModelCall) -> Iterator[None]:
         current_model_call.reset(token)
 
 
-Begin = Callable[[], AttemptSink]
-"""Starts what one attempt shows."""
 Admit = Callable[[str], Awaitable[None]]
 """Waits until the model may be asked."""
 
@@ -131,9 +144,13 @@ class _Asking:
     client: Any
     request: dict[str, Any]
     waits: Runtime
-    begin: Begin | None
+    call: ModelCall
+    show: DeltaSink | None
     remedy: str
     """The advice if the provider does not have the model."""
+    output: OutputType | None = None
+    final: str = ""
+    """The name of the final tool by which the answer is asked for, if it is."""
     begun: bool = False
     """True if the last attempt failed after an answer had begun."""
 
@@ -142,6 +159,7 @@ class _Asking:
         credentials.remember(self.client)
         retries = getattr(self.client, "max_retries", None)
         tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
+        await self._choose_form()
         for attempt in count(1):
             if admit is not None:
                 await admit(self.request["model"])
@@ -168,15 +186,37 @@ class _Asking:
         came = isinstance(getattr(error, "status_code", None), int) or isinstance(error, _lost_by_openai())
         return came and not self.begun and not bad_output(error) and transient(error) and retries_itself(self.client)
 
+    async def _choose_form(self) -> None:
+        """Ask for the answer as this run did before; if it never did, as the model takes it."""
+        known = self.call.by_tool
+        if self.output is not None and (refuses_format(self.client, self.request["model"]) if known is None else known):
+            await self._ask_by_tool(self.output)
+
+    async def _ask_by_tool(self, output: OutputType) -> None:
+        if not self.call.by_tool:
+            await self.waits.call(self.call.keep_by_tool)
+        self.request, self.final = with_final_tool(self.request, output)
+
     async def _attempt(self) -> Answer:
+        try:
+            return await self._asked()
+        except Exception as error:
+            if self.output is None or self.final or not refused_format(error, self.request):
+                raise
+        note_refusal(self.client, self.request["model"])
+        await self._ask_by_tool(self.output)
+        return await self._asked()
+
+    async def _asked(self) -> Answer:
         self.begun = False
-        if self.begin is None:
+        if self.show is None:
             create, arguments = prepared(self.client, self.request)
             return whole(await self.waits.call(on_its_loop(self.client, create), **arguments))
         if self.request["stream"] and has_end_marks(self.client, self.request["model"]) is False:
             self._ask_whole()
         try:
-            answer = await self._receive(self.begin())
+            show = AnswerSink(self.show, self.final) if self.final else self.show
+            answer = await self._receive(AttemptSink(show, self.call.turn))
         except Exception as error:
             refused = self._unmarked(error) or _refused(error, self.request)
             if refused is None:
@@ -190,7 +230,7 @@ class _Asking:
             self._ask_whole()
         else:
             del self.request["stream_options"]
-        return await self._attempt()
+        return await self._asked()
 
     def _unmarked(self, error: Exception) -> str | None:
         """Return "stream" if a stream ended without an end mark, and this provider may never send one.

@@ -9,6 +9,7 @@ from typing import Any
 from durable_swarm.codec import mended
 from durable_swarm.concurrency import Runtime
 from durable_swarm.schema import tool_schemas
+from durable_swarm.schema.output import output_type_of
 from durable_swarm.types import Message
 
 
@@ -22,7 +23,10 @@ async def instructions(agent: Any, context: dict[str, Any], waits: Runtime) -> s
 
 
 def build_request(agent: Any, messages: list[Message], model: str, *, streamed: bool = False) -> dict[str, Any]:
-    """Return the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too."""
+    """Return the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too.
+
+    For an agent with an output type they name its schema as `response_format`.
+    """
     tools = mended(tool_schemas(agent))
     request = {
         "model": model,
@@ -35,6 +39,9 @@ def build_request(agent: Any, messages: list[Message], model: str, *, streamed: 
         request["stream_options"] = {"include_usage": True}
     if tools:
         request["parallel_tool_calls"] = getattr(agent, "parallel_tool_calls", True)
+    output = output_type_of(agent)
+    if output is not None:
+        request["response_format"] = mended(output.response_format)
     request.update(getattr(agent, "model_settings", None) or {})
     if streamed and not request["stream"]:
         del request["stream_options"]

@@ -93,7 +93,7 @@ class Reader(ObjectReader):
                     values[key] = convert(value)
                 # A user's own type may raise anything for a value that it did not expect.
                 except Exception as error:
-                    problems += _reasons(key, error)
+                    problems += reasons(key, error)
             elif self._signature.takes_more and key not in self._signature.closed:
                 values[key] = value
             else:
@@ -102,7 +102,7 @@ class Reader(ObjectReader):
             try:
                 values[name] = _default(self._filled[name], values)
             except Exception as error:
-                problems += _reasons(name, error)
+                problems += reasons(name, error)
         if problems:
             self.refuse(f"do not fit: {'; '.join(problems[:20])}")
         return values
@@ -154,6 +154,14 @@ _decoder = json.JSONDecoder(
 )
 
 
+def decoded(text: str) -> Any:
+    """Return the JSON value in a model's text. Raises ValueError, and RecursionError if it is nested too deep."""
+    value = _decoder.decode(text)
+    if _too_deep([value]):
+        raise RecursionError("it is nested too deep")
+    return value
+
+
 def _too_deep(value: Any) -> bool:
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -174,7 +182,8 @@ def _converter(parameter: Parameter, adapters: Adapters) -> Callable[[Any], Any]
     return lambda value: read(write(value))
 
 
-def _reasons(name: str, error: Exception) -> list[str]:
+def reasons(name: str, error: Exception) -> list[str]:
+    """Return why the value called `name` was refused, a line for each place in it."""
     if not isinstance(error, ValidationError):
         return [f"{name}: {type(error).__name__}: {cut(str(error), 200)}"]
     details = error.errors(include_url=False, include_context=False)

@@ -81,15 +81,17 @@ def _plain_type(annotation: Any) -> str | None:
     return _SWARM_TYPES.get(annotation) if isinstance(annotation, type) else None
 
 
-class _Schemas(GenerateJsonSchema):
+class Schemas(GenerateJsonSchema):
+    """Pydantic's JSON schemas, without its warnings."""
+
     def emit_warning(self, kind: Any, detail: str) -> None:
         """Stay silent: a nested default without a JSON form is left out, which does no harm."""
 
 
 def _adapter(tool: str, parameter: Parameter) -> TypeAdapter[Any]:
     try:
-        adapter = _lax_adapter(_known_to_pydantic(parameter.annotation))
-        adapter.json_schema(schema_generator=_Schemas)
+        adapter = lenient_adapter(parameter.annotation)
+        adapter.json_schema(schema_generator=Schemas)
         return adapter
     # Also raised by the hooks of a user's own type.
     except Exception as error:
@@ -100,7 +102,9 @@ def _adapter(tool: str, parameter: Parameter) -> TypeAdapter[Any]:
         ) from error
 
 
-def _lax_adapter(annotation: Any) -> TypeAdapter[Any]:
+def lenient_adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Return pydantic's adapter of a type, with the tolerance that a model's values need where the type has none."""
+    annotation = _known_to_pydantic(annotation)
     try:
         return TypeAdapter(annotation, config=_LAX)
     except PydanticUserError as error:
@@ -146,7 +150,7 @@ def _properties(parameters: list[Parameter], adapters: Adapters) -> tuple[dict[s
     """
     rich = [p.name for p in parameters if _plain_type(p.annotation) is None and p.name != CONTEXT]
     found, shared = TypeAdapter.json_schemas(
-        [(name, "validation", adapters[name]) for name in rich], schema_generator=_Schemas
+        [(name, "validation", adapters[name]) for name in rich], schema_generator=Schemas
     )
     tidy = _Tidy(found.values(), shared.get("$defs", {}))
     properties: dict[str, Any] = {p.name: {"type": _plain_type(p.annotation) or "object"} for p in parameters}

@@ -10,7 +10,9 @@ from durable_swarm.agents import remember
 from durable_swarm.codec import mended, mended_values
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import Ending, Start
+from durable_swarm.models.verdict import output_of
 from durable_swarm.schema import tool_schemas
+from durable_swarm.schema.output import output_type_of
 from durable_swarm.types import Message, Response
 from durable_swarm.validation import check_name, check_text, check_whole
 
@@ -80,6 +82,9 @@ def check_agent(agent: Any) -> None:
     if not isinstance(agent.functions, list | tuple) or not all(callable(function) for function in agent.functions):
         raise ConfigurationError(f"agent {agent.name!r}: functions must be a list of functions")
     tool_schemas(agent)
+    output_type_of(agent)
+    if getattr(agent, "output_type", None) is not None:
+        check_whole(f"agent {agent.name!r}: output_retries", getattr(agent, "output_retries", 2), 0)
 
 
 def check_messages(messages: Any) -> None:
@@ -100,6 +105,7 @@ def plain(message: Any) -> Message:
 
 def respond(ending: Ending, agent: Any, run_id: str | None) -> Response:
     """Convert the loop's ending to the `Response` that a program gets."""
+    given, last = getattr(agent, "output_type", None), ending.messages[-1] if ending.messages else {}
     return Response(
         messages=ending.messages,
         agent=agent,
@@ -107,4 +113,5 @@ def respond(ending: Ending, agent: Any, run_id: str | None) -> Response:
         run_id=run_id,
         usage=ending.usage,
         ended_by=ending.ended_by,
+        output=output_of(last, ending.verdict, given),
     )

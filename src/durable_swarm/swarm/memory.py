@@ -27,6 +27,7 @@ from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, drive
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
+from durable_swarm.models.verdict import judge
 from durable_swarm.models.wire import Conversation
 from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.requests import Request as HumanRequest
@@ -203,8 +204,9 @@ class _InMemory:
         if self.channel is not None:
             self.channel.end()
         calls = await plan_calls(agent, completion.message, self.waits, completion.finish, self._new(effect))
+        verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
-        return Reply(completion.message, calls, completion.usage, together, finish=completion.finish)
+        return Reply(completion.message, calls, completion.usage, together, finish=completion.finish, verdict=verdict)
 
     def _new(self, effect: Ask | CallAll) -> list[Message]:
         return effect.history[len(self.asked.messages) :]

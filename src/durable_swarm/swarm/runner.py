@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from durable_swarm.streaming import Item, Stream
 from durable_swarm.swarm.answering import Answering
 from durable_swarm.swarm.arguments import RunArguments
-from durable_swarm.types import Message, Response
+from durable_swarm.types import Agent, Message, Response, T
 
 
 class Runner(Answering, ABC):
@@ -29,6 +29,20 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         run_id: str | None = None,
     ) -> Iterator[Item]: ...
+    @overload
+    def run(
+        self,
+        agent: Agent[T],
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: Literal[False] = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Response[T]: ...
     @overload
     def run(
         self,
@@ -103,6 +117,20 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         run_id: str | None = None,
     ) -> Stream: ...
+    @overload
+    def run_async(
+        self,
+        agent: Agent[T],
+        messages: list[Message],
+        context_variables: dict[str, Any] | None = None,
+        model_override: str | None = None,
+        stream: Literal[False] = False,
+        debug: bool = False,
+        max_turns: float = float("inf"),
+        execute_tools: bool = True,
+        *,
+        run_id: str | None = None,
+    ) -> Coroutine[Any, Any, Response[T]]: ...
     @overload
     def run_async(
         self,

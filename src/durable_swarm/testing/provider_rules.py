@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from durable_swarm.testing.format_rules import format_problem
+
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 MESSAGE_KEYS = frozenset(
     {"role", "content", "name", "tool_calls", "tool_call_id", "refusal", "audio", "function_call"},
@@ -64,6 +66,7 @@ def check_request(kwargs: Mapping[str, Any]) -> None:
     Raises `ProviderError` with status 400, naming the part, for: messages that are not a list of well-formed messages;
     tool calls without exactly one tool message each right after them, and tool messages without their call; tools that
     are not a well-formed list of functions; `parallel_tool_calls` without tools; `stream_options` without `stream`;
+    a `response_format` whose schema is not what it says (`strict`, of an object);
     anything that is not JSON. `tools`, `tool_choice`, `parallel_tool_calls` and `stream_options` may be None.
     """
     _check_messages(kwargs.get("messages"))
@@ -72,6 +75,8 @@ def check_request(kwargs: Mapping[str, Any]) -> None:
         _check_tools(tools)
     elif kwargs.get("parallel_tool_calls") is not None:
         _refuse("parallel_tool_calls is only allowed when tools are given")
+    if kwargs.get("response_format") is not None and (problem := format_problem(kwargs["response_format"])):
+        _refuse(problem)
     if kwargs.get("stream_options") is not None and not kwargs.get("stream"):
         _refuse("stream_options is only allowed when stream is true")
     _check_json({name: value for name, value in kwargs.items() if name not in CLIENT_OPTIONS})

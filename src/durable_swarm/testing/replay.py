@@ -18,12 +18,27 @@ from durable_swarm.engine.history.export import FORMAT, Exported, read_document
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.turns import recorded_turns
-from durable_swarm.errors import ConfigurationError, ReplayMismatch, RunNotFound, UnknownAgent
-from durable_swarm.loop import NOT_MADE, Ask, Call, Close, Effect, Ending, Outcome, Reply, Start, drive, known, turns
+from durable_swarm.errors import ConfigurationError, InvalidOutput, ReplayMismatch, RunNotFound, UnknownAgent
+from durable_swarm.loop import (
+    NOT_MADE,
+    Ask,
+    Call,
+    Close,
+    Effect,
+    Ending,
+    Outcome,
+    Reply,
+    Start,
+    Verdict,
+    drive,
+    known,
+    turns,
+)
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
 from durable_swarm.models.request import build_request, instructions
+from durable_swarm.models.verdict import judge
 from durable_swarm.models.wire import Conversation
 from durable_swarm.runs import State
 from durable_swarm.service import NoRuns, open_runs
@@ -279,7 +294,7 @@ class Replaying:
         self.requests.append(request)
         if recorded is not None and self.clients is None:
             self._compare_request(turn, agent, recorded, request)
-            return await self._planned(turn, agent, recorded)
+            return await self._planned(effect, agent, recorded)
         client = None if self.clients is None else self.clients.get()
         return await self._ask_anew(client, effect, agent, context, recorded)
 
@@ -309,9 +324,9 @@ class Replaying:
             )
             self._note(turn, what, recorded.version, now)
 
-    async def _planned(self, turn: int, agent: Any, recorded: RecordedTurn) -> Reply:
-        """Return the recorded reply, its calls planned by the present code."""
-        new = self._history[self._first :]
+    async def _planned(self, effect: Ask, agent: Any, recorded: RecordedTurn) -> Reply:
+        """Return the recorded reply, its calls planned and its answer judged by the present code."""
+        turn, new = effect.turn, self._history[self._first :]
         calls = await plan_calls(agent, recorded.reply.message, BlockingRuntime(), recorded.reply.finish, new)
         for was, now in zip(recorded.reply.calls, calls, strict=True):
             if was.plan not in NOT_MADE and find_tool(agent, now.tool) is None:
@@ -321,7 +336,17 @@ class Replaying:
                     run_id=self.recording.run_id,
                 )
             self._note(turn, f"what the model is told of {_call(now)}", was.text or None, now.text or None)
-        return replace(recorded.reply, calls=calls, together=False)
+        verdict = self._judged(agent, recorded.reply.message, recorded.reply.finish, effect.misfits)
+        if recorded.reply.verdict is not None or verdict is not None:
+            then, today = recorded.reply.verdict or Verdict(), verdict or Verdict()
+            self._note(turn, "what the model is told of its answer", then.tell or None, today.tell or None)
+        return replace(recorded.reply, calls=calls, together=False, verdict=verdict)
+
+    def _judged(self, agent: Any, message: Message, finish: str, misfits: int) -> Verdict | None:
+        try:
+            return judge(agent, message, finish, misfits)
+        except InvalidOutput as error:
+            raise _Stopped(str(error)) from error
 
     async def _ask_anew(
         self, client: Any, effect: Ask, agent: Any, context: dict[str, Any], recorded: RecordedTurn | None
@@ -351,7 +376,10 @@ class Replaying:
         self._note(
             effect.turn, "tool calls", [_call(call) for call in was.calls] if was else None, list(map(_call, calls))
         )
-        return Reply(completion.message, calls, completion.usage, heard=heard, finish=completion.finish)
+        verdict = self._judged(agent, completion.message, completion.finish, effect.misfits)
+        return Reply(
+            completion.message, calls, completion.usage, heard=heard, finish=completion.finish, verdict=verdict
+        )
 
     # Tool calls
 

@@ -9,7 +9,7 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from types import SimpleNamespace
@@ -81,11 +81,13 @@ class Script(ABC):
         strict: bool = True,
         latency: float = 0.0,
         pace: float = 0.0,
+        refuses: Collection[str] = (),
     ) -> None:
         check_seconds(latency)
         check_seconds(pace)
         self.calls: list[dict[str, Any]] = []
         self.strict = strict
+        self.refuses = frozenset(refuses)
         self.latency = latency
         self.pace = pace
         self.chat = SimpleNamespace(completions=SimpleNamespace(create=self._create))
@@ -122,6 +124,9 @@ class Script(ABC):
             injected = self._injected.popleft() if self._injected else None
         if injected is None and self.strict:
             check_request(request)
+        refused = [name for name in sorted(self.refuses) if request.get(name) is not None]
+        if injected is None and refused:
+            raise ProviderError(f"Unsupported parameter: {refused[0]!r}", 400, code="unsupported_parameter")
         reply = self._take(request) if injected is None else injected
         play = self._performed(reply, request)
         if is_exception(play.answer) or isinstance(play.answer, Page):
@@ -209,7 +214,8 @@ class ScriptedModel(Script):
     each chunk; after a request's `timeout` (a number) a `TimeoutError` is raised.
 
     `calls` lists the requests, oldest first. With `strict` each request is checked by `check_request`, which raises
-    `ProviderError` with status 400; such a request uses up no reply.
+    `ProviderError` with status 400; such a request uses up no reply. So does a request with an argument named in
+    `refuses`, such as "response_format".
 
     A program that starts again builds its script anew. Rules continue without a gap, because they depend on the request
     alone. A list that is asked for turn n of an unseen run continues at reply n (counted from 0), because an earlier

@@ -17,7 +17,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
@@ -57,16 +57,17 @@ def serve_scripted(
     latency: float = 0.0,
     pace: float = 0.0,
     port: int = 0,
+    refuses: Collection[str] = (),
 ) -> ScriptedServer:
     """Make a server that answers like `ScriptedModel(replies, ...)`, to be used in `with`, or by `start` and `stop`.
 
     It listens on 127.0.0.1 only, on `port`, or if that is 0 on a free one. Any API key is accepted. Errors have
-    openai's JSON form: the script's own, status 400 for a request that a strict provider refuses, for a script that ran
-    out and for an exception of its callables, 404 for other paths.
+    openai's JSON form: the script's own, status 400 for a request that a strict provider refuses or with an argument of
+    `refuses`, for a script that ran out and for an exception of its callables, 404 for other paths.
 
     Raises `ConfigurationError` as `ScriptedModel` does.
     """
-    return ScriptedServer(ScriptedModel(replies, strict=strict, latency=latency, pace=pace), port)
+    return ScriptedServer(ScriptedModel(replies, strict=strict, latency=latency, pace=pace, refuses=refuses), port)
 
 
 class ScriptedServer:

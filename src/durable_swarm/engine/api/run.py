@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
+from durable_swarm.agents import find_or_none
 from durable_swarm.engine.api.relatives import RunRelatives
 from durable_swarm.engine.api.result import RunResult
 from durable_swarm.engine.history import fork as history_fork
@@ -22,11 +23,15 @@ from durable_swarm.engine.records.agent_versions import HELD_FOR
 from durable_swarm.engine.signals import look_aside
 from durable_swarm.engine.storage.runs import moment, notes_on, started_at, state_of
 from durable_swarm.events import Event
+from durable_swarm.models.verdict import read_output
 from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.streaming import from_any_thread
-from durable_swarm.types import EndedBy, Message, Usage
+from durable_swarm.swarm.arguments import respond
+from durable_swarm.types import EndedBy, Message, T, Usage
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
     from durable_swarm.engine.execution.execution import Execution
 
 
@@ -70,6 +75,25 @@ class Run(RunResult, RunRelatives):
         noted = records_runs.read_end(row.output)
         ending = None if noted else story(self._store(), row).ending
         return noted if ending is None else ending.ended_by
+
+    @overload
+    def output(self, type: TypeForm[T]) -> T | None: ...
+    @overload
+    def output(self, type: Any = None) -> Any: ...
+    def output(self, type: Any = None) -> Any:
+        """Return the answer of a run that is done as a value; None if it has none, or is not done.
+
+        It is a value of `type`, or of the last agent's `output_type` if that agent is defined here; otherwise, and if
+        the agent's type has changed so that the answer does not fit it any more, plain data. Raises `InvalidOutput` if
+        the answer does not fit `type`.
+        """
+        row = self._row(load_output=True)
+        ending = story(self._store(), row).ending if state_of(row) == "done" else None
+        if ending is None or ending.ended_by != "answer" or not ending.messages:
+            return None
+        if type is not None:
+            return read_output(ending.messages[-1], ending.verdict, type)
+        return respond(ending, find_or_none(ending.agent), self.id).output
 
     def messages(self) -> list[Message]:
         """Return the run's new messages so far: always a history that a provider accepts."""
@@ -224,6 +248,10 @@ class Run(RunResult, RunRelatives):
     ) -> Run:
         """Fork as `fork` does, on the event loop."""
         return await look_aside(lambda: self.fork(turn, agent=agent, messages=messages, run_id=run_id))
+
+    async def output_async(self, type: Any = None) -> Any:
+        """Return the answer as `output` does, on the event loop."""
+        return await look_aside(self.output, type)
 
     async def messages_async(self) -> list[Message]:
         """Return the messages as `messages` does, on the event loop."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -35,11 +36,13 @@ from durable_swarm.engine.records.encoding import RecordCodec, output_of
 from durable_swarm.engine.signals import RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.rates import Rates
+from durable_swarm.engine.storage.runs import BY_TOOL
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.choice import ModelChoice, choose_model
 from durable_swarm.models.client import client_for
 from durable_swarm.models.memo import Memo
+from durable_swarm.models.verdict import judge
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import plan_calls, written_call
 from durable_swarm.tools.changes import warn_of_lost_updates
@@ -139,8 +142,8 @@ class Durable:
     """Returns the handler of the requests of a tool call."""
     accepted: Callable[[str], str | None]
     """Returns the change of an agent that a person has accepted for the run of an id."""
-    memo: Callable[[str, str], Memo]
-    """Returns the memo of a run's model call."""
+    memo: Callable[..., Memo]
+    """Returns the memo of a run's model call: of the run, the call and the name of the note."""
     replayed: bool = False
     """True if the last model call came from its record."""
     answered_here: bool = False
@@ -177,7 +180,8 @@ class Durable:
             record = await self.colour.step(names.model_step(effect.agent), body)
             reply = runs.read_reply(record)
             self.run.heard += len(reply.heard)
-            self.run.answered[effect.agent] = Answered(effect.turn, record.get("version", ""))
+            by_tool = record.get("form") == runs.BY_TOOL
+            self.run.answered[effect.agent] = Answered(effect.turn, record.get("version", ""), by_tool)
             self.run.feed.replied(record)
             return reply
 
@@ -223,25 +227,33 @@ class Durable:
             conversation=run.conversation,
             choice=self._choice(agent),
             debug=run.debug,
-            call=ModelCall(run.run_id, effect.turn, len(run.start.kept), self._memo(effect, heard)),
+            call=await self._call_of(effect, heard),
             waits=waits,
             show=run.feed if run.streams else None,
             admit=lambda model: self._admit(model, waits),
         )
         before = effect.history[len(run.start.messages) :]
         calls = await plan_calls(agent, completion.message, waits, completion.finish, before)
+        verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         version, written = agents.fingerprint(agent), written_call(agent, completion.message)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
-        reply = Reply(completion.message, calls, completion.usage, together, heard, completion.finish, written)
-        shown = run.feed.said(completion.message["content"])
-        return runs.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown)
+        reply = Reply(completion.message, calls, completion.usage, together, heard, completion.finish, written, verdict)
+        shown, by_tool = run.feed.said(completion.message["content"]), completion.by_tool
+        return runs.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown, by_tool=by_tool)
 
     def _choice(self, agent: Any) -> ModelChoice:
         return choose_model(agent, self.run.start.model_override, self.run.swarm.default_model)
 
-    def _memo(self, effect: Ask, heard: list[Message]) -> Memo:
-        """Return where a client keeps what is in progress; not for a request in which the model is told more."""
-        return self.memo(self.run.run_id, f"{effect.turn}.{len(effect.history) + len(heard)}")
+    async def _call_of(self, effect: Ask, heard: list[Message]) -> ModelCall:
+        """Return the model call, with what is kept of it; not of a request in which the model is told more."""
+        run, last = self.run, self.run.answered.get(effect.agent)
+        place = f"{effect.turn}.{len(effect.history) + len(heard)}"
+        kept, form = self.memo(run.run_id, place), self.memo(run.run_id, place, BY_TOOL)
+        by_tool = None if last is None else last.by_tool
+        if not by_tool and run.recovered:
+            by_tool = bool(await in_thread(form.read)) or by_tool
+        keep = functools.partial(form.write, True)
+        return ModelCall(run.run_id, effect.turn, len(run.start.kept), kept, by_tool=by_tool, keep_by_tool=keep)
 
     async def _heard(self) -> list[Message]:
         """Return the messages added to the run that were not received before."""

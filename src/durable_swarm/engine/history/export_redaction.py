@@ -14,10 +14,11 @@ Redact = Callable[[str, Any], Any]
 
 _FACTS = frozenset({"v", "agent", "swarm", "at", "model", "version", "usage", "type", "step", "run_id", "failed"})
 _FACTS |= {"model_override", "max_turns", "execute_tools", "debug", "forked", "removed", "stream", "whole", "together"}
-_FACTS |= {"make", "effect", "approval", "twin"}
+_FACTS |= {"make", "effect", "approval", "twin", "form", "wrapped"}
 """Fields of records that are needed to read a run; they contain our own names and numbers."""
 
 _OURS = frozenset({"messages", "message", "kept", "detours", "reply", "outcomes", "plan", "raised", "own", "heard"})
+_OURS |= {"verdict"}
 """Fields of records that contain further names, ours or the provider's; all other fields contain values of users."""
 
 _NAMES = _FACTS | {"role", "id", "tool_call_id", "tool_name", "sender", "name"}

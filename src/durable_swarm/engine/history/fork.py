@@ -17,7 +17,7 @@ from durable_swarm.agents import remember
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.runs import Store, notes_on
-from durable_swarm.loop import Ask, CallAll, Close, Start, turns
+from durable_swarm.loop import Ask, CallAll, Close, Reply, Start, correction, turns
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain
 from durable_swarm.tools.context import calling
 from durable_swarm.types import Message
@@ -145,12 +145,17 @@ def plan(store: Rows, row: Any, asked: ForkArguments, swarm: str) -> Planned:
         detours[str(turn)] = runs.detour_record(agent, messages)
     forked = {"run": row.workflow_id, "turn": turn}
     record = runs.fork_record(start, kept, detours, swarm=swarm, at=time.time(), forked=forked)
-    if kept and not told[turn - 1].read().calls and not messages:
+    if kept and _is_answer(told[turn - 1].read()) and not messages:
         raise errors.ConfigurationError(
             f"run {row.workflow_id!r} ended with turn {turn - 1}; give messages to go on after it, or fork it at an "
             "earlier turn"
         )
     return Planned(record, _next(row.workflow_id, runs.read_start(record)).agent)
+
+
+def _is_answer(reply: Reply) -> bool:
+    """Return True if a run may have ended with this reply."""
+    return not reply.calls and not correction(reply)
 
 
 def _plain_data(messages: Sequence[Message]) -> list[Any]:

@@ -186,6 +186,7 @@ def _done(step: Any, record: base.Record) -> dict[str, Any]:
         "version": step.output.get("version") if isinstance(step.output, dict) else None,
         "finish": codec.decode(record.get("finish")) if kind == "model" else None,
         "written": codec.decode(record.get("written")) if kind == "model" else None,
+        "misfit": codec.decode(record.get("verdict", {}).get("tell")) if kind == "model" else None,
         **_times(step),
     }
 

@@ -16,10 +16,14 @@ HELD_FOR, ACCEPTED = "held_for", "accepted"
 
 
 class Answered(NamedTuple):
-    """The turn in which an agent last answered in a run, and the version that answered."""
+    """The turn in which an agent last answered in a run, and the version that answered.
+
+    `by_tool` is true if its answer was asked for by a final tool.
+    """
 
     turn: int
     version: str
+    by_tool: bool = False
 
 
 def changed(run_id: str, agent: Any, last: Answered | None) -> errors.AgentChanged | None:

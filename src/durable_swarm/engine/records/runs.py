@@ -6,7 +6,7 @@ and keys are only added, never changed; `docs/code-changes.md` explains them to 
     workflow  durable_swarm.run       one run, id = run_id; its input is the start record
     workflow  durable_swarm.tool      one undecorated tool call, id = <run_id>/<turn>.<index>
     workflow  durable_swarm.program   a script under `durable-swarm run`, never executed: which start it is in
-    step      model:<agent>           one model call: reply, plans, version, tokens
+    step      model:<agent>           one model call: reply, plans, verdict, version, tokens
     step      tool:<name>             one call of a `@step` tool: its outcome
     step      <name>                  one call of a `@step` function inside a tool: its value
     step      durable_swarm.begun     recorded just before a tool with effect="once" is called
@@ -23,7 +23,7 @@ from durable_swarm import codec
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record, _checked, _each, _named, _slim, _values, reading
 from durable_swarm.engine.records.names import VERSION
-from durable_swarm.loop import Call, Ending, Outcome, Reply, Start, Turn, TurnOverride, known
+from durable_swarm.loop import Call, Ending, Outcome, Reply, Start, Turn, TurnOverride, Verdict, known
 from durable_swarm.types import EndedBy, Usage
 
 
@@ -134,11 +134,17 @@ def _read_detour(record: Record) -> TurnOverride:
     return TurnOverride(_checked(record.get("agent"), str, NoneType), messages)
 
 
-def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Record | None) -> Record:
+BY_TOOL = "tool"
+"""The `form` of a reply whose answer was asked for by a final tool."""
+
+
+def reply_record(
+    reply: Reply, *, model: str, version: str, at: int, shown: Record | None, by_tool: bool = False
+) -> Record:
     """Return the record of one model call. It contains the reply, never the history that was sent.
 
     `at` is the time in milliseconds since 1970; `shown` says in which pieces the end of the text arrived
-    (`engine.history.projection`).
+    (`engine.history.projection`); `by_tool`, that the answer was asked for by a final tool.
     """
     return _slim(
         message=codec.encode(
@@ -149,12 +155,28 @@ def reply_record(reply: Reply, *, model: str, version: str, at: int, shown: Reco
         heard=codec.encode(reply.heard),
         finish=codec.encode(reply.finish),
         written=codec.encode(reply.written),
+        verdict=_verdict_record(reply.verdict),
+        form=BY_TOOL if by_tool else None,
         model=model,
         version=version,
         **_usage_record(reply.usage),
         at=at,
         shown=shown,
     )
+
+
+def _verdict_record(verdict: Verdict | None) -> Record | None:
+    """Return the judgement of an answer: `{"tell": text}`, or how the value is in its message."""
+    if verdict is None:
+        return None
+    return {"tell": codec.encode(verdict.tell)} if verdict.tell else {"wrapped": verdict.wrapped}
+
+
+def _read_verdict(record: Record | None) -> Verdict | None:
+    if record is None:
+        return None
+    tell = _checked(codec.decode(record.get("tell", "")), str)
+    return Verdict(tell, _checked(record.get("wrapped", False), bool))
 
 
 _TOTALS = 4
@@ -206,7 +228,8 @@ def _reply(record: Record) -> Reply:
     heard = _each(codec.decode(record.get("heard", [])), dict)
     finish = _checked(codec.decode(record.get("finish", "")), str)
     written = _checked(codec.decode(record.get("written", "")), str)
-    return Reply(message, calls, usage, _checked(record.get("together", False), bool), heard, finish, written)
+    together, verdict = _checked(record.get("together", False), bool), _read_verdict(record.get("verdict"))
+    return Reply(message, calls, usage, together, heard, finish, written, verdict)
 
 
 def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:

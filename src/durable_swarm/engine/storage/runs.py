@@ -50,7 +50,7 @@ STOOD = "stood"
 NEEDS = "needs"
 """Note on a run that waits for an agent which some process lacked: the agent's name."""
 
-MODEL_CALL = "model_call"
+MODEL_CALL, BY_TOOL = "model_call", "by_tool"
 """Note on a run of what a client keeps of the model call in progress: which call, and the value."""
 
 QUEUED = "queued"
