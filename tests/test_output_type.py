@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 import json
 import uuid
@@ -33,7 +33,7 @@ class Item(BaseModel):
     name: str = Field(max_length=5, pattern="^[a-z]*$")
     price: Decimal = Field(ge=0)
     colour: Colour = Field(default=Colour.RED, description="of the paint")
-    at: datetime.datetime | None = None
+    at: dt.datetime | None = None
     tags: set[str] = set()
     kind: Literal["a", "b"] = Field(default="a", alias="Kind")
 
@@ -93,7 +93,7 @@ LOOSE: list[Any] = [dict[str, int], dict, list, Any, tuple[int, str], Open]
 
 @pytest.mark.parametrize("kind", [*STRICT, *LOOSE], ids=str)
 def test_a_provider_takes_the_schema(kind: Any) -> None:
-    """The format has the shape of OpenAI's own type, is strict where that can be, and is what a strict provider takes."""
+    """The format is of OpenAI's own type, strict where that can be, and taken by a strict provider."""
     sent = read_type(kind).response_format
     assert TypeAdapter(ResponseFormatJSONSchema).validate_python(sent, strict=True) == sent
     assert sent["json_schema"]["strict"] is (kind in STRICT)
@@ -101,7 +101,7 @@ def test_a_provider_takes_the_schema(kind: Any) -> None:
 
 
 VALUES: list[tuple[Any, Any]] = [
-    (Order, Order(first=Item(name="hat", price=Decimal("1.5"), at=datetime.datetime(2026, 1, 1)))),
+    (Order, Order(first=Item(name="hat", price=Decimal("1.5"), at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)))),
     (Node, Node(value=1, children=[Node(value=2)])),
     (Cat | Dog, Dog(kind="dog")),
     (list[Colour], [Colour.RED]),

@@ -193,6 +193,7 @@ class _Asking:
             await self._ask_by_tool(self.output)
 
     async def _ask_by_tool(self, output: OutputType) -> None:
+        note_refusal(self.client, self.request["model"])
         if not self.call.by_tool:
             await self.waits.call(self.call.keep_by_tool)
         self.request, self.final = with_final_tool(self.request, output)
@@ -203,7 +204,6 @@ class _Asking:
         except Exception as error:
             if self.output is None or self.final or not refused_format(error, self.request):
                 raise
-        note_refusal(self.client, self.request["model"])
         await self._ask_by_tool(self.output)
         return await self._asked()
 

@@ -64,11 +64,11 @@ class Runner(Answering, ABC):
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
-        stream: bool = False,
+        *,
+        stream: bool,
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
-        *,
         run_id: str | None = None,
     ) -> Response | Iterator[Item]: ...
     def run(
@@ -152,11 +152,11 @@ class Runner(Answering, ABC):
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
-        stream: bool = False,
+        *,
+        stream: bool,
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
-        *,
         run_id: str | None = None,
     ) -> Coroutine[Any, Any, Response] | Stream: ...
     def run_async(
