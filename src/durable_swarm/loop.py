@@ -202,7 +202,8 @@ def turns(start: Start) -> Turns:
         for call, outcome in zip(calls, outcomes, strict=True):
             history.append({"role": "tool", "tool_call_id": call.id, "tool_name": call.tool, "content": outcome.text})
             absorb(context, outcome)
-            agent, misfits = outcome.agent or agent, 0 if outcome.agent else misfits
+            agent = outcome.agent or agent
+            misfits = 0 if outcome.agent else misfits
         # After the batch, as in Swarm: a call sees changes of its siblings in place, but not the ones they returned.
         for outcome in outcomes:
             context.update(outcome.updates)
