@@ -13,10 +13,11 @@ import pytest
 
 from durable_swarm import Agent
 from durable_swarm.concurrency import LoopRuntime
+from durable_swarm.engine.backend.steps import OwnershipLost
 from durable_swarm.engine.execution import crash_guard
 from durable_swarm.engine.execution.child_calls import OpenCall
 from durable_swarm.engine.execution.crash_guard import CrashLoopGuard
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.storage.runs import TRIED, notes_on
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
@@ -77,8 +78,8 @@ async def suspicion(make: Make, *run_ids: str) -> AsyncIterator[Calls]:
     swarm = make(ScriptedModel(["Done."] * len(run_ids)))
     for run_id in run_ids:
         await swarm.run_async(Agent(), user("Please."), run_id=run_id)
-        process.current().store.annotate(run_id, **{f"{TRIED}0.0": [0, crash_guard.EXECUTIONS - 1]})
-    yield Calls(process.current().trials)
+        here.current().store.annotate(run_id, **{f"{TRIED}0.0": [0, crash_guard.EXECUTIONS - 1]})
+    yield Calls(here.current().trials)
 
 
 @pytest.fixture(autouse=True)
@@ -183,12 +184,67 @@ async def test_a_suspect_that_never_began_leaves_no_trace(make: Make) -> None:
 
 
 @on_loop
+async def test_the_turn_of_a_call_whose_run_has_left_ends_with_the_call(make: Make) -> None:
+    """A run that is taken over while its suspect waits records no outcome, and others wait for none."""
+    async with suspicion(make, "suspect") as calls:
+        calls.call("early/0.0")
+        await calls.see("early/0.0")
+        again = OpenCall("suspect", "tool", flow=False)
+
+        async def alone() -> None:
+            async with calls.subject.execution(SUSPECT, LoopRuntime(), again):
+                pass
+
+        with calls.subject.until_recorded(SUSPECT):
+            left = asyncio.create_task(alone())
+            while not calls.subject.is_alone:
+                await asyncio.sleep(0.01)
+        await calls.end("early/0.0")
+        await left
+        assert not calls.subject.is_alone
+        calls.call("late/0.0")
+        await calls.see("late/0.0")
+        await calls.end("late/0.0")
+
+
+@on_loop
+async def test_a_call_of_a_run_that_was_taken_over_is_not_counted(make: Make) -> None:
+    """An execution that lost its run while the call waited neither makes the call nor changes the owner's count."""
+
+    def lost() -> None:
+        raise OwnershipLost("suspect")
+
+    async with suspicion(make, "suspect") as calls:
+        store, before = here.current().store, [0, crash_guard.EXECUTIONS - 1]
+        again = OpenCall("suspect", "tool", flow=False, verify_ownership=lost)
+        with pytest.raises(OwnershipLost):
+            async with calls.subject.execution(SUSPECT, LoopRuntime(), again):
+                pytest.fail("the call was made")
+        assert notes_on(store.found("suspect"))[f"{TRIED}0.0"] == before
+        assert not calls.subject.is_alone
+
+
+@on_loop
+async def test_no_turn_is_longer_than_a_suspicion(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that was made, and whose outcome is recorded much later, keeps no others waiting until then."""
+    async with suspicion(make, "suspect") as calls:
+        with calls.subject.until_recorded(SUSPECT):
+            async with calls.subject.execution(SUSPECT, LoopRuntime(), OpenCall("suspect", "tool", flow=False)):
+                pass
+            calls.call("late/0.0")
+            await calls.see()
+            monkeypatch.setattr(crash_guard, "PROVEN", 0.3)
+            await calls.see("late/0.0")
+            await calls.end("late/0.0")
+
+
+@on_loop
 @pytest.mark.parametrize("noted", [None, [0, 1], [0, crash_guard.EXECUTIONS - 1], [0, crash_guard.EXECUTIONS]])
 async def test_who_stood_still_has_not_died(noted: list[int] | None, make: Make) -> None:
     """A call that was taken over from a living process may begin as often as if it had not been begun there."""
     swarm = make(ScriptedModel(["Done."]))
     await swarm.run_async(Agent(), user("Please."), run_id="r")
-    store, subject = process.current().store, process.current().trials
+    store, subject = here.current().store, here.current().trials
     store.annotate("r", **{f"{TRIED}0.0": noted})
     async with subject.execution("r/0.0", LoopRuntime(), OpenCall("r", "tool", flow=False, stood=True)):
         assert notes_on(store.found("r"))[f"{TRIED}0.0"][1] == (1 if noted is None else noted[1])

@@ -29,6 +29,8 @@ class OpenCall(NamedTuple):
     """True if the call has records of its own."""
     stood: bool = False
     """True if the previous execution did not end in a crash."""
+    verify_ownership: Callable[[], None] = lambda: None
+    """Checks that this execution still owns the run."""
 
 
 class CallGuard(Protocol):

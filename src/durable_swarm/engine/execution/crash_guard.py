@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from durable_swarm import errors
 from durable_swarm.concurrency import Runtime, in_thread
+from durable_swarm.engine.backend.steps import OwnershipLost
 from durable_swarm.engine.execution.child_calls import OpenCall
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.records import names
@@ -75,8 +76,11 @@ class CrashLoopGuard:
         """The start time of each tool or model call that is being executed here."""
         self._waiting: set[str] = set()
         """The calls that wait until they are alone."""
-        self._turns: list[str] = []
-        """The call whose turn it is to be alone; after it, the call of a run that it started, and so on."""
+        self._turns: dict[str, float] = {}
+        """The call whose turn it is to be alone; after it, the call of a run that it started, and so on. Each with the
+        time at which its turn began."""
+        self._recorded: list[str] = []
+        """The calls that are in `until_recorded`, which ends their turn."""
         self._lent: dict[str, str] = {}
         """Runs that a call in progress has started or waits for, with that call."""
 
@@ -93,7 +97,7 @@ class CrashLoopGuard:
         try:
             if again is not None and tried is not None:
                 with engines_code(f"call {key!r}"):
-                    await in_thread(self._write, again.run_id, key, tried)
+                    await in_thread(self._count, again, key, tried)
                 self._open[key] = again.run_id, tried
                 proof = asyncio.create_task(self._prove(again.run_id, key, tried))
             yield
@@ -119,14 +123,18 @@ class CrashLoopGuard:
 
         The next suspect must not begin earlier, because it would be blamed if this call ended the process.
         """
+        with self._lock:
+            self._recorded.append(key)
         try:
             yield
             self._open.pop(key, None)
-        except (StepFailed, RunSuspended):
+        except (StepFailed, RunSuspended, OwnershipLost):
             self._open.pop(key, None)
             raise
         finally:
-            self._leave_turn(key)
+            with self._lock:
+                self._recorded.remove(key)
+                self._turns.pop(key, None)
 
     async def _next(self, key: str, again: OpenCall) -> AttemptCount | None:
         """Return the counts to store in the row once the call is begun; None if the call is not to be counted."""
@@ -144,7 +152,8 @@ class CrashLoopGuard:
     @property
     def is_alone(self) -> bool:
         """Return True if a call is executed alone here, or is about to be: calls begun meanwhile wait for it."""
-        return bool(self._turns or self._waiting)
+        with self._lock:
+            return bool(self._turn() or self._waiting)
 
     async def _begin(self, key: str, waits: Runtime, *, alone: bool) -> None:
         """Wait until the call may begin, and count it among those in progress."""
@@ -163,12 +172,13 @@ class CrashLoopGuard:
             if not self._is_free(key, alone):
                 return False
             if alone:
-                self._turns.append(key)
+                self._turns[key] = time.monotonic()
             self._under_way[key] = time.monotonic()
             return True
 
     def _is_free(self, key: str, alone: bool) -> bool:
-        if self._turns and not self._belongs(key, self._turns[-1]):
+        turn = self._turn()
+        if turn is not None and not self._belongs(key, turn):
             return False
         if not alone and not self._waiting:
             return True
@@ -176,6 +186,12 @@ class CrashLoopGuard:
         suspected = time.monotonic() - PROVEN
         kin = [self._belongs(key, other) for other, begun in self._under_way.items() if begun > suspected]
         return all(kin) if alone else any(kin)
+
+    def _turn(self) -> str | None:
+        """Return the call whose turn it is. After `PROVEN` seconds a call need not be alone any more."""
+        suspected = time.monotonic() - PROVEN
+        self._turns = {key: begun for key, begun in self._turns.items() if begun > suspected}
+        return next(reversed(self._turns), None)
 
     def _belongs(self, key: str, other: str) -> bool:
         """Return True if a call belongs to a run that the `other` call started, or to one of that run's, and so on."""
@@ -189,6 +205,9 @@ class CrashLoopGuard:
     def _end(self, key: str) -> None:
         with self._lock:
             self._under_way.pop(key, None)
+            # Its run may have left before the turn began, because it was taken over: nothing else would end the turn.
+            if key not in self._recorded:
+                self._turns.pop(key, None)
             if self._lent:
                 self._lent = {run: host for run, host in self._lent.items() if host != key}
 
@@ -204,20 +223,18 @@ class CrashLoopGuard:
             return AttemptCount(*noted), sleeps
         return AttemptCount(len(steps), 1), sleeps  # The previous execution came to this point and began the open call.
 
+    def _count(self, again: OpenCall, key: str, tried: AttemptCount) -> None:
+        again.verify_ownership()  # The call may have waited: another process may be making it, and counting.
+        self._write(again.run_id, key, tried)
+
     def _write(self, run_id: str, key: str, tried: AttemptCount) -> None:
         self._store.annotate(run_id, **{_name(key): list(tried)})
 
     async def _prove(self, run_id: str, key: str, tried: AttemptCount) -> None:
         """Note, after `PROVEN` seconds, that the call does not end its process soon, if at all."""
         await asyncio.sleep(PROVEN)
-        self._leave_turn(key)
         with contextlib.suppress(errors.DurableSwarmError):
             await in_thread(self._write, run_id, key, tried._replace(long=True))
-
-    def _leave_turn(self, key: str) -> None:
-        with self._lock:
-            if key in self._turns:
-                self._turns.remove(key)
 
     def close(self) -> None:
         """Withdraw the counts of calls in progress, because this is a clean shutdown."""

@@ -193,7 +193,8 @@ class ToolCallExecution:
 
     async def _body(self, call: Call) -> Outcome:
         run, made = self.made.run, self.made
-        again = None if made.attempt == 1 else OpenCall(run.run_id, call.tool, call.plan == "flow", run.stood)
+        open_call = OpenCall(run.run_id, call.tool, call.plan == "flow", run.stood, run.verify_ownership)
+        again = None if made.attempt == 1 else open_call
         async with made.trials.execution(self.key, self.waits, again):
             run.begun.add(self.key)
             try:
