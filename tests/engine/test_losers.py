@@ -12,7 +12,7 @@ import pytest
 from durable_swarm import Agent, Run, ask_human, step, tool
 from durable_swarm.engine.backend import queues, steps
 from durable_swarm.engine.execution import execution
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
@@ -37,15 +37,15 @@ class Desk:
 
 def over(run: Run) -> bool:
     """Whether no execution of the run is under way here."""
-    return run.id not in process.current().runs and run.id not in queues.executing()
+    return run.id not in here.current().runs and run.id not in queues.executing()
 
 
 def cancel_and_resume(run: Run) -> None:
     """Have another execution of the run begin beside the one that is under way."""
-    before = process.current().runs[run.id]
+    before = here.current().runs[run.id]
     run.cancel()
     run.resume()
-    wait_until(lambda: process.current().runs.get(run.id, before) is not before)
+    wait_until(lambda: here.current().runs.get(run.id, before) is not before)
 
 
 def approved(desk: Desk) -> Callable[..., str]:
@@ -152,13 +152,13 @@ def test_who_has_lost_a_run_asks_nobody(make: Make) -> None:
     swarm = make(ScriptedModel(lambda request: _reply(request, [("refund", {})])))
     run = swarm.start(Agent(name=unique(), functions=[asking(desk)]), user(), run_id="r")
     [request] = wait_until(run.requests)
-    inbox = process.current().store.inbox
+    inbox = here.current().store.inbox
     asked = RequestSpec(request.id, "r", "r/0.0", "question", "Clerk", "refund", question="Other words?")
     for change in (lambda: inbox.open(asked, "", None, "another"), lambda: inbox.reopen(asked, "", "no", "another")):
         with pytest.raises(steps.OwnershipLost):
             change()
     inbox.decide(request.id, Decision("answered", value="yes"), "boss")
-    owner = process.current().runs["r"].owner
+    owner = here.current().runs["r"].owner
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
     with pytest.raises(steps.OwnershipLost):
         inbox.open(asked, "", None, owner)

@@ -12,7 +12,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm, Run, step
 from durable_swarm.engine.execution import execution
 from durable_swarm.engine.execution.child_calls import PendingCalls
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.records import names
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
@@ -53,7 +53,7 @@ def failing(swarm: DurableSwarm) -> Run:
 
 
 def resumed(url: str, row: Any) -> None:
-    assert process.current().store.resume(row, "elsewhere") is True
+    assert here.current().store.resume(row, "elsewhere") is True
 
 
 def under_way(url: str, row: Any) -> None:
@@ -63,7 +63,7 @@ def under_way(url: str, row: Any) -> None:
 
 def cancelled(url: str, row: Any) -> None:
     resumed(url, row)
-    process.current().store.cancel("r")
+    here.current().store.cancel("r")
 
 
 def ended(url: str, row: Any) -> None:
@@ -77,7 +77,7 @@ def test_resuming_what_was_read_changes_nothing_that_is_new(
 ) -> None:
     """Who resumes a run by a row that is old finds it as somebody else has left it, and leaves it so."""
     failing(make_anywhere(ScriptedModel([["fail"]])))
-    store = process.current().store
+    store = here.current().store
     row = store.found("r")
     happened(database_url, row)
     before = statuses(database_url)
@@ -125,12 +125,12 @@ def test_open_calls_go_with_their_run(call: str, make_anywhere: Make, database_u
     swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
     change(database_url, f"UPDATE {{schema}}workflow_status SET {call} WHERE workflow_uuid = 'r/0.0'")
-    claims, row = process.current().store.claims, process.current().store.found("r")
+    claims, row = here.current().store.claims, here.current().store.found("r")
     assert claims.transfer([row], "taker") == {"r"}
     assert statuses(database_url) == {"r": ("ENQUEUED", "taker"), "r/0.0": ("ENQUEUED", "taker")}
     assert claims.transfer([row], "late") == set()
     change(database_url, "UPDATE {schema}workflow_status SET status = 'SUCCESS' WHERE workflow_uuid = 'r/0.0'")
-    assert claims.transfer([process.current().store.found("r")], "third") == {"r"}
+    assert claims.transfer([here.current().store.found("r")], "third") == {"r"}
     assert statuses(database_url) == {"r": ("ENQUEUED", "third"), "r/0.0": ("SUCCESS", "taker")}
     gate.open.set()
 
@@ -141,7 +141,7 @@ def test_cancelling_takes_the_run_with_its_calls_or_nothing(make_anywhere: Make,
     swarm = make_anywhere(ScriptedModel([["hold"], "Done."]))
     swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
-    claims = process.current().store.claims
+    claims = here.current().store.claims
     assert claims.cancel("r") is True
     assert {status for status, _ in statuses(database_url).values()} == {"CANCELLED"}
     change(database_url, "UPDATE {schema}workflow_status SET status = 'PENDING' WHERE workflow_uuid = 'r/0.0'")
@@ -194,7 +194,7 @@ def test_who_has_lost_a_run_follows_it(
     swarm = make(ScriptedModel(lambda request: "Done." if request["messages"][-1]["role"] == "tool" else ["work"]))
     assert wait(swarm, Agent(name=unique(), functions=[step(work) if decorated else work])) == "Done."
     assert len(calls) == 2
-    assert set(statuses(url).values()) == {("SUCCESS", process.current().queue)}
+    assert set(statuses(url).values()) == {("SUCCESS", here.current().queue)}
 
 
 @pytest.mark.slow
@@ -209,7 +209,7 @@ def test_who_has_lost_a_run_is_told_while_its_tool_works(
     change(url, STEAL)
     change(url, "UPDATE {schema}workflow_status SET status = 'CANCELLED', owner_xid = NULL WHERE name = :tool",
            tool=names.TOOL)  # fmt: skip
-    executed: execution.Execution = process.current().runs["r"]
+    executed: execution.Execution = here.current().runs["r"]
     wait_until(executed.over.done)
     assert "goes on elsewhere" in caplog.text
     assert executed.lost is True
@@ -223,7 +223,7 @@ def test_a_call_that_nobody_executes_is_fetched(make_anywhere: Make, database_ur
     swarm = make_anywhere(ScriptedModel([["hold"], "Done."]))
     swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
-    claims, owner = process.current().store.claims, process.current().runs["r"].owner
+    claims, owner = here.current().store.claims, here.current().runs["r"].owner
     for call in OPEN.values():
         change(database_url, f"UPDATE {{schema}}workflow_status SET {call} WHERE workflow_uuid = 'r/0.0'")
         assert claims.fetch_call("r/0.0", "r", "another", "mine") is False

@@ -14,7 +14,7 @@ import pytest
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunConflict, agents, ask_human, step, tool
 from durable_swarm.engine.backend import queues, steps
 from durable_swarm.engine.execution.swarms import QueueLimits
-from durable_swarm.engine.processes import process, worker
+from durable_swarm.engine.processes import here, worker
 from durable_swarm.engine.processes.recovery import Recovery
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.messages import Messages
@@ -167,7 +167,7 @@ def test_a_run_without_its_agent_is_offered(make: Make, url: str) -> None:
         client.enqueue(name, user("a"), run_id="a")
     swarm = make(desk.model)
     swarm.serve()
-    wait_until(process.current().store.unclaimed)
+    wait_until(here.current().store.unclaimed)
     assert swarm.get("a").status in ("running", "queued")
     late = Agent(name=name, functions=[desk.visit])
     assert swarm.get("a").result(PATIENCE).agent is late
@@ -210,7 +210,7 @@ def test_a_run_that_another_has_taken_makes_no_further_call(make: Make, monkeypa
 
 def unclaimed() -> set[str]:
     """Give the runs that any process may take."""
-    return {row.workflow_id for row in process.current().store.unclaimed()}
+    return {row.workflow_id for row in here.current().store.unclaimed()}
 
 
 def test_a_run_without_its_tool_is_offered(make: Make) -> None:
@@ -260,7 +260,7 @@ def test_what_stops_in_a_draining_worker_is_offered_at_once(make_anywhere: Make,
     assert begun.wait(PATIENCE)
     wait_until(swarm.requests)
     # As if it had been taken over: it is under way all the same.
-    mine = f"UPDATE {{schema}}workflow_status SET queue_name = '{process.current().queue}' WHERE workflow_uuid = 'work'"
+    mine = f"UPDATE {{schema}}workflow_status SET queue_name = '{here.current().queue}' WHERE workflow_uuid = 'work'"
     change(database_url, mine)
     with ThreadPoolExecutor(1) as pool:
         drained = pool.submit(swarm.drain, PATIENCE)
@@ -310,8 +310,8 @@ def test_runs_from_elsewhere_count(make: Make, url: str) -> None:
     swarm = make(model)
     swarm.runs()
     run = swarm.start(holder, user("hold"), run_id="h")
-    wait_until(lambda: run.status == "running" and process.current().runs)
-    process.current().working.serve(swarm, QueueLimits(1))
+    wait_until(lambda: run.status == "running" and here.current().runs)
+    here.current().working.serve(swarm, QueueLimits(1))
     time.sleep(1.5)
     assert desk.came == []
     opened.set()
@@ -333,7 +333,7 @@ def test_a_process_that_stops_takes_nothing_over(make: Make, url: str) -> None:
     change(url, "UPDATE workflow_status SET queue_name = 'durable_swarm:unclaimed' WHERE workflow_uuid = 'r'")
     agent = Agent(name=name)
     swarm.drain(0)
-    assert process.current().take_over() == []
+    assert here.current().take_over() == []
     assert swarm.get("r").agent == agent.name
 
 
@@ -380,16 +380,16 @@ def test_a_run_that_lives_elsewhere_is_nobodys_to_leave(make: Make, url: str) ->
     desk = Desk()
     queued(desk, url, "mine", "others", "handed")
     make(desk.model).runs()
-    here = process.current()
+    engine = here.current()
     claim = "UPDATE {schema}workflow_status SET status = :status, executor_id = :name, queue_name = :queue "
     for run_id, status, name, queue in (
-        ("mine", "PENDING", here.identity.name, "q"),
+        ("mine", "PENDING", engine.identity.name, "q"),
         ("others", "PENDING", "another", "q"),
         ("handed", "ENQUEUED", "another", records_names.QUEUE + "another"),
     ):
-        change(url, f"{claim} WHERE workflow_uuid = '{run_id}'", status=status, name=name, queue=queue)
-    here.orphans.interrupted |= {"mine", "others", "handed"}
-    here.orphans.offer(["mine", "others", "handed"])
+        change(url, f"{claim} Where workflow_uuid = '{run_id}'", status=status, name=name, queue=queue)
+    engine.orphans.interrupted |= {"mine", "others", "handed"}
+    engine.orphans.offer(["mine", "others", "handed"])
     assert {row[0] for row in rows(url, "workflow_uuid, queue_name") if row[1] == records_names.UNCLAIMED} == {"mine"}
 
 
@@ -457,7 +457,7 @@ def test_a_thread_does_not_wait_for_who_has_its_run(make: Make, url: str, monkey
     swarm.start(agent, user(), run_id="r", queue=True)
     wait_until(lambda: ended == ["r"])
     wait_until(lambda: not queues.executing())
-    assert (process.current().runs, process.current().orphans.interrupted) == ({}, set())
+    assert (here.current().runs, here.current().orphans.interrupted) == ({}, set())
 
 
 def test_what_waits_in_a_thread_leaves_it(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:

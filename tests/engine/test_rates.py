@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.testing import ScriptedModel, rate_limited
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
@@ -99,7 +99,7 @@ def test_a_run_that_waits_for_its_moment_stops(end: str, make: Make) -> None:
     assert f"model {name!r} may be asked in" in str(wait_until(lambda: run.waits_for))
     if end == "cancel":
         run.cancel()
-        wait_until(lambda: run.id not in process.current().runs)
+        wait_until(lambda: run.id not in here.current().runs)
     else:
         began = time.monotonic()
         assert swarm.drain(PATIENCE) is True

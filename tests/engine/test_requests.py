@@ -21,7 +21,7 @@ from durable_swarm import (
 )
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.engine.execution import waiting
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.storage import ownership
 from durable_swarm.engine.storage import requests as stored_requests
 from durable_swarm.requests import Decision, Request
@@ -52,7 +52,7 @@ def test_cancelled_while_it_is_taken_over(make_anywhere: Make, monkeypatch: pyte
     monkeypatch.setattr(waiting, "THREADS", 0)
     swarm, agent = make_anywhere(asking()), Agent(name=unique(), functions=[ask])
     run = swarm.start(agent, user())
-    request, store = asked(swarm), process.current().store
+    request, store = asked(swarm), here.current().store
     look = store.unfinished
 
     def look_and_cancel(version: str) -> list[Any]:
@@ -63,7 +63,7 @@ def test_cancelled_while_it_is_taken_over(make_anywhere: Make, monkeypatch: pyte
         return found
 
     monkeypatch.setattr(store, "unfinished", look_and_cancel)
-    wait_until(lambda: run.id not in process.current().runs)
+    wait_until(lambda: run.id not in here.current().runs)
     swarm.answer("red", request.id)
     with pytest.raises(RunCancelled):
         run.result(PATIENCE)
@@ -83,7 +83,7 @@ def test_a_run_that_rested_has_its_own_agent(make: Make, monkeypatch: pytest.Mon
         return swarm.start(Agent(name=name, functions=[ask]), user())
 
     runs = [begun(number) for number in range(3)]
-    wait_until(lambda: len(swarm.requests()) == 3 and not process.current().runs)
+    wait_until(lambda: len(swarm.requests()) == 3 and not here.current().runs)
     for run in runs:
         run.answer("red")
     told = [run.result(PATIENCE).messages[1]["content"] for run in runs]
@@ -100,7 +100,7 @@ def test_closing_under_a_caller_that_waits(make: Make) -> None:
         with pytest.raises(ConfigurationError, match="was closed"):
             over.result(PATIENCE)
     with pytest.raises(ConfigurationError, match="no DurableSwarm is open"):
-        process.current()
+        here.current()
 
 
 def test_a_clock_that_is_set_back(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_a_question_that_is_another_one_now(make_anywhere: Make, monkeypatch: py
     agent = Agent(name=unique(), functions=[ask])
     run = swarm.start(agent, user())
     assert asked(swarm).question == "Delete a?"
-    wait_until(lambda: run.id not in process.current().runs)
+    wait_until(lambda: run.id not in here.current().runs)
     monkeypatch.setattr(waiting, "THREADS", 1)
     run.answer("yes")
     assert wait_until(swarm.requests)[0].question == "Delete b?"
@@ -152,7 +152,7 @@ def test_a_decision_that_the_code_refuses(make_anywhere: Make, monkeypatch: pyte
     request = asked(swarm)
     with monkeypatch.context() as patch:
         patch.setattr(stored_requests, "check_decision", lambda *_: None)
-        process.current().store.inbox.decide(request.id, Decision("approved", arguments={"amount": "much"}), "ann")
+        here.current().store.inbox.decide(request.id, Decision("approved", arguments={"amount": "much"}), "ann")
     shown = wait_until(lambda: [one for one in swarm.requests() if one.question != request.question])
     assert "amount" in shown[0].question
     run.approve()

@@ -11,7 +11,7 @@ import sqlalchemy
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound, ask_human, emit, step, tool
 from durable_swarm.cli.app import main
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import here
 from durable_swarm.engine.storage import retention
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
@@ -71,7 +71,7 @@ def whole(swarm: DurableSwarm, clerk: Agent, run_id: str) -> None:
 
 def everything(url: str) -> dict[str, set[Any]]:
     """Give every row of every table, as texts; those that tell of processes and programs left out."""
-    inspector = sqlalchemy.inspect(process.current().store.engine)
+    inspector = sqlalchemy.inspect(here.current().store.engine)
     found: dict[str, set[Any]] = {}
     for schema in {None, *(["dbos"] if not url.startswith("sqlite") else [])}:
         for name in inspector.get_table_names(schema=schema):
@@ -124,7 +124,7 @@ def test_more_than_a_batch(make_anywhere: Make, database_url: str, monkeypatch: 
     swarm = make_anywhere(ScriptedModel(["Done."] * 20, strict=False))
     for number in range(20):
         swarm.run(Agent(), user(), run_id=f"r{number}")
-    store = process.current().store
+    store = here.current().store
     with ThreadPoolExecutor(2) as pool:
         deleted = list(pool.map(lambda _: retention.Retention(store, 2**52).delete(), range(2)))
     assert sum(deleted) == 20
@@ -147,7 +147,7 @@ def test_resumed_in_the_same_moment(make: Make, url: str) -> None:
             return "gone"
 
     with ThreadPoolExecutor(2) as pool:
-        deleting = pool.submit(retention.Retention(process.current().store, 2**52).delete)
+        deleting = pool.submit(retention.Retention(here.current().store, 2**52).delete)
         found = [resume(number) for number in range(10)]
         deleting.result()
     assert set(found) <= {"Done.", "gone"}

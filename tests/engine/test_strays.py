@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from durable_swarm import Agent
 from durable_swarm.engine.backend import awaited_calls
-from durable_swarm.engine.processes import lost_claims, maintenance, process
+from durable_swarm.engine.processes import here, lost_claims, maintenance
 from durable_swarm.engine.records import names
 from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.testing import ScriptedModel
@@ -44,7 +44,7 @@ def test_a_claim_whose_answer_was_lost_is_made_again(
     agent = Agent(name=unique())
     run = swarm.start(agent, user(), run_id="r", queue=True)  # No worker serves the queue.
     assert run.status == "queued"
-    change(database_url, CLAIM + "WHERE workflow_uuid = 'r'", name=process.current().identity.name)
+    change(database_url, CLAIM + "WHERE workflow_uuid = 'r'", name=here.current().identity.name)
     wait_until(lambda: [row.status for row in rows(database_url, "status")] == ["SUCCESS"])
     assert next(failures, None) is None
     assert run.result(20).messages[-1]["content"] == "Done."
@@ -106,11 +106,11 @@ def test_a_dispatch_that_comes_late_begins_nothing(make: Make, monkeypatch: pyte
     swarm.serve()
     run = swarm.start(agent, user(), run_id="r", queue=True)
     wait_until(lambda: asked)
-    live = process.current().runs["r"]
+    live = here.current().runs["r"]
     late[0]()
     time.sleep(0.5)
-    assert process.current().runs["r"] is live
-    assert process.current().orphans.interrupted == set()
+    assert here.current().runs["r"] is live
+    assert here.current().orphans.interrupted == set()
     answer.set()
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
     assert len(asked) == 1
@@ -122,5 +122,5 @@ def test_a_stray_without_its_agent_is_left_to_others(make: Make, url: str, monke
     monkeypatch.setattr(maintenance, "KEEP", 0.1)
     swarm = make(ScriptedModel([]))
     swarm.enqueue(unique("Nobody"), user(), run_id="r")
-    change(url, CLAIM + "WHERE workflow_uuid = 'r'", name=process.current().identity.name)
+    change(url, CLAIM + "WHERE workflow_uuid = 'r'", name=here.current().identity.name)
     wait_until(lambda: rows(url, "status, queue_name") == [("ENQUEUED", names.UNCLAIMED)])
