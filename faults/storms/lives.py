@@ -66,6 +66,11 @@ class Life:
         return self._process.exitcode is None
 
     @property
+    def listens(self) -> bool:
+        """True once the process can be interrupted: those of a fork server ignore SIGINT until their own code runs."""
+        return self.log.exists()
+
+    @property
     def code(self) -> int | None:
         """The exit code, negative for a signal; None while the process lives."""
         return self._process.exitcode
@@ -85,13 +90,13 @@ class Life:
 
 
 def _live(log: Path, env: dict[str, str], work: Callable[..., Any], *args: Any) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(env)
     os.chdir(env[ledger.FOLDER])
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     work(*args)
 
 

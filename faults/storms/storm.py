@@ -205,6 +205,8 @@ class Storm:
 
     def _strike(self, kind: str, now: float) -> None:
         victims = [life for life in self._lives if life.lives and life.wakes is None and life.asked is None]
+        if kind == "int":
+            victims = [life for life in victims if life.listens]
         if not victims:
             return
         victim = self._chance.choice(victims)
