@@ -26,12 +26,14 @@ if TYPE_CHECKING:
         RunConflict,
         RunFailed,
         RunNotFound,
+        SessionBusy,
         ToolError,
         UnknownAgent,
     )
     from durable_swarm.events import Event
     from durable_swarm.repl.demo_loop import run_demo_loop
     from durable_swarm.swarm.memory import Swarm
+    from durable_swarm.swarm.session import Session
     from durable_swarm.tools.asking import ask_human, ask_human_async, later
     from durable_swarm.tools.context import current_call
     from durable_swarm.tools.decorators import step, tool, tool_from_schema
@@ -44,6 +46,7 @@ _HOMES = {
     "events": ["Event"],
     "repl.demo_loop": ["run_demo_loop"],
     "swarm.memory": ["Swarm"],
+    "swarm.session": ["Session"],
     "tools.asking": ["ask_human", "ask_human_async", "later"],
     "tools.context": ["current_call"],
     "tools.decorators": ["step", "tool", "tool_from_schema"],
@@ -67,6 +70,7 @@ _HOMES = {
         "RunConflict",
         "RunFailed",
         "RunNotFound",
+        "SessionBusy",
         "ToolError",
         "UnknownAgent",
     ],
@@ -98,6 +102,8 @@ __all__ = [
     "RunConflict",
     "RunFailed",
     "RunNotFound",
+    "Session",
+    "SessionBusy",
     "Swarm",
     "ToolError",
     "UnknownAgent",

@@ -9,6 +9,7 @@
     ├─ NotInRun             a call that only makes sense inside a tool
     ├─ RunNotFound          no run of that id in this database
     ├─ RunConflict          the id belongs to a run with another agent or other messages
+    ├─ SessionBusy          a run of the session is in progress
     ├─ RunCancelled         the run was cancelled
     ├─ RunFailed            the run ended with an error that was raised in another process
     ├─ ModelError           the provider refused, or could not be reached; carries `status`
@@ -100,6 +101,13 @@ class RunNotFound(DurableSwarmError):
 class RunConflict(DurableSwarmError):
     """`run_id` already belongs to a run with another agent or other messages."""
 
+    run_id: str = ""
+
+
+class SessionBusy(DurableSwarmError):
+    """Run `run_id` of session `session` is in progress, so the session takes no message, and is not deleted."""
+
+    session: str = ""
     run_id: str = ""
 
 

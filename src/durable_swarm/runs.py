@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,7 @@ from durable_swarm.loop import (
     Outcome,
     Reply,
     Start,
+    absorb,
     add,
     drive,
     known,
@@ -91,7 +92,7 @@ class StepInfo:
 class _NotYet(Exception):
     """The records end here."""
 
-    def __init__(self, effect: Effect, outcomes: list[Outcome | None]) -> None:
+    def __init__(self, effect: Ask | CallAll, outcomes: list[Outcome | None]) -> None:
         super().__init__()
         self.effect = effect
         self.outcomes = outcomes
@@ -106,6 +107,10 @@ class RunHistory:
     ending: Ending | None = None
     following: Effect | None = None
     """The run's next effect, if the records do not contain its end."""
+    agent: str = ""
+    """The agent that would be asked next."""
+    context: dict[str, Any] = field(default_factory=dict)
+    """The context variables as far as the records go."""
 
 
 @dataclass
@@ -154,8 +159,21 @@ def follow(
     try:
         ending = finish(drive(turns(start), recorded))
     except _NotYet as end:
-        return RunHistory(_so_far(end, len(start.messages), pending), recorded.usage, following=end.effect)
-    return RunHistory(ending.messages, ending.usage, ending)
+        messages, (agent, context) = _so_far(end, len(start.messages), pending), _left(end)
+        return RunHistory(messages, recorded.usage, following=end.effect, agent=agent, context=context)
+    return RunHistory(ending.messages, ending.usage, ending, agent=ending.agent, context=ending.context)
+
+
+def _left(end: _NotYet) -> tuple[str, dict[str, Any]]:
+    """Return the agent and the context variables after the calls that have an outcome."""
+    agent, context = end.effect.agent, dict(end.effect.context)
+    found = [outcome for outcome in end.outcomes if outcome is not None]
+    for outcome in found:
+        absorb(context, outcome)
+        agent = outcome.agent or agent
+    for outcome in found:
+        context.update(outcome.updates)
+    return agent, context
 
 
 def _so_far(end: _NotYet, first: int, pending: str) -> list[Message]:

@@ -116,6 +116,8 @@ OVERRIDDEN = {
     "await_workflow_result_async",
     "check_operation_execution",
     "check_workflow_result",
+    "init_workflow",
+    "init_workflow_with_connection",
     "record_get_result",
     "update_workflow_outcome",
 }

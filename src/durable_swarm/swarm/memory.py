@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ from durable_swarm.concurrency import (
     running_loop,
 )
 from durable_swarm.errors import ConfigurationError, LimitReached, qualified_name, safe_text
-from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, drive, turns
+from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, drive, turns
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
@@ -36,7 +37,9 @@ from durable_swarm.sub_agents import failed_child
 from durable_swarm.swarm.answering import fits_code
 from durable_swarm.swarm.arguments import RunArguments, check_settings, respond
 from durable_swarm.swarm.memory_requests import MemoryInbox
+from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySession, MemoryTurn
 from durable_swarm.swarm.runner import Runner
+from durable_swarm.swarm.session import Session, check_session
 from durable_swarm.tools.approval import approval_of, approved, later_of, posted
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import Cast, call_tool, find_tool, plan_calls, read_result
@@ -45,7 +48,10 @@ from durable_swarm.tools.context import CurrentCall, Inside, calling
 from durable_swarm.tools.inside import IN_MEMORY
 from durable_swarm.tools.repeats import same_before, step_number
 from durable_swarm.types import Message, Response
-from durable_swarm.validation import LONGEST_ID, check_name
+from durable_swarm.validation import LONGEST_ID, check_name, check_whole
+
+StreamedRun = Callable[[Runtime, Any, Channel], Coroutine[Any, Any, Response]]
+"""Executes a run with a way to wait and a client, and passes what its model says to a channel."""
 
 
 class Swarm(Runner):
@@ -71,6 +77,9 @@ class Swarm(Runner):
         self.tool_errors = tool_errors
         self.default_model = default_model
         self.inbox = MemoryInbox()
+        self.conversations: dict[str, MemoryConversation] = {}
+        """The sessions, by id."""
+        self.session_lock = threading.Lock()
         self._streaming: set[asyncio.Task[Any]] = set()
 
     def close(self) -> None:
@@ -113,6 +122,10 @@ class Swarm(Runner):
             raise failed_child(run_id, agent.name, qualified_name(failure), safe_text(failure)) from failure
 
     def _stream(self, asked: RunArguments, run_id: str | None) -> Iterator[Item]:
+        return self.streamed(lambda waits, client, channel: self._run(asked, run_id, waits, client, channel))
+
+    def streamed(self, run: StreamedRun) -> Iterator[Item]:
+        """Execute a run on the background loop, and pass the dictionaries to the calling thread."""
         if running_loop() is background_loop():
             raise ConfigurationError(
                 "run(stream=True) would stop the event loop on which it is executed; in an async tool iterate "
@@ -120,18 +133,20 @@ class Swarm(Runner):
             )
         client, channel = self.clients.get(background_loop()), Channel()
         with CallerThreadExecutor(PATIENCE) as home:
-            run = contained(self._run(asked, run_id, LoopRuntime(home), client, channel))
-            over = on_background(run)
+            over = on_background(contained(run(LoopRuntime(home), client, channel)))
             try:
                 yield from read(channel, home, over)
             finally:
                 channel.close()
         yield {"response": result_of(over.result())}
 
-    async def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
+    def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
+        return self.streamed_async(lambda waits, client, channel: self._run(asked, run_id, waits, client, channel))
+
+    async def streamed_async(self, run: StreamedRun) -> AsyncIterator[Item]:
+        """Execute a run on the running loop, and pass the dictionaries to it."""
         loop, channel = asyncio.get_running_loop(), Channel()
-        run = contained(self._run(asked, run_id, LoopRuntime(), self.clients.get(loop), channel))
-        over = loop.create_task(run)
+        over = loop.create_task(contained(run(LoopRuntime(), self.clients.get(loop), channel)))
         self._streaming.add(over)
         over.add_done_callback(self._streaming.discard)
         try:
@@ -147,12 +162,43 @@ class Swarm(Runner):
         if run_id is not None:
             check_name("run_id", run_id, LONGEST_ID)
         performer = _InMemory(self, asked, run_id or _inner_id() or str(uuid.uuid4()), waits, client, channel)
+        ending = await self._drive(asked.start(copy.deepcopy), performer)
+        return respond(ending, performer.cast[ending.agent], run_id)
+
+    async def respond_in_session(
+        self, asked: RunArguments, turn: MemoryTurn, waits: Runtime, client: Any, channel: Channel | None
+    ) -> Response:
+        """Run to the end in a session."""
+        performer = _InMemory(self, asked, turn.run_id, waits, client, channel, turn=turn)
+        performer.conversation = turn.conversation
+        ending = await self._drive(turn.begin(asked.start(copy.deepcopy)), performer)
+        return respond(ending, performer.cast[ending.agent], turn.run_id)
+
+    async def _drive(self, start: Start, performer: _InMemory) -> Ending:
         try:
             with ends.bare():
-                ending = await drive(turns(asked.start(copy.deepcopy)), performer)
+                return await drive(turns(start), performer)
         finally:
             self.inbox.forget(performer.run_id)
-        return respond(ending, performer.cast[ending.agent], run_id)
+
+    # Sessions
+
+    def session(self, id: str, agent: Any = None, *, context_variables: dict[str, Any] | None = None) -> Session:
+        """Return the session of an id, which may be new.
+
+        A new session needs an `agent` for its first message, and begins with a copy of `context_variables`. A session
+        that exists continues with the agent and the context that its last run left. It exists as long as this object.
+        Raises `ConfigurationError`.
+        """
+        check_session(id, agent, context_variables)
+        return MemorySession(self, id, agent, dict(context_variables or {}))
+
+    def sessions(self, agent: str | None = None, limit: int = 100) -> list[Session]:
+        """Return the sessions, that with the latest change first; with `agent`, those it answers next."""
+        check_whole("limit", limit, 1)
+        known = sorted(self.conversations.items(), key=lambda item: item[1].updated_at, reverse=True)
+        found = [id for id, session in known if agent in (None, session.agent.name)]
+        return [MemorySession(self, id, None, {}) for id in found[:limit]]
 
 
 def _inner_id() -> str | None:
@@ -176,23 +222,30 @@ class _InMemory:
     channel: Channel | None = None
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
+    turn: MemoryTurn | None = None
+    """The run's part in a session, or None."""
 
     def __post_init__(self) -> None:
         self.cast[self.asked.agent.name] = self.asked.agent
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+        if self.turn is not None:
+            self.turn.at(effect)
         if isinstance(effect, Ask):
             return await self._ask(effect)
-        return await self._call_all(effect) if isinstance(effect, CallAll) else False
+        if isinstance(effect, CallAll):
+            return await self._call_all(effect)
+        return self.turn is not None and not self.turn.close(effect)
 
     async def _ask(self, effect: Ask) -> Reply:
         agent = self.cast[effect.agent]
+        heard = [] if self.turn is None else self.turn.hear()
         if self.channel is not None:
             self.channel.begin(effect.agent, effect.turn)
         completion = await complete(
             self.client,
             agent,
-            effect.history,
+            [*effect.history, *heard],
             effect.context,
             conversation=self.conversation,
             choice=choose_model(agent, self.asked.model_override, self.swarm.default_model),
@@ -206,10 +259,11 @@ class _InMemory:
         calls = await plan_calls(agent, completion.message, self.waits, completion.finish, self._new(effect))
         verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
-        return Reply(completion.message, calls, completion.usage, together, finish=completion.finish, verdict=verdict)
+        return Reply(completion.message, calls, completion.usage, together, heard, completion.finish, verdict=verdict)
 
     def _new(self, effect: Ask | CallAll) -> list[Message]:
-        return effect.history[len(self.asked.messages) :]
+        before = [] if self.turn is None else self.turn.before
+        return effect.history[len(before) + len(self.asked.messages) :]
 
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
         agent = self.cast[effect.agent]

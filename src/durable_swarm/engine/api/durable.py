@@ -16,6 +16,7 @@ from durable_swarm.concurrency import in_thread
 from durable_swarm.engine.api import programs
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.run_requests import decide
+from durable_swarm.engine.api.session import DurableSession
 from durable_swarm.engine.api.starter import RunStarter
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.swarms import QueueLimits
@@ -30,6 +31,7 @@ from durable_swarm.requests import TOKEN, Decision
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import State
 from durable_swarm.swarm.arguments import check_settings
+from durable_swarm.swarm.session import check_session
 
 log = logging.getLogger("durable_swarm")
 
@@ -170,6 +172,26 @@ class DurableSwarm(RunStarter):
     def runs(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
         """Return the runs, newest first: all, or those of one status or one agent."""
         return [self._handle(row.workflow_id) for row in self._store().listed(status, agent, limit)]
+
+    def session(self, id: str, agent: Any = None, *, context_variables: dict[str, Any] | None = None) -> DurableSession:
+        """Return the session of an id, which may be new; nothing is read or written.
+
+        A new session needs an `agent` for its first message, and begins with a copy of `context_variables`. A session
+        that exists continues with the agent and the context that its last run left. Raises `ConfigurationError`.
+        """
+        check_session(id, agent, context_variables)
+        return DurableSession(self, id, agent, dict(context_variables or {}))
+
+    def sessions(self, agent: str | None = None, limit: int = 100) -> list[DurableSession]:
+        """Return the sessions of all swarms, that with the latest change first; with `agent`, those it answers next."""
+        validation.check_whole("limit", limit, 1)
+        found = self._store().sessions.listed(agent, limit)
+        return [DurableSession(self, state.id, None, {}) for state in found]
+
+    async def sessions_async(self, agent: str | None = None, limit: int = 100) -> list[DurableSession]:
+        """Return the sessions as `sessions` does, on the event loop."""
+        self._open_on_loop()
+        return await in_thread(self.sessions, agent, limit)
 
     def recover(self) -> list[Run]:
         """Take over, now, the unfinished runs that no living process executes and whose agents are defined here.

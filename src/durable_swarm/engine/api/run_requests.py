@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from durable_swarm import errors
+from durable_swarm.codec import mended
 from durable_swarm.concurrency import in_thread
 from durable_swarm.engine.storage.runs import Store, notes_on
 from durable_swarm.requests import Decision, Request
 from durable_swarm.swarm.answering import answer, approve, fits_code, reject
+from durable_swarm.types import Message
+from durable_swarm.validation import check_text
 
 
 class DecisionListener(Protocol):
@@ -32,10 +35,15 @@ def decide(
 
 def say(store: Store, run_id: str, text: str) -> None:
     """Add a user's message to a run. Raises as `RunRequests.say` says, and `RunNotFound`."""
+    say_all(store, run_id, [{"role": "user", "content": check_text("text", mended(text))}])
+
+
+def say_all(store: Store, run_id: str, messages: list[Message]) -> None:
+    """Add messages to a run, all or none. Raises as `RunRequests.say` says, and `RunNotFound`."""
     row = store.found(run_id, load_output=False)
     # A process that cannot decode the run would store a message that the run cannot decode, and stop it for good.
     store.start_record(row)
-    store.mailbox.say(run_id, text, notes_on(row).get("swarm", ""))
+    store.mailbox.say(run_id, messages, notes_on(row).get("swarm", ""))
 
 
 class RunRequests:

@@ -10,16 +10,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from durable_swarm import codec, errors
+from durable_swarm.agents import RemoteAgent
 from durable_swarm.engine.api import programs
 from durable_swarm.engine.api.started_child import StartedChild
 from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend.admission import Admit
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable, input_of
+from durable_swarm.engine.records.sessions import SessionPlace, placed
 from durable_swarm.engine.storage.runs import QUEUED, Store, state_of
 from durable_swarm.runs import ENDED
 from durable_swarm.swarm.arguments import RunArguments
+from durable_swarm.tools.calls import Cast
 from durable_swarm.tools.context import calling
 
 log = logging.getLogger("durable_swarm")
@@ -48,7 +52,15 @@ class RunStart:
     Raises `NotSerializable` and `ConfigurationError`.
     """
 
-    def __init__(self, swarm: OpenedSwarm, asked: RunArguments, run_id: str | None, *, queued: bool = False) -> None:
+    def __init__(
+        self,
+        swarm: OpenedSwarm,
+        asked: RunArguments,
+        run_id: str | None,
+        *,
+        queued: bool = False,
+        session: SessionPlace | None = None,
+    ) -> None:
         here = calling()
         inner = here.next_id() if here is not None and run_id is None and steps.in_workflow() else None
         self.caller = None if here is None else here.call.idempotency_key
@@ -73,13 +85,32 @@ class RunStart:
         )
         if not self.named and not queued:
             swarm.clients.ready()  # Before a session is claimed, because a program that ends with an error gives it up.
-        default = None if self.named else programs.default_id(swarm._open, self.record)
+        default = None if self.named else programs.default_id(swarm._open, self._asked_for(session))
         if default is not None:
             self.named, self.run_id = True, default
+        self.session = session
+        """The run's place in a session, or None."""
+        self.admit: Admit | None = None
+        """Gives the run its place, in the transaction that records the run."""
+        if session is not None:
+            self.record = placed(self.record, session)
         self._swarm = swarm.name
         self._seal, self._place = RecordCodec(swarm.codec), input_of(self.run_id)
         self.stored = self._seal.close(self.record, self._place)
         """The record as it goes to the database."""
+
+    def _asked_for(self, session: SessionPlace | None) -> base.Record:
+        """Return what the caller asks for; in a session that does not depend on the runs before it."""
+        if session is None:
+            return self.record
+        rest = {key: value for key, value in self.record.items() if key not in ("agent", "context")}
+        return placed(rest, SessionPlace(session.session))
+
+    @property
+    def cast(self) -> Cast:
+        """The caller's agent, by name; empty if the caller knows its name only."""
+        agent = self.asked.agent
+        return {} if isinstance(agent, RemoteAgent) else {agent.name: agent}
 
     @property
     def root(self) -> str:
@@ -94,7 +125,7 @@ class RunStart:
 
     def warn_of_doubles(self, store: Store, earlier: list[str]) -> None:
         """Warn once, unless the run has an id, if one of these interrupted runs has the same input, and continues."""
-        if self.named or self.caller is not None:
+        if self.named or self.caller is not None or self.session is not None:
             return
         compared = earlier[:MOST_COMPARED]
         earlier.clear()
@@ -116,7 +147,9 @@ class RunStart:
     def check_same(self, recorded: base.Record) -> None:
         """Check that a recorded run of this id has the same input. Raises `RunConflict`."""
         asked = self._seal.open(self.stored, self._place, "what was asked")  # As it is after a codec that changes it.
-        if recorded["agent"] != asked["agent"]:
+        if recorded.get("session") != asked.get("session"):
+            self._conflict(f"in session {recorded['session']!r}" if "session" in recorded else "outside this session")
+        if self.session is None and recorded["agent"] != asked["agent"]:
             self._conflict(f"started with agent {recorded['agent']!r}")
         if codec.dumps(recorded["messages"]) != codec.dumps(asked["messages"]):
             self._conflict("started with other messages")

@@ -19,6 +19,7 @@ from durable_swarm.engine.api.live_stream import dictionaries, dictionaries_asyn
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.start import OpenedSwarm, RunStart
 from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend.admission import AlreadyRecorded, NotAdmitted, admitted_by
 from durable_swarm.engine.backend.public import DBOS, SetWorkflowAttributes, SetWorkflowID
 from durable_swarm.engine.database import diagnosis
 from durable_swarm.engine.execution.execution import Execution, beginning, watch
@@ -56,7 +57,9 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         """Return the handle of a run."""
 
     def _respond(self, asked: RunArguments, run_id: str | None) -> Response:
-        prepared = RunStart(self, asked, run_id)
+        return self._respond_to(RunStart(self, asked, run_id))
+
+    def _respond_to(self, prepared: RunStart) -> Response:
         loop = running_loop()
         with prepared.withdrawing(self._handle):
             if loop is not None:
@@ -79,6 +82,8 @@ class RunStarter(Runner, OpenedSwarm, ABC):
                 raise diagnosis.unusable(self._open().url, error) from error
             except steps.OwnershipLost:
                 live.lose()
+            except NotAdmitted as refusal:
+                raise refusal.reason from None
             except Exception as error:
                 # The run's own recorded end, or that of another process, which was faster. Returned below either way.
                 log.debug("run %r ended with %s", prepared.run_id, type(error).__name__)
@@ -92,7 +97,9 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             )
 
     async def _respond_async(self, asked: RunArguments, run_id: str | None) -> Response:
-        prepared = RunStart(self, asked, run_id)
+        return await self._respond_to_async(RunStart(self, asked, run_id))
+
+    async def _respond_to_async(self, prepared: RunStart) -> Response:
         run = await self._start_on_loop(prepared)
         with prepared.withdrawing(self._handle):
             return await run.result_async()
@@ -117,13 +124,24 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         loop = running_loop()
         if loop is not None:
             self._refuse_to_block(loop)
-        channel, prepared = Channel(), RunStart(self, asked, run_id)
+        yield from self._stream_of(RunStart(self, asked, run_id))
+
+    def _stream_of(self, prepared: RunStart) -> Iterator[Item]:
+        channel = Channel()
         run = self._start(prepared, channel)
-        with self._open().executor_in_this_thread(run.id, PATIENCE) as home, prepared.withdrawing(self._handle):
+        with prepared.withdrawing(self._handle):
+            yield from self._stream_run(run, channel)
+
+    def _stream_run(self, run: Run, channel: Channel) -> Iterator[Item]:
+        with self._open().executor_in_this_thread(run.id, PATIENCE) as home:
             yield from dictionaries(run, channel, home)
 
     async def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
-        channel, prepared = Channel(), RunStart(self, asked, run_id)
+        async for item in self._stream_of_async(RunStart(self, asked, run_id)):
+            yield item
+
+    async def _stream_of_async(self, prepared: RunStart) -> AsyncIterator[Item]:
+        channel = Channel()
         run = await self._start_on_loop(prepared, channel)
         with prepared.withdrawing(self._handle):
             async for item in dictionaries_async(run, channel):
@@ -257,6 +275,10 @@ class RunStarter(Runner, OpenedSwarm, ABC):
                 live.feed.join(channel)
             try:
                 handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.stored)
+            except NotAdmitted as refusal:
+                raise refusal.reason from None
+            except AlreadyRecorded:  # Another process recorded it first.
+                handle = None
             except SQLAlchemyError as error:
                 raise diagnosis.unusable(self._open().url, error) from error
         if not steps.executes(handle):
@@ -281,20 +303,25 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             return None
         prepared.check_same(store.start_record(row))
         if not prepared.queued:
-            self._open().lend(prepared.run_id, prepared.asked.agent)
+            self._lend(prepared)
         return self._handle_of(prepared)
+
+    def _lend(self, prepared: RunStart) -> None:
+        """Make the run use the caller's agent, also if another execution begins it here."""
+        if prepared.cast:
+            self._open().lend(prepared.run_id, prepared.asked.agent)
 
     @contextlib.contextmanager
     def _starting(self, prepared: RunStart) -> Iterator[Execution]:
-        agent = prepared.asked.agent
-        debug, cast = prepared.asked.debug, {agent.name: agent}
+        debug, cast = prepared.asked.debug, prepared.cast
         live = Execution(prepared.run_id, prepared.start, self, prepared.root, debug=debug, cast=cast)
         opened = self._open()  # Now: a waiting run's end must not reopen a swarm closed meanwhile.
         if opened.is_closed:
             raise refused(Closed("this process was drained, and begins no run any more; close its swarms"))
         prepared.warn_of_doubles(opened.store, self._earlier)
         try:
-            with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about):
+            admission = admitted_by(prepared.run_id, prepared.admit)
+            with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about), admission:
                 yield live
         except BaseException:
             opened.stop(live)
@@ -316,4 +343,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         row = store.row(prepared.run_id)
         if row is not None and not live.entered:
             prepared.check_same(store.start_record(row))
+        if prepared.session is not None:
+            self._lend(prepared)
+            self._open().sessions.advance(prepared.session.session)
         return self._handle_of(prepared, live if live.entered else None)

@@ -18,6 +18,7 @@ from durable_swarm.engine.execution.publisher import EventPublisher
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.records.agent_versions import Answered
 from durable_swarm.engine.records.encoding import RecordCodec
+from durable_swarm.engine.records.sessions import SessionPlace
 from durable_swarm.loop import Start
 from durable_swarm.models.wire import Conversation
 from durable_swarm.tools.calls import Cast
@@ -53,6 +54,8 @@ class Execution:
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
     feed: EventPublisher = field(default_factory=EventPublisher)
+    place: SessionPlace | None = None
+    """Its place in a session, or None if it is in none."""
     streams: bool = False
     """True if replies are streamed."""
     homes: list[CallerThreadExecutor] = field(default_factory=list)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from durable_swarm import codec, errors
+from durable_swarm.engine.history.conversation import standalone
 from durable_swarm.engine.history.export_redaction import Redact, redacted
 from durable_swarm.engine.history.story import step_infos, story
 from durable_swarm.engine.records import base, failures, runs
@@ -260,7 +261,7 @@ def read_document(text: str | bytes) -> Any:
 
 def export(store: Store, row: Any, redact: Redact | None = None) -> dict[str, Any]:
     """Return a run as a document. Raises `Unreadable` if its records cannot be decoded here."""
-    start, about = store.start_record(row), row.attributes if isinstance(row.attributes, dict) else {}
+    start, about = standalone(store, row), row.attributes if isinstance(row.attributes, dict) else {}
     state = state_of(row)
     # The steps first, because the run may be in progress: only calls made by a reply that was read here count.
     steps = [_step(store, row, step) for step in store.steps(row.workflow_id)]

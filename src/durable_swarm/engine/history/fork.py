@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.agents import remember
+from durable_swarm.engine.history.conversation import standalone
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.runs import Store, notes_on
@@ -134,7 +135,7 @@ def _asked(record: base.Record) -> str:
 
 def plan(store: Rows, row: Any, asked: ForkArguments, swarm: str) -> Planned:
     """Return the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
-    start, turn = store.start_record(row), asked.turn
+    start, turn = standalone(store, row), asked.turn
     told = recorded_turns(store, row, start)
     kept = _kept(row.workflow_id, told, turn, calls=start.get("execute_tools", True))
     detours = {at: detour for at, detour in start.get("detours", {}).items() if int(at) <= turn}

@@ -14,7 +14,7 @@ from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.history.export import Exported, export, is_record
 from durable_swarm.engine.records import base, names, runs
-from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, output_of
+from durable_swarm.engine.records.encoding import RecordCodec, arguments_text, failure_of, input_of, output_of
 from durable_swarm.engine.signals import Broken
 from durable_swarm.engine.storage.runs import Store
 
@@ -125,7 +125,7 @@ class _Rows:
         return self._seal.close(self._run.start_record(self._run.row), input_of(self._run.data.id))
 
     def _input(self, key: str, arguments: list[Any]) -> dict[str, Any]:
-        return self._payload(key, inputs=_text({"namedArgs": {}, "positionalArgs": arguments}))
+        return self._payload(key, inputs=arguments_text(arguments))
 
     def _outcome(self) -> dict[str, Any]:
         run, output, error = self._run.data, None, None

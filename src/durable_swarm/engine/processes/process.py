@@ -22,7 +22,7 @@ import sqlalchemy
 from durable_swarm import agents, errors
 from durable_swarm.background import background, background_loop
 from durable_swarm.concurrency import CallerThreadExecutor, running_loop
-from durable_swarm.engine.backend import launch, patches, pools, queues, steps
+from durable_swarm.engine.backend import admission, launch, patches, pools, queues, steps
 from durable_swarm.engine.backend.public import DBOS, DBOSConfig
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import diagnosis, urls
@@ -43,11 +43,13 @@ from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.processes.lost_claims import LostClaims
 from durable_swarm.engine.processes.maintenance import CLOSING, FAST, MaintenanceLoop, Sweeper
 from durable_swarm.engine.processes.recovery import Recovery
+from durable_swarm.engine.processes.sessions import SessionTurns
 from durable_swarm.engine.processes.worker import IN_THREADS, QueueWorker
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records import runs as records_runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import input_of
+from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.signals import RunHeld, engine_closed
 from durable_swarm.engine.storage.heartbeats import Leases
 from durable_swarm.engine.storage.ownership import UNFINISHED
@@ -56,6 +58,7 @@ from durable_swarm.engine.storage.runs import Store, owner_of
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
 from durable_swarm.tools.calls import Cast
+from durable_swarm.types import Message
 from durable_swarm.validation import check_threads
 
 log = logging.getLogger("durable_swarm")
@@ -87,6 +90,7 @@ class Process:
         self.is_closed = False
         """True if this engine is closed, or about to be: waiting here is then pointless."""
         self.working = QueueWorker(self)
+        self.sessions = SessionTurns(self)
         self.parked: dict[str, str] = {}
         """Reasons for the wait of runs whose records could not be written; they are retried automatically."""
         self.outage = Outage(url, is_under_way)
@@ -135,6 +139,7 @@ class Process:
             patches.refuse_pickle(everywhere=not self.hosted)
             if not self.hosted:
                 self._launch_dbos()
+            admission.install()
         except BaseException:
             locks.close()
             raise
@@ -168,6 +173,7 @@ class Process:
         self.is_closed = True
         self.outage.close()
         self.keeper.close()
+        self.sessions.close(CLOSING)
         self._unwatch()
         self.trials.close()
         self._see_off(self.room.close())
@@ -203,8 +209,7 @@ class Process:
         """Return an execution of a run: with its own objects if it started here, else with those found by name."""
         begun = beginning_here()
         run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
-        run.owner = steps.owner_of(run_id)
-        run.keeper = self
+        run.owner, run.keeper = steps.owner_of(run_id), self
         return run
 
     def _recovered(self, run_id: str, record: Record) -> Execution:
@@ -222,12 +227,13 @@ class Process:
         """Return True if the run may have been taken over before this execution began, perhaps by this process."""
         return run is not beginning_here() and (run.recovered or run.run_id in self.runs)
 
-    def enter(self, run: Execution, record: Record) -> None:
-        """Begin to execute a run."""
+    def enter(self, run: Execution, record: Record, before: list[Message]) -> None:
+        """Begin to execute a run; `before` are the messages of its session that precede its own."""
         run_id = run.run_id
         with self._lock:
             opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
-            run.start, run.streams = records_runs.read_start(opened), opened.get("stream") is True
+            run.start, run.place = records_runs.read_start(opened, before), place_in(opened)
+            run.streams = opened.get("stream") is True
             run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
             run.entered = True
             run.homes = self.homes.setdefault(run_id, run.homes)
@@ -272,6 +278,8 @@ class Process:
                     self.parked.pop(run.run_id, None)
                 elif not lost:
                     self.orphans.interrupted.add(run.run_id)
+        if not lost:
+            self.sessions.left(run)
         if not run.watched:
             run.end()
 
@@ -330,7 +338,7 @@ class Process:
                 log.warning("run %r waits: %s", run_id, reason)
             self.parked[run_id] = str(reason)
             return
-        self._tell(run_id, reason)
+        self.orphans.tell_held(run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
             self.store.note_waiting(run_id, reason)
         with self._lock:
@@ -340,14 +348,6 @@ class Process:
                 self.orphans.decline(run_id)
         if not isinstance(reason, errors.AgentChanged):
             self.working.back_off()
-
-    def _tell(self, run_id: str, reason: errors.DurableSwarmError) -> None:
-        """Log why a run is held: once for all that lack the same agent."""
-        if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
-            if reason.agent in self.orphans.wanted:
-                return
-            self.orphans.wanted.add(reason.agent)
-        log.warning("run %r waits: %s", run_id, reason)
 
     def at_call(self, made: ToolCall, key: str) -> CallRequests:
         """Return the handler of a tool call's requests."""
@@ -380,7 +380,7 @@ class Process:
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over the unfinished runs that no living process executes; with `run_ids`, only those."""
-        return self.orphans.take(*run_ids)
+        return self.orphans.take(*run_ids, *self.sessions.ahead_of(run_ids))
 
     @property
     def version(self) -> str:
@@ -425,6 +425,7 @@ class Process:
         self.strays.look()
         self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
         self.working.keep()
+        self.sessions.look()
         if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
             self.orphans.take(*stopped)
 

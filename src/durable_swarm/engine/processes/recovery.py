@@ -158,6 +158,14 @@ class Recovery:
                 more = f" and {len(run_ids) - TOLD} more" if len(run_ids) > TOLD else ""
                 log.info("goes on with what %s has left: %s%s", owner, ", ".join(run_ids[:TOLD]), more)
 
+    def tell_held(self, run_id: str, reason: errors.DurableSwarmError) -> None:
+        """Log why a run is held: once for all that lack the same agent."""
+        if isinstance(reason, errors.UnknownAgent | errors.AmbiguousAgent):
+            if reason.agent in self.wanted:
+                return
+            self.wanted.add(reason.agent)
+        log.warning("run %r waits: %s", run_id, reason)
+
     def _is_orphan(self, row: Any) -> bool:
         identity = self._process.identity
         if row.status == "ENQUEUED":

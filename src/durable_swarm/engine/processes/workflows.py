@@ -86,7 +86,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
             run = process.known(run_id, record)
             if process.may_be_late(run):
                 await in_thread(run.check_ownership)
-            process.enter(run, record)
+            process.enter(run, record, await in_thread(process.sessions.begin, run, record))
             if run.recovered:
                 run.feed.add(*await in_thread(_earlier, process.store, run))
         life = backend_steps.OwnershipCheck(run.check_ownership, is_first=not run.recovered)

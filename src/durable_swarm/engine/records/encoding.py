@@ -6,6 +6,7 @@ command line and a process without the codec need. All other fields are in the t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ READABLE = (
     *("v", "agent", "swarm", "at", "debug", "model_override", "max_turns", "execute_tools"),
     *("parent", "root"),
     *("model", "version", "usage", "usage_details", "finish", "run_id", "step", "type", "failed"),
+    *("session", "number", "base"),
 )
 
 
@@ -53,6 +55,16 @@ def output_of(call: str) -> Place:
 def failure_of(run_id: str) -> Place:
     """Return the place of the error that ended a run."""
     return Place(run_id, "error")
+
+
+def context_of(session: str) -> Place:
+    """Return the place of the context variables of a session."""
+    return Place(session, "session")
+
+
+def arguments_text(arguments: list[Any]) -> str:
+    """Return a workflow's arguments as its row has them: JSON as pure ASCII, which every database accepts."""
+    return json.dumps({"namedArgs": {}, "positionalArgs": arguments}, separators=(",", ":"))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ QUEUE = "durable_swarm:"
 UNCLAIMED = f"{QUEUE}unclaimed"
 """The queue of runs that any process with their agents may execute."""
 
+TURNS = "durable_swarm_turns"
+"""The queue of runs that wait for their turn in a session. No process serves it."""
+
 
 def work_queue(swarm: str) -> str:
     """Return the queue on which new runs of a swarm wait for a worker."""

@@ -12,10 +12,12 @@ and keys are only added, never changed; `docs/code-changes.md` explains them to 
     step      durable_swarm.begun     recorded just before a tool with effect="once" is called
     table     durable_swarm_requests  requests of runs, and the decisions (`engine.storage.requests`)
     table     durable_swarm_children  child runs, by the run that started them (`engine.storage.family`)
+    table     durable_swarm_sessions  sessions; `durable_swarm_session_runs` has their runs (`engine.storage.sessions`)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import NoneType
 from typing import Any, get_args
 
@@ -24,7 +26,7 @@ from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record, _checked, _each, _named, _slim, _values, reading
 from durable_swarm.engine.records.names import VERSION
 from durable_swarm.loop import Call, Ending, Outcome, Reply, Start, Turn, TurnOverride, Verdict, known
-from durable_swarm.types import EndedBy, Usage
+from durable_swarm.types import EndedBy, Message, Usage
 
 
 def start_record(
@@ -56,20 +58,23 @@ def start_record(
         root=root,
     )
     record["messages"] = codec.encode(start.messages, "messages")
-    record["context"] = {
-        key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(start.context).items()
-    }
+    record["context"] = context_record(start.context)
     if not start.execute_tools:
         record["execute_tools"] = False
     return record
 
 
-def read_start(record: Record) -> Start:
-    """Return the loop's start from a run's input."""
+def context_record(context: dict[str, Any]) -> Record:
+    """Return context variables as they are stored. Raises `NotSerializable` with the path of the value."""
+    return {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
+
+
+def read_start(record: Record, before: Sequence[Message] = ()) -> Start:
+    """Return the loop's start from a run's input; in a session, `before` are the messages that precede its own."""
     with reading("the input of a run"):
         return Start(
             agent=_checked(record["agent"], str),
-            messages=_each(codec.decode(record["messages"]), dict),
+            messages=[*before, *_each(codec.decode(record["messages"]), dict)],
             context=_values(record["context"]),
             model_override=_checked(record.get("model_override"), str, NoneType),
             max_turns=_checked(record.get("max_turns"), int, float, NoneType),

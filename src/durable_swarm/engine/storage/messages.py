@@ -24,10 +24,13 @@ from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.storage.ownership import UNFINISHED, now
 from durable_swarm.types import Message
-from durable_swarm.validation import check_text
 
 TRIES = 20
 """Attempts of a sender whose number was taken by another, each with the next number."""
+
+
+class HasEnded(errors.ConfigurationError):
+    """The run has ended, so nobody reads what is said to it."""
 
 
 def place_of(run_id: str, number: int) -> Place:
@@ -74,17 +77,16 @@ class Messages:
         except SQLAlchemyError as error:
             raise unusable(self._url, error) from error
 
-    def say(self, run_id: str, text: str, swarm: str) -> None:
-        """Store a user's message for a run. Raises `ConfigurationError` if the run has ended."""
-        text = check_text("text", mended(text))
+    def say(self, run_id: str, messages: list[Message], swarm: str) -> None:
+        """Store messages for a run, all or none. Raises `HasEnded`."""
         self.create()
         for _ in range(TRIES):
             with contextlib.suppress(IntegrityError), self._trying():
-                self._write(run_id, {"role": "user", "content": text}, swarm)
+                self._write(run_id, mended(messages), swarm)
                 return
         raise errors.ConfigurationError(f"too much is said to run {run_id!r} at once; say it again")
 
-    def _write(self, run_id: str, message: Message, swarm: str) -> None:
+    def _write(self, run_id: str, messages: list[Message], swarm: str) -> None:
         rows, runs = self._rows, self._runs
         with self._engine.begin() as connection:
             if self._lite:
@@ -92,12 +94,12 @@ class Messages:
             status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == run_id)).scalar()
             last = self._last(connection, run_id)
             if status not in UNFINISHED or (last is not None and last.message is None):
-                raise errors.ConfigurationError(f"run {run_id!r} has ended, and hears nothing more")
-            number = 1 if last is None else last.number + 1
-            record = {"v": 1, "said": codec.encode(message)}
-            stored = dumps(self._seal_for(swarm).close(record, place_of(run_id, number)))
-            values = {"run_id": run_id, "number": number, "message": stored, "created_at": now()}
-            connection.execute(sqlalchemy.insert(rows).values(**values))
+                raise HasEnded(f"run {run_id!r} has ended, and hears nothing more")
+            for number, message in enumerate(messages, 1 if last is None else last.number + 1):
+                record = {"v": 1, "said": codec.encode(message)}
+                stored = dumps(self._seal_for(swarm).close(record, place_of(run_id, number)))
+                values = {"run_id": run_id, "number": number, "message": stored, "created_at": now()}
+                connection.execute(sqlalchemy.insert(rows).values(**values))
 
     def _last(self, connection: sqlalchemy.Connection, run_id: str) -> Any:
         rows = self._rows

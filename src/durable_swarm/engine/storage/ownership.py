@@ -102,11 +102,20 @@ class Claims:
         if after != before:
             connection.execute(update(self._runs).where(this).values(attributes=after))
 
-    def resume(self, row: Any, queue: str, forget: Mapping[str, int], forgive: Callable[[str], bool]) -> bool:
+    def resume(
+        self,
+        row: Any,
+        queue: str,
+        forget: Mapping[str, int],
+        forgive: Callable[[str], bool],
+        *,
+        reopen: Callable[[Connection], bool] | None = None,
+    ) -> bool:
         """Let an ended run continue on `queue`, with its open calls; return False if its row changed since it was read.
 
         `forget` maps calls to the first step whose record is deleted. Notes are deleted if `forgive` returns True for
-        their name.
+        their name. `reopen` is called first in the transaction, for a run of a session; if it returns False, the run
+        waits for its turn.
         """
         runs, run_id, steps = self._runs, row.workflow_id, self._steps
         as_read = (
@@ -114,17 +123,20 @@ class Claims:
             & (runs.c.status == row.status)
             & runs.c.completed_at.is_not_distinct_from(row.completed_at)
         )
-        anew = {**moved("ENQUEUED", queue), "completed_at": None}
         open_still = runs.c.status.in_([*UNFINISHED, "CANCELLED"])
-        with self._writing() as connection:
+        with contextlib.suppress(_NotAsRead), self._writing() as connection:
+            its_turn = reopen is None or reopen(connection)
+            to = moved("ENQUEUED", queue) if its_turn else moved("DELAYED", records_names.TURNS)
+            anew = {**to, "completed_at": None}
             if not connection.execute(update(runs).where(as_read).values(**anew, error=None, output=None)).rowcount:
-                return False
+                raise _NotAsRead
             connection.execute(delete(self._outputs).where(self._outputs.c.workflow_uuid == run_id))
             connection.execute(update(runs).where(self._calls_of(run_id), open_still).values(**anew))
             for call, first in forget.items():
                 connection.execute(delete(steps).where(steps.c.workflow_uuid == call, steps.c.function_id >= first))
             self._note(connection, run_id, {}, forgive)
-        return True
+            return True
+        return False
 
     def cancel(self, run_id: str) -> bool:
         """Cancel an unfinished run and everything in progress in it; return False if it has ended."""
@@ -200,6 +212,10 @@ class Claims:
         with reporting_errors(self._url), self._engine.connect() as connection:
             owner = connection.execute(select(runs.c.owner_xid).where(runs.c.workflow_uuid == workflow_id)).scalar()
             return None if owner is None else str(owner)
+
+
+class _NotAsRead(Exception):
+    """The row of a run is not as it was read: what was written for it must not be."""
 
 
 def moved(status: str, queue: str | None, attempts: int = 0) -> dict[str, Any]:

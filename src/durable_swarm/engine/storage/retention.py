@@ -6,6 +6,7 @@ run resumed at the same moment must not lose its steps. Here the row is locked f
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Connection, column, delete, select, table
 
+from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.runs import Store
+from durable_swarm.errors import SessionBusy
 
 TRANSACTIONS = "durable_swarm_transactions"
 """The table in the database where tools write, which on PostgreSQL is not in our schema."""
@@ -47,18 +50,23 @@ class Retention:
         self._before = before
         self._ended = WELL if keep_failed else WELL + BADLY
         self._swarm = swarm
-        self._schema = schema_of(store.url)
-        names = ("workflow_uuid", "name", "status", "updated_at", "parent_workflow_id", "attributes")
-        self._runs = table("workflow_status", *map(column, names), schema=self._schema)
+        self._runs = _runs_table(store)
 
     def count(self) -> int:
         """Return the number of runs that would be deleted."""
         with self._store.engine.connect() as connection:
-            return sum(len(ids) for ids in self._pages(connection))
+            alone = sum(len(ids) for ids in self._pages(connection))
+        return alone + sum(runs for _, runs in self._sessions())
 
     def delete(self, most: int | None = None) -> int:
         """Delete the runs, oldest first, at most `most` of them; return their number."""
         deleted = 0
+        for session, runs in self._sessions():
+            if most is not None and deleted >= most:
+                break
+            with contextlib.suppress(SessionBusy):  # It has continued meanwhile.
+                delete_session(self._store, session)
+                deleted += runs
         while most is None or deleted < most:
             some = self._delete_some(BATCH if most is None else min(BATCH, most - deleted))
             if not some:
@@ -66,15 +74,19 @@ class Retention:
             deleted += some
         return deleted
 
+    def _sessions(self) -> list[tuple[str, int]]:
+        """Return the sessions to delete, with the number of their runs."""
+        lasting = {*WELL, *BADLY}.difference(self._ended)
+        return self._store.sessions.expired(self._before, swarm=self._swarm, lasting=lasting)
+
     def _delete_some(self, most: int) -> int:
-        inspector = sqlalchemy.inspect(self._store.engine)
-        there = {name for schema in {self._schema, None} for name in inspector.get_table_names(schema=schema)}
+        there = _tables(self._store)
         with self._store.engine.begin() as connection:
             if is_sqlite(self._store.url):
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             runs = self._old(connection, most)
             if runs:
-                self._forget(connection, runs, there)
+                _forget(self._store, connection, runs, there)
             return len(runs)
 
     def _old(self, connection: Connection, most: int) -> list[str]:
@@ -92,6 +104,9 @@ class Retention:
         wanted = select(runs.c.workflow_uuid, runs.c.updated_at, runs.c.attributes).where(
             runs.c.name == records_names.RUN, runs.c.status.in_(self._ended), runs.c.updated_at < self._before
         )
+        if self._store.sessions.exists():
+            # Later runs of a session stand on the earlier ones: they are deleted together.
+            wanted = wanted.where(runs.c.workflow_uuid.not_in(self._store.sessions.with_session()))
         wanted = wanted.order_by(runs.c.updated_at, runs.c.workflow_uuid).limit(10 * BATCH)
         if lock and not is_sqlite(self._store.url):
             wanted = wanted.with_for_update(skip_locked=True)
@@ -99,16 +114,39 @@ class Retention:
             yield [row.workflow_uuid for row in rows if self._swarm is None or _swarm_of(row.attributes) == self._swarm]
             last = (rows[-1].updated_at, rows[-1].workflow_uuid)
 
-    def _forget(self, connection: Connection, run_ids: list[str], there: set[str]) -> None:
-        runs = self._runs
-        called = runs.c.parent_workflow_id.in_(run_ids) & (runs.c.name == records_names.TOOL)
-        calls = select(runs.c.workflow_uuid).where(called)
-        for name in there & BELONGINGS.keys():
-            belongs: Any = column(BELONGINGS[name])
-            rows = table(name, belongs, schema=None if name == TRANSACTIONS else self._schema)
-            connection.execute(delete(rows).where(belongs.in_(run_ids) | belongs.in_(calls)))
-        connection.execute(delete(runs).where(called))
-        connection.execute(delete(runs).where(runs.c.workflow_uuid.in_(run_ids)))
+
+def delete_session(store: Store, session: str) -> None:
+    """Delete a session with its runs, except those that a fork of it has. Raises `SessionBusy`."""
+    there = _tables(store)
+    with reporting_errors(store.url), store.engine.begin() as connection:
+        if is_sqlite(store.url):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        runs = store.sessions.remove(connection, session)
+        for first in range(0, len(runs), BATCH):
+            _forget(store, connection, runs[first : first + BATCH], there)
+
+
+def _tables(store: Store) -> set[str]:
+    inspector = sqlalchemy.inspect(store.engine)
+    return {name for schema in {schema_of(store.url), None} for name in inspector.get_table_names(schema=schema)}
+
+
+def _runs_table(store: Store) -> sqlalchemy.TableClause:
+    names = ("workflow_uuid", "name", "status", "updated_at", "parent_workflow_id", "attributes")
+    return table("workflow_status", *map(column, names), schema=schema_of(store.url))
+
+
+def _forget(store: Store, connection: Connection, run_ids: list[str], there: set[str]) -> None:
+    """Delete runs with everything that belongs to them."""
+    runs = _runs_table(store)
+    called = runs.c.parent_workflow_id.in_(run_ids) & (runs.c.name == records_names.TOOL)
+    calls = select(runs.c.workflow_uuid).where(called)
+    for name in there & BELONGINGS.keys():
+        belongs: Any = column(BELONGINGS[name])
+        rows = table(name, belongs, schema=None if name == TRANSACTIONS else schema_of(store.url))
+        connection.execute(delete(rows).where(belongs.in_(run_ids) | belongs.in_(calls)))
+    connection.execute(delete(runs).where(called))
+    connection.execute(delete(runs).where(runs.c.workflow_uuid.in_(run_ids)))
 
 
 def _swarm_of(attributes: Any) -> Any:

@@ -18,12 +18,14 @@ from durable_swarm.engine.database.connection import let_go
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
+from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.storage.events import EventLog
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.requests import Inbox
 from durable_swarm.engine.storage.rows import RecordedError, RowReader, RunRow, StepRow
+from durable_swarm.engine.storage.sessions import Sessions
 from durable_swarm.runs import ENDED, STATES, State
 from durable_swarm.validation import check_whole
 
@@ -89,6 +91,8 @@ def notes_on(row: Any) -> dict[str, Any]:
 
 def reason_noted(row: Any) -> str | None:
     """Return the reason why an unfinished run does not continue, as the process that holds it noted it, or None."""
+    if row.status == "DELAYED" and row.queue_name == names.TURNS:
+        return f"it waits for its turn in session {notes_on(row).get('session', '')!r}"
     return None if state_of(row) in ENDED else notes_on(row).get("waits_for") or None
 
 
@@ -124,6 +128,8 @@ def _is_time(value: Any) -> bool:
 _YEAR_9999 = 253_370_764_800
 _NOTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
+    "session": _is_text,
+    "number": lambda value: type(value) is int and value > 0,
     **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
     "at": _is_time,
     STOOD: lambda value: type(value) is int and value >= 0,
@@ -170,6 +176,8 @@ class Store:
         """The requests of its runs."""
         self.mailbox = Messages(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
         """The messages to its runs."""
+        self.sessions = Sessions(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
+        """Its sessions."""
         self._rows = RowReader(url, engine)
         self._runs = self._rows.runs.c
         self._is_run, self._is_call = self._runs.name == names.RUN, self._runs.name == names.TOOL
@@ -183,7 +191,7 @@ class Store:
 
     def create_tables(self) -> None:
         """Create the tables of this package that do not exist."""
-        for rows in (self.inbox, self.mailbox, self.family):
+        for rows in (self.inbox, self.mailbox, self.family, self.sessions):
             rows.create()
 
     def row(self, run_id: str, *, load_output: bool = True) -> RunRow | None:
@@ -200,6 +208,11 @@ class Store:
         if row is None:
             raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
         return row
+
+    def some(self, run_ids: list[str]) -> list[RunRow]:
+        """Return the rows of these runs."""
+        these = self._runs.workflow_uuid.in_(run_ids)
+        return self._rows.read(self._is_run, these, load_input=True, load_output=True)
 
     def rows(
         self,
@@ -384,13 +397,18 @@ class Store:
     def resume(self, row: Any, queue: str) -> bool:
         """Let a cancelled or failed run continue from its first unfinished step, on `queue`, with its open calls.
 
-        Return False if its row changed since it was read, because another caller resumed it first.
+        Return False if its row changed since it was read, because another caller resumed it first. Raises `RunConflict`
+        if newer runs of its session stand on it.
         """
         run_id = row.workflow_id
         open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
         calls = [child.workflow_id for child in self.children(run_id) if child.status in open_still]
         failed = {call: number for call in calls if (number := self._failed_step(call)) is not None}
-        return self.claims.resume(row, queue, failed, lambda name: name == STOOD or name.startswith(TRIED))
+        place = place_in(self.start_record(row)) if notes_on(row).get("session") else None
+        reopen = None if place is None else lambda connection: self.sessions.reopen(connection, place, run_id)
+        return self.claims.resume(
+            row, queue, failed, lambda name: name == STOOD or name.startswith(TRIED), reopen=reopen
+        )
 
     def _failed_step(self, call: str) -> int | None:
         """Return the number of the step with whose error a tool has ended: its record would repeat that error for ever.
