@@ -26,6 +26,7 @@ COMMANDS = {
     "gc": Command("gc", "Delete runs that ended long ago."),
     "import": Command("exports", "Put an exported run into the database.", "import_"),
     "inbox": Command("requests", "List what runs ask, oldest first."),
+    "mock": Command("mock", "Serve an offline model, so that programs run without a key."),
     "postgres": Command("postgres", "Run a PostgreSQL server of your own, with no setup."),
     "reject": Command("requests", "Reject a call that a run wants to make."),
     "resume": Command("runs", "Let a failed, cancelled or held run go on."),

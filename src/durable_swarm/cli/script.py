@@ -6,6 +6,7 @@ everything anew (see `durable_swarm.engine.api.programs`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import sys
@@ -14,6 +15,7 @@ from types import TracebackType
 
 import click
 
+from durable_swarm.cli.mock import mock_server, mocking, use
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.credentials import without_secrets
 from durable_swarm.engine.api import programs
@@ -30,16 +32,36 @@ PATIENCE = 2.0
 
 
 @click.command(short_help="Run a Swarm program durably.", context_settings={"allow_interspersed_args": False})
+@click.option("--mock", is_flag=True, help="Ask an offline model instead of a provider: no key is needed.")
+@mocking
 @click.argument("script", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @common
 @click.pass_obj
-def run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
+def run(
+    settings: Settings,
+    script: Path,
+    arguments: tuple[str, ...],
+    mock: bool,
+    seed: int,
+    latency: float,
+    fail: tuple[int, float],
+) -> int:
     """Run an unchanged Swarm program durably: `import swarm` imports the durable one.
 
     Kill it at any moment and start it again the same way: it continues where it stopped, and finished steps are not
     executed again. Options come before SCRIPT; arguments after it belong to the program.
+
+    With --mock, a client that the program makes without a base_url of its own asks an offline model, which calls the
+    program's tools with invented arguments.
     """
+    with contextlib.ExitStack() as stack:
+        if mock:
+            use(stack.enter_context(mock_server(seed=seed, latency=latency, fail=fail)))
+        return _run(settings, script, arguments)
+
+
+def _run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
     _prepare(settings, script, arguments)
     program = programs.ScriptRun(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))
     programs.begin(program)

@@ -6,8 +6,9 @@
 rules, `ScriptedModel(lambda request: ...)` with a callable's reply to each request; hand it to `DurableSwarm(client)`
 or `Swarm(client)`. `AsyncScriptedModel` is the same for `await`, `serve_scripted` the same over HTTP. `call` writes a
 tool call in a reply; `rate_limited`, `timed_out`, `cut` and their like are replies that fail (`testing/faults.py` lists
-them). `REAL_REPLIES` is a table of replies that real models give and scripts do not: cut, repeated, refused, empty.
-Each request is checked by `check_request`, which raises `ProviderError` if a strict provider would refuse it.
+them). `mock_model()` is a script that answers any request offline, by the tools that it offers. `REAL_REPLIES` is a
+table of replies that real models give and scripts do not: cut, repeated, refused, empty. Each request is checked by
+`check_request`, which raises `ProviderError` if a strict provider would refuse it.
 """
 
 from durable_swarm.testing.crash import CrashReport, CrashTestFailed, Finding, crash_test, effect
@@ -24,6 +25,7 @@ from durable_swarm.testing.faults import (
     timed_out,
 )
 from durable_swarm.testing.golden import assert_replays, record_golden
+from durable_swarm.testing.mock import mock_model
 from durable_swarm.testing.provider_rules import ProviderError, check_request
 from durable_swarm.testing.real import REAL_REPLIES, RealReply
 from durable_swarm.testing.replay import Difference, Replay, replay
@@ -54,6 +56,7 @@ __all__ = [
     "effect",
     "garbled",
     "http_error",
+    "mock_model",
     "no_choices",
     "otherwise",
     "proxy_page",

@@ -1,0 +1,143 @@
+"""A model that answers offline by what it is offered: it calls tools, hands off, and ends.
+
+    with serve_scripted(mock_model()) as server: ...        # or: durable-swarm mock, durable-swarm run --mock SCRIPT
+
+It chooses by words: a tool is called if the user's message shares a word with its name or description, or if the
+instructions name it after another was called. No tool is called twice for one message, so every run ends. Its reply
+depends on the request alone, so a run that continues after a crash continues as it would have.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+from durable_swarm.display import shorten
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.testing.examples import Examples
+from durable_swarm.testing.faults import http_error
+from durable_swarm.testing.replies import call
+from durable_swarm.testing.request_reader import messages_of, system_of, text_of
+
+SHORT = frozenset(
+    re.findall(
+        r"\w+",
+        "about after also and any are can could for from give have help her him his how into its just like make "
+        "more need not now one our out over please some tell than thank that the their them then there they this "
+        "user want was what when where which will with would you your",
+    )
+)
+"""Words that say nothing of what a tool does."""
+
+SAME = 4
+"""The number of letters that two words share at least if they count as one: refund, refunds, refunding."""
+
+
+def mock_model(
+    *, seed: int = 0, fail: float = 0.0, status: int = 429, retry_after: float = 0
+) -> Callable[[dict[str, Any]], Any]:
+    """Return a script for `ScriptedModel` and `serve_scripted` that answers any request.
+
+    `seed` varies invented arguments. Of all requests, the share `fail` (0 to 1) is refused with `status`; the order of
+    refusals depends on the seed. Raises `ConfigurationError` for a share outside 0 to 1.
+    """
+    if isinstance(fail, bool) or not isinstance(fail, int | float) or not 0 <= fail <= 1:
+        raise ConfigurationError(f"fail must be a share from 0 to 1, such as 0.1, not {fail!r}")
+    dice = random.Random(seed)
+
+    def reply(request: dict[str, Any]) -> Any:
+        if fail and dice.random() < fail:
+            return http_error(status, retry_after=retry_after, message="the mock model refuses some requests (--fail)")
+        return answer(request, seed)
+
+    return reply
+
+
+def answer(request: dict[str, Any], seed: int = 0) -> Any:
+    """Return the reply to a request: a tool call, or the last text, in JSON where the request asks for it."""
+    said, called, result = _turn(request)
+    tools = {tool["name"]: tool for tool in _offered(request)}
+    examples = Examples(said, seed)
+    name = _forced(request, tools) if not called else None
+    name = name or _next(
+        said, system_of(request), [tool for tool in tools.values() if tool["name"] not in called], called
+    )
+    if name is None and not called and request.get("tool_choice") == "required" and tools:
+        name = next(iter(tools))
+    if name is not None and request.get("tool_choice") != "none":
+        return [call(name, **examples.arguments(tools[name].get("parameters")))]
+    schema = _schema(request)
+    if schema is not None:
+        return json.dumps(examples.value(schema))
+    told = f" The last tool said: {shorten(result, 120)}" if result else ""
+    return f"(mock answer) You said: {shorten(said, 120) or 'nothing'}.{told}"
+
+
+def _turn(request: dict[str, Any]) -> tuple[str, set[str], str]:
+    """Return what the user said last, the tools called since, and the last result."""
+    said, called, result = "", set[str](), ""
+    for message in messages_of(request):
+        match message.get("role"):
+            case "user":
+                said, called, result = text_of(message), set(), ""
+            case "assistant":
+                calls = message.get("tool_calls") or []
+                called |= {str(made.get("function", {}).get("name")) for made in calls if isinstance(made, dict)}
+            case "tool":
+                result = text_of(message)
+    return said, called, result
+
+
+def _offered(request: dict[str, Any]) -> list[dict[str, Any]]:
+    functions = [tool.get("function") for tool in request.get("tools") or () if isinstance(tool, dict)]
+    return [one for one in functions if isinstance(one, dict) and isinstance(one.get("name"), str)]
+
+
+def _forced(request: dict[str, Any], tools: dict[str, Any]) -> str | None:
+    choice = request.get("tool_choice")
+    name = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
+    return str(name) if name in tools else None
+
+
+def _next(said: str, instructions: str, tools: list[dict[str, Any]], called: set[str]) -> str | None:
+    """Return the tool to call: the one that shares most words with the message, else one that the instructions name."""
+    wanted = _words(said)
+    scores: dict[str, int] = {tool["name"]: _score(wanted, tool) for tool in tools}
+    best = max(scores, key=scores.__getitem__, default=None)
+    if best is not None and scores[best] > 0:
+        return best
+    named = [tool["name"] for tool in tools if called and re.search(rf"\b{re.escape(tool['name'])}\b", instructions)]
+    return str(named[0]) if named else None
+
+
+def _score(wanted: set[str], tool: dict[str, Any]) -> int:
+    name, described = _words(tool["name"]), _words(str(tool.get("description") or ""))
+    return 2 * _shared(wanted, name) + _shared(wanted, described - name)
+
+
+def _shared(some: set[str], others: set[str]) -> int:
+    return sum(any(_alike(one, other) for other in others) for one in some)
+
+
+def _alike(one: str, other: str) -> bool:
+    shorter = min(len(one), len(other))
+    return one == other or (shorter >= SAME and one[:shorter] == other[:shorter])
+
+
+def _words(text: str) -> set[str]:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|_", " ", text)
+    return {word for word in re.findall(r"[^\W\d_]{3,}", spaced.lower()) if word not in SHORT}
+
+
+def _schema(request: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the JSON schema that the answer must fit, if the request has one."""
+    form = request.get("response_format")
+    if not isinstance(form, dict):
+        return None
+    if form.get("type") == "json_object":
+        return {"type": "object"}
+    schema = form.get("json_schema", {}).get("schema") if form.get("type") == "json_schema" else None
+    return schema if isinstance(schema, dict) else None
