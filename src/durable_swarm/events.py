@@ -50,10 +50,12 @@ class Event:
         run.failed     error_type, error_message
         run.cancelled
 
-    `time` is in UTC.
+    `time` is in UTC. `run_id` is the id of the run below to which the event belongs, in `Run.events(children=True)`;
+    None for the run's own events. `seq` counts the events of the run to which the event belongs.
     """
 
     seq: int
     type: EventType
     data: dict[str, Any]
     time: datetime
+    run_id: str | None = None

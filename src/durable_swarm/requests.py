@@ -66,13 +66,22 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Ancestor:
+    """A run above a child run, with the name of the agent it was started with."""
+
+    run_id: str
+    agent: str
+
+
+@dataclass(frozen=True)
 class Request:
     """One request of a run, as it is shown for a decision.
 
     `kind` is `question`, `approval`, `unknown_outcome` or `result` (a result that another program will post), `status`
     `open`, `answered` or `expired`. `arguments` are those of the tool call, exactly as it would be executed. `same_as`
     is the number of the step whose call this one repeats, or None. `decision`, `answered_by` and `answered_at` record
-    its outcome. Times are aware UTC.
+    its outcome. `parents` are the runs above the one that asks, the top one first; empty unless that is a child run.
+    Times are aware UTC.
     """
 
     id: str
@@ -92,6 +101,7 @@ class Request:
     answered_at: datetime | None = None
     schema: dict[str, Any] | None = field(default=None, repr=False)
     same_as: int | None = None
+    parents: list[Ancestor] = field(default_factory=list)
 
 
 def check_decision(asked: RequestSpec | Request, decision: Decision) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Protocol
 
+from pydantic_core import to_json
+
 from durable_swarm.errors import NotInRun, RunFailed
 
 
@@ -51,7 +53,9 @@ def agent_tool(agent: Any) -> Callable[..., Any]:
 
 
 def answer_of(agent: Any, response: Any) -> str:
-    """Return what a child run says to the agent that asked: its last text, or why it has none."""
+    """Return the answer of a child run: the value as JSON if it has one, else its last text, or why it has none."""
+    if response.output is not None:
+        return to_json(response.output).decode()
     last = response.messages[-1] if response.messages else {}
     text = last.get("content") if last.get("role") == "assistant" else None
     why = "its last reply is empty" if response.ended_by == "answer" else response.ended_by

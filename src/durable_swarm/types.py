@@ -77,9 +77,10 @@ class Agent(BaseModel, Generic[T]):
         """Return a tool `(message: str)` that runs this agent as a child run and returns its answer.
 
         The child run gets the message and a copy of the context variables; after a crash it continues, or its recorded
-        answer is taken. If it fails, the tool raises `RunFailed` with the id of the child run. `name` is the tool's
-        name, by default the agent's in snake_case; `description` tells the model when to ask this agent. Raises
-        `ConfigurationError` for a name that providers refuse. Called outside a run, the tool raises `NotInRun`.
+        answer is taken. An agent with an `output_type` answers with the value as JSON. If the child run fails, the tool
+        raises `RunFailed` with its id; called outside a run, `NotInRun`. `name` is the tool's name, by default the
+        agent's in snake_case; `description` tells the model when to ask this agent. Raises `ConfigurationError` for a
+        name that providers refuse.
         """
         named = snake_case(self.name) if name is None else name
         if not isinstance(named, str) or not TOOL_NAME.fullmatch(named):

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from durable_swarm import Agent, ConfigurationError, NotInRun, Result, RunFailed, ToolError, ask_human_async, tool
 from durable_swarm.schema import tool_schema
@@ -222,3 +223,21 @@ def test_an_unfinished_answer_is_told_as_an_error(make_swarm: MakeSwarm, plain_r
     swarm = make_swarm(led(call("mute_scout", message="Go"), scouts=[when(system=SCOUT, reply="")]))
     told = tool_contents(plain_run(swarm, boss("Led-mute", scout("Mute Scout").as_tool()), user()))
     assert told == ["Error: agent 'Mute Scout' ended without an answer: its last reply is empty."]
+
+
+class Found(BaseModel):
+    """What the typed scout answers with."""
+
+    shelf: int
+    sure: bool = True
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply", "told"),
+    [(Found, '{"shelf": 4}', '{"shelf":4,"sure":true}'), (list[int], '{"value": [1]}', "[1]")],
+)
+def test_a_typed_answer_is_json(make_swarm: MakeSwarm, plain_run: Run, kind: Any, reply: str, told: str) -> None:
+    """An agent with an `output_type` answers with the value as JSON, defaults included and not wrapped."""
+    agent = Agent(name="Typed Scout", instructions=SCOUT, output_type=kind)
+    swarm = make_swarm(led(call("typed_scout", message="Go"), scouts=[when(system=SCOUT, reply=reply)]))
+    assert tool_contents(plain_run(swarm, boss("Led-typed", agent.as_tool()), user())) == [told]

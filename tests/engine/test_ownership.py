@@ -141,11 +141,11 @@ def test_cancelling_takes_the_run_with_its_calls_or_nothing(make_anywhere: Make,
     swarm = make_anywhere(ScriptedModel([["hold"], "Done."]))
     swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
-    claims = here.current().store.claims
-    assert claims.cancel("r") is True
+    claims, family = here.current().store.claims, here.current().store.family
+    assert claims.cancel("r", family.within) is True
     assert {status for status, _ in statuses(database_url).values()} == {"CANCELLED"}
     change(database_url, "UPDATE {schema}workflow_status SET status = 'PENDING' WHERE workflow_uuid = 'r/0.0'")
-    assert claims.cancel("r") is False
+    assert claims.cancel("r", family.within) is False
     assert statuses(database_url)["r/0.0"][0] == "PENDING"
     gate.open.set()
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from typing import NoReturn
 
 from rich.console import Console
@@ -142,6 +143,10 @@ def _head(run: RunDetail) -> Iterator[Text]:
         yield _fact("waits for", Text("a worker"))
     if run.forked_from is not None:
         yield _fact("forked", Text(one_line(f"from turn {run.turn} of run {run.forked_from}")))
+    if run.parent is not None:
+        yield _fact("child of", Text(one_line(run.parent)))
+    for label, child in zip(chain(["children"], repeat("")), run.children, strict=False):
+        yield _fact(label, Text(one_line(child)))
     yield _fact("started", Text(clock(run.created_at)))
     ended = run.status in ENDED
     until = run.updated_at if ended else max(run.created_at, datetime.now(UTC))

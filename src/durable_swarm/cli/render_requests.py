@@ -61,6 +61,8 @@ def _head(request: Request, *, ended: bool) -> Text:
 def _body(request: Request, *, runs: bool) -> Iterator[Text]:
     if runs:
         yield _fact("run", f"{request.run_id} of agent {request.agent}")
+    if request.parents:
+        yield _fact("asked by", " → ".join(f"{run.run_id} ({run.agent})" for run in request.parents))
     yield _fact("asked", f"{clock(request.created_at)}{_age(request)}  {request.question}")
     if request.arguments is not None:
         yield _fact("call", as_call(request.tool, request.arguments))

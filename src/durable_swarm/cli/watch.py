@@ -116,6 +116,11 @@ class _Teller:
                 self._line(f"{data['from']} → {data['to']}", "cyan")
             case "run.finished" | "run.failed" | "run.cancelled":
                 self._end(event)
+            case "child.started":
+                self._asks(f"{data['tool']} → run {data['run_id']} of agent {data['agent']}", DIM)
+            case "child.finished":
+                style = STYLES[data["status"]]
+                self._asks(f"{data['tool']} ← run {data['run_id']}: {data['status']}", style)
             case "request.opened" | "request.closed" | "run.waiting":
                 style = "green" if event.type == "request.closed" else "yellow"
                 self._asks(f"{data['tool']} {event_text(event.type, data, self._command)}", style)

@@ -30,10 +30,12 @@ class Inbox:
         self._store = visitor.store
 
     def list(self, run_id: str | None = None, limit: int | None = None) -> list[Request]:
-        """Return the open requests, oldest first: of all runs, or of one. Raises `RunNotFound`."""
-        if run_id is not None:
-            self._store.found(run_id, load_output=False)
-        return self._store.inbox.open_requests(None if run_id is None else [run_id], limit)
+        """Return the open requests, oldest first: of all runs, or of one and those below it. Raises `RunNotFound`."""
+        if run_id is None:
+            return self._store.inbox.open_requests(None, limit)
+        self._store.found(run_id, load_output=False)
+        below = [link.run_id for link in self._store.family.below([run_id])]
+        return self._store.inbox.open_requests([run_id, *below], limit)
 
     def answer(self, name: str, value: Any, by: str | None) -> Request:
         """Answer a question, or supply the result of a call that happened; return the updated request."""

@@ -18,9 +18,10 @@ from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export import Exported, export
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.history.follower import EventReader, check_after
-from durable_swarm.engine.history.story import step_infos, story
+from durable_swarm.engine.history.story import step_infos, story, usage_with_children
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.storage.family import Relatives
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.runs import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.errors import ConfigurationError, RunNotFound
@@ -90,7 +91,11 @@ class Runs:
         idle = self._visitor.idle(rows)
         found = [row for row in rows if row.workflow_id in idle or not query.idle][: query.limit]
         ends = self._store.ends(found)
-        return [_view(self._store, row, row.workflow_id in idle, ends.get(row.workflow_id)) for row in found]
+        families = self._store.family.relatives([row.workflow_id for row in found])
+        return [
+            _view(self._store, row, row.workflow_id in idle, ends.get(row.workflow_id), families[row.workflow_id])
+            for row in found
+        ]
 
     def show(self, run_id: str) -> RunDetail:
         """Return one run in full."""
@@ -179,7 +184,8 @@ class Runs:
 
     def _seen(self, run: Run) -> RunView:
         row = self._store.found(run.id, load_output=False)
-        return _view(self._store, row, bool(self._visitor.idle([row])), self._store.ends([row]).get(run.id))
+        idle, family = bool(self._visitor.idle([row])), self._store.family.relatives([run.id])[run.id]
+        return _view(self._store, row, idle, self._store.ends([row]).get(run.id), family)
 
     def _run(self, run_id: str) -> Run:
         return Run(self._find(run_id), lambda: self._store, lambda: None)
@@ -200,7 +206,7 @@ class Runs:
         return str(rows[0].workflow_id)
 
 
-def _view(store: Store, row: Any, idle: bool, ended: Any) -> RunView:
+def _view(store: Store, row: Any, idle: bool, ended: Any, family: Relatives) -> RunView:
     """Return a run for a list; `ended` is its row with the reason it ended, or None."""
     created, state = started_at(row), state_of(row)
     return RunView(
@@ -210,9 +216,10 @@ def _view(store: Store, row: Any, idle: bool, ended: Any) -> RunView:
         created_at=created,
         updated_at=max(created, moment(row.updated_at)),
         idle=idle,
-        waits_for=_waits_for(row, idle),
+        waits_for=_waits_for(store, row, idle),
         ended_by=runs.read_end(ended.output) if state == "done" and ended is not None else None,
         failure=_failure(store, ended).line if state == "failed" and ended is not None else None,
+        **family._asdict(),
         **_origin(row),
     )
 
@@ -233,6 +240,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
     error = _failure(store, row) if state == "failed" else None
     steps = step_infos(store, row)
     created = started_at(row)
+    below = store.family.below([row.workflow_id])
     moments = [created, moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
     return RunDetail(
         id=row.workflow_id,
@@ -249,15 +257,16 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         max_turns=start.max_turns,
         messages=told.messages,
         steps=steps,
-        usage=told.usage,
+        usage=told.usage if closed else usage_with_children(store, row),
         last_agent=None if told.ending is None else told.ending.agent,
         ended_by=_ended_by(row, state, told),
         error=error,
         failure=None if error is None else error.line,
         added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
-        waits_for=_waits_for(row, idle),
+        waits_for=_waits_for(store, row, idle),
         closed=closed,
-        requests=store.inbox.of_run(row.workflow_id),
+        requests=store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)]),
+        **store.family.relatives([row.workflow_id])[row.workflow_id]._asdict(),
         **_origin(row),
     )
 
@@ -276,9 +285,9 @@ def _told(store: Store, row: Any) -> tuple[Start, RunHistory, str | None]:
         return Start("", [], {}), RunHistory([], None), why_closed(error)
 
 
-def _waits_for(row: Any, idle: bool) -> str | None:
+def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
     """Return why an unfinished run does not continue, preferably in the words of the process that held it."""
-    recorded = reason_noted(row)
+    recorded = reason_noted(row) or store.reason_below(row)
     if recorded or not idle:
         return recorded
     agent, swarm = _about(row, "agent"), _about(row, "swarm")

@@ -50,7 +50,8 @@ class RunView:
     defines its agent. `waits_for` is a sentence with the reason why an unfinished run does not continue, or None. A
     fork keeps the turns before `turn` of the run `forked_from`; both are None for other runs. `ended_by` is the reason
     a finished run is done, as in `Response.ended_by`; None for any other, and in a list for runs of versions that did
-    not record it. `failure` is the error of a failed run, in one line, or None.
+    not record it. `failure` is the error of a failed run, in one line, or None. `parent` is the id of the run whose
+    tool call started it, or None; `children` are the ids of the runs that its own tool calls started.
     """
 
     id: str
@@ -64,6 +65,8 @@ class RunView:
     turn: int | None
     ended_by: EndedBy | None
     failure: str | None
+    parent: str | None
+    children: list[str]
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class RunDetail(RunView):
 
     `added` are the messages that a fork added, by the turn, as text, that they precede. `worker` is the name of the
     process that owns the unfinished run, living or not, or ''. `closed` is a sentence with the reason why no message
-    can be read here, such as encryption, or None. `requests` are all requests of the run, oldest first, with the
-    decisions.
+    can be read here, such as encryption, or None. `requests` are all requests of the run and of the runs below it,
+    oldest first, with the decisions. `usage` counts the runs below it, too.
     """
 
     swarm: str

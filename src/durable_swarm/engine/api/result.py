@@ -90,7 +90,8 @@ class RunResult(RunRequests):
         """The reason why the unfinished run does not continue, here or where it was tried last; or None."""
         executor = self._executor()
         here = executor.waits_for(self.id) if executor else None
-        return here or reason_noted(self._row())
+        row = self._row()
+        return here or reason_noted(row) or self._store().reason_below(row)
 
     def result(self, timeout: float | None = None) -> Response:
         """Wait for the run's end and return its response.

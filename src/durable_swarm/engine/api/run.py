@@ -14,9 +14,10 @@ from durable_swarm.agents import find_or_none
 from durable_swarm.engine.api.relatives import RunRelatives
 from durable_swarm.engine.api.result import RunResult
 from durable_swarm.engine.history import fork as history_fork
+from durable_swarm.engine.history.family_events import FamilyReader
 from durable_swarm.engine.history.follower import LATEST, EventReader, RecordedEvents, check_after
 from durable_swarm.engine.history.fork import ForkArguments
-from durable_swarm.engine.history.story import step_infos, story
+from durable_swarm.engine.history.story import step_infos, story, usage_with_children
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records import runs as records_runs
 from durable_swarm.engine.records.agent_versions import HELD_FOR
@@ -63,8 +64,8 @@ class Run(RunResult, RunRelatives):
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens of the run so far, or None if the provider counts none."""
-        return story(self._store(), self._row()).usage
+        """The tokens of the run and of all runs below it so far, or None if the provider counts none."""
+        return usage_with_children(self._store(), self._row())
 
     @property
     def ended_by(self) -> EndedBy | None:
@@ -103,7 +104,7 @@ class Run(RunResult, RunRelatives):
         """Return the recorded steps, those inside tools after their tool."""
         return step_infos(self._store(), self._row(load_output=True))
 
-    def events(self, after: int = 0) -> Iterator[Event]:
+    def events(self, after: int = 0, *, children: bool = False) -> Iterator[Event]:
         """Yield the run's events after number `after`: the past ones, then the new ones, until it ends.
 
         The numbers are the same for every reader, in every process, live or later: an interrupted reader continues with
@@ -111,15 +112,19 @@ class Run(RunResult, RunRelatives):
         crash, is followed by `text.reset`; so the pieces since the last reset are the text of the turn. A slow reader,
         or one that stops, costs the run nothing.
 
+        With `children` the events of all runs below it come as well, with their `run_id`, between the `child.started`
+        and `child.finished` of the run above. `after` counts the run's own events; a child that had not finished then
+        is told from its first event.
+
         Raises `ConfigurationError` for an invalid number, and the errors of `result` while the run cannot continue.
         """
         check_after(after)
         self._refuse_to_block("events")
-        return self._events(self.follower(after))
+        return self._events(self.follower(after, children=children))
 
-    def follower(self, after: int) -> EventReader:
-        """Return the reader of the events after number `after` in the database."""
-        return EventReader(self._store, self.id, after)
+    def follower(self, after: int, *, children: bool = False) -> EventReader:
+        """Return the reader of the events after number `after` in the database, with `children` also of theirs."""
+        return (FamilyReader if children else EventReader)(self._store, self.id, after)
 
     def _events(self, follower: EventReader) -> Iterator[Event]:
         changed, executor = threading.Event(), self._executor()
@@ -143,10 +148,10 @@ class Run(RunResult, RunRelatives):
                     if not events:
                         changed.wait(LATEST)
 
-    def events_async(self, after: int = 0) -> AsyncIterator[Event]:
+    def events_async(self, after: int = 0, *, children: bool = False) -> AsyncIterator[Event]:
         """Yield the events as `events` does, on the event loop."""
         check_after(after)
-        return self._events_async(self.follower(after))
+        return self._events_async(self.follower(after, children=children))
 
     async def _events_async(self, follower: EventReader) -> AsyncIterator[Event]:
         loop, changed, executor = asyncio.get_running_loop(), asyncio.Event(), await look_aside(self._executor)
@@ -187,7 +192,10 @@ class Run(RunResult, RunRelatives):
         return None if live is None or live.over.done() else live
 
     def cancel(self) -> None:
-        """Stop the run at its next checkpoint. A call in progress ends unrecorded; an ended run stays as it is."""
+        """Stop the run and all runs below it, each at its next checkpoint. An ended run stays as it is.
+
+        A call in progress ends unrecorded.
+        """
         if self.status not in ENDED:
             executor = self._executor()
             self._store().cancel(self.id)
@@ -200,10 +208,13 @@ class Run(RunResult, RunRelatives):
         It continues in this process if its agents are defined here, else in the next that defines them. For a run that
         is held because an agent of it has changed (`AgentChanged`), this accepts the version it is held for, and the
         process that holds it continues it. Any other run stays as it is; so if several callers resume a run at once,
-        one of them succeeds.
+        one of them succeeds. Child runs for which it waits are resumed with it.
         """
         row, store, executor = self._row(), self._store(), self._executor()
         stopped, held = state_of(row) in ("failed", "cancelled"), bool(notes_on(row).get(HELD_FOR))
+        if stopped or held:  # The children first, because the run asks for their results at once.
+            for link in store.family.children([self.id], open_calls=True):
+                self._other(link.run_id).resume()
         if held:
             store.accept(row)
         if stopped:

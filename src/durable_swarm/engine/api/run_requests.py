@@ -55,16 +55,21 @@ class RunRequests:
     def _teller(self) -> DecisionListener | None:
         """Return the executor of runs in this process."""
 
-    def requests(self, *, all: bool = False) -> list[Request]:
-        """Return the run's open requests, oldest first; with `all`, also the answered and expired ones."""
-        inbox = self._store().inbox
-        return inbox.of_run(self.id) if all else inbox.open_requests([self.id])
+    def requests(self, *, all: bool = False, children: bool = True) -> list[Request]:
+        """Return the open requests of the run and of the runs below it, oldest first.
+
+        With `all` also the answered and expired ones; without `children` only the run's own.
+        """
+        store = self._store()
+        run_ids = [self.id, *(link.run_id for link in store.family.below([self.id]))] if children else [self.id]
+        return store.inbox.of_runs(run_ids) if all else store.inbox.open_requests(run_ids)
 
     def answer(self, value: Any, request_id: str | None = None, *, by: str | None = None) -> None:
         """Answer a question; or state that a call of unknown outcome happened, with this result.
 
-        An answer is accepted once. Without `request_id` it is for the only open request; pass it if a second click must
-        not answer the next request. `by` names the person who answers, and is recorded.
+        An answer is accepted once. Without `request_id` it is for the only open request of the run and the runs below
+        it; pass it if a second click must not answer the next request. `by` names the person who answers, and is
+        recorded.
         """
         self._decide(request_id, answer(value), by)
 
@@ -96,11 +101,12 @@ class RunRequests:
         Raises `ConfigurationError`, `AlreadyAnswered`, `RequestExpired`.
         """
         if request_id is not None:
-            if store.inbox.found(request_id).run_id != self.id:
+            asks = store.inbox.found(request_id).run_id
+            if self.id not in (asks, *(run.run_id for run in store.family.above([asks])[asks])):
                 raise errors.ConfigurationError(f"request {request_id!r} is not of run {self.id!r}")
             return request_id
         store.found(self.id, load_output=False)
-        found = store.inbox.open_requests([self.id])
+        found = self.requests()
         if len(found) == 1:
             return found[0].id
         if found:
@@ -108,9 +114,9 @@ class RunRequests:
             raise errors.ConfigurationError(f"run {self.id!r} has several open requests; name one of {ids}")
         raise store.inbox.none_open(self.id)
 
-    async def requests_async(self, *, all: bool = False) -> list[Request]:
+    async def requests_async(self, *, all: bool = False, children: bool = True) -> list[Request]:
         """Return the requests as `requests` does, on the event loop."""
-        return await in_thread(lambda: self.requests(all=all))
+        return await in_thread(lambda: self.requests(all=all, children=children))
 
     async def answer_async(self, value: Any, request_id: str | None = None, *, by: str | None = None) -> None:
         """Answer as `answer` does, on the event loop."""

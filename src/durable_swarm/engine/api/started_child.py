@@ -36,8 +36,10 @@ class StartedChild:
     def enter(self, family: Family, *, new: bool) -> bool:
         """Store whose child the run is, if it is `new`; return False if it existed and is not a child of this parent.
 
-        A child of version 0.1.0 is known by its id, and gets its row now.
+        A child of version 0.1.0 is known by its id, and gets its row now. Raises DBOS's signals if the parent was
+        cancelled, or belongs to another execution: it starts nothing any more.
         """
+        self.call.made.run.verify_ownership()
         if new or self.link.in_id:
             family.add(self.link)
         return family.parent(self.link.run_id) == self.link.parent

@@ -219,8 +219,8 @@ def noted_in(row: Record) -> Iterator[tuple[str, str]]:
 
 
 def subject_of(data: dict[str, Any]) -> str:
-    """Return what an event that is emitted only once is about: the id of a request, or of a child run."""
-    return str(data.get("request_id") or data["run_id"])
+    """Return what an event that is emitted only once is about: a request, or a child run and how it ended."""
+    return str(data.get("request_id") or f"{data['run_id']} {data.get('status', '')}")
 
 
 def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, str | None]]:

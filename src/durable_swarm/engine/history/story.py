@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -11,9 +12,10 @@ from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.turns import Rows, calls_of, kept_steps, numbered, recorded_turns, told_step
 from durable_swarm.engine.storage.runs import Store, state_of
-from durable_swarm.loop import NOT_MADE, Call, Outcome, Reply
+from durable_swarm.loop import NOT_MADE, Call, Outcome, Reply, add
 from durable_swarm.runs import ENDED, RunHistory, StepInfo, follow
 from durable_swarm.tools.repeats import FAILED, Place, key_of
+from durable_swarm.types import Usage
 
 
 def story(store: Rows, row: Any) -> RunHistory:
@@ -33,6 +35,13 @@ def story(store: Rows, row: Any) -> RunHistory:
     state = state_of(row)
     pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
     return follow(start, next_reply, next_outcome, pending=pending)
+
+
+def usage_with_children(store: Store, row: Any) -> Usage | None:
+    """Return the tokens of a run and of all runs below it, or None if no provider counts any."""
+    below = store.family.below([row.workflow_id])
+    rows = [row, *(found for link in below if (found := store.row(link.run_id, load_output=False)) is not None)]
+    return functools.reduce(add, (story(store, one).usage for one in rows), None)
 
 
 def step_infos(store: Rows, row: Any) -> list[StepInfo]:

@@ -107,5 +107,5 @@ class Sweeper:
                     log.info(
                         "deleted %d runs of swarm %r, which keeps them for %g s (keep_for)", deleted, swarm, seconds
                     )
-                more |= deleted == SOME
+                more |= deleted >= SOME
         self._next = time.monotonic() + (0 if more else EVERY)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy
-from sqlalchemy import Column, Index, Text, column, select, table
+from sqlalchemy import JSON, Column, ColumnElement, Connection, Index, Text, column, select, table
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import JSONB
 
 from durable_swarm.engine.database.connection import create_table, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import persistently, read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names
+from durable_swarm.engine.storage.ownership import UNFINISHED
+from durable_swarm.requests import Ancestor
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,21 @@ class ChildLink:
         return names.parent_in(self.run_id) == self.parent
 
 
+class Relatives(NamedTuple):
+    """The ids of a run's parent and children."""
+
+    parent: str | None
+    children: list[str]
+
+
+def _line(run_id: str, links: dict[str, tuple[str, Any]]) -> list[Ancestor]:
+    found: list[Ancestor] = []
+    while run_id in links and len(found) <= len(links):
+        run_id, noted = links[run_id]
+        found.insert(0, Ancestor(run_id, str(noted.get("agent", "")) if isinstance(noted, dict) else ""))
+    return found
+
+
 class Family:
     """The child runs of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
@@ -46,7 +64,9 @@ class Family:
         columns = [Column(name, Text, primary_key=name == "run_id") for name in ("run_id", "parent", "root", "call")]
         self._rows = sqlalchemy.Table("durable_swarm_children", sqlalchemy.MetaData(schema=schema), *columns)
         Index("durable_swarm_children_parent", self._rows.c.parent)
-        self._runs = table("workflow_status", column("workflow_uuid"), column("created_at"), schema=schema)
+        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        more = ("created_at", "status")
+        self._runs = table("workflow_status", *map(column, ("workflow_uuid", *more)), noted, schema=schema)
         self._there = False
 
     def create(self) -> None:
@@ -79,16 +99,73 @@ class Family:
     def _link(self, run_id: str) -> ChildLink | None:
         return next(iter(self._read(self._wanted().where(self._rows.c.run_id == run_id))), None)
 
-    def children(self, run_ids: Iterable[str]) -> list[ChildLink]:
-        """Return the recorded child runs of these runs, in the order of the calls, without grandchildren."""
+    def children(self, run_ids: Iterable[str], *, open_calls: bool = False) -> list[ChildLink]:
+        """Return the recorded child runs of these runs, in the order of the calls, without grandchildren.
+
+        With `open_calls` without those whose tool call has ended.
+        """
         rows, runs = self._rows.c, self._runs.c
         recorded = self._wanted().join(self._runs, runs.workflow_uuid == rows.run_id)
+        if open_calls:
+            recorded = recorded.where(~self._call_ended())
         links = self._read(recorded.where(rows.parent.in_(list(run_ids))).order_by(runs.created_at))
         return sorted(links, key=lambda link: names.place_in(link.run_id))
+
+    def below(self, run_ids: Iterable[str], *, open_calls: bool = False) -> list[ChildLink]:
+        """Return the child runs of these runs, their children, and so on, each after its parent.
+
+        With `open_calls` without those whose tool call has ended, and what is below these.
+        """
+        found: list[ChildLink] = []
+        level = set(run_ids)
+        while level:
+            links = self.children(level, open_calls=open_calls)
+            found += links
+            level = {link.run_id for link in links}
+        return found
+
+    def above(self, run_ids: Iterable[str]) -> dict[str, list[Ancestor]]:
+        """Return for each of these runs the runs above it, the top one first."""
+        asked, links = set(run_ids), dict[str, tuple[str, Any]]()
+        rows, runs = self._rows.c, self._runs.c
+        level = set(asked)
+        while level and self._exists():
+            wanted = select(rows.run_id, rows.parent, runs.attributes).where(rows.run_id.in_(level))
+            with reporting_errors(self._url):
+                found = read(self._engine, wanted.join(self._runs, runs.workflow_uuid == rows.parent))
+            level = {parent for _, parent, _ in found} - links.keys()
+            links |= {run_id: (parent, noted) for run_id, parent, noted in found}
+        return {run_id: _line(run_id, links) for run_id in asked}
+
+    def relatives(self, run_ids: Iterable[str]) -> dict[str, Relatives]:
+        """Return the parent and the children of each of these runs."""
+        ids = list(run_ids)
+        up = self._read(self._wanted().where(self._rows.c.run_id.in_(ids)))
+        parents = {link.run_id: link.parent for link in up}
+        children: dict[str, list[str]] = {}
+        for link in self.children(ids):
+            children.setdefault(link.parent, []).append(link.run_id)
+        return {
+            run_id: Relatives(parents.get(run_id) or names.parent_in(run_id), children.get(run_id, []))
+            for run_id in ids
+        }
+
+    def within(self, connection: Connection, run_ids: Iterable[str]) -> list[str]:
+        """Return the ids of the child runs of these runs, in a transaction of the caller."""
+        if not self._exists():
+            return []
+        rows = self._rows.c
+        return list(connection.execute(select(rows.run_id).where(rows.parent.in_(list(run_ids)))).scalars())
 
     def _wanted(self) -> sqlalchemy.Select[Any]:
         rows = self._rows.c
         return select(rows.run_id, rows.parent, rows.root, rows.call)
+
+    def _call_ended(self) -> ColumnElement[bool]:
+        """True for a child run whose tool call has ended. A `@step` tool has no row that would say so."""
+        calls = self._runs.alias()
+        ended = (calls.c.workflow_uuid == self._rows.c.call) & calls.c.status.not_in([*UNFINISHED, "CANCELLED"])
+        return select(calls.c.workflow_uuid).where(ended).exists()
 
     def _read(self, wanted: sqlalchemy.Select[Any]) -> list[ChildLink]:
         if not self._exists():

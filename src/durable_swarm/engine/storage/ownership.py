@@ -138,8 +138,11 @@ class Claims:
             return True
         return False
 
-    def cancel(self, run_id: str) -> bool:
-        """Cancel an unfinished run and everything in progress in it; return False if it has ended."""
+    def cancel(self, run_id: str, children: Callable[[Connection, list[str]], list[str]]) -> bool:
+        """Cancel an unfinished run, everything in progress in it, and its child runs; return False if it has ended.
+
+        `children` returns the ids of the child runs of some runs.
+        """
         runs, at = self._runs, now()
         ended = {**moved("CANCELLED", None), "completed_at": at}
         family, found = {run_id}, [run_id]
@@ -149,10 +152,11 @@ class Claims:
                 done = connection.execute(update(runs).where(these).values(**ended)).rowcount
                 if found == [run_id] and not done:
                     return False
-                within = connection.execute(
+                calls = connection.execute(
                     select(runs.c.workflow_uuid).where(runs.c.parent_workflow_id.in_(found))
                 ).scalars()
-                found = [child for child in within if child not in family]
+                within = dict.fromkeys([*calls, *children(connection, found)])
+                found = [one for one in within if one not in family]
                 family.update(found)
         return True
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
@@ -36,6 +37,7 @@ from durable_swarm.engine.records.requests import (
     place_of,
     request_of,
 )
+from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record, read_decision
 from durable_swarm.validation import check_text
@@ -59,10 +61,13 @@ class TokenTaken(errors.ConfigurationError):
 class Inbox:
     """The requests of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
-    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec]) -> None:
+    def __init__(
+        self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec], family: Family
+    ) -> None:
         self._url = url
         self._engine = engine
         self._seal_for = seal_for
+        self._family = family
         self._lite = is_sqlite(url)
         texts = [Column(name, Text, primary_key=name == "id") for name in COLUMNS]
         times = [Column(name, BigInteger) for name in TIMES]
@@ -328,14 +333,14 @@ class Inbox:
             raise NoRequest(f"there is no request {request_id!r} in this database")
         return self._read(row)
 
-    def of_run(self, run_id: str) -> list[Request]:
-        """Return all requests of a run, oldest first."""
+    def of_runs(self, run_ids: Iterable[str]) -> list[Request]:
+        """Return all requests of these runs, oldest first."""
         rows = self._rows
-        return self._listed(select(rows).where(rows.c.run_id == run_id))
+        return self._listed(select(rows).where(rows.c.run_id.in_(list(run_ids))))
 
     def none_open(self, run_id: str) -> errors.DurableSwarmError:
         """Return the error for a decision about a run's one open request if there is none."""
-        known = self.of_run(run_id)
+        known = self.of_runs([run_id])
         if known and known[-1].status == "answered":
             return _answered(known[-1].id, known[-1].answered_by)
         if known and known[-1].expires_at is not None:
@@ -379,7 +384,8 @@ class Inbox:
         rows = self._rows
         with reporting_errors(self._url):
             found = read(self._engine, wanted.order_by(rows.c.created_at, rows.c.id))
-        return [self._read(row, closed=ENCRYPTED) for row in found]
+        above = self._family.above({row.run_id for row in found})
+        return [replace(self._read(row, closed=ENCRYPTED), parents=above[row.run_id]) for row in found]
 
     def _open(self, row: Any) -> Record:
         if row.request is None:

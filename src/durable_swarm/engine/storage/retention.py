@@ -7,6 +7,7 @@ run resumed at the same moment must not lose its steps. Here the row is locked f
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -23,13 +24,15 @@ from durable_swarm.errors import SessionBusy
 TRANSACTIONS = "durable_swarm_transactions"
 """The table in the database where tools write, which on PostgreSQL is not in our schema."""
 
+CHILDREN = "durable_swarm_children"
+
 BELONGINGS = {
     **dict.fromkeys(("operation_outputs", "workflow_input", "workflow_output"), "workflow_uuid"),
     **dict.fromkeys(("streams", "workflow_events", "workflow_events_history"), "workflow_uuid"),
     "notifications": "destination_uuid",
     "durable_swarm_messages": "run_id",
     "durable_swarm_requests": "run_id",
-    "durable_swarm_children": "run_id",
+    CHILDREN: "run_id",
     TRANSACTIONS: "call",
 }
 """Every table with rows of runs or their tool calls, and the column with the id of either."""
@@ -51,15 +54,17 @@ class Retention:
         self._ended = WELL if keep_failed else WELL + BADLY
         self._swarm = swarm
         self._runs = _runs_table(store)
+        self._there = _tables(store)
 
     def count(self) -> int:
         """Return the number of runs that would be deleted."""
         with self._store.engine.connect() as connection:
-            alone = sum(len(ids) for ids in self._pages(connection))
+            pages = self._pages(connection)
+            alone = sum(len(_families(self._store, connection, ids, self._there)) for ids in pages)
         return alone + sum(runs for _, runs in self._sessions())
 
     def delete(self, most: int | None = None) -> int:
-        """Delete the runs, oldest first, at most `most` of them; return their number."""
+        """Delete the runs, oldest first, at most `most` of them and the runs below the last; return their number."""
         deleted = 0
         for session, runs in self._sessions():
             if most is not None and deleted >= most:
@@ -80,23 +85,22 @@ class Retention:
         return self._store.sessions.expired(self._before, swarm=self._swarm, lasting=lasting)
 
     def _delete_some(self, most: int) -> int:
-        there = _tables(self._store)
         with self._store.engine.begin() as connection:
             if is_sqlite(self._store.url):
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             runs = self._old(connection, most)
             if runs:
-                _forget(self._store, connection, runs, there)
+                _forget(self._store, connection, runs, self._there)
             return len(runs)
 
     def _old(self, connection: Connection, most: int) -> list[str]:
         """Return the oldest runs to delete and lock their rows; rows locked by other processes are left out."""
         found: list[str] = []
-        for page in self._pages(connection, lock=True):
-            found += page
+        for run_id in itertools.chain.from_iterable(self._pages(connection, lock=True)):
+            found += _families(self._store, connection, [run_id], self._there, lock=True)
             if len(found) >= most:
                 break
-        return found[:most]
+        return found
 
     def _pages(self, connection: Connection, *, lock: bool = False) -> Iterator[list[str]]:
         runs, last = self._runs, (-1, "")
@@ -107,6 +111,11 @@ class Retention:
         if self._store.sessions.exists():
             # Later runs of a session stand on the earlier ones: they are deleted together.
             wanted = wanted.where(runs.c.workflow_uuid.not_in(self._store.sessions.with_session()))
+        if CHILDREN in self._there:  # A child run is deleted with the run above it.
+            above, children = runs.alias(), _children_table(self._store)
+            has_parent = select(children.c.run_id).where(children.c.run_id == runs.c.workflow_uuid)
+            has_parent = has_parent.join(above, above.c.workflow_uuid == children.c.parent)
+            wanted = wanted.where(~has_parent.exists())
         wanted = wanted.order_by(runs.c.updated_at, runs.c.workflow_uuid).limit(10 * BATCH)
         if lock and not is_sqlite(self._store.url):
             wanted = wanted.with_for_update(skip_locked=True)
@@ -123,12 +132,45 @@ def delete_session(store: Store, session: str) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         runs = store.sessions.remove(connection, session)
         for first in range(0, len(runs), BATCH):
-            _forget(store, connection, runs[first : first + BATCH], there)
+            some = runs[first : first + BATCH]
+            families = _families(store, connection, some, there, lock=True)
+            if busy := set(some).difference(families):
+                raise SessionBusy(
+                    f"session {session!r} cannot be deleted while a child run of one of its runs is in progress; wait "
+                    "for it, or cancel it",
+                    session=session,
+                    run_id=min(busy),
+                )
+            _forget(store, connection, families, there)
 
 
 def _tables(store: Store) -> set[str]:
     inspector = sqlalchemy.inspect(store.engine)
     return {name for schema in {schema_of(store.url), None} for name in inspector.get_table_names(schema=schema)}
+
+
+def _families(
+    store: Store, connection: Connection, run_ids: list[str], there: set[str], *, lock: bool = False
+) -> list[str]:
+    """Return these runs with all runs below them, without those below which a run has not ended."""
+    runs, children = _runs_table(store), _children_table(store)
+    top, open_below, level = {run_id: run_id for run_id in run_ids}, set[str](), list(run_ids)
+    while level and CHILDREN in there:
+        below = select(children.c.run_id, children.c.parent, runs.c.status)
+        below = below.join(runs, runs.c.workflow_uuid == children.c.run_id).where(children.c.parent.in_(level))
+        if lock and not is_sqlite(store.url):
+            below = below.with_for_update(of=runs)
+        level = []
+        for run_id, parent, status in connection.execute(below).all():
+            top[run_id] = top[parent]
+            level.append(run_id)
+            if status not in WELL + BADLY:
+                open_below.add(top[parent])
+    return [run_id for run_id, highest in top.items() if highest not in open_below]
+
+
+def _children_table(store: Store) -> sqlalchemy.TableClause:
+    return table(CHILDREN, column("run_id"), column("parent"), schema=schema_of(store.url))
 
 
 def _runs_table(store: Store) -> sqlalchemy.TableClause:

@@ -37,7 +37,7 @@ class RunRow:
     """The row of a run, or of an undecorated tool call. Times are in milliseconds since 1970.
 
     `input` is the list of arguments. What was not loaded is None; an `input`, `output` or `error` that is not JSON is a
-    text. `asks` says that the run has an open request.
+    text. `asks` says that the run waits for a decision or a time: its own, or that of the run `asks_below`.
     """
 
     workflow_id: str
@@ -55,6 +55,7 @@ class RunRow:
     output: Any = None
     error: RecordedError | str | None = None
     asks: bool = False
+    asks_below: RunRow | None = None
 
 
 @dataclass(frozen=True)

@@ -169,10 +169,10 @@ class Store:
         self._guesses = guesses
         self.events = EventLog(url, engine)
         """The rows of events of its runs."""
-        self.claims = Claims(url, engine)
         self.family = Family(url, engine)
         """Which run started which."""
-        self.inbox = Inbox(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
+        self.claims = Claims(url, engine)
+        self.inbox = Inbox(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)), self.family)
         """The requests of its runs."""
         self.mailbox = Messages(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
         """The messages to its runs."""
@@ -260,11 +260,35 @@ class Store:
         return found[:limit]
 
     def _asking(self, rows: list[RunRow]) -> list[RunRow]:
-        """Note on the rows of unfinished runs whether they have an open request: such a run is `waiting`."""
-        asking = self.inbox.waiting([row.workflow_id for row in rows if row.status in UNFINISHED])
-        for row in rows:
+        """Note on the rows of unfinished runs whether they wait for a decision or a time: such a run is `waiting`.
+
+        So is a run with an open call that waits for such a run.
+        """
+        open_runs = {row.workflow_id for row in rows if row.status in UNFINISHED}
+        links = self.family.below(open_runs, open_calls=True)
+        these = self._runs.workflow_uuid.in_([link.run_id for link in links])
+        below = self._rows.read(self._is_run, these) if links else []
+        asking = self.inbox.waiting([*open_runs, *(row.workflow_id for row in below if row.status in UNFINISHED)])
+        for row in [*rows, *below]:
             row.asks = row.workflow_id in asking
+        waiting = {row.workflow_id: row for row in below if state_of(row) == "waiting"}
+        for link in reversed(links):  # From the bottom up, so that what waits reaches every run above it.
+            if link.run_id in waiting:
+                waiting.setdefault(link.parent, waiting[link.run_id])
+        for row in rows:
+            if not row.asks and row.workflow_id in open_runs & waiting.keys():
+                row.asks, row.asks_below = True, waiting[row.workflow_id]
         return rows
+
+    def reason_below(self, row: RunRow) -> str | None:
+        """Return in a sentence which run below an unfinished run it waits for, and why that waits, or None."""
+        below = row.asks_below
+        if below is None:
+            return None
+        run_id, agent = below.workflow_id, notes_on(below).get("agent", "")
+        asked = self.inbox.open_requests([run_id], 1)
+        why = reason_noted(below) or (f"it has an open request ({asked[0].kind})" if asked else "for a time")
+        return f"child run {run_id!r} of agent {agent!r} waits: {why}"
 
     def ends(self, rows: list[RunRow]) -> dict[str, RunRow]:
         """Return the rows of the done or failed runs among these by id, with the output or error that ended them."""
@@ -391,8 +415,8 @@ class Store:
             self.claims.transfer([row], names.QUEUE + owner)
 
     def cancel(self, run_id: str) -> None:
-        """Cancel a run and its tool calls in progress; an ended run is unchanged."""
-        self.claims.cancel(run_id)
+        """Cancel a run, its tool calls in progress and its child runs; an ended run is unchanged."""
+        self.claims.cancel(run_id, self.family.within)
 
     def resume(self, row: Any, queue: str) -> bool:
         """Let a cancelled or failed run continue from its first unfinished step, on `queue`, with its open calls.
