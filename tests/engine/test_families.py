@@ -244,3 +244,20 @@ def _ask() -> str:
 
 
 _ask.__name__ = "work"
+
+
+def test_an_imported_family_is_one_again(make: Make, fresh_sqlite: Any, tmp_path: Any) -> None:
+    """Parent and children are exported one by one, and are a family again wherever they are imported, in any order."""
+    clan = Clan(make, work)
+    run = clan.waiting("moved")
+    run.approve()
+    run.result(PATIENCE)
+    documents = [clan.swarm.export(one.id) for one in (*run.children(), run)]
+    clan.swarm.close()
+    with DurableSwarm(ScriptedModel([]), database=fresh_sqlite(tmp_path / "other.sqlite")) as other:
+        for document in documents:
+            other.import_run(document)
+        assert [one.id for one in other.get("moved").children()] == ["moved/0.0/0"]
+        parent = other.get("moved/0.0/0").parent
+        assert parent is not None
+        assert parent.id == "moved"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from durable_swarm import DurableSwarm, Response
-from durable_swarm.testing import ScriptedModel, call, effect
+from durable_swarm.testing import ScriptedModel, call, effect, when
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -58,6 +58,26 @@ def research() -> str:
     return found
 
 
+def newsroom() -> str:
+    """`examples/newsroom.py`."""
+    asked = [call("reporter", message="the bridge"), call("fact_checker", message="Built in 1899?")]
+    model = ScriptedModel(
+        [
+            when(system="Ask the reporter", where=_has_results, reply="The bridge of 1899 is closed."),
+            when(system="Ask the reporter", reply=asked),
+            when(where=_has_results, reply="So it is."),
+            when(offers="search", reply=[call("search", topic="the bridge")]),
+            when(offers="look_up", reply=[call("look_up", claim="Built in 1899")]),
+        ]
+    )
+    found: str = load("newsroom").main("bridge", model)
+    return found
+
+
+def _has_results(request: dict[str, Any]) -> bool:
+    return bool(request["messages"][-1]["role"] == "tool")
+
+
 def demo() -> Response:
     """The agents of `durable-swarm demo refund`, without the pauses."""
     os.environ["DURABLE_SWARM_DEMO_SECONDS"] = "0"
@@ -69,4 +89,4 @@ def demo() -> Response:
         return swarm.run(refund_agent, asked, {"user_name": "Max"}, run_id="demo")
 
 
-PROGRAMS = [refund, travel, research, demo]
+PROGRAMS = [refund, travel, research, demo, newsroom]

@@ -33,6 +33,7 @@ from durable_swarm.runs import ENDED
 from durable_swarm.streaming import PATIENCE, Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.swarm.runner import Runner
+from durable_swarm.tools.context import calling
 from durable_swarm.types import Message, Response
 
 log = logging.getLogger("durable_swarm")
@@ -107,9 +108,13 @@ class RunStarter(Runner, OpenedSwarm, ABC):
     async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Response:
         """Run the agent as a child run of the tool call in progress and return its response.
 
-        Its replies are streamed to readers of its events. Raises `RunFailed`, `RunCancelled`, `LimitReached`.
+        Its replies are streamed if those of the run in progress are. Raises `RunFailed`, `RunCancelled` and
+        `LimitReached`.
         """
-        run = await self.start_async(agent, [{"role": "user", "content": message}], context_variables)
+        here, asked = calling(), [{"role": "user", "content": message}]
+        streams = here is not None and isinstance(here.owner, Execution) and here.owner.streams
+        arguments = RunArguments(agent, asked, context_variables, stream=streams)
+        run = await self._start_on_loop(RunStart(self, arguments, None))
         try:
             return await run.result_async()
         except errors.RunCancelled:

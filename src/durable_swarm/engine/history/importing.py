@@ -16,6 +16,7 @@ from durable_swarm.engine.history.export import Exported, export, is_record
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.encoding import RecordCodec, arguments_text, failure_of, input_of, output_of
 from durable_swarm.engine.signals import Broken
+from durable_swarm.engine.storage.family import ChildLink
 from durable_swarm.engine.storage.runs import Store
 
 _OUTSIDE = frozenset({"package", "status", "finished"})
@@ -24,6 +25,8 @@ _OUTSIDE = frozenset({"package", "status", "finished"})
 
 def import_run(store: Store, data: Any) -> str:
     """Store an exported run and return its id; importing the same run again changes nothing.
+
+    A child run is again the child of its parent, whichever of the two is imported first.
 
     A run that had not ended is cancelled, so that it does not continue unasked. Raises `ConfigurationError` for a
     document that is not an exported run, and `RunConflict` for an id that belongs to another run.
@@ -40,6 +43,9 @@ def import_run(store: Store, data: Any) -> str:
                 raise _taken(run.data.id) from None
         except SQLAlchemyError as error:
             raise unusable(store.url, error) from error
+        link = ChildLink.read(run.data.id, run.data.start)
+        if link is not None:
+            store.family.add(link)
     return run.data.id
 
 

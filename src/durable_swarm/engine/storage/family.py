@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy
 from sqlalchemy import JSON, Column, ColumnElement, Connection, Index, Text, column, select, table
@@ -20,6 +20,7 @@ from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import persistently, read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names
+from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.storage.ownership import UNFINISHED
 from durable_swarm.requests import Ancestor
 
@@ -32,6 +33,14 @@ class ChildLink:
     parent: str
     root: str
     call: str
+
+    @classmethod
+    def read(cls, run_id: str, start: Record) -> Self | None:
+        """Return the link that a run's start record tells of, or None. The call is known if the run's id names it."""
+        parent, root = start.get("parent"), start.get("root")
+        if not isinstance(parent, str) or not isinstance(root, str):
+            return None
+        return cls(run_id, parent, root, run_id.rpartition("/")[0] if names.parent_in(run_id) == parent else "")
 
     @property
     def in_id(self) -> bool:
