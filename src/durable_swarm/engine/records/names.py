@@ -74,9 +74,14 @@ def root_in(run_id: str) -> str:
     return run_id
 
 
+def is_call(workflow_id: str) -> bool:
+    """Return True if this is the id of a tool call, not that of a run."""
+    return re.search(r"/\d+\.\d+$", workflow_id) is not None
+
+
 def check_id(run_id: Any) -> str:
     """Check that the id is valid for a run, and return it. Raises `ConfigurationError`."""
     text = check_name("run_id", run_id, LONGEST_ID)
-    if re.search(r"/\d+\.\d+$", text):
+    if is_call(text):
         raise errors.ConfigurationError(f"run_id {text!r} ends like the id of a tool call (/1.2); choose another")
     return text

@@ -19,6 +19,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.default import DefaultDialect
 
+from durable_swarm.engine.records import names
+
 Side = Literal["before", "after"]
 
 _WRITES = re.compile(
@@ -177,7 +179,8 @@ def _names_a_workflow(name: str, value: Any) -> bool:
 
 
 def _engine_label(tables: list[str], workflow: str, step: str) -> list[str]:
-    what = f"tool call {workflow}" if "/" in workflow else f"run {workflow}"
+    called = names.is_call(workflow)
+    what = f"tool call {workflow}" if called else f"run {workflow}"
     if "operation_outputs" in tables:
         kind, colon, name = step.partition(":")
         if step == "durable_swarm.begun":
@@ -186,7 +189,7 @@ def _engine_label(tables: list[str], workflow: str, step: str) -> list[str]:
             return []
         return [f"checkpoint of the model call of agent {name}" if kind == "model" and colon else _of_step(kind, name)]
     if "workflow_output" in tables:
-        return [f"checkpoint of {what}" if "/" in workflow else f"end of {what}"]
+        return [f"checkpoint of {what}" if called else f"end of {what}"]
     if "workflow_input" in tables:
         return [f"start of {what}"]
     return []

@@ -127,9 +127,8 @@ def name_calls(label: str, runs: Sequence[RunDetail]) -> str:
         replies = [message for message in run.messages if message.get("role") == "assistant"]
         for turn, reply in enumerate(replies):
             for index, call in enumerate(reply.get("tool_calls") or ()):
-                label = re.sub(
-                    rf"tool call {re.escape(run.id)}/{turn}\.{index}(?!\d)", f"tool {call['function']['name']}", label
-                )
+                position = rf"tool call {re.escape(run.id)}/{turn}\.{index}(?![\d/])"
+                label = re.sub(position, f"tool {call['function']['name']}", label)
     return label
 
 
