@@ -33,6 +33,8 @@ COMMANDS = {
     "run": Command("script", "Run a Swarm program durably."),
     "runs": Command("runs", "List runs, newest first."),
     "say": Command("requests", "Say something to a run under way."),
+    "session": Command("sessions", "Show the conversation of a session."),
+    "sessions": Command("sessions", "List sessions, the latest change first."),
     "show": Command("runs", "Show a run and every step of it."),
     "watch": Command("watch", "Follow a run as it goes on, or read how it went."),
     "worker": Command("worker", "Execute queued runs, and those of dead processes."),

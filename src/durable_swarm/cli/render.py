@@ -53,21 +53,21 @@ def draw_runs(views: Sequence[RunView]) -> None:
     ]
     titles = ("ID", "STATUS", "AGENT", "STARTED", "CHANGED")
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    over = sum(widths) + 2 * len(widths) - _width(console)
+    over = sum(widths) + 2 * len(widths) - width_of(console)
     if over > 0:  # A prefix of an id is enough for every command.
         widths[0] = max(widths[0] - over, min(widths[0], LEAST_ID))
         rows = [(shorten(row[0], widths[0]), *row[1:]) for row in rows]
-    room = _width(console) - sum(widths) - 2 * len(widths)
+    room = width_of(console) - sum(widths) - 2 * len(widths)
     reasons = [_why(view) for view in views]
     beside = room >= LEAST_ROOM
     why = "WHY" if any(reasons) and beside else ""
-    _print(console, Text(f"{_columns(titles, widths)}  {why}", DIM))
+    print_line(console, Text(f"{columns(titles, widths)}  {why}", DIM))
     for view, row, reason in zip(views, rows, reasons, strict=True):
-        line = Text(f"{_columns(row, widths)}  {shorten(reason, room) if beside else ''}")
+        line = Text(f"{columns(row, widths)}  {shorten(reason, room) if beside else ''}")
         line.stylize(_style(view), widths[0] + 2, widths[0] + 2 + len(row[1]))
-        _print(console, line)
+        print_line(console, line)
         if reason and not beside:
-            _print(console, Text(f"  {shorten(reason, max(_width(console) - 2, LEAST_ROOM))}", DIM))
+            print_line(console, Text(f"  {shorten(reason, max(width_of(console) - 2, LEAST_ROOM))}", DIM))
 
 
 def _why(view: RunView) -> str:
@@ -75,7 +75,8 @@ def _why(view: RunView) -> str:
     return view.waits_for or view.failure or without_answer(view.ended_by)
 
 
-def _columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a line of a table."""
     return "  ".join(f"{one_line(cell):{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
@@ -93,11 +94,11 @@ def draw_run(run: RunDetail, command: Command) -> None:
     `command` returns the command line for some words.
     """
     console = plain_console()
-    width = _width(console)
+    width = width_of(console)
     for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, command, width)):
-        _print(console, line)
+        print_line(console, line)
     for line in requests_lines(run.requests, command, ended=run.status in ENDED):
-        _print(console, line)
+        print_line(console, line)
 
 
 def draw_requests(found: Sequence[Request], command: Command) -> None:
@@ -107,7 +108,7 @@ def draw_requests(found: Sequence[Request], command: Command) -> None:
         console.print("No open requests.")
     for number, line in enumerate(requests_lines(found, command, runs=True)):
         if number:  # The first line only separates a request from the text above it.
-            _print(console, line)
+            print_line(console, line)
 
 
 class _Console(Console):
@@ -121,41 +122,48 @@ def plain_console() -> Console:
     return _Console(force_terminal=sys.stdout.isatty(), highlight=False)
 
 
-def _width(console: Console) -> int:
+def width_of(console: Console) -> int:
+    """Return the number of characters of a line."""
     return shutil.get_terminal_size().columns if console.is_terminal else PIPE_WIDTH
 
 
-def _print(console: Console, line: Text) -> None:
+def print_line(console: Console, line: Text) -> None:
+    """Print a line; a pipe gets the whole of it."""
     line.rstrip()
     console.print(line, soft_wrap=True)
 
 
 def _head(run: RunDetail) -> Iterator[Text]:
-    yield _fact("run", Text(one_line(run.id), "bold"))
+    yield fact("run", Text(one_line(run.id), "bold"))
     why = without_answer(run.ended_by)
-    yield _fact("status", Text(f"{_status(run)} ({why})" if why else _status(run), _style(run)))
-    yield _fact("agent", Text(one_line(_agents(run))))
+    yield fact("status", Text(f"{_status(run)} ({why})" if why else _status(run), _style(run)))
+    yield fact("agent", Text(one_line(_agents(run))))
     if run.swarm:
-        yield _fact("swarm", Text(one_line(run.swarm)))
+        yield fact("swarm", Text(one_line(run.swarm)))
     if run.worker:
-        yield _fact("process", Text(one_line(run.worker)))
-    if run.status == "queued":
-        yield _fact("waits for", Text("a worker"))
+        yield fact("process", Text(one_line(run.worker)))
+    if run.session is not None:
+        yield fact(
+            "session", Text(one_line(run.session if run.number is None else f"{run.session}, number {run.number}"))
+        )
+    if run.status == "queued" and not run.waits_for:
+        yield fact("waits for", Text("a worker"))
     if run.forked_from is not None:
-        yield _fact("forked", Text(one_line(f"from turn {run.turn} of run {run.forked_from}")))
+        yield fact("forked", Text(one_line(f"from turn {run.turn} of run {run.forked_from}")))
     if run.parent is not None:
-        yield _fact("child of", Text(one_line(run.parent)))
+        yield fact("child of", Text(one_line(run.parent)))
     for label, child in zip(chain(["children"], repeat("")), run.children, strict=False):
-        yield _fact(label, Text(one_line(child)))
-    yield _fact("started", Text(clock(run.created_at)))
+        yield fact(label, Text(one_line(child)))
+    yield fact("started", Text(clock(run.created_at)))
     ended = run.status in ENDED
     until = run.updated_at if ended else max(run.created_at, datetime.now(UTC))
-    yield _fact("took" if ended else "so far", Text(duration((until - run.created_at).total_seconds())))
+    yield fact("took" if ended else "so far", Text(duration((until - run.created_at).total_seconds())))
     if run.usage is not None:
-        yield _fact("tokens", Text(_tokens(run.usage)))
+        yield fact("tokens", Text(_tokens(run.usage)))
 
 
-def _fact(name: str, text: Text) -> Text:
+def fact(name: str, text: Text) -> Text:
+    """Return a line that says one thing."""
     return Text.assemble((f"{name:10}", DIM), text)
 
 
@@ -267,10 +275,11 @@ def _outcome(step: StepInfo) -> str:
         return step.error
     if _is_sleep(step):
         return f"until {clock(datetime.fromtimestamp(step.output, UTC))}"
-    return _reply(step.output) if step.kind == "model" and isinstance(step.output, dict) else value(step.output)
+    return reply_text(step.output) if step.kind == "model" and isinstance(step.output, dict) else value(step.output)
 
 
-def _reply(message: Message) -> str:
+def reply_text(message: Message) -> str:
+    """Return what a reply says, and its calls."""
     calls = ", ".join(
         as_call(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or []
     )

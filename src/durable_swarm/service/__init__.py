@@ -10,7 +10,7 @@ from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.storage.requests import NoRequest
 from durable_swarm.service.doctor import Check, checkup
 from durable_swarm.service.runs import Runs, import_run, open_runs
-from durable_swarm.service.views import Failure, Query, RunDetail, RunView, to_json
+from durable_swarm.service.views import Failure, Query, RunDetail, RunView, SessionDetail, SessionView, to_json
 
 __all__ = [
     "Check",
@@ -22,6 +22,8 @@ __all__ = [
     "RunDetail",
     "RunView",
     "Runs",
+    "SessionDetail",
+    "SessionView",
     "checkup",
     "import_run",
     "open_runs",

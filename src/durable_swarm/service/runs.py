@@ -29,6 +29,7 @@ from durable_swarm.events import Event
 from durable_swarm.loop import Start
 from durable_swarm.runs import ENDED, RunHistory, State
 from durable_swarm.service.requests import Inbox
+from durable_swarm.service.sessions import SessionList
 from durable_swarm.service.unreadable import opened, why_closed
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
 from durable_swarm.types import EndedBy, Message
@@ -84,6 +85,8 @@ class Runs:
         self._store: Store = visitor.store
         self.inbox = Inbox(visitor)
         """The requests of the runs, and the ways to answer them."""
+        self.sessions = SessionList(visitor, lambda rows: [self._seen_in(row) for row in rows])
+        """The sessions of the runs."""
 
     def list(self, query: Query) -> list[RunView]:
         """Return runs, newest first. Raises `ConfigurationError` for a limit below 1."""
@@ -187,6 +190,9 @@ class Runs:
         idle, family = bool(self._visitor.idle([row])), self._store.family.relatives([run.id])[run.id]
         return _view(self._store, row, idle, self._store.ends([row]).get(run.id), family)
 
+    def _seen_in(self, row: Any) -> RunView:
+        return _view(self._store, row, bool(self._visitor.idle([row])), row)
+
     def _run(self, run_id: str) -> Run:
         return Run(self._find(run_id), lambda: self._store, lambda: None)
 
@@ -225,8 +231,14 @@ def _view(store: Store, row: Any, idle: bool, ended: Any, family: Relatives) -> 
 
 
 def _origin(row: Any) -> dict[str, Any]:
-    turn = notes_on(row).get("turn")
-    return {"forked_from": _about(row, "forked_from") or None, "turn": turn if isinstance(turn, int) else None}
+    noted = notes_on(row)
+    turn = noted.get("turn")
+    return {
+        "forked_from": _about(row, "forked_from") or None,
+        "turn": turn if isinstance(turn, int) else None,
+        "session": noted.get("session"),
+        "number": noted.get("number"),
+    }
 
 
 def _about(row: Any, name: str) -> str:

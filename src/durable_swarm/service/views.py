@@ -51,7 +51,8 @@ class RunView:
     fork keeps the turns before `turn` of the run `forked_from`; both are None for other runs. `ended_by` is the reason
     a finished run is done, as in `Response.ended_by`; None for any other, and in a list for runs of versions that did
     not record it. `failure` is the error of a failed run, in one line, or None. `parent` is the id of the run whose
-    tool call started it, or None; `children` are the ids of the runs that its own tool calls started.
+    tool call started it, or None; `children` are the ids of the runs that its own tool calls started. `session` and
+    `number` are the session of the run and its number in it; both are None for other runs.
     """
 
     id: str
@@ -67,6 +68,8 @@ class RunView:
     failure: str | None
     parent: str | None
     children: list[str]
+    session: str | None
+    number: int | None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,35 @@ class RunDetail(RunView):
     worker: str = ""
     closed: str | None = None
     requests: list[Request] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SessionView:
+    """A session in a list. Times are aware UTC; `agent` answers its next message.
+
+    `status` is that of the run in progress, or "idle". `runs` counts its runs, `waiting` those that wait for their
+    turn.
+    """
+
+    id: str
+    status: str
+    agent: str
+    swarm: str
+    runs: int
+    waiting: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class SessionDetail(SessionView):
+    """A session in full. `closed` is a sentence with the reason why it cannot be read here, or None."""
+
+    messages: list[Message]
+    context_variables: dict[str, Any]
+    usage: Usage | None
+    all_runs: list[RunView]
+    closed: str | None = None
 
 
 def to_json(view: Any) -> Any:

@@ -132,6 +132,10 @@ class Sessions:
         where = sqlalchemy.true() if agent is None else self._rows.c.agent == agent
         return self._states(where, limit=limit)
 
+    def beginning(self, prefix: str, limit: int) -> list[SessionState]:
+        """Return sessions whose ids begin with a text."""
+        return self._states(self._rows.c.id.startswith(prefix, autoescape=True), limit=limit)
+
     def unsettled(self, swarms: set[str]) -> list[str]:
         """Return the sessions of these swarms whose run in progress has ended, or that wait though none is."""
         if not self.exists():
@@ -305,13 +309,15 @@ class Sessions:
                 present = self.look(state.id, connection)
                 if present is None or (present.ahead, present.base) != (state.ahead, state.base):
                     raise _Changed
-                values: dict[str, Any] = {"updated_at": now(), "ahead": None}
+                # Not the present, because the end may be noted long after it.
+                ended = 0 if state.ahead is None else state.ahead.completed_at or 0
+                values: dict[str, Any] = {"updated_at": max(state.updated_at, ended), "ahead": None}
                 if left is not None and state.ahead is not None:
                     context = self._closed(state.swarm, state.id, left.context)
                     values |= {"agent": left.agent, "context": context, "base": left.base}
                     self._note_end(connection, state.id, state.ahead.number, left)
                 if following is not None:
-                    values["ahead"] = following.number
+                    values |= {"ahead": following.number, "updated_at": now()}
                     self._begin(connection, state.id, following)
                 self._withdraw(connection, state.id, values["ahead"])
                 connection.execute(update(self._rows).where(self._rows.c.id == state.id).values(**values))
