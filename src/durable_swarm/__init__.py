@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from durable_swarm.events import Event
     from durable_swarm.repl.demo_loop import run_demo_loop
+    from durable_swarm.swarm.compaction import Compaction
     from durable_swarm.swarm.memory import Swarm
     from durable_swarm.swarm.session import Session
     from durable_swarm.tools.asking import ask_human, ask_human_async, later
@@ -45,6 +46,7 @@ _HOMES = {
     "engine.api.run": ["Run"],
     "events": ["Event"],
     "repl.demo_loop": ["run_demo_loop"],
+    "swarm.compaction": ["Compaction"],
     "swarm.memory": ["Swarm"],
     "swarm.session": ["Session"],
     "tools.asking": ["ask_human", "ask_human_async", "later"],
@@ -83,6 +85,7 @@ __all__ = [
     "AgentChanged",
     "AlreadyAnswered",
     "AmbiguousAgent",
+    "Compaction",
     "ConfigurationError",
     "DurableSwarm",
     "DurableSwarmError",

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunCancelled, RunConflict, RunNotFound, SessionBusy
+from durable_swarm import (
+    Agent,
+    Compaction,
+    ConfigurationError,
+    DurableSwarm,
+    RunCancelled,
+    RunConflict,
+    RunNotFound,
+    SessionBusy,
+)
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.testing import ScriptedModel
@@ -286,3 +295,31 @@ def test_an_exported_run_stands_alone(make_anywhere: Make, tmp_path: Any) -> Non
         run = other.import_run(document)
         assert run.messages()[-1]["content"] == "re: two"
         assert other.sessions() == []
+
+
+def test_a_summary_outlives_its_process(make_anywhere: Make) -> None:
+    """Another process sends the summary and what follows it, reads no more than that, and shows the step."""
+    given: list[int] = []
+
+    def summarize(messages: list[Any]) -> str:
+        given.append(len(messages))
+        return "so far"
+
+    agent, compaction = Agent(name=unique()), Compaction(at_messages=5, keep_last=2, function=summarize)
+    first, second = ScriptedModel(echo), ScriptedModel(echo)
+    with make_anywhere(first) as swarm:
+        session = swarm.session("summary", agent, compaction=compaction)
+        for number in range(4):
+            session.run(str(number))
+        assert [step.name for step in session.runs()[-1].steps()] == [f"compact:{agent.name}", f"model:{agent.name}"]
+        exported = swarm.export(session.runs()[-1].id)["start"]["messages"]
+    sent = first.calls[3]["messages"][1:]
+    assert [message["content"] for message in exported] == [message["content"] for message in sent]
+    with make_anywhere(second) as swarm:
+        session = swarm.session("summary")
+        session.run("more")
+        assert len(texts(session)) == 10
+        assert session.fork("fork").run("in the fork").messages[-1]["content"] == "re: in the fork"
+    assert said(second.calls[0]) == [*[message["content"] for message in sent], "re: 3", "more"]
+    assert said(second.calls[1]) == [*said(second.calls[0]), "re: more", "in the fork"]
+    assert given == [5]

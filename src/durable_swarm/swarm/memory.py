@@ -7,7 +7,7 @@ import copy
 import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from durable_swarm import ends
@@ -24,7 +24,7 @@ from durable_swarm.concurrency import (
     running_loop,
 )
 from durable_swarm.errors import ConfigurationError, LimitReached, qualified_name, safe_text
-from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, drive, turns
+from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, add, drive, turns
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
@@ -36,10 +36,12 @@ from durable_swarm.streaming import PATIENCE, Channel, Item, read, read_async
 from durable_swarm.sub_agents import failed_child
 from durable_swarm.swarm.answering import fits_code
 from durable_swarm.swarm.arguments import RunArguments, check_settings, respond
+from durable_swarm.swarm.compaction import Compaction, check_summary
 from durable_swarm.swarm.memory_requests import MemoryInbox
 from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySession, MemoryTurn
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.swarm.session import Session, check_session
+from durable_swarm.swarm.summaries import model_of, written_by_model
 from durable_swarm.tools.approval import approval_of, approved, later_of, posted
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import Cast, call_tool, find_tool, plan_calls, read_result
@@ -47,7 +49,7 @@ from durable_swarm.tools.changes import Change, warn_of_lost_updates
 from durable_swarm.tools.context import CurrentCall, Inside, calling
 from durable_swarm.tools.inside import IN_MEMORY
 from durable_swarm.tools.repeats import same_before, step_number
-from durable_swarm.types import Message, Response
+from durable_swarm.types import Message, Response, Usage
 from durable_swarm.validation import LONGEST_ID, check_name, check_whole
 
 StreamedRun = Callable[[Runtime, Any, Channel], Coroutine[Any, Any, Response]]
@@ -166,12 +168,21 @@ class Swarm(Runner):
         return respond(ending, performer.cast[ending.agent], run_id)
 
     async def respond_in_session(
-        self, asked: RunArguments, turn: MemoryTurn, waits: Runtime, client: Any, channel: Channel | None
+        self,
+        asked: RunArguments,
+        turn: MemoryTurn,
+        waits: Runtime,
+        client: Any,
+        channel: Channel | None,
+        compaction: Compaction | None,
     ) -> Response:
         """Run to the end in a session."""
         performer = _InMemory(self, asked, turn.run_id, waits, client, channel, turn=turn)
+        start = asked.start(copy.deepcopy)
+        summarizing = await performer.compact(compaction, start.messages)
         performer.conversation = turn.conversation
-        ending = await self._drive(turn.begin(asked.start(copy.deepcopy)), performer)
+        ending = await self._drive(turn.begin(start), performer)
+        ending = replace(ending, usage=add(summarizing, ending.usage))
         return respond(ending, performer.cast[ending.agent], turn.run_id)
 
     async def _drive(self, start: Start, performer: _InMemory) -> Ending:
@@ -183,15 +194,23 @@ class Swarm(Runner):
 
     # Sessions
 
-    def session(self, id: str, agent: Any = None, *, context_variables: dict[str, Any] | None = None) -> Session:
+    def session(
+        self,
+        id: str,
+        agent: Any = None,
+        *,
+        context_variables: dict[str, Any] | None = None,
+        compaction: Compaction | None = None,
+    ) -> Session:
         """Return the session of an id, which may be new.
 
         A new session needs an `agent` for its first message, and begins with a copy of `context_variables`. A session
-        that exists continues with the agent and the context that its last run left. It exists as long as this object.
-        Raises `ConfigurationError`.
+        that exists continues with the agent and the context that its last run left. With `compaction`, messages that
+        this object sends are answered with a summary in place of the first messages, once they have become many. It
+        exists as long as the swarm. Raises `ConfigurationError`.
         """
-        check_session(id, agent, context_variables)
-        return MemorySession(self, id, agent, dict(context_variables or {}))
+        check_session(id, agent, context_variables, compaction)
+        return MemorySession(self, id, agent, dict(context_variables or {}), compaction)
 
     def sessions(self, agent: str | None = None, limit: int = 100) -> list[Session]:
         """Return the sessions, that with the latest change first; with `agent`, those it answers next."""
@@ -254,6 +273,8 @@ class _InMemory:
             waits=self.waits,
             show=self.channel,
         )
+        if self.turn is not None:
+            self.turn.tokens = 0 if completion.usage is None else completion.usage.total_tokens
         if self.channel is not None:
             self.channel.end()
         calls = await plan_calls(agent, completion.message, self.waits, completion.finish, self._new(effect))
@@ -264,6 +285,28 @@ class _InMemory:
     def _new(self, effect: Ask | CallAll) -> list[Message]:
         before = [] if self.turn is None else self.turn.before
         return effect.history[len(before) + len(self.asked.messages) :]
+
+    async def compact(self, compaction: Compaction | None, new: list[Message]) -> Usage | None:
+        """Summarize the first messages of the session, if they have become too many; return the tokens of that."""
+        turn = self.turn
+        if turn is None or compaction is None or not turn.history.crosses(compaction, new):
+            return None
+        at, usage = turn.history.first(compaction, new), None
+        messages = copy.deepcopy(turn.history.to_summarize(at))
+        if at == 0:
+            return None
+        if compaction.function is not None:
+            text = check_summary(await self.waits.call(compaction.function, messages))
+        else:
+            agents = choose_model(self.asked.agent, self.asked.model_override, self.swarm.default_model)
+            choice = model_of(compaction, agents)
+            text, usage = await written_by_model(
+                self.client,
+                *(self.asked.agent.name, choice, compaction, messages, ModelCall(self.run_id, -1), self.waits),
+                debug=self.asked.debug,
+            )
+        turn.history, turn.conversation = turn.history.summarized(at, text), Conversation()
+        return usage
 
     async def _call_all(self, effect: CallAll) -> list[Outcome]:
         agent = self.cast[effect.agent]

@@ -20,6 +20,7 @@ from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.models.wire import Conversation
 from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
+from durable_swarm.swarm.compaction import Compaction, SessionHistory
 from durable_swarm.swarm.session import Sent, Session, answered, newest
 from durable_swarm.types import Message, Response, Usage
 from durable_swarm.validation import LONGEST_ID, check_name
@@ -33,14 +34,18 @@ class MemoryTurn:
     """A run in a session, in progress or ended: what it begins with, and what others do to it."""
 
     run_id: str
-    before: list[Message] = field(default_factory=list)
+    history: SessionHistory = field(default_factory=SessionHistory)
     conversation: Conversation = field(default_factory=Conversation)
     agent: Any = None
     context: dict[str, Any] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)
     """Its messages once it has ended, those it was sent included; empty if they do not count."""
     usage: Usage | None = None
+    tokens: int = 0
+    """The tokens of its last model call, if the provider counts them."""
     its_turn: Future[None] = field(default_factory=Future)
+    left: SessionHistory = field(default_factory=SessionHistory)
+    """The history after it."""
     response: Future[Response] = field(default_factory=Future)
     cancelled: bool = False
     _last: Effect | None = None
@@ -52,6 +57,11 @@ class MemoryTurn:
         """Return the start with the messages before it."""
         self.messages = start.messages
         return replace(start, messages=[*self.before, *start.messages])
+
+    @property
+    def before(self) -> list[Message]:
+        """The messages that the model is sent before its own."""
+        return self.history.sent
 
     def at(self, effect: Effect) -> None:
         """Note how far the run has come. Raises `RunCancelled`."""
@@ -98,7 +108,13 @@ class MemoryConversation:
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     conversation: Conversation = field(default_factory=Conversation)
-    history: list[Message] = field(default_factory=list)
+    history: SessionHistory = field(default_factory=SessionHistory)
+
+    @property
+    def messages(self) -> list[Message]:
+        """All messages that count."""
+        return [message for turn in self.turns for message in turn.messages]
+
     line: deque[MemoryTurn] = field(default_factory=deque)
     """The run in progress, and those that wait for their turn, in order of arrival."""
 
@@ -113,7 +129,7 @@ class MemoryConversation:
             self.line.popleft()
         if self.line:
             turn = self.line[0]
-            turn.before, turn.conversation, turn.agent, turn.context = (
+            turn.history, turn.conversation, turn.agent, turn.context = (
                 *(self.history, self.conversation),
                 *(self.agent, self.context),
             )
@@ -132,11 +148,19 @@ class MemoryConversation:
 class MemorySession(Session):
     """A conversation in the memory of its `Swarm`."""
 
-    def __init__(self, swarm: Swarm, id: str, agent: Any, context_variables: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        id: str,
+        agent: Any,
+        context_variables: dict[str, Any],
+        compaction: Compaction | None = None,
+    ) -> None:
         self.id = id
         self._swarm = swarm
         self._agent = agent
         self._context = context_variables
+        self._compaction = compaction
 
     def __repr__(self) -> str:
         return f"Session({self.id!r})"
@@ -173,7 +197,8 @@ class MemorySession(Session):
 
     def messages(self, limit: int | None = None) -> list[Message]:
         known = self._known()
-        return copy.deepcopy(newest([] if known is None else known.history, limit))
+        ahead = [] if known is None or known.ahead is None else known.ahead.messages
+        return copy.deepcopy(newest([] if known is None else [*known.messages, *ahead], limit))
 
     def fork(self, id: str, *, run: Any = None) -> MemorySession:
         name, known = check_name("the id of a session", id), self._known()
@@ -184,10 +209,10 @@ class MemorySession(Session):
                 raise RunConflict(f"session {name!r} exists already; give the fork another id")
             kept = known.turns if run is None else _through(known, self.id, run)
             agent, context = (kept[-1].agent, kept[-1].context) if kept else (known.agent, known.context)
-            history = [message for turn in kept for message in turn.messages]
+            history = kept[-1].left if kept else SessionHistory()
             forked = MemoryConversation(agent, copy.deepcopy(context), list(kept), history=history)
             self._swarm.conversations[name] = forked
-        return MemorySession(self._swarm, name, self._agent, {})
+        return MemorySession(self._swarm, name, self._agent, {}, self._compaction)
 
     def delete(self) -> None:
         with self._swarm.session_lock:
@@ -262,16 +287,16 @@ class MemorySession(Session):
             sent.execute_tools,
         )  # fmt: skip
         try:
-            response = await self._swarm.respond_in_session(asked, turn, waits, client, channel)
+            response = await self._swarm.respond_in_session(asked, turn, waits, client, channel, self._compaction)
         except BaseException as error:
             turn.failed(error)
-            known.history = [*turn.before, *turn.messages]
+            known.history = turn.left = turn.history.grown(turn.messages, 0)
             known.conversation = Conversation()
             turn.response.set_exception(error)
             turn.response.exception()  # Raised to the sender; a run joined by nobody has no other reader.
             raise
         turn.messages = answered([*turn.messages, *copy.deepcopy(response.messages)])
-        known.history = [*turn.before, *turn.messages]
+        known.history = turn.left = turn.history.grown(turn.messages, turn.tokens)
         turn.agent = known.agent = response.agent
         turn.context = known.context = copy.deepcopy(response.context_variables)
         turn.usage = response.usage

@@ -13,6 +13,7 @@ from durable_swarm.concurrency import in_thread
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.streaming import Item, Stream
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain
+from durable_swarm.swarm.compaction import Compaction
 from durable_swarm.types import Message, Response, Usage
 from durable_swarm.validation import check_name, check_whole
 
@@ -62,7 +63,7 @@ class Sent:
         return list(self.message)
 
 
-def check_session(id: Any, agent: Any, context_variables: Any) -> None:
+def check_session(id: Any, agent: Any, context_variables: Any, compaction: Any) -> None:
     """Check what a session is made of, and register the agent. Raises `ConfigurationError`."""
     check_name("the id of a session", id)
     if agent is not None:
@@ -70,6 +71,8 @@ def check_session(id: Any, agent: Any, context_variables: Any) -> None:
         remember(agent)
     if context_variables is not None and not isinstance(context_variables, Mapping):
         raise ConfigurationError("context_variables must be a dictionary")
+    if compaction is not None and not isinstance(compaction, Compaction):
+        raise ConfigurationError(f"compaction must be a Compaction, not a {type(compaction).__name__}")
 
 
 def _not_in_memory(method: str) -> ConfigurationError:

@@ -31,6 +31,7 @@ from durable_swarm.requests import TOKEN, Decision
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import State
 from durable_swarm.swarm.arguments import check_settings
+from durable_swarm.swarm.compaction import Compaction
 from durable_swarm.swarm.session import check_session
 
 log = logging.getLogger("durable_swarm")
@@ -173,14 +174,23 @@ class DurableSwarm(RunStarter):
         """Return the runs, newest first: all, or those of one status or one agent."""
         return [self._handle(row.workflow_id) for row in self._store().listed(status, agent, limit)]
 
-    def session(self, id: str, agent: Any = None, *, context_variables: dict[str, Any] | None = None) -> DurableSession:
+    def session(
+        self,
+        id: str,
+        agent: Any = None,
+        *,
+        context_variables: dict[str, Any] | None = None,
+        compaction: Compaction | None = None,
+    ) -> DurableSession:
         """Return the session of an id, which may be new; nothing is read or written.
 
         A new session needs an `agent` for its first message, and begins with a copy of `context_variables`. A session
-        that exists continues with the agent and the context that its last run left. Raises `ConfigurationError`.
+        that exists continues with the agent and the context that its last run left. With `compaction`, messages that
+        this object sends are answered with a summary in place of the first messages, once they have become many.
+        Raises `ConfigurationError`.
         """
-        check_session(id, agent, context_variables)
-        return DurableSession(self, id, agent, dict(context_variables or {}))
+        check_session(id, agent, context_variables, compaction)
+        return DurableSession(self, id, agent, dict(context_variables or {}), compaction)
 
     def sessions(self, agent: str | None = None, limit: int = 100) -> list[DurableSession]:
         """Return the sessions of all swarms, that with the latest change first; with `agent`, those it answers next."""

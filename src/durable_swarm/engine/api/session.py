@@ -27,6 +27,7 @@ from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, A
 from durable_swarm.runs import ENDED
 from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
+from durable_swarm.swarm.compaction import Compaction
 from durable_swarm.swarm.session import Sent, Session, WhenBusy, newest
 from durable_swarm.tools.context import calling
 from durable_swarm.types import Message, Response, Usage
@@ -36,11 +37,19 @@ from durable_swarm.validation import check_name, check_queue
 class DurableSession(Session):
     """A conversation in a database. Messages from several processes are answered one after the other."""
 
-    def __init__(self, swarm: RunStarter, id: str, agent: Any, context_variables: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        swarm: RunStarter,
+        id: str,
+        agent: Any,
+        context_variables: dict[str, Any],
+        compaction: Compaction | None = None,
+    ) -> None:
         self.id = id
         self._swarm = swarm
         self._agent = agent
         self._context = context_variables
+        self._compaction = compaction
 
     def __repr__(self) -> str:
         return f"Session({self.id!r})"
@@ -209,7 +218,7 @@ class DurableSession(Session):
             sent.execute_tools,
         )  # fmt: skip
         place = SessionPlace(self.id, 1) if state is None else SessionPlace(self.id, state.last + 1, state.base)
-        prepared = RunStart(self._swarm, asked, sent.run_id, queued=queued, session=place)
+        prepared = RunStart(self._swarm, asked, sent.run_id, queued=queued, session=place, compaction=self._compaction)
         arrival = Arrival(
             session=self.id,
             run_id=prepared.run_id,
@@ -279,7 +288,7 @@ class DurableSession(Session):
                 raise busy(self.id, last)
             left = left_by(store, row)
         store.sessions.fork(state, name, number, left)
-        return DurableSession(self._swarm, name, self._agent, {})
+        return DurableSession(self._swarm, name, self._agent, {}, self._compaction)
 
     def delete(self) -> None:
         self._state()

@@ -18,11 +18,13 @@ from durable_swarm.engine.backend.admission import Admit
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.compactions import plan_record
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable, input_of
 from durable_swarm.engine.records.sessions import SessionPlace, placed
 from durable_swarm.engine.storage.runs import QUEUED, Store, state_of
 from durable_swarm.runs import ENDED
 from durable_swarm.swarm.arguments import RunArguments
+from durable_swarm.swarm.compaction import Compaction
 from durable_swarm.tools.calls import Cast
 from durable_swarm.tools.context import calling
 
@@ -60,6 +62,7 @@ class RunStart:
         *,
         queued: bool = False,
         session: SessionPlace | None = None,
+        compaction: Compaction | None = None,
     ) -> None:
         here = calling()
         inner = here.next_id() if here is not None and run_id is None and steps.in_workflow() else None
@@ -94,6 +97,8 @@ class RunStart:
         """Gives the run its place, in the transaction that records the run."""
         if session is not None:
             self.record = placed(self.record, session)
+        if compaction is not None:
+            self.record["compaction"] = plan_record(compaction)
         self._swarm = swarm.name
         self._seal, self._place = RecordCodec(swarm.codec), input_of(self.run_id)
         self.stored = self._seal.close(self.record, self._place)

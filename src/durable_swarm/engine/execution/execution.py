@@ -17,12 +17,14 @@ from durable_swarm.engine.backend import steps
 from durable_swarm.engine.execution.publisher import EventPublisher
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.records.agent_versions import Answered
+from durable_swarm.engine.records.compactions import CompactionPlan
 from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.records.sessions import SessionPlace
 from durable_swarm.loop import Start
 from durable_swarm.models.wire import Conversation
+from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.tools.calls import Cast
-from durable_swarm.types import Response
+from durable_swarm.types import Response, Usage
 
 log = logging.getLogger("durable_swarm")
 
@@ -56,6 +58,14 @@ class Execution:
     feed: EventPublisher = field(default_factory=EventPublisher)
     place: SessionPlace | None = None
     """Its place in a session, or None if it is in none."""
+    history: SessionHistory = field(default_factory=SessionHistory)
+    """The messages of its session before it."""
+    compaction: CompactionPlan | None = None
+    """When the first of them are summarized."""
+    summarizing: Usage | None = None
+    """The tokens of the summary that it has written."""
+    tokens: int = 0
+    """The tokens of its last model call, if the provider counts them."""
     streams: bool = False
     """True if replies are streamed."""
     homes: list[CallerThreadExecutor] = field(default_factory=list)

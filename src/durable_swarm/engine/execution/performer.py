@@ -180,20 +180,21 @@ class Durable:
             record = await self.colour.step(names.model_step(effect.agent), body)
             reply = runs.read_reply(record)
             self.run.heard += len(reply.heard)
+            self.run.tokens = 0 if reply.usage is None else reply.usage.total_tokens
             by_tool = record.get("form") == runs.BY_TOOL
             self.run.answered[effect.agent] = Answered(effect.turn, record.get("version", ""), by_tool)
             self.run.feed.replied(record)
             return reply
 
     async def _model_call(self, effect: Ask, waits: Runtime) -> Record:
-        agent = self._agent(effect.agent)
+        agent = self.agent(effect.agent)
         await self._check_change(agent)
         if self.run.streams:
             self.run.feed.asking(effect.agent, effect.turn)
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             # Not the run's failure: another process, or this one after a restart, may have a client.
             client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
-            client = client_for(client, self._choice(agent).name)
+            client = client_for(client, self.choice(agent).name)
         with users_code(names.model_step(effect.agent)):
             try:
                 record = await self._reply(client, agent, effect, waits)
@@ -225,12 +226,12 @@ class Durable:
             [*effect.history, *heard],
             {key: codec.round_trip(value) for key, value in effect.context.items()},
             conversation=run.conversation,
-            choice=self._choice(agent),
+            choice=self.choice(agent),
             debug=run.debug,
             call=await self._call_of(effect, heard),
             waits=waits,
             show=run.feed if run.streams else None,
-            admit=lambda model: self._admit(model, waits),
+            admit=lambda model: self.admit(model, waits),
         )
         before = effect.history[len(run.start.messages) :]
         calls = await plan_calls(agent, completion.message, waits, completion.finish, before)
@@ -241,7 +242,8 @@ class Durable:
         shown, by_tool = run.feed.said(completion.message["content"]), completion.by_tool
         return runs.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown, by_tool=by_tool)
 
-    def _choice(self, agent: Any) -> ModelChoice:
+    def choice(self, agent: Any) -> ModelChoice:
+        """Return the model of an agent in this run."""
         return choose_model(agent, self.run.start.model_override, self.run.swarm.default_model)
 
     async def _call_of(self, effect: Ask, heard: list[Message]) -> ModelCall:
@@ -263,7 +265,7 @@ class Durable:
         with engines_code(f"what was said to run {run.run_id!r}"):
             return await in_thread(self.mailbox.heard, run.run_id, run.heard, run.seal)
 
-    async def _admit(self, model: str, waits: Runtime) -> None:
+    async def admit(self, model: str, waits: Runtime) -> None:
         """Wait until the rate limit allows a model call, if there is one, and check that the call is still wanted."""
         rate = self.run.swarm.model_rates.get(model)
         if rate is not None:
@@ -285,7 +287,7 @@ class Durable:
         finally:
             self.run.rated = None
 
-    def _agent(self, name: str) -> Any:
+    def agent(self, name: str) -> Any:
         """Return the agent of that name: the object this run has met, or after a crash the one found by name."""
         if name not in self.run.cast:
             try:
@@ -298,7 +300,7 @@ class Durable:
         if all(call.plan == "tell" for call in effect.calls):
             return [Outcome(call.text) for call in effect.calls]
         # Looked up once, because a handoff in the batch may bring another agent of the same name.
-        agent = self._agent(effect.agent)
+        agent = self.agent(effect.agent)
         if not effect.together:
             return await self._in_order(agent, effect)
         if isinstance(self.colour, InThread):

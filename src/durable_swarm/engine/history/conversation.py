@@ -7,15 +7,17 @@ from dataclasses import replace
 from typing import Any
 
 from durable_swarm import codec
-from durable_swarm.engine.history.story import story
+from durable_swarm.engine.history.story import story, summary_of
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.sessions import SessionPlace, place_in, without_place
-from durable_swarm.engine.records.turns import Rows
+from durable_swarm.engine.records.turns import Rows, recorded_turns
+from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.runs import Store, state_of
 from durable_swarm.engine.storage.session_state import Left
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.runs import RunHistory
+from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.swarm.session import answered
 from durable_swarm.types import Message
 
@@ -28,39 +30,65 @@ def messages_of(store: Rows, row: Any) -> list[Message]:
     return answered([*runs.read_start(store.start_record(row)).messages, *story(store, row).messages])
 
 
-def newest_first(store: Store, session: str, before: int | None = None) -> Iterator[tuple[str, list[Message]]]:
-    """Yield id and messages of the runs of a session whose messages count, the newest first, read by pages."""
+def newest_first(store: Store, session: str, before: int | None = None) -> Iterator[tuple[RunRow, list[Message]]]:
+    """Yield row and messages of the runs of a session whose messages count, the newest first, read by pages."""
     while page := store.sessions.run_ids(session, before=before, limit=PAGE):
         rows = {row.workflow_id: row for row in store.some([run_id for _, run_id in page])}
         for _, run_id in page:
             if run_id in rows:
-                yield run_id, messages_of(store, rows[run_id])
+                yield rows[run_id], messages_of(store, rows[run_id])
         before = page[-1][0]
 
 
-def messages_before(store: Store, place: SessionPlace, last: str | None, known: list[Message]) -> list[Message]:
-    """Return the messages of a session before a run. `known` are those through run `last`, which are not read again."""
+def history_before(store: Store, place: SessionPlace, last: str | None, known: SessionHistory) -> SessionHistory:
+    """Return what the runs of a session before one have left; `known` is what they have through run `last`.
+
+    A run that has written a summary stands on it, so that no older run is read than those whose messages were kept.
+    """
     if place.base is None:
-        return []
-    found: list[list[Message]] = []
-    for run_id, messages in newest_first(store, place.session, place.number):
-        if run_id == last:
-            found.append(known)
+        return SessionHistory()
+    found, tokens, summary, missing = list[list[Message]](), 0, None, 0
+    for row, messages in newest_first(store, place.session, place.number):
+        tokens = tokens_of(store, row) if not found else tokens
+        if summary is not None:
+            found.append(messages[-missing:])
+            missing -= len(found[-1])
+        elif row.workflow_id == last:
+            return SessionHistory(_in_order([*found, known.messages]), known.summary, known.upto, tokens)
+        else:
+            found.append(messages)
+            summary = summary_of(store, row)
+            missing = 0 if summary is None else summary.kept
+        if summary is not None and not missing:
             break
-        found.append(messages)
+    text, upto = ("", 0) if summary is None else (summary.text, summary.upto)
+    return SessionHistory(_in_order(found), text, upto, tokens)
+
+
+def _in_order(found: list[list[Message]]) -> list[Message]:
     return [message for messages in reversed(found) for message in messages]
 
 
+def tokens_of(store: Store, row: Any) -> int:
+    """Return what the provider counted for the last model call of a run, or 0."""
+    told = recorded_turns(store, row, store.start_record(row))
+    usage = told[-1].read().usage if told else None
+    return 0 if usage is None else usage.total_tokens
+
+
 def standalone(store: Rows, row: Any) -> Record:
-    """Return the start record of a run with all messages it was begun with, as if it were in no session."""
+    """Return the start record of a run with all messages that its first request had, as if it were in no session."""
     record = store.start_record(row)
     place = place_in(record)
     if place is None or not isinstance(store, Store):
         return record
     # A fork of its session keeps the run when the session is deleted.
     there = store.sessions.holding(row.workflow_id) or place.session
-    before = messages_before(store, replace(place, session=there), None, [])
-    return {**without_place(record), "messages": [*codec.encode(before), *record["messages"]]}
+    history = history_before(store, replace(place, session=there), None, SessionHistory())
+    summary = summary_of(store, row)
+    if summary is not None:
+        history = history.summarized(len(history.messages) - summary.kept, summary.text)
+    return {**without_place(record), "messages": [*codec.encode(history.sent), *record["messages"]]}
 
 
 def left_by(store: Store, row: Any) -> Left:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.compactions import Summary, read_summary
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.turns import Rows, calls_of, kept_steps, numbered, recorded_turns, told_step
 from durable_swarm.engine.storage.runs import Store, state_of
@@ -34,7 +36,19 @@ def story(store: Rows, row: Any) -> RunHistory:
 
     state = state_of(row)
     pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
-    return follow(start, next_reply, next_outcome, pending=pending)
+    told_by_run = follow(start, next_reply, next_outcome, pending=pending)
+    summary = summary_of(store, row)
+    return told_by_run if summary is None else replace(told_by_run, usage=add(summary.usage, told_by_run.usage))
+
+
+def summary_of(store: Rows, row: Any) -> Summary | None:
+    """Return the summary of its session that a run has written, or None."""
+    if "compaction" not in store.start_record(row):
+        return None
+    for step in store.steps(row.workflow_id):
+        if step.function_name.startswith(names.COMPACT):
+            return read_summary(store.step_record(step, row))
+    return None
 
 
 def usage_with_children(store: Store, row: Any) -> Usage | None:
@@ -104,14 +118,15 @@ def _with_failure(fields: list[dict[str, Any]], failure: base.Record | None) -> 
         if step["name"] == failure["step"] and step["status"] == "running":
             step.update(ended)
             return fields
-    return [*fields, {"name": failure["step"], "kind": failure["step"].partition(":")[0], **ended}]
+    kind = "step" if failure["step"].startswith(names.COMPACT) else failure["step"].partition(":")[0]
+    return [*fields, {"name": failure["step"], "kind": kind, **ended}]
 
 
 def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str, Any]]:
     turn = first - 1
     for step in fields:
         turn += step["kind"] == "model"
-        yield {**step, "turn": turn}
+        yield {**step, "turn": max(turn, first)}
 
 
 def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, Any]]:
@@ -134,6 +149,8 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
             yield _noted(fields, call, texts)
             inside = (inner for inner in store.steps(key) if inner.function_name != names.BEGUN)
             yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in inside)
+        elif step.function_name.startswith(names.COMPACT):
+            yield {**_done(step, opened[step.function_id]), "kind": "step"}
         elif step.function_name.startswith("tool:"):
             yield _noted(_done(step, opened[step.function_id]), call, texts)
     yield from (_unmade(call, texts) for _, call in unmade)

@@ -48,6 +48,7 @@ from durable_swarm.engine.processes.worker import IN_THREADS, QueueWorker
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records import runs as records_runs
 from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.compactions import read_plan
 from durable_swarm.engine.records.encoding import input_of
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.signals import RunHeld, engine_closed
@@ -57,8 +58,8 @@ from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.runs import Store, owner_of
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
+from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.tools.calls import Cast
-from durable_swarm.types import Message
 from durable_swarm.validation import check_threads
 
 log = logging.getLogger("durable_swarm")
@@ -227,12 +228,13 @@ class Process:
         """Return True if the run may have been taken over before this execution began, perhaps by this process."""
         return run is not beginning_here() and (run.recovered or run.run_id in self.runs)
 
-    def enter(self, run: Execution, record: Record, before: list[Message]) -> None:
-        """Begin to execute a run; `before` are the messages of its session that precede its own."""
+    def enter(self, run: Execution, record: Record, history: SessionHistory) -> None:
+        """Begin to execute a run; `history` has the messages of its session that precede its own."""
         run_id = run.run_id
         with self._lock:
             opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
-            run.start, run.place = records_runs.read_start(opened, before), place_in(opened)
+            run.start, run.place = records_runs.read_start(opened, history.sent), place_in(opened)
+            run.history, run.compaction = history, read_plan(opened)
             run.streams = opened.get("stream") is True
             run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
             run.entered = True

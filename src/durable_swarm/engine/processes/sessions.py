@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 from durable_swarm.background import threads
 from durable_swarm.engine.execution.execution import Execution
-from durable_swarm.engine.history.conversation import left_by, messages_before
+from durable_swarm.engine.history.conversation import history_before, left_by
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import input_of
 from durable_swarm.engine.records.sessions import SessionPlace, begun, place_in
 from durable_swarm.engine.storage.session_state import Following, Left, SessionState
 from durable_swarm.errors import DurableSwarmError
 from durable_swarm.models.wire import Conversation
+from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.swarm.session import answered
-from durable_swarm.types import Message
 
 if TYPE_CHECKING:
     from durable_swarm.engine.processes.process import Process
@@ -45,7 +45,7 @@ class Known:
     """The messages of a session through run `run_id`, which cannot change any more, and their form for providers."""
 
     run_id: str
-    messages: list[Message]
+    history: SessionHistory
     conversation: Conversation | None = None
 
 
@@ -61,21 +61,21 @@ class SessionTurns:
 
     # Messages
 
-    def begin(self, run: Execution, record: Record) -> list[Message]:
+    def begin(self, run: Execution, record: Record) -> SessionHistory:
         """Return the messages of its session before a run that begins here; empty for a run that is in none."""
         place = place_in(record)
         if place is None or place.base is None:
-            return []
+            return SessionHistory()
         with self._lock:
-            known = self._known.get(place.session) or Known("", [])
-        messages = known.messages
+            known = self._known.get(place.session) or Known("", SessionHistory())
+        history = known.history
         if known.run_id == place.base:
             # Used once: an execution that ends early may have put messages into it that were never recorded.
             run.conversation, known.conversation = known.conversation or run.conversation, None
         else:
-            messages = messages_before(self._process.store, place, known.run_id, known.messages)
-            self._keep(place.session, Known(place.base, messages))
-        return messages
+            history = history_before(self._process.store, place, known.run_id, history)
+            self._keep(place.session, Known(place.base, history))
+        return history
 
     def _keep(self, session: str, known: Known) -> None:
         with self._lock:
@@ -93,8 +93,9 @@ class SessionTurns:
             return
         if run.response is not None:
             # Copied, because the program may change what it is given.
-            messages = answered([*run.start.messages, *copy.deepcopy(run.response.messages)])
-            self._keep(place.session, Known(run.run_id, messages, run.conversation))
+            sent = run.start.messages[len(run.history.sent) :]
+            messages = answered([*sent, *copy.deepcopy(run.response.messages)])
+            self._keep(place.session, Known(run.run_id, run.history.grown(messages, run.tokens), run.conversation))
         if (run.response is not None or run.error is not None) and not self._process.is_closed:
             with contextlib.suppress(RuntimeError):  # The interpreter ends: another process passes the turn.
                 looking = threads().submit(self._soon, place.session, run.run_id)

@@ -24,6 +24,7 @@ from durable_swarm.engine.backend import awaited_calls, patches
 from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.backend.public import DBOS, SetWorkflowID
 from durable_swarm.engine.execution.child_calls import ToolCall
+from durable_swarm.engine.execution.compacting import compact
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.execution import Execution, beginning_here
 from durable_swarm.engine.execution.model_memo import RunMemo
@@ -40,7 +41,7 @@ from durable_swarm.engine.records.turns import calls_of, turns_in
 from durable_swarm.engine.signals import Broken, RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ConfigurationError, ReplayMismatch
-from durable_swarm.loop import drive, turns
+from durable_swarm.loop import add, drive, turns
 from durable_swarm.swarm.arguments import respond
 
 log = logging.getLogger("durable_swarm")
@@ -91,22 +92,22 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                 run.feed.add(*await in_thread(_earlier, process.store, run))
         life = backend_steps.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
         with patches.reading(), backend_steps.checked_by(run_id, life):
-            ending = await drive(
-                turns(run.start),
-                Durable(
-                    run,
-                    colour(run),
-                    _on_loop,
-                    process.desk.put,
-                    process.still_wanted,
-                    process.trials,
-                    process.store.mailbox,
-                    process.rates,
-                    process.at_call,
-                    process.store.accepted,
-                    functools.partial(RunMemo, process.store),
-                ),
+            performer = Durable(
+                run,
+                colour(run),
+                _on_loop,
+                process.desk.put,
+                process.still_wanted,
+                process.trials,
+                process.store.mailbox,
+                process.rates,
+                process.at_call,
+                process.store.accepted,
+                functools.partial(RunMemo, process.store),
             )
+            await compact(performer, run.compaction)
+            ending = await drive(turns(run.start), performer)
+            ending = replace(ending, usage=add(run.summarizing, ending.usage))
         run.response = respond(ending, run.cast.get(ending.agent) or agents.find_or_none(ending.agent), run_id)
         return runs.end_record(ending)
     except StepFailed as failed:

@@ -36,9 +36,18 @@ BEGUN = "durable_swarm.begun"
 """The step recorded just before a tool with effect `once` is called."""
 
 
+COMPACT = "compact:"
+"""Prefix of the names of steps that write a summary of a session."""
+
+
 def model_step(agent: str) -> str:
     """Return the step name of an agent's model calls."""
     return f"model:{agent}"
+
+
+def compact_step(agent: str) -> str:
+    """Return the name of the step that writes a summary of a session for an agent."""
+    return f"{COMPACT}{agent}"
 
 
 def tool_step(name: str) -> str:

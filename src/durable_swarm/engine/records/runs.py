@@ -164,7 +164,7 @@ def reply_record(
         form=BY_TOOL if by_tool else None,
         model=model,
         version=version,
-        **_usage_record(reply.usage),
+        **usage_record(reply.usage),
         at=at,
         shown=shown,
     )
@@ -188,13 +188,15 @@ _TOTALS = 4
 """The number of counts stored in `usage`; counts added later are in `usage_details`, by name."""
 
 
-def _usage_record(usage: Usage | None) -> Record:
+def usage_record(usage: Usage | None) -> Record:
+    """Return the tokens of a model call as fields of its record."""
     counts = [] if usage is None else list(usage.model_dump().items())
     details = {name: count for name, count in counts[_TOTALS:] if count}
     return {"usage": [count for _, count in counts[:_TOTALS]], "usage_details": details}
 
 
-def _read_usage(record: Record) -> Usage | None:
+def read_usage(record: Record) -> Usage | None:
+    """Return the tokens of a model call from its record."""
     counts = _each(record.get("usage") or [], int)
     if not counts:
         return None
@@ -229,7 +231,7 @@ def _reply(record: Record) -> Reply:
         _read_call(index, call, plan)
         for index, (call, plan) in enumerate(zip(made, record.get("plan", []), strict=True))
     ]
-    usage = _read_usage(record)
+    usage = read_usage(record)
     heard = _each(codec.decode(record.get("heard", [])), dict)
     finish = _checked(codec.decode(record.get("finish", "")), str)
     written = _checked(codec.decode(record.get("written", "")), str)

@@ -31,7 +31,7 @@ class Admission:
     priority: int = 0
 
 
-_KEYS = ("session", "number", "base")
+_KEYS = ("session", "number", "base", "compaction")
 
 
 def placed(record: Record, place: SessionPlace) -> Record:

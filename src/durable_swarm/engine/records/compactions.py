@@ -1,0 +1,80 @@
+"""The records of compaction: what a run was told of it, and the summary that a run has written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import NoneType
+from typing import Any
+
+from durable_swarm import codec
+from durable_swarm.engine.records.base import Record, _checked, _slim, reading
+from durable_swarm.engine.records.runs import read_usage, usage_record
+from durable_swarm.swarm.compaction import Compaction, name_of
+from durable_swarm.types import Usage
+
+
+@dataclass(frozen=True)
+class CompactionPlan:
+    """The compaction of a run's session, with the name of its function instead of the function."""
+
+    compaction: Compaction
+    function: str | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A summary that a run has written of the first messages of its session.
+
+    `upto` counts all messages that it stands for, `kept` those between them and the run.
+    """
+
+    text: str
+    upto: int
+    kept: int
+    usage: Usage | None
+
+
+def plan_record(compaction: Compaction) -> Record:
+    """Return what a run's start record says of the compaction of its session."""
+    kept: dict[str, Any] = {
+        "at_tokens": compaction.at_tokens,
+        "at_messages": compaction.at_messages,
+        "keep_last": compaction.keep_last,
+        "model": compaction.model,
+        "instructions": codec.encode(compaction.instructions),
+        "function": None if compaction.function is None else name_of(compaction.function),
+    }
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def read_plan(start: Record) -> CompactionPlan | None:
+    """Return the compaction of a run's session from its start record, or None if there is none."""
+    if "compaction" not in start:
+        return None
+    with reading("the compaction of a session"):
+        found = _checked(start["compaction"], dict)
+        text = _checked(codec.decode(found.get("instructions")), str, NoneType)
+        numbers = {name: _checked(found.get(name), int, NoneType) for name in ("at_tokens", "at_messages")}
+        keep_last, model = _checked(found.get("keep_last", 8), int), _checked(found.get("model"), str, NoneType)
+        named = _checked(found.get("function"), str, NoneType)
+        return CompactionPlan(Compaction(**numbers, keep_last=keep_last, model=model, instructions=text), named)
+
+
+def summary_record(summary: Summary, at: int) -> Record:
+    """Return the record of the step that wrote a summary; `at` is the time in milliseconds since 1970."""
+    return _slim(
+        text=codec.encode(codec.mended_text(summary.text)),
+        upto=summary.upto,
+        kept=summary.kept,
+        **usage_record(summary.usage),
+        at=at,
+    )
+
+
+def read_summary(record: Record) -> Summary:
+    """Return a summary from its record."""
+    with reading("the summary of a session"):
+        text = _checked(codec.decode(record.get("text", "")), str)
+        return Summary(
+            text, _checked(record.get("upto", 0), int), _checked(record.get("kept", 0), int), read_usage(record)
+        )
