@@ -16,6 +16,7 @@ from durable_swarm import (
     RunConflict,
     Session,
     SessionBusy,
+    tool,
 )
 from durable_swarm.testing import ScriptedModel
 from tests.contract.helpers import PATIENCE, MakeSwarm, Run
@@ -240,6 +241,23 @@ def test_a_message_may_interrupt_the_run_in_progress(make_swarm: MakeSwarm) -> N
             first.result(PATIENCE)
     assert_legal(busy.model.calls[-1])
     assert said(busy.model.calls[-1])[:1] == ["begin"]
+
+
+def test_a_repeated_call_is_known_in_the_whole_session(make_swarm: MakeSwarm, plain_run: Run) -> None:
+    """For `@tool(repeat=...)` a session counts as one run: a call of an earlier run is not made again."""
+    paid: list[int] = []
+
+    @tool(repeat="refuse")
+    def pay(amount: int) -> str:
+        paid.append(amount)
+        return "paid"
+
+    model = ScriptedModel([[("pay", {"amount": 5})], "Done.", [("pay", {"amount": 5})], "Again."])
+    session = make_swarm(model).session("repeat", Agent(name="SessionRepeat", functions=[pay]))
+    plain_run(session, "Pay 5")
+    response = plain_run(session, "Pay 5")
+    assert paid == [5]
+    assert response.messages[1]["content"].startswith("Error:")
 
 
 def test_a_fork_has_the_conversation_so_far(make_swarm: MakeSwarm, plain_run: Run) -> None:

@@ -21,6 +21,7 @@ from durable_swarm import (
 )
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.engine.storage.retention import Retention
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, rows, stored_texts, unique, user, wait_until
@@ -83,6 +84,30 @@ def test_a_session_goes_on_in_another_process(make_anywhere: Make) -> None:
         assert {session.id for session in swarm.sessions()} == {"restart", "twin"}
     expected = [*first.calls[2]["messages"], {"role": "assistant", "content": "re: three"}, *user("four")]
     assert json.dumps(second.calls[0]["messages"]) == json.dumps(expected)
+
+
+def test_the_messages_before_a_run_are_read_once(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that executes run after run of a session reads no earlier run again, however long the session is."""
+    read: list[int] = []
+    some = Store.some
+
+    def counted(store: Store, run_ids: list[str]) -> Any:
+        read.append(len(run_ids))
+        return some(store, run_ids)
+
+    agent = Agent(name=unique())
+    with make_anywhere(ScriptedModel(echo)) as swarm:
+        session = swarm.session("read", agent)
+        monkeypatch.setattr(Store, "some", counted)
+        for number in range(12):
+            session.run(str(number))
+        assert read == []
+    with make_anywhere(ScriptedModel(echo)) as swarm:
+        session = swarm.session("read")
+        for number in range(3):
+            session.run(str(number))
+        assert read == [12]
+        assert len(session.messages(limit=4)) == 4
 
 
 def test_the_same_run_id_is_one_message(make_anywhere: Make) -> None:

@@ -277,7 +277,9 @@ class _InMemory:
             self.turn.tokens = 0 if completion.usage is None else completion.usage.total_tokens
         if self.channel is not None:
             self.channel.end()
-        calls = await plan_calls(agent, completion.message, self.waits, completion.finish, self._new(effect))
+        # A session counts as one run: its earlier calls are known to its tools.
+        before = self._new(effect) if self.turn is None else effect.history
+        calls = await plan_calls(agent, completion.message, self.waits, completion.finish, before)
         verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
         return Reply(completion.message, calls, completion.usage, together, heard, completion.finish, verdict=verdict)

@@ -233,7 +233,8 @@ class Durable:
             show=run.feed if run.streams else None,
             admit=lambda model: self.admit(model, waits),
         )
-        before = effect.history[len(run.start.messages) :]
+        # A session counts as one run: its earlier calls are known to its tools.
+        before = effect.history[len(run.start.messages) if run.place is None else 0 :]
         calls = await plan_calls(agent, completion.message, waits, completion.finish, before)
         verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         version, written = agents.fingerprint(agent), written_call(agent, completion.message)

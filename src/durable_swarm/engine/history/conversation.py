@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -33,11 +34,34 @@ def messages_of(store: Rows, row: Any) -> list[Message]:
 def newest_first(store: Store, session: str, before: int | None = None) -> Iterator[tuple[RunRow, list[Message]]]:
     """Yield row and messages of the runs of a session whose messages count, the newest first, read by pages."""
     while page := store.sessions.run_ids(session, before=before, limit=PAGE):
-        rows = {row.workflow_id: row for row in store.some([run_id for _, run_id in page])}
-        for _, run_id in page:
-            if run_id in rows:
-                yield rows[run_id], messages_of(store, rows[run_id])
+        these = _Page(store, [run_id for _, run_id in page])
+        for row in these.rows:
+            yield row, messages_of(these, row)
         before = page[-1][0]
+
+
+class _Page:
+    """Some runs, read with a few statements instead of a few for each."""
+
+    def __init__(self, store: Store, run_ids: list[str]) -> None:
+        found = {row.workflow_id: row for row in store.some(run_ids)}
+        self.rows = [found[run_id] for run_id in run_ids if run_id in found]
+        self._steps, self._calls = defaultdict[str, list[Any]](list), defaultdict[str, list[Any]](list)
+        steps, calls = store.parts_of(run_ids)
+        for step in steps:
+            self._steps[step.workflow_id].append(step)
+        for call in calls:
+            self._calls[str(call.parent_workflow_id)].append(call)
+        self.start_record, self.step_record = store.start_record, store.step_record
+        self.output_record, self.failure_record = store.output_record, store.failure_record
+
+    def steps(self, workflow_id: str) -> list[Any]:
+        """Return the recorded steps of a run."""
+        return self._steps[workflow_id]
+
+    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+        """Return the rows of a run's undecorated tool calls."""
+        return self._calls[run_id]
 
 
 def history_before(store: Store, place: SessionPlace, last: str | None, known: SessionHistory) -> SessionHistory:

@@ -37,7 +37,7 @@ class LostClaims:
             return
         claims = here.store.claims.claims(here.identity.name)
         self._look_for_lost(set(claims))
-        executed = queues.executing() | here.runs.keys() | here.orphans.interrupted
+        executed = queues.executing() | here.runs.keys() | here.sessions.beginning | here.orphans.interrupted
         self._seen = {claim: self._seen.get(claim, 0) + 1 for claim in claims if claim[0] not in executed}
         lost = {run_id for (run_id, _), looks in self._seen.items() if looks >= LOOKS}
         if lost:

@@ -58,6 +58,8 @@ class SessionTurns:
         self._lock = threading.Lock()
         self._looking: set[Future[None]] = set()
         self._told: set[str] = set()
+        self.beginning: set[str] = set()
+        """Runs that read the messages before them, which may take a while: they are executed here."""
 
     # Messages
 
@@ -73,7 +75,11 @@ class SessionTurns:
             # Used once: an execution that ends early may have put messages into it that were never recorded.
             run.conversation, known.conversation = known.conversation or run.conversation, None
         else:
-            history = history_before(self._process.store, place, known.run_id, history)
+            self.beginning.add(run.run_id)
+            try:
+                history = history_before(self._process.store, place, known.run_id, history)
+            finally:
+                self.beginning.discard(run.run_id)
             self._keep(place.session, Known(place.base, history))
         return history
 

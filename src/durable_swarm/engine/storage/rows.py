@@ -7,6 +7,7 @@ loads only the columns that are used, and leaves a pickled row, which could run 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,13 @@ class RowReader:
             columns += [func.coalesce(outputs.c[name], runs.c[name]).label(name) for name in ("output", "error")]
             source = source.outerjoin(outputs, outputs.c.workflow_uuid == runs.c.workflow_uuid)
         return select(*columns).select_from(source)
+
+    def steps_of(self, workflow_ids: Sequence[str]) -> list[StepRow]:
+        """Return the recorded steps of several runs or tool calls, those of each in order."""
+        steps = self._steps
+        query = select(steps).where(steps.c.workflow_uuid.in_(workflow_ids))
+        with reporting_errors(self._url):
+            return [_step_row(row) for row in read(self._engine, query.order_by(steps.c.function_id))]
 
     def steps(self, workflow_id: str, *, after: int = 0) -> list[StepRow]:
         """Return the recorded steps of a run or a tool call, in order, without the first `after` ones."""

@@ -214,6 +214,11 @@ class Store:
         these = self._runs.workflow_uuid.in_(run_ids)
         return self._rows.read(self._is_run, these, load_input=True, load_output=True)
 
+    def parts_of(self, run_ids: list[str]) -> tuple[list[StepRow], list[RunRow]]:
+        """Return the steps of these runs, those of each in order, and the rows of their undecorated tool calls."""
+        theirs = self._runs.parent_workflow_id.in_(run_ids)
+        return self._rows.steps_of(run_ids), self._rows.read(self._is_call, theirs, load_output=True)
+
     def rows(
         self,
         *,
