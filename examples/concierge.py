@@ -1,4 +1,4 @@
-"""A conversation that lasts: each guest has a session, which continues after a restart and answers one message at a time.
+"""A conversation that lasts: each guest has a session, which continues after a restart and takes one message at a time.
 
 OPENAI_API_KEY=... python examples/concierge.py GUEST MESSAGE
 """

@@ -23,6 +23,7 @@ from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.storage.family import Relatives
 from durable_swarm.engine.storage.retention import Retention
+from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.runs import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.events import Event
@@ -85,7 +86,7 @@ class Runs:
         self._store: Store = visitor.store
         self.inbox = Inbox(visitor)
         """The requests of the runs, and the ways to answer them."""
-        self.sessions = SessionList(visitor, lambda rows: [self._seen_in(row) for row in rows])
+        self.sessions = SessionList(visitor, self._views)
         """The sessions of the runs."""
 
     def list(self, query: Query) -> list[RunView]:
@@ -190,8 +191,10 @@ class Runs:
         idle, family = bool(self._visitor.idle([row])), self._store.family.relatives([run.id])[run.id]
         return _view(self._store, row, idle, self._store.ends([row]).get(run.id), family)
 
-    def _seen_in(self, row: Any) -> RunView:
-        return _view(self._store, row, bool(self._visitor.idle([row])), row)
+    def _views(self, rows: Sequence[RunRow]) -> Sequence[RunView]:
+        """Return runs as a list shows them, from their rows with what ended them."""
+        idle, families = self._visitor.idle(rows), self._store.family.relatives([row.workflow_id for row in rows])
+        return [_view(self._store, row, row.workflow_id in idle, row, families[row.workflow_id]) for row in rows]
 
     def _run(self, run_id: str) -> Run:
         return Run(self._find(run_id), lambda: self._store, lambda: None)

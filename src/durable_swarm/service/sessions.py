@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from durable_swarm import codec
@@ -10,6 +10,7 @@ from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.conversation import newest_first
 from durable_swarm.engine.records.encoding import Unreadable
+from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.runs import moment, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, SessionState
 from durable_swarm.errors import ConfigurationError, RunNotFound
@@ -26,7 +27,7 @@ CANDIDATES = 5
 class SessionList:
     """The sessions of one database; `views` returns runs as lists show them."""
 
-    def __init__(self, visitor: Inspector, views: Callable[[list[Any]], list[RunView]]) -> None:
+    def __init__(self, visitor: Inspector, views: Callable[[Sequence[RunRow]], Sequence[RunView]]) -> None:
         self._store = visitor.store
         self._views = views
 
@@ -49,7 +50,7 @@ class SessionList:
             messages=messages,
             context_variables=context,
             usage=sum(usages[1:], usages[0]) if usages else None,
-            all_runs=self._views([rows[run_id] for run_id in self._run_ids(state) if run_id in rows]),
+            all_runs=[*self._views([rows[run_id] for run_id in self._run_ids(state) if run_id in rows])],
             closed=closed,
         )
 

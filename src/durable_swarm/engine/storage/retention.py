@@ -152,12 +152,17 @@ def _tables(store: Store) -> set[str]:
 def _families(
     store: Store, connection: Connection, run_ids: list[str], there: set[str], *, lock: bool = False
 ) -> list[str]:
-    """Return these runs with all runs below them, without those below which a run has not ended."""
+    """Return these runs with all runs below them, without those below which a run has not ended.
+
+    A run below that is in a session is not returned: it is deleted with its session.
+    """
     runs, children = _runs_table(store), _children_table(store)
     top, open_below, level = {run_id: run_id for run_id in run_ids}, set[str](), list(run_ids)
     while level and CHILDREN in there:
         below = select(children.c.run_id, children.c.parent, runs.c.status)
         below = below.join(runs, runs.c.workflow_uuid == children.c.run_id).where(children.c.parent.in_(level))
+        if store.sessions.exists():
+            below = below.where(runs.c.workflow_uuid.not_in(store.sessions.with_session()))
         if lock and not is_sqlite(store.url):
             below = below.with_for_update(of=runs)
         level = []
