@@ -136,12 +136,15 @@ class ModelError(DurableSwarmError):
     """A model call failed for good: after its retries, or at once when a retry could not help.
 
     `status` is the HTTP status or None, `error_type` the class name of the client's error, `tries` how often
-    the call was made.
+    the call was made. `away` is true if the provider could not be reached, or had no capacity or quota left: the same
+    call may succeed later, after `retry_after` seconds if the provider said when.
     """
 
     status: int | None = None
     error_type: str = ""
     tries: int = 1
+    away: bool = False
+    retry_after: float | None = None
 
 
 class LimitReached(DurableSwarmError):

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime, timedelta
 
 import click
 
 from durable_swarm.cli.options import Settings, common
+from durable_swarm.cli.times import Age
 from durable_swarm.service import open_runs
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-
-
-class Age(click.ParamType[timedelta]):
-    """A time span such as 30d, 12h or 2w."""
-
-    name = "age"
-
-    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> timedelta:
-        """Parse the span."""
-        found = re.fullmatch(r"(\d{1,9})([smhdw])", str(value))
-        if found is None:
-            self.fail(f"{value!r} is no age; give one such as 30d, 12h or 2w.", parameter, context)
-        try:
-            return timedelta(seconds=int(found[1]) * UNITS[found[2]])
-        except OverflowError:
-            self.fail(f"{value!r} is longer than time itself.", parameter, context)
 
 
 @click.command(short_help="Delete runs that ended long ago.")

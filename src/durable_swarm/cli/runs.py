@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import cast
 
 import click
 
 from durable_swarm.cli.options import STARTS, Settings, as_json, common
 from durable_swarm.cli.render import INTERRUPTED, draw_run, draw_runs
+from durable_swarm.cli.times import Since
 from durable_swarm.display import one_line
 from durable_swarm.runs import STATES, State
 from durable_swarm.service import Query, RunView, open_runs, to_json
@@ -58,21 +60,54 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
         draw_run(detail, settings.command)
 
 
-@click.command(short_help="Let a failed, cancelled or held run go on.")
-@click.argument("run_id", metavar="ID")
+@click.command(short_help="Let a failed, cancelled or held run go on, or all failed ones.")
+@click.argument("run_id", metavar="[ID]", required=False)
+@click.option("--all", "all_failed", is_flag=True, help="All failed runs, or those that the other options select.")
+@click.option("--agent", metavar="NAME", help="With --all: only runs that were started with this agent.")
+@click.option("--since", metavar="TIME", type=Since(), help="With --all: only runs that failed since; ISO 8601, or 2h.")
+@click.option("--error", metavar="CLASS", help="With --all: only runs that failed with this error, such as ModelError.")
+@as_json
 @common
 @click.pass_obj
-def resume(settings: Settings, run_id: str) -> None:
+def resume(
+    settings: Settings,
+    run_id: str | None,
+    all_failed: bool,
+    agent: str | None,
+    since: datetime | None,
+    error: str | None,
+    as_json: bool,
+) -> None:
     """Let a failed or cancelled run continue from its first unfinished step.
 
     Finished steps are not executed again. The run continues in the program that defines its agent: in one that works on
     this database now, else when it is started next. A run that is held because an agent has changed continues with the
-    version that it is held for.
+    version that it is held for. A run that waits for its provider asks it at once.
     """
+    if all_failed == (run_id is not None) or (not all_failed and (agent or since or error)):
+        raise click.UsageError("Give the ID of a run, or --all; --agent, --since and --error select among all.")
     with open_runs(settings.database) as opened:
-        held = opened.view(run_id).waits_for
-        view = opened.resume(run_id)
-    click.echo(one_line(_resumed(view, held)))
+        if run_id is None:
+            views = opened.resume_failed(agent=agent, since=since, error=error)
+            text = _all_resumed(views)
+        else:
+            held = opened.view(run_id).waits_for
+            views = [opened.resume(run_id)]
+            text = [_resumed(views[0], held)]
+    if as_json:
+        found = [to_json(view) for view in views]
+        click.echo(json.dumps(found if all_failed else found[0], indent=2))
+    else:
+        for line in text:
+            click.echo(one_line(line))
+
+
+def _all_resumed(views: list[RunView]) -> list[str]:
+    count = f"{len(views)} run{'s' * (len(views) != 1)}"
+    if not views:
+        return ["No failed run was selected; nothing was resumed."]
+    programs = "They continue in the programs that define their agents: at once, or when these are started next."
+    return [*(f"{view.id}  {view.agent}" for view in views), f"Resumed {count}. {programs}"]
 
 
 def _resumed(view: RunView, held: str | None) -> str:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 from durable_swarm import credentials
 from durable_swarm.concurrency import LoopRuntime, Runtime
@@ -99,11 +99,11 @@ async def complete(
     call: ModelCall,
     waits: Runtime,
     show: DeltaSink | None = None,
-    admit: Admit | None = None,
+    gate: Gate | None = None,
 ) -> Completion:
     """Make one model call for `agent`, with its retries. With `show` the reply is streamed and shown as it arrives.
 
-    `admit` is awaited before each try, with the name of the model.
+    `gate` is asked before each try, and after each one that failed.
 
     Raises `ModelError` if the provider refuses or stays unreachable; other exceptions of the client pass unchanged.
     """
@@ -116,7 +116,7 @@ async def complete(
         say(f"Getting chat completion for...: {request['messages']}")
     asking = _Asking(client, request, waits, call, show, choice.remedy, output_type_of(agent))
     with _called(call):
-        answer = await asking.answer(admit)
+        answer = await asking.answer(gate)
     model = str(call.notes.get("model") or request["model"])
     message = with_origin(as_answer(read_message(answer.message, call.turn), asking.final), model)
     if debug:
@@ -133,8 +133,17 @@ def _called(call: ModelCall) -> Iterator[None]:
         current_model_call.reset(token)
 
 
-Admit = Callable[[str], Awaitable[None]]
-"""Waits until the model may be asked."""
+class Gate(Protocol):
+    """Decides when a model is asked."""
+
+    async def admit(self, model: str) -> None:
+        """Wait until the model may be asked."""
+
+    def gives_up(self, error: Exception, attempt: int) -> bool:
+        """Return True if no further try is to be made now, although the error of this one may pass."""
+
+    async def pause(self, seconds: float) -> None:
+        """Wait between two tries."""
 
 
 @dataclass
@@ -154,15 +163,15 @@ class _Asking:
     begun: bool = False
     """True if the last attempt failed after an answer had begun."""
 
-    async def answer(self, admit: Admit | None) -> Answer:
+    async def answer(self, gate: Gate | None) -> Answer:
         """Ask until there is an answer. Raises `ModelError`, and exceptions of the program's own client."""
         credentials.remember(self.client)
         retries = getattr(self.client, "max_retries", None)
         tries = 1 + (retries if isinstance(retries, int) else DEFAULT_RETRIES)
         await self._choose_form()
         for attempt in count(1):
-            if admit is not None:
-                await admit(self.request["model"])
+            if gate is not None:
+                await gate.admit(self.request["model"])
             try:
                 return await self._attempt()
             except Exception as error:
@@ -171,9 +180,10 @@ class _Asking:
                 most = max(tries, BAD_OUTPUT_TRIES) if bad_output(error) else tries
                 if self._was_retried(error):
                     raise _model_error(error, attempt - 1 + tries, self._hint(error)) from None
-                if attempt >= most or not transient(error):
+                if attempt >= most or not transient(error) or (gate is not None and gate.gives_up(error, attempt)):
                     raise _model_error(error, attempt, self._hint(error)) from None
-                await self.waits.sleep(pause(error, attempt))
+                seconds = pause(error, attempt)
+                await (self.waits.sleep(seconds) if gate is None else gate.pause(seconds))
         raise AssertionError("unreachable")
 
     def _hint(self, error: Exception) -> str:

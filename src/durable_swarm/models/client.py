@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -130,3 +131,13 @@ def check_ready(client: Any) -> None:
 def takes_origins(client: Any) -> bool:
     """Return True if a client is a provider, which gets messages with the origins of their fields."""
     return getattr(client, "takes_origins", False) is True
+
+
+def provider_of(client: Any) -> str:
+    """Return a name for the provider that a client asks: the same for all clients with its address and its key."""
+    address = getattr(client, "base_url", None)
+    kind = type(client)
+    name = f"{kind.__module__}.{kind.__qualname__}" if address is None else without_secrets(str(address))
+    key = getattr(client, "api_key", None)
+    # Limits belong to a key. Its digest cannot be turned back.
+    return f"{name}#{hashlib.sha256(key.encode()).hexdigest()[:12]}" if isinstance(key, str) and key else name

@@ -20,6 +20,9 @@ from durable_swarm.models.stream import BrokenStream
 FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
 """Seconds between tries: the first, our longest, the longest a provider may ask for."""
 
+FIRST_LONG_PAUSE, LONGEST_LONG_PAUSE = 1.0, 60.0
+"""Seconds between tries of a run that waits for a provider: the first and the longest pause."""
+
 BAD_OUTPUT_TRIES = 3
 """Minimum number of tries for a model whose output its own provider cannot read."""
 
@@ -28,6 +31,9 @@ _BAD_OUTPUT = {"tool_use_failed", "output_parse_failed", "json_validate_failed",
 
 _LASTING = {"insufficient_quota", "invalid_request_error", "model_not_found", "context_length_exceeded"}
 """Codes and types of errors that the same request will get again."""
+
+_AWAY = {408, 409, 429}
+"""HTTP statuses below 500 with which a provider asks to be asked later."""
 
 _LOST_CONNECTIONS = {"APIConnectionError", "APITimeoutError", "TransportError"}
 """Names of the errors of openai and httpx; both packages are optional."""
@@ -42,18 +48,26 @@ def of_provider(error: Exception) -> bool:
 
 
 def transient(error: Exception) -> bool:
-    """Return True if the same request may succeed later."""
+    """Return True if the same request may succeed soon: it is worth another try."""
+    if is_away(error):
+        spent = getattr(error, "code", None) == "insufficient_quota"
+        return not spent and _is_near(error)
+    # A body that is not JSON (a proxy's page, a cut answer) arrives as the decoder's error.
+    kinds = EmptyReply | json.JSONDecodeError | UnicodeDecodeError
+    return bad_output(error) or (status_of(error) is None and isinstance(error, kinds))
+
+
+def is_away(error: Exception) -> bool:
+    """Return True if the provider cannot be reached, or has no capacity or no quota left at present."""
     if bad_output(error):
-        return True
+        return False
     status = status_of(error)
     if status is not None:
-        spent = getattr(error, "code", None) == "insufficient_quota"
         refused = _headers(error).get("x-should-retry") == "false"
-        return (status in (408, 409, 429) or status >= 500) and not spent and not refused and _is_near(error)
+        return (status in _AWAY or status >= 500) and not refused
     names = {kind.__name__ for kind in type(error).__mro__}
-    # A body that is not JSON (a proxy's page, a cut answer) arrives as the decoder's error.
-    kinds = ConnectionError | TimeoutError | EmptyReply | BrokenStream | json.JSONDecodeError | UnicodeDecodeError
-    return isinstance(error, kinds) or bool(names & _LOST_CONNECTIONS) or _may_pass(error)
+    lost = isinstance(error, ConnectionError | TimeoutError | BrokenStream) or bool(names & _LOST_CONNECTIONS)
+    return lost or _may_pass(error)
 
 
 def bad_output(error: Exception) -> bool:
@@ -92,6 +106,11 @@ def pause(error: Exception, attempt: int) -> float:
     return float(min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.75, 1))
 
 
+def long_pause(failures: int) -> float:
+    """Return the seconds to wait for a provider that stays away, after so many failures in a row."""
+    return float(min(FIRST_LONG_PAUSE * 2 ** min(failures - 1, 10), LONGEST_LONG_PAUSE) * random.uniform(0.75, 1))
+
+
 def _is_near(error: Exception) -> bool:
     """Return True if the provider's wait is short enough. An earlier try would only be refused."""
     return (retry_after(error) or 0) <= LONGEST_RETRY_AFTER
@@ -123,8 +142,10 @@ def _headers(error: Exception) -> Mapping[str, str]:
     return defaultdict(str) if headers is None else defaultdict(str, {str(k).lower(): v for k, v in headers.items()})
 
 
-def root_of(error: BaseException) -> str:
-    """Return the root cause of an error that does not name it, such as a refused connection."""
+def root_of(error: Exception) -> str:
+    """Return the root cause of an error that does not name it, such as a refused connection; not of an answer."""
+    if status_of(error) is not None:
+        return ""
     root: BaseException = error
     seen = {id(error)}
     # A client that raises an error again from the one it was wrapped in makes a circle.

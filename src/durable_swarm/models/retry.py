@@ -7,6 +7,7 @@ from durable_swarm.errors import ModelError
 from durable_swarm.models.provider_errors import (
     LONGEST_RETRY_AFTER,
     TOO_LONG,
+    is_away,
     is_too_long,
     retry_after,
     root_of,
@@ -32,4 +33,6 @@ def _model_error(error: Exception, tries: int, hint: str) -> ModelError:
         status=status_of(error),
         error_type=type(error).__name__,
         tries=tries,
+        away=is_away(error),
+        retry_after=wish or None,
     )

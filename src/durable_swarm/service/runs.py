@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import time
@@ -154,6 +155,20 @@ class Runs:
         changed agent continues in the process that holds it.
         """
         return self._after(self._run(run_id), Run.resume)
+
+    def resume_failed(
+        self, *, agent: str | None = None, since: datetime | None = None, error: str | None = None
+    ) -> builtins.list[RunView]:
+        """Let failed runs continue, oldest first, and return their new states; cancelled ones stay as they are.
+
+        Only those that were started with this agent, that failed at this time or later, and with an error of the class
+        of this name, with its module or without.
+        """
+        rows = self._store.listed("failed", agent, EVERY)
+        late = [row for row in reversed(rows) if since is None or moment(row.completed_at or row.updated_at) >= since]
+        ends = self._store.ends(late)
+        chosen = [run_id for run_id, row in ends.items() if error is None or _is_of(_failure(self._store, row), error)]
+        return [self.resume(row.workflow_id) for row in late if row.workflow_id in set(chosen)]
 
     def fork(
         self,
@@ -310,6 +325,11 @@ def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
     return (
         f"no process executes it; it goes on when a program that defines agent {agent!r}{named} uses its DurableSwarm"
     )
+
+
+def _is_of(failure: Failure, name: str) -> bool:
+    """Return True if an error is of the class of this name, with its module or without."""
+    return failure.type == name or failure.type.rpartition(".")[2] == name
 
 
 def _failure(store: Store, row: Any) -> Failure:

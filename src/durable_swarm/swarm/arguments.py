@@ -14,7 +14,7 @@ from durable_swarm.models.verdict import output_of
 from durable_swarm.schema import tool_schemas
 from durable_swarm.schema.output import output_type_of
 from durable_swarm.types import Message, Response
-from durable_swarm.validation import check_name, check_text, check_whole
+from durable_swarm.validation import check_name, check_seconds, check_text, check_whole
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class RunArguments:
     debug: bool = False
     max_turns: float = float("inf")
     execute_tools: bool = True
+    provider_patience: float | None = None
 
     def __post_init__(self) -> None:
         check_agent(self.agent)
@@ -43,6 +44,8 @@ class RunArguments:
             or self.max_turns != self.max_turns
         ):
             raise ConfigurationError("max_turns must be a number of messages")
+        if self.provider_patience is not None:
+            check_seconds("provider_patience", self.provider_patience)
         remember(self.agent)
 
     def start(self, own: Any) -> Start:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Self
 
 from durable_swarm import ends
@@ -23,11 +25,12 @@ from durable_swarm.concurrency import (
     result_of,
     running_loop,
 )
-from durable_swarm.errors import ConfigurationError, LimitReached, qualified_name, safe_text
+from durable_swarm.errors import ConfigurationError, LimitReached, ModelError, qualified_name, safe_text
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, add, drive, turns
-from durable_swarm.models.call import ModelCall, complete
+from durable_swarm.models.call import Completion, ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
+from durable_swarm.models.provider_errors import long_pause
 from durable_swarm.models.verdict import judge
 from durable_swarm.models.wire import Conversation
 from durable_swarm.requests import Decision, RequestSpec
@@ -261,17 +264,19 @@ class _InMemory:
         heard = [] if self.turn is None else self.turn.hear()
         if self.channel is not None:
             self.channel.begin(effect.agent, effect.turn)
-        completion = await complete(
-            self.client,
-            agent,
-            [*effect.history, *heard],
-            effect.context,
-            conversation=self.conversation,
-            choice=choose_model(agent, self.asked.model_override, self.swarm.default_model),
-            debug=self.asked.debug,
-            call=ModelCall(self.run_id, effect.turn),
-            waits=self.waits,
-            show=self.channel,
+        completion = await self._patiently(
+            lambda: complete(
+                self.client,
+                agent,
+                [*effect.history, *heard],
+                effect.context,
+                conversation=self.conversation,
+                choice=choose_model(agent, self.asked.model_override, self.swarm.default_model),
+                debug=self.asked.debug,
+                call=ModelCall(self.run_id, effect.turn),
+                waits=self.waits,
+                show=self.channel,
+            )
         )
         if self.turn is not None:
             self.turn.tokens = 0 if completion.usage is None else completion.usage.total_tokens
@@ -283,6 +288,20 @@ class _InMemory:
         verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
         return Reply(completion.message, calls, completion.usage, together, heard, completion.finish, verdict=verdict)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[Completion]]) -> Completion:
+        """Ask the model, again and again if its provider is away and the run was given patience."""
+        end = time.monotonic() + (self.asked.provider_patience or 0)
+        for failures in count(1):
+            try:
+                return await ask()
+            except ModelError as error:
+                left = end - time.monotonic()
+                if not error.away or left <= 0:
+                    raise
+                wished = error.retry_after or long_pause(failures)
+            await self.waits.sleep(min(wished, left))
+        raise AssertionError("unreachable")
 
     def _new(self, effect: Ask | CallAll) -> list[Message]:
         before = [] if self.turn is None else self.turn.before

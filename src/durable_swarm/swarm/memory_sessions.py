@@ -284,7 +284,7 @@ class MemorySession(Session):
     ) -> Response:
         asked = RunArguments(
             known.agent, sent.messages, known.context, sent.model_override, sent.stream, sent.debug, sent.max_turns,
-            sent.execute_tools,
+            sent.execute_tools, sent.provider_patience,
         )  # fmt: skip
         try:
             response = await self._swarm.respond_in_session(asked, turn, waits, client, channel, self._compaction)

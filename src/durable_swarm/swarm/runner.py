@@ -28,6 +28,7 @@ class Runner(Answering, ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         run_id: str | None = None,
+        provider_patience: float | None = None,
     ) -> Iterator[Item]: ...
     @overload
     def run(
@@ -56,6 +57,7 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        provider_patience: float | None = None,
     ) -> Response: ...
     @overload
     def run(
@@ -70,6 +72,7 @@ class Runner(Answering, ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         run_id: str | None = None,
+        provider_patience: float | None = None,
     ) -> Response | Iterator[Item]: ...
     def run(
         self,
@@ -83,6 +86,7 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        provider_patience: float | None = None,
     ) -> Response | Iterator[Item]:
         """Run the agents until one answers without a tool call; return the new messages and the last agent.
 
@@ -95,12 +99,16 @@ class Runner(Answering, ABC):
         With `DurableSwarm` a crash in between loses nothing: the same `run_id` again returns the recorded response, or
         continues the run from its last completed step.
 
+        `provider_patience` is how many seconds the run waits for a provider that is away, before it fails: by default
+        as long as the `DurableSwarm` says, and in memory not at all.
+
         Raises `ModelError`, `ConfigurationError`, and a tool's exceptions; `DurableSwarm` also `RunConflict`,
         `RunCancelled`, `NotSerializable`.
         """
         asked = RunArguments(
-            agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools
-        )
+            agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools,
+            provider_patience,
+        )  # fmt: skip
         return self._stream(asked, run_id) if stream else self._respond(asked, run_id)
 
     @overload
@@ -116,6 +124,7 @@ class Runner(Answering, ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         run_id: str | None = None,
+        provider_patience: float | None = None,
     ) -> Stream: ...
     @overload
     def run_async(
@@ -144,6 +153,7 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        provider_patience: float | None = None,
     ) -> Coroutine[Any, Any, Response]: ...
     @overload
     def run_async(
@@ -158,6 +168,7 @@ class Runner(Answering, ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         run_id: str | None = None,
+        provider_patience: float | None = None,
     ) -> Coroutine[Any, Any, Response] | Stream: ...
     def run_async(
         self,
@@ -171,11 +182,13 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        provider_patience: float | None = None,
     ) -> Coroutine[Any, Any, Response] | Stream:
         """Run as `run` does, on the event loop; plain functions run in threads. Await it; with `stream`, iterate it."""
         asked = RunArguments(
-            agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools
-        )
+            agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools,
+            provider_patience,
+        )  # fmt: skip
         return Stream(self._stream_async(asked, run_id)) if stream else self._respond_async(asked, run_id)
 
     @abstractmethod

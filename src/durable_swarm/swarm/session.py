@@ -15,7 +15,7 @@ from durable_swarm.streaming import Item, Stream
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain
 from durable_swarm.swarm.compaction import Compaction
 from durable_swarm.types import Message, Response, Usage
-from durable_swarm.validation import check_name, check_whole
+from durable_swarm.validation import check_name, check_seconds, check_whole
 
 WhenBusy = Literal["queue", "join", "interrupt", "reject"]
 """What becomes of a message to a session in which a run is in progress."""
@@ -36,9 +36,12 @@ class Sent:
     max_turns: float = float("inf")
     execute_tools: bool = True
     stream: bool = False
+    provider_patience: float | None = None
 
     def __post_init__(self) -> None:
         check_messages(self.messages)
+        if self.provider_patience is not None:
+            check_seconds("provider_patience", self.provider_patience)
         if not self.messages:
             raise ConfigurationError("message must not be an empty list")
         if self.when_busy not in get_args(WhenBusy):
@@ -166,6 +169,7 @@ class Session(ABC):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Any:
@@ -185,6 +189,7 @@ class Session(ABC):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Any:
@@ -235,6 +240,7 @@ class Session(ABC):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
     ) -> Iterator[Item]: ...
     @overload
     def run(
@@ -248,6 +254,7 @@ class Session(ABC):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
     ) -> Response: ...
     def run(
         self,
@@ -260,6 +267,7 @@ class Session(ABC):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
     ) -> Response | Iterator[Item]:
         """Send a message and return the response to it, as `swarm.run` does with the whole conversation.
 
@@ -274,7 +282,9 @@ class Session(ABC):
 
         Raises as `swarm.run` does, `SessionBusy`, and `ConfigurationError` for a new session without an agent.
         """
-        sent = Sent(message, run_id, when_busy, model_override, debug, max_turns, execute_tools, stream)
+        sent = Sent(
+            message, run_id, when_busy, model_override, debug, max_turns, execute_tools, stream, provider_patience
+        )
         return self._stream(sent) if stream else self._respond(sent)
 
     @overload
@@ -289,6 +299,7 @@ class Session(ABC):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
     ) -> Stream: ...
     @overload
     def run_async(
@@ -302,6 +313,7 @@ class Session(ABC):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
     ) -> Coroutine[Any, Any, Response]: ...
     def run_async(
         self,
@@ -314,7 +326,10 @@ class Session(ABC):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
     ) -> Coroutine[Any, Any, Response] | Stream:
         """Send as `run` does, on the event loop. Await it; with `stream`, iterate it."""
-        sent = Sent(message, run_id, when_busy, model_override, debug, max_turns, execute_tools, stream)
+        sent = Sent(
+            message, run_id, when_busy, model_override, debug, max_turns, execute_tools, stream, provider_patience
+        )
         return Stream(self._stream_async(sent)) if stream else self._respond_async(sent)

@@ -6,7 +6,7 @@ from typing import Any
 
 from durable_swarm.agents import RemoteAgent
 from durable_swarm.concurrency import Runtime
-from durable_swarm.models.call import Admit, ModelCall, complete
+from durable_swarm.models.call import Gate, ModelCall, complete
 from durable_swarm.models.choice import ModelChoice
 from durable_swarm.models.client import client_for
 from durable_swarm.models.wire import Conversation
@@ -31,7 +31,7 @@ async def written_by_model(
     waits: Runtime,
     *,
     debug: bool,
-    admit: Admit | None = None,
+    gate: Gate | None = None,
 ) -> tuple[str, Usage | None]:
     """Return a model's summary of messages, and its tokens. Raises `ModelError`, `ConfigurationError`."""
     completion = await complete(
@@ -44,6 +44,6 @@ async def written_by_model(
         debug=debug,
         call=call,
         waits=waits,
-        admit=admit,
+        gate=gate,
     )
     return check_summary(completion.message.get("content")), completion.usage

@@ -52,7 +52,8 @@ class DurableSwarm(RunStarter):
     this swarm are kept, by default for ever. `model_rates` limits the calls of models, as in `{"gpt-4o": (500, 60)}`:
     500 calls in 60 seconds, over all processes of the database. `changed_agents="hold"` holds a run before the first
     reply of an agent that has changed since it last answered in that run, until `Run.resume()` accepts the agent as it
-    is; with `"continue"` the run continues.
+    is; with `"continue"` the run continues. `provider_patience` is how many seconds a run waits for a provider that is
+    away (no connection, status 408, 409, 429 or 5xx) before it fails; with 0 it fails at once.
 
     Nothing is opened before first use. Use it as a context manager, or call `close`, to release all resources.
     """
@@ -72,6 +73,7 @@ class DurableSwarm(RunStarter):
         model_rates: Mapping[str, tuple[int, float]] = MappingProxyType({}),
         changed_agents: str = "continue",
         default_model: str | None = None,
+        provider_patience: float = 24 * 3600,
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors, default_model)
         validation.check_codec(codec)
@@ -87,6 +89,8 @@ class DurableSwarm(RunStarter):
         self.keep_for = keep_for
         validation.check_model_rates(model_rates)
         self.model_rates: Mapping[str, tuple[int, float]] = dict(model_rates)
+        validation.check_seconds("provider_patience", provider_patience)
+        self.provider_patience = provider_patience
         self.changed_agents = validation.check_changed_agents(changed_agents)
         self.database = database if database is None else _check_database(database)
         self._worker_id = None if worker_id is None else validation.check_name("worker_id", worker_id)

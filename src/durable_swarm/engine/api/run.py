@@ -207,8 +207,9 @@ class Run(RunResult, RunRelatives):
 
         It continues in this process if its agents are defined here, else in the next that defines them. For a run that
         is held because an agent of it has changed (`AgentChanged`), this accepts the version it is held for, and the
-        process that holds it continues it. Any other run stays as it is; so if several callers resume a run at once,
-        one of them succeeds. Child runs for which it waits are resumed with it.
+        process that holds it continues it. For a run that waits for its provider, this makes the next try due. Any
+        other run stays as it is; so if several callers resume a run at once, one of them succeeds. Child runs for
+        which it waits are resumed with it.
         """
         row, store, executor = self._row(), self._store(), self._executor()
         stopped, held = state_of(row) in ("failed", "cancelled"), bool(notes_on(row).get(HELD_FOR))
@@ -217,6 +218,7 @@ class Run(RunResult, RunRelatives):
                 self._other(link.run_id).resume()
         if held:
             store.accept(row)
+        store.try_now(row)
         if stopped:
             RecordedEvents(store, self.id).keep_end()
             if store.resume(row, names.UNCLAIMED):

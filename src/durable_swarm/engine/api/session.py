@@ -127,6 +127,7 @@ class DurableSession(Session):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Run:
@@ -134,7 +135,9 @@ class DurableSession(Session):
 
         With `queue` a worker executes it when its turn has come.
         """
-        sent = Sent(message, run_id, when_busy, model_override, debug, max_turns, execute_tools, stream=True)
+        sent = Sent(
+            message, run_id, when_busy, model_override, debug, max_turns, execute_tools, True, provider_patience
+        )
         waits = check_queue(queue, priority)
         if running_loop() is background_loop():
             raise errors.ConfigurationError(
@@ -153,11 +156,14 @@ class DurableSession(Session):
         debug: bool = False,
         max_turns: float = float("inf"),
         execute_tools: bool = True,
+        provider_patience: float | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Run:
         """Start as `start` does, on the running event loop."""
-        sent = Sent(message, run_id, when_busy, model_override, debug, max_turns, execute_tools, stream=True)
+        sent = Sent(
+            message, run_id, when_busy, model_override, debug, max_turns, execute_tools, True, provider_patience
+        )
         waits = check_queue(queue, priority)
         self._swarm._open_on_loop()
         joined = await in_thread(self._joined, sent)
@@ -215,7 +221,7 @@ class DurableSession(Session):
         context = self._context if state is None else self._context_of(state)
         asked = RunArguments(
             agent, sent.messages, context, sent.model_override, sent.stream, sent.debug, sent.max_turns,
-            sent.execute_tools,
+            sent.execute_tools, sent.provider_patience,
         )  # fmt: skip
         place = SessionPlace(self.id, 1) if state is None else SessionPlace(self.id, state.last + 1, state.base)
         prepared = RunStart(self._swarm, asked, sent.run_id, queued=queued, session=place, compaction=self._compaction)

@@ -85,6 +85,7 @@ class RunStart:
             stream=bool(asked.stream),
             whole=whole,
             **({} if self.child is None else self.child.keys),
+            patience=asked.provider_patience,
         )
         if not self.named and not queued:
             swarm.clients.ready()  # Before a session is claimed, because a program that ends with an error gives it up.

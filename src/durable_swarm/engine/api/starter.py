@@ -163,6 +163,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        provider_patience: float | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Run:
@@ -171,7 +172,9 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         Its replies are streamed: `Run.events` yields them piece by piece. With `queue` it waits for a worker
         (`durable-swarm worker`); waiting runs with the lowest `priority` start first, 0 or above.
         """
-        asked = RunArguments(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        asked = RunArguments(
+            agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools, provider_patience
+        )
         if validation.check_queue(queue, priority):
             return self._enqueue(RunStart(self, asked, run_id, queued=True), priority)
         if running_loop() is background_loop():
@@ -191,6 +194,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        provider_patience: float | None = None,
         priority: int = 0,
     ) -> Run:
         """Queue a run for a worker, by the name of an agent that need not be defined here; as `start` with `queue`.
@@ -200,7 +204,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         named = RemoteAgent(validation.check_name("agent: the name of one", agent))
         return self.start(
             named, messages, context_variables, model_override, debug, max_turns, execute_tools,
-            run_id=run_id, queue=True, priority=priority,
+            run_id=run_id, provider_patience=provider_patience, queue=True, priority=priority,
         )  # fmt: skip
 
     async def enqueue_async(
@@ -214,13 +218,14 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        provider_patience: float | None = None,
         priority: int = 0,
     ) -> Run:
         """Enqueue as `enqueue` does, on the running event loop."""
         named = RemoteAgent(validation.check_name("agent: the name of one", agent))
         return await self.start_async(
             named, messages, context_variables, model_override, debug, max_turns, execute_tools,
-            run_id=run_id, queue=True, priority=priority,
+            run_id=run_id, provider_patience=provider_patience, queue=True, priority=priority,
         )  # fmt: skip
 
     def _enqueue(self, prepared: RunStart, priority: int) -> Run:
@@ -250,11 +255,14 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         execute_tools: bool = True,
         *,
         run_id: str | None = None,
+        provider_patience: float | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Run:
         """Start as `start` does, on the running event loop."""
-        asked = RunArguments(agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools)
+        asked = RunArguments(
+            agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools, provider_patience
+        )
         if validation.check_queue(queue, priority):
             self._open_on_loop()
             return await in_thread(self._enqueue, RunStart(self, asked, run_id, queued=True), priority)

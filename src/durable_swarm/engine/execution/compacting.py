@@ -15,7 +15,8 @@ from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.compactions import CompactionPlan, Summary, read_summary, summary_record
 from durable_swarm.engine.signals import RunHeld
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.models.call import ModelCall
+from durable_swarm.models.call import Gate, ModelCall
+from durable_swarm.models.client import client_for
 from durable_swarm.models.wire import Conversation
 from durable_swarm.swarm.compaction import check_summary, function_named
 from durable_swarm.swarm.summaries import model_of, written_by_model
@@ -68,9 +69,15 @@ async def _by_model(
     choice = model_of(plan.compaction, performer.choice(performer.agent(run.start.agent)))
     with engines_code(f"the summary of run {run.run_id!r}"):
         client = run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
-    return await written_by_model(
-        client,
-        *(run.start.agent, choice, plan.compaction, messages, ModelCall(run.run_id, -1), waits),
-        debug=run.debug,
-        admit=lambda model: performer.admit(model, waits),
-    )
+
+    async def ask(gate: Gate) -> tuple[str, Usage | None]:
+        call = ModelCall(run.run_id, -1)
+        return await written_by_model(
+            client,
+            *(run.start.agent, choice, plan.compaction, messages, call, waits),
+            debug=run.debug,
+            gate=gate,
+        )
+
+    step = names.compact_step(run.start.agent)
+    return await performer.patiently(client_for(client, choice.name), choice.name, step, None, waits, ask)

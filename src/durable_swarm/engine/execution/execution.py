@@ -109,6 +109,10 @@ class Execution:
     """True if the run stays in memory however long it waits."""
     released: bool = False
     """True if the run is to leave memory: all its waits are unwound."""
+    patience: float = 0.0
+    """How many seconds the run waits for a provider that is away."""
+    away: str | None = None
+    """The outage, by its key, for whose end the run itself waits."""
     suspended_on: list[tuple[str | None, int | None]] = field(default_factory=list)
     """Conditions that the released run waits for: requests, and times in milliseconds since 1970."""
 

@@ -11,7 +11,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from durable_swarm import agents, codec, errors
 from durable_swarm.concurrency import (
@@ -27,6 +27,7 @@ from durable_swarm.engine.backend import steps
 from durable_swarm.engine.execution.child_calls import CallGuard, ToolCall
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.execution.execution import Execution
+from durable_swarm.engine.execution.provider_waits import PatientCall, ProviderWaits
 from durable_swarm.engine.execution.publisher import now
 from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
 from durable_swarm.engine.records import names, runs
@@ -35,12 +36,13 @@ from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec, output_of
 from durable_swarm.engine.signals import RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.messages import Messages
+from durable_swarm.engine.storage.provider_outages import Provider
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.runs import BY_TOOL
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
-from durable_swarm.models.call import ModelCall, complete
+from durable_swarm.models.call import Gate, ModelCall, complete
 from durable_swarm.models.choice import ModelChoice, choose_model
-from durable_swarm.models.client import client_for
+from durable_swarm.models.client import client_for, provider_of
 from durable_swarm.models.memo import Memo
 from durable_swarm.models.verdict import judge
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
@@ -50,11 +52,12 @@ from durable_swarm.tools.repeats import same_before
 from durable_swarm.types import Message
 
 SLICE = 0.5
-"""Maximum seconds until a run that waits for a model's rate limit notices that it is to stop."""
+"""Maximum seconds until a run that is about to ask a model notices that it is to stop."""
 
 REFUSED = (401, 403)
 """HTTP statuses with which a provider refuses a key. Where no key has worked yet, they prove nothing about the run."""
 
+T = TypeVar("T")
 Body = Callable[[Runtime], Awaitable[Record]]
 
 
@@ -142,6 +145,7 @@ class Durable:
     """Returns the handler of the requests of a tool call."""
     accepted: Callable[[str], str | None]
     """Returns the change of an agent that a person has accepted for the run of an id."""
+    providers: ProviderWaits
     memo: Callable[..., Memo]
     """Returns the memo of a run's model call: of the run, the call and the name of the note."""
     replayed: bool = False
@@ -172,8 +176,7 @@ class Durable:
 
         async def body(waits: Runtime) -> Record:
             self.replayed = False
-            async with self.trials.execution(f"{self.run.run_id}/{effect.turn}", waits):
-                return await self._model_call(effect, waits)
+            return await self._model_call(effect, waits)
 
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             self.run.feed.asked(effect.turn, effect.agent)
@@ -187,7 +190,7 @@ class Durable:
             return reply
 
     async def _model_call(self, effect: Ask, waits: Runtime) -> Record:
-        agent = self.agent(effect.agent)
+        agent, step = self.agent(effect.agent), names.model_step(effect.agent)
         await self._check_change(agent)
         if self.run.streams:
             self.run.feed.asking(effect.agent, effect.turn)
@@ -195,15 +198,26 @@ class Durable:
             # Not the run's failure: another process, or this one after a restart, may have a client.
             client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
             client = client_for(client, self.choice(agent).name)
-        with users_code(names.model_step(effect.agent)):
-            try:
-                record = await self._reply(client, agent, effect, waits)
-            except errors.ModelError as error:
-                if error.status in REFUSED and not self.answered_here:
-                    raise RunHeld(error) from error
-                raise
+
+        def ask(gate: Gate) -> Awaitable[Record]:
+            return self._reply(client, agent, effect, gate, waits)
+
+        record = await self.patiently(client, self.choice(agent).name, step, effect.turn, waits, ask)
         self.answered_here = True
         return record
+
+    async def patiently(
+        self, client: Any, model: str, step: str, turn: int | None, waits: Runtime, ask: Callable[[Gate], Awaitable[T]]
+    ) -> T:
+        """Make a model call, and wait while its provider is away; `ask` makes one attempt; `turn` is told."""
+        call = self.providers.call(self.run, Provider(provider_of(client), model), step, turn, waits)
+
+        async def attempt() -> T:
+            async with self.trials.execution(f"{self.run.run_id}/{turn}", waits):
+                with users_code(step):
+                    return await ask(_Gate(self, call, waits))
+
+        return await call.result(attempt)
 
     async def _check_change(self, agent: Any) -> None:
         """Hold the run if its swarm says so and the agent has changed since its last answer without being accepted."""
@@ -217,22 +231,27 @@ class Durable:
         if accepted != mark(change):
             raise RunHeld(change)
 
-    async def _reply(self, client: Any, agent: Any, effect: Ask, waits: Runtime) -> Record:
+    async def _reply(self, client: Any, agent: Any, effect: Ask, gate: Gate, waits: Runtime) -> Record:
         """Ask the model and return the record of its reply."""
         run, heard = self.run, await self._heard()
-        completion = await complete(
-            client,
-            agent,
-            [*effect.history, *heard],
-            {key: codec.round_trip(value) for key, value in effect.context.items()},
-            conversation=run.conversation,
-            choice=self.choice(agent),
-            debug=run.debug,
-            call=await self._call_of(effect, heard),
-            waits=waits,
-            show=run.feed if run.streams else None,
-            admit=lambda model: self.admit(model, waits),
-        )
+        try:
+            completion = await complete(
+                client,
+                agent,
+                [*effect.history, *heard],
+                {key: codec.round_trip(value) for key, value in effect.context.items()},
+                conversation=run.conversation,
+                choice=self.choice(agent),
+                debug=run.debug,
+                call=await self._call_of(effect, heard),
+                waits=waits,
+                show=run.feed if run.streams else None,
+                gate=gate,
+            )
+        except errors.ModelError as error:
+            if error.status in REFUSED and not self.answered_here:
+                raise RunHeld(error) from error
+            raise
         # A session counts as one run: its earlier calls are known to its tools.
         before = effect.history[len(run.start.messages) if run.place is None else 0 :]
         calls = await plan_calls(agent, completion.message, waits, completion.finish, before)
@@ -273,20 +292,20 @@ class Durable:
             calls, seconds = rate
             with engines_code(f"the rate of model {model!r}"):
                 wait = await in_thread(self.rates.reserve, model, seconds / calls)
-            await self._wait_for_moment(model, wait, waits)
+            self.run.rated = f"model {model!r} may be asked in {wait:.3g} s (model_rates)"
+            try:
+                await self.pause(wait, waits)
+            finally:
+                self.run.rated = None
         if not self.run.ownership_is_fresh:
             await in_thread(self.run.verify_ownership)
 
-    async def _wait_for_moment(self, model: str, seconds: float, waits: Runtime) -> None:
-        """Wait before a model is asked."""
+    async def pause(self, seconds: float, waits: Runtime) -> None:
+        """Wait before a model is asked, as long as the call is wanted."""
         end = time.monotonic() + seconds
-        self.run.rated = f"model {model!r} may be asked in {seconds:.3g} s (model_rates)"
-        try:
-            while (left := end - time.monotonic()) > 0:
-                await waits.sleep(min(left, SLICE))
-                self.still_wanted(self.run)
-        finally:
-            self.run.rated = None
+        while (left := end - time.monotonic()) > 0:
+            await waits.sleep(min(left, SLICE))
+            self.still_wanted(self.run)
 
     def agent(self, name: str) -> Any:
         """Return the agent of that name: the object this run has met, or after a crash the one found by name."""
@@ -384,3 +403,21 @@ class Durable:
             outcome = runs.read_outcome(record)
             run.feed.returned(call.index, record)
             return outcome
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """Decides for one model call when the model is asked."""
+
+    performer: Durable
+    call: PatientCall
+    waits: Runtime
+
+    async def admit(self, model: str) -> None:
+        await self.performer.admit(model, self.waits)
+
+    def gives_up(self, error: Exception, attempt: int) -> bool:
+        return self.call.gives_up(error, attempt)
+
+    async def pause(self, seconds: float) -> None:
+        await self.performer.pause(seconds, self.waits)

@@ -15,7 +15,7 @@ from typing import Any
 from durable_swarm import codec
 from durable_swarm.codec import storable
 from durable_swarm.engine.execution.event_writer import SIZE, Writer
-from durable_swarm.engine.history.projection import EventProjection, Row, noted_in, subject_of
+from durable_swarm.engine.history.projection import EventProjection, Piece, Row, noted_in, subject_of
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.records.names import VERSION
@@ -37,17 +37,22 @@ def now() -> int:
 
 @dataclass
 class _Piece:
-    """A piece of text, or None for a reset, with the sequence number of its event."""
+    """A piece of a reply with the sequence number of its event."""
 
     seq: int
     at: int
-    text: str | None
+    text: Piece
+
+    @property
+    def said(self) -> str:
+        """The text of the piece, '' for a reset or a wait."""
+        return self.text if isinstance(self.text, str) else ""
 
 
 class _Text:
     """The text of a reply that is coming in: the stored part, and the pieces not confirmed as stored."""
 
-    def __init__(self, first: int, shown: int) -> None:
+    def __init__(self, first: int, shown: int, ahead: int = AHEAD) -> None:
         self._next = first
         self._shown = shown
         """The last number that may be shown before it is stored."""
@@ -58,18 +63,18 @@ class _Text:
         """How many of the pieces are being written."""
         self._stored = 0
         """How many characters of the reply's text are stored."""
-        self._ahead = AHEAD
+        self._ahead = ahead
 
     def skip_to(self, seq: int) -> None:
         """Number the next piece `seq`."""
         self._next = seq
 
-    def add(self, text: str | None, at: int) -> bool:
-        """Add a piece of text, or None for a reset; return True if it is the first that waits to be stored."""
+    def add(self, text: Piece, at: int) -> bool:
+        """Add a piece; return True if it is the first that waits to be stored."""
         first = not self.waits()
         in_a_row = self._ends[-1] if self._ends else 0
         last = self._pieces[-1] if len(self._pieces) > in_a_row else None
-        if last is not None and last.seq > self._shown and last.text is not None and text is not None:
+        if last is not None and last.seq > self._shown and isinstance(last.text, str) and isinstance(text, str):
             last.text += text
         else:
             self._pieces.append(_Piece(self._next, at, text))
@@ -88,7 +93,7 @@ class _Text:
 
     def size(self) -> int:
         """Return how many characters wait to be stored."""
-        return sum(len(piece.text or "") for piece in self._pieces[self._writing :])
+        return sum(len(piece.said) for piece in self._pieces[self._writing :])
 
     def showable(self) -> list[_Piece]:
         """Return the pieces that may be shown before they are stored."""
@@ -115,7 +120,7 @@ class _Text:
         count, self._writing = self._writing if stored else 0, 0
         done, self._pieces = self._pieces[:count], self._pieces[count:]
         for piece in done:
-            self._stored = 0 if piece.text is None else self._stored + len(piece.text)
+            self._stored = 0 if piece.text is None else self._stored + len(piece.said)
         if done:
             self._ends.clear()
             self._shown = max(self._shown, done[-1].seq + self._ahead)
@@ -130,10 +135,10 @@ class _Text:
             return None
         void = max((index for index, piece in enumerate(self._pieces) if piece.text is None), default=-1)
         start = self._stored if void < 0 else 0
-        last = "".join(piece.text or "" for piece in self._pieces[void + 1 :])
+        last = "".join(piece.said for piece in self._pieces[void + 1 :])
         held = isinstance(content, str) and content[start:] == last and storable(content)
         events = [
-            [piece.at, len(piece.text) if piece.text and held and index > void else codec.encode(piece.text)]
+            [piece.at, len(piece.said) if piece.said and held and index > void else codec.encode(piece.text)]
             for index, piece in enumerate(self._pieces)
         ]
         return {"at": self._pieces[0].seq if self._pieces else self._next, "from": start, "events": events}
@@ -226,7 +231,7 @@ class EventPublisher:
         with self._telling():
             for channel in (self._so_far, *self._channels):
                 channel.delta(delta)
-            if isinstance(text, str) and text:
+            if isinstance(text, str) and text and self._narrator.in_pieces:
                 self._say(text)
 
     def reset(self) -> None:
@@ -234,7 +239,16 @@ class EventPublisher:
         with self._telling():
             for channel in (self._so_far, *self._channels):
                 channel.reset()
-            self._say(None)
+            if self._narrator.in_pieces:
+                self._say(None)
+
+    def waiting(self, turn: int, **data: Any) -> None:
+        """Publish that the run waits for the provider of its model call in that turn, after it is stored."""
+        with self._telling():
+            if self._text is None:
+                last = self._narrator.journal.last
+                self._text = _Text(last + 1, last, ahead=0)
+            self._say({"kind": "provider", **data})
 
     def said(self, content: Any) -> Record | None:
         """Return how the end of the reply came in, to be recorded with it because no row follows.
@@ -297,7 +311,7 @@ class EventPublisher:
     def settle(self) -> None:
         """Store the events shown, before a failure ends the run, and nothing afterwards. Waits for the database."""
         with self._telling():
-            if self._text is not None:
+            if self._text is not None and self._narrator.in_pieces:
                 self._text.close(now())
         if self._writer is not None:
             self._writer.flush([self])
@@ -387,7 +401,7 @@ class EventPublisher:
         while self._kept > KEPT or len(self._recent) > RECENT:
             self._kept -= _size(self._recent.popleft())
 
-    def _say(self, text: str | None) -> None:
+    def _say(self, text: Piece) -> None:
         if self._text is None or self._over:
             return
         first = self._text.add(text, now())

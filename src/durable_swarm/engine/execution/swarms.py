@@ -26,6 +26,7 @@ class Settings(Protocol):
     codec: Codec | None
     changed_agents: str
     default_model: str | None
+    provider_patience: float
 
     async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Response:
         """Run the agent as a child run of the tool call in progress."""

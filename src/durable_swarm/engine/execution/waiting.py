@@ -1,4 +1,4 @@
-"""Tool calls that wait in this process for an answer or for a time: until it comes, or until the run is released.
+"""Tool calls, and runs, that wait in this process for an answer or a time: until it comes, or the run is released.
 
 A waiting call occupies memory: a coroutine, and for a plain tool the thread it blocks. When more than `COROUTINES` or
 `THREADS` wait, the runs that have waited longest are released: their tools are unwound, no process executes them, and
@@ -12,10 +12,11 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
+from durable_swarm.concurrency import LoopRuntime, Runtime, block, in_thread
 from durable_swarm.engine.backend import steps
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.signals import RunSuspended, engine_closed
@@ -23,12 +24,15 @@ from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.requests import LONGEST, Inbox
 
 COROUTINES, THREADS = 100, 16
-"""Maximum calls that wait in memory: those that hold no thread, and plain tools, which hold one of the pool."""
+"""Maximum waits in memory: those that hold no thread, and plain tools and others, which hold one of the pool."""
 
 
 @dataclass(eq=False)
 class WaitingCall:
-    """One tool call that waits: for a request (None: for a time only), until a time in milliseconds since 1970."""
+    """One tool call, or a run itself, that waits: for a request (None: for a time only), until a time in milliseconds.
+
+    `key` is the id of the call or of the run. Times are since 1970.
+    """
 
     run: Execution
     key: str
@@ -81,6 +85,19 @@ class WaitingCalls:
                 timer.cancel()
             self._leave(waiting)
 
+    async def wait_outside_calls(
+        self, run: Execution, waits: Runtime, *, request: str | None = None, seconds: float | None = None
+    ) -> None:
+        """Wait as `wait` does, as the run itself, outside of its tool calls; `wake` ends the wait, too."""
+        on_loop = isinstance(waits, LoopRuntime)
+        wait = self.wait(run, run.run_id, request=request, seconds=seconds, holds_thread=not on_loop)
+        if on_loop:
+            await wait
+        else:
+            block(wait)
+        if not run.ownership_is_fresh:
+            await in_thread(run.verify_ownership)
+
     def _enter(self, waiting: WaitingCall) -> None:
         with self._lock:
             if self._closed:
@@ -109,6 +126,11 @@ class WaitingCalls:
     def tell(self, *request_ids: str) -> None:
         """Wake the calls that wait for these requests, so that they check them."""
         self._end(lambda one: one.request in request_ids)
+
+    def wake(self, run_ids: Iterable[str]) -> None:
+        """Wake these runs if they wait outside of their tool calls."""
+        woken = set(run_ids)
+        self._end(lambda one: one.key in woken)
 
     def look(self) -> None:
         """Check for decisions and cancellations by other processes."""

@@ -6,7 +6,8 @@ before they were stored. An execution that asks the model again continues after 
 `text.reset`, so a number never carries two different texts. Numbers that tools reserved for events lost in a crash may
 stay free: events that waited behind them were not delivered, and close up when the batch has ended.
 
-    text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset
+    text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset,
+                                                                    an object a wait for the provider
     progress  {progress: [[seq, at, data], ...]}                    an entry of another type has it as its fourth part
     end       {ended: [at, type, data], turn, of}                   `turn` only if its model call was in progress;
                                                                     `of`: when the run's row says that it ended
@@ -30,6 +31,9 @@ UNSTORED = 1
 
 LONGEST_VOID = 1000
 """An upper bound on the numbers that a row lets be shown ahead of it."""
+
+Piece = str | dict[str, Any] | None
+"""A piece of a reply that is coming in: a text, None for a reset, or what is told of a wait for the provider."""
 
 Row = tuple[int, Record]
 """A row of events with its number, which is that of the row's first event."""
@@ -97,12 +101,14 @@ class EventProjection:
         for seq, row in self._rows.pop(turn, ()):
             self._row(seq, row)
 
-    def text(self, seq: int, pieces: Iterable[tuple[int, str | None]]) -> None:
+    def text(self, seq: int, pieces: Iterable[tuple[int, Piece]]) -> None:
         """Emit pieces of text, numbered from `seq`; missing pieces before them were void."""
         for number, (at, text) in enumerate(pieces, seq):
             self._void(number - 1, at)
             if text is None:
                 self.journal.place(number, "text.reset", {"turn": self._turn}, at)
+            elif isinstance(text, dict):
+                self.journal.place(number, "run.waiting", {"turn": self._turn, **text}, at)
             else:
                 self.journal.place(number, "text.delta", {"turn": self._turn, "text": text}, at)
 
@@ -111,7 +117,7 @@ class EventProjection:
         content = codec.decode(reply["message"].get("content"))
         if "shown" in reply:
             self.text(reply["shown"]["at"], _pieces(reply["shown"], content))
-        elif isinstance(content, str) and content:
+        if isinstance(content, str) and content and not ("shown" in reply and self.in_pieces):
             if self.in_pieces and self.shown > self._begun:
                 # A version that does not stream continued the run.
                 self._void(max(self.shown, self.journal.last) + 1, self._time)
@@ -223,7 +229,7 @@ def subject_of(data: dict[str, Any]) -> str:
     return str(data.get("request_id") or f"{data['run_id']} {data.get('status', '')}")
 
 
-def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, str | None]]:
+def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, Piece]]:
     """Yield the pieces at a reply's end: as lengths if the reply contains them, as text if they were void."""
     position = shown["from"]
     for at, piece in shown["events"]:

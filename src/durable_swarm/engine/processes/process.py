@@ -33,6 +33,7 @@ from durable_swarm.engine.execution.crash_guard import CrashLoopGuard
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.event_writer import Writer
 from durable_swarm.engine.execution.execution import Execution, beginning_here, is_under_way
+from durable_swarm.engine.execution.provider_waits import ProviderWaits
 from durable_swarm.engine.execution.swarms import Settings, Swarms
 from durable_swarm.engine.execution.tool_call import CallRequests
 from durable_swarm.engine.execution.transactions import Transactions
@@ -123,6 +124,7 @@ class Process:
             self.identity.leases.renew(self.identity.name)
         self.trials = CrashLoopGuard(self.store, self.still_open)
         self.room = WaitingCalls(self.store.inbox)
+        self.providers = ProviderWaits(self.store, self.room)
         self.rates = Rates(self.url, self.store.engine)
         self.transactions = Transactions(self.url, self.store.claims.owner)
         self.writer = Writer(self.store.events.write)
@@ -236,6 +238,7 @@ class Process:
             run.start, run.place = records_runs.read_start(opened, history.sent), place_in(opened)
             run.history, run.compaction = history, read_plan(opened)
             run.streams = opened.get("stream") is True
+            run.patience = records_runs.read_patience(opened, run.swarm.provider_patience)
             run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
             run.entered = True
             run.homes = self.homes.setdefault(run_id, run.homes)
@@ -358,11 +361,9 @@ class Process:
 
     def rest(self, run: Execution) -> None:
         """Suspend a run: it leaves memory until the database wakes it."""
-        asked = [request for request, _ in run.suspended_on if request is not None]
-        times = [until for _, until in run.suspended_on if until is not None]
         self.lent[run.run_id] = run.cast  # Others may share their names, or the program may drop them.
         try:
-            self.store.inbox.rest(run.run_id, run.owner, asked, min(times, default=None))
+            self.store.rest(run.run_id, run.owner, run.suspended_on, run.away)
         except errors.ConfigurationError as error:
             self.hold(run.run_id, RunHeld(error, passes=True))
 
@@ -418,6 +419,7 @@ class Process:
         """Look for runs that other processes left for any capable process."""
         self.identity.look()
         self.room.look()
+        self.providers.look()
         self.working.look()
         self.orphans.look_at_unclaimed()
 

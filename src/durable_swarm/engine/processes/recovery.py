@@ -109,13 +109,14 @@ class Recovery:
         here, left = self._process, [row for row in runs if row.queue_name == records_names.UNCLAIMED]
         queued = {row.workflow_id: row for row in left if notes_on(row).get(QUEUED) is True}
         waiting = here.store.claims.without_steps(queued)
+        served = defaultdict(list)
         for run_id in waiting:
-            queue = here.working.queue_of(queued[run_id])
-            if queue:
-                # Begun once: an execution without an outcome may have published events.
-                here.store.claims.transfer([queued[run_id]], queue, attempts=1)
-            else:
-                self.decline(run_id)
+            served[here.working.queue_of(queued[run_id])].append(queued[run_id])
+        for row in served.pop("", []):
+            self.decline(row.workflow_id)
+        for queue, rows in served.items():
+            # Begun once: an execution without an outcome may have published events.
+            here.store.claims.transfer(rows, queue, attempts=1)
         return [row for row in runs if row.workflow_id not in waiting]
 
     def _claim(self, runs: list[Any]) -> set[str]:

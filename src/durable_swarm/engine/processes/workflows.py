@@ -103,6 +103,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                 process.rates,
                 process.at_call,
                 process.store.accepted,
+                process.providers,
                 functools.partial(RunMemo, process.store),
             )
             await compact(performer, run.compaction)

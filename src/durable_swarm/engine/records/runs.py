@@ -39,11 +39,13 @@ def start_record(
     whole: bool = False,
     parent: str | None = None,
     root: str | None = None,
+    patience: float | None = None,
 ) -> Record:
     """Return the input of a run. Raises `NotSerializable` with the path of the value that has no JSON form.
 
     `whole` says that a streamed reply is stored only when it is complete. A child run has the ids of its `parent` and
-    of the top run of its family (`root`); other runs have neither.
+    of the top run of its family (`root`); other runs have neither. `patience` is how many seconds the run waits for a
+    provider that is away, if that was given.
     """
     record = _slim(
         agent=start.agent,
@@ -56,6 +58,7 @@ def start_record(
         whole=(stream and whole) or None,
         parent=parent,
         root=root,
+        patience=None if patience is None else min(patience, LONGEST_PATIENCE),
     )
     record["messages"] = codec.encode(start.messages, "messages")
     record["context"] = context_record(start.context)
@@ -95,6 +98,16 @@ def root_of(run_id: str, record: Record) -> str:
 
 _OWN = ("swarm", "at", "forked", "kept", "detours", "parent", "root")
 """The keys of a run's input that a fork of it does not take over."""
+
+
+LONGEST_PATIENCE = 1e9
+"""Seconds; a longer wait never ends. JSON has no infinite numbers."""
+
+
+def read_patience(record: Record, default: float) -> float:
+    """Return how many seconds a run waits for a provider that is away; `default` if its start did not say so."""
+    with reading("the input of a run"):
+        return float(_checked(record.get("patience", default), int, float))
 
 
 def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], **fields: Any) -> Record:

@@ -279,10 +279,18 @@ class Inbox:
 
     # Rest and waking
 
-    def rest(self, run_id: str, owner: str | None, request_ids: list[str], until: int | None) -> None:
+    def rest(
+        self,
+        run_id: str,
+        owner: str | None,
+        request_ids: list[str],
+        until: int | None,
+        lasts: Callable[[sqlalchemy.Connection], bool] = lambda _: True,
+    ) -> None:
         """Suspend a waiting run and its calls: no process executes it until it is woken or the time `until` has come.
 
-        Does nothing if `owner` no longer executes it. If a request was decided meanwhile, the run is woken at once.
+        Does nothing if `owner` no longer executes it. If a request was decided meanwhile, or what else the run waits
+        for no longer `lasts`, the run is woken at once.
         """
         runs, rows = self._runs, self._rows
         with self._writing(run_id) as connection:
@@ -292,7 +300,7 @@ class Inbox:
             if found is None or found.status != "PENDING" or found.owner_xid != owner:
                 return
             late = select(rows.c.id).where(rows.c.id.in_(request_ids), rows.c.state != "open").limit(1)
-            awake = bool(request_ids) and connection.execute(late).first() is not None
+            awake = (bool(request_ids) and connection.execute(late).first() is not None) or not lasts(connection)
             self._hand_over(connection, run_id, "PENDING", "ENQUEUED" if awake else "DELAYED", until)
 
     def wake(self, run_id: str) -> None:

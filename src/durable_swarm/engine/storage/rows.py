@@ -38,7 +38,8 @@ class RunRow:
     """The row of a run, or of an undecorated tool call. Times are in milliseconds since 1970.
 
     `input` is the list of arguments. What was not loaded is None; an `input`, `output` or `error` that is not JSON is a
-    text. `asks` says that the run waits for a decision or a time: its own, or that of the run `asks_below`.
+    text. `asks` says that the run waits for a decision, a time or a provider (`away` says why): itself, or the run
+    `asks_below`.
     """
 
     workflow_id: str
@@ -57,6 +58,7 @@ class RunRow:
     error: RecordedError | str | None = None
     asks: bool = False
     asks_below: RunRow | None = None
+    away: str | None = None
 
 
 @dataclass(frozen=True)

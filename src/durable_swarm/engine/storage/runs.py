@@ -23,6 +23,7 @@ from durable_swarm.engine.storage.events import EventLog
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.ownership import Claims
+from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages, wait_noted
 from durable_swarm.engine.storage.requests import Inbox
 from durable_swarm.engine.storage.rows import RecordedError, RowReader, RunRow, StepRow
 from durable_swarm.engine.storage.sessions import Sessions
@@ -93,7 +94,8 @@ def reason_noted(row: Any) -> str | None:
     """Return the reason why an unfinished run does not continue, as the process that holds it noted it, or None."""
     if row.status == "DELAYED" and row.queue_name == names.TURNS:
         return f"it waits for its turn in session {notes_on(row).get('session', '')!r}"
-    return None if state_of(row) in ENDED else notes_on(row).get("waits_for") or None
+    away: str | None = row.away
+    return None if state_of(row) in ENDED else notes_on(row).get("waits_for") or away
 
 
 def owner_of(row: Any) -> str:
@@ -133,6 +135,7 @@ _NOTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
     "at": _is_time,
     STOOD: lambda value: type(value) is int and value >= 0,
+    AWAY: lambda value: value is None or wait_noted(value) is not None,
 }
 
 
@@ -178,6 +181,8 @@ class Store:
         """The messages to its runs."""
         self.sessions = Sessions(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
         """Its sessions."""
+        self.outages = ProviderOutages(url, engine)
+        """The providers for which its runs wait."""
         self._rows = RowReader(url, engine)
         self._runs = self._rows.runs.c
         self._is_run, self._is_call = self._runs.name == names.RUN, self._runs.name == names.TOOL
@@ -191,7 +196,7 @@ class Store:
 
     def create_tables(self) -> None:
         """Create the tables of this package that do not exist."""
-        for rows in (self.inbox, self.mailbox, self.family, self.sessions):
+        for rows in (self.inbox, self.mailbox, self.family, self.sessions, self.outages):
             rows.create()
 
     def row(self, run_id: str, *, load_output: bool = True) -> RunRow | None:
@@ -265,7 +270,7 @@ class Store:
         return found[:limit]
 
     def _asking(self, rows: list[RunRow]) -> list[RunRow]:
-        """Note on the rows of unfinished runs whether they wait for a decision or a time: such a run is `waiting`.
+        """Note on the rows of unfinished runs whether they wait for a decision, a time or a provider: `waiting` ones.
 
         So is a run with an open call that waits for such a run.
         """
@@ -274,8 +279,11 @@ class Store:
         these = self._runs.workflow_uuid.in_([link.run_id for link in links])
         below = self._rows.read(self._is_run, these) if links else []
         asking = self.inbox.waiting([*open_runs, *(row.workflow_id for row in below if row.status in UNFINISHED)])
+        unended = [row for row in [*rows, *below] if row.status in (*UNFINISHED, "DELAYED")]
+        away = self.outages.sentences({row.workflow_id: notes_on(row).get(AWAY) for row in unended})
         for row in [*rows, *below]:
-            row.asks = row.workflow_id in asking
+            row.away = away.get(row.workflow_id)
+            row.asks = row.workflow_id in asking or row.away is not None
         waiting = {row.workflow_id: row for row in below if state_of(row) == "waiting"}
         for link in reversed(links):  # From the bottom up, so that what waits reaches every run above it.
             if link.run_id in waiting:
@@ -419,6 +427,25 @@ class Store:
         if row.status in UNFINISHED and owner:
             self.claims.transfer([row], names.QUEUE + owner)
 
+    def rest(
+        self, run_id: str, owner: str | None, conditions: list[tuple[str | None, int | None]], away: str | None
+    ) -> None:
+        """Suspend a run until it is woken: by the decision of a request, at a time, or by the end of an outage.
+
+        Each condition is a request, a time in milliseconds since 1970, or both; `away` is the key of the outage.
+        """
+        asked = [request for request, _ in conditions if request is not None]
+        until = min((at for _, at in conditions if at is not None), default=None)
+        self.inbox.rest(
+            run_id, owner, asked, until, lambda held: away is None or self.outages.may_rest(held, away, run_id)
+        )
+
+    def try_now(self, row: Any) -> None:
+        """Make the next try due, if the run waits for its provider, or has ended while it did."""
+        waits = wait_noted(notes_on(row).get(AWAY))
+        if waits is not None:
+            self.outages.hasten(waits[0])
+
     def cancel(self, run_id: str) -> None:
         """Cancel a run, its tool calls in progress and its child runs; an ended run is unchanged."""
         self.claims.cancel(run_id, self.family.within)
@@ -436,7 +463,7 @@ class Store:
         place = place_in(self.start_record(row)) if notes_on(row).get("session") else None
         reopen = None if place is None else lambda connection: self.sessions.reopen(connection, place, run_id)
         return self.claims.resume(
-            row, queue, failed, lambda name: name == STOOD or name.startswith(TRIED), reopen=reopen
+            row, queue, failed, lambda name: name in (STOOD, AWAY) or name.startswith(TRIED), reopen=reopen
         )
 
     def _failed_step(self, call: str) -> int | None:
