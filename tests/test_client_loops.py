@@ -220,7 +220,7 @@ def test_a_key_that_changes_is_used(server: ScriptedServer, make: Callable[[Any]
         client.base_url = "http://127.0.0.1:9/v1"
         client.max_retries = 0
         with pytest.raises(Exception, match="the model call failed"):
-            swarm.run(agent, user())
+            swarm.run(agent, user(), provider_patience=0)
 
 
 @pytest.mark.parametrize("kind", CLIENTS)

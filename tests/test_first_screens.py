@@ -102,7 +102,7 @@ def test_one_exception_in_a_traceback(kind: str, monkeypatch: pytest.MonkeyPatch
     if kind == "refused":
         monkeypatch.setenv("OPENAI_API_KEY", "key-of-a-test")
         monkeypatch.setattr("durable_swarm.models.call.DEFAULT_RETRIES", 0)
-    with DurableSwarm() as swarm, pytest.raises((ModelError, ConfigurationError)) as caught:
+    with DurableSwarm(provider_patience=0) as swarm, pytest.raises((ModelError, ConfigurationError)) as caught:
         swarm.run(Agent(), ASKED)
     told = "".join(traceback.format_exception(caught.value))
     assert told.count("Traceback (most recent call last)") == 1

@@ -46,6 +46,8 @@ def make_swarm(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeS
                 return Swarm(client, **options)
             path = tmp_path / "runs.sqlite"
             database = f"sqlite:///{path}" if path.exists() else request.getfixturevalue("fresh_sqlite")(path)
+            # In memory nothing waits for a provider that is away, unless it is told to.
+            options = {"provider_patience": 0, **options}
             return stack.enter_context(DurableSwarm(client, database=database, **options))
 
         yield make

@@ -87,6 +87,19 @@ def test_retries_are_spent(make_swarm: MakeSwarm, run: Run) -> None:
     assert 1 < len(model.calls) < 50
 
 
+@pytest.mark.parametrize("in_session", [False, True], ids=["run", "session"])
+def test_a_run_waits_as_long_as_it_is_told(make_swarm: MakeSwarm, in_session: bool) -> None:
+    """A run that was given patience waits for a provider that is away, after the client's own retries."""
+    model = ScriptedModel([*[ProviderError("busy", status_code=503, retry_after=0.01)] * 10, "Hello"])
+    swarm, name = make_swarm(model), f"patient-{in_session}"
+    if in_session:
+        response = swarm.session(name, Agent(name=name)).run("Hi", provider_patience=60)
+    else:
+        response = swarm.run(Agent(name=name), user(), provider_patience=60)
+    assert response.messages[-1]["content"] == "Hello"
+    assert len(model.calls) == 11
+
+
 def test_the_original_error_is_shown_as_the_cause(make_swarm: MakeSwarm) -> None:
     """A `ModelError` in the process where it arose has the client's own error as its cause."""
     refusal = ProviderError("not like this", status_code=400)

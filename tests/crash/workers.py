@@ -59,7 +59,7 @@ class Event(NamedTuple):
 class Workers:
     """Worker processes on one database, and what they have left in the ledger."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, app: str = APP) -> None:
         self.url = url
         self.living: list[subprocess.Popen[str]] = []
         self.killed: set[int] = set()
@@ -67,7 +67,7 @@ class Workers:
         """When each process was stopped, and woken."""
         self.cut: set[int] = set()
         """Processes whose connections were cut: to the others they may have looked dead."""
-        Path("app.py").write_text(textwrap.dedent(APP), encoding="utf-8")
+        Path("app.py").write_text(textwrap.dedent(app), encoding="utf-8")
 
     def start(self, target: str = "app:swarm", *options: str, **environment: str) -> subprocess.Popen[str]:
         """Start a worker, and wait until it works."""
