@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, Response, compat, run_demo_loop
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, Response, compat, run_demo_loop
 from durable_swarm.repl import demo_loop
 from durable_swarm.testing import ScriptedModel
 from tests.support.terminal import Terminal
@@ -158,6 +159,19 @@ def test_killed_at_the_prompt() -> None:
     assert f"{OTHER}on is number 5.\n" in output
     assert code == 0
     assert piped("") == f"{START}{PROMPT}\n"
+
+
+def test_a_conversation_is_a_session() -> None:
+    """The conversation of the terminal is a session with an id that can be typed, and stores each message once."""
+    killed_at_prompt("hi", "call look")
+    with DurableSwarm(ScriptedModel([])) as swarm:
+        [session] = swarm.sessions()
+        assert re.fullmatch("repl-first-[a-z0-9]{4}", session.id)
+        assert [run.id for run in session.runs()] == [f"{session.id}/1", f"{session.id}/2"]
+        assert [message["content"] for message in session.messages() if message["role"] == "user"] == [
+            *("hi", "call look")
+        ]
+        assert session.context_variables == {"looks": 11}
 
 
 def test_killed_in_the_middle_of_an_answer() -> None:

@@ -1,18 +1,18 @@
 """`run_demo_loop`: a conversation with an agent in the terminal that survives the program.
 
-Every turn of the user is one run, `repl/<starting agent>/<conversation>/<turn>`. It receives the whole history so far,
-so a conversation is stored again with each of its turns: for a long one that is much. The run of the newest turn
-records the end of the conversation (`conversation`) and the process that owns it (`held_by`, else the process that
-executed the run); only the conversation of a dead process is continued.
+A conversation is a session, `repl-<starting agent>-<four signs>`, and every message of the user a run,
+`<session>/<number>`. The newest run records the end of the conversation (`conversation`) and the process that owns it
+(`held_by`, else the process that executed the run); only the conversation of a dead process is continued.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import secrets
 import sys
-import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 from durable_swarm import agents
@@ -20,10 +20,13 @@ from durable_swarm.credentials import without_secrets
 from durable_swarm.display import harmless, one_line
 from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.api.inspector import inspect_database
+from durable_swarm.engine.history.conversation import newest_first
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
+from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.runs import notes_on, state_of
+from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound, safe_text
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.repl.prompts import RequestPrompts
@@ -31,12 +34,15 @@ from durable_swarm.runs import ENDED, without_answer, written_as_text
 from durable_swarm.service import RunDetail, Runs
 from durable_swarm.swarm.arguments import check_agent
 from durable_swarm.swarm.memory import Swarm
+from durable_swarm.swarm.session import Session
 from durable_swarm.tools.calls import written_call
 from durable_swarm.tools.repeats import FAILED, repeated
 from durable_swarm.types import Message, Response
 
-LOOK_BACK = 1000
-"""How many of the agent's newest turns are searched for a conversation to continue."""
+LOOK_BACK = 100
+"""How many of the agent's newest conversations are searched for one to continue."""
+SIGNS = "bcdfghjkmnpqrstvwxz23456789"
+"""The end of a session's id is made of these: no words, and nothing that looks like something else."""
 
 INTERRUPTED = "\nInterrupted. Start the program again to continue this conversation."
 PROMPT = "\033[90mUser\033[0m: "
@@ -60,9 +66,9 @@ def run_demo_loop(
     """Talk with an agent in the terminal until Ctrl+D, "exit" or "quit".
 
     The conversation is kept: after a kill or Ctrl+C, the restarted program shows the conversation so far, finishes the
-    answer in progress, and continues. After a conversation has ended, a new one begins. Each turn stores the history so
-    far again. With `stream` answers appear as they come; an interrupted answer appears whole. `client` and `database`
-    are those of `DurableSwarm`; with `durable=False` nothing is kept.
+    answer in progress, and continues. After a conversation has ended, a new one begins. A conversation is a session
+    (`durable-swarm sessions`). With `stream` answers appear as they come; an interrupted answer appears whole. `client`
+    and `database` are those of `DurableSwarm`; with `durable=False` nothing is kept.
 
     Approvals and questions of tools are asked here too, unless they are answered elsewhere first. A failed turn is
     reported in one line, and the conversation continues. Ctrl+C raises `SystemExit(130)`. Raises `ConfigurationError`
@@ -70,13 +76,14 @@ def run_demo_loop(
     """
     check_agent(starting_agent)
     agents.remember(starting_agent)
-    talk = DemoConversation(starting_agent, context=dict(context_variables or {}), stream=stream, debug=debug)
     with DurableSwarm(client, database=database) if durable else Swarm(client) as swarm:
         swarm.clients.ready()
+        session = swarm.session(_new_id(starting_agent.name), starting_agent, context_variables=context_variables)
+        talk = DemoConversation(session, stream=stream, debug=debug)
         print("Starting Swarm CLI 🐝", flush=True)
         try:
             if isinstance(swarm, DurableSwarm):
-                _continue(swarm, talk)
+                _continue(swarm, talk, starting_agent)
             _converse(swarm, talk)
         except KeyboardInterrupt:
             print(INTERRUPTED if durable else "", flush=True)
@@ -203,39 +210,26 @@ def _arguments(text: str) -> str:
 
 @dataclass
 class DemoConversation:
-    """A conversation: its active agent, history, and the name of its runs; `turn` counts those begun."""
+    """A conversation in a terminal: its session; `turn` counts the user's messages."""
 
-    agent: Any
-    messages: list[Message] = field(default_factory=list)
-    context: dict[str, Any] = field(default_factory=dict)
-    key: str = ""
+    session: Session
     turn: int = 0
     stream: bool = False
     debug: bool = False
 
-    def __post_init__(self) -> None:
-        self.key = self.key or f"{prefix(self.agent.name)}{uuid.uuid4().hex}"
-
     @property
     def run_id(self) -> str:
-        """The run of the newest turn."""
-        return f"{self.key}/{self.turn}"
-
-    def absorb(self, response: Response) -> None:
-        """Add the result of a turn."""
-        self.messages += response.messages
-        self.agent = response.agent or self.agent
-        self.context = response.context_variables
-
-    def take_up(self, run: RunDetail, agent: str, messages: list[Message]) -> None:
-        """Continue from a recorded turn, with the agent of that name if it is defined."""
-        self.agent = agents.find_or_none(agent) or self.agent
-        self.messages, self.context = list(messages), run.context_variables
+        """The run of the newest message."""
+        return f"{self.session.id}/{self.turn}"
 
 
 def prefix(agent: str) -> str:
-    """Return the common prefix of the run ids of all conversations begun with an agent."""
-    return f"repl/{agent}/"
+    """Return the beginning of the ids of all conversations begun with an agent."""
+    return f"repl-{re.sub('[^a-z0-9]+', '-', agent.lower()).strip('-')[:40] or 'agent'}-"
+
+
+def _new_id(agent: str) -> str:
+    return prefix(agent) + "".join(secrets.choice(SIGNS) for _ in range(4))
 
 
 # Talking
@@ -260,27 +254,25 @@ def _listen() -> str | None:
 
 
 def _take_turn(swarm: Swarm | DurableSwarm, talk: DemoConversation, said: str) -> None:
-    talk.messages.append({"role": "user", "content": said})
     talk.turn += 1
     try:
-        talk.absorb(_respond(swarm, talk))
+        _respond(swarm, talk, said)
     except Exception as error:
         _after_failure(swarm, talk, error)
 
 
-def _respond(swarm: Swarm | DurableSwarm, talk: DemoConversation) -> Response:
-    """Return the agents' answer, and print it; requests are put to the user at the terminal."""
+def _respond(swarm: Swarm | DurableSwarm, talk: DemoConversation, said: str) -> None:
+    """Send a message, and print the agents' answer; requests are put to the user at the terminal."""
     with RequestPrompts(swarm, talk.run_id):
         if talk.stream:
             response = process_and_print_streaming_response(
-                swarm.run(talk.agent, talk.messages, talk.context, stream=True, debug=talk.debug, run_id=talk.run_id)
+                talk.session.run(said, stream=True, debug=talk.debug, run_id=talk.run_id)
             )
             _print_calls(response.messages)
         else:
-            response = swarm.run(talk.agent, talk.messages, talk.context, debug=talk.debug, run_id=talk.run_id)
+            response = talk.session.run(said, debug=talk.debug, run_id=talk.run_id)
             pretty_print_messages(response.messages)
     _print_end(response)
-    return response
 
 
 def _print_end(response: Response) -> None:
@@ -309,17 +301,11 @@ def _print_calls(messages: list[Message]) -> None:
 
 
 def _after_failure(swarm: Swarm | DurableSwarm, talk: DemoConversation, error: Exception) -> None:
-    """Report a failed turn and add its results; the error of a turn that never began, or has not ended, is raised."""
+    """Report a failed turn; the error of a turn that never began, or has not ended, is raised."""
     if isinstance(swarm, DurableSwarm):
         run = _recorded(talk.run_id)
         if run is None or run.status not in ENDED:
             raise error
-        senders = [message["sender"] for message in run.messages if message["role"] == "assistant"]
-        if is_too_long(run.failure or ""):
-            # With them, every further turn would fail in the same way.
-            talk.take_up(run, run.agent, run.asked[:-1])
-        else:
-            talk.take_up(run, senders[-1] if senders else run.agent, [*run.asked, *run.messages])
     elif isinstance(error, ConfigurationError):
         raise error
     kind = "" if isinstance(error, DurableSwarmError) else f"{type(error).__name__}: "
@@ -340,18 +326,17 @@ def _recorded(run_id: str) -> RunDetail | None:
 # Continuing
 
 
-def _continue(swarm: DurableSwarm, talk: DemoConversation) -> None:
+def _continue(swarm: DurableSwarm, talk: DemoConversation, agent: Any) -> None:
     """Load the newest conversation that has not ended, if there is one, and finish its last turn."""
     swarm.recover()
-    found = _claim(here.current(), talk.agent.name)
+    found = _claim(here.current(), agent.name, swarm.name)
     run = None if found is None else _recorded(found)
     if run is None:
         return
-    key, _, turn = run.id.rpartition("/")
-    talk.key, talk.turn = key, int(turn)
-    talk.take_up(run, run.agent, run.asked)
+    session, _, turn = run.id.rpartition("/")
+    talk.session, talk.turn = swarm.session(session, agent), int(turn)
     print("Continuing where you were:")
-    for message in run.asked:
+    for message in [*_before(here.current(), session, run.id), *run.asked]:
         if message["role"] == "user":
             print(f"{PROMPT}{harmless(_text_of(message))}")
         pretty_print_messages([message])
@@ -364,32 +349,36 @@ def _continue(swarm: DurableSwarm, talk: DemoConversation) -> None:
     else:
         pretty_print_messages(response.messages)
         _print_end(response)
-        talk.absorb(response)
 
 
-def _claim(here: Process, agent: str) -> str | None:
+def _before(process: Process, session: str, run_id: str) -> list[Message]:
+    """Return the messages of a session before its newest run."""
+    told = [messages for row, messages in newest_first(process.store, session) if row.workflow_id != run_id]
+    return [message for messages in reversed(told) for message in messages]
+
+
+def _claim(process: Process, agent: str, swarm: str) -> str | None:
     """Return the run of the newest turn to continue, which this process owns from now on, or None."""
-    with here.identity.alone():
-        for row in _newest_turns(here, agent):
+    with process.identity.alone():
+        for row in _newest_turns(process, agent, swarm):
             noted = notes_on(row)
             waits = state_of(row) not in ENDED and noted.get("agent") not in agents.names()
-            if noted.get("conversation") != "ended" and not waits and not _lives_elsewhere(here, row):
-                here.store.annotate(row.workflow_id, held_by=here.identity.name)
+            if noted.get("conversation") != "ended" and not waits and not _lives_elsewhere(process, row):
+                process.store.annotate(row.workflow_id, held_by=process.identity.name)
                 return str(row.workflow_id)
     return None
 
 
-def _newest_turns(here: Process, agent: str) -> list[Any]:
-    """Return the row of the newest turn of each conversation begun with the agent, newest conversation first."""
-    newest: dict[str, Any] = {}
-    for row in here.store.rows(prefix=prefix(agent), limit=LOOK_BACK):
-        key, _, turn = row.workflow_id.rpartition("/")
-        conversation = key.removeprefix(prefix(agent))
-        if key == conversation or "/" in conversation or not turn.isdecimal():
-            continue
-        if key not in newest or int(turn) > int(newest[key].workflow_id.rpartition("/")[2]):
-            newest[key] = row
-    return list(newest.values())
+def _newest_turns(process: Process, agent: str, swarm: str) -> Iterator[RunRow]:
+    """Yield the row of the newest turn of each conversation begun with the agent, newest conversation first."""
+    sessions = process.store.sessions
+    for state in sessions.beginning(prefix(agent), LOOK_BACK):
+        first = process.store.row(f"{state.id}/1", load_output=False)
+        ours = state.swarm == swarm and first is not None and notes_on(first).get("agent") == agent
+        for _, run_id in sessions.run_ids(state.id, states=(BEGUN, LEFT_OUT), limit=1) if ours else ():
+            row = process.store.row(run_id, load_output=False)
+            if row is not None and re.fullmatch(rf"{re.escape(state.id)}/[0-9]+", run_id):
+                yield row
 
 
 def _lives_elsewhere(here: Process, row: Any) -> bool:
