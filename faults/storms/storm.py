@@ -223,7 +223,11 @@ class Storm:
 
     def _tend(self, now: float) -> None:
         """Wake who has stood still for long enough, and replace who has ended."""
+        # The stopped process may hold the lock of a SQLite file, and nobody ends a write without it.
+        blocked = self._server_url is None and any(life.wakes is not None for life in self._lives)
         for life in list(self._lives):
+            if blocked and life.asked is not None:
+                life.asked = now
             if life.wakes is not None and life.wakes <= now:
                 life.wakes = None
                 ledger.write("wake", victim=life.pid)

@@ -16,6 +16,8 @@ WAITS = {
     "events_async": "asyncio.run(read(handle))",
     "run_async": "asyncio.run(swarm.run_async(agent, messages, run_id='queued'))",
     "run": "swarm.run(agent, messages, run_id='queued')",
+    "stream": "list(swarm.run(agent, messages, run_id='queued', stream=True))",
+    "stream_async": "asyncio.run(stream())",
 }
 PROGRAM = """
     import asyncio, sys, threading, time
@@ -28,6 +30,9 @@ PROGRAM = """
 
     async def read(handle):
         return [event async for event in handle.events_async()]
+
+    async def stream():
+        return [item async for item in swarm.run_async(agent, messages, run_id="queued", stream=True)]
 
     def wait():
         try:

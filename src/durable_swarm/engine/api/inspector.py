@@ -11,12 +11,12 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import column, func, select, table
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from durable_swarm.codec import Codec
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import diagnosis, urls
-from durable_swarm.engine.database.locks import FileLocks, PostgresLocks
+from durable_swarm.engine.database.locks import open_locks
 from durable_swarm.engine.database.urls import shown
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.identity import Identity
@@ -52,7 +52,7 @@ class Inspector:
     def facts(self) -> Facts:
         """Return the facts about the database. Reads all of a SQLite file."""
         url = self.store.url
-        with self.store.engine.connect() as connection:
+        with diagnosis.reporting_errors(url), self.store.engine.connect() as connection:
             here = _sqlite(connection) if urls.is_sqlite(url) else _postgres(connection, url)
             return Facts(**here, **_counts(connection, url))
 
@@ -73,7 +73,7 @@ def inspect_database(url: sqlalchemy.URL, codec: Callable[[], Codec | None] = la
                 yield visitor
     except BrokenPipeError:
         raise  # The reader of the output has closed the pipe.
-    except (DBAPIError, OSError) as error:
+    except (SQLAlchemyError, OSError) as error:
         raise diagnosis.unusable(url, error) from error
 
 
@@ -84,7 +84,7 @@ def _visit(url: sqlalchemy.URL, codec: Callable[[], Codec | None]) -> Iterator[I
         stack.callback(engine.dispose)
         if not sqlalchemy.inspect(engine).has_table("workflow_status", schema=urls.schema_of(url)):
             raise NoRuns(f"the database {shown(url)} holds nothing of durable-swarm; name another with --database")
-        locks = FileLocks(f"{url.database}.lock") if urls.is_sqlite(url) else PostgresLocks(url)
+        locks = open_locks(url)
         stack.callback(locks.close)
         store = Store(url, engine, lambda _: codec(), owns=False, guesses=True)
         stack.callback(store.close)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
-from durable_swarm.concurrency import CallerThreadExecutor, in_thread
+from durable_swarm.concurrency import CallerThreadExecutor
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.history.follower import EventReader
+from durable_swarm.engine.signals import look_aside
 from durable_swarm.events import Event
 from durable_swarm.streaming import Channel, Item, as_swarms, read, read_async
 
@@ -21,8 +23,9 @@ RECORDING = 0.005
 
 def dictionaries(run: Run, channel: Channel, home: CallerThreadExecutor) -> Iterator[Item]:
     """Yield the items of a run from now on. `channel` has joined the run's publisher, if the run was started for it."""
-    text, executor = _Text(run, channel), run.executor()
+    executor = run.executor()
     check = partial(run.check_open, executor)
+    text = _Text(run, channel, check)
     response = None
     try:
         while response is None:
@@ -45,25 +48,26 @@ def dictionaries(run: Run, channel: Channel, home: CallerThreadExecutor) -> Iter
 
 async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
     """Yield the items on the event loop."""
-    text, executor = _Text(run, channel), run.executor()
+    executor = run.executor()
     check = partial(run.check_open, executor)
+    text = _Text(run, channel, check)
     response = None
     try:
         while response is None:
             live = run.live()
             if live is not None and not live.over.done():
-                for item in await in_thread(text.leave) if text.open else ():
+                for item in await look_aside(text.leave) if text.open else ():
                     yield item
                 live.feed.join(channel)
                 async for item in read_async(channel, asyncio.wrap_future(live.over), check):
                     yield item
-            elif (response := await in_thread(run.look, executor)) is None and (live is None or live.lost):
-                for item in await in_thread(text.read):
+            elif (response := await look_aside(run.look, executor)) is None and (live is None or live.lost):
+                for item in await look_aside(text.read):
                     yield item
                 await asyncio.sleep(text.pause)
             elif response is None:
                 await asyncio.sleep(RECORDING)
-        for item in [*channel.take(), *await in_thread(text.leave)]:
+        for item in [*channel.take(), *await look_aside(text.leave)]:
             yield item
     finally:
         channel.close()
@@ -73,8 +77,9 @@ async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
 class _Text:
     """The replies of a run that another process executes, from the incoming one on."""
 
-    def __init__(self, run: Run, channel: Channel) -> None:
+    def __init__(self, run: Run, channel: Channel, check: Callable[[], None]) -> None:
         self._run = run
+        self._check = check
         self._channel = channel
         self._follower: EventReader | None = None
         self._sender: str | None = None
@@ -83,21 +88,34 @@ class _Text:
         self.pause = 0.0
 
     def read(self) -> list[Item]:
-        """Return the new items. Text of a process that has died is void, and left out."""
+        """Return the new items; none while the database is away."""
         self.pause = SOON
-        if self._follower is None and not self._run.lives_elsewhere():
-            return []
-        first = self._follower is None
-        follower = self._follower = self._follower or self._run.follower(0)
-        events = follower.read()
-        self.pause = follower.pause
-        return [as_swarms(item) for event in (_open_turn(events) if first else events) for item in self._items(event)]
+        with self._run.bearing():
+            return self._read()
+        return []
 
     def leave(self) -> list[Item]:
         """Return the last items of a reply that has begun: the run has ended, or is executed here."""
-        items = self.read() if self.open else []
+        items: list[Item] | None = None if self.open else []
+        while items is None:
+            self._check()
+            with self._run.bearing():
+                items = self._read()
+            if items is None:
+                time.sleep(SOON)
         self.open = False
         return items
+
+    def _read(self) -> list[Item]:
+        """Return the new items. Text of a process that has died is void, and left out."""
+        if self._follower is None and not self._run.lives_elsewhere():
+            return []
+        follower = self._follower or self._run.follower(0)
+        events = follower.read()
+        self.pause = follower.pause
+        if self._follower is None:
+            self._follower, events = follower, _open_turn(events)
+        return [as_swarms(item) for event in events for item in self._items(event)]
 
     def _items(self, event: Event) -> Iterator[Item]:
         match event.type:

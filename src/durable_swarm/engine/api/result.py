@@ -140,7 +140,8 @@ class RunResult(RunRequests):
         """Return the engine whose closing ends a wait: in a tool, the one that executes the tool's run."""
         return None if calling() is None else self._executor()
 
-    def _bearing(self) -> contextlib.AbstractContextManager[None]:
+    def bearing(self) -> contextlib.AbstractContextManager[None]:
+        """Wait, in this block, for a database that is away; raise `ConfigurationError` for its other errors."""
         return bearing(lambda: self._store().url, self._parked)
 
     def _home(self, *, lend: bool) -> contextlib.AbstractContextManager[CallerThreadExecutor]:
@@ -210,7 +211,7 @@ class RunResult(RunRequests):
         live, ended = self.live(), None
         if live is not None and not live.over.done():
             return None
-        with self._bearing():
+        with self.bearing():
             ended = self._ended(live)
         if ended is not None and self.on_end is not None:
             self.on_end(_state_at(ended))
@@ -258,7 +259,7 @@ class RunResult(RunRequests):
             self._seen = now
             if exiting():
                 raise refused(program_ended())
-            with self._bearing():
+            with self.bearing():
                 executor.take_over(self.id)
 
     def _raise_if_held(self) -> None:

@@ -183,7 +183,7 @@ class Run(RunResult, RunRelatives):
                             await asyncio.wait_for(changed.wait(), LATEST)
 
     def _read(self, follower: EventReader) -> list[Event]:
-        with self._bearing():
+        with self.bearing():
             return follower.read()
         return []
 

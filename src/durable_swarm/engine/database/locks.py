@@ -15,6 +15,8 @@ import sqlalchemy
 
 from durable_swarm.engine.database.byte_locks import ByteLocks
 from durable_swarm.engine.database.connection import file_number
+from durable_swarm.engine.database.diagnosis import reporting_errors, unusable
+from durable_swarm.engine.database.urls import is_sqlite
 
 log = logging.getLogger("durable_swarm")
 
@@ -23,7 +25,7 @@ RETURN = 5.0
 
 
 class Locks(Protocol):
-    """Named locks that the death of a process frees."""
+    """Named locks that the death of a process frees. Raises `ConfigurationError` if the database cannot be used."""
 
     def tell(self) -> bool:
         """Return True if a free lock proves that its process is dead."""
@@ -45,6 +47,16 @@ class Locks(Protocol):
 
     def close(self) -> None:
         """Free all locks."""
+
+
+def open_locks(url: sqlalchemy.URL) -> Locks:
+    """Return the locks of a database. Raises `ConfigurationError` if they cannot be used."""
+    if not is_sqlite(url):
+        return PostgresLocks(url)
+    try:
+        return FileLocks(f"{url.database}.lock")
+    except OSError as error:
+        raise unusable(url, error) from error
 
 
 def _number(name: str) -> int:
@@ -121,8 +133,10 @@ class PostgresLocks:
     """Advisory locks of one session. If the session is lost, `take` opens another and takes back its locks."""
 
     def __init__(self, url: sqlalchemy.URL) -> None:
+        self._url = url
         self._engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, isolation_level="AUTOCOMMIT")
-        self._connection = self._engine.connect()
+        with reporting_errors(url):
+            self._connection = self._engine.connect()
         self._held: set[str] = set()
         self._lost_at = -math.inf
         self._sessions = 1
@@ -131,11 +145,12 @@ class PostgresLocks:
         return time.monotonic() - self._lost_at > RETURN
 
     def take(self, name: str) -> bool:
-        try:
-            taken = self._ask("pg_try_advisory_lock", name)
-        except _LOST:
-            self._reconnect()
-            taken = self._ask("pg_try_advisory_lock", name)
+        with reporting_errors(self._url):
+            try:
+                taken = self._ask("pg_try_advisory_lock", name)
+            except _LOST:
+                self._reconnect()
+                taken = self._ask("pg_try_advisory_lock", name)
         if taken:
             self._held.add(name)
         return taken

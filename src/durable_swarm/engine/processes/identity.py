@@ -16,8 +16,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 
-import sqlalchemy
-
 from durable_swarm.engine.database.locks import Locks
 from durable_swarm.engine.storage.heartbeats import LEASE, Leases
 from durable_swarm.errors import ConfigurationError
@@ -91,13 +89,13 @@ class Identity:
     def look(self) -> None:
         """Take the name back at once if its session has ended, because other processes now see this one as dead."""
         if self._has_lost() or self._sessions != self._locks.sessions():
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), self.alone():  # `keep` tries again.
+            with contextlib.suppress(ConfigurationError), self.alone():  # `keep` tries again.
                 self._locks.take(self.name)
 
     def _has_returned(self) -> None:
         """Send a heartbeat if the locks were lost and taken back, so that they are not found free twice without one."""
         if self._sessions != self._locks.sessions():
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):  # `keep` sends the next.
+            with contextlib.suppress(ConfigurationError):  # `keep` sends the next.
                 self._renew()
                 self._sessions = self._locks.sessions()
 
@@ -166,6 +164,6 @@ class Identity:
     def close(self) -> None:
         """Release the name."""
         if self.leases is not None:
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+            with contextlib.suppress(ConfigurationError):
                 self.leases.forget(self.name)
         self._locks.close()

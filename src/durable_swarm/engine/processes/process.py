@@ -26,7 +26,7 @@ from durable_swarm.engine.backend import admission, launch, patches, pools, queu
 from durable_swarm.engine.backend.public import DBOS, DBOSConfig
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import diagnosis, urls
-from durable_swarm.engine.database.locks import FileLocks, PostgresLocks
+from durable_swarm.engine.database.locks import open_locks
 from durable_swarm.engine.database.outages import Outage, noted
 from durable_swarm.engine.execution.child_calls import PendingCalls, ToolCall
 from durable_swarm.engine.execution.crash_guard import CrashLoopGuard
@@ -134,7 +134,7 @@ class Process:
         background().hold()
 
     def _launch(self, worker_id: str | None) -> None:
-        locks = FileLocks(f"{self.url.database}.lock") if urls.is_sqlite(self.url) else PostgresLocks(self.url)
+        locks = open_locks(self.url)
         try:
             self.identity = Identity(locks, DBOS.executor_id if self.hosted else worker_id)
             self.queue = names.QUEUE + self.identity.name

@@ -13,11 +13,12 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import column, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
 from durable_swarm import errors
 from durable_swarm.codec import Place, dumps
-from durable_swarm.engine.database.diagnosis import unusable
+from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec
@@ -62,16 +63,17 @@ class EventLog:
         wanted = select(rows.c.offset, rows.c.value).where(
             rows.c.workflow_uuid == run_id, rows.c.key == KEY, rows.c.offset > after
         )
-        try:
-            with self._engine.connect() as connection:
-                found = connection.execute(wanted.order_by(rows.c.offset)).all()
-        except SQLAlchemyError as error:
-            raise unusable(self._url, error) from error
+        with reporting_errors(self._url):
+            found = read(self._engine, wanted.order_by(rows.c.offset))
         return [(seq, _opened(run_id, seal, seq, text)) for seq, text in found]
 
     def keep(self, row: NewRow) -> None:
         """Write a row of a run that no process executes. Skip it if its number exists or the run is gone."""
-        with contextlib.suppress(IntegrityError), self._engine.begin() as connection:
+        with (
+            reporting_errors(self._url),
+            contextlib.suppress(IntegrityError),
+            self._engine.begin() as connection,
+        ):
             connection.execute(self._insert(replace=False), [self._values(row)])
 
     def write(self, rows: list[NewRow]) -> set[str]:

@@ -12,6 +12,7 @@ from sqlalchemy import Column, Double, Text, func, select
 from sqlalchemy.dialects import postgresql
 
 from durable_swarm.engine.database.connection import create_table
+from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import persistently, read
 from durable_swarm.engine.database.urls import schema_of
 
@@ -22,17 +23,18 @@ _NOW = func.extract("epoch", func.clock_timestamp())
 
 
 class Leases:
-    """The last heartbeat of each process of one database. Raises SQLAlchemy's errors."""
+    """The last heartbeat of each process of one database. Raises `ConfigurationError` if it cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
-        self._engine = engine
+        self._url, self._engine = url, engine
         self._rows = sqlalchemy.Table(
             "durable_swarm_processes",
             sqlalchemy.MetaData(schema=schema_of(url)),
             Column("name", Text, primary_key=True),
             Column("seen_at", Double, nullable=False),
         )
-        create_table(engine, self._rows)
+        with reporting_errors(url):
+            create_table(engine, self._rows)
 
     def renew(self, name: str) -> None:
         """Send a heartbeat."""
@@ -43,15 +45,17 @@ class Leases:
             with self._engine.begin() as connection:
                 connection.execute(sign)
 
-        persistently(give)
+        with reporting_errors(self._url):
+            persistently(give)
 
     def last(self, name: str) -> tuple[float, float] | None:
         """Return the time of a process's last heartbeat, and its age in seconds; None if it has none."""
         last = select(self._rows.c.seen_at, _NOW - self._rows.c.seen_at).where(self._rows.c.name == name)
-        return next(((float(at), float(ago)) for at, ago in read(self._engine, last)), None)
+        with reporting_errors(self._url):
+            return next(((float(at), float(ago)) for at, ago in read(self._engine, last)), None)
 
     def forget(self, name: str) -> None:
         """Remove a process that has ended, and the processes that were killed long ago."""
         rows = self._rows
-        with self._engine.begin() as connection:
+        with reporting_errors(self._url), self._engine.begin() as connection:
             connection.execute(rows.delete().where((rows.c.name == name) | (_NOW - rows.c.seen_at > 86_400)))

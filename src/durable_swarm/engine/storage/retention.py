@@ -45,7 +45,7 @@ BATCH = 50
 
 
 class Retention:
-    """The expired runs of a database, and their deletion. Raises SQLAlchemy's errors."""
+    """The expired runs of a database, and their deletion. Raises `ConfigurationError` if it cannot be used."""
 
     def __init__(self, store: Store, before: int, *, keep_failed: bool = False, swarm: str | None = None) -> None:
         """Select runs that ended before a time, in milliseconds since 1970; with `swarm`, only its runs."""
@@ -58,7 +58,7 @@ class Retention:
 
     def count(self) -> int:
         """Return the number of runs that would be deleted."""
-        with self._store.engine.connect() as connection:
+        with reporting_errors(self._store.url), self._store.engine.connect() as connection:
             pages = self._pages(connection)
             alone = sum(len(_families(self._store, connection, ids, self._there)) for ids in pages)
         return alone + sum(runs for _, runs in self._sessions())
@@ -66,17 +66,18 @@ class Retention:
     def delete(self, most: int | None = None) -> int:
         """Delete the runs, oldest first, at most `most` of them and the runs below the last; return their number."""
         deleted = 0
-        for session, runs in self._sessions():
-            if most is not None and deleted >= most:
-                break
-            with contextlib.suppress(SessionBusy):  # It has continued meanwhile.
-                delete_session(self._store, session)
-                deleted += runs
-        while most is None or deleted < most:
-            some = self._delete_some(BATCH if most is None else min(BATCH, most - deleted))
-            if not some:
-                break
-            deleted += some
+        with reporting_errors(self._store.url):
+            for session, runs in self._sessions():
+                if most is not None and deleted >= most:
+                    break
+                with contextlib.suppress(SessionBusy):  # It has continued meanwhile.
+                    delete_session(self._store, session)
+                    deleted += runs
+            while most is None or deleted < most:
+                some = self._delete_some(BATCH if most is None else min(BATCH, most - deleted))
+                if not some:
+                    break
+                deleted += some
         return deleted
 
     def _sessions(self) -> list[tuple[str, int]]:
@@ -145,8 +146,9 @@ def delete_session(store: Store, session: str) -> None:
 
 
 def _tables(store: Store) -> set[str]:
-    inspector = sqlalchemy.inspect(store.engine)
-    return {name for schema in {schema_of(store.url), None} for name in inspector.get_table_names(schema=schema)}
+    with reporting_errors(store.url):
+        inspector = sqlalchemy.inspect(store.engine)
+        return {name for schema in {schema_of(store.url), None} for name in inspector.get_table_names(schema=schema)}
 
 
 def _families(
