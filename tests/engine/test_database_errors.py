@@ -24,6 +24,7 @@ from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
 from tests.support.cuts import Cuts, cutting
 
+pytestmark = pytest.mark.slow
 MANY = 200
 """More statements than any operation has."""
 NEVER = 10**9
@@ -47,6 +48,7 @@ class Stage:
         self.failing = Agent(name=unique(), functions=[fail])
         swarm.run(self.agent, user(), run_id="done")
         self.document = swarm.export("done")
+        swarm.session("talk", agent=self.agent).run("Hi")
 
     def play(self, body: dict[str, Any]) -> Any:
         """Answer as the model: call the agent's tool, if it has one, and then end."""
@@ -84,6 +86,11 @@ def everything(run: Run) -> None:
     _ = run.status, run.agent, run.created_at, run.updated_at, run.usage, run.ended_by, run.waits_for, run.parent
     _ = run.messages(), run.steps(), run.requests(all=True), run.requests(), run.children(), list(run.events())
     run.result(PATIENCE)
+
+
+def sessions(stage: Stage) -> None:
+    (talk,) = stage.swarm.sessions()
+    _ = talk.agent, talk.context_variables, talk.usage, talk.created_at, talk.updated_at, talk.messages(), talk.runs()
 
 
 async def everything_async(run: Run) -> None:
@@ -127,12 +134,17 @@ OPERATIONS: dict[str, tuple[Prepare, Act]] = {
     "everything_async": (nothing, lambda stage, _: asyncio.run(everything_async(stage.swarm.get("done")))),
     "fork": (nothing, lambda stage, _: stage.swarm.get("done").fork(0, agent="Nobody")),
     "resume": (Stage.failed, lambda _, run: run.resume()),
-    "resume_async": (Stage.failed, lambda _, run: asyncio.run(run.resume_async())),
     "cancel": (Stage.queued, lambda _, run: run.cancel()),
     "say": (Stage.queued, lambda _, run: run.say("Hurry.")),
     "answer": (Stage.asks, lambda _, run: run.answer("yes")),
     "answer by id": (Stage.asks, lambda stage, run: stage.swarm.answer("yes", run.requests()[0].id)),
     "complete": (nothing, lambda stage, _: stage.swarm.complete(uuid.uuid4().hex, "it came")),
+    "sessions": (nothing, lambda stage, _: sessions(stage)),
+    "fork of a session": (nothing, lambda stage, _: stage.swarm.session("talk").fork(uuid.uuid4().hex)),
+    "deletion of a session": (
+        lambda stage: stage.swarm.session("talk").fork(uuid.uuid4().hex),
+        lambda _, fork: fork.delete(),
+    ),
     "the service": (nothing, lambda stage, _: by_service(stage)),
     "resume by the service": (Stage.failed, lambda stage, run: _in_service(stage, lambda runs: runs.resume(run.id))),
     "cancel by the service": (Stage.queued, lambda stage, run: _in_service(stage, lambda runs: runs.cancel(run.id))),
@@ -181,7 +193,6 @@ def _list_runs(url: str) -> None:
         runs.list(Query())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)
 def test_whichever_statement_fails_at_first_use_the_error_is_ours(first: str, database_url: str) -> None:
     """A first use works, or raises `ConfigurationError`; a second one finds nothing half open."""
