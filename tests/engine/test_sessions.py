@@ -24,7 +24,7 @@ from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, rows, stored_texts, unique, user, wait_until
+from tests.engine.helpers import PATIENCE, change, rows, stored_texts, unique, user, wait_until
 
 
 def echo(request: Any) -> str:
@@ -200,6 +200,18 @@ def test_a_cancelled_message_may_be_sent_after_all(make_anywhere: Make) -> None:
     gate.opened.set()
     assert withdrawn.result(PATIENCE).messages[-1]["content"] == "re: second"
     assert texts(session)[-2:] == ["second", "re: second"]
+
+
+def test_a_cancelled_message_does_not_keep_its_session_busy(make_anywhere: Make, database_url: str) -> None:
+    """A run that was cancelled before its turn while none was in progress is noted, so the session can be deleted."""
+    session = make_anywhere(ScriptedModel(echo)).session("noted", Agent(name=unique()))
+    run = session.start("one")
+    run.result(PATIENCE)
+    wait_until(lambda: session.agent and session._swarm._store().sessions.unsettled({""}) == [])
+    change(database_url, "UPDATE {schema}durable_swarm_session_runs SET state = 'waits'")
+    wait_until(lambda: rows(database_url, "state", "durable_swarm_session_runs") == [("withdrawn",)])
+    session.delete()
+    assert session.runs() == []
 
 
 def test_async_senders_are_answered_in_order(make_anywhere: Make) -> None:

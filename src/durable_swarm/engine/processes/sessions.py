@@ -122,14 +122,17 @@ class SessionTurns:
                 time.sleep(pause)
                 pause *= 2
 
-    def advance(self, session: str) -> None:
-        """If the run in progress of a session has ended, note what it has left, and begin the next one that waits."""
+    def advance(self, session: str, *, sweeps: bool = False) -> None:
+        """If the run in progress of a session has ended, note what it has left, and begin the next one that waits.
+
+        With `sweeps`, also note that runs were cancelled before their turn, while none was in progress.
+        """
         sessions = self._process.store.sessions
         while (state := sessions.look(session)) is not None:
             if state.ahead is not None and not state.ahead.over:
                 return
             waiting = sessions.first_waiting(session)
-            if state.ahead is None and waiting is None:
+            if state.ahead is None and waiting is None and not sweeps:
                 return
             left = self._left(state)
             following = None if waiting is None else self._following(state, left, *waiting)
@@ -172,7 +175,7 @@ class SessionTurns:
         """Pass the turn in sessions where the process that was to do it has died."""
         for session in self._process.store.sessions.unsettled({swarm.name for swarm in self._process.swarms}):
             try:
-                self.advance(session)
+                self.advance(session, sweeps=True)
             except DurableSwarmError as error:
                 if session not in self._told:
                     log.warning("session %r does not continue: %s", session, error)
