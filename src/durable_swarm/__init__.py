@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UnknownAgent,
     )
     from durable_swarm.events import Event
+    from durable_swarm.limits import Limits
     from durable_swarm.repl.demo_loop import run_demo_loop
     from durable_swarm.swarm.compaction import Compaction
     from durable_swarm.swarm.memory import Swarm
@@ -45,6 +46,7 @@ _HOMES = {
     "engine.api.durable": ["DurableSwarm"],
     "engine.api.run": ["Run"],
     "events": ["Event"],
+    "limits": ["Limits"],
     "repl.demo_loop": ["run_demo_loop"],
     "swarm.compaction": ["Compaction"],
     "swarm.memory": ["Swarm"],
@@ -93,6 +95,7 @@ __all__ = [
     "InvalidAnswer",
     "InvalidOutput",
     "LimitReached",
+    "Limits",
     "ModelError",
     "NotInRun",
     "NotSerializable",

@@ -13,7 +13,7 @@
     ├─ RunCancelled         the run was cancelled
     ├─ RunFailed            the run ended with an error that was raised in another process
     ├─ ModelError           the provider refused, or could not be reached; carries `status`
-    ├─ LimitReached         a budget of the run is spent
+    ├─ LimitReached         a limit of the run is used up; carries `limit`, `used`, `allowed`
     ├─ InvalidOutput        the model's answers do not fit the agent's output type
     ├─ ReplayMismatch       a recorded run does not fit the code that replays it
     ├─ AlreadyAnswered      the request has its answer
@@ -148,9 +148,15 @@ class ModelError(DurableSwarmError):
 
 
 class LimitReached(DurableSwarmError):
-    """A budget of the run is spent; `limit` names it."""
+    """Run `run_id` has used up a limit: `limit` names it, `used` of `allowed` are spent (Decimals for `cost`).
 
+    `run_id` is the run whose limit it is, for a child run perhaps that of an ancestor. `Run.extend` allows more.
+    """
+
+    run_id: str = ""
     limit: str = ""
+    used: float = 0
+    allowed: float = 0
 
 
 class InvalidOutput(DurableSwarmError):

@@ -59,7 +59,7 @@ class Reply:
     messages sent to the run meanwhile, which the model gets after the history. `finish` is the provider's finish reason
     if it is not the usual one: "length" and "content_filter" mean that the reply was cut. `written` names a tool whose
     call seems to be written in the text of a reply without calls. `verdict` judges an answer of an agent with an
-    output type; other replies have none.
+    output type; other replies have none. `limit` names the limit because of which this is the run's last reply.
     """
 
     message: Message
@@ -70,6 +70,7 @@ class Reply:
     finish: str = ""
     written: str = ""
     verdict: Verdict | None = None
+    limit: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Outcome:
 
     `changed` and `removed` are the tool's changes of its context variables in place, `updates` those in its `Result`.
     `later` is the token under which the text will be posted, if the tool has none yet; such an outcome is not final.
+    `limit` names the limit because of which the call was not made.
     """
 
     text: str
@@ -86,6 +88,7 @@ class Outcome:
     changed: dict[str, Any] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     later: str | None = None
+    limit: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class CallAll:
 class Close:
     """Effect: the run is about to end. Answered by True if more messages were sent to it.
 
-    `at_limit` means that it ends in any case, because it has reached its `max_turns`.
+    `at_limit` means that it ends in any case, because it has reached its `max_turns` or a limit.
     """
 
     turn: int
@@ -191,11 +194,11 @@ def turns(start: Start) -> Turns:
         history += [*reply.heard, {**reply.message, "sender": agent}]
         given += len(reply.heard)
         usage = add(usage, reply.usage)
-        calls, told = reply.calls if start.execute_tools else [], correction(reply)
+        calls, told = reply.calls if start.execute_tools else [], [] if reply.limit else correction(reply)
         history += told
         if reply.verdict is not None:
             misfits = misfits + 1 if told else 0
-        if not calls and not told and not (yield from goes_on(start, Close(turn, history))):
+        if not calls and not told and not reply.limit and not (yield from goes_on(start, Close(turn, history))):
             ended_by, verdict = CUT.get(reply.finish, "answer"), reply.verdict
             break
         outcomes = yield from call_all(start, CallAll(turn, agent, calls, context, history, reply.together))
@@ -207,6 +210,10 @@ def turns(start: Start) -> Turns:
         # After the batch, as in Swarm: a call sees changes of its siblings in place, but not the ones they returned.
         for outcome in outcomes:
             context.update(outcome.updates)
+        if reply.limit:
+            yield Close(turn, history, at_limit=True)
+            ended_by, verdict = "limit", None if correction(reply) else reply.verdict
+            break
         turn += 1
     else:
         yield Close(turn - 1, history, at_limit=True)

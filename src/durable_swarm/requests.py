@@ -5,6 +5,7 @@ question           `ask_human`                answer(text), one of the choices i
 approval           a tool with `approval`     approve(), approve(arguments=...), reject(reason)
 unknown_outcome    a `once` tool that died    answer(its result): it happened; approve(): repeat it; reject(reason)
 result             a tool with `later(token)` answer(result), or `complete(token, result)` by another program
+limit              a run at a limit           approve(): as much again; approve(arguments={"requests": 10}); reject()
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from durable_swarm.errors import InvalidAnswer
 TOKEN = "token:"
 """Prefix of a request's id if its result is posted under a token."""
 
-Kind = Literal["question", "approval", "unknown_outcome", "result"]
+Kind = Literal["question", "approval", "unknown_outcome", "result", "limit"]
 Status = Literal["open", "answered", "expired"]
 Verdict = Literal["answered", "approved", "rejected", "expired"]
 
@@ -28,6 +29,7 @@ _TAKES: dict[Kind, tuple[Verdict, ...]] = {
     "approval": ("approved", "rejected"),
     "unknown_outcome": ("answered", "approved", "rejected"),
     "result": ("answered", "rejected"),
+    "limit": ("approved", "rejected"),
 }
 _METHODS = {"answered": "answer", "approved": "approve", "rejected": "reject"}
 
@@ -77,11 +79,11 @@ class Ancestor:
 class Request:
     """One request of a run, as it is shown for a decision.
 
-    `kind` is `question`, `approval`, `unknown_outcome` or `result` (a result that another program will post), `status`
-    `open`, `answered` or `expired`. `arguments` are those of the tool call, exactly as it would be executed. `same_as`
-    is the number of the step whose call this one repeats, or None. `decision`, `answered_by` and `answered_at` record
-    its outcome. `parents` are the runs above the one that asks, the top one first; empty unless that is a child run.
-    Times are aware UTC.
+    `kind` is `question`, `approval`, `unknown_outcome`, `result` (a result that another program will post) or `limit`
+    (more of what a run has used up), `status` `open`, `answered` or `expired`. `arguments` are those of the tool call,
+    exactly as it would be executed, or the amounts that `approve()` adds to a limit. `same_as` is the number of the
+    step whose call this one repeats, or None. `decision`, `answered_by` and `answered_at` record its outcome. `parents`
+    are the runs above the one that asks, the top one first; empty unless that is a child run. Times are aware UTC.
     """
 
     id: str
@@ -126,7 +128,7 @@ def _problem(asked: RequestSpec | Request, decision: Decision) -> str:
 
 def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
     """Return the problem with an approver's changed arguments, or ''."""
-    if asked.kind != "approval":
+    if asked.kind not in ("approval", "limit"):
         return f"request {asked.id!r} is no approval, so its arguments cannot be changed"
     if not isinstance(arguments, dict):
         return f"arguments must be a dictionary, not a {type(arguments).__name__}"
@@ -137,7 +139,12 @@ def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
     found = Draft202012Validator({"additionalProperties": False, **asked.schema}).iter_errors(arguments)
     problems = sorted(found, key=lambda problem: [str(part) for part in problem.path])[:5]
     reasons = [f"{'.'.join(map(str, problem.path)) or 'arguments'}: {problem.message:.200}" for problem in problems]
-    return f"these arguments do not fit tool {asked.tool!r}: {'; '.join(reasons)}" if reasons else ""
+    of = (
+        "these amounts do not fit the limits"
+        if asked.kind == "limit"
+        else f"these arguments do not fit tool {asked.tool!r}"
+    )
+    return f"{of}: {'; '.join(reasons)}" if reasons else ""
 
 
 def decision_record(decision: Decision) -> dict[str, Any]:

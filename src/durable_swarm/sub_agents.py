@@ -17,7 +17,7 @@ from durable_swarm.errors import NotInRun, RunFailed
 class ChildRunner(Protocol):
     """The swarm that executes the tool call in progress."""
 
-    async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Any:
+    async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any], limits: Any) -> Any:
         """Run the agent as a child run of the run in progress and return its `Response`.
 
         Raises `RunFailed` and `RunCancelled` with the child's id, and the errors of `run_async` before it begins.
@@ -37,7 +37,7 @@ def children_run_by(runner: ChildRunner | None) -> Iterator[None]:
         _runner.reset(token)
 
 
-def agent_tool(agent: Any) -> Callable[..., Any]:
+def agent_tool(agent: Any, limits: Any) -> Callable[..., Any]:
     """Return the function that asks the agent, in a child run, and returns its answer."""
 
     async def ask(message: str, context_variables: dict[str, Any]) -> str:
@@ -47,7 +47,7 @@ def agent_tool(agent: Any) -> Callable[..., Any]:
                 f"agent {agent.name!r} was asked as a tool outside a run; give the tool to an agent, or run this agent "
                 "itself with run()"
             )
-        return answer_of(agent, await runner.run_child(agent, message, context_variables))
+        return answer_of(agent, await runner.run_child(agent, message, context_variables, limits))
 
     return ask
 

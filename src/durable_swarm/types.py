@@ -73,14 +73,16 @@ class Agent(BaseModel, Generic[T]):
                 _unknown_field(cls.__name__, str(name), known)
         return given
 
-    def as_tool(self, name: str | None = None, description: str | None = None) -> Callable[..., Any]:
+    def as_tool(
+        self, name: str | None = None, description: str | None = None, *, limits: Any = None
+    ) -> Callable[..., Any]:
         """Return a tool `(message: str)` that runs this agent as a child run and returns its answer.
 
         The child run gets the message and a copy of the context variables; after a crash it continues, or its recorded
         answer is taken. An agent with an `output_type` answers with the value as JSON. If the child run fails, the tool
         raises `RunFailed` with its id; called outside a run, `NotInRun`. `name` is the tool's name, by default the
-        agent's in snake_case; `description` tells the model when to ask this agent. Raises `ConfigurationError` for a
-        name that providers refuse.
+        agent's in snake_case; `description` tells the model when to ask this agent. `limits` (a `Limits`) are those of
+        each child run, beside those of the run that asks. Raises `ConfigurationError` for a name that providers refuse.
         """
         named = snake_case(self.name) if name is None else name
         if not isinstance(named, str) or not TOOL_NAME.fullmatch(named):
@@ -89,7 +91,9 @@ class Agent(BaseModel, Generic[T]):
             )
         if description is not None and not isinstance(description, str):
             raise ConfigurationError(f"as_tool: the description must be a text, not a {type(description).__name__}")
-        tool = agent_tool(self)
+        if limits is not None and not hasattr(limits, "on_limit"):
+            raise ConfigurationError(f"as_tool: limits must be Limits(...), not {limits!r:.80}")
+        tool = agent_tool(self, limits)
         tool.__name__ = named
         tool.__doc__ = description or f"Ask the agent {self.name!r} and get its answer."
         note_settings(tool, ToolSettings(name=named, description=description))

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": Command("demo", "See the package at work in a small program."),
     "doctor": Command("doctor", "Check the installation and the database."),
     "export": Command("exports", "Write a run to a JSON file."),
+    "extend": Command("limits", "Add amounts to the limits of a run."),
     "fork": Command("exports", "Start a new run from a turn of another."),
     "gc": Command("gc", "Delete runs that ended long ago."),
     "import": Command("exports", "Put an exported run into the database.", "import_"),

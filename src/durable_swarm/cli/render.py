@@ -15,6 +15,7 @@ from rich.text import Text
 from durable_swarm.cli.render_requests import Command, requests_lines
 from durable_swarm.cli.text import clock, duration, value
 from durable_swarm.display import as_call, one_line, shorten
+from durable_swarm.limits import EXTENDABLE, Limits, Spent, words_of
 from durable_swarm.loop import CUT
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.requests import Request
@@ -160,6 +161,19 @@ def _head(run: RunDetail) -> Iterator[Text]:
     yield fact("took" if ended else "so far", Text(duration((until - run.created_at).total_seconds())))
     if run.usage is not None:
         yield fact("tokens", Text(_tokens(run.usage)))
+    if run.spent is not None and run.limits is not None:
+        yield fact("spent", Text(", ".join(_spent(run.spent, run.limits))))
+
+
+def _spent(spent: Spent, limits: Limits) -> Iterator[str]:
+    """Yield what a run has spent of what it may, and what else is worth knowing."""
+    for limit in EXTENDABLE:
+        allowed = getattr(limits, limit)
+        if allowed is not None and limit != "repeats":
+            used = spent.of(limit)
+            yield f"{f'{used:.1f}' if limit == 'seconds' else used} of {allowed} {words_of(limit)}"
+    if spent.uncertain:
+        yield f"{spent.uncertain} of the requests uncertain (in flight at a crash)"
 
 
 def fact(name: str, text: Text) -> Text:

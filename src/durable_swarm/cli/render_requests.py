@@ -11,6 +11,7 @@ from rich.text import Text
 
 from durable_swarm.cli.text import clock, duration, value
 from durable_swarm.display import as_call, one_line
+from durable_swarm.limits import words_of
 from durable_swarm.requests import TOKEN, Decision, Request
 
 Command = Callable[..., str]
@@ -23,6 +24,7 @@ _ANSWERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "approval": (("approve", "ID"), ("reject", "ID", "--reason", "TEXT")),
     "unknown_outcome": (("answer", "ID", "RESULT"), ("approve", "ID"), ("reject", "ID", "--reason", "TEXT")),
     "result": (("complete", "ID", "RESULT"),),
+    "limit": (("approve", "ID"), ("reject", "ID", "--reason", "TEXT")),
 }
 _MEANS = {"answer": "answer", "approve": "approve", "reject": "reject", "complete": "post the result"}
 _MEANS_ONE = {
@@ -30,6 +32,7 @@ _MEANS_ONE = {
     "approval": "approve it, or reject it",
     "unknown_outcome": "say what became of it",
     "result": "post its result",
+    "limit": "allow more, or end it",
 }
 _OF_UNKNOWN = {"answer": "it happened", "approve": "repeat it", "reject": "it failed"}
 
@@ -64,7 +67,9 @@ def _body(request: Request, *, runs: bool) -> Iterator[Text]:
     if request.parents:
         yield _fact("asked by", " → ".join(f"{run.run_id} ({run.agent})" for run in request.parents))
     yield _fact("asked", f"{clock(request.created_at)}{_age(request)}  {request.question}")
-    if request.arguments is not None:
+    if request.kind == "limit" and request.arguments is not None:
+        yield _fact("more", ", ".join(f"{amount} {words_of(name)}" for name, amount in request.arguments.items()))
+    elif request.arguments is not None:
         yield _fact("call", as_call(request.tool, request.arguments))
     if request.same_as is not None:
         yield _fact("repeats", f"the same call as step {request.same_as} of this run")

@@ -100,15 +100,16 @@ async def complete(
     waits: Runtime,
     show: DeltaSink | None = None,
     gate: Gate | None = None,
+    tools: bool = True,
 ) -> Completion:
     """Make one model call for `agent`, with its retries. With `show` the reply is streamed and shown as it arrives.
 
-    `gate` is asked before each try, and after each one that failed.
+    `gate` is asked before each try, and after each one that failed. Without `tools` the model is offered none.
 
     Raises `ModelError` if the provider refuses or stays unreachable; other exceptions of the client pass unchanged.
     """
     system = await instructions(agent, context, waits)
-    request = build_request(agent, [], choice.name, streamed=show is not None)
+    request = build_request(agent, [], choice.name, streamed=show is not None, offers_tools=tools)
     client = client_for(client, request["model"])
     origins = takes_origins(client)
     request["messages"] = conversation.request(system, history, request["model"], origins=origins)

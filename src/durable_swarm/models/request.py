@@ -22,17 +22,19 @@ async def instructions(agent: Any, context: dict[str, Any], waits: Runtime) -> s
     return str(await waits.call(agent.instructions, defaultdict(str, context)))
 
 
-def build_request(agent: Any, messages: list[Message], model: str, *, streamed: bool = False) -> dict[str, Any]:
+def build_request(
+    agent: Any, messages: list[Message], model: str, *, streamed: bool = False, offers_tools: bool = True
+) -> dict[str, Any]:
     """Return the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too.
 
     For an agent with an output type they name its schema as `response_format`.
     """
-    tools = mended(tool_schemas(agent))
+    tools = mended(tool_schemas(agent)) if offers_tools else []
     request = {
         "model": model,
         "messages": messages,
         "tools": tools or None,
-        "tool_choice": getattr(agent, "tool_choice", None),
+        "tool_choice": getattr(agent, "tool_choice", None) if offers_tools else None,
         "stream": streamed,
     }
     if streamed:

@@ -19,6 +19,7 @@ from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export import Exported, export
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.history.follower import EventReader, check_after
+from durable_swarm.engine.history.spending import limits_now, spending
 from durable_swarm.engine.history.story import step_infos, story, usage_with_children
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
@@ -170,6 +171,13 @@ class Runs:
         chosen = [run_id for run_id, row in ends.items() if error is None or _is_of(_failure(self._store, row), error)]
         return [self.resume(row.workflow_id) for row in late if row.workflow_id in set(chosen)]
 
+    def extend(self, run_id: str, amounts: dict[str, Any]) -> RunView:
+        """Add amounts to the limits of a run, as `Run.extend` does, and return its state.
+
+        Raises `ConfigurationError` for what is not limited.
+        """
+        return self._after(self._run(run_id), lambda run: run.extend(**amounts))
+
     def fork(
         self,
         run_id: str,
@@ -288,6 +296,7 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         messages=told.messages,
         steps=steps,
         usage=told.usage if closed else usage_with_children(store, row),
+        **_budget(store, row, closed),
         last_agent=None if told.ending is None else told.ending.agent,
         ended_by=_ended_by(row, state, told),
         error=error,
@@ -299,6 +308,10 @@ def _detail(store: Store, row: Any, idle: bool) -> RunDetail:
         **store.family.relatives([row.workflow_id])[row.workflow_id]._asdict(),
         **_origin(row),
     )
+
+
+def _budget(store: Store, row: Any, closed: str | None) -> dict[str, Any]:
+    return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row)}
 
 
 def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:

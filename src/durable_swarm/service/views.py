@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 from pydantic import BaseModel
 
 from durable_swarm import codec
+from durable_swarm.limits import Limits, Spent
 from durable_swarm.requests import Request
 from durable_swarm.runs import State, StepInfo
 from durable_swarm.types import EndedBy, Message, Usage
@@ -79,7 +81,8 @@ class RunDetail(RunView):
     `added` are the messages that a fork added, by the turn, as text, that they precede. `worker` is the name of the
     process that owns the unfinished run, living or not, or ''. `closed` is a sentence with the reason why no message
     can be read here, such as encryption, or None. `requests` are all requests of the run and of the runs below it,
-    oldest first, with the decisions. `usage` counts the runs below it, too.
+    oldest first, with the decisions. `usage` counts the runs below it, too. `limits` are those that hold now, `spent`
+    is what the run and the runs below it have spent; both are None if they cannot be read here.
     """
 
     swarm: str
@@ -93,6 +96,8 @@ class RunDetail(RunView):
     last_agent: str | None
     error: Failure | None
     added: dict[str, list[Message]]
+    limits: Limits | None = None
+    spent: Spent | None = None
     worker: str = ""
     closed: str | None = None
     requests: list[Request] = field(default_factory=list)
@@ -131,6 +136,8 @@ def to_json(view: Any) -> Any:
     """Return a view as plain JSON data: times as ISO 8601 in UTC, values of tools in their stored form."""
     if is_dataclass(view) and not isinstance(view, type):
         return {one.name: to_json(getattr(view, one.name)) for one in fields(view)}
+    if isinstance(view, Decimal):
+        return str(view)
     if isinstance(view, datetime):
         return view.isoformat()
     if isinstance(view, BaseModel):

@@ -9,6 +9,7 @@ from typing import Any
 from durable_swarm.agents import remember
 from durable_swarm.codec import mended, mended_values
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.limits import Limits, check_limits
 from durable_swarm.loop import Ending, Start
 from durable_swarm.models.verdict import output_of
 from durable_swarm.schema import tool_schemas
@@ -30,6 +31,7 @@ class RunArguments:
     max_turns: float = float("inf")
     execute_tools: bool = True
     provider_patience: float | None = None
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         check_agent(self.agent)
@@ -46,6 +48,7 @@ class RunArguments:
             raise ConfigurationError("max_turns must be a number of messages")
         if self.provider_patience is not None:
             check_seconds("provider_patience", self.provider_patience)
+        check_limits(self.limits)
         remember(self.agent)
 
     def start(self, own: Any) -> Start:

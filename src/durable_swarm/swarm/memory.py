@@ -26,10 +26,12 @@ from durable_swarm.concurrency import (
     running_loop,
 )
 from durable_swarm.errors import ConfigurationError, LimitReached, ModelError, qualified_name, safe_text
+from durable_swarm.limits import DEFAULT_LIMITS, Limits, Spent, check_limits
 from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, add, drive, turns
 from durable_swarm.models.call import Completion, ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
+from durable_swarm.models.prices import Prices, check_prices, cost_of, refuse_unpriced
 from durable_swarm.models.provider_errors import long_pause
 from durable_swarm.models.verdict import judge
 from durable_swarm.models.wire import Conversation
@@ -40,18 +42,19 @@ from durable_swarm.sub_agents import failed_child
 from durable_swarm.swarm.answering import fits_code
 from durable_swarm.swarm.arguments import RunArguments, check_settings, respond
 from durable_swarm.swarm.compaction import Compaction, check_summary
-from durable_swarm.swarm.memory_requests import MemoryInbox
+from durable_swarm.swarm.memory_limits import MemorySpending, spending_from
+from durable_swarm.swarm.memory_requests import MemoryInbox, WaitingAtWork
 from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySession, MemoryTurn
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.swarm.session import Session, check_session
 from durable_swarm.swarm.summaries import model_of, written_by_model
 from durable_swarm.tools.approval import approval_of, approved, later_of, posted
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
-from durable_swarm.tools.calls import Cast, call_tool, find_tool, plan_calls, read_result
+from durable_swarm.tools.calls import Cast, call_tool, find_tool, not_made, plan_calls, read_result
 from durable_swarm.tools.changes import Change, warn_of_lost_updates
 from durable_swarm.tools.context import CurrentCall, Inside, calling
-from durable_swarm.tools.inside import IN_MEMORY
-from durable_swarm.tools.repeats import same_before, step_number
+from durable_swarm.tools.inside import MemoryRecorder
+from durable_swarm.tools.repeats import failing_in_a_row, same_before, step_number
 from durable_swarm.types import Message, Response, Usage
 from durable_swarm.validation import LONGEST_ID, check_name, check_whole
 
@@ -75,12 +78,16 @@ class Swarm(Runner):
         tool_concurrency: int = 1,
         tool_errors: str = "raise",
         default_model: str | None = None,
+        limits: Limits | None = DEFAULT_LIMITS,
+        prices: Prices | None = None,
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors, default_model)
         self.clients = Clients(client)
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
         self.default_model = default_model
+        self.limits = check_limits(limits)
+        self.prices = check_prices(prices)
         self.inbox = MemoryInbox()
         self.conversations: dict[str, MemoryConversation] = {}
         """The sessions, by id."""
@@ -114,9 +121,11 @@ class Swarm(Runner):
     async def _respond_async(self, asked: RunArguments, run_id: str | None) -> Response:
         return await self._run(asked, run_id, LoopRuntime(), self.clients.get(asyncio.get_running_loop()))
 
-    async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Response:
+    async def run_child(
+        self, agent: Any, message: str, context_variables: dict[str, Any], limits: Limits | None = None
+    ) -> Response:
         """Run the agent for the tool call in progress and return its response. Raises `RunFailed`."""
-        asked = RunArguments(agent, [{"role": "user", "content": message}], context_variables)
+        asked = RunArguments(agent, [{"role": "user", "content": message}], context_variables, limits=limits)
         run_id = _inner_id() or str(uuid.uuid4())
         try:
             return await self._run(asked, run_id, LoopRuntime(), self.clients.get(asyncio.get_running_loop()))
@@ -249,6 +258,8 @@ class _InMemory:
 
     def __post_init__(self) -> None:
         self.cast[self.asked.agent.name] = self.asked.agent
+        given, default = self.asked.limits, self.swarm.limits
+        self.spending = MemorySpending.of(self.run_id, given, default, self.swarm.inbox, self.waits)
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         if self.turn is not None:
@@ -261,33 +272,50 @@ class _InMemory:
 
     async def _ask(self, effect: Ask) -> Reply:
         agent = self.cast[effect.agent]
+        choice = choose_model(agent, self.asked.model_override, self.swarm.default_model)
+        if self.spending.limits_cost():
+            refuse_unpriced(self.swarm.prices, choice.name)
+        last = await self.spending.reserve(effect.agent, failing_in_a_row(self._new(effect), effect.turn))
         heard = [] if self.turn is None else self.turn.hear()
         if self.channel is not None:
             self.channel.begin(effect.agent, effect.turn)
-        completion = await self._patiently(
-            lambda: complete(
-                self.client,
-                agent,
-                [*effect.history, *heard],
-                effect.context,
-                conversation=self.conversation,
-                choice=choose_model(agent, self.asked.model_override, self.swarm.default_model),
-                debug=self.asked.debug,
-                call=ModelCall(self.run_id, effect.turn),
-                waits=self.waits,
-                show=self.channel,
+        with self.spending.model_call():
+            completion = await self._patiently(
+                lambda: complete(
+                    self.client,
+                    agent,
+                    [*effect.history, *heard],
+                    effect.context,
+                    conversation=self.conversation,
+                    choice=choice,
+                    debug=self.asked.debug,
+                    call=ModelCall(self.run_id, effect.turn),
+                    waits=self.waits,
+                    show=self.channel,
+                    tools=not last,
+                )
             )
-        )
         if self.turn is not None:
             self.turn.tokens = 0 if completion.usage is None else completion.usage.total_tokens
         if self.channel is not None:
             self.channel.end()
+        cost = cost_of(self.swarm.prices, completion, limited=self.spending.limits_cost())
+        self.spending.add(Spent(usage=completion.usage or Usage(), cost=cost))
         # A session counts as one run: its earlier calls are known to its tools.
         before = self._new(effect) if self.turn is None else effect.history
-        calls = await plan_calls(agent, completion.message, self.waits, completion.finish, before)
+        calls = await plan_calls(agent, completion.message, self.waits, completion.finish, before, last)
         verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
-        return Reply(completion.message, calls, completion.usage, together, heard, completion.finish, verdict=verdict)
+        return Reply(
+            completion.message,
+            calls,
+            completion.usage,
+            together,
+            heard,
+            completion.finish,
+            verdict=verdict,
+            limit=last,
+        )
 
     async def _patiently(self, ask: Callable[[], Awaitable[Completion]]) -> Completion:
         """Ask the model, again and again if its provider is away and the run was given patience."""
@@ -300,7 +328,8 @@ class _InMemory:
                 if not error.away or left <= 0:
                     raise
                 wished = error.retry_after or long_pause(failures)
-            await self.waits.sleep(min(wished, left))
+            with self.spending.work.waiting():
+                await self.waits.sleep(min(wished, left))
         raise AssertionError("unreachable")
 
     def _new(self, effect: Ask | CallAll) -> list[Message]:
@@ -371,14 +400,19 @@ class _InMemory:
         if call.plan == "tell" or function is None:
             return Outcome(call.text)
         current, inbox = self._current(effect, call), self.swarm.inbox
+        if limit := await self.spending.reserve_call(effect.agent):
+            return Outcome(not_made(limit))
         if call.approval:
             asked = self._approval(function, effect, call)
             call, refused = await approved(asked, function, call, inbox, waits)
             if refused is not None:
                 return refused
-        here = Inside(current, IN_MEMORY, inbox, swarm=self.swarm)
+        work = self.spending.work
+        waits_at_work, limited_by = WaitingAtWork(inbox, work), self.spending.run_ids
+        here = Inside(current, MemoryRecorder(work), waits_at_work, swarm=self.swarm, limited_by=limited_by)
         tell = self.swarm.tool_errors == "tell"
-        outcome = await call_tool(function, call, context, here, cast=self.cast, tell_errors=tell, waits=waits)
+        with work.working(), spending_from(self.spending):
+            outcome = await call_tool(function, call, context, here, cast=self.cast, tell_errors=tell, waits=waits)
         inbox.close(current.idempotency_key)
         if outcome.later is None:
             return outcome

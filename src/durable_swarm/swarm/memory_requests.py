@@ -7,12 +7,26 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, RequestExpired
 from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision
+from durable_swarm.tools.worktime import WorkTime
 from durable_swarm.validation import check_text
+
+
+@dataclass(frozen=True)
+class WaitingAtWork:
+    """The inbox for a tool that is being executed: while it waits, the run does not work."""
+
+    inbox: MemoryInbox
+    work: WorkTime
+
+    async def wait(self, asked: RequestSpec, unfit: Callable[[Decision], str] | None = None) -> Decision:
+        """Open the request, unless it was opened before, and wait for the decision."""
+        with self.work.waiting():
+            return await self.inbox.wait(asked, unfit)
 
 
 class MemoryInbox:

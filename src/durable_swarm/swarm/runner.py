@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, Literal, overload
 
+from durable_swarm.limits import Limits
 from durable_swarm.streaming import Item, Stream
 from durable_swarm.swarm.answering import Answering
 from durable_swarm.swarm.arguments import RunArguments
@@ -29,6 +30,7 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Iterator[Item]: ...
     @overload
     def run(
@@ -58,6 +60,7 @@ class Runner(Answering, ABC):
         *,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Response: ...
     @overload
     def run(
@@ -73,6 +76,7 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Response | Iterator[Item]: ...
     def run(
         self,
@@ -87,6 +91,7 @@ class Runner(Answering, ABC):
         *,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Response | Iterator[Item]:
         """Run the agents until one answers without a tool call; return the new messages and the last agent.
 
@@ -107,7 +112,7 @@ class Runner(Answering, ABC):
         """
         asked = RunArguments(
             agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools,
-            provider_patience,
+            provider_patience, limits,
         )  # fmt: skip
         return self._stream(asked, run_id) if stream else self._respond(asked, run_id)
 
@@ -125,6 +130,7 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Stream: ...
     @overload
     def run_async(
@@ -154,6 +160,7 @@ class Runner(Answering, ABC):
         *,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Coroutine[Any, Any, Response]: ...
     @overload
     def run_async(
@@ -169,6 +176,7 @@ class Runner(Answering, ABC):
         execute_tools: bool = True,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Coroutine[Any, Any, Response] | Stream: ...
     def run_async(
         self,
@@ -183,11 +191,12 @@ class Runner(Answering, ABC):
         *,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Coroutine[Any, Any, Response] | Stream:
         """Run as `run` does, on the event loop; plain functions run in threads. Await it; with `stream`, iterate it."""
         asked = RunArguments(
             agent, messages, context_variables, model_override, stream, debug, max_turns, execute_tools,
-            provider_patience,
+            provider_patience, limits,
         )  # fmt: skip
         return Stream(self._stream_async(asked, run_id)) if stream else self._respond_async(asked, run_id)
 

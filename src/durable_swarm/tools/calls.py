@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from durable_swarm import ends
 from durable_swarm.codec import mended_text, mended_values
 from durable_swarm.concurrency import Runtime
 from durable_swarm.credentials import without_secrets
-from durable_swarm.errors import ConfigurationError, ToolError, safe_text
+from durable_swarm.errors import ConfigurationError, LimitReached, ToolError, safe_text
+from durable_swarm.limits import words_of
 from durable_swarm.loop import CUT, Call, Outcome
 from durable_swarm.schema import BadArguments, check_arguments, wants_connection, wants_context
 from durable_swarm.tools.approval import needs_approval
@@ -48,15 +49,21 @@ _CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's 
 
 
 async def plan_calls(
-    agent: Any, message: Message, waits: Runtime, finish: str = "", before: Sequence[Message] = ()
+    agent: Any, message: Message, waits: Runtime, finish: str = "", before: Sequence[Message] = (), limit: str = ""
 ) -> list[Call]:
     """Decide how each tool call of a reply is made, by the code as it is now.
 
     No call of a cut reply (`finish`) is made, even one that looks whole: the missing text may have been a part of it,
     and empty arguments would be the tool's defaults. `before` are the new messages of the run so far: how a tool's
-    `repeat` treats earlier calls is decided here, once.
+    `repeat` treats earlier calls is decided here, once. `limit` names the limit because of which the run ends now: then
+    no call is made.
     """
     calls = message.get("tool_calls") or []
+    if limit:
+        return [
+            Call(index, call["id"], **_named(call), plan="tell", text=not_made(limit))
+            for index, call in enumerate(calls)
+        ]
     if finish in CUT:
         return [Call(index, call["id"], **_named(call), **_cut(finish)) for index, call in enumerate(calls)]
     planned = [
@@ -112,6 +119,11 @@ def _cut(finish: str) -> dict[str, Any]:
     return {"plan": "tell", "text": text}
 
 
+def not_made(limit: str) -> str:
+    """Return the text for the model in place of a call that a limit of the run does not permit."""
+    return f"Error: this call was not made, because the run has reached its limit of {words_of(limit)}."
+
+
 def _named(call: dict[str, Any]) -> dict[str, Any]:
     return {"tool": call["function"]["name"], "arguments": call["function"]["arguments"]}
 
@@ -157,26 +169,30 @@ async def call_tool(
         raise ConfigurationError(
             f"tool {call.tool!r} is transactional, and there is no database here; use DurableSwarm in place of Swarm"
         )
-    return await told(invoke(function, call, context, here, cast=cast, waits=waits), tell_errors=tell_errors)
+    made = invoke(function, call, context, here, cast=cast, waits=waits)
+    return await told(made, tell_errors=tell_errors, limited_by=here.limited_by)
 
 
-async def told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
+async def told(making: Awaitable[Outcome], *, tell_errors: bool, limited_by: Collection[str]) -> Outcome:
     """Await a call's outcome; a `ToolError`, or with `tell_errors` any exception, becomes text for the model.
 
-    Half characters in the text (a file name that is not UTF-8, a text cut within an emoji) become U+FFFD.
+    A limit that a child run has reached ends this run, too, if it is one of its own: `limited_by` are the ids of the
+    runs whose limits hold here. Half characters in the text (a file name that is not UTF-8, a text cut within an emoji)
+    become U+FFFD.
     """
-    outcome = await _told(making, tell_errors=tell_errors)
+    outcome = await _told(making, tell_errors, limited_by)
     return replace(outcome, text=mended_text(outcome.text), updates=mended_values(outcome.updates))
 
 
-async def _told(making: Awaitable[Outcome], *, tell_errors: bool) -> Outcome:
+async def _told(making: Awaitable[Outcome], tell_errors: bool, limited_by: Collection[str]) -> Outcome:
     try:
         return await making
     except (BadArguments, ToolError) as error:
         return Outcome(f"Error: {error}")
     except BaseException as error:
         failure = ends.failure_of(error)
-        if failure is None or not tell_errors:
+        shared = isinstance(failure, LimitReached) and failure.run_id in limited_by
+        if failure is None or not tell_errors or shared:
             raise
         return Outcome(f"Error: {type(failure).__name__}: {without_secrets(safe_text(failure))}")
 

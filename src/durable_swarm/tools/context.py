@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,6 +89,8 @@ class Inside:
     """Set when the attempt has timed out; its thread may still run, but begins nothing more."""
     owner: Owner | None = None
     """Verified before each attempt; None in memory."""
+    limited_by: Collection[str] = ()
+    """The ids of the runs whose limits hold here: of the tool's own run, and of its ancestors."""
     swarm: ChildRunner | None = None
     """Runs agents for the code."""
 

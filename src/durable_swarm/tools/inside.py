@@ -10,6 +10,7 @@ from typing import Any
 from durable_swarm.codec import as_json
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.tools.context import Recorder, calling
+from durable_swarm.tools.worktime import WorkTime
 from durable_swarm.validation import check_seconds
 
 
@@ -50,20 +51,26 @@ def emit(progress: str | dict[str, Any]) -> None:
         here.emit(here.call.attempt, data)
 
 
-class _Memory:
-    """The recorder of runs in memory: nothing is recorded, and steps are plain calls."""
+class MemoryRecorder:
+    """The recorder of runs in memory: nothing is recorded, steps are plain calls, and sleeping is no work."""
+
+    def __init__(self, work: WorkTime) -> None:
+        self._work = work
 
     def step(self, name: str, body: Callable[[], Any]) -> Any:
         return body()
 
     def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
+        with self._work.waiting():
+            time.sleep(seconds)
 
     async def sleep_async(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        with self._work.waiting():
+            await asyncio.sleep(seconds)
 
 
-IN_MEMORY: Recorder = _Memory()
+IN_MEMORY: Recorder = MemoryRecorder(WorkTime())
+"""For a step inside a step, which is a plain call."""
 
 
 def _recorder(word: str, seconds: float) -> Recorder | None:

@@ -7,7 +7,7 @@ screens.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,45 @@ def _hands_over(text: str) -> bool:
     except ValueError:
         return False
     return list(given) == ["assistant"]
+
+
+def failing_in_a_row(messages: Sequence[Message], turns: int) -> int:
+    """Return how often in a row a tool call of the last turn has failed; of several, the largest number.
+
+    Each turn in which the same call fails counts, as often as it fails there. A success of the call, or a turn without
+    it, begins anew. `turns` is the number of turns that count, the newest of the new `messages` of a run.
+    """
+    streaks: dict[str, int] = {}
+    open_ended: set[str] | None = None
+    end = len(messages)
+    for _ in range(turns):
+        at = next((at for at in range(end - 1, -1, -1) if messages[at].get("role") == "assistant"), None)
+        if at is None:
+            break
+        counts, whole = _failures(messages[at:end])
+        open_ended = set(counts) if open_ended is None else open_ended & set(counts)
+        for key in open_ended:
+            streaks[key] = streaks.get(key, 0) + counts[key]
+        open_ended &= whole
+        if not open_ended:
+            break
+        end = at
+    return max(streaks.values(), default=0)
+
+
+def _failures(turn: Sequence[Message]) -> tuple[dict[str, int], set[str]]:
+    """Return how often each call of a turn has failed since it last succeeded there, and those that never succeeded."""
+    counts: dict[str, int] = {}
+    succeeded_there: set[str] = set()
+    results = [message for message in turn if message.get("role") == "tool"]
+    for call, result in zip(turn[0].get("tool_calls") or [], results, strict=False):
+        key, text = key_of(call["function"]["name"], call["function"]["arguments"]), result.get("content")
+        if isinstance(text, str) and text.startswith(FAILED):
+            counts[key] = counts.get(key, 0) + 1
+        else:
+            counts.pop(key, None)
+            succeeded_there.add(key)
+    return counts, set(counts) - succeeded_there
 
 
 def repeated(messages: list[Message]) -> set[Place]:

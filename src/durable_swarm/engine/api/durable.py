@@ -26,7 +26,9 @@ from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.storage.runs import Store
+from durable_swarm.limits import DEFAULT_LIMITS, Limits, check_limits
 from durable_swarm.models.client import Clients
+from durable_swarm.models.prices import Prices, check_prices
 from durable_swarm.requests import TOKEN, Decision
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import State
@@ -74,6 +76,8 @@ class DurableSwarm(RunStarter):
         changed_agents: str = "continue",
         default_model: str | None = None,
         provider_patience: float = 24 * 3600,
+        limits: Limits | None = DEFAULT_LIMITS,
+        prices: Prices | None = None,
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors, default_model)
         validation.check_codec(codec)
@@ -83,6 +87,8 @@ class DurableSwarm(RunStarter):
         self.tool_concurrency = tool_concurrency
         self.tool_errors = tool_errors
         self.default_model = default_model
+        self.limits = check_limits(limits)
+        self.prices = check_prices(prices)
         self.tool_database = tool_database if tool_database is None else _check_database(tool_database)
         if keep_for is not None:
             validation.check_seconds("keep_for", keep_for)

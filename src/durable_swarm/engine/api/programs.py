@@ -54,7 +54,7 @@ class ScriptRun:
 
     def run_id(self, opened: Process, record: base.Record) -> str:
         """Return the id of the run that a call asks for."""
-        asked = {key: value for key, value in record.items() if key not in ("v", "at", "debug")}
+        asked = {key: value for key, value in record.items() if key not in ("v", "at", "debug", "limits")}
         with self._lock:
             if opened.url not in self._sessions:
                 self._sessions[opened.url] = self._claim(opened)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, overload
 from durable_swarm.agents import find_or_none
 from durable_swarm.engine.api.relatives import RunRelatives
 from durable_swarm.engine.api.result import RunResult
+from durable_swarm.engine.api.run_limits import RunLimits
 from durable_swarm.engine.history import fork as history_fork
 from durable_swarm.engine.history.family_events import FamilyReader
 from durable_swarm.engine.history.follower import LATEST, EventReader, RecordedEvents, check_after
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from durable_swarm.engine.execution.execution import Execution
 
 
-class Run(RunResult, RunRelatives):
+class Run(RunResult, RunRelatives, RunLimits):
     """One run: its state, result and history. Made by `start`, `get` and `runs`; holds no connection of its own."""
 
     @property

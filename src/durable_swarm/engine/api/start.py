@@ -22,6 +22,7 @@ from durable_swarm.engine.records.compactions import plan_record
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable, input_of
 from durable_swarm.engine.records.sessions import SessionPlace, placed
 from durable_swarm.engine.storage.runs import QUEUED, Store, state_of
+from durable_swarm.limits import Limits
 from durable_swarm.runs import ENDED
 from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.swarm.compaction import Compaction
@@ -84,6 +85,7 @@ class RunStart:
             debug=asked.debug,
             stream=bool(asked.stream),
             whole=whole,
+            limits=self._limits(swarm),
             **({} if self.child is None else self.child.keys),
             patience=asked.provider_patience,
         )
@@ -111,6 +113,15 @@ class RunStart:
             return self.record
         rest = {key: value for key, value in self.record.items() if key not in ("agent", "context")}
         return placed(rest, SessionPlace(session.session))
+
+    def _limits(self, swarm: OpenedSwarm) -> Limits | None:
+        """Return the limits that hold for the run. A child that is given none has those of its ancestors alone."""
+        if self.asked.limits is not None:
+            return self.asked.limits
+        if self.child is None:
+            return swarm.limits
+        limits = self.child.budget.limits
+        return None if limits is None else limits.of_child()
 
     @property
     def cast(self) -> Cast:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+from durable_swarm.engine.execution.budget import Budget
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.tool_call import CallRequests
 from durable_swarm.engine.storage.family import ChildLink, Family
@@ -29,9 +30,14 @@ class StartedChild:
         return cls(ChildLink(run_id, parent.run_id, parent.root, here.call.idempotency_key), agent, call)
 
     @property
-    def keys(self) -> dict[str, str]:
-        """The keys of the run's start record that name its parent and the top run of the family."""
-        return {"parent": self.link.parent, "root": self.link.root}
+    def budget(self) -> Budget:
+        """The budget of the parent."""
+        return self.call.made.run.budget
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """The keys of the run's start record that name its parent, the top run of the family, and their accounts."""
+        return {"parent": self.link.parent, "root": self.link.root, "accounts": self.budget.chain}
 
     def enter(self, family: Family, *, new: bool) -> bool:
         """Store whose child the run is, if it is `new`; return False if it existed and is not a child of this parent.

@@ -29,6 +29,7 @@ from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
 from durable_swarm.engine.signals import Closed, RunHeld, look_aside, refused
 from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.limits import Limits
 from durable_swarm.runs import ENDED
 from durable_swarm.streaming import PATIENCE, Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
@@ -105,7 +106,9 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         with prepared.withdrawing(self._handle):
             return await run.result_async()
 
-    async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Response:
+    async def run_child(
+        self, agent: Any, message: str, context_variables: dict[str, Any], limits: Limits | None = None
+    ) -> Response:
         """Run the agent as a child run of the tool call in progress and return its response.
 
         Its replies are streamed if those of the run in progress are. Raises `RunFailed`, `RunCancelled` and
@@ -113,7 +116,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         """
         here, asked = calling(), [{"role": "user", "content": message}]
         streams = here is not None and isinstance(here.owner, Execution) and here.owner.streams
-        arguments = RunArguments(agent, asked, context_variables, stream=streams)
+        arguments = RunArguments(agent, asked, context_variables, stream=streams, limits=limits)
         run = await self._start_on_loop(RunStart(self, arguments, None))
         try:
             return await run.result_async()
@@ -164,6 +167,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         *,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Run:
@@ -173,7 +177,16 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         (`durable-swarm worker`); waiting runs with the lowest `priority` start first, 0 or above.
         """
         asked = RunArguments(
-            agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools, provider_patience
+            agent,
+            messages,
+            context_variables,
+            model_override,
+            True,
+            debug,
+            max_turns,
+            execute_tools,
+            provider_patience,
+            limits,
         )
         if validation.check_queue(queue, priority):
             return self._enqueue(RunStart(self, asked, run_id, queued=True), priority)
@@ -195,6 +208,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         *,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
         priority: int = 0,
     ) -> Run:
         """Queue a run for a worker, by the name of an agent that need not be defined here; as `start` with `queue`.
@@ -204,7 +218,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         named = RemoteAgent(validation.check_name("agent: the name of one", agent))
         return self.start(
             named, messages, context_variables, model_override, debug, max_turns, execute_tools,
-            run_id=run_id, provider_patience=provider_patience, queue=True, priority=priority,
+            run_id=run_id, provider_patience=provider_patience, limits=limits, queue=True, priority=priority,
         )  # fmt: skip
 
     async def enqueue_async(
@@ -219,13 +233,14 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         *,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
         priority: int = 0,
     ) -> Run:
         """Enqueue as `enqueue` does, on the running event loop."""
         named = RemoteAgent(validation.check_name("agent: the name of one", agent))
         return await self.start_async(
             named, messages, context_variables, model_override, debug, max_turns, execute_tools,
-            run_id=run_id, provider_patience=provider_patience, queue=True, priority=priority,
+            run_id=run_id, provider_patience=provider_patience, limits=limits, queue=True, priority=priority,
         )  # fmt: skip
 
     def _enqueue(self, prepared: RunStart, priority: int) -> Run:
@@ -256,12 +271,22 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         *,
         run_id: str | None = None,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Run:
         """Start as `start` does, on the running event loop."""
         asked = RunArguments(
-            agent, messages, context_variables, model_override, True, debug, max_turns, execute_tools, provider_patience
+            agent,
+            messages,
+            context_variables,
+            model_override,
+            True,
+            debug,
+            max_turns,
+            execute_tools,
+            provider_patience,
+            limits,
         )
         if validation.check_queue(queue, priority):
             self._open_on_loop()
@@ -305,6 +330,8 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         store = self._store()
         if prepared.caller is not None:
             self._open().trials.lend(prepared.run_id, prepared.caller)
+        if prepared.child is not None:
+            prepared.child.budget.open()
         if not prepared.named:
             return None
         row = store.row(prepared.run_id)

@@ -15,6 +15,7 @@ from durable_swarm.engine.backend import steps
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.signals import engine_closed
+from durable_swarm.engine.storage.ledger import Refusal
 from durable_swarm.loop import Call
 from durable_swarm.tools.batch import ConcurrencyLimit
 from durable_swarm.tools.repeats import Place
@@ -102,6 +103,8 @@ class ToolCall:
     lane: ConcurrencyLimit | None
     """The lane of a batch that runs concurrently: it schedules the batch's plain functions."""
     trials: CallGuard
+    refused: Callable[[], Refusal | None] = lambda: None
+    """Returns the account that does not permit the call, or None. May block."""
     same: Place | None = None
     """The place of an earlier identical call of the model, shown to the person who approves."""
     wait: ChildWait = field(default_factory=ChildWait)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from durable_swarm.concurrency import CallerThreadExecutor
 from durable_swarm.engine.backend import steps
+from durable_swarm.engine.execution.budget import Budget
 from durable_swarm.engine.execution.publisher import EventPublisher
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.records.agent_versions import Answered
@@ -52,6 +53,10 @@ class Execution:
     swarm: Settings
     root: str
     """The id of the top run of its family: its own, unless a tool call of another run started it."""
+    budget: Budget = field(init=False)
+    """What the run may spend; known when it is entered."""
+    live: bool = False
+    """True once this execution has performed an effect that has no record."""
     debug: bool = False
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)

@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from durable_swarm import agents, codec, errors
@@ -27,6 +28,7 @@ from durable_swarm.engine.backend import steps
 from durable_swarm.engine.execution.child_calls import CallGuard, ToolCall
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.execution.execution import Execution
+from durable_swarm.engine.execution.limit_requests import LimitRequests
 from durable_swarm.engine.execution.provider_waits import PatientCall, ProviderWaits
 from durable_swarm.engine.execution.publisher import now
 from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
@@ -39,16 +41,17 @@ from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.provider_outages import Provider
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.runs import BY_TOOL
-from durable_swarm.loop import Ask, Call, CallAll, Effect, Outcome, Reply, absorb
-from durable_swarm.models.call import Gate, ModelCall, complete
+from durable_swarm.loop import NOT_MADE, Ask, Call, CallAll, Effect, Outcome, Reply, absorb
+from durable_swarm.models.call import Completion, Gate, ModelCall, complete
 from durable_swarm.models.choice import ModelChoice, choose_model
 from durable_swarm.models.client import client_for, provider_of
 from durable_swarm.models.memo import Memo
+from durable_swarm.models.prices import cost_of, refuse_unpriced
 from durable_swarm.models.verdict import judge
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import plan_calls, written_call
 from durable_swarm.tools.changes import warn_of_lost_updates
-from durable_swarm.tools.repeats import same_before
+from durable_swarm.tools.repeats import failing_in_a_row, same_before
 from durable_swarm.types import Message
 
 SLICE = 0.5
@@ -143,6 +146,8 @@ class Durable:
     rates: Rates
     people: Callable[[ToolCall, str], CallRequests]
     """Returns the handler of the requests of a tool call."""
+    more: LimitRequests
+    """Asks for more of what a limit permits."""
     accepted: Callable[[str], str | None]
     """Returns the change of an agent that a person has accepted for the run of an id."""
     providers: ProviderWaits
@@ -152,6 +157,8 @@ class Durable:
     """True if the last model call came from its record."""
     answered_here: bool = False
     """True if the provider has answered this execution."""
+    finishes: str = ""
+    """The limit that did not permit a tool call, so that the next model call is the run's last."""
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
         self.still_wanted(self.run)
@@ -172,7 +179,7 @@ class Durable:
             return not await in_thread(close, self.run.run_id, self.run.heard)
 
     async def _ask(self, effect: Ask) -> Reply:
-        self.replayed = True
+        self.replayed, budget = True, self.run.budget
 
         async def body(waits: Runtime) -> Record:
             self.replayed = False
@@ -182,6 +189,9 @@ class Durable:
             self.run.feed.asked(effect.turn, effect.agent)
             record = await self.colour.step(names.model_step(effect.agent), body)
             reply = runs.read_reply(record)
+            unsettled = budget.replied(effect.turn, reply, record, replayed=self.replayed)
+            if unsettled is not None:
+                await in_thread(budget.settle, unsettled)
             self.run.heard += len(reply.heard)
             self.run.tokens = 0 if reply.usage is None else reply.usage.total_tokens
             by_tool = record.get("form") == runs.BY_TOOL
@@ -198,23 +208,42 @@ class Durable:
             # Not the run's failure: another process, or this one after a restart, may have a client.
             client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
             client = client_for(client, self.choice(agent).name)
+        last = ""
+
+        @contextlib.asynccontextmanager
+        async def reserved() -> AsyncIterator[None]:
+            nonlocal last
+            async with self.run.budget.model_call(effect.turn):
+                with users_code(step):
+                    last = await self._reserve(agent, effect, waits)
+                yield
 
         def ask(gate: Gate) -> Awaitable[Record]:
-            return self._reply(client, agent, effect, gate, waits)
+            return self._reply(client, agent, effect, gate, waits, last)
 
-        record = await self.patiently(client, self.choice(agent).name, step, effect.turn, waits, ask)
+        record = await self.patiently(client, self.choice(agent).name, step, effect.turn, waits, ask, reserved)
         self.answered_here = True
         return record
 
     async def patiently(
-        self, client: Any, model: str, step: str, turn: int | None, waits: Runtime, ask: Callable[[Gate], Awaitable[T]]
+        self,
+        client: Any,
+        model: str,
+        step: str,
+        turn: int | None,
+        waits: Runtime,
+        ask: Callable[[Gate], Awaitable[T]],
+        reserved: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     ) -> T:
-        """Make a model call, and wait while its provider is away; `ask` makes one attempt; `turn` is told."""
+        """Make a model call, and wait while its provider is away; `ask` makes one attempt; `turn` is told.
+
+        `reserved` wraps each attempt.
+        """
         call = self.providers.call(self.run, Provider(provider_of(client), model), step, turn, waits)
 
         async def attempt() -> T:
-            async with self.trials.execution(f"{self.run.run_id}/{turn}", waits):
-                with users_code(step):
+            async with reserved(), self.trials.execution(f"{self.run.run_id}/{turn}", waits):
+                with users_code(step), self.run.budget.work.working():
                     return await ask(_Gate(self, call, waits))
 
         return await call.result(attempt)
@@ -231,8 +260,34 @@ class Durable:
         if accepted != mark(change):
             raise RunHeld(change)
 
-    async def _reply(self, client: Any, agent: Any, effect: Ask, gate: Gate, waits: Runtime) -> Record:
-        """Ask the model and return the record of its reply."""
+    async def _reserve(self, agent: Any, effect: Ask, waits: Runtime) -> str:
+        """Reserve the model call. Return the limit because of which it is the run's last, or ''.
+
+        Raises `LimitReached`; `RunHeld` if the limit is one of cost and the model's price is unknown.
+        """
+        run, budget = self.run, self.run.budget
+        if budget.limits_cost():
+            with engines_code(f"the limits of run {run.run_id!r}"):
+                await in_thread(refuse_unpriced, run.swarm.prices, self.choice(agent).name)
+        again, run.live = run.recovered and not run.live and budget.limits is not None, True
+        failing = failing_in_a_row(effect.history[len(run.start.messages) :], effect.turn - len(run.start.kept))
+        while not self.finishes and not budget.reserve_here(failing, again=again):
+            with engines_code(f"the limits of run {run.run_id!r}"):
+                refusal = await in_thread(partial(budget.reserve, failing, again=again))
+            if refusal is None:
+                break
+            again = False
+            if refusal.on_limit == "finish":
+                self.finishes = refusal.found.limit
+            elif refusal.on_limit == "fail" or not await self.more.grants(run, refusal, effect, waits):
+                raise refusal.error()
+        if self.finishes:
+            with engines_code(f"the limits of run {run.run_id!r}"):
+                await in_thread(partial(budget.reserve, failing, again=again, forced=True))
+        return self.finishes
+
+    async def _reply(self, client: Any, agent: Any, effect: Ask, gate: Gate, waits: Runtime, last: str) -> Record:
+        """Ask the model and return the record of its reply, which is the last one if a limit is named in `last`."""
         run, heard = self.run, await self._heard()
         try:
             completion = await complete(
@@ -247,20 +302,38 @@ class Durable:
                 waits=waits,
                 show=run.feed if run.streams else None,
                 gate=gate,
+                tools=not last,
             )
         except errors.ModelError as error:
             if error.status in REFUSED and not self.answered_here:
                 raise RunHeld(error) from error
             raise
+        run.budget.answered()
         # A session counts as one run: its earlier calls are known to its tools.
         before = effect.history[len(run.start.messages) if run.place is None else 0 :]
-        calls = await plan_calls(agent, completion.message, waits, completion.finish, before)
+        calls = await plan_calls(agent, completion.message, waits, completion.finish, before, last)
         verdict = judge(agent, completion.message, completion.finish, effect.misfits)
-        version, written = agents.fingerprint(agent), written_call(agent, completion.message)
+        written = written_call(agent, completion.message)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
-        reply = Reply(completion.message, calls, completion.usage, together, heard, completion.finish, written, verdict)
-        shown, by_tool = run.feed.said(completion.message["content"]), completion.by_tool
-        return runs.reply_record(reply, model=completion.model, version=version, at=now(), shown=shown, by_tool=by_tool)
+        reply = Reply(
+            completion.message, calls, completion.usage, together, heard, completion.finish, written, verdict, last
+        )
+        return self._recorded(agent, completion, reply)
+
+    def _recorded(self, agent: Any, completion: Completion, reply: Reply) -> Record:
+        """Return the record of a reply, with what it has cost."""
+        run = self.run
+        cost = cost_of(run.swarm.prices, completion, limited=run.budget.limits_cost())
+        return runs.reply_record(
+            reply,
+            model=completion.model,
+            version=agents.fingerprint(agent),
+            at=now(),
+            shown=run.feed.said(completion.message["content"]),
+            by_tool=completion.by_tool,
+            cost=cost,
+            worked=None if run.budget.is_unlimited else run.budget.worked,
+        )
 
     def choice(self, agent: Any) -> ModelChoice:
         """Return the model of an agent in this run."""
@@ -303,9 +376,10 @@ class Durable:
     async def pause(self, seconds: float, waits: Runtime) -> None:
         """Wait before a model is asked, as long as the call is wanted."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            await waits.sleep(min(left, SLICE))
-            self.still_wanted(self.run)
+        with self.run.budget.work.waiting():
+            while (left := end - time.monotonic()) > 0:
+                await waits.sleep(min(left, SLICE))
+                self.still_wanted(self.run)
 
     def agent(self, name: str) -> Any:
         """Return the agent of that name: the object this run has met, or after a crash the one found by name."""
@@ -373,7 +447,9 @@ class Durable:
         attempt = 2 if self.run.recovered and self.replayed else 1
         new = effect.history[len(self.run.start.messages) :] if call.approval else []
         same = same_before(new, call.index) if call.approval else None
-        return ToolCall(self.run, agent, effect.turn, call, context, attempt, lane, self.trials, same)
+        position = sum(other.plan not in NOT_MADE for other in effect.calls[: call.index])
+        refused = partial(self.run.budget.refused_call, effect.turn, position)
+        return ToolCall(self.run, agent, effect.turn, call, context, attempt, lane, self.trials, refused, same)
 
     async def _alone(self, made: ToolCall, key: str, waits: Runtime) -> Record:
         return await ToolCallExecution(made, key, None, waits, self.people(made, key)).record()
@@ -401,6 +477,7 @@ class Durable:
                 awaited = isinstance(colour, OnEventLoop)
                 record = await (made.wait.end(lambda: colour.child(key)) if awaited else colour.child(key))
             outcome = runs.read_outcome(record)
+            self.finishes = outcome.limit or self.finishes
             run.feed.returned(call.index, record)
             return outcome
 

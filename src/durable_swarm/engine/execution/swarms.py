@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from durable_swarm import errors
 from durable_swarm.codec import Codec
+from durable_swarm.limits import Limits
 from durable_swarm.models.client import Clients
+from durable_swarm.models.prices import Prices
 from durable_swarm.types import Response
 from durable_swarm.validation import check_rate, check_whole
 
@@ -27,8 +29,12 @@ class Settings(Protocol):
     changed_agents: str
     default_model: str | None
     provider_patience: float
+    limits: Limits | None
+    prices: Prices | None
 
-    async def run_child(self, agent: Any, message: str, context_variables: dict[str, Any]) -> Response:
+    async def run_child(
+        self, agent: Any, message: str, context_variables: dict[str, Any], limits: Limits | None = None
+    ) -> Response:
         """Run the agent as a child run of the tool call in progress."""
 
 

@@ -6,6 +6,7 @@ tool was begun, a result that is awaited. `docs/effects.md` has the table of the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import time
@@ -34,9 +35,10 @@ from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec
 from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.tools.approval import approval_of, approved, later_of, outcome_of, posted
 from durable_swarm.tools.attempts import retrying
-from durable_swarm.tools.calls import call_tool, find_tool, invoke, read_result, told
+from durable_swarm.tools.calls import call_tool, find_tool, invoke, not_made, read_result, told
 from durable_swarm.tools.changes import Change
 from durable_swarm.tools.context import CurrentCall, Inside, Recorder
+from durable_swarm.tools.limit_requests import unfit
 from durable_swarm.tools.repeats import Place
 from durable_swarm.types import ToolSettings, settings_of
 
@@ -98,7 +100,10 @@ class CallRequests:
 
     async def pause(self, seconds: float | None, request: str | None = None) -> None:
         """Wait here for a request, or for a number of seconds."""
-        await self.room.wait(self.made.run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread)
+        run = self.made.run
+        # Before and after its tool the call does not work.
+        with run.budget.work.waiting() if self.key in run.begun else contextlib.nullcontext():
+            await self.room.wait(run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread)
         if not self.made.run.ownership_is_fresh:
             await in_thread(self.made.run.verify_ownership)
 
@@ -157,6 +162,7 @@ class ToolCallExecution:
 
     async def record(self) -> Record:
         """Make the call and return its record."""
+        self.made.run.live = True
         with users_code(names.tool_step(self.made.call.tool)):
             record = await self._kept() or await self._made()
         return self.made.run.feed.stamped(self.key, record)
@@ -168,14 +174,37 @@ class ToolCallExecution:
             await self.waits.call(self.people.open, asked)
 
     async def _made(self) -> Record:
-        call, outcome = self.made.call, None
-        if call.approval:
+        call, outcome = self.made.call, await self._refused()
+        if outcome is None and call.approval:
             asked = await self._approval(call)
             call, outcome = await approved(asked, self.function, call, self.people, self.waits)
         if outcome is None:
             outcome = await (self._once(call) if call.effect == "once" else self._entered(call))
         record = runs.outcome_record(self.change.read(outcome, self.context))
         return record if outcome.later is None else await self._later(outcome.later, record)
+
+    async def _refused(self) -> Outcome | None:
+        """Return the outcome of a call that a limit does not permit, if the run may finish. Raises `LimitReached`."""
+        if not self.made.run.budget.limits_calls():
+            return None
+        run = self.made.run
+        while True:
+            with engines_code(f"the limits of run {run.run_id!r}"):
+                refusal = await in_thread(self.made.refused)
+            if refusal is None:
+                return None
+            if refusal.on_limit == "finish":
+                return Outcome(not_made(refusal.found.limit), limit=refusal.found.limit)
+            if refusal.on_limit != "ask":
+                raise refusal.error()
+            with engines_code(f"the limits of run {run.run_id!r}"):
+                asked = await in_thread(run.budget.request, refusal, self.made.agent.name, self.key)
+            check = functools.partial(unfit, asked=asked, allowed=refusal.allowed)
+            decision: Decision = await self.waits.call(self.people.wait, asked, check)
+            with engines_code(f"the limits of run {run.run_id!r}"):
+                await in_thread(run.budget.decided, refusal, asked, decision)
+            if decision.verdict != "approved":
+                raise refusal.error()
 
     async def _approval(self, call: Call) -> RequestSpec:
         """Return the request to open before the call, with the step that it repeats."""
@@ -198,13 +227,15 @@ class ToolCallExecution:
         async with made.trials.execution(self.key, self.waits, again):
             run.begun.add(self.key)
             try:
-                return await self._called(call)
+                with run.budget.work.working():
+                    return await self._called(call)
             finally:
                 run.begun.discard(self.key)
 
     async def _called(self, call: Call) -> Outcome:
         if call.effect == "transactional":
-            return await told(self._in_transaction(call), tell_errors=self.tell)
+            limited_by = self.made.run.budget.run_ids
+            return await told(self._in_transaction(call), tell_errors=self.tell, limited_by=limited_by)
         return await call_tool(
             self.function,
             call,
@@ -236,7 +267,10 @@ class ToolCallExecution:
     def _here(self) -> Inside:
         people = replace(self.people, holds_thread=not is_async(self.function))
         run = self.made.run
-        return Inside(self.current, self.recorder, people, emit=self._emit, owner=run, swarm=run.swarm)
+        limited_by = run.budget.run_ids
+        return Inside(
+            self.current, self.recorder, people, emit=self._emit, owner=run, swarm=run.swarm, limited_by=limited_by
+        )
 
     def _emit(self, attempt: int, data: Any) -> None:
         call = self.made.call

@@ -95,6 +95,9 @@ def fork(store: Store, host: Host | None, row: Any, asked: ForkArguments, swarm:
     if host is not None and asked.agent is not None and not isinstance(asked.agent, str):
         host.lend(fork_id, asked.agent)
     if not known:
+        if planned.record.get("limits"):
+            # Its first execution takes it from a queue, as that of a run whose process has died in a model call.
+            store.ledger.free(fork_id, asked.turn)
         _record(store, host, fork_id, planned, stored, row.app_version)
     return fork_id
 

@@ -28,6 +28,7 @@ from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import diagnosis, urls
 from durable_swarm.engine.database.locks import open_locks
 from durable_swarm.engine.database.outages import Outage, noted
+from durable_swarm.engine.execution.budget import budget_of
 from durable_swarm.engine.execution.child_calls import PendingCalls, ToolCall
 from durable_swarm.engine.execution.crash_guard import CrashLoopGuard
 from durable_swarm.engine.execution.errors import engines_code
@@ -239,6 +240,7 @@ class Process:
             run.history, run.compaction = history, read_plan(opened)
             run.streams = opened.get("stream") is True
             run.patience = records_runs.read_patience(opened, run.swarm.provider_patience)
+            run.budget = budget_of(self.store.ledger, run_id, run.owner, opened)
             run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
             run.entered = True
             run.homes = self.homes.setdefault(run_id, run.homes)

@@ -27,6 +27,7 @@ from durable_swarm.engine.execution.child_calls import ToolCall
 from durable_swarm.engine.execution.compacting import compact
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.execution import Execution, beginning_here
+from durable_swarm.engine.execution.limit_requests import LimitRequests
 from durable_swarm.engine.execution.model_memo import RunMemo
 from durable_swarm.engine.execution.performer import Colour, Durable, InThread, OnEventLoop
 from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
@@ -102,6 +103,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                 process.store.mailbox,
                 process.rates,
                 process.at_call,
+                LimitRequests(process.store.inbox, process.room),
                 process.store.accepted,
                 process.providers,
                 functools.partial(RunMemo, process.store),
@@ -131,7 +133,11 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
 
 
 def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
-    """Return the stored events of earlier executions: rows, and the numbers in the outcomes of calls."""
+    """Return the stored events of earlier executions: rows, and the numbers in the outcomes of calls.
+
+    What they have spent beyond the run's records is read, too.
+    """
+    run.budget.load()
     steps, made = store.steps(run.run_id), []
     if steps:
         row = store.found(run.run_id, load_output=False)

@@ -30,6 +30,7 @@ READABLE = (
     *("parent", "root"),
     *("model", "version", "usage", "usage_details", "finish", "run_id", "step", "type", "failed"),
     *("session", "number", "base"),
+    *("limits", "accounts", "limit", "cost", "worked"),
 )
 
 

@@ -11,6 +11,7 @@ and keys are only added, never changed; `docs/code-changes.md` explains them to 
     step      <name>                  one call of a `@step` function inside a tool: its value
     step      durable_swarm.begun     recorded just before a tool with effect="once" is called
     table     durable_swarm_requests  requests of runs, and the decisions (`engine.storage.requests`)
+    table     durable_swarm_ledger    what runs have spent beyond their records (`engine.storage.ledger`)
     table     durable_swarm_children  child runs, by the run that started them (`engine.storage.family`)
     table     durable_swarm_sessions  sessions; `durable_swarm_session_runs` has their runs (`engine.storage.sessions`)
 """
@@ -18,6 +19,7 @@ and keys are only added, never changed; `docs/code-changes.md` explains them to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from types import NoneType
 from typing import Any, get_args
 
@@ -25,6 +27,7 @@ from durable_swarm import codec
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record, _checked, _each, _named, _slim, _values, reading
 from durable_swarm.engine.records.names import VERSION
+from durable_swarm.limits import Limits, limits_record, read_limits
 from durable_swarm.loop import Call, Ending, Outcome, Reply, Start, Turn, TurnOverride, Verdict, known
 from durable_swarm.types import EndedBy, Message, Usage
 
@@ -40,12 +43,15 @@ def start_record(
     parent: str | None = None,
     root: str | None = None,
     patience: float | None = None,
+    limits: Limits | None = None,
+    accounts: Sequence[tuple[str, str]] = (),
 ) -> Record:
     """Return the input of a run. Raises `NotSerializable` with the path of the value that has no JSON form.
 
     `whole` says that a streamed reply is stored only when it is complete. A child run has the ids of its `parent` and
     of the top run of its family (`root`); other runs have neither. `patience` is how many seconds the run waits for a
-    provider that is away, if that was given.
+    provider that is away, if that was given. `accounts` are those of the ledger from which the run spends beside its
+    own.
     """
     record = _slim(
         agent=start.agent,
@@ -59,6 +65,8 @@ def start_record(
         parent=parent,
         root=root,
         patience=None if patience is None else min(patience, LONGEST_PATIENCE),
+        limits=limits_record(limits),
+        accounts=[list(account) for account in accounts],
     )
     record["messages"] = codec.encode(start.messages, "messages")
     record["context"] = context_record(start.context)
@@ -87,6 +95,13 @@ def read_start(record: Record, before: Sequence[Message] = ()) -> Start:
         )
 
 
+def read_limits_of(record: Record) -> tuple[Limits | None, list[tuple[str, str]]]:
+    """Return the limits in a run's input, and the accounts from which it spends beside its own, as (kind, id)."""
+    with reading("the limits of a run"):
+        accounts = [(str(kind), str(key)) for kind, key in _each(record.get("accounts", []), list)]
+        return read_limits(record.get("limits")), accounts
+
+
 def root_of(run_id: str, record: Record) -> str:
     """Return the id of the top run of a run's family, from the run's input: its own if no run started it.
 
@@ -96,7 +111,7 @@ def root_of(run_id: str, record: Record) -> str:
         return str(_checked(record.get("root"), str, NoneType) or names.root_in(run_id))
 
 
-_OWN = ("swarm", "at", "forked", "kept", "detours", "parent", "root")
+_OWN = ("swarm", "at", "forked", "kept", "detours", "parent", "root", "accounts")
 """The keys of a run's input that a fork of it does not take over."""
 
 
@@ -117,8 +132,8 @@ def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], *
 
 
 def without_numbers(record: Record) -> Record:
-    """Return the record of a reply or an outcome without its event numbers, which belong to the run that made it."""
-    return {key: value for key, value in record.items() if key not in ("shown", "seq", "progress")}
+    """Return the record of a reply or an outcome without its event numbers and limit, which belong to its run."""
+    return {key: value for key, value in record.items() if key not in ("shown", "seq", "progress", "limit", "worked")}
 
 
 def turn_record(agent: str, reply: Record, outcomes: list[Record | None]) -> Record:
@@ -157,12 +172,21 @@ BY_TOOL = "tool"
 
 
 def reply_record(
-    reply: Reply, *, model: str, version: str, at: int, shown: Record | None, by_tool: bool = False
+    reply: Reply,
+    *,
+    model: str,
+    version: str,
+    at: int,
+    shown: Record | None,
+    by_tool: bool = False,
+    cost: Decimal | None = None,
+    worked: float | None = None,
 ) -> Record:
     """Return the record of one model call. It contains the reply, never the history that was sent.
 
     `at` is the time in milliseconds since 1970; `shown` says in which pieces the end of the text arrived
-    (`engine.history.projection`); `by_tool`, that the answer was asked for by a final tool.
+    (`engine.history.projection`); `by_tool`, that the answer was asked for by a final tool. `cost` is in US dollars;
+    `worked` are the seconds that the run has worked so far.
     """
     return _slim(
         message=codec.encode(
@@ -180,6 +204,9 @@ def reply_record(
         **usage_record(reply.usage),
         at=at,
         shown=shown,
+        limit=reply.limit,
+        cost=None if cost is None else str(cost),
+        worked=None if worked is None else round(worked * 1000),
     )
 
 
@@ -249,7 +276,8 @@ def _reply(record: Record) -> Reply:
     finish = _checked(codec.decode(record.get("finish", "")), str)
     written = _checked(codec.decode(record.get("written", "")), str)
     together, verdict = _checked(record.get("together", False), bool), _read_verdict(record.get("verdict"))
-    return Reply(message, calls, usage, together, heard, finish, written, verdict)
+    limit = _checked(record.get("limit", ""), str)
+    return Reply(message, calls, usage, together, heard, finish, written, verdict, limit)
 
 
 def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
@@ -286,6 +314,7 @@ def outcome_record(outcome: Outcome) -> Record:
             key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(outcome.changed).items()
         },
         removed=outcome.removed,
+        limit=outcome.limit,
     )
 
 
@@ -298,4 +327,5 @@ def read_outcome(record: Record) -> Outcome:
             updates=_values(record.get("updates", {})),
             changed=_values(record.get("changed", {})),
             removed=_each(record.get("removed", []), str),
+            limit=_checked(record.get("limit", ""), str),
         )

@@ -24,6 +24,9 @@ from durable_swarm.errors import SessionBusy
 TRANSACTIONS = "durable_swarm_transactions"
 """The table in the database where tools write, which on PostgreSQL is not in our schema."""
 
+LEDGER = "durable_swarm_ledger"
+"""The table of accounts, which sessions have, too."""
+
 CHILDREN = "durable_swarm_children"
 
 BELONGINGS = {
@@ -194,6 +197,9 @@ def _forget(store: Store, connection: Connection, run_ids: list[str], there: set
         belongs: Any = column(BELONGINGS[name])
         rows = table(name, belongs, schema=None if name == TRANSACTIONS else schema_of(store.url))
         connection.execute(delete(rows).where(belongs.in_(run_ids) | belongs.in_(calls)))
+    if LEDGER in there:
+        accounts = table(LEDGER, column("kind"), column("id"), schema=schema_of(store.url))
+        connection.execute(delete(accounts).where(accounts.c.kind == "run", accounts.c.id.in_(run_ids)))
     connection.execute(delete(runs).where(called))
     connection.execute(delete(runs).where(runs.c.workflow_uuid.in_(run_ids)))
 

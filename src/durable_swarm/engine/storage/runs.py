@@ -21,6 +21,7 @@ from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.storage.events import EventLog
 from durable_swarm.engine.storage.family import Family
+from durable_swarm.engine.storage.ledger import Ledger
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages, wait_noted
@@ -175,6 +176,8 @@ class Store:
         self.family = Family(url, engine)
         """Which run started which."""
         self.claims = Claims(url, engine)
+        self.ledger = Ledger(url, engine)
+        """What its runs may spend and have spent, where that does not follow from their records."""
         self.inbox = Inbox(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)), self.family)
         """The requests of its runs."""
         self.mailbox = Messages(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
@@ -196,7 +199,7 @@ class Store:
 
     def create_tables(self) -> None:
         """Create the tables of this package that do not exist."""
-        for rows in (self.inbox, self.mailbox, self.family, self.sessions, self.outages):
+        for rows in (self.inbox, self.mailbox, self.family, self.sessions, self.outages, self.ledger):
             rows.create()
 
     def row(self, run_id: str, *, load_output: bool = True) -> RunRow | None:

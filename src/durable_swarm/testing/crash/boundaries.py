@@ -44,6 +44,7 @@ _OURS = {
     "durable_swarm_children": "write of the parent of a run",
     "durable_swarm_sessions": "write of a session",
     "durable_swarm_session_runs": "write of the runs of a session",
+    "durable_swarm_ledger": "write of what runs have spent",
     "durable_swarm_rates": "write of the moment of a model call",
 }
 """Tables of this package's own, in words."""

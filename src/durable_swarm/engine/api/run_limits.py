@@ -1,0 +1,41 @@
+"""The limits of a run in the database: what it has spent, and how it may spend more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from durable_swarm.concurrency import in_thread
+from durable_swarm.engine.history.spending import spending
+from durable_swarm.engine.records.runs import read_limits_of
+from durable_swarm.engine.storage.ledger import Key
+from durable_swarm.engine.storage.runs import Store
+from durable_swarm.limits import Spent
+
+
+class RunLimits:
+    """The part of `Run` about its limits."""
+
+    id: str
+    _store: Callable[[], Store]
+
+    @property
+    def spent(self) -> Spent:
+        """What the run and its child runs have spent so far: requests, tool calls, tokens, cost, seconds."""
+        store = self._store()
+        return spending(store, store.found(self.id, load_output=False))
+
+    def extend(self, **more: Any) -> None:
+        """Add amounts to the run's limits, as in `extend(requests=50, cost=2)`; they hold at once.
+
+        A run that has failed with `LimitReached` continues after `resume`. What a run may spend is never less after a
+        crash or a restart, and neither is what it has spent. Raises `ConfigurationError` for an amount that is not
+        limited, and `RunNotFound`.
+        """
+        store = self._store()
+        limits, _ = read_limits_of(store.start_record(store.found(self.id, load_output=False)))
+        store.ledger.extend(Key("run", self.id), limits, more)
+
+    async def extend_async(self, **more: Any) -> None:
+        """Extend as `extend` does, on the event loop."""
+        await in_thread(lambda: self.extend(**more))

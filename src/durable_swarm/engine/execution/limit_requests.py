@@ -1,0 +1,48 @@
+"""A run that asks for more before a model call: it waits outside of its tool calls, in memory or suspended."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from durable_swarm.concurrency import Runtime, in_thread
+from durable_swarm.engine.execution.errors import engines_code
+from durable_swarm.engine.execution.execution import Execution
+from durable_swarm.engine.execution.waiting import WaitingCalls
+from durable_swarm.engine.storage.ledger import Refusal
+from durable_swarm.engine.storage.requests import Inbox
+from durable_swarm.loop import Ask
+from durable_swarm.requests import Decision, Request, RequestSpec
+from durable_swarm.tools.limit_requests import unfit
+
+
+class LimitRequests:
+    """Opens the requests of runs for more, and waits for the decisions."""
+
+    def __init__(self, inbox: Inbox, room: WaitingCalls) -> None:
+        self._inbox = inbox
+        self._room = room
+
+    async def grants(self, run: Execution, refusal: Refusal, effect: Ask, waits: Runtime) -> bool:
+        """Ask for more of what is used up; return True if it was approved. Raises `RunSuspended`."""
+        with engines_code(f"the limits of run {run.run_id!r}"), run.asking():
+            asked = await in_thread(run.budget.request, refusal, effect.agent)
+            problem_of = functools.partial(unfit, asked=asked, allowed=refusal.allowed)
+            decision = await self._decision(run, asked, problem_of, effect.turn, waits)
+            await in_thread(run.budget.decided, refusal, asked, decision)
+        return decision.verdict == "approved"
+
+    async def _decision(
+        self, run: Execution, asked: RequestSpec, problem_of: Callable[[Decision], str], turn: int, waits: Runtime
+    ) -> Decision:
+        while True:
+            request: Request = await in_thread(self._inbox.open, asked, run.swarm.name, None, run.owner)
+            if request.decision is None:
+                run.feed.waiting(turn, kind=asked.kind, request_id=asked.id)
+            while request.decision is None:
+                await self._room.wait_outside_calls(run, waits, request=asked.id)
+                request = await in_thread(self._inbox.found, asked.id)
+            problem = problem_of(request.decision)
+            if not problem:
+                return request.decision
+            await in_thread(self._inbox.reopen, asked, run.swarm.name, problem, run.owner)

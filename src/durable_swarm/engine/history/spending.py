@@ -1,0 +1,51 @@
+"""Reads what a run has spent: from its account if it shares one, else from its own records."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from durable_swarm.engine.records import base
+from durable_swarm.engine.records.runs import read_limits_of
+from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
+from durable_swarm.engine.storage.ledger import Key, of_lone_run
+from durable_swarm.engine.storage.runs import Store
+from durable_swarm.limits import Limits, Spent
+from durable_swarm.loop import NOT_MADE
+from durable_swarm.types import Usage
+
+
+def spending(store: Store, row: Any) -> Spent:
+    """Return what a run and its child runs have spent so far. Turns that a fork keeps do not count."""
+    account = store.ledger.read(Key("run", row.workflow_id))
+    if account is not None and account.opened:
+        return account.spent
+    start = store.start_record(row)
+    own = own_spending(recorded_turns(store, row, start)[len(start.get("kept", [])) :])
+    return own if account is None else of_lone_run(account, own)
+
+
+def limits_now(store: Store, row: Any) -> Limits | None:
+    """Return the limits of a run, with their extensions; None for a run without limits."""
+    account = store.ledger.read(Key("run", row.workflow_id))
+    extended = None if account is None else account.allowed
+    return extended or read_limits_of(store.start_record(row))[0]
+
+
+def own_spending(turns: list[TurnRecords]) -> Spent:
+    """Return what the turns of a run have spent, by their records."""
+    total = Spent()
+    with base.reading("what a run has spent"):
+        for turn in turns:
+            reply, cost, worked = turn.read(), turn.reply.get("cost"), turn.reply.get("worked")
+            made = zip(reply.calls, turn.outcomes, strict=True)
+            calls = sum(call.plan not in NOT_MADE and _counts(record) for call, record in made)
+            seconds = total.seconds if worked is None else worked / 1000
+            more = Spent(1, calls, reply.usage or Usage(), None if cost is None else Decimal(cost))
+            total += more + Spent(seconds=seconds - total.seconds)
+    return total
+
+
+def _counts(outcome: base.Record | None) -> bool:
+    """Return True for a call that has its outcome, unless a limit did not permit it."""
+    return outcome is not None and "limit" not in outcome

@@ -1,0 +1,350 @@
+"""What runs have spent together, and may spend: one account for each tree of runs, and for each session with limits.
+
+A run without children needs no account: its own records are the ledger, because one execution at a time adds to them.
+Its row exists only where something does not follow from the records: calls that were in flight at a crash, and limits
+that were extended. With its first child run the account is opened (`open`): from then on each model call of the tree
+reserves its share before it is made, in one transaction over all accounts it belongs to, and is settled once its answer
+is recorded. A crash before the record leaves the reservation, which is then an uncertain call; a crash after it leaves
+the settlement to the next execution, which finds the record. The run's own account counts the settled turns, so none is
+settled twice.
+
+    requests - answered   the uncertain calls (and those in progress)
+    allowed, at_first     the limits now and at the start, as JSON; null if the records of the run have them
+    free_turn             the turn whose model call is known not to be in flight, in a row that is not opened
+    settled               how many turns of the run are settled
+    turn, granted         the last turn of the run whose tool calls have reserved their share, and how many have
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import sqlalchemy
+from sqlalchemy import BigInteger, Boolean, Column, Integer, Text, case, column, select, table, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from durable_swarm.engine.database.connection import create_table, has_table
+from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.reconnecting import persistently, read
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.storage.ownership import UNFINISHED
+from durable_swarm.errors import LimitReached
+from durable_swarm.limits import (
+    Limits,
+    OnLimit,
+    Reached,
+    Spent,
+    calls_left,
+    extended,
+    limit_error,
+    limits_record,
+    reached,
+    read_limits,
+)
+from durable_swarm.types import Usage
+
+TOKENS = tuple(name for name in Usage.model_fields if name.endswith("_tokens"))
+PICO = Decimal(10) ** 12
+"""Costs are stored in whole millionths of a millionth of a dollar, so that the database can add them."""
+
+
+class Key(NamedTuple):
+    """The key of an account: of the tree below a run (kind `run`), or of a session."""
+
+    kind: str
+    id: str
+
+
+class Account(NamedTuple):
+    """An account: what it allows and allowed at first, what is spent, and True if spending is kept in it."""
+
+    allowed: Limits | None
+    at_first: Limits | None
+    spent: Spent
+    opened: bool = False
+    settled: int = 0
+    """The number of turns of the run that are settled, in its own account."""
+    asked: int = 0
+    """The number of the run's requests for more that are decided, in its own account."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The account that permits no further call."""
+
+    key: Key
+    found: Reached
+    account: Account
+
+    @property
+    def on_limit(self) -> OnLimit:
+        """What happens at the limit."""
+        return "fail" if self.account.allowed is None else self.account.allowed.on_limit
+
+    @property
+    def allowed(self) -> Limits:
+        """The limits of the account."""
+        return self.account.allowed or Limits()
+
+    @property
+    def at_first(self) -> Any:
+        """What the account allowed at first."""
+        return getattr(self.account.at_first, self.found.limit, None)
+
+    def error(self) -> LimitReached:
+        """Return the error that ends a run."""
+        return limit_error(self.found, self.key.id, self.at_first)
+
+
+class Ledger:
+    """The accounts of one database. Every method raises `ConfigurationError` if the database cannot be used."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+        self._url = url
+        self._engine = engine
+        self._lite = is_sqlite(url)
+        self._there = False
+        schema = schema_of(url)
+        counts = ("requests", "answered", "counted", "tool_calls", *TOKENS, "milliseconds")
+        self._rows = sqlalchemy.Table(
+            "durable_swarm_ledger",
+            sqlalchemy.MetaData(schema=schema),
+            Column("kind", Text, primary_key=True),
+            Column("id", Text, primary_key=True),
+            Column("opened", Boolean, nullable=False),
+            *(Column(name, BigInteger, nullable=False, default=0) for name in counts),
+            Column("cost", BigInteger),
+            Column("allowed", Text),
+            Column("at_first", Text),
+            Column("free_turn", Integer),
+            Column("settled", Integer, nullable=False, default=0),
+            Column("turn", Integer),
+            Column("granted", Integer, nullable=False, default=0),
+            Column("asked", Integer, nullable=False, default=0),
+        )
+        self._runs = table("workflow_status", *map(column, ("workflow_uuid", "status", "owner_xid")), schema=schema)
+
+    def create(self) -> None:
+        """Create the table if it does not exist."""
+        with reporting_errors(self._url):
+            create_table(self._engine, self._rows)
+        self._there = True
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlalchemy.Connection]:
+        if not self._there:
+            self.create()
+        with reporting_errors(self._url), self._engine.begin() as connection:
+            if self._lite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    def _where(self, key: Key) -> sqlalchemy.ColumnElement[bool]:
+        return (self._rows.c.kind == key.kind) & (self._rows.c.id == key.id)
+
+    def _locked(self, connection: sqlalchemy.Connection, key: Key, first: Limits | None, *, opened: bool) -> Any:
+        """Return the row of an account, locked; it is made if it does not exist, with these limits."""
+        stored = json.dumps(limits_record(first)) if first is not None else None
+        values = {"kind": key.kind, "id": key.id, "opened": opened, "allowed": stored, "at_first": stored}
+        made = (sqlite.insert if self._lite else postgresql.insert)(self._rows).values(**values)
+        wanted = select(self._rows).where(self._where(key)).with_for_update()
+        row = connection.execute(wanted).first()
+        if row is None:
+            connection.execute(made.on_conflict_do_nothing())
+            row = connection.execute(wanted).one()
+        return row
+
+    # Looking
+
+    def read(self, key: Key) -> Account | None:
+        """Return an account, or None."""
+        if not self._there:
+            with reporting_errors(self._url):
+                self._there = persistently(lambda: has_table(self._engine, self._rows))
+        if not self._there:
+            return None
+        with reporting_errors(self._url):
+            found = next(iter(read(self._engine, select(self._rows).where(self._where(key)))), None)
+        return None if found is None else account_of(found)
+
+    # A run without children
+
+    def begin_again(self, run_id: str, turn: int) -> Account:
+        """Note that a model call is made whose earlier execution may have died in it; return the run's account.
+
+        That call counts as uncertain, unless it is known not to have been in flight. Nothing changes in an account that
+        is opened, because calls reserve their share there.
+        """
+        key, rows = Key("run", run_id), self._rows
+        with self._writing() as connection:
+            row = self._locked(connection, key, None, opened=False)
+            if not row.opened:
+                free = rows.c.free_turn.is_not_distinct_from(turn)
+                values = {"requests": rows.c.requests + case((free, 0), else_=1), "free_turn": None}
+                connection.execute(update(rows).where(self._where(key)).values(**values))
+            return account_of(connection.execute(select(rows).where(self._where(key))).one())
+
+    def free(self, run_id: str, turn: int) -> None:
+        """Note that the model call of a turn is not in flight: it failed, or was not made."""
+        with self._writing() as connection:
+            self._locked(connection, Key("run", run_id), None, opened=False)
+            connection.execute(update(self._rows).where(self._where(Key("run", run_id))).values(free_turn=turn))
+
+    def open(
+        self, run_id: str, owner: str | None, limits: Limits | None, so_far: Spent, granted: tuple[int, int]
+    ) -> None:
+        """Open the account of a run that is about to have children; `so_far` is what its own records say.
+
+        `granted` is its turn, and how many tool calls of that are part of `so_far`. Does nothing if the account is
+        open. Raises `OwnershipLost` if the execution of the token `owner` no longer owns the run.
+        """
+        key, runs, rows = Key("run", run_id), self._runs.c, self._rows
+        with self._writing() as connection:
+            row = self._locked(connection, key, None, opened=False)
+            mine = (runs.workflow_uuid == run_id) & (runs.owner_xid == owner) & runs.status.in_(UNFINISHED)
+            if connection.execute(select(runs.status).where(mine)).first() is None:
+                from durable_swarm.engine.backend.steps import OwnershipLost  # With DBOS, which reading does without.
+
+                raise OwnershipLost(run_id)
+            if row.opened:
+                return
+            stored = json.dumps(limits_record(limits))
+            kept = {"allowed": row.allowed or stored, "at_first": row.at_first or stored, "opened": True}
+            values = self._added(so_far) | {"requests": rows.c.requests + so_far.requests}
+            values |= {"turn": granted[0], "granted": granted[1], "settled": granted[0] + 1}
+            connection.execute(update(rows).where(self._where(key)).values(**kept, **values))
+
+    # Runs that share accounts
+
+    def open_for(self, key: Key, limits: Limits) -> None:
+        """Open an account with these limits, unless it exists."""
+        with self._writing() as connection:
+            self._locked(connection, key, limits, opened=True)
+
+    def reserve(self, chain: Iterable[Key], own: Limits | None, *, forced: bool = False) -> Refusal | None:
+        """Reserve one model call in all accounts of the chain, or return the account that does not permit it.
+
+        The chain leads from the root of the tree to the run itself, whose own limits are `own`: so all runs lock the
+        accounts in one order. With `forced` the call is counted although it exceeds a limit.
+        """
+        keys, rows = list(chain), self._rows
+        with self._writing() as connection:
+            for key in keys:
+                row = self._locked(connection, key, own if key == keys[-1] else None, opened=True)
+                account = account_of(row)
+                found = None if account.allowed is None else reached(account.allowed, account.spent)
+                if found is not None and not forced:
+                    return Refusal(key, found, account)
+            for key in keys:
+                connection.execute(update(rows).where(self._where(key)).values(requests=rows.c.requests + 1))
+        return None
+
+    def release(self, chain: Iterable[Key]) -> None:
+        """Take the reservation of a model call back that was not answered, and is known to have ended."""
+        rows = self._rows
+        with self._writing() as connection:
+            for key in chain:
+                connection.execute(update(rows).where(self._where(key)).values(requests=rows.c.requests - 1))
+
+    def settle(self, chain: Iterable[Key], turn: int, more: Spent) -> None:
+        """Add a reserved model call, whose answer is recorded, to the accounts; once, however often it is repeated."""
+        keys, rows = list(chain), self._rows
+        with self._writing() as connection:
+            found = [self._locked(connection, key, None, opened=True) for key in keys]
+            if turn < found[-1].settled:
+                return
+            for key in keys:
+                connection.execute(update(rows).where(self._where(key)).values(**self._added(more)))
+            connection.execute(update(rows).where(self._where(keys[-1])).values(settled=turn + 1))
+
+    def grant(self, chain: Iterable[Key], turn: int, calls: int) -> tuple[int, Refusal | None]:
+        """Reserve the tool calls of a reply; return how many are permitted, and the account that permits no more.
+
+        The run's own account, the last of the chain, remembers the turn, so that a repetition reserves nothing twice.
+        """
+        keys, rows, refusal = list(chain), self._rows, None
+        with self._writing() as connection:
+            found = [self._locked(connection, key, None, opened=True) for key in keys]
+            before = found[-1].granted if found[-1].turn == turn else 0
+            more = calls - before if turn >= (found[-1].turn or 0) else 0
+            for key, row in zip(keys, found, strict=True):
+                account = account_of(row)
+                left = None if account.allowed is None else calls_left(account.allowed, row.tool_calls)
+                if account.allowed is not None and left is not None and left < more:
+                    more, allowed = left, account.allowed.tool_calls or 0
+                    refusal = Refusal(key, Reached("tool_calls", row.tool_calls + left, allowed), account)
+            for key in keys:
+                connection.execute(update(rows).where(self._where(key)).values(tool_calls=rows.c.tool_calls + more))
+            own = update(rows).where(self._where(keys[-1]))
+            connection.execute(own.values(turn=turn, granted=before + more))
+        return before + more, refusal
+
+    def _added(self, more: Spent) -> dict[str, Any]:
+        rows = self._rows.c
+        values: dict[str, Any] = {
+            "answered": rows.answered + (more.requests - more.uncertain),
+            "counted": rows.counted + more.usage.requests,
+            "tool_calls": rows.tool_calls + more.tool_calls,
+            "milliseconds": rows.milliseconds + round(more.seconds * 1000),
+            **{name: rows[name] + getattr(more.usage, name) for name in TOKENS},
+        }
+        if more.cost is not None:
+            values["cost"] = sqlalchemy.func.coalesce(rows.cost, 0) + math.ceil(more.cost * PICO)
+        return values
+
+    # People
+
+    def extend(self, key: Key, at_first: Limits | None, more: Mapping[str, Any]) -> None:
+        """Add amounts to the limits of an account; `at_first` are those of a run that has no row yet.
+
+        Raises `ConfigurationError` for what is not limited.
+        """
+        with self._writing() as connection:
+            self._extend(connection, key, at_first, more)
+
+    def _extend(
+        self, connection: sqlalchemy.Connection, key: Key, at_first: Limits | None, more: Mapping[str, Any]
+    ) -> None:
+        row = self._locked(connection, key, at_first, opened=False)
+        after = extended(account_of(row).allowed or at_first, more, key.id)
+        first = row.at_first or json.dumps(limits_record(at_first))
+        values = {"allowed": json.dumps(limits_record(after)), "at_first": first}
+        connection.execute(update(self._rows).where(self._where(key)).values(**values))
+
+    def decide(self, run: Key, number: int, key: Key, at_first: Limits | None, more: Mapping[str, Any] | None) -> None:
+        """Apply the decision about a run's request for more, once: `more` is added to the account; None rejects.
+
+        `number` counts the requests of the run, whose own account remembers how many are decided.
+        """
+        with self._writing() as connection:
+            locked = {}
+            for one in dict.fromkeys((key, run)):  # In the order of all chains: an ancestor's account comes first.
+                locked[one] = self._locked(connection, one, at_first if one == key else None, opened=False)
+            if locked[run].asked != number:
+                return
+            if more is not None:
+                self._extend(connection, key, at_first, more)
+            connection.execute(update(self._rows).where(self._where(run)).values(asked=number + 1))
+
+
+def account_of(row: Any) -> Account:
+    """Return an account from its row."""
+    usage = Usage(requests=row.counted, **{name: getattr(row, name) for name in TOKENS})
+    cost = None if row.cost is None else Decimal(row.cost) / PICO
+    spent = Spent(row.requests, row.tool_calls, usage, cost, row.milliseconds / 1000, row.requests - row.answered)
+    return Account(_limits(row.allowed), _limits(row.at_first), spent, row.opened, row.settled, row.asked)
+
+
+def _limits(stored: str | None) -> Limits | None:
+    return None if stored is None else read_limits(json.loads(stored))
+
+
+def of_lone_run(account: Account, own: Spent) -> Spent:
+    """Return what a run without children has spent: what its records say, and the uncertain calls of its account."""
+    return replace(own, requests=own.requests + account.spent.uncertain, uncertain=account.spent.uncertain)

@@ -1,0 +1,234 @@
+"""The limits of runs in a database: they hold after restarts, are extended, and are shared by a family of runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import sqlalchemy
+
+from durable_swarm import Agent, ConfigurationError, LimitReached, Limits, ModelError, ToolError
+from durable_swarm.engine.database.connection import connect
+from durable_swarm.engine.storage.ledger import Key, Ledger
+from durable_swarm.limits import Spent
+from durable_swarm.service import open_runs
+from durable_swarm.testing import ScriptedModel, call, http_error
+from durable_swarm.types import Usage
+from tests.engine.conftest import Make
+from tests.engine.helpers import connected, rows, unique, user
+
+RUN = "run-1"
+
+
+def look(number: int) -> str:
+    """Look something up."""
+    return f"found {number}"
+
+
+def looking() -> Any:
+    """Return a script that calls `look` for ever, with arguments that never repeat."""
+    return lambda request: [call("look", number=len(request["messages"]))]
+
+
+def spender(*functions: Any) -> Agent:
+    """Make an agent of a name of its own."""
+    return Agent(name=unique("Saver"), functions=list(functions) or [look])
+
+
+def test_an_extended_run_continues(make_anywhere: Make) -> None:
+    """After `extend` and `resume` the run goes on where it stood; nothing is asked again, and nothing is given back."""
+    agent = spender()
+    model = ScriptedModel(looking(), strict=False)
+    swarm = make_anywhere(model)
+    with pytest.raises(LimitReached) as caught:
+        swarm.run(agent, user(), run_id=RUN, limits=Limits(requests=2))
+    assert f"durable-swarm extend {RUN} --requests 2" in str(caught.value)
+    assert f"durable-swarm resume {RUN}" in str(caught.value)
+    run = swarm.get(RUN)
+    run.extend(requests=1)
+    run.resume()
+    with pytest.raises(LimitReached) as again:
+        run.result()
+    assert (again.value.used, again.value.allowed, len(model.calls)) == (3, 3, 3)
+    assert (run.spent.requests, run.spent.tool_calls, run.spent.uncertain) == (3, 3, 0)
+
+
+def test_a_resumed_run_that_was_not_extended_asks_nothing(make: Make) -> None:
+    """`resume` alone gives nothing back: the run fails again, before a model call."""
+    agent = spender()
+    model = ScriptedModel(looking(), strict=False)
+    swarm = make(model)
+    with pytest.raises(LimitReached):
+        swarm.run(agent, user(), run_id=RUN, limits=Limits(requests=1))
+    for _ in range(2):
+        swarm.get(RUN).resume()
+        with pytest.raises(LimitReached):
+            swarm.get(RUN).result()
+    assert (len(model.calls), swarm.get(RUN).spent.requests) == (1, 1)
+
+
+def test_a_run_keeps_the_limits_it_was_started_with(make: Make) -> None:
+    """A restart with other code, which would give other limits, does not change those of a run."""
+    agent, script = spender(), looking()
+    with pytest.raises(LimitReached):
+        make(ScriptedModel(script, strict=False), limits=Limits(requests=1)).run(agent, user(), run_id=RUN)
+    swarm = make(ScriptedModel(script, strict=False), limits=None)
+    swarm.get(RUN).resume()
+    with pytest.raises(LimitReached):
+        swarm.get(RUN).result()
+
+
+def test_a_run_in_progress_is_extended(make: Make) -> None:
+    """An extension counts at once: the run meets it at the limit."""
+    swarm = make(ScriptedModel([[call("more", number=1)], "Done"]))
+
+    def more(number: int) -> str:
+        swarm.get(RUN).extend(requests=1)
+        return "extended"
+
+    assert swarm.run(spender(more), user(), run_id=RUN, limits=Limits(requests=1)).ended_by == "answer"
+
+
+@pytest.mark.parametrize("amount", [{}, {"requests": 0}, {"requests": "many"}, {"cost": 1}, {"turns": 1}])
+def test_only_amounts_that_are_limited_are_extended(make: Make, amount: dict[str, Any]) -> None:
+    """Nothing, no amount, and what has no limit are refused with the reason."""
+    agent = spender()
+    swarm = make(ScriptedModel(["Hello"]))
+    swarm.run(agent, user(), run_id=RUN)
+    with pytest.raises(ConfigurationError):
+        swarm.get(RUN).extend(**amount)
+
+
+def test_a_refused_model_call_costs_nothing(make: Make) -> None:
+    """A call that the provider refused is not counted, however often the run is resumed."""
+    agent = spender()
+    swarm = make(ScriptedModel([http_error(400), http_error(400), "Hello"]))
+    with pytest.raises(ModelError):
+        swarm.run(agent, user(), run_id=RUN, limits=Limits(requests=1))
+    swarm.get(RUN).resume()
+    with pytest.raises(ModelError):
+        swarm.get(RUN).result()
+    assert swarm.get(RUN).spent.requests == 0
+    swarm.get(RUN).resume()
+    assert swarm.get(RUN).result().ended_by == "answer"
+    assert (swarm.get(RUN).spent.requests, swarm.get(RUN).spent.uncertain) == (1, 0)
+
+
+def test_a_fork_counts_anew(make: Make) -> None:
+    """A fork has its source's limits, and has spent nothing: neither the kept turns nor an uncertain call."""
+    agent = spender()
+    model = ScriptedModel(looking(), strict=False)
+    swarm = make(model)
+    with pytest.raises(LimitReached):
+        swarm.run(agent, user(), run_id=RUN, limits=Limits(requests=2))
+    fork = swarm.get(RUN).fork(1)
+    assert fork.spent == Spent()
+    with pytest.raises(LimitReached):
+        fork.result()
+    assert (fork.spent.requests, fork.spent.uncertain, len(model.calls)) == (2, 0, 4)
+
+
+def test_a_fork_of_a_run_that_repeated_itself_continues(make: Make) -> None:
+    """The kept failures of a fork do not count for its own limit of repetitions."""
+    agent = spender()
+    swarm = make(ScriptedModel([*([[call("nobody")]] * 3), "Done"], strict=False))
+    with pytest.raises(LimitReached):
+        swarm.run(agent, user(), run_id=RUN, limits=Limits(repeats=3))
+    assert swarm.get(RUN).fork(3).result().ended_by == "answer"
+
+
+def test_a_database_of_an_earlier_version_has_no_limits(make: Make, url: str) -> None:
+    """A run whose input names no limits is not limited, and a database without the table can be read."""
+    agent = spender()
+    swarm = make(ScriptedModel([[call("look", number=1)], "Done"]), limits=None)
+    swarm.run(agent, user(), run_id=RUN)
+    swarm.close()
+    with connected(url) as connection:
+        connection.exec_driver_sql("DROP TABLE durable_swarm_ledger")
+    with open_runs(url) as opened:
+        detail = opened.show(RUN)
+    assert (detail.limits, detail.spent) == (None, Spent(2, 1, detail.usage or Usage()))
+
+
+def test_deleted_runs_leave_no_account(make: Make, url: str) -> None:
+    """The account of a run is deleted with it."""
+    agent = spender()
+    swarm = make(ScriptedModel(["Hello"]))
+    swarm.run(agent, user(), run_id=RUN)
+    swarm.get(RUN).extend(requests=1)
+    swarm.close()
+    with open_runs(url) as opened:
+        assert opened.forget(datetime.now(UTC)) == 1
+    assert rows(url, "id", "durable_swarm_ledger") == []
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Iterator[Ledger]:
+    """The ledger of a database that a `DurableSwarm` has made."""
+    url = sqlalchemy.make_url(database_url)
+    engine = connect(url, create=True)
+    yield Ledger(url, engine)
+    engine.dispose()
+
+
+def together(count: int, work: Callable[[int], Any]) -> None:
+    """Call `work` in several threads at once."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_no_share_is_given_twice(make_anywhere: Make, ledger: Ledger) -> None:
+    """Of many runs that reserve from one account at once, exactly as many get a share as it allows."""
+    make_anywhere(ScriptedModel([])).runs()
+    root, given = Key("run", "root"), []
+    ledger.open_for(root, Limits(requests=7))
+
+    def reserve(number: int) -> None:
+        while ledger.reserve([root, Key("run", f"child-{number}")], None) is None:
+            given.append(number)
+
+    together(4, reserve)
+    account = ledger.read(root)
+    assert account is not None
+    assert (len(given), account.spent.requests, account.spent.uncertain) == (7, 7, 7)
+
+
+def test_tool_calls_of_a_turn_are_granted_once(make_anywhere: Make, ledger: Ledger) -> None:
+    """A repetition of a turn reserves nothing again, and what is missing only once there is more."""
+    make_anywhere(ScriptedModel([])).runs()
+    root, own = Key("run", "root"), Key("run", "child")
+    ledger.open_for(root, Limits(tool_calls=3))
+    assert ledger.grant([root, own], 0, 2) == (2, None)
+    assert ledger.grant([root, own], 0, 2) == (2, None)
+    granted, refusal = ledger.grant([root, own], 1, 3)
+    assert refusal is not None
+    assert (granted, refusal.key, refusal.found.used) == (1, root, 3)
+    ledger.extend(root, None, {"tool_calls": 5})
+    assert ledger.grant([root, own], 1, 3) == (3, None)
+    account = ledger.read(root)
+    assert account is not None
+    assert account.spent.tool_calls == 5
+
+
+def test_a_childs_own_limit_is_its_own_error(make: Make) -> None:
+    """A child run that was given limits spends from both; its own one names the child, and a tool may tell it."""
+    swarm = make(ScriptedModel(looking(), strict=False))
+    helper = spender()
+
+    def delegate() -> str:
+        try:
+            swarm.run(helper, user(), run_id="child", limits=Limits(requests=1))
+        except LimitReached as error:
+            raise ToolError(error.run_id) from error
+        return "never"
+
+    boss = ScriptedModel([[call("delegate")], "Done"])
+    response = make(boss).run(spender(delegate), user(), run_id=RUN)
+    assert response.messages[1]["content"] == "Error: child"
+    assert (swarm.get(RUN).spent.requests, swarm.get("child").spent.requests) == (3, 1)
