@@ -1,6 +1,8 @@
 """A conversation that lasts: each guest has a session, which continues after a restart and takes one message at a time.
 
-OPENAI_API_KEY=... python examples/concierge.py GUEST MESSAGE
+OPENAI_API_KEY=... python examples/concierge.py GUEST MESSAGE [ID]
+
+With an ID of the message, such as the chat gives it, a message that is sent again after a crash is not answered twice.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ def session_of(swarm: DurableSwarm, guest: str) -> Session:
     return swarm.session(f"guest/{guest}", concierge, compaction=Compaction(at_messages=40, keep_last=8))
 
 
-def main(guest: str, message: str, client: Any = None) -> str:
+def main(guest: str, message: str, message_id: str | None = None, client: Any = None) -> str:
     """Send a guest's message, and return the answer."""
     with DurableSwarm(client) as swarm:
-        return str(session_of(swarm, guest).run(message).messages[-1]["content"])
+        response = session_of(swarm, guest).run(message, run_id=message_id)
+        return str(response.messages[-1]["content"])
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1], sys.argv[2]))
+    print(main(*sys.argv[1:4]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from durable_swarm import DurableSwarm, Response
-from durable_swarm.testing import ScriptedModel, call, effect, when
+from durable_swarm.testing import ScriptedModel, call, effect, otherwise, when
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -18,7 +20,7 @@ def load(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -78,6 +80,46 @@ def _has_results(request: dict[str, Any]) -> bool:
     return bool(request["messages"][-1]["role"] == "tool")
 
 
+def invoice() -> Any:
+    """`examples/invoice.py`; the first value of the model lacks its lines."""
+    sure = {"customer": 1815, "lines": [{"item": "lamp", "count": 2, "cents": 2000}]}
+    replies = [
+        [call("customer_number", name="Analytical Engines")],
+        '{"customer": 1815, "lines": []}',
+        json.dumps(sure),
+    ]
+    found = load("invoice").main(ScriptedModel(replies))
+    return found.model_dump()
+
+
+def concierge() -> str:
+    """`examples/concierge.py`: two messages of one guest, the second of which stands on the first."""
+    module, rules = (
+        load("concierge"),
+        [
+            when(said="table", reply=[call("book_table", guests=4)]),
+            when(said="vegan", reply=["to_kitchen"]),
+            when(system="kitchen of a hotel", reply="Yes, we cook vegan dishes."),
+            otherwise("Your table is booked."),
+        ],
+    )
+    module.main("ann", "A table for 4, please", "m1", ScriptedModel(rules))
+    found: str = module.main("ann", "Is there vegan food?", "m2", ScriptedModel(rules))
+    return found
+
+
+def limits() -> str:
+    """`examples/limits.py`."""
+    pages = [[call("read_page", number=number)] for number in range(3)]
+    found: str = load("limits").main(ScriptedModel([*pages, "Chairs are on sale."]))
+    return found
+
+
+def outage() -> None:
+    """`examples/outage.py`, which has a provider of its own."""
+    load("outage").main()
+
+
 def demo() -> Response:
     """The agents of `durable-swarm demo refund`, without the pauses."""
     os.environ["DURABLE_SWARM_DEMO_SECONDS"] = "0"
@@ -89,4 +131,4 @@ def demo() -> Response:
         return swarm.run(refund_agent, asked, {"user_name": "Max"}, run_id="demo")
 
 
-PROGRAMS = [refund, travel, research, demo, newsroom]
+PROGRAMS = [refund, travel, research, demo, newsroom, invoice, concierge, limits, outage]
