@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from durable_swarm.tasks import protect
+
 T = TypeVar("T")
 
 CROWD = 32
@@ -93,8 +95,9 @@ class _ForLoop(ThreadPoolExecutor):
 
 
 def equip(loop: asyncio.AbstractEventLoop) -> None:
-    """Make calls in threads, as by `asyncio.to_thread`, never wait on a loop that is not the program's."""
+    """Make calls in threads, as by `asyncio.to_thread`, never wait on a loop of ours, and protect its tasks."""
     loop.set_default_executor(_ForLoop())
+    protect(loop)
 
 
 class Background:

@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self, TypeVar, cast
 from durable_swarm import ends
 from durable_swarm.awaitables import is_async, is_awaitable, settled
 from durable_swarm.background import background_loop, errands, on_background, threads
+from durable_swarm.tasks import apart, user_scope
 
 T = TypeVar("T")
 
@@ -47,12 +48,13 @@ class BlockingRuntime:
 
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with ends.carrying():
-            result = function(*args, **kwargs)
+            with user_scope():
+                result = function(*args, **kwargs)
             if not is_awaitable(result):
                 return result
             if asyncio.isfuture(result) and result.get_loop() is running_loop():
                 raise RuntimeError("the function's task needs the event loop that run() blocks; use run_async() there")
-            return beside(lambda _: settled(result))
+            return beside(lambda _: _apart(result))
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -78,7 +80,7 @@ class LoopRuntime:
 
 def _plain(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     try:
-        with ends.carrying():
+        with ends.carrying(), user_scope():
             return function(*args, **kwargs)
     except StopIteration as error:
         # A future refuses it, and a waiter for the future would wait forever; these are Python's own words for it.
@@ -96,8 +98,7 @@ async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple
 
 
 async def _apart(awaitable: Awaitable[Any]) -> Any:
-    """Await a function's awaitable in its own task, because code that cancels its task must not cancel the run."""
-    return result_of(await asyncio.get_running_loop().create_task(contained(settled(awaitable))))
+    return result_of(await apart(contained(settled(awaitable))))
 
 
 def result_of(ended: tuple[T, None] | tuple[None, BaseException]) -> T:

@@ -84,6 +84,19 @@ def test_no_call_of_a_cut_reply_is_made(make_swarm: MakeSwarm, run: Run, reason:
     assert (made, purged, response.ended_by) == ([30], "purged", "answer")
 
 
+@pytest.mark.parametrize(("reason", "remedy"), [("length", "max_tokens"), ("content_filter", "the provider's filter")])
+@pytest.mark.parametrize("reply", [["purge"], "Once upon"])
+def test_a_cut_reply_is_logged(
+    make_swarm: MakeSwarm, run: Run, reason: str, remedy: str, reply: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning for each reply that was cut names the agent, the reason and what helps."""
+    agent, _ = purger()
+    run(make_swarm(ScriptedModel([cut_off(reply, reason), "Done."])), agent, user())
+    (logged,) = [record for record in caplog.records if "the provider cut" in record.getMessage()]
+    assert logged.levelname == "WARNING"
+    assert all(part in logged.getMessage() for part in (repr(agent.name), repr(reason), remedy))
+
+
 def test_several_calls_of_a_cut_reply(make_swarm: MakeSwarm, run: Run) -> None:
     """The calls before the one that was cut are not made either; each has its answer, also beside a text."""
     agent, made = purger()

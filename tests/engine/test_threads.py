@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, Swarm
+from durable_swarm import Agent, DurableSwarm, Swarm, ask_human, tool
 from durable_swarm.background import CROWD
 from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
@@ -140,6 +140,32 @@ def test_tools_of_queued_runs_that_wait_starve_nobody(make: Make) -> None:
         swarm.serve(CROWD)
     runs = [swarm.start(boss, user(), queue=True) for swarm in swarms for _ in range(CROWD)]
     assert [last_tool(run.result(PATIENCE)) for run in runs] == ["leaf"] * MANY
+
+
+def asks() -> str:
+    """Ask."""
+    return ask_human("Well?")
+
+
+@tool(approval=True)
+def needs_approval() -> str:
+    """Wait for an approval."""
+    return "approved"
+
+
+@pytest.mark.parametrize("waiting", [asks, needs_approval], ids=lambda waiting: waiting.__name__)
+def test_tools_that_wait_for_people_starve_nobody(make: Make, waiting: Callable[..., Any]) -> None:
+    """However many plain tools wait for a question or an approval, a tool that works gets its thread at once."""
+    name = str(waiting.__name__)
+    asker, worker = Agent(name=unique("Asker"), functions=[waiting]), Agent(name=unique("Worker"), functions=[leaf])
+    swarm = make(ScriptedModel(calls_once(name)))
+    runs = [swarm.start(asker, user()) for _ in range(MANY)]
+    assert wait_until(lambda: len(swarm.requests()) == MANY)
+    assert [last_tool(swarm.start(worker, user("sub")).result(PATIENCE)) for _ in range(3)] == ["leaf"] * 3
+    assert len(swarm.requests()) == MANY
+    for run in runs:
+        run.answer("yes") if waiting is asks else run.approve()
+    assert {last_tool(run.result(PATIENCE)) for run in runs} == {"yes" if waiting is asks else "approved"}
 
 
 def test_the_threads_of_a_crowd_are_given_back(make: Make) -> None:

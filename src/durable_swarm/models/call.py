@@ -32,6 +32,7 @@ from durable_swarm.models.final_tool import (
     refuses_format,
     with_final_tool,
 )
+from durable_swarm.models.cut import warn_if_cut
 from durable_swarm.models.lean import prepared, retries_itself
 from durable_swarm.models.memo import KeptInMemory, Memo
 from durable_swarm.models.provider_errors import (
@@ -122,7 +123,9 @@ async def complete(
     message = with_origin(as_answer(read_message(answer.message, call.turn), asking.final), model)
     if debug:
         say(f"Received completion: {message}")
-    return Completion(message, read_usage(answer), model, read_finish(answer), bool(asking.final))
+    finish = read_finish(answer)
+    warn_if_cut(agent.name, call.run_id, finish, has_calls=bool(message["tool_calls"]))
+    return Completion(message, read_usage(answer), model, finish, bool(asking.final))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from typing import Any
 from dbos import DBOS, _core, _dbos, _outcome, _sys_db
 
 from durable_swarm.background import Threads, equip
+from durable_swarm.tasks import engine_scope
 
 ENDING = 0.2
 """Seconds that closing waits at most for DBOS's threads."""
@@ -67,8 +68,10 @@ def keep_apart() -> None:
     loop.call_soon_threadsafe(equip, loop)
 
 
-def end() -> None:
-    """Wait for idle threads of the DBOS that was just destroyed to end; busy ones end when their work is done."""
+def destroy() -> None:
+    """Destroy the DBOS that was launched here, and wait for its idle threads; busy ones end when their work is done."""
+    with engine_scope():  # A tool may close the engine.
+        DBOS.destroy()
     run_threads.close()
     until = time.monotonic() + ENDING
     for thread in list(getattr(_ours.executor, "_threads", ())):

@@ -25,7 +25,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple, TypeGuard
 
-from durable_swarm import errors
+from durable_swarm import ends, errors
 from durable_swarm.concurrency import Runtime, in_thread
 from durable_swarm.engine.backend.steps import OwnershipLost
 from durable_swarm.engine.execution.child_calls import OpenCall
@@ -105,6 +105,12 @@ class CrashLoopGuard:
             if again is not None and tried is not None:
                 self._open.pop(key, None)
                 await in_thread(self._write, again.run_id, key, tried._replace(times=tried.times - 1))
+            raise
+        except BaseException as error:
+            if ends.failure_of(error) is not None:
+                # It counts even if the program ends before the failure is recorded, as one does whose tasks are all
+                # cancelled by the tool.
+                self._open.pop(key, None)
             raise
         finally:
             if proof is not None:
@@ -261,8 +267,8 @@ def _later(moment: Any) -> bool:
 def _given_up(run_id: str, tool: str, count: int) -> StepFailed:
     step = names.tool_step(tool)
     error = errors.RunFailed(
-        f"run {run_id!r} was given up: tool {tool!r} was being executed when its process died, {count} times in a row; "
-        "mend the tool and call Run.resume()",
+        f"run {run_id!r} was given up: tool {tool!r} was being executed when its process died or all its tasks "
+        f"were cancelled, {count} times in a row; fix the tool and call Run.resume()",
         run_id=run_id,
     )
     return StepFailed(error, step)

@@ -192,8 +192,7 @@ class Process:
     def _end_dbos(self) -> None:
         if not self.hosted:
             queues.stop_queues(CLOSING)
-            DBOS.destroy()
-            pools.end()
+            pools.destroy()
             patches.refuse_pickle(everywhere=False)
         queues.forget_queue(self._private)
 
