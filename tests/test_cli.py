@@ -287,7 +287,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert err == "Interrupted. The same command goes on where this stopped.\n"
+    assert err == "Interrupted. The same command continues where this stopped.\n"
 
 
 def test_nobody_reads_on() -> None:

@@ -115,14 +115,14 @@ def test_in_words(old: str) -> None:
     command = [sys.executable, "-m", "durable_swarm", "check", "app:swarm", "--database", old]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("open (waiting) cannot go on: agent 'Checked clerk' has no tool 'refund'")
-    assert lines[1:] == ["queued (queued) goes on", "2 unfinished, 1 of them cannot go on with this code."]
+    assert lines[0].startswith("open (waiting) cannot continue: agent 'Checked clerk' has no tool 'refund'")
+    assert lines[1:] == ["queued (queued) continues", "2 unfinished, 1 of them cannot continue with this code."]
     Path("app.py").write_text(VERSION.format(**SAME | {"prompt": "New.", "policy": "hold"}), encoding="utf-8")
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     assert lines == [
         "open (waiting) is to be held: agent 'Checked clerk' has changed since it last answered",
-        "queued (queued) goes on",
-        "2 unfinished, 0 of them cannot go on with this code, 1 to be held.",
+        "queued (queued) continues",
+        "2 unfinished, 0 of them cannot continue with this code, 1 to be held.",
     ]
 
 

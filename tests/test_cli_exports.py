@@ -116,7 +116,7 @@ def test_import_reads_standard_input(shell: Shell, agent: Agent, monkeypatch: py
         (["fork", "one"], 2, "Missing option '--turn'"),
         (["fork", "one", "--turn", "-1"], 2, "--turn"),
         (["fork", "one", "--turn", "9"], 2, "it has 2 turns, counted from 0; take 0 to 2"),
-        (["fork", "one", "--turn", "2"], 2, "give messages to go on after it"),
+        (["fork", "one", "--turn", "2"], 2, "give messages to continue after it"),
         (["fork", "one", "--turn", "1", "--id", "one"], 1, "not this fork"),
     ],
 )
@@ -131,7 +131,7 @@ def test_wrong_use(shell: Shell, agent: Agent, arguments: list[str], code: int, 
 def test_a_fork_goes_on_in_the_program(shell: Shell, agent: Agent) -> None:
     """`fork` records a new run, shown with where it comes from, which the program with its agent executes."""
     told = shell("fork", "one", "--turn", "1", "--message", "Again?", "--message", "Please.", "--id", "two")
-    assert re.fullmatch(r"Run two goes on from turn 1 of run one when the program that defines agent '.*\n", told)
+    assert re.fullmatch(r"Run two continues from turn 1 of run one when the program that defines agent '.*\n", told)
     shown = shell("show", "two")
     assert re.search(r"^forked +from turn 1 of run one$", shown, re.MULTILINE)
     assert re.search(r"^  1  model  .* kept  turn 0  version .* → charge", shown, re.MULTILINE)

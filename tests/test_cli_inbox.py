@@ -16,8 +16,8 @@ from durable_swarm.testing import ScriptedModel
 from tests.support.asking import asking, leave
 from tests.support.shell import Shell
 
-HERE = "goes on in its process"
-LATER = "goes on when its program is started"
+HERE = "continues in its process"
+LATER = "continues when its program is started"
 
 
 @pytest.fixture
@@ -95,12 +95,25 @@ def test_said_to_a_run(shell: Shell) -> None:
     """`say` is heard with the next model call; a run that has ended hears nothing, and an unknown one is told."""
     with asking("one", "choose") as run:
         told = shell("say", "one", "Hurry up")
-        assert told == f"It is heard with the next model call. Run one {HERE}; it has 1 open request.\n"
+        assert told == f"The agent gets it with its next model call. Run one {HERE}; it has 1 open request.\n"
         shell("answer", "one", "red")
         run.result(timeout=20)
         assert {"role": "user", "content": "Hurry up"} in run.messages()
     assert "has ended" in shell("say", "one", "Too late", code=2)
     assert "there is no run" in shell("say", "other", "Hi", code=1)
+
+
+def test_a_run_is_named_by_the_beginning_of_its_id(shell: Shell) -> None:
+    """`say` and `inbox --run` take a prefix that fits one run alone, and name the runs that one fits otherwise."""
+    with asking("order-12", "choose") as run, asking("order-34", "choose") as other:
+        assert "order-12" in shell("inbox", "--run", "order-1")
+        assert f"Run order-12 {HERE}" in shell("say", "order-1", "Hurry up")
+        for words in (["say", "order", "Hi"], ["inbox", "--run", "order"]):
+            assert "'order' is the beginning of several ids: order-34, order-12; write more" in shell(*words, code=2)
+        for one in (run, other):
+            one.answer("red")
+            one.result(timeout=20)
+        assert {"role": "user", "content": "Hurry up"} in run.messages()
 
 
 def test_a_run_with_several_requests(shell: Shell) -> None:

@@ -112,6 +112,51 @@ class Trip:
             time.sleep(0.02)
 
 
+EVALS = """
+import pytest
+from swarm import Agent, Swarm
+from trip import agent, client
+
+
+@pytest.mark.parametrize("what", ["flight", "hotel"])
+def test_booked(what):
+    assert client.run(agent, [{"role": "user", "content": what}]).messages[-1]["content"] == f"{what}: booked"
+"""
+
+
+def test_a_module_as_program(tmp_path: Path) -> None:
+    """`run -m pytest` runs the tests of a Swarm program durably: killed, it continues, and arguments are pytest's."""
+    trip = Trip(tmp_path, "")
+    (tmp_path / "test_evals.py").write_text(EVALS)
+    command = [sys.executable, "-m", "durable_swarm", "run", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    hold = trip.hinder("hold", "hotel")
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        trip.wait(2, running)
+        running.kill()
+        running.communicate(timeout=30)
+    hold.unlink()
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2 passed" in ended.stdout
+    assert trip.effects == ["flight", "hotel", "hotel"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-m", "no_such_module"], "There is no module 'no_such_module' here"),
+        ([], "Missing argument 'SCRIPT'"),
+        (["no_such_script.py"], "no_such_script.py"),
+        (["-m"], "Option '-m' requires an argument"),
+    ],
+)
+def test_no_such_program(tmp_path: Path, words: list[str], said: str) -> None:
+    """A program that is not there is wrong use: exit code 2, and one line that names it."""
+    command = [sys.executable, "-m", "durable_swarm", "run", *words]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
+
+
 def test_a_killed_program_goes_on(tmp_path: Path) -> None:
     """Killed in its second run, a program repeats nothing of the first and the call in flight of the second."""
     trip = Trip(tmp_path, TWO_RUNS)
@@ -120,7 +165,7 @@ def test_a_killed_program_goes_on(tmp_path: Path) -> None:
     hold.unlink()
     out, err = trip.run()
     assert out == "flight: booked\nhotel: booked\n"
-    assert err == "Going on where trip.py was interrupted.\n"
+    assert err == "Continuing where trip.py was interrupted.\n"
     assert trip.effects == ["flight", "hotel", "hotel"]
 
 
@@ -133,7 +178,10 @@ def test_a_program_that_ended_begins_afresh(tmp_path: Path) -> None:
     assert trip.run("--for", "Bob") == ("flight: booked\nhotel: booked\n", "")
     assert trip.run("--for", "Bob") == ("flight: booked\nhotel: booked\n", "")
     # Ann's second run is taken over by any program with its agent; how far it has come by now is a matter of luck.
-    assert trip.run("--for", "Ann") == ("flight: booked\nhotel: booked\n", "Going on where trip.py was interrupted.\n")
+    assert trip.run("--for", "Ann") == (
+        "flight: booked\nhotel: booked\n",
+        "Continuing where trip.py was interrupted.\n",
+    )
     assert trip.effects.count("flight") == 3
 
 
@@ -249,7 +297,7 @@ def test_errors_of_the_package_are_one_line(tmp_path: Path) -> None:
     _, err = trip.run(code=1)
     assert err.count("\n") == 1
     assert "RunFailed: run 'trip'" in err
-    assert err.endswith(" Mend it, then `durable-swarm resume trip`.\n")
+    assert err.endswith(" Fix it, then `durable-swarm resume trip`.\n")
     trip = Trip(tmp_path, "client.run('agent', [])")
     assert trip.run(code=2)[1].startswith("Error: agent must be an Agent")
 
@@ -295,7 +343,7 @@ def test_a_program_that_streams_goes_on(tmp_path: Path) -> None:
         running.kill()
     (tmp_path / "pace").write_text("0")
     out, err = trip.run()
-    assert err == "Going on where trip.py was interrupted.\n"
+    assert err == "Continuing where trip.py was interrupted.\n"
     assert out.splitlines()[-1] == "The trip is booked now"
     runs = [sys.executable, "-m", "durable_swarm", "runs"]
     listed = subprocess.run(runs, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60).stdout

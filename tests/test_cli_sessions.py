@@ -25,7 +25,7 @@ class Start:
         self.continues = False
         self.model = client or ScriptedModel(lambda request: f"Answer to {request['messages'][-1]['content']}")
         self.swarm = DurableSwarm(self.model, database=database, **options)
-        self.program = programs.ScriptRun(Path("program.py"), ["--fast"], self._note)
+        self.program = programs.ScriptRun("program", "program.py", ["--fast"], self._note)
         self.agent = agent or Agent(name="Receptionist")
 
     def _note(self) -> None:

@@ -56,7 +56,7 @@ def test_approved_while_nothing_runs(tmp_path: Path) -> None:
     assert "is approved by ann" in said("approve", request, "--by", "ann")
     assert said("inbox").strip() == "No open requests."
     text = said("demo", "approval")
-    assert "goes on; what is done is not done again" in text
+    assert "continues; what is done is not done again" in text
     assert (text.count("Refunding 50"), text.count("Refunding 250 to Zoë ... done")) == (0, 1)
     run_id = request.partition("/")[0]
     assert "approved by ann" in said("show", run_id)

@@ -129,7 +129,7 @@ def _problem(asked: RequestSpec | Request, decision: Decision) -> str:
 def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
     """Return the problem with an approver's changed arguments, or ''."""
     if asked.kind not in ("approval", "limit"):
-        return f"request {asked.id!r} is no approval, so its arguments cannot be changed"
+        return f"request {asked.id!r} is not an approval, so its arguments cannot be changed"
     if not isinstance(arguments, dict):
         return f"arguments must be a dictionary, not a {type(arguments).__name__}"
     if asked.schema is None:

@@ -113,7 +113,7 @@ def test_the_server_is_away() -> None:
         for log in workers.logs():
             told = log.splitlines()
             assert len(told) == 2, log
-            assert ("Runs under way wait" in told[0], "can be written again" in told[1]) == (True, True)
+            assert ("Runs in progress wait" in told[0], "can be written again" in told[1]) == (True, True)
 
 
 class Recorded:

@@ -124,6 +124,6 @@ def test_resume_needs_no_keys(make: Make, url: str, capsys: pytest.CaptureFixtur
     with make(ScriptedModel([["charge"], "Done"]), codec=encrypted()) as swarm, pytest.raises(Declined):
         swarm.run(agent, user(), run_id="r")
     broken.clear()
-    assert "goes on" in command(capsys, "resume", "r", "--database", url)
+    assert "continues when" in command(capsys, "resume", "r", "--database", url)
     with make(ScriptedModel([["charge"], "Done"]), codec=encrypted()) as swarm:
         assert swarm.get("r").result(PATIENCE).messages[-1]["content"] == "Done"

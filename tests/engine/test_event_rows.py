@@ -82,7 +82,7 @@ def test_damaged_rows_hold_no_run(make: Make, tmp_path: Path, value: str, caplog
     swarm.close()
     insert(tmp_path / "runs.sqlite", "r", value, 1000)  # Behind whatever was written until it closed.
     assert make(ScriptedModel([WORDS])).get("r").result(timeout=PATIENCE).messages[0]["content"] == WORDS
-    assert "goes on, but what was told of its text is void" in caplog.text
+    assert "continues, but the stored events of its text cannot be read" in caplog.text
 
 
 def test_rows_are_few(make_anywhere: Make) -> None:

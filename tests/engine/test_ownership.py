@@ -211,7 +211,7 @@ def test_who_has_lost_a_run_is_told_while_its_tool_works(
            tool=names.TOOL)  # fmt: skip
     executed: execution.Execution = here.current().runs["r"]
     wait_until(executed.over.done)
-    assert "goes on elsewhere" in caplog.text
+    assert "continues elsewhere" in caplog.text
     assert executed.lost is True
     run.cancel()
     gate.open.set()

@@ -14,7 +14,7 @@ from durable_swarm.service import to_json
 from durable_swarm.service.compatibility import Compatibility, check_runs
 
 
-@click.command(short_help="Say which unfinished runs a program can go on with.")
+@click.command(short_help="Report which unfinished runs a program can continue.")
 @click.argument("target", metavar="MODULE:SWARM")
 @as_json
 @common
@@ -25,8 +25,9 @@ def check(settings: Settings, target: str, as_json: bool) -> int:
     Runs that the swarm's changed_agents="hold" is to hold, because an agent has changed, count as runs that cannot
     continue.
 
-    MODULE is imported, SWARM is its `DurableSwarm`; nothing is executed or changed. Run it with new code before you
-    deploy it. The steps inside a tool call in progress are known only when it is called again, so they are not checked.
+    MODULE is imported, SWARM is its `DurableSwarm`; no run is executed or changed. Importing executes the module, so
+    put what starts runs behind `if __name__ == "__main__":`. Run this command with new code before you deploy it. The
+    steps inside a tool call in progress are known only when it is called again, so they are not checked.
     """
     found = check_runs(load(settings, target))
     if as_json:
@@ -41,13 +42,13 @@ def check(settings: Settings, target: str, as_json: bool) -> int:
 def _summed(found: Sequence[Compatibility]) -> str:
     stuck, held = sum(bool(fit.problem) for fit in found), sum(fit.held for fit in found)
     more = f", {held} to be held" if held else ""
-    return f"{len(found)} unfinished, {stuck} of them cannot go on with this code{more}."
+    return f"{len(found)} unfinished, {stuck} of them cannot continue with this code{more}."
 
 
 def _told(fit: Compatibility) -> str:
     if fit.problem:
-        return f"{fit.run_id} ({fit.status}) cannot go on: {fit.problem}"
+        return f"{fit.run_id} ({fit.status}) cannot continue: {fit.problem}"
     changed = f"agent {fit.agent!r} has changed since it last answered" if fit.changed else ""
     if fit.held:
         return f"{fit.run_id} ({fit.status}) is to be held: {changed}"
-    return f"{fit.run_id} ({fit.status}) goes on{'; ' if changed else ''}{changed}"
+    return f"{fit.run_id} ({fit.status}) continues{'; ' if changed else ''}{changed}"

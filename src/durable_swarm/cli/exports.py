@@ -91,9 +91,9 @@ def _read(path: Path) -> bytes:
 @click.command(short_help="Start a new run from a turn of another.")
 @click.argument("run_id", metavar="ID")
 @click.option(
-    "--turn", metavar="N", type=click.IntRange(min=0), required=True, help="The first turn that is done anew, from 0."
+    "--turn", metavar="N", type=click.IntRange(min=0), required=True, help="The first turn that is made again, from 0."
 )
-@click.option("--agent", metavar="NAME", help="Go on with this agent. Default: the one whose turn it is.")
+@click.option("--agent", metavar="NAME", help="Continue with this agent. Default: the one whose turn it is.")
 @click.option("--message", metavar="TEXT", multiple=True, help="Add a user's message first. May be given repeatedly.")
 @click.option("--id", "new_id", metavar="ID", help="The id of the new run. Default: a new one.")
 @as_json
@@ -123,7 +123,7 @@ def fork(
         )
         click.echo(one_line(text), err=True)
     text = (
-        f"Run {view.id} goes on from turn {turn} of run {view.forked_from} when the program that defines agent "
+        f"Run {view.id} continues from turn {turn} of run {view.forked_from} when the program that defines agent "
         f"{view.agent!r} runs, or next uses its DurableSwarm. {STARTS}"
     )
     click.echo(json.dumps(to_json(view), indent=2) if as_json else one_line(text))

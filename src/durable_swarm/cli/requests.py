@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 WHERE = {
     True: "in its process",
     False: "when its program is started",
-    None: "in the program that defines its agent: now, if that runs, else when it is started next",
+    None: "in the program that defines its agent: now, if it is running, else when it is next started",
 }
 """Where an answered run continues, by the result of `Inbox.goes_on`."""
 
@@ -41,7 +41,9 @@ def _by(function: F) -> F:
 
 
 @click.command(short_help="List what runs ask, oldest first.")
-@click.option("--run", "run_id", metavar="ID", help="Only the requests of this run.")
+@click.option(
+    "--run", "run_id", metavar="ID", help="Only the requests of this run; a prefix that fits no other run is enough."
+)
 @click.option("--limit", metavar="N", type=click.IntRange(1, 1_000_000), help="At most N requests.")
 @as_json
 @common
@@ -105,7 +107,7 @@ def _object(text: str | None) -> dict[str, Any] | None:
 
 @click.command(short_help="Reject a call that a run wants to make.")
 @click.argument("request_id", metavar="ID")
-@click.option("--reason", metavar="TEXT", default="", help="Why; the agent is told.")
+@click.option("--reason", metavar="TEXT", default="", help="Why; the agent gets the reason.")
 @_by
 @common
 @click.pass_obj
@@ -118,7 +120,7 @@ def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> 
         _tell(opened, opened.inbox.reject(request_id, reason, by), "rejected")
 
 
-@click.command(short_help="Post the result of a tool that said it comes later.")
+@click.command(short_help="Post the result that a tool has announced with later().")
 @click.argument("token")
 @click.argument("result")
 @_by
@@ -133,17 +135,19 @@ def complete(settings: Settings, token: str, result: str, by: str | None) -> Non
     click.echo(one_line(f"Result for {token} posted. {then}"))
 
 
-@click.command(short_help="Say something to a run under way.")
+@click.command(short_help="Say something to a run in progress.")
 @click.argument("run_id", metavar="RUN")
 @click.argument("text")
 @common
 @click.pass_obj
 def say(settings: Settings, run_id: str, text: str) -> None:
-    """Add TEXT as a user's message to a run; the agent receives it with its next model call."""
+    """Add TEXT as a user's message to a run; the agent receives it with its next model call.
+
+    A prefix of the run's ID is enough if it fits no other run.
+    """
     with open_runs(settings.database) as opened:
-        opened.inbox.say(run_id, text)
-        then = _then(opened, run_id)
-    click.echo(one_line(f"It is heard with the next model call. {then}"))
+        then = _then(opened, opened.inbox.say(run_id, text))
+    click.echo(one_line(f"The agent gets it with its next model call. {then}"))
 
 
 def _tell(opened: Runs, request: Request, verb: str) -> None:
@@ -153,6 +157,6 @@ def _tell(opened: Runs, request: Request, verb: str) -> None:
 
 def _then(opened: Runs, run_id: str) -> str:
     """Return where the run continues, and the number of its other requests."""
-    text = f"Run {run_id} goes on {WHERE[opened.inbox.goes_on(run_id)]}"
+    text = f"Run {run_id} continues {WHERE[opened.inbox.goes_on(run_id)]}"
     left = len(opened.inbox.list(run_id))
     return f"{text}; it has {left} open request{'s' * (left > 1)}." if left else f"{text}."

@@ -60,7 +60,7 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
         draw_run(detail, settings.command)
 
 
-@click.command(short_help="Let a failed, cancelled or held run go on, or all failed ones.")
+@click.command(short_help="Let a failed, cancelled or held run continue, or all failed ones.")
 @click.argument("run_id", metavar="[ID]", required=False)
 @click.option("--all", "all_failed", is_flag=True, help="All failed runs, or those that the other options select.")
 @click.option("--agent", metavar="NAME", help="With --all: only runs that were started with this agent.")
@@ -117,8 +117,8 @@ def _resumed(view: RunView, held: str | None) -> str:
         accepted = f"; accepted is that {held.partition(';')[0]}" if held and not view.waits_for else ""
         return f"Run {view.id} is {view.status}{accepted}."
     return (
-        f"Run {view.id} goes on when the program that defines agent {view.agent!r} runs, now if that is at work, or "
-        f"next uses its DurableSwarm. {STARTS}"
+        f"Run {view.id} continues when the program that defines agent {view.agent!r} runs: now, if it is running, or "
+        f"when it next uses its DurableSwarm. {STARTS}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`run`: an unchanged Swarm program, made durable.
+"""`run`: an unchanged Swarm program, a script or a module, made durable.
 
 Started again with the same arguments, a killed program continues where it stopped; one that had reached its end runs
 everything anew (see `durable_swarm.engine.api.programs`).
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import runpy
-import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +15,7 @@ import click
 
 from durable_swarm.cli.mock import mock_server, mocking, use
 from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.cli.program import Program, ProgramCommand, program_of
 from durable_swarm.credentials import without_secrets
 from durable_swarm.engine.api import programs
 from durable_swarm.engine.api.run import Run
@@ -31,17 +30,21 @@ PATIENCE = 2.0
 """Seconds of waiting before a line gives the reason for the wait."""
 
 
-@click.command(short_help="Run a Swarm program durably.", context_settings={"allow_interspersed_args": False})
+@click.command(
+    cls=ProgramCommand,
+    short_help="Run a Swarm program durably.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option("-m", "module", metavar="MODULE", help="Run a module in place of a script, as `python -m` does.")
 @click.option("--mock", is_flag=True, help="Ask an offline model instead of a provider: no key is needed.")
 @mocking
-@click.argument("script", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument("words", metavar="SCRIPT [ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
 @common
 @click.pass_obj
 def run(
     settings: Settings,
-    script: Path,
-    arguments: tuple[str, ...],
+    module: str | None,
+    words: tuple[str, ...],
     mock: bool,
     seed: int,
     latency: float,
@@ -50,38 +53,45 @@ def run(
     """Run an unchanged Swarm program durably: `import swarm` imports the durable one.
 
     Kill it at any moment and start it again the same way: it continues where it stopped, and finished steps are not
-    executed again. Options come before SCRIPT; arguments after it belong to the program.
+    executed again. Options come before SCRIPT; arguments after it belong to the program. `-m pytest ARGUMENTS` runs the
+    tests of a Swarm program.
 
     With --mock, a client that the program makes without a base_url of its own asks an offline model, which calls the
     program's tools with invented arguments.
     """
+    program = program_of(module, words)
     with contextlib.ExitStack() as stack:
         if mock:
             use(stack.enter_context(mock_server(seed=seed, latency=latency, fail=fail)))
-        return _run(settings, script, arguments)
+        return _run(settings, program)
 
 
-def _run(settings: Settings, script: Path, arguments: tuple[str, ...]) -> int:
-    _prepare(settings, script, arguments)
-    program = programs.ScriptRun(script, arguments, lambda: _say(f"Going on where {script.name} was interrupted."))
-    programs.begin(program)
+def _run(settings: Settings, program: Program) -> int:
+    _prepare(settings, program)
+    session = programs.ScriptRun(
+        program.name if program.path is None else program.path.stem,
+        program.place,
+        program.arguments,
+        lambda: _say(f"Continuing where {program.name} was interrupted."),
+    )
+    programs.begin(session)
     try:
-        code = _execute(settings, script)
+        code = _execute(settings, program)
     except KeyboardInterrupt:
-        raise Problem("Interrupted. The same command goes on where this stopped.", INTERRUPTED) from None
+        raise Problem("Interrupted. The same command continues where this stopped.", INTERRUPTED) from None
     except Exception as error:
-        raise _problem(settings, script, error, _end(program, failed=True)) from error
+        raise _problem(settings, program, error, _end(session, failed=True)) from error
     finally:
         programs.begin(None)
     if code != INTERRUPTED:
-        _end(program, failed=code != 0)
+        _end(session, failed=code != 0)
     return code
 
 
-def _execute(settings: Settings, script: Path) -> int:
+def _execute(settings: Settings, program: Program) -> int:
     code = 0
     try:
-        runpy.run_path(str(script), run_name="__main__")
+        program.execute()
     except SystemExit as end:
         code = _code(end)
     if code == 0:
@@ -89,15 +99,14 @@ def _execute(settings: Settings, script: Path) -> int:
     return code
 
 
-def _prepare(settings: Settings, script: Path, arguments: tuple[str, ...]) -> None:
-    """Set the process up like `python SCRIPT ARGUMENTS`, with the durable Swarm and the database in it."""
+def _prepare(settings: Settings, program: Program) -> None:
+    """Set the process up, with the durable Swarm and the database in it."""
     from durable_swarm import compat
 
     # Absolute, so that a program that changes its directory keeps its database.
     os.environ[urls.VARIABLE] = urls.choose(settings.database).render_as_string(hide_password=False)
     compat.install(durable=True)
-    sys.argv = [str(script), *arguments]
-    sys.path.insert(0, str(script.resolve().parent))
+    program.prepare()
 
 
 def _code(end: SystemExit) -> int:
@@ -107,33 +116,33 @@ def _code(end: SystemExit) -> int:
     return 1
 
 
-def _end(program: programs.ScriptRun, *, failed: bool) -> str | None:
+def _end(session: programs.ScriptRun, *, failed: bool) -> str | None:
     """Note the program's end. An error while doing so must not hide how it ended."""
     try:
-        return program.end(failed=failed)
+        return session.end(failed=failed)
     except Exception as error:
         _say(f"Warning: the end of the program could not be noted, so its next start repeats this one: {error}")
         return None
 
 
-def _problem(settings: Settings, script: Path, error: Exception, run_id: str | None) -> Problem:
+def _problem(settings: Settings, program: Program, error: Exception, run_id: str | None) -> Problem:
     """Return the message for an exception that ended the program; `run_id` is the run that failed, if one did."""
     if isinstance(error, ConfigurationError):
         return Problem(f"Error: {error}", 2)
-    trace = _own_part(error, script)
+    trace = _own_part(error, program.path)
     error.__traceback__ = trace or error.__traceback__
     line = f" (line {trace.tb_lineno})" if trace else ""
     told = without_secrets(safe_text(error))
-    text = f"Error: {script.name}{line}: {type(error).__name__}: {told}".rstrip(": ").rstrip(".")
+    text = f"Error: {program.name}{line}: {type(error).__name__}: {told}".rstrip(": ").rstrip(".")
     if isinstance(error, RunFailed) and error.run_id and run_id is None:
-        return Problem(f"{text}. Mend it, then `{settings.command('resume', error.run_id)}`.")
+        return Problem(f"{text}. Fix it, then `{settings.command('resume', error.run_id)}`.")
     if run_id is None:
         return Problem(f"{text}. --debug shows the traceback.")
     resume = settings.command("resume", run_id)
     return Problem(
-        f"{text}. See `{settings.command('show', run_id)}`. Once the cause is mended, `{resume}` and this command "
-        "again go on from the failed step. This command alone starts afresh; after that, only the run itself can go "
-        "on, beside what is new."
+        f"{text}. See `{settings.command('show', run_id)}`. Once the cause is fixed, `{resume}` and this command "
+        "again continue from the failed step. This command alone starts everything anew; after that, only the failed "
+        "run itself can be resumed."
     )
 
 
@@ -163,8 +172,8 @@ def _trouble(run: Run) -> str | None:
     return None
 
 
-def _own_part(error: Exception, script: Path) -> TracebackType | None:
-    """Return the traceback from where the program begins."""
+def _own_part(error: Exception, script: Path | None) -> TracebackType | None:
+    """Return the traceback from where the script begins; None for a module."""
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
         trace = trace.tb_next

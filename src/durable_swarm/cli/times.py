@@ -19,7 +19,7 @@ class Age(click.ParamType[timedelta]):
         """Parse the span."""
         found = re.fullmatch(r"(\d{1,9})([smhdw])", str(value))
         if found is None:
-            self.fail(f"{value!r} is no age; give one such as 30d, 12h or 2w.", parameter, context)
+            self.fail(f"{value!r} is not an age; give one such as 30d, 12h or 2w.", parameter, context)
         try:
             return timedelta(seconds=int(found[1]) * UNITS[found[2]])
         except OverflowError:

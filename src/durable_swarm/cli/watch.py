@@ -23,7 +23,7 @@ ANEW = "— the reply begins anew —"
 """Shown when the text of a reply so far is void, and comes again."""
 
 
-@click.command(short_help="Follow a run as it goes on, or read how it went.")
+@click.command(short_help="Follow a run live, or read how it went.")
 @click.argument("run_id", metavar="ID")
 @click.option("--after", metavar="N", type=click.IntRange(min=0), default=0, help="Only the events behind number N.")
 @as_json
@@ -62,8 +62,8 @@ class _Watching:
             if teller is not None:
                 teller.close()
             again = self._settings.command("watch", self._id, "--after", str(self._last))
-            text = f"No longer watching; that changes nothing about run {self._id}, which goes on. To go on watching: "
-            raise Problem(f"{text}{again}", 130) from None
+            text = f"No longer watching; run {self._id} is not affected. To continue watching: {again}"
+            raise Problem(text, 130) from None
         state = self._opened.view(self._id).status
         if teller is not None:
             teller.remedy(state)

@@ -39,7 +39,7 @@ LOOPBACK = "127.0.0.1"
 )  # fmt: skip
 @click.option(
     "--grace", metavar="SECONDS", type=click.FloatRange(0, 86_400), default=30.0, show_default=True,
-    help="How long SIGTERM and Ctrl+C wait for the steps in hand.",
+    help="How long SIGTERM and Ctrl+C wait for the steps in progress.",
 )  # fmt: skip
 @click.option(
     "--queue-concurrency", metavar="N", type=click.IntRange(1, 1_000_000),
@@ -67,9 +67,9 @@ def worker(
 ) -> int:
     """Execute the runs that wait on the queue, and continue those of dead processes.
 
-    MODULE is imported, as from the current directory, and must define the agents; SWARM is its `DurableSwarm`. Start as
-    many workers as you like, on as many machines, with one PostgreSQL database. SIGTERM and Ctrl+C finish the steps in
-    progress and leave the rest to other workers; a second one leaves at once.
+    MODULE is imported, and so executed, as from the current directory: put what starts runs behind `if __name__ ==
+    "__main__":`. It defines the agents; SWARM is its `DurableSwarm`. Start as many workers as you like, on as many
+    machines, with one PostgreSQL database. SIGTERM and Ctrl+C finish the steps in progress; a second one does not wait.
     """
     limits = QueueLimits(concurrency, queue_concurrency, _rate(rate))
     swarm = load(settings, target)
@@ -95,9 +95,9 @@ def worker(
 
 def _drain(swarm: DurableSwarm, grace: float) -> None:
     """Finish the steps in progress, if that does not take too long; else end the process."""
-    log.info("stopping: what is in hand is finished, the rest is left to other workers")
+    log.info("stopping: the steps in progress are finished, the rest is left to other workers")
     if not _within(grace + CLOSING, lambda: swarm.drain(grace)):
-        left = ", ".join(sorted(here.current().runs)) or "what is in hand"
+        left = ", ".join(sorted(here.current().runs)) or "what is in progress"
         log.warning("%s took longer than %g s, and is left to other workers, who make the step again", left, grace)
         _end(swarm)
 

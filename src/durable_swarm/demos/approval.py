@@ -37,7 +37,7 @@ def main(name: str | None = None, database: str | None = None) -> int:
     found = _unfinished(database)
     run_id = f"{PREFIX}{uuid.uuid4().hex[:8]}" if found is None else found.id
     asked = _request(name or DEFAULT_NAME) if found is None else found.asked
-    print(f"Run {run_id}{'' if found is None else ' goes on; what is done is not done again'}.", flush=True)
+    print(f"Run {run_id}{'' if found is None else ' continues; what is done is not done again'}.", flush=True)
     try:
         with DurableSwarm(ScriptedModel(scripted_reply), database=database) as swarm:
             run = swarm.start(cashier, asked, run_id=run_id)
@@ -45,7 +45,8 @@ def main(name: str | None = None, database: str | None = None) -> int:
             messages = run.result().messages
     except KeyboardInterrupt:
         print(
-            f"\nInterrupted. The run waits on; to go on: {command('demo', 'approval', database=database)}", flush=True
+            f"\nInterrupted. The run keeps waiting; to continue: {command('demo', 'approval', database=database)}",
+            flush=True,
         )
         os._exit(130)
     print_transcript([*asked, *messages])
@@ -88,7 +89,7 @@ def _tell_what_is_asked(run: Run, database: str | None) -> None:
                 f"\nThe refund of 250 waits for a yes. From another terminal, whether this program lives or not:\n"
                 f"  {command('approve', request, database=database)}\n"
                 f"  {command('reject', request, '--reason', 'too much', database=database)}\n"
-                f"Kill it meanwhile (Ctrl+C, or kill -9 {os.getpid()}) and start it again: it goes on.\n",
+                f"Kill it meanwhile (Ctrl+C, or kill -9 {os.getpid()}) and start it again: it continues.\n",
                 flush=True,
             )
         if event.type in ("request.closed", "run.finished", "run.failed", "run.cancelled"):

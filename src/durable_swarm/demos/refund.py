@@ -46,7 +46,7 @@ def main(name: str | None = None, database: str | None = None, model: str | None
         return _demonstrate(name, database, model)
     except KeyboardInterrupt:
         again = command("demo", "refund", database=database)
-        print(f"\nInterrupted. Nothing is lost; to go on where it stopped: {again}", flush=True)
+        print(f"\nInterrupted. Nothing is lost; to continue where it stopped: {again}", flush=True)
         # At once, like a crash: a tool in another thread would continue to print steps that are no longer recorded.
         os._exit(130)
 
@@ -159,7 +159,7 @@ def _place(run: RunDetail) -> str:
 
 def _begin(name: str | None) -> Begun:
     name = (_ask_name() if name is None else name).strip() or DEFAULT_NAME
-    print(f"Kill it at any moment (Ctrl+C, or kill -9 {os.getpid()}) and start it again: it goes on.\n", flush=True)
+    print(f"Kill it at any moment (Ctrl+C, or kill -9 {os.getpid()}) and start it again: it continues.\n", flush=True)
     asked = [{"role": "user", "content": GREETING + name + REQUEST}]
     return f"{PREFIX}{uuid.uuid4().hex[:8]}", asked, {"user_name": name}
 

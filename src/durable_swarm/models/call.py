@@ -24,6 +24,7 @@ from durable_swarm.concurrency import LoopRuntime, Runtime
 from durable_swarm.models.choice import ModelChoice
 from durable_swarm.models.client import client_for, takes_origins
 from durable_swarm.models.client_loops import on_its_loop
+from durable_swarm.models.cut import warn_if_cut
 from durable_swarm.models.final_tool import (
     AnswerSink,
     as_answer,
@@ -32,7 +33,6 @@ from durable_swarm.models.final_tool import (
     refuses_format,
     with_final_tool,
 )
-from durable_swarm.models.cut import warn_if_cut
 from durable_swarm.models.lean import prepared, retries_itself
 from durable_swarm.models.memo import KeptInMemory, Memo
 from durable_swarm.models.provider_errors import (

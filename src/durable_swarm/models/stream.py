@@ -164,10 +164,10 @@ def _first_choice(chunk: Any) -> Any:
     if choices is _ABSENT and field(chunk, "usage") is not None:
         return None
     if choices is not None and not isinstance(choices, list | tuple):
-        raise BrokenStream(f"the provider's stream holds what is no chunk: {_shortly(chunk)}")
+        raise BrokenStream(f"the provider's stream contains something that is not a chunk: {_shortly(chunk)}")
     for choice in choices or ():
         if isinstance(choice, _DATA):
-            raise BrokenStream(f"the provider's stream holds what is no choice: {_shortly(choice)}")
+            raise BrokenStream(f"the provider's stream contains something that is not a choice: {_shortly(choice)}")
         index = field(choice, "index")
         if not isinstance(index, int) or index == 0:
             return choice
@@ -182,7 +182,7 @@ def _fields(delta: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(delta, Mapping):
         return ((str(name), value) for name, value in delta.items())
     if isinstance(delta, _DATA):
-        raise BrokenStream(f"the provider's stream holds what is no delta: {_shortly(delta)}")
+        raise BrokenStream(f"the provider's stream contains something that is not a delta: {_shortly(delta)}")
     # A mock has every attribute, so only types that can be part of a message count.
     own = {name: value for name, value in getattr(delta, "__dict__", {}).items() if isinstance(value, str)}
     known = {name: getattr(delta, name, None) for name in ("role", "content", "refusal", "tool_calls")}
@@ -199,7 +199,7 @@ def _text(value: Any) -> str | list[Any]:
         return value
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    raise BrokenStream(f"the provider's stream holds a content that is no text: {_shortly(value)}")
+    raise BrokenStream(f"the provider's stream contains a content that is not a text: {_shortly(value)}")
 
 
 def _joined(pieces: list[Any]) -> str | list[Any]:
@@ -313,7 +313,9 @@ class _Calls:
 
     def _add(self, fragment: Any) -> dict[str, Any]:
         if isinstance(fragment, _DATA):
-            raise BrokenStream(f"the provider's stream holds what is no tool call: {_shortly(fragment)}")
+            raise BrokenStream(
+                f"the provider's stream contains something that is not a tool call: {_shortly(fragment)}"
+            )
         custom = field(fragment, "custom") if isinstance(fragment, Mapping | BaseModel) else None
         function, index = field(fragment, "function") if custom is None else custom, field(fragment, "index")
         given, name = str(field(fragment, "id") or ""), str(field(function, "name") or "")

@@ -40,7 +40,7 @@ class Docker:
         done = _docker("run", "--detach", "--name", self.name, *settings, *where, IMAGE, password=self.place.password())
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it gives no reason"])[0]
-            raise NoPostgres(f"Docker does not start {IMAGE}: {reason}; mend that, or start with --no-docker")
+            raise NoPostgres(f"Docker does not start {IMAGE}: {reason}; fix that, or start with --no-docker")
 
     def pid(self) -> int | None:
         """Return None, because the process belongs to Docker."""

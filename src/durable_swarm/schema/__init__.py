@@ -125,7 +125,7 @@ def _problem(function: Any, name: str, others: Container[str]) -> str:
         return f'two tools are named {name!r}, and a call would not say which; name one of them by @tool(name="...")'
     if is_generator(function):
         return (
-            f"tool {name!r} is a generator, and nobody would take what it yields; return the whole result, and tell "
+            f"tool {name!r} is a generator, and nobody would take what it yields; return the whole result, and report "
             "progress by emit()"
         )
     return ""

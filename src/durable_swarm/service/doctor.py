@@ -167,7 +167,7 @@ def _formats(facts: Facts) -> Check:
         return Check("wire format", "ok", f"{records_names.WIRE}: every run is stored in the format this version reads")
     found = ", ".join(f"{count} as {version}" for version, count in sorted(facts.formats.items()))
     text = (
-        f"runs are stored {found}; after a crash this version goes on with {records_names.WIRE} only, the others "
+        f"runs are stored {found}; after a crash this version continues {records_names.WIRE} only, the others "
         "need the version of durable-swarm, or the program that launched DBOS itself, that wrote them"
     )
     return Check("wire format", "warn", text)
@@ -185,7 +185,7 @@ def _queue(visitor: Inspector) -> Check:
     )
     oldest = (datetime.now(UTC) - min(started_at(row) for row in rows)).total_seconds()
     late = oldest > LATE
-    remedy = "; is a worker at work whose swarm has that name, and the same database?" if late else ""
+    remedy = "; is a worker running whose swarm has that name, and the same database?" if late else ""
     return Check("queue", "warn" if late else "ok", f"{told}, the oldest for {oldest:.0f} s{remedy}")
 
 
@@ -199,5 +199,5 @@ def _idle(visitor: Inspector) -> Check:
     return Check(
         "interrupted runs",
         "warn",
-        f"{len(idle)} unfinished, executed by no process; they go on when a program that defines {names} is started",
+        f"{len(idle)} unfinished, executed by no process; they continue when a program that defines {names} is started",
     )

@@ -10,6 +10,7 @@ from durable_swarm.engine.storage.runs import owner_of, state_of
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.requests import TOKEN, Decision, Request
 from durable_swarm.runs import ENDED
+from durable_swarm.service.ids import find_run
 from durable_swarm.service.unreadable import opened
 from durable_swarm.swarm.answering import answer, approve, reject
 from durable_swarm.validation import check_name
@@ -30,12 +31,16 @@ class Inbox:
         self._store = visitor.store
 
     def list(self, run_id: str | None = None, limit: int | None = None) -> list[Request]:
-        """Return the open requests, oldest first: of all runs, or of one and those below it. Raises `RunNotFound`."""
+        """Return the open requests, oldest first: of all runs, or of one and those below it.
+
+        `run_id` may be a prefix that fits no other run. Raises `RunNotFound`, and `ConfigurationError` where the prefix
+        fits several runs.
+        """
         if run_id is None:
             return self._store.inbox.open_requests(None, limit)
-        self._store.found(run_id, load_output=False)
-        below = [link.run_id for link in self._store.family.below([run_id])]
-        return self._store.inbox.open_requests([run_id, *below], limit)
+        found = find_run(self._store, run_id)
+        below = [link.run_id for link in self._store.family.below([found])]
+        return self._store.inbox.open_requests([found, *below], limit)
 
     def answer(self, name: str, value: Any, by: str | None) -> Request:
         """Answer a question, or supply the result of a call that happened; return the updated request."""
@@ -58,10 +63,15 @@ class Inbox:
             waits = self._store.inbox.complete(check_name("token", token), answer(result), by, "")
         return self._store.inbox.found(TOKEN + token) if waits else None
 
-    def say(self, run_id: str, text: str) -> None:
-        """Add a user's message to a run before its next model call. Raises `RunNotFound`, `ConfigurationError`."""
-        with opened(f"run {run_id!r}"):
-            say(self._store, run_id, text)
+    def say(self, run_id: str, text: str) -> str:
+        """Add a user's message to a run before its next model call, and return the run's id.
+
+        `run_id` may be a prefix that fits no other run. Raises `RunNotFound`, `ConfigurationError`.
+        """
+        found = find_run(self._store, run_id)
+        with opened(f"run {found!r}"):
+            say(self._store, found, text)
+        return found
 
     def goes_on(self, run_id: str) -> bool | None:
         """Return True if a living process executes the run, or ended it; None if any capable process may take it.

@@ -27,18 +27,15 @@ from durable_swarm.engine.storage.family import Relatives
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.runs import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
-from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.loop import Start
 from durable_swarm.runs import ENDED, RunHistory, State
+from durable_swarm.service.ids import find_run
 from durable_swarm.service.requests import Inbox
 from durable_swarm.service.sessions import SessionList
 from durable_swarm.service.unreadable import opened, why_closed
 from durable_swarm.service.views import Failure, Query, RunDetail, RunView
 from durable_swarm.types import EndedBy, Message
-
-CANDIDATES = 5
-"""How many runs the error for an ambiguous id lists."""
 
 EVERY = 2**31 - 1
 """A limit above the number of runs in any database."""
@@ -105,7 +102,7 @@ class Runs:
 
     def show(self, run_id: str) -> RunDetail:
         """Return one run in full."""
-        row = self._store.row(self._find(run_id))
+        row = self._store.row(find_run(self._store, run_id))
         return _detail(self._store, row, bool(self._visitor.idle([row])))
 
     def view(self, run_id: str) -> RunView:
@@ -120,7 +117,7 @@ class Runs:
         `stands` is called while the run does not continue (`waits_for` gives the reason), once for each reason.
         """
         check_after(after)
-        found = self._find(run_id)
+        found = find_run(self._store, run_id)
         follower = EventReader(lambda: self._store, found, after)
         told, looked = None, -STANDING
         with opened(f"run {found!r}"):
@@ -197,7 +194,7 @@ class Runs:
 
     def export(self, run_id: str, redact: Redact | None = None) -> dict[str, Any]:
         """Return a run as a document, as `DurableSwarm.export` does."""
-        found = self._find(run_id)
+        found = find_run(self._store, run_id)
         with opened(f"run {found!r}"):
             return export(self._store, self._store.row(found), redact)
 
@@ -220,22 +217,7 @@ class Runs:
         return [_view(self._store, row, row.workflow_id in idle, row, families[row.workflow_id]) for row in rows]
 
     def _run(self, run_id: str) -> Run:
-        return Run(self._find(run_id), lambda: self._store, lambda: None)
-
-    def _find(self, text: str) -> str:
-        """Return the id of the run that has `text` as its id, or as a prefix that fits no other."""
-        if self._store.row(text, load_output=False) is not None:
-            return text
-        rows = self._store.rows(prefix=text, limit=CANDIDATES + 1) if text else []
-        if not rows:
-            raise RunNotFound(
-                f"there is no run {text!r} in {urls.shown(self._store.url)}; `durable-swarm runs` lists them",
-                run_id=text,
-            )
-        if len(rows) > 1:
-            names = [row.workflow_id for row in rows[:CANDIDATES]] + ["…"] * (len(rows) > CANDIDATES)
-            raise ConfigurationError(f"{text!r} is the beginning of several ids: {', '.join(names)}; write more of it")
-        return str(rows[0].workflow_id)
+        return Run(find_run(self._store, run_id), lambda: self._store, lambda: None)
 
 
 def _view(store: Store, row: Any, idle: bool, ended: Any, family: Relatives) -> RunView:

@@ -284,7 +284,7 @@ class Replaying:
         recorded = self.recording.turns[turn] if turn < len(self.recording.turns) else None
         if recorded is None and self.clients is None:
             if self.recording.status == "done":
-                self._note(turn, "the run goes on after its recorded end", None, f"{effect.agent} is asked")
+                self._note(turn, "the run continues after its recorded end", None, f"{effect.agent} is asked")
             raise _Stopped(f"the recording ends with turn {turn - 1} ({self.recording.status})")
         agent = self._agent(effect.agent, turn)
         if recorded is not None:
@@ -332,7 +332,7 @@ class Replaying:
             if was.plan not in NOT_MADE and find_tool(agent, now.tool) is None:
                 raise ReplayMismatch(
                     f"run {self.recording.run_id!r} calls tool {now.tool!r} in turn {turn}, which agent {agent.name!r} "
-                    "has no more; bring the tool back, or replay with a model that is asked anew",
+                    "has no more; bring the tool back, or replay with a model that is asked again",
                     run_id=self.recording.run_id,
                 )
             self._note(turn, f"what the model is told of {_call(now)}", was.text or None, now.text or None)
@@ -441,7 +441,7 @@ def _clients(client: Any, model: Any) -> Clients:
 async def _request(agent: Any, context: dict[str, Any], model_override: str | None) -> dict[str, Any]:
     """Return the arguments of a model call, without the messages, as plain JSON data."""
     system = await instructions(agent, context, BlockingRuntime())
-    # The environment's default model is no part of the program, so it is no difference.
+    # The environment's default model is not a part of the program, so it is not a difference.
     request = build_request(agent, [], model_override or agent.model)
     settings = {key: value for key, value in request.items() if key != "messages" and value is not None}
     plain: dict[str, Any] = json.loads(json.dumps({"instructions": system, **settings}, default=str))

@@ -68,7 +68,7 @@ def outcome_of(call: Call, current: CurrentCall, number: int, why: str) -> Reque
         name=f"outcome{number}",
         question=f"{call.tool} was entered, and nothing is recorded of what came of it: its process ended, or it "
         "raised or timed out. It must not be repeated unseen: did it happen? "
-        "Answer with its result if it did, approve to have it repeated, reject to tell the agent that it failed"
+        "Answer with its result if it did, approve to have it repeated, reject to report to the agent that it failed"
         + (f". {why}" if why else ""),
         arguments=json.loads(call.arguments) if call.arguments.strip() else {},
     )

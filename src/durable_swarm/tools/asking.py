@@ -64,7 +64,7 @@ def _question(word: str, question: str, choices: Any, timeout: float | None) -> 
         raise NotInRun(f"{word}() was called outside a tool; only a tool that a run has called can ask")
     if here.recorder is None:
         raise ConfigurationError(
-            f"{word}() in tool {here.call.tool!r} stands inside a @step, or the tool is transactional: an answer would "
+            f"{word}() in tool {here.call.tool!r} is inside a @step, or the tool is transactional: an answer would "
             "not survive a crash there; ask outside the step, or in another tool"
         )
     here.check()
@@ -92,7 +92,7 @@ def _answer(asked: RequestSpec, decision: Decision, default: Any) -> str:
         given: str = default
         return given
     if not isinstance(decision.value, str):
-        raise InvalidAnswer(f"the recorded answer to request {asked.id!r} is no text", request_id=asked.id)
+        raise InvalidAnswer(f"the recorded answer to request {asked.id!r} is not a text", request_id=asked.id)
     return decision.value
 
 

@@ -92,7 +92,7 @@ def _again(repeat: Repeat, made: Made | None, twin: int | None) -> dict[str, Any
     if repeat == "reuse":
         return {"plan": "same", "twin": twin} if made is None else {"plan": "tell", "text": made.text}
     if made is None:
-        return {"plan": "tell", "text": "Error: this call stands twice in your reply, and is made once."}
+        return {"plan": "tell", "text": "Error: this call occurs twice in your reply, and is made once."}
     text = made.text if len(made.text) <= QUOTED else f"{made.text[:QUOTED]}…"
     told = "you have made this call in this run, with the same arguments, and it succeeded; it is not made again"
     return {"plan": "tell", "text": f"Error: {told}. Its result was: {text}"}
@@ -217,8 +217,8 @@ def read_result(value: Any, cast: Cast) -> Outcome:
     """
     if inspect.isgenerator(value) or inspect.isasyncgen(value):
         raise TypeError(
-            "the tool returned a generator, of which nothing was executed; return the whole result, and tell progress "
-            "by emit()"
+            "the tool returned a generator, of which nothing was executed; return the whole result, and report "
+            "progress by emit()"
         )
     if isinstance(value, Later):
         return Outcome("", later=value.token)

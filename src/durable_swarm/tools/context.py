@@ -116,7 +116,7 @@ class Inside:
     def check(self) -> None:
         """Check that the attempt has not timed out. Raises TimeoutError."""
         if self.abandoned.is_set():
-            raise TimeoutError(f"tool {self.call.tool!r} has timed out; what its thread goes on with counts no more")
+            raise TimeoutError(f"tool {self.call.tool!r} has timed out; what its thread still does is ignored")
 
 
 _inside: ContextVar[Inside | None] = ContextVar("durable_swarm_inside", default=None)

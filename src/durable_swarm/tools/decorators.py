@@ -285,7 +285,7 @@ def _check_rule(word: str, rule: Any, target: Any, *more: str) -> None:
     for name, parameter in wanted.items():
         if name not in known and parameter.default is parameter.empty and parameter.kind not in free:
             raise ConfigurationError(
-                f"@tool: {word} asks for {name!r}, which is no argument of the tool; it may ask for "
+                f"@tool: {word} asks for {name!r}, which is not an argument of the tool; it may ask for "
                 f"{', '.join(sorted(known)) or 'none'}"
             )
 
@@ -296,5 +296,5 @@ def _check_function(decorator: str, target: Any) -> None:
     if is_generator(target):
         raise ConfigurationError(
             f"@{decorator}: {tool_name(target)!r} is a generator, and nobody would take what it yields; "
-            "return the whole result, and tell progress by emit()"
+            "return the whole result, and report progress by emit()"
         )

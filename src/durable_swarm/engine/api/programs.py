@@ -18,7 +18,6 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy
@@ -37,16 +36,16 @@ REMEMBERED = 20
 
 
 class ScriptRun:
-    """A running program, identified by its script and its arguments.
+    """A running program, identified by its place (the path of its script, say) and its arguments.
 
     `continues` is called when a start turns out to continue an earlier one.
     """
 
-    def __init__(self, script: Path, arguments: Sequence[str], continues: Callable[[], None]) -> None:
-        self._name = re.sub(r"[^\w.-]+", "-", script.stem)[:40]
-        self.name = f"{self._name}-{_digest(str(script.resolve()))}"
+    def __init__(self, name: str, place: str, arguments: Sequence[str], continues: Callable[[], None]) -> None:
+        self._name = re.sub(r"[^\w.-]+", "-", name)[:40]
+        self.name = f"{self._name}-{_digest(place)}"
         """The name of its swarms, so that other programs with agents of the same names do not take its runs over."""
-        self._key = f"{PROGRAM}/{_digest([str(script.resolve()), *arguments])}"
+        self._key = f"{PROGRAM}/{_digest([place, *arguments])}"
         self._continues = continues
         self._sessions: dict[sqlalchemy.URL, str] = {}
         self._asked: Counter[str] = Counter()

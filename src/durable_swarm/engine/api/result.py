@@ -169,7 +169,7 @@ class RunResult(RunRequests):
 
     def _not_yet(self, timeout: float | None) -> str:
         """Return the message that the run has not ended in time, with its state."""
-        how = "it goes on"
+        how = "it continues"
         with contextlib.suppress(errors.ConfigurationError):  # The wait may be caused by the database.
             row, why = self._row(), self.waits_for
             if why is not None:

@@ -276,7 +276,11 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
         with engine.connect() as connection:
             has_schema = connection.exec_driver_sql("SELECT to_regnamespace(%s)", (schema_of(url),)).scalar()
         if create and not has_schema:
-            log.info("the database %s has no schema %s yet; it is created", shown(url), schema_of(url))
+            log.info(
+                "the database %s has no schema %s yet; the first process that uses it creates it",
+                shown(url),
+                schema_of(url),
+            )
     except DBAPIError as error:
         if not create or not is_missing(error):
             raise

@@ -89,8 +89,8 @@ class FileLocks:
         if file_number(self._path) == self._file.number():
             return
         log.error(
-            "the file %s was deleted or replaced: it tells which programs live, and until now others could take this "
-            "program's runs for orphans. It is made again; leave it where it is.",
+            "the file %s was deleted or replaced: it shows which programs are alive, and until now others could take "
+            "this program's runs over. It is made again; leave it where it is.",
             self._path,
         )
         try:

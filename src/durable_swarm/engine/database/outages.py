@@ -104,14 +104,14 @@ class Outage:
         with self._lock:
             self.reason, known, self._told = reason, self._told, self._told or lasts
         if lasts and not known:
-            log.error("%s Runs under way wait for that, and then go on by themselves.", reason)
+            log.error("%s Runs in progress wait for that, and then continue by themselves.", reason)
 
     def end(self) -> None:
         """Record a successful write."""
         with self._lock:
             self.reason, known, self._told = None, self._told, False
         if known:
-            log.warning("the database can be written again; runs go on")
+            log.warning("the database can be written again; runs continue")
 
     def close(self) -> None:
         """Stop all waiting: the database is about to be closed."""

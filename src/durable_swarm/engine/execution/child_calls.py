@@ -152,8 +152,8 @@ class PendingCalls:
         """Remove the call; with `call`, only if that is the entry."""
         with self._lock:
             place = self._places.get(key)
-            lies = place is not None and place.done() and place.exception() is None
-            if call is None or (place is not None and lies and place.result() is call):
+            is_filled = place is not None and place.done() and place.exception() is None
+            if call is None or (place is not None and is_filled and place.result() is call):
                 self._places.pop(key, None)
                 self._owners.pop(key, None)
 

@@ -164,7 +164,7 @@ class CrashLoopGuard:
     async def _begin(self, key: str, waits: Runtime, *, alone: bool) -> None:
         """Wait until the call may begin, and count it among those in progress."""
         if alone:
-            log.warning("call %r was under way at several deaths of its process; it is made alone, others wait", key)
+            log.warning("call %r was in progress at several deaths of its process; it is made alone, others wait", key)
             self._waiting.add(key)
         try:
             while not self._begins(key, alone):

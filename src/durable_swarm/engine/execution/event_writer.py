@@ -102,7 +102,7 @@ class Writer:
         try:
             source.written(refused)
         except Exception as error:
-            log.warning("events are not told live any more: %s: %s", type(error).__name__, error)
+            log.warning("events are not sent live any more: %s: %s", type(error).__name__, error)
 
     def _rows(self, source: Source) -> list[NewRow] | None:
         try:

@@ -151,7 +151,7 @@ def plan(store: Rows, row: Any, asked: ForkArguments, swarm: str) -> Planned:
     record = runs.fork_record(start, kept, detours, swarm=swarm, at=time.time(), forked=forked)
     if kept and _is_answer(told[turn - 1].read()) and not messages:
         raise errors.ConfigurationError(
-            f"run {row.workflow_id!r} ended with turn {turn - 1}; give messages to go on after it, or fork it at an "
+            f"run {row.workflow_id!r} ended with turn {turn - 1}; give messages to continue after it, or fork it at an "
             "earlier turn"
         )
     return Planned(record, _next(row.workflow_id, runs.read_start(record)).agent)

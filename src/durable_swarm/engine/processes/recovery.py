@@ -157,7 +157,7 @@ class Recovery:
         for owner, run_ids in left.items():
             if owner not in ("", self._process.identity.name):
                 more = f" and {len(run_ids) - TOLD} more" if len(run_ids) > TOLD else ""
-                log.info("goes on with what %s has left: %s%s", owner, ", ".join(run_ids[:TOLD]), more)
+                log.info("continues what %s has left: %s%s", owner, ", ".join(run_ids[:TOLD]), more)
 
     def tell_held(self, run_id: str, reason: errors.DurableSwarmError) -> None:
         """Log why a run is held: once for all that lack the same agent."""

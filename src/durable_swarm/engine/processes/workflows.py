@@ -145,7 +145,7 @@ def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
     try:
         rows = store.events.read(run.run_id, run.seal)
     except ReplayMismatch as error:
-        log.warning("run %r goes on, but what was told of its text is void: %s", run.run_id, error)
+        log.warning("run %r continues, but the stored events of its text cannot be read: %s", run.run_id, error)
         rows = []
     numbers = [seq for turn in made for outcome in turn.outcomes if outcome for seq in numbers_in(outcome)]
     return rows, numbers

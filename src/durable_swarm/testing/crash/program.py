@@ -159,7 +159,7 @@ def _load(scenario: Scenario) -> Callable[..., Any]:
         spec = importlib.util.spec_from_file_location(Path(scenario.file).stem, scenario.file)
         if spec is None or spec.loader is None:
             raise ConfigurationError(
-                f"the scenario {scenario.name} cannot be found again: {scenario.file} is no module"
+                f"the scenario {scenario.name} cannot be found again: {scenario.file} is not a module"
             )
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
