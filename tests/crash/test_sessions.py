@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from durable_swarm import Agent, DurableSwarm, step
 from durable_swarm.engine.processes.sessions import SessionTurns
 from durable_swarm.testing import ScriptedModel
@@ -61,6 +63,8 @@ def talk(url: str, name: str) -> list[str]:
 EXPECTED = [text for what in ("one", "two", "three") for text in (what, None, f"re: {what}")]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600 if LONG else 300)
 def test_a_session_survives_a_kill_at_each_of_its_writes(lives: Lives, tmp_path: Path, database_url: str) -> None:
     """Killed before or after any write of a session, the program started again has the whole conversation, once."""
     undisturbed = lives.live(talk, database_url, "undisturbed", ledger=tmp_path / "undisturbed")

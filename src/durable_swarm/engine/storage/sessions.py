@@ -100,10 +100,13 @@ class Sessions:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
-    def _lock(self, connection: Connection, session: str) -> None:
-        """Lock the row of a session; SQLite has locked the whole file."""
+    def _locked(self, connection: Connection, session: str) -> SessionState | None:
+        """Lock the row of a session, if there is one, and return its state. SQLite has locked the whole file."""
         if not self._lite:
-            connection.execute(select(self._rows.c.id).where(self._rows.c.id == session).with_for_update())
+            row = select(self._rows.c.id).where(self._rows.c.id == session).with_for_update()
+            if connection.execute(row).first() is None:
+                return None  # Also if another process makes it right now: it would be read without a lock.
+        return self.look(session, connection)
 
     # Looking
 
@@ -251,8 +254,7 @@ class Sessions:
         return self._admission(number, sent, waits=waits)
 
     def _found_or_new(self, connection: Connection, sent: Arrival) -> SessionState:
-        self._lock(connection, sent.session)
-        state = self.look(sent.session, connection)
+        state = self._locked(connection, sent.session)
         if state is None:
             values: dict[str, Any] = {
                 "id": sent.session,
@@ -263,8 +265,7 @@ class Sessions:
             values |= {"last": 0, "created_at": now(), "updated_at": now()}
             new = (sqlite if self._lite else postgresql).insert(self._rows).values(**values)
             connection.execute(new.on_conflict_do_nothing())
-            self._lock(connection, sent.session)  # Another process may have made it first.
-            state = self.look(sent.session, connection)
+            state = self._locked(connection, sent.session)  # Another process may have made it first.
         if state is None:
             raise errors.ConfigurationError(f"session {sent.session!r} was deleted meanwhile; send the message again")
         if state.swarm != sent.swarm:
@@ -305,8 +306,7 @@ class Sessions:
         """
         try:
             with self._writing() as connection:
-                self._lock(connection, state.id)
-                present = self.look(state.id, connection)
+                present = self._locked(connection, state.id)
                 if present is None or (present.ahead, present.base) != (state.ahead, state.base):
                     raise _Changed
                 # Not the present, because the end may be noted long after it.
@@ -362,7 +362,7 @@ class Sessions:
         Raises `RunConflict` if newer runs stand on it.
         """
         rows, places, session = self._rows, self._places, place.session
-        self._lock(connection, session)
+        self._locked(connection, session)
         this = (places.c.session == session) & (places.c.run_id == run_id)
         found = connection.execute(select(places).where(this)).first()
         if found is None:  # Its session was deleted.
@@ -395,10 +395,11 @@ class Sessions:
         columns = [column.name for column in places.c]
         same = [sqlalchemy.literal(session), *[places.c[name] for name in columns[1:]]]
         with self._writing() as connection:
-            self._lock(connection, state.id)
-            if connection.execute(select(rows.c.id).where(rows.c.id == session)).first() is not None:
+            self._locked(connection, state.id)
+            new = (sqlite if self._lite else postgresql).insert(rows).values(**values).on_conflict_do_nothing()
+            # psycopg drops the row count of an INSERT unless it is asked to keep it.
+            if connection.execute(new.execution_options(preserve_rowcount=True)).rowcount != 1:
                 raise errors.RunConflict(f"session {session!r} exists already; give the fork another id")
-            connection.execute(sqlalchemy.insert(rows).values(**values))
             connection.execute(sqlalchemy.insert(places).from_select(columns, select(*same).where(kept)))
 
     def remove(self, connection: Connection, session: str) -> list[str]:
@@ -407,8 +408,7 @@ class Sessions:
         Raises `SessionBusy` while one is in progress or waits.
         """
         rows, places = self._rows, self._places
-        self._lock(connection, session)
-        state = self.look(session, connection)
+        state = self._locked(connection, session)
         if state is None:
             return []
         if (state.ahead is not None and not state.ahead.over) or self._any_waits(connection, session):
