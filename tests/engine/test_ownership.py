@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, Run, step
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, step
 from durable_swarm.engine.execution import execution
 from durable_swarm.engine.execution.child_calls import PendingCalls
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.records import names
+from durable_swarm.engine.signals import RunHeld
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
@@ -215,6 +217,23 @@ def test_who_has_lost_a_run_is_told_while_its_tool_works(
     assert executed.lost is True
     run.cancel()
     gate.open.set()
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_an_execution_that_was_replaced_holds_nothing(passes: bool, make_anywhere: Make) -> None:
+    """A run that is in progress in a process goes on there, whatever stops an earlier execution of it."""
+    gate, agent = Gate(), Agent(name=unique())
+    agent.functions.append(step(gate.hold))
+    run = make_anywhere(ScriptedModel([["hold"], "Done."])).start(agent, user(), run_id="r")
+    assert gate.entered.wait(PATIENCE)
+    engine = here.current()
+    earlier = dataclasses.replace(engine.runs["r"])
+    engine.hold("r", RunHeld(ConfigurationError("the database is locked"), passes=passes), earlier)
+    assert engine.take_over("r") == []
+    assert run.waits_for is None
+    gate.open.set()
+    assert run.result(PATIENCE).messages[-1]["content"] == "Done."
+    assert gate.calls == 1
 
 
 def test_a_call_that_nobody_executes_is_fetched(make_anywhere: Make, database_url: str) -> None:

@@ -332,11 +332,15 @@ class Process:
                 'start it with the "spawn" method, or fork before the first use'
             )
 
-    def hold(self, run_id: str, held: RunHeld) -> None:
-        """Note why a run cannot continue here, and the condition for it to continue."""
-        if self.is_closed:
-            return
+    def hold(self, run_id: str, held: RunHeld, run: Execution | None) -> None:
+        """Note why a run cannot continue here, and the condition for it to continue.
+
+        `run` is its execution that stops; None if it did not come to exist.
+        """
         reason, execution = held.reason, self.runs.get(run_id)
+        replaced = run is not None and run.entered and execution is not None and execution is not run
+        if self.is_closed or replaced:  # A later execution in this process is in progress, and not held.
+            return
         self.orphans.interrupted.add(run_id)
         if held.passes:
             # Logged once, an outage once for all runs. Not noted in the database, which could not be written just now.
@@ -366,7 +370,7 @@ class Process:
         try:
             self.store.rest(run.run_id, run.owner, run.suspended_on, run.away)
         except errors.ConfigurationError as error:
-            self.hold(run.run_id, RunHeld(error, passes=True))
+            self.hold(run.run_id, RunHeld(error, passes=True), run)
 
     def decided(self, request: Request) -> None:
         """Let the run that waited for this request continue at once, if it is executed here."""

@@ -116,7 +116,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
     except StepFailed as failed:
         raise _broken(process, run_id, run, failed) from None
     except RunHeld as held:
-        process.hold(run_id, held)
+        process.hold(run_id, held, run)
         raise
     except RunSuspended:
         if run is not None:
@@ -157,7 +157,7 @@ def _broken(process: Process, run_id: str, run: Execution | None, failed: StepFa
     try:
         record = seal.close_step(failures.failure_record(run_id, failed.error, step=failed.step), failure_of(run_id))
     except RunHeld as held:
-        process.hold(run_id, held)
+        process.hold(run_id, held, run)
         return held
     if run is not None:
         run.error = failed.error
