@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         AgentChanged,
         AlreadyAnswered,
         AmbiguousAgent,
+        Blocked,
         ConfigurationError,
         DurableSwarmError,
         InvalidAnswer,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from durable_swarm.tools.context import current_call
     from durable_swarm.tools.decorators import step, tool, tool_from_schema
     from durable_swarm.tools.inside import emit, sleep, sleep_async
-    from durable_swarm.types import Agent, Response, Result
+    from durable_swarm.types import Agent, Block, Response, Result
 
 _HOMES = {
     "engine.api.durable": ["DurableSwarm"],
@@ -55,11 +56,12 @@ _HOMES = {
     "tools.context": ["current_call"],
     "tools.decorators": ["step", "tool", "tool_from_schema"],
     "tools.inside": ["emit", "sleep", "sleep_async"],
-    "types": ["Agent", "Response", "Result"],
+    "types": ["Agent", "Block", "Response", "Result"],
     "errors": [
         "AgentChanged",
         "AlreadyAnswered",
         "AmbiguousAgent",
+        "Blocked",
         "ConfigurationError",
         "DurableSwarmError",
         "InvalidAnswer",
@@ -87,6 +89,8 @@ __all__ = [
     "AgentChanged",
     "AlreadyAnswered",
     "AmbiguousAgent",
+    "Block",
+    "Blocked",
     "Compaction",
     "ConfigurationError",
     "DurableSwarm",

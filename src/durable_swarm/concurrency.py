@@ -13,7 +13,7 @@ import contextvars
 import functools
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, Self, TypeVar, cast
@@ -101,8 +101,16 @@ async def _apart(awaitable: Awaitable[Any]) -> Any:
     return result_of(await apart(contained(settled(awaitable))))
 
 
+async def kept(work: Awaitable[T]) -> tuple[T, None] | tuple[None, BaseException]:
+    """Await the work and return a failure as a value: it neither ends the loop nor stays unretrieved."""
+    try:
+        return await work, None
+    except BaseException as error:
+        return None, error
+
+
 def result_of(ended: tuple[T, None] | tuple[None, BaseException]) -> T:
-    """Return the result that was `contained`, or raise its exception."""
+    """Return the result that was `contained` or `kept`, or raise its exception."""
     result, error = ended
     if error is not None:
         raise error
@@ -236,6 +244,43 @@ def block(coroutine: Coroutine[Any, Any, T]) -> T:
     except KeyboardInterrupt:
         running.cancel()
         raise
+
+
+async def together(parts: Iterable[Awaitable[T]]) -> list[T]:
+    """Await the parts together; all finish, then the first exception in their order is raised."""
+    made = await asyncio.gather(*(contained(_awaited(part)) for part in parts), return_exceptions=True)
+    ended = [part if isinstance(part, tuple) else (None, part) for part in made]
+    errors = [error for _, error in ended if error is not None]
+    # An engine's own signals (cancelled, no longer the owner) are not `Exception`s and outrank exceptions of tools.
+    for error in sorted(errors, key=lambda error: isinstance(error, Exception)):
+        raise error
+    return [cast("T", result) for result, _ in ended]
+
+
+async def _awaited(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+class Beside:
+    """Work beside what the code that began it does meanwhile: on its event loop, or if it has none on our own."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+        loop = running_loop()
+        self._running = on_background(kept(work)) if loop is None else loop.create_task(kept(work))
+
+    async def result(self) -> Any:
+        """Wait for the work and return its result, or raise its exception."""
+        if isinstance(self._running, asyncio.Task):
+            return result_of(await self._running)
+        try:
+            return result_of(self._running.result())
+        except KeyboardInterrupt:
+            self._running.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Cancel the work, if it has not ended: nobody waits for it."""
+        self._running.cancel()
 
 
 async def in_thread(function: Callable[..., T], *args: Any) -> T:

@@ -14,6 +14,7 @@
     ├─ RunFailed            the run ended with an error that was raised in another process
     ├─ ModelError           the provider refused, or could not be reached; carries `status`
     ├─ LimitReached         a limit of the run is used up; carries `limit`, `used`, `allowed`
+    ├─ Blocked              a guardrail stopped the run
     ├─ InvalidOutput        the model's answers do not fit the agent's output type
     ├─ ReplayMismatch       a recorded run does not fit the code that replays it
     ├─ AlreadyAnswered      the request has its answer
@@ -157,6 +158,13 @@ class LimitReached(DurableSwarmError):
     limit: str = ""
     used: float = 0
     allowed: float = 0
+
+
+class Blocked(DurableSwarmError):
+    """The guardrail called `guardrail` stopped the run for `reason`. Its verdict stays: a resumed run ends the same."""
+
+    guardrail: str = ""
+    reason: str = ""
 
 
 class InvalidOutput(DurableSwarmError):

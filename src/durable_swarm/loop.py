@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from durable_swarm.types import Effect as EffectClass
 from durable_swarm.types import EndedBy, Message, Usage
@@ -60,6 +60,8 @@ class Reply:
     if it is not the usual one: "length" and "content_filter" mean that the reply was cut. `written` names a tool whose
     call seems to be written in the text of a reply without calls. `verdict` judges an answer of an agent with an
     output type; other replies have none. `limit` names the limit because of which this is the run's last reply.
+    `input_guardrails` are the names of those that run beside this model call, `output_guardrails` of those that must
+    pass before the run ends with this reply.
     """
 
     message: Message
@@ -71,6 +73,8 @@ class Reply:
     written: str = ""
     verdict: Verdict | None = None
     limit: str = ""
+    input_guardrails: list[str] = field(default_factory=list)
+    output_guardrails: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,31 @@ class Close:
     at_limit: bool = False
 
 
-Effect = Ask | CallAll | Close
+GuardKind = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Effect: wait for the guardrails of a reply. Answered by the `Block` of one that stops the run, or by False.
+
+    `calls` are the reply's calls that wait for them.
+    """
+
+    kind: GuardKind
+    turn: int
+    agent: str
+    reply: Reply
+    history: list[Message]
+    context: dict[str, Any]
+    calls: list[Call]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the guardrails."""
+        return self.reply.input_guardrails if self.kind == "input" else self.reply.output_guardrails
+
+
+Effect = Ask | CallAll | Close | Guard
 
 
 @dataclass(frozen=True)

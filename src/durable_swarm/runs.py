@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from durable_swarm.concurrency import finish
+from durable_swarm.guardrails import guarded_turns
 from durable_swarm.loop import (
     NOT_MADE,
     Ask,
@@ -20,6 +21,7 @@ from durable_swarm.loop import (
     Close,
     Effect,
     Ending,
+    Guard,
     Outcome,
     Reply,
     Start,
@@ -27,9 +29,8 @@ from durable_swarm.loop import (
     add,
     drive,
     known,
-    turns,
 )
-from durable_swarm.types import EndedBy, Message, Usage
+from durable_swarm.types import Block, EndedBy, Message, Usage
 
 State = Literal["queued", "running", "waiting", "done", "failed", "cancelled"]
 NO_ANSWER: dict[EndedBy, str] = {
@@ -60,8 +61,8 @@ ENDED: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 class StepInfo:
     """One recorded effect of a run, in the order in which they were begun.
 
-    `kind` is `model`, `tool` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed` or
-    `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
+    `kind` is `model`, `tool`, `guardrail` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed`
+    or `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
     `turn` is the turn it belongs to, counted from 0. `kept` is true for a step that a fork took from its original run.
     `finish` is the provider's reason for the end of a reply if it is not the usual one, such as "length". `index` is
     a call's place in its reply, from 0. A refused call (an unknown tool, unfit arguments, a reply that was cut, a
@@ -72,7 +73,7 @@ class StepInfo:
 
     number: int
     name: str
-    kind: Literal["model", "tool", "step"]
+    kind: Literal["model", "tool", "step", "guardrail"]
     status: Literal["done", "failed", "running"]
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -92,7 +93,7 @@ class StepInfo:
 class _NotYet(Exception):
     """The records end here."""
 
-    def __init__(self, effect: Ask | CallAll, outcomes: list[Outcome | None]) -> None:
+    def __init__(self, effect: Ask | CallAll | Guard, outcomes: list[Outcome | None]) -> None:
         super().__init__()
         self.effect = effect
         self.outcomes = outcomes
@@ -119,11 +120,16 @@ class _Recorded:
 
     next_reply: Callable[[], Reply | None]
     next_outcome: Callable[[int, Call], Outcome | None]
+    next_verdict: Callable[[Guard], Block | Literal[False] | None]
     usage: Usage | None = None
     ahead: Reply | None = None
     """The reply after one without tool calls: the run continued, because more messages were sent to it."""
 
-    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
+        if isinstance(effect, Guard):
+            if (verdict := self.next_verdict(effect)) is None:
+                raise _NotYet(effect, [None for _ in effect.calls])
+            return verdict
         if isinstance(effect, Close):
             self.ahead = self.next_reply()
             return self.ahead is not None
@@ -147,17 +153,20 @@ def follow(
     start: Start,
     next_reply: Callable[[], Reply | None],
     next_outcome: Callable[[int, Call], Outcome | None],
+    next_verdict: Callable[[Guard], Block | Literal[False] | None] = lambda _: False,
     *,
     pending: str,
 ) -> RunHistory:
     """Rebuild a run's history from its records, with the same loop that ran it.
 
+    The functions return the next record, or None where the records end.
+
     The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
     """
     kept = functools.reduce(add, (turn.reply.usage for turn in start.kept), None)
-    recorded = _Recorded(next_reply, next_outcome, kept)
+    recorded = _Recorded(next_reply, next_outcome, next_verdict, kept)
     try:
-        ending = finish(drive(turns(start), recorded))
+        ending = finish(drive(guarded_turns(start), recorded))
     except _NotYet as end:
         messages, (agent, context) = _so_far(end, len(start.messages), pending), _left(end)
         return RunHistory(messages, recorded.usage, following=end.effect, agent=agent, context=context)
@@ -178,7 +187,7 @@ def _left(end: _NotYet) -> tuple[str, dict[str, Any]]:
 
 def _so_far(end: _NotYet, first: int, pending: str) -> list[Message]:
     effect = end.effect
-    if not isinstance(effect, CallAll):
+    if not isinstance(effect, CallAll | Guard):
         return effect.history[first:]
     history = list(effect.history)
     for call, outcome in zip(effect.calls, end.outcomes, strict=True):

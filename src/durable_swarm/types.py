@@ -61,6 +61,10 @@ class Agent(BaseModel, Generic[T]):
     """The type of the agent's answer, anything that pydantic validates; None for text."""
     output_retries: int = Field(default=2, ge=0)
     """How often the model is told what is wrong with an answer that does not fit, before the run fails."""
+    input_guardrails: list[Callable[..., Any]] = []
+    """Functions of the run's messages that may stop the run: see `docs/guardrails.md`."""
+    output_guardrails: list[Callable[..., Any]] = []
+    """Functions of the agent's answer that may stop the run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +123,21 @@ def _unknown_field(kind: str, name: str, known: list[str]) -> None:
     if not _lenient:
         raise ConfigurationError(f"{kind} has no field {name!r}; {hint}")
     log.warning("%s has no field %r, which is ignored, as in Swarm; %s", kind, name, hint)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The verdict of a guardrail that stops the run: it ends with `reply` as its answer, or without one with `Blocked`.
+
+    `reason` is for people and programs; the model and the user do not see it.
+    """
+
+    reason: str
+    reply: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reason, str) or not isinstance(self.reply, str | None):
+            raise ConfigurationError(f"Block takes texts: Block(reason, reply=None), not {self!r:.200}")
 
 
 class Result(BaseModel):

@@ -17,7 +17,16 @@ from tests.contract.helpers import MakeSwarm, Run, essence, rebuilt, replies_in
 TWICE = ({"make_swarm": "memory", "run": "stream"}, {"make_swarm": "durable", "run": "stream_async"})
 """Faces of which the others say nearly all: left out of the short form."""
 
-STREAMED = ("test_turns", "test_endings", "test_handoffs", "test_together", "test_model_errors", "test_tool_errors")
+STREAMED = (
+    "test_turns",
+    "test_endings",
+    "test_guardrails",
+    "test_handoffs",
+    "test_model_errors",
+    "test_output",
+    "test_together",
+    "test_tool_errors",
+)
 """Where the short form tries streamed faces."""
 
 

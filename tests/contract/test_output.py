@@ -224,6 +224,15 @@ def test_a_foreign_agent_may_have_a_type(make_swarm: MakeSwarm, plain_run: Run) 
     assert response.output == Refund(amount=3, reason="broken")
 
 
+def test_a_sub_agent_gives_its_output(make_swarm: MakeSwarm, plain_run: Run) -> None:
+    """An agent that is a tool gives its output as JSON, without the object that a value is wrapped in."""
+    expert = Agent(name=unique("Expert"), output_type=list[Refund])
+    boss = Agent(name=unique(), functions=[expert.as_tool(name="expert")])
+    model = ScriptedModel([[("expert", {"message": "How much?"})], f'{{"value": [{GOOD}]}}', "Done."])
+    response = plain_run(make_swarm(model), boss, user())
+    assert tool_contents(response) == ['[{"amount":3,"reason":"broken"}]']
+
+
 def test_a_validator_that_raises_is_a_failure(make_swarm: MakeSwarm, plain_run: Run) -> None:
     """What a validator raises beside a refusal of the value is a fault of the program, and fails the run with it."""
 

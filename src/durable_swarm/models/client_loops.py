@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import sys
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from durable_swarm.background import background, background_loop, on_background
-from durable_swarm.concurrency import result_of, running_loop
+from durable_swarm.concurrency import kept, result_of, running_loop
 from durable_swarm.models.lean import is_bare, is_official, is_openai
 
 CLOSING_SECONDS = 5.0
@@ -54,17 +54,9 @@ def on_its_loop(client: Any, function: Callable[..., Any]) -> Callable[..., Any]
     async def ask(*args: Any, **kwargs: Any) -> Any:
         if running_loop() is background_loop():
             return await function(*args, **kwargs)
-        return result_of(await asyncio.wrap_future(on_background(_kept(function(*args, **kwargs)))))
+        return result_of(await asyncio.wrap_future(on_background(kept(function(*args, **kwargs)))))
 
     return ask
-
-
-async def _kept(asking: Awaitable[Any]) -> tuple[Any, None] | tuple[None, BaseException]:
-    """Call, and return a failure as a value: it neither ends the loop nor stays unretrieved after a cancellation."""
-    try:
-        return await asking, None
-    except BaseException as error:
-        return None, error
 
 
 class StandIn:

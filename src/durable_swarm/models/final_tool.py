@@ -78,6 +78,8 @@ class AnswerSink:
         """The indexes of its calls in this reply."""
         self._spoke = False
         """True if the reply has a text beside, which the answer replaces."""
+        self._shown: list[dict[str, Any]] = []
+        """What was shown of other calls: it must be shown again if that text is taken back."""
 
     def delta(self, delta: dict[str, Any]) -> None:
         """Show a piece of the reply."""
@@ -86,6 +88,8 @@ class AnswerSink:
         begins = {call["index"] for call in calls if call.get("function", {}).get("name") == self._name}
         if begins and self._spoke and not self._final:
             self._show.reset()
+            for shown in self._shown:
+                self._show.delta(shown)
         self._final |= begins
         others = [call for call in calls if call["index"] not in self._final]
         pieces = [call.get("function", {}).get("arguments") or "" for call in calls if call["index"] in self._final]
@@ -95,11 +99,12 @@ class AnswerSink:
             said["content"] = text
         if others:
             said["tool_calls"] = others
+            self._shown.append({"tool_calls": others})
         self._spoke = self._spoke or bool(said.get("content"))
         if said:
             self._show.delta(said)
 
     def reset(self) -> None:
         """Void the pieces shown so far."""
-        self._final, self._spoke = set(), False
+        self._final, self._spoke, self._shown = set(), False, []
         self._show.reset()

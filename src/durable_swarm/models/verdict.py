@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm.errors import InvalidOutput
-from durable_swarm.loop import CUT, Verdict
+from durable_swarm.loop import CUT, Reply, Verdict
 from durable_swarm.schema.arguments import decoded
 from durable_swarm.schema.output import VALUE, BadOutput, output_type_of, read_type
 from durable_swarm.types import Message
@@ -63,6 +63,13 @@ def output_of(message: Message, verdict: Verdict | None, given: Any) -> Any:
         return data if given is None else read_type(given).value(data)
     except Exception:  # Validators may raise anything, and were satisfied when the answer arrived.
         return data
+
+
+def judged_output(reply: Reply, agent: Any) -> Any:
+    """Return what an output guardrail judges of a reply: the value, or the text if the agent has no output type."""
+    if reply.verdict is None:
+        return text_of(reply.message)
+    return output_of(reply.message, reply.verdict, getattr(agent, "output_type", None))
 
 
 def read_output(message: Message, verdict: Verdict | None, given: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from durable_swarm.agents import remember
 from durable_swarm.codec import mended, mended_values
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.guardrails import check_guardrails
 from durable_swarm.limits import Limits, check_limits
 from durable_swarm.loop import Ending, Start
 from durable_swarm.models.verdict import output_of
@@ -89,6 +90,7 @@ def check_agent(agent: Any) -> None:
         raise ConfigurationError(f"agent {agent.name!r}: functions must be a list of functions")
     tool_schemas(agent)
     output_type_of(agent)
+    check_guardrails(agent)
     if getattr(agent, "output_type", None) is not None:
         check_whole(f"agent {agent.name!r}: output_retries", getattr(agent, "output_retries", 2), 0)
 

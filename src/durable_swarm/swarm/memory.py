@@ -26,8 +26,9 @@ from durable_swarm.concurrency import (
     running_loop,
 )
 from durable_swarm.errors import ConfigurationError, LimitReached, ModelError, qualified_name, safe_text
+from durable_swarm.guardrails import guarded_turns, guardrails_of, output_guardrails
 from durable_swarm.limits import DEFAULT_LIMITS, Limits, Spent, check_limits
-from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Outcome, Reply, Start, add, drive, turns
+from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Guard, Outcome, Reply, Start, add, drive
 from durable_swarm.models.call import Completion, ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
@@ -42,6 +43,7 @@ from durable_swarm.sub_agents import failed_child
 from durable_swarm.swarm.answering import fits_code
 from durable_swarm.swarm.arguments import RunArguments, check_settings, respond
 from durable_swarm.swarm.compaction import Compaction, check_summary
+from durable_swarm.swarm.memory_guards import MemoryGuards
 from durable_swarm.swarm.memory_limits import MemorySpending, spending_from
 from durable_swarm.swarm.memory_requests import MemoryInbox, WaitingAtWork
 from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySession, MemoryTurn
@@ -55,7 +57,7 @@ from durable_swarm.tools.changes import Change, warn_of_lost_updates
 from durable_swarm.tools.context import CurrentCall, Inside, calling
 from durable_swarm.tools.inside import MemoryRecorder
 from durable_swarm.tools.repeats import failing_in_a_row, same_before, step_number
-from durable_swarm.types import Message, Response, Usage
+from durable_swarm.types import Block, Message, Response, Usage
 from durable_swarm.validation import LONGEST_ID, check_name, check_whole
 
 StreamedRun = Callable[[Runtime, Any, Channel], Coroutine[Any, Any, Response]]
@@ -200,9 +202,10 @@ class Swarm(Runner):
     async def _drive(self, start: Start, performer: _InMemory) -> Ending:
         try:
             with ends.bare():
-                return await drive(turns(start), performer)
+                return await drive(guarded_turns(start), performer)
         finally:
             self.inbox.forget(performer.run_id)
+            performer.guards.cancel()
 
     # Sessions
 
@@ -260,14 +263,17 @@ class _InMemory:
         self.cast[self.asked.agent.name] = self.asked.agent
         given, default = self.asked.limits, self.swarm.limits
         self.spending = MemorySpending.of(self.run_id, given, default, self.swarm.inbox, self.waits)
+        self.guards = MemoryGuards(self.channel)
 
-    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
         if self.turn is not None:
             self.turn.at(effect)
         if isinstance(effect, Ask):
             return await self._ask(effect)
         if isinstance(effect, CallAll):
             return await self._call_all(effect)
+        if isinstance(effect, Guard):
+            return await self.guards.verdict(effect, self.cast[effect.agent])
         return self.turn is not None and not self.turn.close(effect)
 
     async def _ask(self, effect: Ask) -> Reply:
@@ -279,6 +285,8 @@ class _InMemory:
         heard = [] if self.turn is None else self.turn.hear()
         if self.channel is not None:
             self.channel.begin(effect.agent, effect.turn)
+        guards = [] if effect.turn else list(guardrails_of(agent, "input"))
+        self.guards.begin(agent, "input", guards, effect.history, effect.context)
         with self.spending.model_call():
             completion = await self._patiently(
                 lambda: complete(
@@ -297,8 +305,6 @@ class _InMemory:
             )
         if self.turn is not None:
             self.turn.tokens = 0 if completion.usage is None else completion.usage.total_tokens
-        if self.channel is not None:
-            self.channel.end()
         cost = cost_of(self.swarm.prices, completion, limited=self.spending.limits_cost())
         self.spending.add(Spent(usage=completion.usage or Usage(), cost=cost))
         # A session counts as one run: its earlier calls are known to its tools.
@@ -306,6 +312,9 @@ class _InMemory:
         calls = await plan_calls(agent, completion.message, self.waits, completion.finish, before, last)
         verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         together = runs_together(agent, calls, self.swarm.tool_concurrency)
+        checks = output_guardrails(agent, completion.message, verdict)
+        if self.channel is not None and not guards and not checks:
+            self.channel.end()
         return Reply(
             completion.message,
             calls,
@@ -315,6 +324,8 @@ class _InMemory:
             completion.finish,
             verdict=verdict,
             limit=last,
+            input_guardrails=guards,
+            output_guardrails=checks,
         )
 
     async def _patiently(self, ask: Callable[[], Awaitable[Completion]]) -> Completion:

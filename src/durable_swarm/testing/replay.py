@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from durable_swarm import agents, codec
 from durable_swarm.concurrency import BlockingRuntime, finish
@@ -19,6 +19,7 @@ from durable_swarm.engine.processes import here
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.turns import recorded_turns
 from durable_swarm.errors import ConfigurationError, InvalidOutput, ReplayMismatch, RunNotFound, UnknownAgent
+from durable_swarm.guardrails import guarded_turns
 from durable_swarm.loop import (
     NOT_MADE,
     Ask,
@@ -26,13 +27,14 @@ from durable_swarm.loop import (
     Close,
     Effect,
     Ending,
+    Guard,
+    GuardKind,
     Outcome,
     Reply,
     Start,
     Verdict,
     drive,
     known,
-    turns,
 )
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.choice import choose_model
@@ -44,7 +46,7 @@ from durable_swarm.runs import State
 from durable_swarm.service import NoRuns, open_runs
 from durable_swarm.swarm.arguments import check_agent, check_settings
 from durable_swarm.tools.calls import find_tool, plan_calls
-from durable_swarm.types import Message
+from durable_swarm.types import Block, Message
 
 GOLDEN = f"{FORMAT}, golden"
 """The format of a golden file."""
@@ -162,6 +164,8 @@ class RecordedTurn:
     outcomes: list[Outcome | None]
     version: str | None
     model: str | None
+    verdicts: dict[GuardKind, Block | Literal[False] | None] = field(default_factory=dict)
+    """Of its guardrails by kind, as `TurnRecords.verdict` returns them."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ class Recording:
                 [None if outcome is None else runs.read_outcome(outcome) for outcome in turn.outcomes],
                 turn.reply.get("version"),
                 turn.reply.get("model"),
+                {kind: turn.verdict(kind) for kind in turn.guards},
             )
             for turn in recorded_turns(exported, exported.row, record)
         ]
@@ -250,7 +255,7 @@ class Replaying:
         """Replay the run to its end, or as far as the recording goes."""
         stopped: str | None = None
         try:
-            ending = finish(drive(turns(self.start), self))
+            ending = finish(drive(guarded_turns(self.start), self))
         except _Stopped as stop:
             messages, stopped = self._history[self._first :], str(stop)
         else:
@@ -261,8 +266,10 @@ class Replaying:
                 self.clients.close()
         return Replay(self.recording.run_id, len(self.requests), self.differences, messages, stopped)
 
-    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
         self._history = effect.history
+        if isinstance(effect, Guard):
+            return self._verdict(effect)
         if isinstance(effect, Close):
             following = self.recording.turns[effect.turn + 1 : effect.turn + 2]
             return any(turn.reply.heard for turn in following)  # The run continued after more messages.
@@ -276,6 +283,14 @@ class Replaying:
     def _note(self, turn: int | None, what: str, recorded: Any, now: Any) -> None:
         if recorded != now:
             self.differences.append(Difference(turn, what, recorded, now))
+
+    def _verdict(self, effect: Guard) -> Block | Literal[False]:
+        """Return the recorded verdict of guardrails: replay calls none."""
+        found = self.recording.turns[effect.turn].verdicts.get(effect.kind)
+        if found is None or (found is not False and found.reply is None):
+            state = self.recording.status
+            raise _Stopped(f"the recording has no passed {effect.kind} guardrails in turn {effect.turn} ({state})")
+        return found
 
     # Model calls
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from durable_swarm.awaitables import is_async
-from durable_swarm.concurrency import contained
+from durable_swarm.concurrency import together
 from durable_swarm.loop import NOT_MADE, Call, Outcome, known
 from durable_swarm.tools.calls import find_tool
 
@@ -36,18 +36,7 @@ async def call_in_order(calls: list[Call], one: Callable[[Call], Awaitable[Outco
 
 async def call_together(calls: list[Call], one: Callable[[Call], Awaitable[Outcome]]) -> list[Outcome]:
     """Make the calls together; all finish, then the first exception in the model's order is raised."""
-    made = await asyncio.gather(*(contained(_awaited(one(call))) for call in calls), return_exceptions=True)
-    answers = [part for answer in made for part in (answer if isinstance(answer, tuple) else (answer,))]
-    outcomes = [answer for answer in answers if isinstance(answer, Outcome)]
-    errors = [answer for answer in answers if isinstance(answer, BaseException)]
-    # An engine's own signals (cancelled, no longer the owner) are not `Exception`s and outrank exceptions of tools.
-    for error in sorted(errors, key=lambda error: isinstance(error, Exception)):
-        raise error
-    return outcomes
-
-
-async def _awaited(awaitable: Awaitable[Outcome]) -> Outcome:
-    return await awaitable
+    return await together(one(call) for call in calls)
 
 
 def runs_together(agent: Any, calls: list[Call], tool_concurrency: int) -> bool:

@@ -102,6 +102,8 @@ class Execution:
     """How many of the messages added to the run the model has received."""
     said: int | None = None
     """How many messages had been added when its last step began; None if unknown."""
+    input_guardrails: list[str] | None = None
+    """The names of those that run beside the first model call, if that was recorded by an earlier execution."""
     answered: dict[str, Answered] = field(default_factory=dict)
     """The last own turn of each agent. Turns kept by a fork do not count: it continues with the present code."""
     rated: str | None = None

@@ -10,24 +10,23 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from durable_swarm import agents, codec, errors
 from durable_swarm.concurrency import (
-    BlockingRuntime,
     CallerThreadExecutor,
     LoopRuntime,
     Runtime,
     beside,
-    finish,
     in_thread,
 )
-from durable_swarm.engine.backend import steps
 from durable_swarm.engine.execution.child_calls import CallGuard, ToolCall
+from durable_swarm.engine.execution.colours import Colour, InThread, OnEventLoop
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.execution.execution import Execution
+from durable_swarm.engine.execution.guard_steps import GuardSteps
 from durable_swarm.engine.execution.limit_requests import LimitRequests
 from durable_swarm.engine.execution.provider_waits import PatientCall, ProviderWaits
 from durable_swarm.engine.execution.publisher import now
@@ -35,13 +34,13 @@ from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecu
 from durable_swarm.engine.records import names, runs
 from durable_swarm.engine.records.agent_versions import Answered, changed, mark
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import RecordCodec, output_of
 from durable_swarm.engine.signals import RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.provider_outages import Provider
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.runs import BY_TOOL
-from durable_swarm.loop import NOT_MADE, Ask, Call, CallAll, Effect, Outcome, Reply, absorb
+from durable_swarm.guardrails import output_guardrails
+from durable_swarm.loop import NOT_MADE, Ask, Call, CallAll, Effect, Guard, Outcome, Reply, absorb
 from durable_swarm.models.call import Completion, Gate, ModelCall, complete
 from durable_swarm.models.choice import ModelChoice, choose_model
 from durable_swarm.models.client import client_for, provider_of
@@ -52,7 +51,7 @@ from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_toge
 from durable_swarm.tools.calls import plan_calls, written_call
 from durable_swarm.tools.changes import warn_of_lost_updates
 from durable_swarm.tools.repeats import failing_in_a_row, same_before
-from durable_swarm.types import Message
+from durable_swarm.types import Block, Message
 
 SLICE = 0.5
 """Maximum seconds until a run that is about to ask a model notices that it is to stop."""
@@ -61,71 +60,6 @@ REFUSED = (401, 403)
 """HTTP statuses with which a provider refuses a key. Where no key has worked yet, they prove nothing about the run."""
 
 T = TypeVar("T")
-Body = Callable[[Runtime], Awaitable[Record]]
-
-
-class Colour(Protocol):
-    """How steps and child workflows are run: in this thread, or on an event loop. Records pass through the run's codec.
-
-    Both methods draw the numbers by which DBOS recognises a step before they first suspend. So a batch begun in the
-    model's order has the same numbers in every execution, regardless of the order in which its calls get their turn.
-    """
-
-    @property
-    def waits(self) -> Runtime:
-        """How the run waits and calls blocking functions."""
-
-    async def step(self, name: str, body: Body) -> Record:
-        """Run a step and return its record, the recorded one if there is one."""
-
-    async def child(self, key: str) -> Record:
-        """Run the child workflow of the tool call `key` and return its record."""
-
-
-@dataclass(frozen=True)
-class InThread:
-    """Runs everything in the calling thread."""
-
-    run_child: Callable[[str], Record]
-    seal: RecordCodec
-    waits: Runtime = field(default_factory=BlockingRuntime)
-
-    async def step(self, name: str, body: Body) -> Record:
-        reserved = steps.reserve()
-        place = steps.place_of(reserved, name)
-        record = steps.run_step(
-            name, lambda: self.seal.close_step(finish(_coroutine(body, self.waits)), place), reserved
-        )
-        return self.seal.open(record, place, f"the record of step {name!r}")
-
-    async def child(self, key: str) -> Record:
-        return self.seal.open(self.run_child(key), output_of(key), f"the record of tool call {key!r}")
-
-
-@dataclass(frozen=True)
-class OnEventLoop:
-    """Awaits everything; plain functions go to the pool of `waits`."""
-
-    start_child: Callable[[str], Awaitable[Record]]
-    seal: RecordCodec
-    waits: Runtime
-
-    async def step(self, name: str, body: Body) -> Record:
-        reserved = steps.reserve()
-        place = steps.place_of(reserved, name)
-
-        async def go() -> Record:
-            return self.seal.close_step(await body(self.waits), place)
-
-        record = await steps.run_step_async(name, go, reserved)
-        return self.seal.open(record, place, f"the record of step {name!r}")
-
-    async def child(self, key: str) -> Record:
-        return self.seal.open(await self.start_child(key), output_of(key), f"the record of tool call {key!r}")
-
-
-async def _coroutine(body: Body, waits: Runtime) -> Record:
-    return await body(waits)
 
 
 @dataclass
@@ -160,20 +94,27 @@ class Durable:
     finishes: str = ""
     """The limit that did not permit a tool call, so that the next model call is the run's last."""
 
-    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | bool:
+    def __post_init__(self) -> None:
+        self.guards = GuardSteps(self.run, self.agent, self.trials)
+
+    async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
         self.still_wanted(self.run)
         try:
             return await self._perform(effect)
-        except (StepFailed, RunSuspended):
-            # Before the run's end, or its suspension, is recorded: readers may rely on no event following it.
-            await in_thread(self.run.feed.settle)
+        except BaseException as error:
+            self.guards.cancel()
+            if isinstance(error, StepFailed | RunSuspended):
+                # Before the run's end, or its suspension, is recorded: readers may rely on no event following it.
+                await in_thread(self.run.feed.settle)
             raise
 
-    async def _perform(self, effect: Effect) -> Reply | list[Outcome] | bool:
+    async def _perform(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
         if isinstance(effect, Ask):
             return await self._ask(effect)
         if isinstance(effect, CallAll):
             return await self._call_all(effect)
+        if isinstance(effect, Guard):
+            return await self.guards.passed(effect)
         with engines_code(f"the end of run {self.run.run_id!r}"):
             close = self.mailbox.close_for_good if effect.at_limit else self.mailbox.close
             return not await in_thread(close, self.run.run_id, self.run.heard)
@@ -187,6 +128,7 @@ class Durable:
 
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             self.run.feed.asked(effect.turn, effect.agent)
+            self.guards.begin_input(effect)
             record = await self.colour.step(names.model_step(effect.agent), body)
             reply = runs.read_reply(record)
             unsettled = budget.replied(effect.turn, reply, record, replayed=self.replayed)
@@ -298,7 +240,7 @@ class Durable:
                 conversation=run.conversation,
                 choice=self.choice(agent),
                 debug=run.debug,
-                call=await self._call_of(effect, heard),
+                call=await self._call_of(agent, effect, heard),
                 waits=waits,
                 show=run.feed if run.streams else None,
                 gate=gate,
@@ -315,9 +257,11 @@ class Durable:
         verdict = judge(agent, completion.message, completion.finish, effect.misfits)
         written = written_call(agent, completion.message)
         together = runs_together(agent, calls, run.swarm.tool_concurrency)
+        guards = ([] if effect.turn else self.guards.names, output_guardrails(agent, completion.message, verdict))
         reply = Reply(
-            completion.message, calls, completion.usage, together, heard, completion.finish, written, verdict, last
-        )
+            completion.message, calls, completion.usage, together, heard, completion.finish, written, verdict, last,
+            *guards,
+        )  # fmt: skip
         return self._recorded(agent, completion, reply)
 
     def _recorded(self, agent: Any, completion: Completion, reply: Reply) -> Record:
@@ -339,13 +283,13 @@ class Durable:
         """Return the model of an agent in this run."""
         return choose_model(agent, self.run.start.model_override, self.run.swarm.default_model)
 
-    async def _call_of(self, effect: Ask, heard: list[Message]) -> ModelCall:
+    async def _call_of(self, agent: Any, effect: Ask, heard: list[Message]) -> ModelCall:
         """Return the model call, with what is kept of it; not of a request in which the model is told more."""
         run, last = self.run, self.run.answered.get(effect.agent)
         place = f"{effect.turn}.{len(effect.history) + len(heard)}"
         kept, form = self.memo(run.run_id, place), self.memo(run.run_id, place, BY_TOOL)
         by_tool = None if last is None else last.by_tool
-        if not by_tool and run.recovered:
+        if not by_tool and run.recovered and getattr(agent, "output_type", None) is not None:
             by_tool = bool(await in_thread(form.read)) or by_tool
         keep = functools.partial(form.write, True)
         return ModelCall(run.run_id, effect.turn, len(run.start.kept), kept, by_tool=by_tool, keep_by_tool=keep)

@@ -22,6 +22,7 @@ from durable_swarm.engine.records.names import VERSION
 from durable_swarm.engine.storage.events import NewRow, place_of
 from durable_swarm.events import Event, EventType
 from durable_swarm.streaming import Channel
+from durable_swarm.types import Block
 
 AHEAD = 4
 """How many pieces beyond the stored ones may be shown here; further ones are joined until the next row is stored."""
@@ -263,10 +264,29 @@ class EventPublisher:
         """Publish the parts of the reply that were not yet published, now that it is recorded."""
         with self._telling():
             self._narrator.replied(reply)
-            if self._so_far.look():
-                self._so_far = Channel(waiting=0)
-                for channel in self._channels:
-                    channel.end()
+            if not reply.get("input_guardrails") and not reply.get("output_guardrails"):
+                self._end_reply()
+
+    def guarded(self, block: Block | None, *, last: bool = True) -> None:
+        """Publish that guardrails of the reply have passed, or that one has taken it back; `last` if no other waits."""
+        with self._telling():
+            if block is not None:
+                self._narrator.blocked(block.reply)
+                self._take_back(block.reply)
+            if last or block is not None:
+                self._end_reply()
+
+    def _take_back(self, reply: str | None) -> None:
+        for channel in (self._so_far, *self._channels) if self._so_far.look() else ():
+            channel.reset()
+            if reply:
+                channel.delta({"role": "assistant", "content": reply})
+
+    def _end_reply(self) -> None:
+        if self._so_far.look():
+            self._so_far = Channel(waiting=0)
+            for channel in self._channels:
+                channel.end()
 
     def progress(self, key: str, data: dict[str, Any]) -> None:
         """Add a value emitted by a tool in the call `key`; it is published once stored. Raises `NotSerializable`.

@@ -14,7 +14,8 @@ Redact = Callable[[str, Any], Any]
 
 _FACTS = frozenset({"v", "agent", "swarm", "at", "model", "version", "usage", "type", "step", "run_id", "failed"})
 _FACTS |= {"model_override", "max_turns", "execute_tools", "debug", "forked", "removed", "stream", "whole", "together"}
-_FACTS |= {"make", "effect", "approval", "twin", "form", "wrapped"}
+_FACTS |= {"make", "effect", "approval", "twin", "form", "wrapped", "passed"}
+_FACTS |= {"input_guardrails", "output_guardrails"}
 """Fields of records that are needed to read a run; they contain our own names and numbers."""
 
 _OURS = frozenset({"messages", "message", "kept", "detours", "reply", "outcomes", "plan", "raised", "own", "heard"})

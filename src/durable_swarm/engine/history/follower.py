@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.history.projection import EventProjection
@@ -13,9 +13,10 @@ from durable_swarm.engine.records.turns import TurnRecords, turns_in
 from durable_swarm.engine.storage.events import NewRow, place_of
 from durable_swarm.engine.storage.runs import Store, state_of
 from durable_swarm.events import Event, EventType
-from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Outcome, turns
+from durable_swarm.guardrails import guarded_turns
+from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Guard, Outcome
 from durable_swarm.runs import ENDED
-from durable_swarm.types import EndedBy
+from durable_swarm.types import Block, EndedBy
 
 SOONEST, LATEST = 0.02, 0.25
 """Seconds between polls of the database: after a new event, and after a long time without one."""
@@ -39,6 +40,8 @@ class RecordedEvents:
         """The number of the run's steps that need not be read again."""
         self._first = 0
         """The turn of the first step that is read."""
+        self._blocked = False
+        """True if a guardrail has stopped the run."""
         self.ended = False
         self._ended_at: int | None = None
         self._kept: set[int] = set()
@@ -71,7 +74,7 @@ class RecordedEvents:
         if self._loop is None:
             start = self._store.start_record(row)
             self._narrator.begin(start)
-            self._loop, self._first = turns(runs.read_start(start)), len(start.get("kept", []))
+            self._loop, self._first = guarded_turns(runs.read_start(start)), len(start.get("kept", []))
             self._go_on(None)
         steps = self._store.steps(self._run_id, after=self._passed)
         made = [step.child_workflow_id for step in steps if step.function_name == names.TOOL]
@@ -80,8 +83,12 @@ class RecordedEvents:
         first = self._first
         told = dict(enumerate(turns_in(steps, calls, self._store, row, first), first))
         replies = [at for at, step in enumerate(steps) if step.function_name.startswith("model:")]
-        passed = (self._passed + replies[-1], first + len(replies) - 1) if replies else (self._passed, first)
-        return told, passed
+        if not replies or (len(replies) == 1 and told[first].guards.get("input")):
+            return told, (
+                self._passed,
+                first,
+            )  # The input guardrails stand before the reply, and may be recorded later.
+        return told, (self._passed + replies[-1], first + len(replies) - 1)
 
     def _advance(self, told: dict[int, TurnRecords], *, over: bool) -> None:
         """Emit events as far as the records reach."""
@@ -101,9 +108,11 @@ class RecordedEvents:
         except StopIteration as end:
             self._effect, self._agent, self._ended_by = None, end.value.agent, end.value.ended_by
 
-    def _answer(self, effect: Ask | CallAll, told: TurnRecords | None) -> Any:
+    def _answer(self, effect: Ask | CallAll | Guard, told: TurnRecords | None) -> Any:
         if isinstance(effect, CallAll):
             return self._outcomes(effect, told)
+        if isinstance(effect, Guard):
+            return None if told is None else self._verdict(told.verdict(effect.kind))
         if self._asked != effect.turn:
             self._asked, self._returned = effect.turn, set()
             self._narrator.asked(effect.turn, effect.agent)
@@ -111,6 +120,14 @@ class RecordedEvents:
             return None
         self._narrator.replied(told.reply)
         return told.read()
+
+    def _verdict(self, verdict: Block | Literal[False] | None) -> Block | Literal[False] | None:
+        if not isinstance(verdict, Block):
+            return verdict
+        if not self._blocked:
+            self._blocked = True
+            self._narrator.blocked(verdict.reply)
+        return None if verdict.reply is None else verdict  # Without a reply the run has failed.
 
     def _outcomes(self, effect: CallAll, told: TurnRecords | None) -> list[Outcome] | None:
         found: list[base.Record | None] = [None] * len(effect.calls) if told is None else told.outcomes

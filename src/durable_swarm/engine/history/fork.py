@@ -18,7 +18,8 @@ from durable_swarm.engine.history.conversation import standalone
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.runs import Store, notes_on
-from durable_swarm.loop import Ask, CallAll, Close, Reply, Start, correction, turns
+from durable_swarm.guardrails import guarded_turns
+from durable_swarm.loop import Ask, CallAll, Close, Guard, Reply, Start, correction
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain
 from durable_swarm.tools.context import calling
 from durable_swarm.types import Message
@@ -178,10 +179,10 @@ def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> li
 
 def _next(run_id: str, start: Start) -> Ask | CallAll:
     """Return the fork's first effect."""
-    loop = turns(start)
+    loop = guarded_turns(start)
     found = next(loop, None)
     loop.close()
-    if found is None or isinstance(found, Close):
+    if found is None or isinstance(found, Close | Guard):
         bound = "" if start.max_turns is None else f" its max_turns of {start.max_turns:g} messages"
         raise errors.ConfigurationError(
             f"run {run_id!r} has reached{bound or ' its end'} there; fork it at an earlier turn"

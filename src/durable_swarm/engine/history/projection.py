@@ -62,6 +62,8 @@ class EventProjection:
         self._calls: list[Call] = []
         self._results: dict[int, str] = {}
         """The outcomes of this turn's calls, by position."""
+        self._said = False
+        """True if the last reply has a text."""
         self.written = ""
         """The tool whose call the last reply seems to have written as text."""
 
@@ -126,6 +128,7 @@ class EventProjection:
         self._add_progress(self._progress.pop(self._turn, ()))
         read = runs.read_reply(reply)
         self.written, self._results = read.written, {}
+        self._said = isinstance(content, str) and bool(content)
         self._calls, self._together = read.calls if self._makes_calls else [], read.together
         if not self._together:
             self._begin_calls(0)
@@ -149,6 +152,13 @@ class EventProjection:
         self._results[index] = text
         if not self._together:
             self._begin_calls(index + 1)
+
+    def blocked(self, reply: str | None) -> None:
+        """Emit that a guardrail has taken the turn's text back, and the text in its place, if there is one."""
+        if self._said:
+            self._follow("text.reset", turn=self._turn)
+        if reply:
+            self._follow("text.delta", turn=self._turn, text=reply)
 
     def ended(self, at: int, kind: EventType, data: dict[str, Any]) -> None:
         """Emit the end of the run. Events after a lost number are emitted if the run continues."""

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.records import base, names, runs
@@ -14,10 +14,10 @@ from durable_swarm.engine.records.compactions import Summary, read_summary
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.turns import Rows, calls_of, kept_steps, numbered, recorded_turns, told_step
 from durable_swarm.engine.storage.runs import Store, state_of
-from durable_swarm.loop import NOT_MADE, Call, Outcome, Reply, add
+from durable_swarm.loop import NOT_MADE, Call, Guard, Outcome, Reply, add
 from durable_swarm.runs import ENDED, RunHistory, StepInfo, follow
 from durable_swarm.tools.repeats import FAILED, Place, key_of
-from durable_swarm.types import Usage
+from durable_swarm.types import Block, Usage
 
 
 def story(store: Rows, row: Any) -> RunHistory:
@@ -34,9 +34,15 @@ def story(store: Rows, row: Any) -> RunHistory:
         outcome = told[turn].outcomes[call.index]
         return None if outcome is None else runs.read_outcome(outcome)
 
+    def next_verdict(guard: Guard) -> Block | Literal[False] | None:
+        found = told[guard.turn].verdict(guard.kind)
+        return (
+            None if isinstance(found, Block) and found.reply is None else found
+        )  # Without a reply the run has failed.
+
     state = state_of(row)
     pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
-    told_by_run = follow(start, next_reply, next_outcome, pending=pending)
+    told_by_run = follow(start, next_reply, next_outcome, next_verdict, pending=pending)
     summary = summary_of(store, row)
     return told_by_run if summary is None else replace(told_by_run, usage=add(summary.usage, told_by_run.usage))
 
@@ -115,7 +121,7 @@ def _with_failure(fields: list[dict[str, Any]], failure: base.Record | None) -> 
         return fields
     ended = {"status": "failed", "error": f"{failure['type']}: {codec.decode(failure.get('message', ''))}"}
     for step in reversed(fields):
-        if step["name"] == failure["step"] and step["status"] == "running":
+        if step["name"] == failure["step"] and (step["status"] == "running" or step["kind"] == "guardrail"):
             step.update(ended)
             return fields
     kind = "step" if failure["step"].startswith(names.COMPACT) else failure["step"].partition(":")[0]
@@ -126,6 +132,7 @@ def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str
     turn = first - 1
     for step in fields:
         turn += step["kind"] == "model"
+        # Input guardrails are begun before their model call.
         yield {**step, "turn": max(turn, first)}
 
 
@@ -143,6 +150,8 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
             texts = {}
             calls, unmade = _planned(opened[step.function_id], step.function_id) if makes_calls else ({}, [])
             yield _done(step, opened[step.function_id])
+        elif step.function_name.startswith(names.GUARDRAIL):
+            yield _guardrail(step, opened[step.function_id])
         elif step.function_name == names.TOOL:
             key = step.child_workflow_id
             fields = _tool(store, row, step, children.get(key), ENCRYPTED if call is None else call.tool)
@@ -215,6 +224,12 @@ def _done(step: Any, record: base.Record) -> dict[str, Any]:
         "misfit": codec.decode(record.get("verdict", {}).get("tell")) if kind == "model" else None,
         **_times(step),
     }
+
+
+def _guardrail(step: Any, record: base.Record) -> dict[str, Any]:
+    verdict = _value(record, "blocked", "") if record.get("closed") or not record.get("passed") else None
+    text = "passed" if verdict is None else f"blocked: {verdict}"
+    return {"name": step.function_name, "kind": "guardrail", "status": "done", "output": text, **_times(step)}
 
 
 def _tool(store: Rows, row: Any, step: Any, child: Any, name: str) -> dict[str, Any]:

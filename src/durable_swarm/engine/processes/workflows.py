@@ -24,12 +24,13 @@ from durable_swarm.engine.backend import awaited_calls, patches
 from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.backend.public import DBOS, SetWorkflowID
 from durable_swarm.engine.execution.child_calls import ToolCall
+from durable_swarm.engine.execution.colours import Colour, InThread, OnEventLoop
 from durable_swarm.engine.execution.compacting import compact
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.execution import Execution, beginning_here
 from durable_swarm.engine.execution.limit_requests import LimitRequests
 from durable_swarm.engine.execution.model_memo import RunMemo
-from durable_swarm.engine.execution.performer import Colour, Durable, InThread, OnEventLoop
+from durable_swarm.engine.execution.performer import Durable
 from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
 from durable_swarm.engine.history.projection import Row, numbers_in
 from durable_swarm.engine.processes.here import current, wait_for_current
@@ -42,7 +43,8 @@ from durable_swarm.engine.records.turns import calls_of, turns_in
 from durable_swarm.engine.signals import Broken, RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ConfigurationError, ReplayMismatch
-from durable_swarm.loop import add, drive, turns
+from durable_swarm.guardrails import guarded_turns
+from durable_swarm.loop import add, drive
 from durable_swarm.swarm.arguments import respond
 
 log = logging.getLogger("durable_swarm")
@@ -109,7 +111,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                 functools.partial(RunMemo, process.store),
             )
             await compact(performer, run.compaction)
-            ending = await drive(turns(run.start), performer)
+            ending = await drive(guarded_turns(run.start), performer)
             ending = replace(ending, usage=add(run.summarizing, ending.usage))
         run.response = respond(ending, run.cast.get(ending.agent) or agents.find_or_none(ending.agent), run_id)
         return runs.end_record(ending)
@@ -142,6 +144,7 @@ def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
     if steps:
         row = store.found(run.run_id, load_output=False)
         made = turns_in(steps, calls_of(store, row), store, row, len(run.start.kept))
+        run.input_guardrails = made[0].read().input_guardrails if made and not run.start.kept else None
     try:
         rows = store.events.read(run.run_id, run.seal)
     except ReplayMismatch as error:

@@ -50,6 +50,10 @@ def compact_step(agent: str) -> str:
     return f"{COMPACT}{agent}"
 
 
+GUARDRAIL = "guardrail:"
+"""Prefix of the step names of guardrails; the guardrail's name follows."""
+
+
 def tool_step(name: str) -> str:
     """Return the step name of a tool's calls."""
     return f"tool:{name}"

@@ -7,6 +7,7 @@ and keys are only added, never changed; `docs/code-changes.md` explains them to 
     workflow  durable_swarm.tool      one undecorated tool call, id = <run_id>/<turn>.<index>
     workflow  durable_swarm.program   a script under `durable-swarm run`, never executed: which start it is in
     step      model:<agent>           one model call: reply, plans, verdict, version, tokens
+    step      guardrail:<name>        one guardrail: its verdict
     step      tool:<name>             one call of a `@step` tool: its outcome
     step      <name>                  one call of a `@step` function inside a tool: its value
     step      durable_swarm.begun     recorded just before a tool with effect="once" is called
@@ -29,7 +30,7 @@ from durable_swarm.engine.records.base import Record, _checked, _each, _named, _
 from durable_swarm.engine.records.names import VERSION
 from durable_swarm.limits import Limits, limits_record, read_limits
 from durable_swarm.loop import Call, Ending, Outcome, Reply, Start, Turn, TurnOverride, Verdict, known
-from durable_swarm.types import EndedBy, Message, Usage
+from durable_swarm.types import Block, EndedBy, Message, Usage
 
 
 def start_record(
@@ -198,6 +199,8 @@ def reply_record(
         finish=codec.encode(reply.finish),
         written=codec.encode(reply.written),
         verdict=_verdict_record(reply.verdict),
+        input_guardrails=reply.input_guardrails,
+        output_guardrails=reply.output_guardrails,
         form=BY_TOOL if by_tool else None,
         model=model,
         version=version,
@@ -222,6 +225,22 @@ def _read_verdict(record: Record | None) -> Verdict | None:
         return None
     tell = _checked(codec.decode(record.get("tell", "")), str)
     return Verdict(tell, _checked(record.get("wrapped", False), bool))
+
+
+def guard_record(block: Block | None) -> Record:
+    """Return the record of a guardrail's verdict: it passed, or why it stops the run and with which answer."""
+    if block is None:
+        return _slim(passed=True)
+    return _slim(passed=False, blocked=codec.encode(block.reason), answer=codec.encode(block.reply))
+
+
+def read_guard(record: Record) -> Block | None:
+    """Return a guardrail's verdict from its record."""
+    with reading("a guardrail"):
+        if _checked(record["passed"], bool):
+            return None
+        reply = _checked(codec.decode(record.get("answer")), str, NoneType)
+        return Block(_checked(codec.decode(record.get("blocked", "")), str), reply)
 
 
 _TOTALS = 4
@@ -277,7 +296,8 @@ def _reply(record: Record) -> Reply:
     written = _checked(codec.decode(record.get("written", "")), str)
     together, verdict = _checked(record.get("together", False), bool), _read_verdict(record.get("verdict"))
     limit = _checked(record.get("limit", ""), str)
-    return Reply(message, calls, usage, together, heard, finish, written, verdict, limit)
+    guards = [_each(record.get(f"{kind}_guardrails", []), str) for kind in ("input", "output")]
+    return Reply(message, calls, usage, together, heard, finish, written, verdict, limit, *guards)
 
 
 def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:

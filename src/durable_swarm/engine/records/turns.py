@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from durable_swarm import codec
 from durable_swarm.engine.records import base, names, runs
-from durable_swarm.loop import NOT_MADE, Call, Reply
+from durable_swarm.loop import NOT_MADE, Call, GuardKind, Reply
 from durable_swarm.tools.repeats import FAILED
+from durable_swarm.types import Block
 
 
 class Rows(Protocol):
@@ -36,11 +37,23 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class TurnRecords:
-    """The records of one turn: its agent's name, the reply, and the outcome of each call or None."""
+    """The records of one turn: its agent's name, the reply, and the outcome of each call or None.
+
+    `guards` are the records of its guardrails, by kind, each in the agent's order or None.
+    """
 
     agent: str
     reply: base.Record
     outcomes: list[base.Record | None]
+    guards: dict[GuardKind, list[base.Record | None]] = field(default_factory=dict)
+
+    def verdict(self, kind: GuardKind) -> Block | Literal[False] | None:
+        """Return the block of the first guardrail that stops the run; False if all passed, None if one is open."""
+        records = self.guards.get(kind, [])
+        if any(record is None for record in records):
+            return None
+        blocks = (runs.read_guard(record) for record in records if record is not None)
+        return next((block for block in blocks if block is not None), False)
 
     def read(self) -> Reply:
         """Return the reply. Raises `ReplayMismatch` for a damaged record."""
@@ -68,6 +81,7 @@ def recorded_turns(store: Rows, row: Any, start: base.Record) -> list[TurnRecord
 def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, first: int) -> list[TurnRecords]:
     """Return the records of the turns in these steps of a run, starting at turn `first`; `calls` are by id."""
     tools = {step.function_id: step for step in rows if step.function_name.startswith("tool:")}
+    judged = {step.function_id: step for step in rows if step.function_name.startswith(names.GUARDRAIL)}
 
     def outcome(turn: int, call: Call, number: int) -> base.Record | None:
         if call.plan == "step":
@@ -84,8 +98,27 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
             reply = store.step_record(step, row)
             asked = numbered(runs.read_reply(reply).calls, step.function_id)
             made = [outcome(first + len(turns), call, number) for call, number in asked]
-            turns.append(TurnRecords(step.function_name.removeprefix("model:"), reply, made))
+            guards = _guards(judged, runs.read_reply(reply), step.function_id, store, row)
+            turns.append(TurnRecords(step.function_name.removeprefix("model:"), reply, made, guards))
     return turns
+
+
+def _guards(
+    judged: dict[int, Any], reply: Reply, number: int, store: Rows, row: Any
+) -> dict[GuardKind, list[base.Record | None]]:
+    """Return the records of a reply's guardrails; the reply is the run's step `number`.
+
+    Input guardrails have the numbers before it, output guardrails those after it: an answer has no calls.
+    """
+    inputs, outputs = len(reply.input_guardrails), len(reply.output_guardrails)
+    places: dict[GuardKind, range] = {
+        "input": range(number - inputs, number),
+        "output": range(number + 1, number + 1 + outputs),
+    }
+    return {
+        kind: [store.step_record(judged[at], row) if at in judged else None for at in numbers]
+        for kind, numbers in places.items()
+    }
 
 
 def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
