@@ -192,23 +192,27 @@ def words_of(limit: str) -> str:
     return own.get(limit, limit.replace("_", " "))
 
 
-def limit_error(found: Reached, run_id: str, at_first: Amount, *, durable: bool = True) -> LimitReached:
-    """Return the error of a run that has reached a limit; `at_first` is what was allowed when it started."""
-    what = words_of(found.limit)
+def limit_error(found: Reached, name: str, at_first: Amount, *, of: str = "run") -> LimitReached:
+    """Return the error of a run that has reached a limit of what is called `name`.
+
+    `of` says what that is: a "run", a "session", or a "run in memory", which ends with the error. `at_first` is what
+    was allowed when it started.
+    """
+    what, option, quoted = words_of(found.limit), found.limit.replace("_", "-"), shlex.quote(name)
     if found.limit == "repeats":
         done = f"the same tool call has failed {found.used} times in a row"
     else:
         done = f"{found.used} of {found.allowed} {what} are used"
-    name, option = shlex.quote(run_id), found.limit.replace("_", "-")
-    remedy = (
-        f"`durable-swarm extend {name} --{option} {at_first or 1}` (Run.extend) allows more, then "
-        f"`durable-swarm resume {name}` (Run.resume) continues"
-        if durable
-        else f"limits=Limits({found.limit}=...) allows more"
-    )
+    remedies = {
+        "run": f"`durable-swarm extend {quoted} --{option} {at_first or 1}` (Run.extend) allows more, then "
+        f"`durable-swarm resume {quoted}` (Run.resume) continues",
+        "session": f"swarm.session({name!r}, limits=Limits({found.limit}=...)) allows more",
+    }
+    remedy = remedies.get(of, f"limits=Limits({found.limit}=...) allows more")
+    kind = "session" if of == "session" else "run"
     return LimitReached(
-        f"run {run_id!r} has reached its limit of {what}: {done}; {remedy}",
-        run_id=run_id,
+        f"{kind} {name!r} has reached its limit of {what}: {done}; {remedy}",
+        run_id=name if kind == "run" else "",
         limit=found.limit,
         used=found.used,
         allowed=found.allowed,

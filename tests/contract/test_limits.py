@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, LimitReached, Limits, Response, ToolError
+from durable_swarm import Agent, ConfigurationError, InvalidAnswer, LimitReached, Limits, Response, ToolError
 from durable_swarm.testing import ScriptedModel, call, cut_off
 from tests.contract.helpers import MakeSwarm, Run, user
-from tests.engine.helpers import unique
+from tests.engine.helpers import unique, wait_until
 
 
 def look(number: int) -> str:
@@ -191,3 +192,64 @@ def test_limits_are_checked(wrong: dict[str, Any]) -> None:
     """A limit that is no amount is refused when it is made, by its name."""
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
         Limits(**wrong)
+
+
+def test_limits_of_a_session_are_one_total(make_swarm: MakeSwarm) -> None:
+    """All runs of a session together stay within its limits, each within its own; other limits replace them."""
+    agent = agent_with(look)
+    swarm = make_swarm(ScriptedModel([[call("look", number=1)], "One", "Two", "Three"], strict=False))
+    session = swarm.session(unique("chat"), agent, limits=Limits(requests=3))
+    assert session.run("First").ended_by == "answer"
+    assert session.run("Second").ended_by == "answer"
+    with pytest.raises(LimitReached) as caught:
+        session.run("Third")
+    assert (caught.value.limit, caught.value.used, caught.value.allowed) == ("requests", 3, 3)
+    more = swarm.session(session.id, agent, limits=Limits(requests=4))
+    assert more.run("Fourth").messages[-1]["content"] == "Three"
+    with pytest.raises(LimitReached) as own:
+        swarm.session(unique("chat"), agent).run("Fifth", limits=Limits(requests=0))
+    assert own.value.allowed == 0
+
+
+def test_a_person_is_asked_for_more(make_swarm: MakeSwarm) -> None:
+    """With `on_limit="ask"` the run waits: an approval adds what was allowed at first, or other amounts."""
+    agent, limits = agent_with(look), Limits(requests=1, on_limit="ask")
+    swarm = make_swarm(ScriptedModel([[call("look", number=number)] for number in range(4)], strict=False))
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(swarm.run, agent, user(), limits=limits)
+        first = wait_until(swarm.requests)[0]
+        assert (first.kind, first.arguments, first.tool) == ("limit", {"requests": 1}, "")
+        with pytest.raises(InvalidAnswer):
+            swarm.approve(first.id, arguments={"requests": "many"})
+        swarm.approve(first.id)
+        second = wait_until(lambda: [one for one in swarm.requests() if one.id != first.id])[0]
+        swarm.approve(second.id, arguments={"requests": 2})
+        third = wait_until(lambda: [one for one in swarm.requests() if one.id not in (first.id, second.id)])[0]
+        swarm.reject("enough", third.id)
+        with pytest.raises(LimitReached) as caught:
+            run.result()
+    assert (caught.value.used, caught.value.allowed) == (4, 4)
+
+
+def test_a_person_is_asked_for_more_tool_calls(make_swarm: MakeSwarm) -> None:
+    """A tool call beyond the limit waits for the decision, and is then made."""
+    swarm = make_swarm(ScriptedModel([[call("look", number=1), call("look", number=2)], "Done"]))
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(swarm.run, agent_with(look), user(), limits=Limits(tool_calls=1, on_limit="ask"))
+        swarm.approve(wait_until(swarm.requests)[0].id)
+        assert [one["content"] for one in run.result().messages if one["role"] == "tool"] == ["found 1", "found 2"]
+
+
+def test_an_agent_as_a_tool_may_have_limits_of_its_own(make_swarm: MakeSwarm, run: Run) -> None:
+    """A child run stays within the limits of its tool; its parent, which has others, ends with its error."""
+    helper = Agent(name=unique("Helper"), instructions="helper", functions=[look])
+    replies = looking()
+
+    def reply(request: dict[str, Any]) -> Any:
+        return replies(request) if request["messages"][0]["content"] == "helper" else [call("ask_it", message="Look")]
+
+    model = ScriptedModel(reply, strict=False)
+    error = reached(make_swarm(model), run, agent_with(helper.as_tool("ask_it", limits=Limits(requests=2))))
+    assert (error.limit, error.used, len(model.calls)) == ("requests", 2, 3)
+    with pytest.raises(ConfigurationError, match="limits"):
+        helper.as_tool(limits=2)

@@ -215,17 +215,24 @@ class Swarm(Runner):
         agent: Any = None,
         *,
         context_variables: dict[str, Any] | None = None,
+        limits: Limits | None = None,
         compaction: Compaction | None = None,
     ) -> Session:
         """Return the session of an id, which may be new.
 
         A new session needs an `agent` for its first message, and begins with a copy of `context_variables`. A session
-        that exists continues with the agent and the context that its last run left. With `compaction`, messages that
+        that exists continues with the agent and the context that its last run left. `limits` are one total over all its
+        runs, beside those of each run; other ones given later replace them. With `compaction`, messages that
         this object sends are answered with a summary in place of the first messages, once they have become many. It
         exists as long as the swarm. Raises `ConfigurationError`.
         """
-        check_session(id, agent, context_variables, compaction)
-        return MemorySession(self, id, agent, dict(context_variables or {}), compaction)
+        check_session(id, agent, context_variables, limits, compaction)
+        return MemorySession(self, id, agent, dict(context_variables or {}), limits, compaction)
+
+    def spending_of_session(self, id: str, limits: Limits, before: MemorySpending | None) -> MemorySpending:
+        """Return what a session may spend with these limits, and has spent."""
+        spent = Spent() if before is None else before.spent
+        return MemorySpending(id, limits, self.inbox, BlockingRuntime(), spent=spent, allowed=limits)
 
     def sessions(self, agent: str | None = None, limit: int = 100) -> list[Session]:
         """Return the sessions, that with the latest change first; with `agent`, those it answers next."""
@@ -262,7 +269,8 @@ class _InMemory:
     def __post_init__(self) -> None:
         self.cast[self.asked.agent.name] = self.asked.agent
         given, default = self.asked.limits, self.swarm.limits
-        self.spending = MemorySpending.of(self.run_id, given, default, self.swarm.inbox, self.waits)
+        session = None if self.turn is None else self.turn.spending
+        self.spending = MemorySpending.of(self.run_id, given, default, self.swarm.inbox, self.waits, session)
         self.guards = MemoryGuards(self.channel)
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:

@@ -34,6 +34,8 @@ class MemorySpending:
     inbox: MemoryInbox
     waits: Runtime
     parent: MemorySpending | None = None
+    session: MemorySpending | None = None
+    """That of the session, over all its runs."""
     work: WorkTime = field(default_factory=WorkTime)
     spent: Spent = field(default_factory=Spent)
     allowed: Limits | None = None
@@ -43,20 +45,30 @@ class MemorySpending:
     """The limit because of which the next model call is the run's last."""
 
     @classmethod
-    def of(cls, run_id: str, given: Limits | None, default: Limits | None, inbox: MemoryInbox, waits: Runtime) -> Self:
+    def of(
+        cls,
+        run_id: str,
+        given: Limits | None,
+        default: Limits | None,
+        inbox: MemoryInbox,
+        waits: Runtime,
+        session: MemorySpending | None,
+    ) -> Self:
         """Return that of a run that begins in this context; a child that is given no limits has those of its parent."""
         parent = _parent.get()
         if given is None and parent is not None:
             default = None if parent.at_first is None else parent.at_first.of_child()
         limits = default if given is None else given
-        return cls(run_id, limits, inbox, waits, parent, allowed=limits)
+        return cls(run_id, limits, inbox, waits, parent, session, allowed=limits)
 
     @property
     def family(self) -> Iterator[MemorySpending]:
-        """The run and its ancestors."""
+        """The run, its session and its ancestors, with their sessions."""
         one: MemorySpending | None = self
         while one is not None:
             yield one
+            if one.session is not None:
+                yield one.session
             one = one.parent
 
     @property
@@ -91,7 +103,7 @@ class MemorySpending:
     def _reserve(self, failing: int) -> Refusal | None:
         with _lock:
             for one in self.family:
-                spent = replace(one.spent, seconds=one.work.seconds)
+                spent = replace(one.spent, seconds=one.spent.seconds + one.work.seconds)
                 found = None if one.allowed is None else reached(one.allowed, spent, failing if one is self else 0)
                 if found is not None:
                     return one, found
@@ -102,7 +114,7 @@ class MemorySpending:
     def model_call(self) -> Iterator[None]:
         """Wrap a model call that was reserved; one that fails costs nothing."""
         try:
-            with self.work.working():
+            with self.work.working(), contextlib.nullcontext() if self.session is None else self.session.work.working():
                 yield
         except BaseException:
             self.add(Spent(-1))
@@ -138,7 +150,7 @@ class MemorySpending:
             asked = limit_request(self.run_id, whose.asked, agent, found, allowed, at_first)
             decision = await self.waits.call(self.inbox.wait, asked, partial(unfit, asked=asked, allowed=allowed))
         if decision.verdict != "approved":
-            raise limit_error(found, whose.run_id, at_first, durable=False)
+            raise limit_error(found, whose.run_id, at_first, of="run in memory")
         whose.extend(amounts(decision, asked))
 
     def extend(self, more: dict[str, Any]) -> None:

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, finish
 from durable_swarm.errors import ConfigurationError, RunCancelled, RunConflict, SessionBusy, safe_text
+from durable_swarm.limits import Limits
 from durable_swarm.loop import Close, Effect, Start
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.models.wire import Conversation
 from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.swarm.compaction import Compaction, SessionHistory
+from durable_swarm.swarm.memory_limits import MemorySpending
 from durable_swarm.swarm.session import Sent, Session, answered, newest
 from durable_swarm.types import Message, Response, Usage
 from durable_swarm.validation import LONGEST_ID, check_name
@@ -48,6 +50,8 @@ class MemoryTurn:
     """The history after it."""
     response: Future[Response] = field(default_factory=Future)
     cancelled: bool = False
+    spending: MemorySpending | None = None
+    """What the session has spent and may spend; None for a session without limits."""
     _last: Effect | None = None
     _said: list[Message] = field(default_factory=list)
     _closed: bool = False
@@ -109,6 +113,7 @@ class MemoryConversation:
     updated_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     conversation: Conversation = field(default_factory=Conversation)
     history: SessionHistory = field(default_factory=SessionHistory)
+    spending: MemorySpending | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -154,12 +159,14 @@ class MemorySession(Session):
         id: str,
         agent: Any,
         context_variables: dict[str, Any],
+        limits: Limits | None = None,
         compaction: Compaction | None = None,
     ) -> None:
         self.id = id
         self._swarm = swarm
         self._agent = agent
         self._context = context_variables
+        self._limits = limits
         self._compaction = compaction
 
     def __repr__(self) -> str:
@@ -212,7 +219,7 @@ class MemorySession(Session):
             history = kept[-1].left if kept else SessionHistory()
             forked = MemoryConversation(agent, copy.deepcopy(context), list(kept), history=history)
             self._swarm.conversations[name] = forked
-        return MemorySession(self._swarm, name, self._agent, {}, self._compaction)
+        return MemorySession(self._swarm, name, self._agent, {}, self._limits, self._compaction)
 
     def delete(self) -> None:
         with self._swarm.session_lock:
@@ -267,7 +274,9 @@ class MemorySession(Session):
             if ahead is not None and sent.when_busy == "interrupt":
                 ahead.cancelled = True
                 self._swarm.inbox.close(ahead.run_id)
-            turn = MemoryTurn(run_id)
+            if self._limits is not None and (known.spending is None or known.spending.at_first != self._limits):
+                known.spending = self._swarm.spending_of_session(self.id, self._limits, known.spending)
+            turn = MemoryTurn(run_id, spending=known.spending)
             known.line.append(turn)
             if ahead is None:
                 known.begin()
@@ -284,7 +293,7 @@ class MemorySession(Session):
     ) -> Response:
         asked = RunArguments(
             known.agent, sent.messages, known.context, sent.model_override, sent.stream, sent.debug, sent.max_turns,
-            sent.execute_tools, sent.provider_patience,
+            sent.execute_tools, sent.provider_patience, sent.limits,
         )  # fmt: skip
         try:
             response = await self._swarm.respond_in_session(asked, turn, waits, client, channel, self._compaction)

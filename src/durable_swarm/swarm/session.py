@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, overload
 from durable_swarm.agents import remember
 from durable_swarm.concurrency import in_thread
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.limits import Limits, check_limits
 from durable_swarm.streaming import Item, Stream
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain
 from durable_swarm.swarm.compaction import Compaction
@@ -37,11 +38,13 @@ class Sent:
     execute_tools: bool = True
     stream: bool = False
     provider_patience: float | None = None
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         check_messages(self.messages)
         if self.provider_patience is not None:
             check_seconds("provider_patience", self.provider_patience)
+        check_limits(self.limits)
         if not self.messages:
             raise ConfigurationError("message must not be an empty list")
         if self.when_busy not in get_args(WhenBusy):
@@ -66,7 +69,7 @@ class Sent:
         return list(self.message)
 
 
-def check_session(id: Any, agent: Any, context_variables: Any, compaction: Any) -> None:
+def check_session(id: Any, agent: Any, context_variables: Any, limits: Any, compaction: Any) -> None:
     """Check what a session is made of, and register the agent. Raises `ConfigurationError`."""
     check_name("the id of a session", id)
     if agent is not None:
@@ -74,6 +77,7 @@ def check_session(id: Any, agent: Any, context_variables: Any, compaction: Any) 
         remember(agent)
     if context_variables is not None and not isinstance(context_variables, Mapping):
         raise ConfigurationError("context_variables must be a dictionary")
+    check_limits(limits)
     if compaction is not None and not isinstance(compaction, Compaction):
         raise ConfigurationError(f"compaction must be a Compaction, not a {type(compaction).__name__}")
 
@@ -170,6 +174,7 @@ class Session(ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Any:
@@ -190,6 +195,7 @@ class Session(ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Any:
@@ -241,6 +247,7 @@ class Session(ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Iterator[Item]: ...
     @overload
     def run(
@@ -255,6 +262,7 @@ class Session(ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Response: ...
     def run(
         self,
@@ -268,6 +276,7 @@ class Session(ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Response | Iterator[Item]:
         """Send a message and return the response to it, as `swarm.run` does with the whole conversation.
 
@@ -283,7 +292,16 @@ class Session(ABC):
         Raises as `swarm.run` does, `SessionBusy`, and `ConfigurationError` for a new session without an agent.
         """
         sent = Sent(
-            message, run_id, when_busy, model_override, debug, max_turns, execute_tools, stream, provider_patience
+            message,
+            run_id,
+            when_busy,
+            model_override,
+            debug,
+            max_turns,
+            execute_tools,
+            stream,
+            provider_patience,
+            limits,
         )
         return self._stream(sent) if stream else self._respond(sent)
 
@@ -300,6 +318,7 @@ class Session(ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Stream: ...
     @overload
     def run_async(
@@ -314,6 +333,7 @@ class Session(ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Coroutine[Any, Any, Response]: ...
     def run_async(
         self,
@@ -327,9 +347,19 @@ class Session(ABC):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
     ) -> Coroutine[Any, Any, Response] | Stream:
         """Send as `run` does, on the event loop. Await it; with `stream`, iterate it."""
         sent = Sent(
-            message, run_id, when_busy, model_override, debug, max_turns, execute_tools, stream, provider_patience
+            message,
+            run_id,
+            when_busy,
+            model_override,
+            debug,
+            max_turns,
+            execute_tools,
+            stream,
+            provider_patience,
+            limits,
         )
         return Stream(self._stream_async(sent)) if stream else self._respond_async(sent)

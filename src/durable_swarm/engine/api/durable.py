@@ -190,17 +190,19 @@ class DurableSwarm(RunStarter):
         agent: Any = None,
         *,
         context_variables: dict[str, Any] | None = None,
+        limits: Limits | None = None,
         compaction: Compaction | None = None,
     ) -> DurableSession:
         """Return the session of an id, which may be new; nothing is read or written.
 
         A new session needs an `agent` for its first message, and begins with a copy of `context_variables`. A session
-        that exists continues with the agent and the context that its last run left. With `compaction`, messages that
+        that exists continues with the agent and the context that its last run left. `limits` are one total over all its
+        runs, beside those of each run; other ones given later replace them. With `compaction`, messages that
         this object sends are answered with a summary in place of the first messages, once they have become many.
         Raises `ConfigurationError`.
         """
-        check_session(id, agent, context_variables, compaction)
-        return DurableSession(self, id, agent, dict(context_variables or {}), compaction)
+        check_session(id, agent, context_variables, limits, compaction)
+        return DurableSession(self, id, agent, dict(context_variables or {}), limits, compaction)
 
     def sessions(self, agent: str | None = None, limit: int = 100) -> list[DurableSession]:
         """Return the sessions of all swarms, that with the latest change first; with `agent`, those it answers next."""

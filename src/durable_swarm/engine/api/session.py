@@ -20,10 +20,12 @@ from durable_swarm.engine.api.starter import RunStarter
 from durable_swarm.engine.history.conversation import left_by, newest_first
 from durable_swarm.engine.records import names, runs
 from durable_swarm.engine.records.sessions import SessionPlace
+from durable_swarm.engine.storage.ledger import Key, Ledger
 from durable_swarm.engine.storage.messages import HasEnded
 from durable_swarm.engine.storage.retention import delete_session
 from durable_swarm.engine.storage.runs import moment, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, Arrival, SessionState, busy
+from durable_swarm.limits import Limits
 from durable_swarm.runs import ENDED
 from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
@@ -43,12 +45,14 @@ class DurableSession(Session):
         id: str,
         agent: Any,
         context_variables: dict[str, Any],
+        limits: Limits | None = None,
         compaction: Compaction | None = None,
     ) -> None:
         self.id = id
         self._swarm = swarm
         self._agent = agent
         self._context = context_variables
+        self._limits = limits
         self._compaction = compaction
 
     def __repr__(self) -> str:
@@ -128,6 +132,7 @@ class DurableSession(Session):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Run:
@@ -136,7 +141,16 @@ class DurableSession(Session):
         With `queue` a worker executes it when its turn has come.
         """
         sent = Sent(
-            message, run_id, when_busy, model_override, debug, max_turns, execute_tools, True, provider_patience
+            message,
+            run_id,
+            when_busy,
+            model_override,
+            debug,
+            max_turns,
+            execute_tools,
+            True,
+            provider_patience,
+            limits,
         )
         waits = check_queue(queue, priority)
         if running_loop() is background_loop():
@@ -157,12 +171,22 @@ class DurableSession(Session):
         max_turns: float = float("inf"),
         execute_tools: bool = True,
         provider_patience: float | None = None,
+        limits: Limits | None = None,
         queue: bool = False,
         priority: int = 0,
     ) -> Run:
         """Start as `start` does, on the running event loop."""
         sent = Sent(
-            message, run_id, when_busy, model_override, debug, max_turns, execute_tools, True, provider_patience
+            message,
+            run_id,
+            when_busy,
+            model_override,
+            debug,
+            max_turns,
+            execute_tools,
+            True,
+            provider_patience,
+            limits,
         )
         waits = check_queue(queue, priority)
         self._swarm._open_on_loop()
@@ -221,10 +245,13 @@ class DurableSession(Session):
         context = self._context if state is None else self._context_of(state)
         asked = RunArguments(
             agent, sent.messages, context, sent.model_override, sent.stream, sent.debug, sent.max_turns,
-            sent.execute_tools, sent.provider_patience,
+            sent.execute_tools, sent.provider_patience, sent.limits,
         )  # fmt: skip
         place = SessionPlace(self.id, 1) if state is None else SessionPlace(self.id, state.last + 1, state.base)
-        prepared = RunStart(self._swarm, asked, sent.run_id, queued=queued, session=place, compaction=self._compaction)
+        prepared = RunStart(
+            self._swarm, asked, sent.run_id, queued=queued, session=place, compaction=self._compaction,
+            accounts=self._accounts(opened.store.ledger),
+        )  # fmt: skip
         arrival = Arrival(
             session=self.id,
             run_id=prepared.run_id,
@@ -241,6 +268,13 @@ class DurableSession(Session):
         if sent.when_busy == "interrupt":
             self._interrupt(state, prepared.run_id)
         return prepared
+
+    def _accounts(self, ledger: Ledger) -> tuple[Key, ...]:
+        """Return the account of the session, from which all its runs spend, if it has limits."""
+        key = Key("session", self.id)
+        if self._limits is not None:
+            ledger.open_for(key, self._limits)
+        return () if self._limits is None and ledger.read(key) is None else (key,)
 
     def _next_agent(self, state: SessionState | None) -> Any:
         """Return the agent that answers the next message: the object, or what stands for one defined elsewhere."""
@@ -294,7 +328,7 @@ class DurableSession(Session):
                 raise busy(self.id, last)
             left = left_by(store, row)
         store.sessions.fork(state, name, number, left)
-        return DurableSession(self._swarm, name, self._agent, {}, self._compaction)
+        return DurableSession(self._swarm, name, self._agent, {}, self._limits, self._compaction)
 
     def delete(self) -> None:
         self._state()

@@ -21,6 +21,7 @@ from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.compactions import plan_record
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable, input_of
 from durable_swarm.engine.records.sessions import SessionPlace, placed
+from durable_swarm.engine.storage.ledger import Key
 from durable_swarm.engine.storage.runs import QUEUED, Store, state_of
 from durable_swarm.limits import Limits
 from durable_swarm.runs import ENDED
@@ -62,6 +63,7 @@ class RunStart:
         run_id: str | None,
         *,
         queued: bool = False,
+        accounts: tuple[Key, ...] = (),
         session: SessionPlace | None = None,
         compaction: Compaction | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class RunStart:
             stream=bool(asked.stream),
             whole=whole,
             limits=self._limits(swarm),
+            accounts=(*accounts, *(() if self.child is None else self.child.budget.chain)),
             **({} if self.child is None else self.child.keys),
             patience=asked.provider_patience,
         )

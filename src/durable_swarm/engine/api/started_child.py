@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from durable_swarm.engine.execution.budget import Budget
 from durable_swarm.engine.execution.execution import Execution
@@ -35,9 +35,9 @@ class StartedChild:
         return self.call.made.run.budget
 
     @property
-    def keys(self) -> dict[str, Any]:
-        """The keys of the run's start record that name its parent, the top run of the family, and their accounts."""
-        return {"parent": self.link.parent, "root": self.link.root, "accounts": self.budget.chain}
+    def keys(self) -> dict[str, str]:
+        """The keys of the run's start record that name its parent and the top run of the family."""
+        return {"parent": self.link.parent, "root": self.link.root}
 
     def enter(self, family: Family, *, new: bool) -> bool:
         """Store whose child the run is, if it is `new`; return False if it existed and is not a child of this parent.

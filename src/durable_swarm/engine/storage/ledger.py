@@ -99,7 +99,7 @@ class Refusal:
 
     def error(self) -> LimitReached:
         """Return the error that ends a run."""
-        return limit_error(self.found, self.key.id, self.at_first)
+        return limit_error(self.found, self.key.id, self.at_first, of=self.key.kind)
 
 
 class Ledger:
@@ -223,9 +223,12 @@ class Ledger:
     # Runs that share accounts
 
     def open_for(self, key: Key, limits: Limits) -> None:
-        """Open an account with these limits, unless it exists."""
+        """Open an account with these limits; those of one that exists are replaced, unless it had them at first."""
+        stored = json.dumps(limits_record(limits))
         with self._writing() as connection:
-            self._locked(connection, key, limits, opened=True)
+            if self._locked(connection, key, limits, opened=True).at_first != stored:
+                changed = update(self._rows).where(self._where(key))
+                connection.execute(changed.values(allowed=stored, at_first=stored))
 
     def reserve(self, chain: Iterable[Key], own: Limits | None, *, forced: bool = False) -> Refusal | None:
         """Reserve one model call in all accounts of the chain, or return the account that does not permit it.
