@@ -121,7 +121,7 @@ def test_generators_are_streams(on_loop: bool) -> None:
 
     for create in (plain, asynchronous, awaited):
         shown = Shown()
-        with pytest.raises(ModelError, match=r"BrokenStream: .* what is no chunk: 'no chunk'"):
+        with pytest.raises(ModelError, match=r"BrokenStream: .* something that is not a chunk: 'no chunk'"):
             ask(client_of(create), on_loop=on_loop, show=shown)
         assert (shown.deltas, shown.resets) == ([], [1, 1])
     assert closed == ["plain"] * 2 + ["async"] * 2 + ["plain"] * 2
