@@ -111,7 +111,7 @@ def test_what_stays_readable(make: Make, url: str) -> None:
     assert {f"model:{desk.agent.name}", "tool:double", "inner"} <= set(names)
     [(record,)] = rows(url, "inputs", "workflow_input WHERE workflow_uuid = 'r'")
     [start] = json.loads(record)["positionalArgs"]
-    assert set(start) == {"v", "agent", "swarm", "at", "sealed"}
+    assert set(start) == {"v", "agent", "swarm", "at", "limits", "sealed"}
     assert start["sealed"].startswith(f"ds1.{encrypted().key_ids[0]}.")
 
 

@@ -239,6 +239,8 @@ class Store:
 
         `prefix` selects runs by the beginning of their ids.
         """
+        if prefix is not None and not storable(prefix):
+            return []
         wanted = [status for status, state in _STATES.items() if states is None or state in set(states)]
         # A run being taken over is ENQUEUED in the database and running to us; a waiting run may be in any of three
         # states.
