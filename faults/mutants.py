@@ -42,9 +42,10 @@ MUTANTS = [
     Mutant(
         "late-ids",
         "step numbers follow the model's order, not the order in which calls get their turn",
-        "engine/execution/performer.py",
+        "engine/execution/colours.py",
         "        return self.seal.open(await self.start_child(key)",
-        """        import random
+        """        import asyncio
+        import random
 
         await asyncio.sleep(random.random() / 50)
         return self.seal.open(await self.start_child(key)""",
