@@ -55,8 +55,8 @@ def refund(order: str) -> str:
     return "refunded"
 
 
-def main(text: str, client: Any = None) -> str:
-    """Return the answer to a customer."""
+def main(text: str, client: Any = None, run_id: str | None = None) -> str:
+    """Return the answer to a customer; the same `run_id` again continues after a crash."""
     clerk = Agent(
         name="Order clerk",
         instructions="Help customers with their orders.",
@@ -65,7 +65,8 @@ def main(text: str, client: Any = None) -> str:
         output_guardrails=[no_phone_numbers],
     )
     with DurableSwarm(client) as swarm:
-        return str(swarm.run(clerk, [{"role": "user", "content": text}]).messages[-1]["content"])
+        response = swarm.run(clerk, [{"role": "user", "content": text}], run_id=run_id)
+        return str(response.messages[-1]["content"])
 
 
 if __name__ == "__main__":

@@ -92,6 +92,18 @@ def invoice() -> Any:
     return found.model_dump()
 
 
+def guarded() -> str:
+    """`examples/guarded.py`, asked for what needs reading alone."""
+    verdict = '{"about_orders": true, "reason": "it says so"}'
+    rules = [
+        when(system="Is this about", reply=verdict),
+        when(tool="look_up", reply="It was shipped yesterday."),
+        otherwise([call("look_up", order="A1")]),
+    ]
+    found: str = load("guarded").main("Where is order A1?", ScriptedModel(rules), "guarded-1")
+    return found
+
+
 def concierge() -> str:
     """`examples/concierge.py`: two messages of one guest, the second of which stands on the first."""
     module, rules = (
@@ -131,4 +143,4 @@ def demo() -> Response:
         return swarm.run(refund_agent, asked, {"user_name": "Max"}, run_id="demo")
 
 
-PROGRAMS = [refund, travel, research, demo, newsroom, invoice, concierge, limits, outage]
+PROGRAMS = [refund, travel, research, demo, newsroom, invoice, guarded, concierge, limits, outage]
