@@ -102,7 +102,7 @@ class Runs:
 
     def show(self, run_id: str) -> RunDetail:
         """Return one run in full."""
-        row = self._store.row(find_run(self._store, run_id))
+        row = self._store.row(find_run(self._store, run_id), waits=True)
         return _detail(self._store, row, bool(self._visitor.idle([row])))
 
     def view(self, run_id: str) -> RunView:
@@ -196,7 +196,7 @@ class Runs:
         """Return a run as a document, as `DurableSwarm.export` does."""
         found = find_run(self._store, run_id)
         with opened(f"run {found!r}"):
-            return export(self._store, self._store.row(found), redact)
+            return export(self._store, self._store.row(found, waits=True), redact)
 
     def load(self, document: Any) -> RunView:
         """Put an exported run into the database, as `DurableSwarm.import_run` does, and return its new state."""
@@ -207,7 +207,7 @@ class Runs:
         return self._seen(run)
 
     def _seen(self, run: Run) -> RunView:
-        row = self._store.found(run.id, load_output=False)
+        row = self._store.found(run.id, load_output=False, waits=True)
         idle, family = bool(self._visitor.idle([row])), self._store.family.relatives([run.id])[run.id]
         return _view(self._store, row, idle, self._store.ends([row]).get(run.id), family)
 

@@ -73,7 +73,7 @@ class SessionList:
         return [run_id for _, run_id in reversed(found)]
 
     def _facts(self, state: SessionState) -> dict[str, Any]:
-        ahead = None if state.ahead is None or state.ahead.over else self._store.row(state.ahead.run_id)
+        ahead = None if state.ahead is None or state.ahead.over else self._store.row(state.ahead.run_id, waits=True)
         return {
             "id": state.id,
             "status": IDLE if ahead is None else state_of(ahead),

@@ -230,7 +230,7 @@ class DurableSwarm(RunStarter):
         `redact(path, value)` receives every user value (texts, numbers, outputs of tools) with its path in the
         document, as in `start.messages[0].content`, and returns its replacement. Raises `RunNotFound`.
         """
-        row = self._store().found(validation.check_text("run_id", run_id))
+        row = self._store().found(validation.check_text("run_id", run_id), waits=True)
         return history_export.export(self._store(), row, redact)
 
     def import_run(self, document: dict[str, Any]) -> Run:

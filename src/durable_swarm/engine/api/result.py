@@ -82,15 +82,15 @@ class RunResult(RunRequests):
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
 
-    def _row(self, *, load_output: bool = False) -> Any:
-        return self._store().found(self.id, load_output=load_output)
+    def _row(self, *, load_output: bool = False, waits: bool = False) -> Any:
+        return self._store().found(self.id, load_output=load_output, waits=waits)
 
     @property
     def waits_for(self) -> str | None:
         """The reason why the unfinished run does not continue, here or where it was tried last; or None."""
         executor = self._executor()
         here = executor.waits_for(self.id) if executor else None
-        row = self._row()
+        row = self._row(waits=True)
         return here or reason_noted(row) or self._store().reason_below(row)
 
     def result(self, timeout: float | None = None) -> Response:
@@ -171,7 +171,7 @@ class RunResult(RunRequests):
         """Return the message that the run has not ended in time, with its state."""
         how = "it continues"
         with contextlib.suppress(errors.ConfigurationError):  # The wait may be caused by the database.
-            row, why = self._row(), self.waits_for
+            row, why = self._row(waits=True), self.waits_for
             if why is not None:
                 how = f"it waits: {why}"
             elif state_of(row) == "queued":

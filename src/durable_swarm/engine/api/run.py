@@ -43,7 +43,7 @@ class Run(RunResult, RunRelatives, RunLimits):
     @property
     def status(self) -> State:
         """`queued`, `running`, `waiting`, `done`, `failed` or `cancelled`, as the database has it now."""
-        return state_of(self._row())
+        return state_of(self._row(waits=True))
 
     @property
     def agent(self) -> str:

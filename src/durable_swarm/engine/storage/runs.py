@@ -70,7 +70,8 @@ PROGRAM = "durable_swarm.program"
 def state_of(row: Any) -> State:
     """Return a run's status from its row. A run that is being taken over counts as running.
 
-    Raises `ConfigurationError` for a row of a kind that this version does not know.
+    A run that waits for a person, a provider or a child run is `waiting` if its row was read with `waits`; otherwise
+    only a suspended run is. Raises `ConfigurationError` for a row of a kind that this version does not know.
     """
     ours = (row.queue_name or "").startswith(names.QUEUE)
     if (row.status == "DELAYED" and ours) or getattr(row, "asks", False):
@@ -202,17 +203,17 @@ class Store:
         for rows in (self.inbox, self.mailbox, self.family, self.sessions, self.outages, self.ledger):
             rows.create()
 
-    def row(self, run_id: str, *, load_output: bool = True) -> RunRow | None:
-        """Return the row of a run, or None."""
+    def row(self, run_id: str, *, load_output: bool = True, waits: bool = False) -> RunRow | None:
+        """Return the row of a run, or None; with `waits`, noted whether the run waits, which takes more statements."""
         if not storable(run_id):
             return None
         this = self._runs.workflow_uuid == run_id
         rows = self._rows.read(self._is_run, this, load_input=True, load_output=load_output)
-        return self._asking(rows)[0] if rows else None
+        return next(iter(self._asking(rows) if waits else rows), None)
 
-    def found(self, run_id: str, *, load_output: bool = True) -> RunRow:
-        """Return the row of a run. Raises `RunNotFound`."""
-        row = self.row(run_id, load_output=load_output)
+    def found(self, run_id: str, *, load_output: bool = True, waits: bool = False) -> RunRow:
+        """Return the row of a run, as `row` does. Raises `RunNotFound`."""
+        row = self.row(run_id, load_output=load_output, waits=waits)
         if row is None:
             raise errors.RunNotFound(f"there is no run {run_id!r} in this database", run_id=run_id)
         return row
