@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Self
 
@@ -9,15 +10,15 @@ from durable_swarm.engine.signals import look_aside
 from durable_swarm.engine.storage.runs import Store
 
 
-class RunRelatives:
+class RunRelatives(ABC):
     """The part of `Run` that knows its parent and its children."""
 
     id: str
     _store: Callable[[], Store]
 
+    @abstractmethod
     def _other(self, run_id: str) -> Self:
         """Return the handle of another run of this database."""
-        raise NotImplementedError
 
     @property
     def parent(self) -> Self | None:
