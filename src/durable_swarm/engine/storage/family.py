@@ -15,12 +15,12 @@ from sqlalchemy import JSON, Column, ColumnElement, Connection, Index, Text, col
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
-from durable_swarm.engine.database.connection import create_table, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import persistently, read
+from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED
 from durable_swarm.requests import Ancestor
 
@@ -63,32 +63,18 @@ def _line(run_id: str, links: dict[str, tuple[str, Any]]) -> list[Ancestor]:
     return found
 
 
-class Family:
+class Family(OwnTable):
     """The child runs of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
-        self._url = url
-        self._engine = engine
         schema = schema_of(url)
         columns = [Column(name, Text, primary_key=name == "run_id") for name in ("run_id", "parent", "root", "call")]
-        self._rows = sqlalchemy.Table("durable_swarm_children", sqlalchemy.MetaData(schema=schema), *columns)
-        Index("durable_swarm_children_parent", self._rows.c.parent)
+        rows = sqlalchemy.Table("durable_swarm_children", sqlalchemy.MetaData(schema=schema), *columns)
+        Index("durable_swarm_children_parent", rows.c.parent)
+        super().__init__(url, engine, rows)
         noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         more = ("created_at", "status")
         self._runs = table("workflow_status", *map(column, ("workflow_uuid", *more)), noted, schema=schema)
-        self._there = False
-
-    def create(self) -> None:
-        """Create the table if it does not exist."""
-        with reporting_errors(self._url):
-            create_table(self._engine, self._rows)
-        self._there = True
-
-    def _exists(self) -> bool:
-        if not self._there:
-            with reporting_errors(self._url):
-                self._there = persistently(lambda: has_table(self._engine, self._rows))
-        return self._there
 
     def add(self, link: ChildLink) -> None:
         """Store who starts a run, before the run itself is recorded. The first one to start it counts."""
@@ -138,7 +124,7 @@ class Family:
         asked, links = set(run_ids), dict[str, tuple[str, Any]]()
         rows, runs = self._rows.c, self._runs.c
         level = set(asked)
-        while level and self._exists():
+        while level and self.exists():
             wanted = select(rows.run_id, rows.parent, runs.attributes).where(rows.run_id.in_(level))
             with reporting_errors(self._url):
                 found = read(self._engine, wanted.join(self._runs, runs.workflow_uuid == rows.parent))
@@ -161,7 +147,7 @@ class Family:
 
     def within(self, connection: Connection, run_ids: Iterable[str]) -> list[str]:
         """Return the ids of the child runs of these runs, in a transaction of the caller."""
-        if not self._exists():
+        if not self.exists():
             return []
         rows = self._rows.c
         return list(connection.execute(select(rows.run_id).where(rows.parent.in_(list(run_ids)))).scalars())
@@ -177,7 +163,7 @@ class Family:
         return select(calls.c.workflow_uuid).where(ended).exists()
 
     def _read(self, wanted: sqlalchemy.Select[Any]) -> list[ChildLink]:
-        if not self._exists():
+        if not self.exists():
             return []
         with reporting_errors(self._url):
             return [ChildLink(*row) for row in read(self._engine, wanted)]

@@ -29,10 +29,10 @@ import sqlalchemy
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Text, case, column, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from durable_swarm.engine.database.connection import create_table, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import persistently, read
+from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED
 from durable_swarm.errors import LimitReached
 from durable_swarm.limits import (
@@ -102,17 +102,14 @@ class Refusal:
         return limit_error(self.found, self.key.id, self.at_first, of=self.key.kind)
 
 
-class Ledger:
+class Ledger(OwnTable):
     """The accounts of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
-        self._url = url
-        self._engine = engine
         self._lite = is_sqlite(url)
-        self._there = False
         schema = schema_of(url)
         counts = ("requests", "answered", "counted", "tool_calls", *TOKENS, "milliseconds")
-        self._rows = sqlalchemy.Table(
+        rows = sqlalchemy.Table(
             "durable_swarm_ledger",
             sqlalchemy.MetaData(schema=schema),
             Column("kind", Text, primary_key=True),
@@ -128,13 +125,8 @@ class Ledger:
             Column("granted", Integer, nullable=False, default=0),
             Column("asked", Integer, nullable=False, default=0),
         )
+        super().__init__(url, engine, rows)
         self._runs = table("workflow_status", *map(column, ("workflow_uuid", "status", "owner_xid")), schema=schema)
-
-    def create(self) -> None:
-        """Create the table if it does not exist."""
-        with reporting_errors(self._url):
-            create_table(self._engine, self._rows)
-        self._there = True
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlalchemy.Connection]:
@@ -164,10 +156,7 @@ class Ledger:
 
     def read(self, key: Key) -> Account | None:
         """Return an account, or None."""
-        if not self._there:
-            with reporting_errors(self._url):
-                self._there = persistently(lambda: has_table(self._engine, self._rows))
-        if not self._there:
+        if not self.exists():
             return None
         with reporting_errors(self._url):
             found = next(iter(read(self._engine, select(self._rows).where(self._where(key)))), None)

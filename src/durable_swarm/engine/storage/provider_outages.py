@@ -31,11 +31,12 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
-from durable_swarm.engine.database.connection import create_table, for_one_statement, has_table
+from durable_swarm.engine.database.connection import for_one_statement
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import persistently, read
+from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.models.provider_errors import long_pause
 
@@ -104,15 +105,13 @@ def _clock(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-class ProviderOutages:
+class ProviderOutages(OwnTable):
     """The outages of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
-        self._url = url
-        self._engine = engine
         self._lite = is_sqlite(url)
         schema = schema_of(url)
-        self._rows = sqlalchemy.Table(
+        rows = sqlalchemy.Table(
             "durable_swarm_outages",
             sqlalchemy.MetaData(schema=schema),
             Column("key", Text, primary_key=True),
@@ -124,29 +123,18 @@ class ProviderOutages:
             Column("reason", Text, nullable=False),
             Column("status", Integer),
         )
+        super().__init__(url, engine, rows)
         names = ("workflow_uuid", "name", "status", "queue_name", "owner_xid", "recovery_attempts", "created_at")
         more = ("started_at_epoch_ms", "updated_at", "delay_until_epoch_ms")
         noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
-        self._there = False
-
-    def create(self) -> None:
-        """Create the table if it does not exist."""
-        with reporting_errors(self._url):
-            create_table(self._engine, self._rows)
-        self._there = True
-
-    def _exists(self) -> bool:
-        if not self._there:
-            self._there = persistently(lambda: has_table(self._engine, self._rows))
-        return self._there
 
     def known(self, keys: Iterable[str] | None = None) -> dict[str, ProviderOutage]:
         """Return the outages by key: all, or those of these keys."""
         rows = self._rows
         wanted = select(rows) if keys is None else select(rows).where(rows.c.key.in_(list(keys)))
         with reporting_errors(self._url):
-            found = read(self._engine, wanted) if self._exists() else []
+            found = read(self._engine, wanted) if self.exists() else []
         return {row.key: ProviderOutage(**row._mapping) for row in found}
 
     def sentences(self, notes: dict[str, Any]) -> dict[str, str]:

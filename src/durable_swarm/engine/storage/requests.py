@@ -20,9 +20,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import dumps, storable
-from durable_swarm.engine.database.connection import create_table, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import persistently, read
+from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import base
 from durable_swarm.engine.records import names as records_names
@@ -38,6 +37,7 @@ from durable_swarm.engine.records.requests import (
     request_of,
 )
 from durable_swarm.engine.storage.family import Family
+from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record, read_decision
 from durable_swarm.validation import check_text
@@ -58,45 +58,31 @@ class TokenTaken(errors.ConfigurationError):
     """A tool passed a token to `later` that belongs to another call: the tool's mistake, which ends its run."""
 
 
-class Inbox:
+class Inbox(OwnTable):
     """The requests of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
     def __init__(
         self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec], family: Family
     ) -> None:
-        self._url = url
-        self._engine = engine
         self._seal_for = seal_for
         self._family = family
         self._lite = is_sqlite(url)
         texts = [Column(name, Text, primary_key=name == "id") for name in COLUMNS]
         times = [Column(name, BigInteger) for name in TIMES]
         schema = schema_of(url)
-        self._rows = sqlalchemy.Table("durable_swarm_requests", sqlalchemy.MetaData(schema=schema), *texts, *times)
-        Index("durable_swarm_requests_run", self._rows.c.run_id)
-        Index("durable_swarm_requests_call", self._rows.c.call)
-        Index("durable_swarm_requests_open", self._rows.c.state, self._rows.c.created_at)
+        rows = sqlalchemy.Table("durable_swarm_requests", sqlalchemy.MetaData(schema=schema), *texts, *times)
+        Index("durable_swarm_requests_run", rows.c.run_id)
+        Index("durable_swarm_requests_call", rows.c.call)
+        Index("durable_swarm_requests_open", rows.c.state, rows.c.created_at)
+        super().__init__(url, engine, rows)
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
         self._runs = table("workflow_status", *map(column, (*names, *more)), schema=schema)
         self._steps = table(
             "operation_outputs", column("workflow_uuid"), column("function_name"), column("output"), schema=schema
         )
-        self._there = False
 
     # The table
-
-    def create(self) -> None:
-        """Create the table if it does not exist."""
-        with reporting_errors(self._url):
-            create_table(self._engine, self._rows)
-        self._there = True
-
-    def _exists(self) -> bool:
-        if not self._there:
-            with reporting_errors(self._url):
-                self._there = persistently(lambda: has_table(self._engine, self._rows))
-        return self._there
 
     @contextlib.contextmanager
     def _writing(self, run_id: str = "", owner: str | None = None) -> Iterator[sqlalchemy.Connection]:
@@ -181,7 +167,7 @@ class Inbox:
 
     def kept(self, call: str) -> tuple[Request, Record] | None:
         """Return the request for a result that this tool call has opened, and the data stored with it; or None."""
-        if not self._exists():
+        if not self.exists():
             return None
         rows = self._rows
         with reporting_errors(self._url), self._engine.connect() as connection:
@@ -334,7 +320,7 @@ class Inbox:
     def found(self, request_id: str) -> Request:
         """Return a request. Raises `NoRequest` if the id does not exist."""
         row = None
-        if storable(request_id) and self._exists():
+        if storable(request_id) and self.exists():
             with reporting_errors(self._url):
                 row = next(iter(read(self._engine, select(self._rows).where(self._rows.c.id == request_id))), None)
         if row is None:
@@ -375,7 +361,7 @@ class Inbox:
         )
         slept = slept.where(runs.c.parent_workflow_id.in_(run_ids), runs.c.status.in_(UNFINISHED))
         with reporting_errors(self._url):
-            asks = {row[0] for row in read(self._engine, asking)} if self._exists() else set()
+            asks = {row[0] for row in read(self._engine, asking)} if self.exists() else set()
             ends = read(self._engine, slept)
         return asks | {run_id for run_id, end in ends if _is_later(end)}
 
@@ -387,7 +373,7 @@ class Inbox:
         return (rows.c.state == "open") & lasts & ~select(calls.c.workflow_uuid).where(ended).exists()
 
     def _listed(self, wanted: sqlalchemy.Select[Any]) -> list[Request]:
-        if not self._exists():
+        if not self.exists():
             return []
         rows = self._rows
         with reporting_errors(self._url):

@@ -19,14 +19,14 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from durable_swarm import errors
 from durable_swarm.codec import dumps, storable
-from durable_swarm.engine.database.connection import create_table, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import persistently, read
+from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec, arguments_text, context_of
 from durable_swarm.engine.records.sessions import Admission, SessionPlace
+from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.engine.storage.session_state import (
     BEGUN,
@@ -42,19 +42,17 @@ from durable_swarm.engine.storage.session_state import (
 )
 
 
-class Sessions:
+class Sessions(OwnTable):
     """The sessions of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec]) -> None:
-        self._url = url
-        self._engine = engine
         self._seal_for = seal_for
         self._lite = is_sqlite(url)
         schema = schema_of(url)
         texts = ("swarm", "agent", "context", "base")
         times = ("created_at", "updated_at")
         numbers = [Column("last", Integer), Column("ahead", Integer)]
-        self._rows = sqlalchemy.Table(
+        rows = sqlalchemy.Table(
             "durable_swarm_sessions",
             sqlalchemy.MetaData(schema=schema),
             Column("id", Text, primary_key=True),
@@ -64,34 +62,21 @@ class Sessions:
         )
         self._places = sqlalchemy.Table(
             "durable_swarm_session_runs",
-            self._rows.metadata,
+            rows.metadata,
             Column("session", Text, primary_key=True),
             Column("number", Integer, primary_key=True, autoincrement=False),
             *[Column(name, Text) for name in ("run_id", "state", "queue", "usage")],
         )
         Index("durable_swarm_session_runs_run", self._places.c.run_id)
-        Index("durable_swarm_sessions_updated", self._rows.c.updated_at)
+        Index("durable_swarm_sessions_updated", rows.c.updated_at)
+        super().__init__(url, engine, rows)
         columns = ("workflow_uuid", "status", "queue_name", "completed_at", "updated_at", "owner_xid")
         more = ("recovery_attempts", "started_at_epoch_ms")
         noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*columns, *more)), noted, schema=schema)
         self._inputs = table("workflow_input", column("workflow_uuid"), column("inputs"), schema=schema)
-        self._there = False
 
     # The tables
-
-    def create(self) -> None:
-        """Create the tables if they do not exist."""
-        with reporting_errors(self._url):
-            create_table(self._engine, self._rows)
-        self._there = True
-
-    def exists(self) -> bool:
-        """Return True if this database has the tables."""
-        if not self._there:
-            with reporting_errors(self._url):
-                self._there = persistently(lambda: has_table(self._engine, self._rows))
-        return self._there
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:

@@ -1,0 +1,35 @@
+"""A table of this package beside those of DBOS: created where it is written first, and missed where it is not."""
+
+from __future__ import annotations
+
+import sqlalchemy
+
+from durable_swarm.engine.database.connection import create_table, has_table
+from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.reconnecting import persistently
+
+
+class OwnTable:
+    """A table in `rows`, which databases of earlier versions lack. Raises `ConfigurationError` if that cannot be told.
+
+    Tables that refer to the same metadata are created with it.
+    """
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> None:
+        self._url = url
+        self._engine = engine
+        self._rows = rows
+        self._there = False
+
+    def create(self) -> None:
+        """Create the table if it does not exist."""
+        with reporting_errors(self._url):
+            create_table(self._engine, self._rows)
+        self._there = True
+
+    def exists(self) -> bool:
+        """Return True if this database has the table."""
+        if not self._there:
+            with reporting_errors(self._url):
+                self._there = persistently(lambda: has_table(self._engine, self._rows))
+        return self._there
