@@ -10,6 +10,7 @@ from typing import Any
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.schema.arguments import ObjectReader, cut
 from durable_swarm.schema.descriptions import label
+from durable_swarm.schema.references import referred
 
 _DATA = ("const", "default", "enum", "examples")
 """Keywords that hold data and contain no schemas."""
@@ -38,7 +39,7 @@ def checked_schema(name: str, parameters: Any) -> dict[str, Any]:
             f"{where} are no valid JSON schema: {_path(error.absolute_path)}: {error.message[:200]}"
         ) from error
     for reference in _references(schema):
-        if not _leads_somewhere(schema, reference):
+        if not isinstance(referred(schema, reference), dict | bool):
             raise ConfigurationError(
                 f"{where} refer to {reference!r:.200}, which is not in the schema; put it under $defs, as "
                 '{"$ref": "#/$defs/NAME"}'
@@ -56,24 +57,6 @@ def _references(node: Any) -> Iterator[str]:
         for key, value in node.items():
             if key not in _DATA:
                 yield from _references(value)
-
-
-def _leads_somewhere(schema: dict[str, Any], reference: str) -> bool:
-    """Return True if a reference is a path in the schema itself; nothing is fetched."""
-    if reference == "#":
-        return True
-    node: Any = schema
-    if not reference.startswith("#/"):
-        return False
-    for part in reference[2:].split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
-            node = node[int(key)]
-        elif isinstance(node, dict) and key in node:
-            node = node[key]
-        else:
-            return False
-    return isinstance(node, dict | bool)
 
 
 def _path(path: Any) -> str:

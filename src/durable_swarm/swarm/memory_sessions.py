@@ -11,17 +11,17 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, finish
 from durable_swarm.errors import ConfigurationError, RunCancelled, RunConflict, SessionBusy, safe_text
-from durable_swarm.limits import Limits
-from durable_swarm.loop import Close, Effect, Start
+from durable_swarm.loop import Close, Effect, Start, add
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.models.wire import Conversation
 from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
-from durable_swarm.swarm.compaction import Compaction, SessionHistory
+from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.swarm.memory_limits import MemorySpending
 from durable_swarm.swarm.session import Sent, Session, answered, newest
 from durable_swarm.types import Message, Response, Usage
@@ -153,24 +153,7 @@ class MemoryConversation:
 class MemorySession(Session):
     """A conversation in the memory of its `Swarm`."""
 
-    def __init__(
-        self,
-        swarm: Swarm,
-        id: str,
-        agent: Any,
-        context_variables: dict[str, Any],
-        limits: Limits | None = None,
-        compaction: Compaction | None = None,
-    ) -> None:
-        self.id = id
-        self._swarm = swarm
-        self._agent = agent
-        self._context = context_variables
-        self._limits = limits
-        self._compaction = compaction
-
-    def __repr__(self) -> str:
-        return f"Session({self.id!r})"
+    _swarm: Swarm
 
     def _known(self) -> MemoryConversation | None:
         return self._swarm.conversations.get(self.id)
@@ -189,8 +172,7 @@ class MemorySession(Session):
     @property
     def usage(self) -> Usage | None:
         known = self._known()
-        found = [turn.usage for turn in (known.turns if known else []) if turn.usage is not None]
-        return sum(found[1:], found[0]) if found else None
+        return reduce(add, (turn.usage for turn in (known.turns if known else [])), None)
 
     @property
     def created_at(self) -> datetime | None:

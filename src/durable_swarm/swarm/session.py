@@ -113,7 +113,24 @@ class Session(ABC):
     run of a session is in progress at a time, whoever sends the messages.
     """
 
-    id: str
+    def __init__(
+        self,
+        swarm: Any,
+        id: str,
+        agent: Any,
+        context_variables: dict[str, Any],
+        limits: Limits | None = None,
+        compaction: Compaction | None = None,
+    ) -> None:
+        self.id = id
+        self._swarm = swarm
+        self._agent = agent
+        self._context = context_variables
+        self._limits = limits
+        self._compaction = compaction
+
+    def __repr__(self) -> str:
+        return f"Session({self.id!r})"
 
     @property
     @abstractmethod

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from durable_swarm.schema.references import referred
 
 DEEPEST = 8
 """Levels of nested schemas that are filled; deeper ones get null."""
@@ -142,18 +143,6 @@ def _resolved(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
         reference = schema.get("$ref")
         if not isinstance(reference, str):
             return schema
-        schema = _at(root, reference)
+        found = referred(root, reference)
+        schema = found if isinstance(found, dict) else {}
     return schema
-
-
-def _at(root: dict[str, Any], reference: str) -> dict[str, Any]:
-    node: Any = root
-    for part in _parts(reference):
-        node = node.get(part) if isinstance(node, dict) else None
-    return node if isinstance(node, dict) else {}
-
-
-def _parts(reference: str) -> Iterator[str]:
-    for part in reference.removeprefix("#").strip("/").split("/"):
-        if part:
-            yield part.replace("~1", "/").replace("~0", "~")

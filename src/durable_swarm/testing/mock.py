@@ -20,7 +20,7 @@ from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.examples import Examples
 from durable_swarm.testing.faults import http_error
 from durable_swarm.testing.replies import call
-from durable_swarm.testing.request_reader import messages_of, system_of, text_of
+from durable_swarm.testing.request_reader import calls_in, functions_in, messages_of, system_of, text_of
 
 SHORT = frozenset(
     re.findall(
@@ -59,7 +59,7 @@ def mock_model(
 def answer(request: dict[str, Any], seed: int = 0) -> Any:
     """Return the reply to a request: a tool call, or the last text, in JSON where the request asks for it."""
     said, called, result = _turn(request)
-    tools = {tool["name"]: tool for tool in _offered(request)}
+    tools = {tool["name"]: tool for tool in functions_in(request) if isinstance(tool.get("name"), str)}
     examples = Examples(said, seed)
     name = _forced(request, tools) if not called else None
     name = name or _next(
@@ -84,16 +84,10 @@ def _turn(request: dict[str, Any]) -> tuple[str, set[str], str]:
             case "user":
                 said, called, result = text_of(message), set(), ""
             case "assistant":
-                calls = message.get("tool_calls") or []
-                called |= {str(made.get("function", {}).get("name")) for made in calls if isinstance(made, dict)}
+                called |= {name for _, name in calls_in(message)}
             case "tool":
                 result = text_of(message)
     return said, called, result
-
-
-def _offered(request: dict[str, Any]) -> list[dict[str, Any]]:
-    functions = [tool.get("function") for tool in request.get("tools") or () if isinstance(tool, dict)]
-    return [one for one in functions if isinstance(one, dict) and isinstance(one.get("name"), str)]
 
 
 def _forced(request: dict[str, Any], tools: dict[str, Any]) -> str | None:

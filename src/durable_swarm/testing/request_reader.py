@@ -42,19 +42,24 @@ def results_in(request: dict[str, Any]) -> list[tuple[str, str]]:
     start = len(messages)
     while start and messages[start - 1].get("role") == "tool":
         start -= 1
-    names = dict(_calls(messages[start - 1])) if start else {}
+    names = dict(calls_in(messages[start - 1])) if start else {}
     return [(names.get(message.get("tool_call_id"), ""), text_of(message)) for message in messages[start:]]
 
 
 def offers_in(request: dict[str, Any]) -> list[str]:
     """Return the names of the available tools."""
+    return [str(function.get("name")) for function in functions_in(request)]
+
+
+def functions_in(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the functions of the available tools: name, description and parameters of each, as far as it has them."""
     functions = [tool.get("function") for tool in request.get("tools") or () if isinstance(tool, dict)]
-    return [str(function.get("name")) for function in functions if isinstance(function, dict)]
+    return [function for function in functions if isinstance(function, dict)]
 
 
 def last_id(request: dict[str, Any]) -> int:
     """Return the highest n of the ids `call_n` in the request, so that ids stay unique after a restart too."""
-    ids = [str(made) for message in messages_of(request) for made, _ in _calls(message)]
+    ids = [str(made) for message in messages_of(request) for made, _ in calls_in(message)]
     return max((int(found[1]) for text in ids if (found := re.fullmatch(r"call_(\d+)", text))), default=0)
 
 
@@ -69,7 +74,7 @@ def short(text: str, length: int = 200) -> str:
     return text if len(text) <= length else text[:length] + "…"
 
 
-def _calls(message: dict[str, Any]) -> list[tuple[Any, str]]:
+def calls_in(message: dict[str, Any]) -> list[tuple[Any, str]]:
     """Return id and function name of each tool call."""
     calls = message.get("tool_calls")
     functions = [(call.get("id"), call.get("function")) for call in calls or () if isinstance(call, dict)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from durable_swarm import codec, errors
@@ -26,10 +26,10 @@ from durable_swarm.engine.storage.retention import delete_session
 from durable_swarm.engine.storage.runs import moment, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, Arrival, SessionState, busy
 from durable_swarm.limits import Limits
+from durable_swarm.loop import add
 from durable_swarm.runs import ENDED
 from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
-from durable_swarm.swarm.compaction import Compaction
 from durable_swarm.swarm.session import Sent, Session, WhenBusy, newest
 from durable_swarm.tools.context import calling
 from durable_swarm.types import Message, Response, Usage
@@ -39,24 +39,7 @@ from durable_swarm.validation import check_name, check_queue
 class DurableSession(Session):
     """A conversation in a database. Messages from several processes are answered one after the other."""
 
-    def __init__(
-        self,
-        swarm: RunStarter,
-        id: str,
-        agent: Any,
-        context_variables: dict[str, Any],
-        limits: Limits | None = None,
-        compaction: Compaction | None = None,
-    ) -> None:
-        self.id = id
-        self._swarm = swarm
-        self._agent = agent
-        self._context = context_variables
-        self._limits = limits
-        self._compaction = compaction
-
-    def __repr__(self) -> str:
-        return f"Session({self.id!r})"
+    _swarm: RunStarter
 
     # What it is
 
@@ -90,7 +73,7 @@ class DurableSession(Session):
         found = [Usage(**counts) for counts in store.sessions.usages(self.id)]
         if state is not None and state.ahead is not None and (now := self._run(state.ahead.run_id).usage) is not None:
             found.append(now)
-        return sum(found[1:], found[0]) if found else None
+        return reduce(add, found, None)
 
     @property
     def created_at(self) -> datetime | None:
