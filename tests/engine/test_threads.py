@@ -16,11 +16,9 @@ from durable_swarm import Agent, DurableSwarm, Swarm, ask_human, tool
 from durable_swarm.background import CROWD
 from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import unique, user, wait_until
+from tests.engine.helpers import PATIENCE, unique, user, wait_until
 
 MANY = 2 * CROWD
-PATIENCE = 60.0
-"""Seconds after which something counts as never happening; a crowd of runs takes its time on two cores."""
 """How many tools wait at once: more than any pool of threads here keeps."""
 
 
@@ -65,7 +63,7 @@ class Crowd:
 def by_polling(swarm: DurableSwarm, helper: Agent) -> str:
     run = swarm.start(helper, user("sub"))
     while run.status != "done":
-        time.sleep(0.25)
+        time.sleep(0.05)
     return "leaf"
 
 
