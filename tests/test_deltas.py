@@ -270,16 +270,16 @@ def test_a_pair_of_surrogates_may_be_cut() -> None:
 
 
 NO_CHUNKS: dict[str, tuple[Any, str]] = {
-    "none": (None, "no chunk: None"),
-    "text": ("<html>", "no chunk: '<html>'"),
-    "number": (5, "no chunk: 5"),
-    "choices of text": ({"choices": "many"}, "no chunk"),
-    "choice of text": ({"choices": ["one"]}, "no choice: 'one'"),
-    "choice of nothing": ({"choices": [None]}, "no choice: None"),
-    "delta of text": ({"choices": [{"delta": "Hi"}]}, "no delta: 'Hi'"),
-    "content of numbers": (chunk({"content": 5}), "no text: 5"),
+    "none": (None, "not a chunk: None"),
+    "text": ("<html>", "not a chunk: '<html>'"),
+    "number": (5, "not a chunk: 5"),
+    "choices of text": ({"choices": "many"}, "not a chunk"),
+    "choice of text": ({"choices": ["one"]}, "not a choice: 'one'"),
+    "choice of nothing": ({"choices": [None]}, "not a choice: None"),
+    "delta of text": ({"choices": [{"delta": "Hi"}]}, "not a delta: 'Hi'"),
+    "content of numbers": (chunk({"content": 5}), "not a text: 5"),
     "calls of text": (chunk({"tool_calls": "add"}), "no tool calls: 'add'"),
-    "call of text": (chunk({"tool_calls": ["add"]}), "no tool call: 'add'"),
+    "call of text": (chunk({"tool_calls": ["add"]}), "not a tool call: 'add'"),
     "arguments of objects": (chunk(part(0, text=object())), "arguments that are no JSON"),
 }
 

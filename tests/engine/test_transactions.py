@@ -21,7 +21,7 @@ from dbos import SetWorkflowID
 from durable_swarm import Agent, DurableSwarm, errors, tool
 from durable_swarm.engine.backend import steps
 from durable_swarm.engine.execution.transactions import Body
-from durable_swarm.engine.processes.process import current
+from durable_swarm.engine.processes.here import current
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import connected, rows, unique, user
 

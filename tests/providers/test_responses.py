@@ -119,8 +119,13 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"verbosity": "low"}, {"text": {"verbosity": "low"}}),
     ({"response_format": {"type": "json_object"}}, {"text": {"format": {"type": "json_object"}}}),
     (
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": True}}},
-        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "strict": True}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True},
+            }
+        },
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}}},
     ),
     ({"tool_choice": "required"}, {"tool_choice": "required"}),
     (
