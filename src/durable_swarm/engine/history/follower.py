@@ -51,7 +51,7 @@ class RecordedEvents:
         """Return the events added since the last call. Raises `RunNotFound`, `ReplayMismatch`, `Unreadable`."""
         # The state before the records, the records before the rows: anything that a state or record refers to is then
         # stored.
-        row = self._store.found(self._run_id, waits=True)
+        row = self._store.found(self._run_id)
         state = state_of(row)
         if state == "queued" and self._loop is None:
             return []
