@@ -185,7 +185,10 @@ class PatientCall:
                     raise
                 await self._do(partial(self._failed, failure))
             else:
-                await self._do(self._answered)
+                if self.elected or self.since is not None:
+                    await self._do(self._answered)
+                else:
+                    self.waiting.note_success(self.provider.key)
                 return result
 
     async def _leave(self, error: BaseException) -> None:
