@@ -56,7 +56,10 @@ class Budget:
     """How many of them are permitted, and the account that permits no more."""
     _worked_before: float = 0.0
     """Seconds that earlier executions have worked."""
-    _limits_above: list[Limits] | None = None
+    _begun_again: bool = False
+    """True if a call in which an earlier execution may have died is counted."""
+    _limits_above: list[Limits] = field(default_factory=list)
+    """The limits of the accounts above; which amounts are limited never changes while a run lasts."""
 
     def __post_init__(self) -> None:
         self._shares = bool(self.above)
@@ -81,10 +84,13 @@ class Budget:
         """Seconds that the run has worked, in all executions, as far as they are recorded."""
         return self._worked_before + self.work.seconds
 
-    def load(self) -> None:
-        """Read the account that earlier executions of the run have left."""
-        self._account = self.ledger.read(self.key)
-        self._shares = self._shares or (self._account is not None and self._account.opened)
+    def load(self, *, recovered: bool) -> None:
+        """Read what limits the run from above, and the account that earlier executions of it have left."""
+        above = [self.ledger.read(key) for key in self.above]
+        self._limits_above = [one.allowed for one in above if one is not None and one.allowed is not None]
+        if recovered:
+            self._account = self.ledger.read(self.key)
+            self._shares = self._shares or (self._account is not None and self._account.opened)
 
     def _known(self) -> Account:
         own = replace(self.spent, seconds=self.worked)
@@ -118,8 +124,9 @@ class Budget:
         `failing` is how often in a row the last tool call has failed. `again` says that an earlier execution may have
         died in this call. With `forced` the call is counted in any case.
         """
-        if again and not self._shares:
-            self._account = self.ledger.begin_again(self.run_id, self._turn)
+        if again and not (self._shares or self._begun_again) and (forced or self._own_reached(failing) is None):
+            # At a limit the earlier execution cannot have made it, unless the limit lets the run finish.
+            self._account, self._begun_again = self.ledger.begin_again(self.run_id, self._turn), True
         refusal = None if forced else self._own_refusal(failing)
         if refusal is None and self._shares:
             refusal = self.ledger.reserve(self.chain, self.limits, forced=forced)
@@ -211,10 +218,7 @@ class Budget:
         return any(limits.cost is not None for limits in self._all_limits())
 
     def _all_limits(self) -> list[Limits]:
-        """Return the limits of all accounts; which amounts are limited never changes while a run lasts."""
-        if self._limits_above is None:
-            accounts = [self.ledger.read(key) for key in self.above]
-            self._limits_above = [one.allowed for one in accounts if one is not None and one.allowed is not None]
+        """Return the limits of all accounts."""
         return self._limits_above if self.limits is None else [self.limits, *self._limits_above]
 
     @property

@@ -218,11 +218,12 @@ class Durable:
                 refusal = await in_thread(partial(budget.reserve, failing, again=again))
             if refusal is None:
                 break
-            again = False
             if refusal.on_limit == "finish":
                 self.finishes = refusal.found.limit
             elif refusal.on_limit == "fail" or not await self.more.grants(run, refusal, effect, waits):
                 raise refusal.error()
+            else:
+                again = False  # At the limit, no call was made.
         if self.finishes:
             with engines_code(f"the limits of run {run.run_id!r}"):
                 await in_thread(partial(budget.reserve, failing, again=again, forced=True))

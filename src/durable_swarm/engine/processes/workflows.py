@@ -91,7 +91,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
             if process.may_be_late(run):
                 await in_thread(run.check_ownership)
             process.enter(run, record, await in_thread(process.sessions.begin, run, record))
-            if run.recovered:
+            if run.recovered or run.budget.above:
                 run.feed.add(*await in_thread(_earlier, process.store, run))
         life = backend_steps.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
         with patches.reading(), backend_steps.checked_by(run_id, life):
@@ -137,9 +137,11 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
 def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
     """Return the stored events of earlier executions: rows, and the numbers in the outcomes of calls.
 
-    What they have spent beyond the run's records is read, too.
+    What limits the run beyond its own records is read, too.
     """
-    run.budget.load()
+    run.budget.load(recovered=run.recovered)
+    if not run.recovered:
+        return [], []
     steps, made = store.steps(run.run_id), []
     if steps:
         row = store.found(run.run_id, load_output=False)
