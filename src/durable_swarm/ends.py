@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal as system_signals
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
@@ -22,6 +22,7 @@ Left = TypeVar("Left", bound=type[Exception])
 
 _signals: set[type[BaseException]] = set()
 _leaving: set[type[Exception]] = set()
+_sorters: list[Callable[[BaseException], BaseException | None]] = []
 
 
 def signal(kind: Kind) -> Kind:
@@ -37,6 +38,15 @@ def leaving(kind: Left) -> Left:
     """
     _leaving.add(kind)
     return kind
+
+
+def sorter(sort: Callable[[BaseException], BaseException | None]) -> Callable[[BaseException], BaseException | None]:
+    """Declare a function that returns the signal that an exception means, also as the cause of another one, or None.
+
+    Usable as a decorator.
+    """
+    _sorters.append(sort)
+    return sort
 
 
 class Raised(Exception):
@@ -73,12 +83,17 @@ def passing(error: BaseException) -> BaseException | None:
     An `Exception` caused by the end of this process counts as `Unable`.
     """
     if isinstance(error, Exception):
-        reason = next(filter(_is_of_the_end, _chain(error, set())), None)
-        return None if reason is None else Unable(f"this process stops: {reason}")
+        return next(filter(None, map(_meaning, _chain(error, set()))), None)
     if isinstance(error, BaseExceptionGroup):
         return next((found for part in error.exceptions if (found := passing(part)) is not None), None)
     passes = isinstance(error, tuple(_signals)) or interrupts(error) or _cancelled_from_outside(error)
     return error if passes else None
+
+
+def _meaning(error: BaseException) -> BaseException | None:
+    if _is_of_the_end(error):
+        return Unable(f"this process stops: {error}")
+    return next(filter(None, (sort(error) for sort in _sorters)), None)
 
 
 def _is_of_the_end(error: BaseException) -> bool:

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, RunCancelled, RunFailed, ask_human
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, Limits, Run, RunCancelled, RunFailed, ask_human
 from durable_swarm.engine.api import result
 from durable_swarm.engine.history import follower
 from durable_swarm.errors import DurableSwarmError
 from durable_swarm.service.runs import Query, open_runs
-from durable_swarm.testing import ScriptedModel
+from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
 from tests.support.cuts import Cuts, cutting
@@ -179,6 +179,51 @@ def test_whichever_statement_fails_the_error_is_ours(operation: str, count: int,
     else:
         pytest.fail(f"more than {MANY} statements")
     assert number > 1
+
+
+TEAMS: dict[str, Callable[[DurableSwarm, Agent], Any]] = {
+    "as a tool": lambda _, helper: helper.as_tool("work", limits=Limits(requests=9, tool_calls=9)),
+    "by run": lambda swarm, helper: _tool_that(lambda: swarm.run(helper, user())),
+    "by start": lambda swarm, helper: _tool_that(lambda: swarm.start(helper, user()).result(PATIENCE)),
+}
+
+
+def _tool_that(act: Callable[[], Any]) -> Callable[[], str]:
+    def work() -> str:
+        return str(act().messages[-1]["content"])
+
+    return work
+
+
+@pytest.mark.parametrize("team", TEAMS)
+def test_a_database_that_fails_under_a_run_with_children_fails_no_run(
+    team: str, make_anywhere: Make, database_url: str
+) -> None:
+    """Whichever statement fails under a run and its child, from the limits above them on, neither ends with that."""
+
+    def play(body: dict[str, Any]) -> Any:
+        is_boss = bool(body.get("tools"))
+        return (
+            [call("work", **({"message": "Go."} if team == "as a tool" else {}))]
+            if is_boss and (body["messages"][-1]["role"] != "tool")
+            else "Done."
+        )
+
+    swarm = make_anywhere(ScriptedModel(play, strict=False))
+    helper = Agent(name=unique())
+    boss = Agent(name=unique(), functions=[TEAMS[team](swarm, helper)])
+    limits = Limits(requests=20, tool_calls=20)
+    for number in range(1, MANY, 2 if database_url.startswith("sqlite") else 7):
+        run_id = uuid.uuid4().hex
+        with cutting(number, 2) as cuts:
+            _error_of(functools.partial(swarm.run, boss, user(), run_id=run_id, limits=limits))
+        assert swarm.run(boss, user(), run_id=run_id, limits=limits).messages[-1]["content"] == "Done."
+        run = swarm.get(run_id)
+        assert [one.status for one in (run, *run.children())] == ["done", "done"]
+        assert run.spent.requests - run.spent.uncertain == 3
+        if not cuts.fell:
+            break
+    assert number > 20
 
 
 FIRST: dict[str, Callable[[DurableSwarm, str], Any]] = {

@@ -22,6 +22,14 @@ from durable_swarm.errors import safe_text
 ends.signal(DBOSBaseException)
 
 
+@ends.sorter
+def _of_the_database(error: BaseException) -> RunHeld | None:
+    """User code called this package, and the database failed: that holds the run, and is no failure of the code."""
+    if isinstance(error, errors.ConfigurationError) and is_transient(error.__cause__):
+        return RunHeld(error, passes=True)
+    return None
+
+
 @contextlib.contextmanager
 def users_code(step: str) -> Iterator[None]:
     """Run user code in this block: any failure of it becomes `StepFailed`; signals pass (see `durable_swarm.ends`)."""
