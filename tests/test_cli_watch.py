@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, emit, sleep
+from durable_swarm import Agent, DurableSwarm, LimitReached, Limits, emit, sleep
+from durable_swarm.cli import main
 from durable_swarm.encryption import EncryptionCodec
-from durable_swarm.testing import ScriptedModel, call
+from durable_swarm.testing import ScriptedModel, call, http_error
 from tests.support.shell import Shell
 from tests.support.terminal import Terminal
 
@@ -266,3 +267,21 @@ def test_a_closed_pipe(form: list[str]) -> None:
     with os.fdopen(write, "w") as closed:
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_model_calls_that_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    """A model call that waits, for its provider or at a limit, says so with the agent's name."""
+    agent = Agent(name="Waiting clerk", functions=[refund])
+    model = ScriptedModel([*[http_error(503)] * 3, [call("refund", item="hat")]])
+    with DurableSwarm(model, provider_patience=60) as swarm:
+        run = swarm.start(agent, QUESTION, run_id="waits", limits=Limits(requests=1, on_limit="ask"))
+        while not (asked := run.requests()):
+            time.sleep(0.02)
+        run.reject("enough", asked[0].id, by="Ann")
+        with pytest.raises(LimitReached):
+            run.result()
+    assert main(["watch", "waits"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.match(r"  Waiting clerk waits for the provider of model gpt-4o: .*503", line) for line in lines)
+    assert any(line.startswith("  Waiting clerk asks: ") for line in lines)
+    assert "  Waiting clerk rejected by Ann" in lines

@@ -45,7 +45,9 @@ class Event:
         request.opened turn, tool, call_id, request_id, kind, question: a call waits for a person or a program
         request.closed turn, tool, call_id, request_id, kind, verdict (answered, approved, rejected, expired),
                        answered_by
-        run.waiting    turn, tool, call_id, request_id: the run waits for this request
+        run.waiting    turn, tool, call_id, request_id, kind: the run waits for this request; or turn, kind
+                       ("provider"), model, reason: it waits for a provider that is away. A request about a limit that
+                       the model call itself has reached has no tool and no call_id
         run.finished   agent: the last agent; ended_by, as in `Response`
         run.failed     error_type, error_message
         run.cancelled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from durable_swarm import Agent, ConfigurationError, LimitReached, Limits, ModelError, ToolError
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, LimitReached, Limits, ModelError, ToolError
 from durable_swarm.engine.database.connection import connect
 from durable_swarm.engine.storage.ledger import Key, Ledger
 from durable_swarm.limits import Spent
@@ -18,7 +19,7 @@ from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel, call, http_error
 from durable_swarm.types import Usage
 from tests.engine.conftest import Make
-from tests.engine.helpers import connected, rows, unique, user
+from tests.engine.helpers import connected, rows, unique, user, wait_until
 
 RUN = "run-1"
 
@@ -232,3 +233,33 @@ def test_a_childs_own_limit_is_its_own_error(make: Make) -> None:
     response = make(boss).run(spender(delegate), user(), run_id=RUN)
     assert response.messages[1]["content"] == "Error: child"
     assert (swarm.get(RUN).spent.requests, swarm.get("child").spent.requests) == (3, 1)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_request_for_more_is_an_event(streamed: bool, make_anywhere: Make) -> None:
+    """Readers are told once of the request of a model call, also if another execution continues the run."""
+    agent, limits = spender(), Limits(requests=1, on_limit="ask")
+    model = ScriptedModel([[call("look", number=1)], "Done"])
+    first = make_anywhere(model)
+    if streamed:
+        first.start(agent, user(), run_id=RUN, limits=limits)
+    else:
+        threading.Thread(target=_run, args=(first, agent, limits)).start()
+    asked = wait_until(first.requests)[0]
+    with open_runs(str(first.database)) as runs:
+        next(event for event in runs.events(RUN) if event.type == "run.waiting")
+    first.close()
+    swarm = make_anywhere(model)
+    swarm.recover()
+    run = swarm.get(RUN)
+    run.approve(asked.id, by="Ann")
+    run.result()
+    told = [event for event in run.events() if event.data.get("kind") == "limit"]
+    assert [event.type for event in told] == ["request.opened", "run.waiting", "request.closed"]
+    assert all(event.data["turn"] == 1 and event.data["request_id"] == asked.id for event in told)
+    assert (told[0].data["question"], told[2].data["verdict"]) == (asked.question, "approved")
+
+
+def _run(swarm: DurableSwarm, agent: Agent, limits: Limits) -> None:
+    with contextlib.suppress(ConfigurationError):  # It is closed meanwhile.
+        swarm.run(agent, user(), run_id=RUN, limits=limits)

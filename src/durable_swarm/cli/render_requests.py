@@ -118,6 +118,8 @@ def event_text(event: str, data: dict[str, Any], command: Command) -> str:
     """Return an event of a request as text."""
     if event == "request.opened":
         return f"asks: {data['question']} [{data['request_id']}]"
+    if event == "run.waiting" and data["kind"] == "provider":
+        return f"waits for the provider of model {data['model']}: {data['reason']}"
     if event == "run.waiting":
         return f"waits; {_MEANS_ONE[data['kind']]}: {command(*next(_ways(data['kind'], data['request_id'])))}"
     return f"{data['verdict']} by {data['answered_by']}" if data.get("answered_by") else str(data["verdict"])

@@ -123,7 +123,8 @@ class _Teller:
                 self._asks(f"{data['tool']} ← run {data['run_id']}: {data['status']}", style)
             case "request.opened" | "request.closed" | "run.waiting":
                 style = "green" if event.type == "request.closed" else "yellow"
-                self._asks(f"{data['tool']} {event_text(event.type, data, self._command)}", style)
+                who = data.get("tool", self._agent)  # The model call itself waits for its provider, or at a limit.
+                self._asks(f"{who} {event_text(event.type, data, self._command)}", style)
             case _:
                 self._tool(event.type, data)
 

@@ -28,21 +28,25 @@ class LimitRequests:
         with engines_code(f"the limits of run {run.run_id!r}"), run.asking():
             asked = await in_thread(run.budget.request, refusal, effect.agent)
             problem_of = functools.partial(unfit, asked=asked, allowed=refusal.allowed)
-            decision = await self._decision(run, asked, problem_of, effect.turn, waits)
+            decision = await self._decision(run, asked, problem_of, waits)
             await in_thread(run.budget.decided, refusal, asked, decision)
         return decision.verdict == "approved"
 
     async def _decision(
-        self, run: Execution, asked: RequestSpec, problem_of: Callable[[Decision], str], turn: int, waits: Runtime
+        self, run: Execution, asked: RequestSpec, problem_of: Callable[[Decision], str], waits: Runtime
     ) -> Decision:
+        about = {"request_id": asked.id, "kind": asked.kind}
         while True:
             request: Request = await in_thread(self._inbox.open, asked, run.swarm.name, None, run.owner)
+            run.feed.waiting("request.opened", **about, question=request.question)
             if request.decision is None:
-                run.feed.waiting(turn, kind=asked.kind, request_id=asked.id)
+                run.feed.waiting("run.waiting", **about)
             while request.decision is None:
                 await self._room.wait_outside_calls(run, waits, request=asked.id)
                 request = await in_thread(self._inbox.found, asked.id)
-            problem = problem_of(request.decision)
+            decision = request.decision
+            run.feed.waiting("request.closed", **about, verdict=decision.verdict, answered_by=request.answered_by)
+            problem = problem_of(decision)
             if not problem:
-                return request.decision
+                return decision
             await in_thread(self._inbox.reopen, asked, run.swarm.name, problem, run.owner)

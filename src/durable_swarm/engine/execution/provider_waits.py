@@ -219,7 +219,7 @@ class PatientCall:
         if self.since is not None and self.of == self.provider.key:
             return
         if self.since is None and self.turn is not None:
-            self.run.feed.waiting(self.turn, model=self.provider.model, reason=reason)
+            self.run.feed.waiting("run.waiting", kind="provider", model=self.provider.model, reason=reason)
         self.of, self.since = self.provider.key, self.since or self.failed_at or now()
         self.waiting.store.annotate(self.run.run_id, **{AWAY: {"of": self.of, "since": self.since}})
 

@@ -243,13 +243,21 @@ class EventPublisher:
             if self._narrator.in_pieces:
                 self._say(None)
 
-    def waiting(self, turn: int, **data: Any) -> None:
-        """Publish that the run waits for the provider of its model call in that turn, after it is stored."""
+    def waiting(self, event: EventType, **data: Any) -> None:
+        """Publish an event of a model call that waits, for its provider or for a decision, after it is stored.
+
+        An event of a request is published once across all executions.
+        """
         with self._telling():
+            if "request_id" in data:
+                noted = event, subject_of(data)
+                if noted in self._noted:
+                    return
+                self._noted.add(noted)
             if self._text is None:
                 last = self._narrator.journal.last
                 self._text = _Text(last + 1, last, ahead=0)
-            self._say({"kind": "provider", **data})
+            self._say({"event": event, **data})
 
     def said(self, content: Any) -> Record | None:
         """Return how the end of the reply came in, to be recorded with it because no row follows.

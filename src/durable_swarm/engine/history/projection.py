@@ -7,7 +7,7 @@ before they were stored. An execution that asks the model again continues after 
 stay free: events that waited behind them were not delivered, and close up when the batch has ended.
 
     text      {turn, upto, events: [[at, text], [at, null], ...]}   numbered from the row's own number; null is a reset,
-                                                                    an object a wait for the provider
+                                                                    an object an event of a wait
     progress  {progress: [[seq, at, data], ...]}                    an entry of another type has it as its fourth part
     end       {ended: [at, type, data], turn, of}                   `turn` only if its model call was in progress;
                                                                     `of`: when the run's row says that it ended
@@ -33,7 +33,7 @@ LONGEST_VOID = 1000
 """An upper bound on the numbers that a row lets be shown ahead of it."""
 
 Piece = str | dict[str, Any] | None
-"""A piece of a reply that is coming in: a text, None for a reset, or what is told of a wait for the provider."""
+"""A piece of a reply that is coming in: a text, None for a reset, or an event of a call that waits to be made."""
 
 Row = tuple[int, Record]
 """A row of events with its number, which is that of the row's first event."""
@@ -110,7 +110,8 @@ class EventProjection:
             if text is None:
                 self.journal.place(number, "text.reset", {"turn": self._turn}, at)
             elif isinstance(text, dict):
-                self.journal.place(number, "run.waiting", {"turn": self._turn, **text}, at)
+                data = {"turn": self._turn, **text}
+                self.journal.place(number, data.pop("event"), data, at)
             else:
                 self.journal.place(number, "text.delta", {"turn": self._turn, "text": text}, at)
 
@@ -232,6 +233,10 @@ def noted_in(row: Record) -> Iterator[tuple[str, str]]:
     for _, _, encoded, *kind in row.get("progress", ()):
         if kind:
             yield kind[0], subject_of(codec.decode(encoded))
+    for _, encoded in row.get("events", ()):
+        data = codec.decode(encoded)
+        if isinstance(data, dict) and "request_id" in data:
+            yield data["event"], subject_of(data)
 
 
 def subject_of(data: dict[str, Any]) -> str:
