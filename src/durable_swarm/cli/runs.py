@@ -19,13 +19,27 @@ from durable_swarm.service import Query, RunView, open_runs, to_json
 @click.command()
 @click.option("--status", type=click.Choice([*STATES, INTERRUPTED]), help="Only runs of this status.")
 @click.option("--agent", metavar="NAME", help="Only runs that were started with this agent.")
+@click.option("--swarm", metavar="NAME", help="Only runs of the swarm of this name.")
+@click.option("--search", metavar="TEXT", help="Only runs with this text in their ID.")
+@click.option("--since", metavar="TIME", type=Since(), help="Only runs started since; ISO 8601, or 2h.")
+@click.option("--before", metavar="ID", help="Only runs older than this run: the next page, after the last ID of one.")
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="At most N runs."
 )
 @as_json
 @common
 @click.pass_obj
-def runs(settings: Settings, status: str | None, agent: str | None, limit: int, as_json: bool) -> None:
+def runs(
+    settings: Settings,
+    status: str | None,
+    agent: str | None,
+    swarm: str | None,
+    search: str | None,
+    since: datetime | None,
+    before: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     """List runs, newest first.
 
     An interrupted run is one that is running but that no living process executes: it continues in the next program that
@@ -34,7 +48,8 @@ def runs(settings: Settings, status: str | None, agent: str | None, limit: int, 
     """
     idle = status == INTERRUPTED
     with open_runs(settings.database) as opened:
-        found = opened.list(Query("running" if idle else cast(State | None, status), agent, limit, idle))
+        chosen = "running" if idle else cast(State | None, status)
+        found = opened.list(Query(chosen, agent, limit, idle, swarm=swarm, search=search, since=since, before=before))
     if as_json:
         click.echo(json.dumps([to_json(view) for view in found], indent=2))
     else:

@@ -8,9 +8,10 @@ from durable_swarm.engine.api.inspector import NoRuns
 from durable_swarm.engine.history.export import read_document, renamed
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.storage.requests import NoRequest
+from durable_swarm.engine.storage.run_list import Query
 from durable_swarm.service.doctor import Check, checkup
 from durable_swarm.service.runs import Runs, import_run, open_runs
-from durable_swarm.service.views import Failure, Query, RunDetail, RunView, SessionDetail, SessionView, to_json
+from durable_swarm.service.views import Failure, RunDetail, RunView, SessionDetail, SessionView, to_json
 
 __all__ = [
     "Check",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from durable_swarm import codec
@@ -10,12 +9,12 @@ from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.conversation import newest_first
 from durable_swarm.engine.records.encoding import Unreadable
-from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.runs import moment, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, SessionState
 from durable_swarm.errors import ConfigurationError, RunNotFound
+from durable_swarm.service.run_views import run_views
 from durable_swarm.service.unreadable import why_closed
-from durable_swarm.service.views import RunView, SessionDetail, SessionView
+from durable_swarm.service.views import SessionDetail, SessionView
 from durable_swarm.types import Message, Usage
 
 IDLE = "idle"
@@ -25,11 +24,11 @@ CANDIDATES = 5
 
 
 class SessionList:
-    """The sessions of one database; `views` returns runs as lists show them."""
+    """The sessions of one database."""
 
-    def __init__(self, visitor: Inspector, views: Callable[[Sequence[RunRow]], Sequence[RunView]]) -> None:
+    def __init__(self, visitor: Inspector) -> None:
+        self._visitor = visitor
         self._store = visitor.store
-        self._views = views
 
     def listed(self, agent: str | None = None, limit: int = 100) -> list[SessionView]:
         """Return sessions, the one with the latest change first: all, or those whose next message `agent` answers."""
@@ -50,7 +49,7 @@ class SessionList:
             messages=messages,
             context_variables=context,
             usage=sum(usages[1:], usages[0]) if usages else None,
-            all_runs=[*self._views([rows[run_id] for run_id in self._run_ids(state) if run_id in rows])],
+            all_runs=run_views(self._visitor, [rows[run_id] for run_id in self._run_ids(state) if run_id in rows]),
             closed=closed,
         )
 

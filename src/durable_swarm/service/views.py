@@ -17,19 +17,6 @@ from durable_swarm.types import EndedBy, Message, Usage
 
 
 @dataclass(frozen=True)
-class Query:
-    """Which runs to list: of one status, of one agent (the name each was started with), at most `limit`.
-
-    With `idle`, only unfinished runs that no living process executes.
-    """
-
-    status: State | None = None
-    agent: str | None = None
-    limit: int = 100
-    idle: bool = False
-
-
-@dataclass(frozen=True)
 class Failure:
     """The error that ended a run: its qualified type, text, originating step and traceback, all as text."""
 
@@ -55,6 +42,10 @@ class RunView:
     not record it. `failure` is the error of a failed run, in one line, or None. `parent` is the id of the run whose
     tool call started it, or None; `children` are the ids of the runs that its own tool calls started. `session` and
     `number` are the session of the run and its number in it; both are None for other runs.
+
+    `turns` counts the turns of the run, those that a fork keeps included. `tokens` and `cost`, in US dollars, are what
+    the run and the runs below it took, without the turns that a fork keeps; None where no provider or price tells.
+    `open_requests` counts the open requests of the run and of the runs below it.
     """
 
     id: str
@@ -72,6 +63,11 @@ class RunView:
     children: list[str]
     session: str | None
     number: int | None
+    swarm: str
+    turns: int
+    tokens: int | None
+    cost: Decimal | None
+    open_requests: int
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,6 @@ class RunDetail(RunView):
     is what the run and the runs below it have spent; both are None if they cannot be read here.
     """
 
-    swarm: str
     asked: list[Message]
     context_variables: dict[str, Any]
     model_override: str | None

@@ -25,6 +25,7 @@ from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.processes import process
 from durable_swarm.engine.processes.process import Process
+from durable_swarm.engine.storage.run_list import Query, listed
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.limits import DEFAULT_LIMITS, Limits, check_limits
 from durable_swarm.models.client import Clients
@@ -182,7 +183,7 @@ class DurableSwarm(RunStarter):
 
     def runs(self, status: State | None = None, agent: str | None = None, limit: int = 100) -> list[Run]:
         """Return the runs, newest first: all, or those of one status or one agent."""
-        return [self._handle(row.workflow_id) for row in self._store().listed(status, agent, limit)]
+        return [self._handle(row.workflow_id) for row in listed(self._store(), Query(status, agent, limit))]
 
     def session(
         self,

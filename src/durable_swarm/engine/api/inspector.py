@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,9 @@ from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.runs import Store, owner_of, state_of
 from durable_swarm.errors import ConfigurationError
 
+LOOK = 2.0
+"""Seconds for which it is remembered whether a process lives: a look keeps the workers from taking runs over."""
+
 
 class NoRuns(ConfigurationError):
     """The database does not exist yet, or contains nothing of durable-swarm."""
@@ -35,6 +40,8 @@ class Inspector:
     def __init__(self, store: Store, identity: Identity) -> None:
         self.store = store
         self._identity = identity
+        self._looked: dict[str, tuple[float, bool]] = {}
+        """The owners of runs: when each was looked at last, and whether it was dead."""
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[Identity]:
@@ -45,9 +52,13 @@ class Inspector:
     def idle(self, rows: Iterable[Any]) -> set[str]:
         """Return the ids of the running runs among these that no living process executes."""
         found = [row for row in rows if state_of(row) == "running"]
-        with self.alone() as me:
-            dead = {owner: not owner or me.is_dead(owner) for owner in map(owner_of, found)}
-        return {row.workflow_id for row in found if dead[owner_of(row)]}
+        owners = {owner for owner in map(owner_of, found) if owner}
+        since = time.monotonic() - LOOK
+        if due := [owner for owner in owners if self._looked.get(owner, (-math.inf, False))[0] < since]:
+            with self.alone() as me:
+                self._looked |= {owner: (time.monotonic(), me.is_dead(owner)) for owner in due}
+        dead = {"", *(owner for owner in owners if self._looked[owner][1])}
+        return {row.workflow_id for row in found if owner_of(row) in dead}
 
     def facts(self) -> Facts:
         """Return the facts about the database. Reads all of a SQLite file."""

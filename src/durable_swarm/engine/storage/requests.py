@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import BigInteger, Column, Index, Text, column, or_, select, table, update
+from sqlalchemy import BigInteger, Column, Index, Text, column, func, or_, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from durable_swarm import codec, errors
@@ -349,6 +349,17 @@ class Inbox(OwnTable):
         if run_ids is not None:
             wanted = wanted.where(rows.c.run_id.in_(list(run_ids)))
         return self._listed(wanted.limit(limit))
+
+    def count_open(self, run_ids: Iterable[str]) -> dict[str, int]:
+        """Return the number of open requests of each of these runs that has any."""
+        rows, runs, ids = self._rows, self._runs, list(run_ids)
+        if not ids or not self.exists():
+            return {}
+        wanted = select(rows.c.run_id, func.count()).join(runs, runs.c.workflow_uuid == rows.c.run_id)
+        wanted = wanted.where(self._asked_still(), runs.c.status.in_(UNFINISHED), rows.c.run_id.in_(ids))
+        with reporting_errors(self._url):
+            found = read(self._engine, wanted.group_by(rows.c.run_id))
+        return {str(run_id): int(count) for run_id, count in found}
 
     def waiting(self, run_ids: list[str]) -> set[str]:
         """Return the runs among these that have an open request, or a tool that sleeps."""

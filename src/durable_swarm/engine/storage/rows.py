@@ -12,13 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import JSON, ColumnElement, Select, and_, column, func, select, table
+from sqlalchemy import JSON, ColumnElement, Select, and_, column, func, literal, select, table
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
-from durable_swarm.engine.records.names import PORTABLE
+from durable_swarm.engine.records.names import PORTABLE, RUN
+
+INDEX = "durable_swarm_runs"
+"""Name of an index of this package on DBOS's table of workflows: the runs, by the time of their start."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class RowReader:
         stored = ("inputs", "output", "error")
         kept = ("function_id", "function_name", "child_workflow_id", "started_at_epoch_ms", "completed_at_epoch_ms")
         self.runs = table("workflow_status", *map(column, (*names, *more, *stored)), noted, schema=schema)
+        self.is_run = self.runs.c.name == literal(RUN, literal_execute=True)
+        """True for the row of a run. The name is a literal, because the index of runs is found only by it."""
         # DBOS keeps inputs and outputs in tables of their own; rows of earlier versions have them in place.
         self._inputs = table("workflow_input", column("workflow_uuid"), column("inputs"), schema=schema)
         self._outputs = table(
@@ -106,17 +112,39 @@ class RowReader:
         load_output: bool = False,
         newest: bool = False,
         limit: int | None = None,
-        offset: int = 0,
     ) -> list[RunRow]:
         """Return the rows that meet all conditions, oldest first unless `newest`."""
         runs = self.runs
         order = (runs.c.created_at, runs.c.workflow_uuid)
         query = self._loading(load_input, load_output).where(and_(True, *wanted))
-        query = (
-            query.order_by(*(part.desc() for part in order) if newest else order).limit(limit).offset(offset or None)
-        )
+        query = query.order_by(*(part.desc() for part in order) if newest else order).limit(limit)
         with reporting_errors(self._url):
             return [_run_row(row) for row in read(self._engine, query)]
+
+    def create_index(self) -> None:
+        """Create the index that lists of runs are read by, if it does not exist: DBOS's have tool calls, too."""
+        quote = self._engine.dialect.identifier_preparer.quote
+        schema = schema_of(self._url)
+        place = "workflow_status" if schema is None else f"{quote(schema)}.workflow_status"
+        text = f"CREATE INDEX IF NOT EXISTS {INDEX} ON {place} (created_at, workflow_uuid) WHERE name = '{RUN}'"
+        with reporting_errors(self._url):
+            try:
+                if not self._has_index(schema):
+                    with self._engine.begin() as connection:
+                        connection.exec_driver_sql(text)
+            except DBAPIError:
+                # PostgreSQL lets one of two processes fail that create it at once.
+                if not self._has_index(schema):
+                    raise
+
+    def _has_index(self, schema: str | None) -> bool:
+        wanted: Select[Any]
+        if schema is None:
+            wanted = select(column("name")).select_from(table("sqlite_master")).where(column("name") == INDEX)
+        else:
+            found = (column("schemaname") == schema) & (column("indexname") == INDEX)
+            wanted = select(column("indexname")).select_from(table("pg_indexes")).where(found)
+        return bool(read(self._engine, wanted))
 
     def _loading(self, load_input: bool, load_output: bool) -> Select[Any]:
         runs, inputs, outputs = self.runs, self._inputs, self._outputs

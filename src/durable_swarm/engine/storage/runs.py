@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
+from sqlalchemy import ColumnElement
 
 from durable_swarm import errors
 from durable_swarm.codec import Codec, Place, storable
@@ -28,8 +29,8 @@ from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages,
 from durable_swarm.engine.storage.requests import Inbox
 from durable_swarm.engine.storage.rows import RecordedError, RowReader, RunRow, StepRow
 from durable_swarm.engine.storage.sessions import Sessions
-from durable_swarm.runs import ENDED, STATES, State
-from durable_swarm.validation import check_whole
+from durable_swarm.engine.storage.tallies import Tallies
+from durable_swarm.runs import ENDED, State
 
 if TYPE_CHECKING:
     from durable_swarm.engine.backend.client import Client
@@ -187,9 +188,12 @@ class Store:
         """Its sessions."""
         self.outages = ProviderOutages(url, engine)
         """The providers for which its runs wait."""
+        self.tallies = Tallies(url, engine)
+        """How many turns, tokens and dollars its runs have taken."""
         self._rows = RowReader(url, engine)
-        self._runs = self._rows.runs.c
-        self._is_run, self._is_call = self._runs.name == names.RUN, self._runs.name == names.TOOL
+        self.columns = self._runs = self._rows.runs.c
+        """The columns of the rows of runs, for conditions."""
+        self._is_run, self._is_call = self._rows.is_run, self._runs.name == names.TOOL
 
     @cached_property
     def _writer(self) -> Client:
@@ -202,6 +206,7 @@ class Store:
         """Create the tables of this package that do not exist."""
         for rows in (self.inbox, self.mailbox, self.family, self.sessions, self.outages, self.ledger):
             rows.create()
+        self._rows.create_index()
 
     def row(self, run_id: str, *, load_output: bool = True, waits: bool = False) -> RunRow | None:
         """Return the row of a run, or None; with `waits`, noted whether the run waits, which takes more statements."""
@@ -234,7 +239,6 @@ class Store:
         states: Iterable[State] | None = None,
         prefix: str | None = None,
         limit: int | None = None,
-        offset: int = 0,
     ) -> list[RunRow]:
         """Return the rows of runs, newest first, without their inputs and outputs.
 
@@ -251,29 +255,11 @@ class Store:
             wanted += ["PENDING", "ENQUEUED", "DELAYED"]
         begins = [] if prefix is None else [self._runs.workflow_uuid.startswith(prefix, autoescape=True)]
         chosen = (self._is_run, self._runs.status.in_(wanted), *begins)
-        return self._asking(self._rows.read(*chosen, newest=True, limit=limit, offset=offset))
+        return self._asking(self._rows.read(*chosen, newest=True, limit=limit))
 
-    def listed(self, status: State | None, agent: str | None, limit: int) -> list[RunRow]:
-        """Return the rows of runs of one status, or one agent, newest first.
-
-        Raises `ConfigurationError` for an invalid status or limit.
-        """
-        if status is not None and (not isinstance(status, str) or status not in STATES):
-            raise errors.ConfigurationError(f"status must be one of {', '.join(STATES)}, not {status!r}")
-        if agent is not None and not isinstance(agent, str):
-            raise errors.ConfigurationError(f"agent must be an agent's name, not {agent!r:.40}")
-        check_whole("limit", limit, 1)
-        found: list[RunRow] = []
-        offset, page = 0, max(limit, 100)
-        while len(found) < limit:
-            rows = self.rows(states=None if status is None else [status], limit=page, offset=offset)
-            found += [
-                row for row in rows if status in (None, state_of(row)) and agent in (None, notes_on(row).get("agent"))
-            ]
-            offset += page
-            if len(rows) < page:
-                break
-        return found[:limit]
+    def page(self, *wanted: ColumnElement[bool], limit: int) -> list[RunRow]:
+        """Return the rows of the newest runs that meet all conditions, without their inputs and outputs."""
+        return self._asking(self._rows.read(self._is_run, *wanted, newest=True, limit=limit))
 
     def _asking(self, rows: list[RunRow]) -> list[RunRow]:
         """Note on the rows of unfinished runs whether they wait for a decision, a time or a provider: `waiting` ones.

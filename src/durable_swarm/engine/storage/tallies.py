@@ -1,0 +1,88 @@
+"""How many turns, tokens and dollars runs have taken, for lists: from the readable parts of the records of replies.
+
+Only these parts leave the database, because a list of runs with long replies would read all of them otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+import sqlalchemy
+from sqlalchemy import Column, ColumnElement, case, func, or_, select
+
+from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.reconnecting import read
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.records.names import COMPACT, model_step
+
+_TOTAL = 3
+"""The place of the total in the counts of a record."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What runs have taken: turns, tokens and US dollars; None where no reply tells of any."""
+
+    turns: int = 0
+    tokens: int | None = None
+    cost: Decimal | None = None
+
+    def __add__(self, other: Tally) -> Tally:
+        counts = [count for count in (self.tokens, other.tokens) if count is not None]
+        costs = [cost for cost in (self.cost, other.cost) if cost is not None]
+        return Tally(
+            self.turns + other.turns, sum(counts) if counts else None, sum(costs, Decimal()) if costs else None
+        )
+
+
+class Tallies:
+    """The tallies of one database. Raises `ConfigurationError` if it cannot be used."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+        self._url, self._engine = url, engine
+        columns = [Column(name, sqlalchemy.Text) for name in ("workflow_uuid", "function_name", "output")]
+        self._steps = sqlalchemy.Table("operation_outputs", sqlalchemy.MetaData(schema=schema_of(url)), *columns)
+
+    def of(self, run_ids: Iterable[str]) -> dict[str, Tally]:
+        """Return the tally of each of these runs that has any, without the runs below it."""
+        steps, found = self._steps.c, dict[str, Tally]()
+        replies = steps.function_name.startswith(model_step(""))
+        asked = or_(replies, steps.function_name.startswith(COMPACT))
+        wanted = select(steps.workflow_uuid, replies, self._counts(), self._cost())
+        with reporting_errors(self._url):
+            rows = read(self._engine, wanted.where(steps.workflow_uuid.in_(list(run_ids)), asked))
+        for run_id, is_turn, counts, cost in rows:
+            found[run_id] = found.get(run_id, Tally()) + Tally(int(is_turn), _total(counts), _decimal(cost))
+        return found
+
+    def _counts(self) -> ColumnElement[str]:
+        """The counts of a record as the text of a JSON list, or NULL."""
+        output = self._steps.c.output
+        if is_sqlite(self._url):
+            return func.json_extract(case((func.json_valid(output), output)), "$.usage")
+        # A cast to JSON would fail the list at one damaged row. The counts follow the message, so the last ones count.
+        return func.substring(output, r'.*"usage": ?(\[[0-9, ]*\])')
+
+    def _cost(self) -> ColumnElement[str]:
+        output = self._steps.c.output
+        if is_sqlite(self._url):
+            return func.json_extract(case((func.json_valid(output), output)), "$.cost")
+        return func.substring(output, r'.*"cost": ?"([0-9.Ee+-]*)"')
+
+
+def _total(counts: str | None) -> int | None:
+    try:
+        total = json.loads(counts or "[]")[_TOTAL]
+    except (ValueError, TypeError, LookupError):
+        return None
+    return total if type(total) is int else None
+
+
+def _decimal(cost: str | None) -> Decimal | None:
+    try:
+        return None if cost is None else Decimal(cost)
+    except (InvalidOperation, TypeError, ValueError):
+        return None

@@ -1,0 +1,184 @@
+"""Makes the views of runs, in lists and in full, from their rows and records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from durable_swarm import codec
+from durable_swarm.engine.api.inspector import Inspector
+from durable_swarm.engine.history.spending import limits_now, spending
+from durable_swarm.engine.history.story import step_infos, story, usage_with_children
+from durable_swarm.engine.records import runs
+from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.storage.rows import RunRow
+from durable_swarm.engine.storage.runs import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
+from durable_swarm.engine.storage.tallies import Tally
+from durable_swarm.loop import Start
+from durable_swarm.runs import ENDED, RunHistory, State
+from durable_swarm.service.unreadable import why_closed
+from durable_swarm.service.views import Failure, RunDetail, RunView
+from durable_swarm.types import EndedBy
+
+
+def run_views(visitor: Inspector, rows: Sequence[RunRow]) -> list[RunView]:
+    """Return runs as lists show them, in the order of their rows."""
+    store, ids = visitor.store, [row.workflow_id for row in rows]
+    idle, ends, families = visitor.idle(rows), store.ends([*rows]), store.family.relatives(ids)
+    totals = _Totals(store, rows)
+    return [
+        RunView(
+            **_facts(store, row, row.workflow_id in idle),
+            **totals.of(row),
+            ended_by=_noted_end(ends.get(row.workflow_id)),
+            failure=_noted_failure(store, ends.get(row.workflow_id)),
+            **families[row.workflow_id]._asdict(),
+        )
+        for row in rows
+    ]
+
+
+class _Totals:
+    """What runs have taken and ask, together with the runs below them."""
+
+    def __init__(self, store: Store, rows: Sequence[RunRow]) -> None:
+        self._families = {row.workflow_id: [row.workflow_id] for row in rows}
+        tops = {run_id: [run_id] for run_id in self._families}
+        for link in store.family.below(self._families):  # Each after its parent.
+            tops[link.run_id] = [*dict.fromkeys([*tops.get(link.run_id, []), *tops.get(link.parent, [])])]
+            for top in tops[link.run_id]:
+                if link.run_id != top:
+                    self._families[top].append(link.run_id)
+        everyone = {run_id for family in self._families.values() for run_id in family}
+        self._tallies = store.tallies.of(everyone)
+        self._open = store.inbox.count_open(everyone)
+
+    def of(self, row: RunRow) -> dict[str, Any]:
+        """Return the totals of a run, as fields of its view."""
+        family = dict.fromkeys(self._families[row.workflow_id])
+        own, kept = self._tallies.get(row.workflow_id, Tally()), notes_on(row).get("turn")
+        total = sum((self._tallies.get(run_id, Tally()) for run_id in family), Tally())
+        return {
+            "turns": own.turns + (kept if isinstance(kept, int) else 0),
+            "tokens": total.tokens,
+            "cost": total.cost,
+            "open_requests": sum(self._open.get(run_id, 0) for run_id in family),
+        }
+
+
+def _facts(store: Store, row: RunRow, idle: bool) -> dict[str, Any]:
+    created = started_at(row)
+    return {
+        "id": row.workflow_id,
+        "status": state_of(row),
+        "agent": _about(row, "agent"),
+        "swarm": _about(row, "swarm"),
+        "created_at": created,
+        "updated_at": max(created, moment(row.updated_at)),
+        "idle": idle,
+        "waits_for": _waits_for(store, row, idle),
+        **_origin(row),
+    }
+
+
+def _noted_end(row: RunRow | None) -> EndedBy | None:
+    return runs.read_end(row.output) if row is not None and state_of(row) == "done" else None
+
+
+def _noted_failure(store: Store, row: RunRow | None) -> str | None:
+    return failure_of(store, row).line if row is not None and state_of(row) == "failed" else None
+
+
+def _origin(row: Any) -> dict[str, Any]:
+    noted = notes_on(row)
+    turn = noted.get("turn")
+    return {
+        "forked_from": _about(row, "forked_from") or None,
+        "turn": turn if isinstance(turn, int) else None,
+        "session": noted.get("session"),
+        "number": noted.get("number"),
+    }
+
+
+def _about(row: Any, name: str) -> str:
+    """Return a text that was noted on the run, or ''."""
+    return str(notes_on(row).get(name) or "")
+
+
+def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
+    """Return a run in full."""
+    store, idle = visitor.store, bool(visitor.idle([row]))
+    state = state_of(row)
+    start, told, closed = _told(store, row)
+    error = failure_of(store, row) if state == "failed" else None
+    steps = step_infos(store, row)
+    created = started_at(row)
+    below = store.family.below([row.workflow_id])
+    moments = [created, moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
+    return RunDetail(
+        **{**_facts(store, row, idle), "agent": _about(row, "agent") or start.agent, "updated_at": max(moments)},
+        **_Totals(store, [row]).of(row),
+        worker="" if state in ENDED else owner_of(row),
+        asked=start.messages,
+        context_variables=start.context if told.ending is None else told.ending.context,
+        model_override=start.model_override,
+        max_turns=start.max_turns,
+        messages=told.messages,
+        steps=steps,
+        usage=told.usage if closed else usage_with_children(store, row),
+        **_budget(store, row, closed),
+        last_agent=None if told.ending is None else told.ending.agent,
+        ended_by=_ended_by(row, state, told),
+        error=error,
+        failure=None if error is None else error.line,
+        added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
+        closed=closed,
+        requests=store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)]),
+        **store.family.relatives([row.workflow_id])[row.workflow_id]._asdict(),
+    )
+
+
+def _budget(store: Store, row: Any, closed: str | None) -> dict[str, Any]:
+    return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row)}
+
+
+def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
+    if state != "done":
+        return None
+    return runs.read_end(row.output) if told.ending is None else told.ending.ended_by
+
+
+def _told(store: Store, row: Any) -> tuple[Start, RunHistory, str | None]:
+    """Return the run's input and history, or empty ones and a sentence with the reason if they cannot be decoded."""
+    try:
+        return runs.read_start(store.start_record(row)), story(store, row), None
+    except Unreadable as error:
+        return Start("", [], {}), RunHistory([], None), why_closed(error)
+
+
+def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
+    """Return why an unfinished run does not continue, preferably in the words of the process that held it."""
+    recorded = reason_noted(row) or store.reason_below(row)
+    if recorded or not idle:
+        return recorded
+    agent, swarm = _about(row, "agent"), _about(row, "swarm")
+    named = f" in a swarm named {swarm!r}" if swarm else ""
+    return (
+        f"no process executes it; it goes on when a program that defines agent {agent!r}{named} uses its DurableSwarm"
+    )
+
+
+def failure_of(store: Store, row: Any) -> Failure:
+    """Return the error that ended a failed run."""
+    try:
+        record = store.failure_record(row)
+    except Unreadable:
+        return Failure(row.error.data["type"], ENCRYPTED, str(row.error.data.get("step", "")))
+    if record is None:
+        return Failure(type(row.error).__name__, f"run {row.workflow_id!r} failed: {row.error}")
+    return Failure(
+        record["type"],
+        codec.decode(record.get("message", "")),
+        record.get("step", ""),
+        codec.decode(record.get("traceback", "")),
+    )
