@@ -21,6 +21,7 @@ from durable_swarm.codec import dumps
 from durable_swarm.errors import AmbiguousAgent, UnknownAgent
 from durable_swarm.schema import tool_schema
 from durable_swarm.schema.output import output_type_of
+from durable_swarm.toolsets import Toolset, functions_of
 from durable_swarm.types import agent_defined
 
 _sources: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
@@ -76,7 +77,17 @@ def names() -> set[str]:
 
 def is_blocking() -> bool:
     """Return True if no agent of this process has async tools or instructions."""
-    return not any(is_async(function) for agent in _agents() for function in [*agent.functions, agent.instructions])
+    return not any(
+        isinstance(function, Toolset) or is_async(function)
+        for agent in _agents()
+        for function in [*agent.functions, agent.instructions]
+    )
+
+
+def toolsets() -> list[Toolset]:
+    """Return the sets of tools of all agents in this process, each once."""
+    found = [entry for agent in _agents() for entry in agent.functions if isinstance(entry, Toolset)]
+    return list({id(entry): entry for entry in found}.values())
 
 
 def find(name: str) -> Any:
@@ -130,7 +141,7 @@ def fingerprint(agent: Any) -> str:
         agent.name,
         agent.model,
         _source(agent.instructions),
-        [tool_schema(function) for function in agent.functions],
+        [tool_schema(function) for function in functions_of(agent)],
         str(getattr(agent, "tool_choice", None)),
         str(getattr(agent, "model_settings", None) or {}),
     ]

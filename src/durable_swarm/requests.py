@@ -2,6 +2,7 @@
 
 kind               opened by                  accepted answers
 question           `ask_human`                answer(text), one of the choices if there are any
+question, schema   an MCP server              answer(the fields), approve(arguments=the fields), reject(reason)
 approval           a tool with `approval`     approve(), approve(arguments=...), reject(reason)
 unknown_outcome    a `once` tool that died    answer(its result): it happened; approve(): repeat it; reject(reason)
 result             a tool with `later(token)` answer(result), or `complete(token, result)` by another program
@@ -10,6 +11,8 @@ limit              a run at a limit           approve(): as much again; approve(
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -113,8 +116,52 @@ def check_decision(asked: RequestSpec | Request, decision: Decision) -> None:
         raise InvalidAnswer(problem, request_id=asked.id)
 
 
+def fields_of(asked: RequestSpec | Request, given: Any) -> dict[str, Any]:
+    """Return the fields that answer a question with a schema: an object, its JSON text, or the text of its one field.
+
+    Raises `InvalidAnswer` if they do not fit the schema.
+    """
+    schema = asked.schema or {}
+    fields = _object_in(given) or _one_field(schema.get("properties", {}), given)
+    if fields is None:
+        wanted = ", ".join(schema.get("properties", {}))
+        raise InvalidAnswer(f"request {asked.id!r} takes an object with the fields {wanted}", request_id=asked.id)
+    if problems := _problems_of(schema, fields):
+        raise InvalidAnswer(f"this answer does not fit request {asked.id!r}: {problems}", request_id=asked.id)
+    return fields
+
+
+def _object_in(given: Any) -> dict[str, Any] | None:
+    if isinstance(given, str) and given.lstrip().startswith("{"):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            return None
+    return given if isinstance(given, dict) else None
+
+
+def _one_field(properties: dict[str, Any], given: Any) -> dict[str, Any] | None:
+    """Return the only field of a form with this value, a text as the field's type; of a form without fields, none."""
+    if not properties or isinstance(given, dict):
+        return {}
+    if len(properties) > 1:
+        return None
+    [(name, described)] = properties.items()
+    kind = described.get("type")
+    if isinstance(given, str) and kind == "boolean":
+        given = {"yes": True, "true": True, "y": True, "no": False, "false": False, "n": False}.get(
+            given.lower(), given
+        )
+    elif isinstance(given, str) and kind in ("integer", "number"):
+        with contextlib.suppress(ValueError):
+            given = int(given) if kind == "integer" else float(given)
+    return {name: given}
+
+
 def _problem(asked: RequestSpec | Request, decision: Decision) -> str:
     """Return the problem with the decision, or ''."""
+    if asked.kind == "question" and asked.schema is not None:
+        return _unfit_fields(asked, decision)
     if decision.verdict not in _TAKES[asked.kind]:
         takes = " or ".join(_METHODS[verdict] for verdict in _TAKES[asked.kind])
         return f"request {asked.id!r} is of kind {asked.kind!r} and takes {takes}, not {_METHODS[decision.verdict]}"
@@ -126,6 +173,16 @@ def _problem(asked: RequestSpec | Request, decision: Decision) -> str:
     return "" if decision.arguments is None else _misfit(asked, decision.arguments)
 
 
+def _unfit_fields(asked: RequestSpec | Request, decision: Decision) -> str:
+    if decision.verdict == "rejected":
+        return ""
+    try:
+        fields_of(asked, decision.value if decision.verdict == "answered" else decision.arguments or {})
+    except InvalidAnswer as error:
+        return str(error)
+    return ""
+
+
 def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
     """Return the problem with an approver's changed arguments, or ''."""
     if asked.kind not in ("approval", "limit"):
@@ -134,17 +191,23 @@ def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
         return f"arguments must be a dictionary, not a {type(arguments).__name__}"
     if asked.schema is None:
         return ""
-    from jsonschema import Draft202012Validator
-
-    found = Draft202012Validator({"additionalProperties": False, **asked.schema}).iter_errors(arguments)
-    problems = sorted(found, key=lambda problem: [str(part) for part in problem.path])[:5]
-    reasons = [f"{'.'.join(map(str, problem.path)) or 'arguments'}: {problem.message:.200}" for problem in problems]
     of = (
         "these amounts do not fit the limits"
         if asked.kind == "limit"
         else f"these arguments do not fit tool {asked.tool!r}"
     )
-    return f"{of}: {'; '.join(reasons)}" if reasons else ""
+    problems = _problems_of(asked.schema, arguments)
+    return f"{of}: {problems}" if problems else ""
+
+
+def _problems_of(schema: dict[str, Any], arguments: dict[str, Any]) -> str:
+    """Return what does not fit the schema, or ''."""
+    from jsonschema import Draft202012Validator
+
+    found = Draft202012Validator({"additionalProperties": False, **schema}).iter_errors(arguments)
+    problems = sorted(found, key=lambda problem: [str(part) for part in problem.path])[:5]
+    reasons = [f"{'.'.join(map(str, problem.path)) or 'arguments'}: {problem.message:.200}" for problem in problems]
+    return "; ".join(reasons)
 
 
 def decision_record(decision: Decision) -> dict[str, Any]:

@@ -220,6 +220,8 @@ class ToolSettings:
     parameters: dict[str, Any] | None = None
     """The JSON schema of the arguments, if it was given instead of read from the function's signature."""
     repeat: Repeat = "allow"
+    marks_itself: bool = False
+    """True for a `once` tool that may be entered again, because it marks the parts of it that must not be repeated."""
 
 
 _SETTINGS = "__durable_swarm__"

@@ -20,7 +20,7 @@ COMMANDS = {
     "check": Command("check", "Report which unfinished runs a program can continue."),
     "complete": Command("requests", "Post the result that a tool has announced with later()."),
     "demo": Command("demo", "See the package at work in a small program."),
-    "doctor": Command("doctor", "Check the installation and the database."),
+    "doctor": Command("doctor", "Check the installation, the database and MCP servers."),
     "export": Command("exports", "Write a run to a JSON file."),
     "extend": Command("limits", "Add amounts to the limits of a run."),
     "fork": Command("exports", "Start a new run from a turn of another."),

@@ -23,6 +23,7 @@ from durable_swarm.schema.arguments import BadArguments, Reader
 from durable_swarm.schema.descriptions import Adapters, adapters_of, describe
 from durable_swarm.schema.given import GivenReader, checked_schema
 from durable_swarm.schema.signatures import Signature
+from durable_swarm.toolsets import functions_of
 from durable_swarm.types import TOOL_NAME, tool_name
 
 __all__ = [
@@ -103,7 +104,7 @@ def tool_schemas(agent: Any) -> list[dict[str, Any]]:
     name, generators, unreadable signatures.
     """
     schemas: dict[str, dict[str, Any]] = {}
-    for function in agent.functions:
+    for function in functions_of(agent):
         name = tool_name(function)
         problem = _problem(function, name, schemas)
         if problem:

@@ -15,11 +15,13 @@ from typing import Literal
 
 import sqlalchemy
 
+from durable_swarm import agents
 from durable_swarm.engine.api.inspector import Facts, Inspector, NoRuns, inspect_database
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.runs import notes_on, started_at, state_of
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.types import tool_name
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -50,6 +52,20 @@ def checkup(url: str | None) -> list[Check]:
     chosen = urls.choose(url)
     named = bool(url or os.environ.get(urls.VARIABLE))
     return [*_installation(), *_key(), *_database(chosen, named)]
+
+
+def check_toolsets() -> Iterator[Check]:
+    """Load each set of tools of the agents in this process, such as those of an MCP server, and report what it has."""
+    for toolset in agents.toolsets():
+        try:
+            toolset.load()
+        except ConfigurationError as error:
+            yield Check(repr(toolset), "fail", str(error))
+        else:
+            names = [tool_name(tool) for tool in toolset.tools()]
+            yield Check(repr(toolset), "ok", f"{len(names)} tools: {', '.join(names)}")
+        finally:
+            toolset.close()
 
 
 def _installation() -> Iterator[Check]:

@@ -52,7 +52,7 @@ from durable_swarm.swarm.session import Session, check_session
 from durable_swarm.swarm.summaries import model_of, written_by_model
 from durable_swarm.tools.approval import approval_of, approved, later_of, posted
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
-from durable_swarm.tools.calls import Cast, call_tool, find_tool, not_made, plan_calls, read_result
+from durable_swarm.tools.calls import Cast, call_tool, find_tool, load_tools, not_made, plan_calls, read_result
 from durable_swarm.tools.changes import Change, warn_of_lost_updates
 from durable_swarm.tools.context import CurrentCall, Inside, calling
 from durable_swarm.tools.inside import MemoryRecorder
@@ -286,6 +286,7 @@ class _InMemory:
 
     async def _ask(self, effect: Ask) -> Reply:
         agent = self.cast[effect.agent]
+        await load_tools(agent, self.waits)
         choice = choose_model(agent, self.asked.model_override, self.swarm.default_model)
         if self.spending.limits_cost():
             refuse_unpriced(self.swarm.prices, choice.name)

@@ -27,13 +27,20 @@ from durable_swarm.tools.asking import Later
 from durable_swarm.tools.attempts import retrying
 from durable_swarm.tools.context import Inside
 from durable_swarm.tools.repeats import Made, key_of, succeeded
+from durable_swarm.toolsets import functions_of, to_load
 from durable_swarm.types import Message, Repeat, Result, ToolSettings, settings_of, tool_name
 from durable_swarm.validation import check_name
 
 
 def find_tool(agent: Any, name: str) -> Any | None:
     """Return the agent's tool of that name, the last one if there are several, or None."""
-    return next((function for function in reversed(agent.functions) if tool_name(function) == name), None)
+    return next((function for function in reversed(functions_of(agent)) if tool_name(function) == name), None)
+
+
+async def load_tools(agent: Any, waits: Runtime) -> None:
+    """Read the agent's tools that are still to be read. Raises `ConfigurationError`."""
+    for toolset in to_load(agent):
+        await waits.call(toolset.load)
 
 
 QUOTED = 500
@@ -104,7 +111,7 @@ def written_call(agent: Any, message: Message) -> str:
     if message.get("tool_calls") or not isinstance(text, str) or len(text) > LONGEST_WRITTEN:
         return ""
     bare = text.strip(" \t\r\n`\"'.()")
-    for name in map(tool_name, agent.functions):
+    for name in map(tool_name, functions_of(agent)):
         as_call = rf"(?<![\w-]){re.escape(name)}\s*\(|[\"']{re.escape(name)}[\"']|[=:>]\s*{re.escape(name)}\s*[<>{{\n]"
         if bare == name or re.search(as_call, text):
             return name
@@ -146,7 +153,7 @@ async def _plan(agent: Any, call: dict[str, Any], waits: Runtime) -> dict[str, A
 
 def _offered(agent: Any) -> str:
     """Return a sentence that names the agent's tools, because a small model learns nothing from less."""
-    names = list(dict.fromkeys(map(tool_name, agent.functions)))
+    names = list(dict.fromkeys(map(tool_name, functions_of(agent))))
     if not names:
         return "You have no tools."
     shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")

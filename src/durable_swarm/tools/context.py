@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from durable_swarm.concurrency import Runtime
 from durable_swarm.errors import NotInRun
 from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.sub_agents import ChildRunner, children_run_by
@@ -40,6 +41,9 @@ class Recorder(Protocol):
 
     def step(self, name: str, body: Callable[[], Any]) -> Any:
         """Run `body` once, ever, and return its result; if `body` returns an awaitable, return one for the result."""
+
+    async def mark(self, waits: Runtime) -> bool:
+        """Record that something is about to begin that must not be repeated unseen; return True if that is new."""
 
     def sleep(self, seconds: float) -> None:
         """Sleep until the time that was first set."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from durable_swarm.codec import as_json
+from durable_swarm.concurrency import Runtime
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.tools.context import Recorder, calling
 from durable_swarm.tools.worktime import WorkTime
@@ -59,6 +60,9 @@ class MemoryRecorder:
 
     def step(self, name: str, body: Callable[[], Any]) -> Any:
         return body()
+
+    async def mark(self, waits: Runtime) -> bool:
+        return True
 
     def sleep(self, seconds: float) -> None:
         with self._work.waiting():

@@ -48,7 +48,7 @@ from durable_swarm.models.memo import Memo
 from durable_swarm.models.prices import cost_of, refuse_unpriced
 from durable_swarm.models.verdict import judge
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
-from durable_swarm.tools.calls import plan_calls, written_call
+from durable_swarm.tools.calls import load_tools, plan_calls, written_call
 from durable_swarm.tools.changes import warn_of_lost_updates
 from durable_swarm.tools.repeats import failing_in_a_row, same_before
 from durable_swarm.types import Block, Message
@@ -143,6 +143,7 @@ class Durable:
 
     async def _model_call(self, effect: Ask, waits: Runtime) -> Record:
         agent, step = self.agent(effect.agent), names.model_step(effect.agent)
+        await self._load(agent, waits)
         await self._check_change(agent)
         if self.run.streams:
             self.run.feed.asking(effect.agent, effect.turn)
@@ -189,6 +190,11 @@ class Durable:
                     return await ask(_Gate(self, call, waits))
 
         return await call.result(attempt)
+
+    async def _load(self, agent: Any, waits: Runtime) -> None:
+        """Read the agent's tools that are still to be read; if that fails, the run is held."""
+        with engines_code(f"the tools of agent {agent.name!r}"):
+            await load_tools(agent, waits)
 
     async def _check_change(self, agent: Any) -> None:
         """Hold the run if its swarm says so and the agent has changed since its last answer without being accepted."""
@@ -340,6 +346,7 @@ class Durable:
             return [Outcome(call.text) for call in effect.calls]
         # Looked up once, because a handoff in the batch may bring another agent of the same name.
         agent = self.agent(effect.agent)
+        await self._load(agent, self.colour.waits)
         if not effect.together:
             return await self._in_order(agent, effect)
         if isinstance(self.colour, InThread):

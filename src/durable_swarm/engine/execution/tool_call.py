@@ -12,7 +12,7 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from durable_swarm import codec, ends, errors
 from durable_swarm.awaitables import is_async, is_awaitable
@@ -41,13 +41,6 @@ from durable_swarm.tools.context import CurrentCall, Inside, Recorder
 from durable_swarm.tools.limit_requests import unfit
 from durable_swarm.tools.repeats import Place
 from durable_swarm.types import ToolSettings, settings_of
-
-
-class CallRecorder(Recorder, Protocol):
-    """Records the steps of an undecorated call."""
-
-    async def mark(self, waits: Runtime) -> bool:
-        """Record that the tool is about to be entered; return True if that is new."""
 
 
 @dataclass
@@ -146,7 +139,7 @@ class ToolCallExecution:
 
     made: ToolCall
     key: str
-    recorder: CallRecorder | None
+    recorder: Recorder | None
     """Records the call's own steps; None for a `@step` tool, which is one record."""
     waits: Runtime
     people: CallRequests
@@ -281,6 +274,8 @@ class ToolCallExecution:
 
     async def _once(self, call: Call) -> Outcome:
         """Enter the tool, unless an earlier execution may have: then its check decides, or a person."""
+        if settings_of(self.function).marks_itself:
+            return await self._entered(call)
         number = 0
         while not await self._marks():
             outcome = await self._unknown(call, number)
