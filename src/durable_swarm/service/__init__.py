@@ -10,6 +10,7 @@ from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.storage.requests import NoRequest
 from durable_swarm.engine.storage.run_list import Query
 from durable_swarm.service.doctor import Check, checkup
+from durable_swarm.service.run_pages import NoStep, RunPage
 from durable_swarm.service.runs import Runs, import_run, open_runs
 from durable_swarm.service.views import Failure, RunDetail, RunView, SessionDetail, SessionView, to_json
 
@@ -18,9 +19,11 @@ __all__ = [
     "Failure",
     "NoRequest",
     "NoRuns",
+    "NoStep",
     "Query",
     "Redact",
     "RunDetail",
+    "RunPage",
     "RunView",
     "Runs",
     "SessionDetail",

@@ -7,6 +7,7 @@ from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import Inspector
+from durable_swarm.engine.history.snapshot import Snapshot
 from durable_swarm.engine.history.spending import limits_now, spending
 from durable_swarm.engine.history.story import step_infos, story, usage_with_children
 from durable_swarm.engine.records import runs
@@ -15,6 +16,7 @@ from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.runs import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.engine.storage.tallies import Tally
 from durable_swarm.loop import Start
+from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED, RunHistory, State
 from durable_swarm.service.unreadable import why_closed
 from durable_swarm.service.views import Failure, RunDetail, RunView
@@ -109,37 +111,48 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
     """Return a run in full."""
     store, idle = visitor.store, bool(visitor.idle([row]))
     state = state_of(row)
-    start, told, closed = _told(store, row)
+    records = Snapshot(store, row)
+    start, told, closed = _told(records, row)
     error = failure_of(store, row) if state == "failed" else None
-    steps = step_infos(store, row)
+    steps = step_infos(records, row)
     created = started_at(row)
-    below = store.family.below([row.workflow_id])
     moments = [created, moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
     return RunDetail(
         **{**_facts(store, row, idle), "agent": _about(row, "agent") or start.agent, "updated_at": max(moments)},
         **_Totals(store, [row]).of(row),
-        worker="" if state in ENDED else owner_of(row),
+        worker=worker_of(row),
         asked=start.messages,
         context_variables=start.context if told.ending is None else told.ending.context,
         model_override=start.model_override,
         max_turns=start.max_turns,
         messages=told.messages,
         steps=steps,
-        usage=told.usage if closed else usage_with_children(store, row),
-        **_budget(store, row, closed),
+        usage=told.usage if closed else usage_with_children(store, row, told),
+        **_budget(store, row, records, closed),
         last_agent=None if told.ending is None else told.ending.agent,
         ended_by=_ended_by(row, state, told),
         error=error,
         failure=None if error is None else error.line,
         added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
         closed=closed,
-        requests=store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)]),
+        requests=requests_of(store, row),
         **store.family.relatives([row.workflow_id])[row.workflow_id]._asdict(),
     )
 
 
-def _budget(store: Store, row: Any, closed: str | None) -> dict[str, Any]:
-    return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row)}
+def worker_of(row: RunRow) -> str:
+    """Return the name of the process that owns an unfinished run, living or not, or ''."""
+    return "" if state_of(row) in ENDED else owner_of(row)
+
+
+def requests_of(store: Store, row: RunRow) -> list[Request]:
+    """Return all requests of a run and of the runs below it, oldest first."""
+    below = store.family.below([row.workflow_id])
+    return store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)])
+
+
+def _budget(store: Store, row: Any, records: Snapshot, closed: str | None) -> dict[str, Any]:
+    return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row, records)}
 
 
 def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
@@ -148,10 +161,10 @@ def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
     return runs.read_end(row.output) if told.ending is None else told.ending.ended_by
 
 
-def _told(store: Store, row: Any) -> tuple[Start, RunHistory, str | None]:
+def _told(records: Snapshot, row: Any) -> tuple[Start, RunHistory, str | None]:
     """Return the run's input and history, or empty ones and a sentence with the reason if they cannot be decoded."""
     try:
-        return runs.read_start(store.start_record(row)), story(store, row), None
+        return runs.read_start(records.start_record(row)), story(records, row), None
     except Unreadable as error:
         return Start("", [], {}), RunHistory([], None), why_closed(error)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,21 +19,31 @@ from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export import Exported, export
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.history.follower import EventReader, check_after
+from durable_swarm.engine.storage.changes import Mark
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_list import Query, listed
 from durable_swarm.engine.storage.runs import Store, moment
 from durable_swarm.events import Event
+from durable_swarm.runs import StepInfo
 from durable_swarm.service.ids import find_run
 from durable_swarm.service.requests import Inbox
+from durable_swarm.service.run_pages import RunPage, run_page, whole_step
 from durable_swarm.service.run_views import failure_of, run_detail, run_views
 from durable_swarm.service.sessions import SessionList
 from durable_swarm.service.unreadable import opened
 from durable_swarm.service.views import Failure, RunDetail, RunView
 from durable_swarm.types import Message
+from durable_swarm.validation import check_whole
 
 EVERY = 2**31 - 1
 """A limit above the number of runs in any database."""
+
+STEPS = 200
+"""The number of steps on a page of a run."""
+
+FOLLOWED = 0.25
+"""Seconds between looks of `follow` whether its run has changed."""
 
 STANDING = 1.0
 """Seconds between checks of the reason why a followed run does not continue."""
@@ -97,11 +108,53 @@ class Runs:
 
     def show(self, run_id: str) -> RunDetail:
         """Return one run in full."""
-        return run_detail(self._visitor, self._store.found(find_run(self._store, run_id), waits=True))
+        return run_detail(self._visitor, self._found(run_id))
 
     def view(self, run_id: str) -> RunView:
         """Return one run as it appears in a list."""
         return self._seen(self._run(run_id))
+
+    def page(self, run_id: str, after: int = 0, limit: int = STEPS) -> RunPage:
+        """Return a page of one run: `limit` of its steps after number `after`, and long values cut.
+
+        Raises `ConfigurationError` for an invalid number.
+        """
+        check_whole("after", after, 0)
+        check_whole("limit", limit, 1)
+        return run_page(self._visitor, self._found(run_id), after, limit)
+
+    def step(self, run_id: str, number: int) -> StepInfo:
+        """Return one step of a run with its whole values. Raises `NoStep`."""
+        return whole_step(self._visitor, self._found(run_id), number)
+
+    def mark(self, run_id: str | None = None) -> Mark:
+        """Return a value that differs from the last one if something has changed: in any run, or in one.
+
+        It costs a fraction of reading what may have changed. The mark of all runs does not tell of streamed pieces of
+        text, nor of the death of a process.
+        """
+        return (
+            self._store.changes.of_run(find_run(self._store, run_id)) if run_id else self._store.changes.of_database()
+        )
+
+    async def follow(self, run_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """Yield the events of a run after number `after`, past and new ones, until the run ends.
+
+        No thread is held while nothing happens, so a server can have many of these. Cancel the task, or close the
+        iterator, to stop.
+        """
+        check_after(after)
+        found = await asyncio.to_thread(find_run, self._store, run_id)
+        reader, seen = EventReader(lambda: self._store, found, after), None
+        while not reader.over:
+            mark = await asyncio.to_thread(self._store.changes.of_run, found)
+            if mark != seen:
+                seen = mark
+                with opened(f"run {found!r}"):
+                    for event in await asyncio.to_thread(reader.read):
+                        yield event
+            if not reader.over:
+                await asyncio.sleep(FOLLOWED)
 
     def events(
         self, run_id: str, after: int = 0, stands: Callable[[RunView], None] = lambda _: None
@@ -204,6 +257,9 @@ class Runs:
 
     def _seen(self, run: Run) -> RunView:
         return run_views(self._visitor, [self._store.found(run.id, load_output=False, waits=True)])[0]
+
+    def _found(self, run_id: str) -> RunRow:
+        return self._store.found(find_run(self._store, run_id), waits=True)
 
     def _run(self, run_id: str) -> Run:
         return Run(find_run(self._store, run_id), lambda: self._store, lambda: None)

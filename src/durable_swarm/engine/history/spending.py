@@ -7,7 +7,7 @@ from typing import Any
 
 from durable_swarm.engine.records import base
 from durable_swarm.engine.records.runs import read_limits_of
-from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
+from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.ledger import Key, of_lone_run
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.limits import Limits, Spent
@@ -15,13 +15,16 @@ from durable_swarm.loop import NOT_MADE
 from durable_swarm.types import Usage
 
 
-def spending(store: Store, row: Any) -> Spent:
-    """Return what a run and its child runs have spent so far. Turns that a fork keeps do not count."""
+def spending(store: Store, row: Any, records: Rows | None = None) -> Spent:
+    """Return what a run and its child runs have spent so far. Turns that a fork keeps do not count.
+
+    `records` is the source of the run's own records, if they were read already.
+    """
     account = store.ledger.read(Key("run", row.workflow_id))
     if account is not None and account.opened:
         return account.spent
     start = store.start_record(row)
-    own = own_spending(recorded_turns(store, row, start)[len(start.get("kept", [])) :])
+    own = own_spending(recorded_turns(records or store, row, start)[len(start.get("kept", [])) :])
     return own if account is None else of_lone_run(account, own)
 
 

@@ -57,11 +57,15 @@ def summary_of(store: Rows, row: Any) -> Summary | None:
     return None
 
 
-def usage_with_children(store: Store, row: Any) -> Usage | None:
-    """Return the tokens of a run and of all runs below it, or None if no provider counts any."""
+def usage_with_children(store: Store, row: Any, own: RunHistory | None = None) -> Usage | None:
+    """Return the tokens of a run and of all runs below it, or None if no provider counts any.
+
+    `own` is the history of the run itself, if that was read already.
+    """
     below = store.family.below([row.workflow_id])
-    rows = [row, *(found for link in below if (found := store.row(link.run_id, load_output=False)) is not None)]
-    return functools.reduce(add, (story(store, one).usage for one in rows), None)
+    rows = [found for link in below if (found := store.row(link.run_id, load_output=False)) is not None]
+    first = own or story(store, row)
+    return functools.reduce(add, (story(store, one).usage for one in rows), first.usage)
 
 
 def step_infos(store: Rows, row: Any) -> list[StepInfo]:

@@ -361,6 +361,15 @@ class Inbox(OwnTable):
             found = read(self._engine, wanted.group_by(rows.c.run_id))
         return {str(run_id): int(count) for run_id, count in found}
 
+    def mark(self, run_id: str | None = None) -> tuple[Any, ...]:
+        """Return values that differ if a request was opened or decided: of all runs, or of one."""
+        rows = self._rows.c
+        if not self.exists():
+            return ()
+        wanted = select(func.count(), func.max(rows.created_at)).where(rows.state == "open")
+        with reporting_errors(self._url):
+            return tuple(read(self._engine, wanted if run_id is None else wanted.where(rows.run_id == run_id))[0])
+
     def waiting(self, run_ids: list[str]) -> set[str]:
         """Return the runs among these that have an open request, or a tool that sleeps."""
         rows, runs, steps = self._rows, self._runs, self._steps

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
-from durable_swarm.engine.records.names import PORTABLE, RUN
+from durable_swarm.engine.records.names import PORTABLE, RUN, TOOL
 
 INDEX = "durable_swarm_runs"
 """Name of an index of this package on DBOS's table of workflows: the runs, by the time of their start."""
@@ -162,6 +162,14 @@ class RowReader:
         """Return the recorded steps of several runs or tool calls, those of each in order."""
         steps = self._steps
         query = select(steps).where(steps.c.workflow_uuid.in_(workflow_ids))
+        with reporting_errors(self._url):
+            return [_step_row(row) for row in read(self._engine, query.order_by(steps.c.function_id))]
+
+    def steps_in_calls(self, run_id: str) -> list[StepRow]:
+        """Return the recorded steps of a run's undecorated tool calls, those of each in order."""
+        steps, runs = self._steps, self.runs
+        query = select(steps).join(runs, runs.c.workflow_uuid == steps.c.workflow_uuid)
+        query = query.where(runs.c.parent_workflow_id == run_id, runs.c.name == TOOL)
         with reporting_errors(self._url):
             return [_step_row(row) for row in read(self._engine, query.order_by(steps.c.function_id))]
 

@@ -20,6 +20,7 @@ from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
 from durable_swarm.engine.records.sessions import place_in
+from durable_swarm.engine.storage.changes import Changes
 from durable_swarm.engine.storage.events import EventLog
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.ledger import Ledger
@@ -190,6 +191,8 @@ class Store:
         """The providers for which its runs wait."""
         self.tallies = Tallies(url, engine)
         """How many turns, tokens and dollars its runs have taken."""
+        self.changes = Changes(url, engine, self.inbox)
+        """Whether anything has changed in it."""
         self._rows = RowReader(url, engine)
         self.columns = self._runs = self._rows.runs.c
         """The columns of the rows of runs, for conditions."""
@@ -330,6 +333,10 @@ class Store:
     def steps(self, workflow_id: str, *, after: int = 0) -> list[StepRow]:
         """Return the recorded steps of a run or a tool call, in order, without the first `after` ones."""
         return self._rows.steps(workflow_id, after=after)
+
+    def steps_in_calls(self, run_id: str) -> list[StepRow]:
+        """Return the recorded steps of a run's undecorated tool calls, those of each in order."""
+        return self._rows.steps_in_calls(run_id)
 
     def seal(self, row: Any) -> RecordCodec:
         """Return the codec of a run's records, by its row."""
