@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from datetime import datetime
 from typing import Any
+
+from durable_swarm import codec
 
 _HIDDEN = re.compile(
     "["
@@ -77,6 +80,29 @@ def as_arguments(arguments: Any) -> str:
         return ", ".join(f"{name}={json.dumps(item, ensure_ascii=False, default=str)}" for name, item in given.items())
     except (ValueError, AttributeError, RecursionError):
         return str(arguments)
+
+
+def value(data: Any) -> str:
+    """Return a stored value as text: text as it is, '' for None, all other values as JSON."""
+    if data is None:
+        return ""
+    return data if isinstance(data, str) else json.dumps(codec.encode(data), ensure_ascii=False)
+
+
+def clock(moment: datetime) -> str:
+    """Return a time in the user's time zone."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as readable text."""
+    if seconds < 1:
+        return f"{max(seconds, 0) * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _belongs(sign: str, before: str, after: str) -> bool:

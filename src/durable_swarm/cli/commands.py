@@ -19,6 +19,7 @@ COMMANDS = {
     "cancel": Command("runs", "Stop a run at its next checkpoint."),
     "check": Command("check", "Report which unfinished runs a program can continue."),
     "complete": Command("requests", "Post the result that a tool has announced with later()."),
+    "console": Command("console", "Serve the web console: runs, the inbox, live."),
     "demo": Command("demo", "See the package at work in a small program."),
     "doctor": Command("doctor", "Check the installation, the database and MCP servers."),
     "export": Command("exports", "Write a run to a JSON file."),

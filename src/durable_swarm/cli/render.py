@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from durable_swarm.cli.render_requests import Command, requests_lines
-from durable_swarm.cli.text import clock, duration, value
-from durable_swarm.display import as_call, one_line, shorten
+from durable_swarm.display import as_call, clock, duration, one_line, shorten, value
 from durable_swarm.limits import EXTENDABLE, Limits, Spent, words_of
 from durable_swarm.loop import CUT
 from durable_swarm.models.provider_errors import is_too_long

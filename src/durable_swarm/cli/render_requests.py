@@ -9,8 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from durable_swarm.cli.text import clock, duration, value
-from durable_swarm.display import as_call, one_line
+from durable_swarm.display import as_call, clock, duration, one_line, value
 from durable_swarm.limits import words_of
 from durable_swarm.requests import TOKEN, Decision, Request
 

@@ -8,8 +8,7 @@ from rich.text import Text
 
 from durable_swarm.cli.render import DIM, STYLES, columns, fact, plain_console, print_line, reply_text, width_of
 from durable_swarm.cli.render_requests import Command
-from durable_swarm.cli.text import clock, value
-from durable_swarm.display import one_line, shorten
+from durable_swarm.display import clock, one_line, shorten, value
 from durable_swarm.service import SessionDetail, SessionView
 from durable_swarm.types import Message
 

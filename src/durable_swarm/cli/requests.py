@@ -25,7 +25,7 @@ WHERE = {
 """Where an answered run continues, by the result of `Inbox.goes_on`."""
 
 
-def _user() -> str | None:
+def user_name() -> str | None:
     """Return the login name of the current user, or None if there is none."""
     try:
         return getpass.getuser()
@@ -35,7 +35,7 @@ def _user() -> str | None:
 
 def _by(function: F) -> F:
     option = click.option(
-        "--by", metavar="NAME", default=_user, show_default="your login name", help="Who answers; it is recorded."
+        "--by", metavar="NAME", default=user_name, show_default="your login name", help="Who answers; it is recorded."
     )
     return option(function)
 

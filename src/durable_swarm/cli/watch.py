@@ -13,8 +13,7 @@ from rich.text import Text
 from durable_swarm.cli.options import Problem, Settings, as_json, common
 from durable_swarm.cli.render import DIM, PIPE_WIDTH, STYLES, plain_console
 from durable_swarm.cli.render_requests import Command, event_text
-from durable_swarm.cli.text import value
-from durable_swarm.display import as_call, harmless, one_line, shorten
+from durable_swarm.display import as_call, harmless, one_line, shorten, value
 from durable_swarm.events import Event
 from durable_swarm.runs import without_answer, written_as_text
 from durable_swarm.service import Runs, RunView, open_runs

@@ -42,6 +42,11 @@ class Inbox:
         below = [link.run_id for link in self._store.family.below([found])]
         return self._store.inbox.open_requests([found, *below], limit)
 
+    def find(self, request_id: str) -> Request:
+        """Return the request of exactly this id, open or not. Raises `NoRequest`."""
+        with opened(f"request {request_id!r}"):
+            return self._store.inbox.found(request_id)
+
     def answer(self, name: str, value: Any, by: str | None) -> Request:
         """Answer a question, or supply the result of a call that happened; return the updated request."""
         return self._decide(name, answer(value), by)

@@ -114,6 +114,10 @@ class Runs:
         """Return one run as it appears in a list."""
         return self._seen(self._run(run_id))
 
+    def exactly(self, run_id: str) -> RunView:
+        """Return the run of exactly this id as it appears in a list; a prefix finds nothing."""
+        return self._seen(Run(run_id, lambda: self._store, lambda: None))
+
     def page(self, run_id: str, after: int = 0, limit: int = STEPS) -> RunPage:
         """Return a page of one run: `limit` of its steps after number `after`, and long values cut.
 
@@ -178,6 +182,14 @@ class Runs:
                             stands(view)
                         told = view.waits_for
                     time.sleep(follower.pause)
+
+    def reader(self, run_id: str, after: int = 0) -> EventReader:
+        """Return a reader of a run's events after number `after`, which never waits: each `read` returns the new ones.
+
+        It has read all when `over` is true; `pause` is the number of seconds until the next `read` is worthwhile.
+        """
+        check_after(after)
+        return EventReader(lambda: self._store, find_run(self._store, run_id), after)
 
     def forget(
         self, before: datetime, *, keep_failed: bool = False, swarm: str | None = None, dry_run: bool = False

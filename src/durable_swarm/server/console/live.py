@@ -1,0 +1,57 @@
+"""What changes on a page by itself: parts, sent again when they differ, and the reply in progress."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from durable_swarm.display import harmless
+from durable_swarm.events import Event
+
+
+def mark_of(*texts: str) -> str:
+    """Return a short mark that differs when the texts differ."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def unchanged(request: Request, html: str, mark: str) -> Response:
+    """Answer a page that asks for changes: with the HTML, or with nothing if it has seen it."""
+    return Response(status_code=204) if request.query_params["seen"] == mark else HTMLResponse(html)
+
+
+def replaced(parts: Mapping[str, str]) -> str:
+    """Return parts of a page as one message that changes each of them in place; `pulse` is made anew."""
+    swaps = dict.fromkeys(parts, "outerMorph") | {"pulse": "outerHTML"}
+    return "\n".join(
+        f'<hx-partial hx-target="#{name}" hx-swap="{swaps[name]}">{html}</hx-partial>' for name, html in parts.items()
+    )
+
+
+class Speech:
+    """The text of the reply in progress, told from events. It is not recorded yet, so no history has it."""
+
+    def __init__(self) -> None:
+        self.turn = -1
+        self.agent = ""
+        self.text = ""
+        self.seq = 0
+
+    def hear(self, events: Iterable[Event]) -> str | None:
+        """Take events; return the text that they only add, or None if they tell of anything else."""
+        added, only = "", True
+        for event in events:
+            self.seq = event.seq
+            if event.type == "text.delta":
+                piece = event.data["text"]
+                added += harmless(piece, (self.text or " ")[-1])
+                self.text += piece
+                continue
+            only = False
+            if event.type in ("turn.started", "run.started", "text.reset"):
+                self.turn = event.data.get("turn", self.turn)
+                self.agent = event.data.get("agent", self.agent)
+                self.text = ""
+        return added if only else None

@@ -1,0 +1,208 @@
+"""The page of one run, what can be done with it, and the whole of what the page cuts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from markupsafe import Markup
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from durable_swarm.display import value
+from durable_swarm.errors import DurableSwarmError, RunNotFound
+from durable_swarm.runs import ENDED, StepInfo
+from durable_swarm.server.console.fields import Form
+from durable_swarm.server.console.live import Speech, mark_of, replaced, unchanged
+from durable_swarm.server.console.site import Site, back_to, form_of, id_in, number_in
+from durable_swarm.server.console.words import calls_of, text_of
+from durable_swarm.service import RunDetail, Runs
+from durable_swarm.types import Message
+
+TURNS = 100
+"""Turns on one page, and as many of the messages that a run was given."""
+PARTS = ("head", "requests", "timeline", "transcript", "pulse")
+SAYING = frozenset({"queued", "running"})
+"""The states in which a run may add text at any moment."""
+
+
+@dataclass
+class Said:
+    """One message of a transcript: `number` counts all messages of the run from 0, `turn` those of a reply."""
+
+    number: int
+    role: str
+    who: str
+    text: str
+    turn: int = 0
+    reply: bool = False
+    calls: list[str] = field(default_factory=list)
+    step: StepInfo | None = None
+    asked: bool = False
+
+
+@dataclass
+class Shown:
+    """What one look at a run finds: its detail, and the reply in progress. `first` is the first turn on the page."""
+
+    run: RunDetail
+    speech: Speech
+    first: int
+    turns: int
+
+    @property
+    def saying(self) -> bool:
+        """Return True if a reply is in progress, and no record has it yet."""
+        return self.run.status == "running" and not self.run.idle and self.speech.turn >= self.turns
+
+    def data(self) -> dict[str, Any]:
+        """Return what the templates show."""
+        last = self.first + TURNS
+        messages = [one for one in transcript(self.run) if self.first <= one.turn < last]
+        asked = sum(one.asked for one in messages)
+        steps = [step for step in self.run.steps if self.first <= (step.turn or 0) < last]
+        return {
+            "run": self.run, "steps": steps, "messages": messages[max(asked - TURNS, 0) :], "left_out": asked - TURNS,
+            "first": self.first, "last": last, "turns": self.turns, "per_page": TURNS, "speech": self.speech,
+            "saying": self.saying, "forms": {one.id: Form(one) for one in self.run.requests if one.status == "open"},
+            "alert": None, "answers": {},
+        }  # fmt: skip
+
+
+def look(runs: Runs, run_id: str, first: int | None, speech: Speech | None = None) -> Shown:
+    """Look at a run: its events before its records, so that a reply is shown in one of them, and never in neither."""
+    runs.exactly(run_id)
+    if speech is None:
+        speech = Speech()
+        if runs.view(run_id).status == "running":
+            speech.hear(runs.reader(run_id).read())
+    run = runs.show(run_id)
+    turns = sum(step.kind == "model" and step.status == "done" for step in run.steps)
+    return Shown(run, speech, max(turns - TURNS, 0) if first is None else first, turns)
+
+
+def parts_of(site: Site, request: Request, shown: Shown) -> dict[str, str]:
+    """Return the parts of a run's page as HTML, by their ids."""
+    data = shown.data()
+    parts = {name: site.html(request, f"run_{name}.html", **data) for name in PARTS[:-1]}
+    ended = shown.run.status in ENDED
+    streams = shown.run.status in SAYING and not shown.run.idle
+    parts["pulse"] = site.html(
+        request, "run_pulse.html", run=shown.run, ended=ended, streams=streams, seen=mark_of(*parts.values())
+    )
+    return parts
+
+
+async def page(site: Site, request: Request) -> Response:
+    """Show a run; a page that asks for changes gets its parts only, if they have changed."""
+    run_id, query = id_in(request), request.query_params
+    first = number_in(query, "from") if "from" in query else None
+    try:
+        shown, opened = await site.see(lambda runs: look(runs, run_id, first))
+    except RunNotFound:
+        raise
+    except DurableSwarmError as error:  # What is stored is damaged, or of another version.
+        return site.page(request, "error.html", title=run_id, said=str(error))
+    parts = parts_of(site, request, shown)
+    if "seen" in query:
+        return unchanged(request, replaced(parts), mark_of(*list(parts.values())[:-1]))
+    marked = {name: Markup(html) for name, html in parts.items()}
+    return site.page(request, "run.html", run=shown.run, parts=marked, turns=shown.turns, open=opened)
+
+
+async def step(site: Site, request: Request) -> Response:
+    """Return the whole outcome of one step as text."""
+    run_id, number = id_in(request), request.path_params["number"]
+    run = await site.use(lambda runs: runs.show(runs.exactly(run_id).id))
+    found = next((one for one in run.steps if one.number == number), None)
+    if found is None:
+        raise RunNotFound(f"run {run_id!r} has no step {number}")
+    return PlainTextResponse(found.error or value(found.output))
+
+
+async def message(site: Site, request: Request) -> Response:
+    """Return one whole message as text."""
+    run_id, number = id_in(request), request.path_params["number"]
+    run = await site.use(lambda runs: runs.show(runs.exactly(run_id).id))
+    found = [*run.asked, *run.messages][number : number + 1]
+    if not found:
+        raise RunNotFound(f"run {run_id!r} has no message {number}")
+    said = [text_of(found[0]), *calls_of(found[0])]
+    return PlainTextResponse("\n".join(part for part in said if part))
+
+
+async def export(site: Site, request: Request) -> Response:
+    """Return a run as a document, as `durable-swarm export` writes it."""
+    run_id = id_in(request)
+    document = await site.use(lambda runs: json.dumps(runs.export(runs.exactly(run_id).id), indent=2))
+    name = request.path_params["id"][:80]
+    headers = {"content-disposition": f'attachment; filename="{name}.json"'}
+    return Response(document, media_type="application/json", headers=headers)
+
+
+async def cancel(site: Site, request: Request) -> Response:
+    """Cancel a run, and lead back to it."""
+    run_id = id_in(request)
+    await site.use(lambda runs: runs.cancel(runs.exactly(run_id).id))
+    return back_to(request, "runs", run_id)
+
+
+async def resume(site: Site, request: Request) -> Response:
+    """Let a run continue, and lead back to it."""
+    run_id = id_in(request)
+    await site.use(lambda runs: runs.resume(runs.exactly(run_id).id))
+    return back_to(request, "runs", run_id)
+
+
+async def say(site: Site, request: Request) -> Response:
+    """Add a user's message to a run, and lead back to it."""
+    run_id = id_in(request)
+    text = dict(await form_of(request)).get("text", "").replace("\r\n", "\n")
+    if text.strip():
+        await site.use(lambda runs: runs.inbox.say(runs.exactly(run_id).id, text))
+    return back_to(request, "runs", run_id)
+
+
+async def fork_form(site: Site, request: Request) -> Response:
+    """Ask what a fork is to be: from which turn, under which id, with which message added."""
+    run_id, turn = id_in(request), number_in(request.query_params, "turn")
+    run, opened = await site.see(lambda runs: runs.exactly(run_id))
+    return site.page(request, "fork.html", run=run, turn=turn, open=opened)
+
+
+async def fork(site: Site, request: Request) -> Response:
+    """Start a fork, and lead to it."""
+    run_id, form = id_in(request), dict(await form_of(request))
+    said = form.get("message", "").replace("\r\n", "\n")
+    messages: list[Message] = [{"role": "user", "content": said}] if said.strip() else []
+    made = await site.use(
+        lambda runs: runs.fork(
+            runs.exactly(run_id).id, number_in(form, "turn"), agent=form.get("agent", "").strip() or None,
+            messages=messages or None, new_id=form.get("run_id", "").strip() or None,
+        )
+    )  # fmt: skip
+    return back_to(request, "runs", made.id)
+
+
+def transcript(run: RunDetail) -> Iterator[Said]:
+    """Yield the messages of a run in order, those that it was given first."""
+    tools = {(one.turn, one.index): one for one in run.steps if one.kind == "tool"}
+    models = {one.turn: one for one in run.steps if one.kind == "model"}
+    for number, one in enumerate(run.asked):
+        yield Said(number, str(one.get("role", "")), "", text_of(one), asked=True)
+    turn, index = -1, 0
+    for number, one in enumerate(run.messages, len(run.asked)):
+        role = str(one.get("role", ""))
+        if role == "assistant":
+            turn, index = turn + 1, 0
+            who = str(one.get("sender") or run.agent)
+            yield Said(number, role, who, text_of(one), turn, True, calls_of(one), models.get(turn))
+        elif role == "tool":
+            yield Said(
+                number, role, str(one.get("tool_name") or ""), text_of(one), turn, False, [], tools.get((turn, index))
+            )
+            index += 1
+        else:
+            yield Said(number, role, "", text_of(one), max(turn, 0))

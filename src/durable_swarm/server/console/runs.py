@@ -1,0 +1,75 @@
+"""The list of runs, and one change for several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from markupsafe import Markup
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
+from starlette.responses import Response
+
+from durable_swarm.errors import ConfigurationError, DurableSwarmError
+from durable_swarm.runs import ENDED, STATES
+from durable_swarm.server.console.live import mark_of, unchanged
+from durable_swarm.server.console.site import Site, form_of
+from durable_swarm.server.console.words import status_of
+from durable_swarm.service import Query, Runs
+
+FILTERS = ("status", "agent")
+PAGE = 50
+"""Runs on one page."""
+
+
+async def listed(site: Site, request: Request) -> Response:
+    """Show one page of the list; a page that asks for changes gets its rows only, if they have changed."""
+    data, opened = await site.see(lambda runs: _found(runs, request.query_params))
+    rows = site.html(request, "rows.html", **data)
+    mark = mark_of(rows, str(data["newer"]))
+    live = Markup(site.html(request, "rows_live.html", rows=Markup(rows), mark=mark, **data))
+    if "seen" in request.query_params:
+        return unchanged(request, live, mark)
+    return site.page(request, "runs.html", open=opened, live=live, **data)
+
+
+async def bulk(site: Site, request: Request) -> Response:
+    """Cancel or resume the ticked runs, and show what became of each."""
+    form = await form_of(request)
+    change = dict(form).get("change", "")
+    if change not in ("cancel", "resume"):
+        raise ConfigurationError("tick some runs, and choose Cancel or Resume")
+    ids = [value for name, value in form if name == "id"]
+
+    def changed(runs: Runs) -> dict[str, Any]:
+        outcomes = [(run_id, _outcome(runs, change, run_id)) for run_id in dict.fromkeys(ids)]
+        return _found(runs, QueryParams("")) | {"outcomes": outcomes}
+
+    data, opened = await site.see(changed)
+    rows = Markup(site.html(request, "rows.html", **data))
+    return site.page(request, "runs.html", open=opened, live=rows, **data)
+
+
+def _outcome(runs: Runs, change: str, run_id: str) -> str:
+    """Change one run, and return what became of it in words."""
+    try:
+        before = runs.exactly(run_id)
+        act: Callable[..., Any] = runs.cancel if change == "cancel" else runs.resume
+        after = act(run_id)
+    except DurableSwarmError as error:
+        return str(error)
+    if change == "cancel" and before.status in ENDED:
+        return f"was {before.status} already"
+    return status_of(after)
+
+
+def _found(runs: Runs, query: QueryParams) -> dict[str, Any]:
+    """Return one page of the list. `top` is the first run of a page that looks again: newer ones are only counted."""
+    wanted = {name: query.get(name, "").strip() for name in FILTERS}
+    status = next((state for state in STATES if state == wanted["status"]), None)
+    found = runs.list(Query(status=status, agent=wanted["agent"] or None, limit=2 * PAGE + 1))
+    ids = [run.id for run in found]
+    newer = ids.index(query["top"]) if query.get("top") in ids[: PAGE + 1] else 0
+    shown = found[newer : newer + PAGE]
+    older = len(found) > newer + PAGE
+    return {"runs": shown, "wanted": wanted, "outcomes": [], "newer": newer, "older": older}

@@ -1,0 +1,46 @@
+"""Pages about the whole: sessions, workers, the check-up of the database."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from durable_swarm.errors import RunNotFound
+from durable_swarm.server.console.site import Site, id_in
+from durable_swarm.service import Runs, SessionDetail
+
+PAGE = 100
+"""Sessions on one page."""
+
+
+async def sessions(site: Site, request: Request) -> Response:
+    """Show the sessions, the latest change first."""
+    found, opened = await site.see(lambda runs: runs.sessions.listed(limit=PAGE))
+    return site.page(request, "sessions.html", found=found, open=opened)
+
+
+async def session(site: Site, request: Request) -> Response:
+    """Show one session: its conversation and its runs."""
+    name = id_in(request)
+    found, opened = await site.see(lambda runs: _exactly(runs, name))
+    return site.page(request, "session.html", session=found, open=opened)
+
+
+async def workers(site: Site, request: Request) -> Response:
+    """Show the processes."""
+    _, opened = await site.see(lambda _: None)
+    return site.page(request, "workers.html", open=opened)
+
+
+async def health(site: Site, request: Request) -> Response:
+    """Show the check-up, which reads the whole database: only when somebody asks for it."""
+    asked = "check" in request.query_params
+    checks, opened = await site.see(lambda _: site.check() if asked else [])
+    return site.page(request, "health.html", checks=checks, asked=asked, open=opened)
+
+
+def _exactly(runs: Runs, name: str) -> SessionDetail:
+    found = runs.sessions.show(name)
+    if found.id != name:
+        raise RunNotFound(f"there is no session {name!r}")
+    return found

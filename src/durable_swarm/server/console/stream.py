@@ -1,0 +1,98 @@
+"""The stream of one run's page: parts that have changed, and the text of the reply in progress, piece by piece.
+
+Each message carries the number of the last event it shows. A stream begins with the whole of what is new to its reader,
+so its text is exact, whichever process was killed meanwhile. It ends with the run, and when the run begins to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from markupsafe import escape
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from durable_swarm.errors import DurableSwarmError
+from durable_swarm.server.console.live import Speech, replaced
+from durable_swarm.server.console.run import Shown, look, parts_of
+from durable_swarm.server.console.site import Site, id_in, number_in
+from durable_swarm.service import Runs
+
+ALIVE = 15.0
+"""Seconds of silence after which a comment keeps proxies from closing the stream."""
+RARELY = 0.25
+"""Seconds between two messages that change parts of the page."""
+HEADERS = {"x-accel-buffering": "no", "cache-control": "no-store"}
+
+
+async def events(site: Site, request: Request) -> Response:
+    """Return the stream of a run for its page, after the event number that the reader has seen."""
+    run_id = id_in(request)
+    after = max(number_in(request.query_params, "after"), number_in(request.headers, "last-event-id"))
+    reading = await site.use(lambda runs: _Reading(runs, runs.exactly(run_id).id, after))
+    return StreamingResponse(_messages(site, request, reading), media_type="text/event-stream", headers=HEADERS)
+
+
+class _Reading:
+    """One reader of a run. `look` runs in a thread."""
+
+    def __init__(self, runs: Runs, run_id: str, after: int) -> None:
+        self.id = run_id
+        self._reader = runs.reader(run_id)
+        self._after = after
+        self._shown: Shown | None = None
+        self.speech = Speech()
+
+    def look(self, runs: Runs) -> tuple[str | None, Shown | None]:
+        """Return the text that was only added, or the run anew if anything else has happened."""
+        added = self.speech.hear(self._reader.read())
+        first = self._shown is None
+        if not first and added is not None:
+            return (added if self._shown and self._shown.saying else None), None
+        self._shown = look(runs, self.id, None, self.speech)
+        if first and self.speech.seq <= self._after and self._shown.run.status == "running":
+            return None, None  # The reader has seen all of it.
+        return None, self._shown
+
+    @property
+    def pause(self) -> float:
+        """Return the seconds until the next look."""
+        return self._reader.pause
+
+
+async def _messages(site: Site, request: Request, reading: _Reading) -> AsyncIterator[str]:
+    sent: dict[str, str] = {}
+    spoken = drawn = time.monotonic()
+    yield "retry: 500\n\n"
+    while not site.stopping:
+        try:
+            added, shown = await site.use(reading.look)
+        except DurableSwarmError:
+            break
+        if shown is not None:
+            parts = parts_of(site, request, shown)
+            pulse = parts.pop("pulse")
+            changed = {name: html for name, html in parts.items() if sent.get(name) != html}
+            sent |= changed
+            over = shown.run.status not in ("queued", "running") or shown.run.idle
+            yield _message(reading.speech.seq, replaced(changed | ({"pulse": pulse} if over else {})))
+            spoken = drawn = time.monotonic()
+            if over:
+                break
+        elif added:
+            span = f'<hx-partial hx-target="#saying" hx-swap="beforeend"><span>{escape(added)}</span></hx-partial>'
+            yield _message(reading.speech.seq, span)
+            spoken = time.monotonic()
+        elif time.monotonic() - spoken > ALIVE:
+            yield ": still here\n\n"
+            spoken = time.monotonic()
+        await asyncio.sleep(reading.pause if time.monotonic() - drawn > RARELY else RARELY)
+    if not site.stopping:
+        yield "event: end\ndata: \n\n"
+
+
+def _message(seq: int, html: str) -> str:
+    lines = "".join(f"data: {line}\n" for line in html.split("\n"))
+    return f"id: {seq}\n{lines}\n"

@@ -1,0 +1,134 @@
+"""Words, times and shapes that the templates use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from durable_swarm.display import as_call, clock, duration, one_line, value
+from durable_swarm.limits import EXTENDABLE, words_of
+from durable_swarm.requests import Request
+from durable_swarm.runs import ENDED, STATES, without_answer, written_as_text
+from durable_swarm.service import RunDetail, RunView
+from durable_swarm.types import Message
+
+CUT = 2000
+"""Characters of a value on a page; the whole of it is a page of its own."""
+SIGNS = {
+    "queued": "◌",
+    "running": "◐",
+    "waiting": "●",
+    "done": "✓",
+    "failed": "✕",
+    "cancelled": "⊘",
+    "interrupted": "◌",
+}
+KINDS = {
+    "question": "question",
+    "approval": "approval",
+    "unknown_outcome": "unknown outcome",
+    "result": "result of another program",
+    "limit": "limit",
+}
+
+
+def status_of(run: RunView) -> str:
+    """Return a run's status as people are shown it."""
+    return "interrupted" if run.idle else run.status
+
+
+def last_word(run: RunView) -> str:
+    """Return why a run is not done, or has no answer."""
+    return run.waits_for or run.failure or without_answer(run.ended_by)
+
+
+def took(run: RunView) -> str:
+    """Return how long a run took, or has been in progress."""
+    until = run.updated_at if run.status in ENDED else max(run.created_at, datetime.now(UTC))
+    return duration((until - run.created_at).total_seconds())
+
+
+def ago(moment: datetime) -> str:
+    """Return how long ago a time is, in its largest unit; or how soon it will be."""
+    seconds = (datetime.now(UTC) - moment).total_seconds()
+    text = coarse(abs(seconds))
+    return f"{text} ago" if seconds >= 0 else f"in {text}"
+
+
+def coarse(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def cut(data: Any) -> str:
+    """Return a value as text, shortened to what a page carries."""
+    text = value(data)
+    return text if len(text) <= CUT else text[:CUT]
+
+
+def rest(data: Any) -> int:
+    """Return how many characters of a value a page does not show."""
+    return max(len(value(data)) - CUT, 0)
+
+
+def pretty(data: Any) -> str:
+    """Return plain JSON for people, with the characters that cannot be seen escaped."""
+    return json.dumps(data, ensure_ascii=False, indent=2, default=str)
+
+
+def decided(request: Request) -> str:
+    """Return the outcome of a request in words: what, by whom."""
+    if request.decision is None:
+        return "expired" if request.status == "expired" else ""
+    decision = request.decision
+    said: str = decision.verdict
+    if decision.verdict == "answered":
+        said = f"answered {one_line(value(decision.value))[:200]}"
+    elif decision.arguments is not None:
+        said = f"approved with {json.dumps(decision.arguments, ensure_ascii=False, default=str)}"
+    elif decision.reason:
+        said = f"rejected: {decision.reason}"
+    return f"{said} by {request.answered_by}" if request.answered_by else said
+
+
+def text_of(message: Message) -> str:
+    """Return the text of a message."""
+    return value(message.get("content") or message.get("refusal") or "")
+
+
+def calls_of(message: Message) -> list[str]:
+    """Return the calls of a reply, each as text."""
+    return [as_call(one["function"]["name"], one["function"]["arguments"]) for one in message.get("tool_calls") or []]
+
+
+def reply(message: Any) -> str:
+    """Return what a reply says, and its calls."""
+    if not isinstance(message, dict):
+        return value(message)
+    return "  ".join(part for part in (text_of(message), *(f"→ {call}" for call in calls_of(message))) if part)
+
+
+def spent(run: RunDetail) -> Iterator[str]:
+    """Yield what a run has spent of what it may."""
+    if run.spent is None or run.limits is None:
+        return
+    for limit in EXTENDABLE:
+        allowed = getattr(run.limits, limit)
+        if allowed is not None and limit != "repeats":
+            used = run.spent.of(limit)
+            yield f"{f'{used:.1f}' if limit == 'seconds' else used} of {allowed} {words_of(limit)}"
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "ago": ago, "clock": clock, "cut": cut, "rest": rest, "pretty": pretty, "duration": duration, "text": value,
+    "one_line": one_line, "decided": decided, "last_word": last_word, "took": took, "status": status_of,
+    "spent": spent, "reply": reply, "without_answer": without_answer, "written_as_text": written_as_text,
+}  # fmt: skip
+GLOBALS: dict[str, Any] = {
+    "STATES": STATES, "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "as_call": as_call, "words_of": words_of,
+}  # fmt: skip

@@ -1,0 +1,86 @@
+"""Serves an application by itself: the address, the token, the end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable
+from types import FrameType
+from urllib.parse import quote
+
+import uvicorn
+
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.server.console.app import Console
+from durable_swarm.server.guard import LOOPBACK
+
+VARIABLE = "DURABLE_SWARM_SERVER_TOKEN"
+LAST = 1
+"""Seconds that requests in progress have when the server ends."""
+
+
+def token_for(host: str) -> str:
+    """Return the token of a server: that of the environment, else a new one, which only this machine may use.
+
+    Raises `ConfigurationError` for another address without a token in the environment: a new one is printed, and what
+    is printed on a server ends up in its log.
+    """
+    token = os.environ.get(VARIABLE)
+    if token:
+        return token
+    if bracketed(host) not in LOOPBACK:
+        raise ConfigurationError(
+            f"{host!r} can be reached from other machines, so the token must be one of your own: set {VARIABLE}"
+        )
+    return secrets.token_urlsafe(24)
+
+
+def names_of(hosts: Iterable[str]) -> frozenset[str]:
+    """Return the names by which requests may call this server."""
+    return LOOPBACK | {bracketed(host).lower() for host in hosts}
+
+
+def bracketed(host: str) -> str:
+    """Return a host as addresses write it."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._stop()
+        super().handle_exit(sig, frame)
+
+
+def serve(app: Console, host: str, port: int, root_path: str, ready: Callable[[int], None]) -> None:
+    """Serve until SIGTERM or Ctrl+C; `ready` gets the port once connections are taken.
+
+    Raises `ConfigurationError` if the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host.strip("[]"), port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"port {port} of {host} cannot be used: {error.strerror}; name another by --port"
+        ) from error
+    config = uvicorn.Config(
+        app, log_level="error", access_log=False, root_path=root_path, timeout_graceful_shutdown=LAST,
+        server_header=False, date_header=False, proxy_headers=False, ws="none", lifespan="on",
+    )  # fmt: skip
+    with listener:
+        ready(listener.getsockname()[1])
+        _Server(config, app.stop).run(sockets=[listener])
+
+
+def address(host: str, port: int, root_path: str, token: str) -> str:
+    """Return the one address that signs in."""
+    return f"http://{bracketed(host)}:{port}{root_path}/runs?token={quote(token, safe='')}"

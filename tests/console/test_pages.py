@@ -1,0 +1,219 @@
+"""The pages of the console, without a browser: what they show, what their forms change, what they cost."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from durable_swarm import DurableSwarm
+from durable_swarm.encryption import EncryptionCodec, new_key
+from durable_swarm.server.ids import encode_id
+from durable_swarm.service import open_runs
+from durable_swarm.testing import ScriptedModel
+from tests.console.asking import BEARER, Answer, ask
+from tests.console.shop import STORY, answer, refunds, triage, until
+
+Make = Callable[..., Any]
+
+
+def seen(page: Answer) -> str:
+    """Return the text of a page as people read it."""
+    return html.unescape(re.sub(r"<[^>]+>", "", page.text))
+
+
+def form_at(app: Any, path: str) -> dict[str, str]:
+    """Return the hidden fields and the arguments in the form of a request."""
+    page = ask(app, path).text
+    found = re.findall(r'<input [^>]*name="([^"]+)" value="([^"]*)"', page)
+    return {html.unescape(name): html.unescape(value) for name, value in found}
+
+
+def request_of(url: str, run_id: str) -> str:
+    with open_runs(url) as runs:
+        return runs.inbox.list(run_id)[0].id
+
+
+def test_a_fresh_database_says_what_to_do(tmp_path: Path, console: Make) -> None:
+    """Where nothing has run yet, each page says how to get a first run; the database is looked for again each time."""
+    url = f"sqlite:///{tmp_path}/none.sqlite"
+    app = console(url)
+    for path in ("/runs", "/inbox", "/workers"):
+        page = ask(app, path)
+        assert (page.status, "durable-swarm demo refund" in page.text) == (200, True)
+    with DurableSwarm(ScriptedModel(["Hi."]), database=url) as swarm:
+        swarm.run(triage, [{"role": "user", "content": "Hi"}])
+    assert "Shop Triage" in ask(app, "/runs").text
+
+
+def test_runs_by_status(shop: str, console: Make) -> None:
+    """The list shows each run with a link named by its id; a filter is part of the address."""
+    app = console(shop)
+    page = ask(app, "/runs")
+    assert re.findall(r">(order-\d+)</a></td>", page.text) == [f"order-000{n}" for n in (6, 5, 4, 3, 2, 1)]
+    assert re.findall(r">(order-\d+)</a></td>", ask(app, "/runs?status=failed").text) == ["order-0004"]
+    assert "No run fits" in ask(app, "/runs?status=queued").text
+
+
+def test_every_step_and_message_of_a_run(shop: str, console: Make) -> None:
+    """A run's page has a row for each of its steps, and each message's text in order, with the turns as places."""
+    page = ask(console(shop), "/runs/order-0003")
+    with open_runs(shop) as runs:
+        run = runs.show("order-0003")
+    rows = re.findall(r'<tr id="step-(\d+)".*?</tr>', page.text, re.DOTALL)
+    assert [int(number) for number in rows] == [step.number for step in run.steps]
+    transcript = seen(page).partition("Transcript")[2]
+    places = [transcript.index(str(one["content"])) for one in (*run.asked, *run.messages) if one.get("content")]
+    assert places == sorted(places)
+    assert re.findall(r'id="turn-(\d+)"', page.text) == ["0", "1", "2", "3"]
+
+
+def test_a_failed_run_says_why(shop: str, console: Make) -> None:
+    """A failed run leads with its error, and keeps the traceback folded."""
+    page = seen(ask(console(shop), "/runs/order-0004"))
+    assert "RuntimeError: bank is down" in page
+    assert "Traceback" in page
+
+
+def test_an_approval_with_other_arguments(shop: str, console: Make) -> None:
+    """An approver changes one argument; the tool gets it, and the page says who approved what."""
+    app, request = console(shop), request_of(shop, "order-0005")
+    path = f"/inbox/{encode_id(request)}"
+    form = form_at(app, path)
+    assert ask(app, path, {**form, "verdict": "approve", "field.amount": "90"}).status == 303
+    assert 'approved with {"amount": 90, "customer": "Max"} by ana' in seen(ask(app, path))
+    with DurableSwarm(ScriptedModel(answer), database=shop) as swarm:
+        assert swarm.get("order-0005").result(timeout=30).messages[-1]["content"] == STORY["order-0005"][-1]
+    assert "refunded 90 to Max" in seen(ask(app, "/runs/order-0005"))
+    assert refunds.name in ask(app, "/runs/order-0005").text
+
+
+def test_an_approval_that_does_not_fit(shop: str, console: Make) -> None:
+    """A value against the schema decides nothing: the page says what is wrong, and keeps what was typed."""
+    app, path = console(shop), "/inbox/" + encode_id(request_of(shop, "order-0005"))
+    form = form_at(app, path)
+    answered = ask(app, path, {**form, "verdict": "approve", "field.amount": "plenty"})
+    assert (answered.status, 'role="alert"' in answered.text, 'value="plenty"' in answered.text) == (422, True, True)
+    assert request_of(shop, "order-0005")
+
+
+def test_a_decision_is_taken_once(shop: str, console: Make) -> None:
+    """The second of two who decide is told who was quicker, and changes nothing."""
+    app, other = console(shop), console(shop, name="bob")
+    path = "/inbox/" + encode_id(request_of(shop, "order-0005"))
+    form = form_at(app, path)
+    assert ask(other, path, {**form, "verdict": "reject", "reason": "too much"}).status == 303
+    late = ask(app, path, {**form, "verdict": "approve"})
+    assert late.status == 409
+    assert "rejected: too much by bob" in seen(late)
+
+
+def test_a_decision_is_about_what_was_shown(shop: str, console: Make) -> None:
+    """A form that showed something else than what is asked now decides nothing, and shows what is asked now."""
+    app, path = console(shop), "/inbox/" + encode_id(request_of(shop, "order-0005"))
+    for digest in ("", "0" * 64):
+        answered = ask(app, path, {**form_at(app, path), "verdict": "approve", "seen": digest})
+        assert (answered.status, "nothing was decided" in seen(answered)) == (409, True)
+    assert request_of(shop, "order-0005")
+
+
+def test_a_question_is_answered_on_its_runs_page(shop: str, console: Make) -> None:
+    """The run's page has the form of what it asks, and an answer leads back to that page."""
+    app, path = console(shop), "/inbox/" + encode_id(request_of(shop, "order-0006"))
+    form = form_at(app, "/runs/order-0006")
+    answered = ask(app, path, {"seen": form["seen"], "at": "run", "verdict": "answer", "answer": "tea"})
+    assert answered.headers["location"] == "/runs/order-0006"
+    assert ask(app, path, {**form, "verdict": "answer", "answer": "a car"}).status == 409
+
+
+def test_several_runs_at_once(shop: str, console: Make) -> None:
+    """One change of several runs tells what became of each, also of one that is not there."""
+    app = console(shop)
+    ids = [("id", run_id) for run_id in ("order-0001", "order-0005", "order-0006", "order-9999")]
+    page = seen(ask(app, "/runs/bulk", [*ids, ("change", "cancel")]))
+    for said in ("order-0001: was done already", "order-0005: cancelled", "order-0006: cancelled", "order-9999: there"):
+        assert said in page
+
+
+def test_a_fork_and_its_source(shop: str, console: Make) -> None:
+    """A fork is asked for by a form, and its page leads to its source and to a comparison with it."""
+    app = console(shop)
+    assert "Fork from turn 2" in seen(ask(app, "/runs/order-0003"))
+    assert "Fork from turn 2" in seen(ask(app, "/runs/order-0003/fork?turn=2"))
+    made = ask(app, "/runs/order-0003/fork", {"turn": "2", "run_id": "order-0003-b", "message": "Take tea instead."})
+    assert made.headers["location"] == "/runs/order-0003-b"
+    page = ask(app, "/runs/order-0003-b")
+    assert 'href="/runs/order-0003"' in page.text
+    assert 'href="/runs/order-0003/compare/order-0003-b"' in page.text
+    assert "differ" in seen(ask(app, "/runs/order-0003/compare/order-0003-b"))
+    assert "same" in seen(ask(app, "/runs/order-0003/compare/order-0003"))
+    assert ask(app, "/runs/order-0003/fork", {"turn": "2", "run_id": "order-0003-b"}).status in (303, 409)
+
+
+def test_an_address_names_one_run_for_ever(shop: str, console: Make) -> None:
+    """A prefix, which commands take, is no address: another run may begin with it tomorrow."""
+    app = console(shop)
+    assert ask(app, "/runs/order-000").status == 404
+    assert ask(app, "/runs/order-000/cancel", {}).status == 404
+    assert ask(app, "/runs/order%2F").status == 404
+
+
+def test_a_long_value_is_cut_and_whole_elsewhere(shop: str, console: Make) -> None:
+    """A page stays small whatever a run holds; what it cuts has an address of its own."""
+    long = "abc " * 500_000
+    with DurableSwarm(ScriptedModel([long]), database=shop) as swarm:
+        swarm.run(triage, [{"role": "user", "content": long}], run_id="long")
+    app = console(shop)
+    page = ask(app, "/runs/long")
+    assert len(page.text) < 50_000
+    assert ask(app, "/runs/long/message/1").text == long
+    assert ask(app, "/runs/long/message/2").status == 404
+
+
+def test_an_encrypted_run_says_so(shop: str, console: Make) -> None:
+    """A run that cannot be read here has a page with a sentence, and no error."""
+    with DurableSwarm(ScriptedModel(["Secret."]), database=shop, codec=EncryptionCodec(new_key())) as swarm:
+        swarm.run(triage, [{"role": "user", "content": "Secret?"}], run_id="hidden")
+    page = ask(console(shop), "/runs/hidden")
+    assert page.status == 200
+    assert "(encrypted)" in page.text
+    assert "Secret" not in page.text
+
+
+def test_nothing_new_is_no_answer(shop: str, console: Make) -> None:
+    """A page that asks for changes is answered with nothing unless there are some, and new runs are only counted."""
+    app = console(shop)
+    asks = html.unescape(re.search(r'hx-get="([^"]+)"', ask(app, "/runs?status=done").text)[1])  # type: ignore[index]
+    assert ask(app, asks).status == 204
+    with DurableSwarm(ScriptedModel(["Hi."]), database=shop) as swarm:
+        swarm.run(triage, [{"role": "user", "content": "Hi"}], run_id="newest")
+    answered = ask(app, asks)
+    assert (answered.status, "1 new run: show it" in answered.text, ">newest<" in answered.text) == (200, True, False)
+
+
+def test_first_load_is_small(shop: str, console: Make) -> None:
+    """A page and all that it loads take at most 60 kB and six requests."""
+    app, total = console(shop), 0
+    headers = {**BEARER, "accept-encoding": "gzip"}
+    page = ask(app, "/runs/order-0003").text
+    loaded = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
+    for path in ["/runs/order-0003", *loaded]:
+        total += int(ask(app, path, headers=headers).headers["content-length"])
+    assert len(loaded) <= 5
+    assert total < 60_000
+
+
+def test_what_is_said_to_a_run(shop: str, console: Make) -> None:
+    """A text typed on a run's page reaches the run before its next model call."""
+    app = console(shop)
+    assert ask(app, "/runs/order-0006/say", {"text": "And quickly.\r\nThanks."}).status == 303
+    assert ask(app, "/runs/order-0001/say", {"text": "Too late."}).status == 422
+    form = form_at(app, "/runs/order-0006")
+    path = "/inbox/" + encode_id(request_of(shop, "order-0006"))
+    ask(app, path, {**form, "verdict": "answer", "answer": "tea"})
+    with DurableSwarm(ScriptedModel(answer), database=shop) as swarm:
+        run = swarm.get("order-0006")
+        until(lambda: run.status == "done")
+        assert {"role": "user", "content": "And quickly.\nThanks."} in run.messages()
