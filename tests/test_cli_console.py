@@ -23,9 +23,8 @@ TOKEN = {"DURABLE_SWARM_SERVER_TOKEN": "secret"}
 @contextmanager
 def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Have a console, and the address that it prints; it is killed after that."""
-    program = subprocess.Popen(
-        [*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )  # fmt: skip
+    env = {**os.environ, **environment}
+    program = subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
         assert program.stdout is not None
         line = program.stdout.readline()

@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from durable_swarm.server.console.app import Console
 from durable_swarm.server.guard import LOOPBACK, Access
+from durable_swarm.server.web.app import Console
 from tests.console.asking import TOKEN
 from tests.console.shop import run_shop
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,26 @@ def test_runs_by_status(shop: str, console: Make) -> None:
     assert re.findall(r">(order-\d+)</a></td>", page.text) == [f"order-000{n}" for n in (6, 5, 4, 3, 2, 1)]
     assert re.findall(r">(order-\d+)</a></td>", ask(app, "/runs?status=failed").text) == ["order-0004"]
     assert "No run fits" in ask(app, "/runs?status=queued").text
+
+
+def test_page_by_page(tmp_path: Path, fresh_sqlite: Callable[[Path], str], console: Make) -> None:
+    """The link to older runs leads to the last one; none is twice or missing, also while runs are added."""
+    url, found = fresh_sqlite(tmp_path / "many.sqlite"), []
+    _add(url, range(110))
+    app, path = console(url), "/runs?agent=Shop+Triage"
+    while path:
+        page = ask(app, path)
+        found += re.findall(r">(run-\d+)</a></td>", page.text)
+        _add(url, [200 + len(found)])
+        older = re.search(r'rel="next" href="([^"]+)"', page.text)
+        path = html.unescape(older[1]) if older else ""
+    assert found == [f"run-{number}" for number in reversed(range(110))]
+
+
+def _add(url: str, numbers: Iterable[int]) -> None:
+    with DurableSwarm(ScriptedModel(lambda _: "Hi."), database=url) as swarm:
+        for number in numbers:
+            swarm.run(triage, [{"role": "user", "content": "Hi"}], run_id=f"run-{number}")
 
 
 def test_every_step_and_message_of_a_run(shop: str, console: Make) -> None:

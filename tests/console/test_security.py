@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import durable_swarm.server.console as package
+import durable_swarm.server.web as package
 from durable_swarm.server import console as mounted
-from durable_swarm.server.console.app import CHANGES, FORMS, PAGES
 from durable_swarm.server.guard import cookie_name, cookie_value
 from durable_swarm.server.ids import decode_id, encode_id
+from durable_swarm.server.web.app import CHANGES, FORMS, PAGES
 from durable_swarm.service import open_runs
 from tests.console.asking import BEARER, OWN, TOKEN, ask
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from durable_swarm.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from durable_swarm.server.console.app import Console
     from durable_swarm.server.guard import Access
+    from durable_swarm.server.web.app import Console
 
 __all__ = ["console"]
 
@@ -40,8 +40,8 @@ def console(
 def parts() -> tuple[type[Console], type[Access]]:
     """Return the classes `Console` and `Access`. Raises `ConfigurationError` without the extra `server`."""
     try:
-        from durable_swarm.server.console.app import Console
         from durable_swarm.server.guard import Access
+        from durable_swarm.server.web.app import Console
     except ModuleNotFoundError as error:
         raise ConfigurationError(INSTALL) from error
     return Console, Access

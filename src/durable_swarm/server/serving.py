@@ -12,8 +12,8 @@ from urllib.parse import quote
 import uvicorn
 
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.server.console.app import Console
 from durable_swarm.server.guard import LOOPBACK
+from durable_swarm.server.web.app import Console
 
 VARIABLE = "DURABLE_SWARM_SERVER_TOKEN"
 LAST = 1

@@ -14,10 +14,10 @@ from starlette.responses import PlainTextResponse, Response
 from durable_swarm.display import value
 from durable_swarm.errors import DurableSwarmError, RunNotFound
 from durable_swarm.runs import ENDED, StepInfo
-from durable_swarm.server.console.fields import Form
-from durable_swarm.server.console.live import Speech, mark_of, replaced, unchanged
-from durable_swarm.server.console.site import Site, back_to, form_of, id_in, number_in
-from durable_swarm.server.console.words import calls_of, text_of
+from durable_swarm.server.web.fields import Form
+from durable_swarm.server.web.live import Speech, mark_of, replaced, unchanged
+from durable_swarm.server.web.site import Site, back_to, form_of, id_in, number_in
+from durable_swarm.server.web.words import calls_of, text_of
 from durable_swarm.service import RunDetail, Runs
 from durable_swarm.types import Message
 

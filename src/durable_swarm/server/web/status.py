@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from durable_swarm.errors import RunNotFound
-from durable_swarm.server.console.site import Site, id_in
+from durable_swarm.server.web.site import Site, id_in
 from durable_swarm.service import Runs, SessionDetail
 
 PAGE = 100

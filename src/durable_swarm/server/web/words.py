@@ -10,7 +10,7 @@ from typing import Any
 from durable_swarm.display import as_call, clock, duration, one_line, value
 from durable_swarm.limits import EXTENDABLE, words_of
 from durable_swarm.requests import Request
-from durable_swarm.runs import ENDED, STATES, without_answer, written_as_text
+from durable_swarm.runs import ENDED, without_answer, written_as_text
 from durable_swarm.service import RunDetail, RunView
 from durable_swarm.types import Message
 
@@ -130,5 +130,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "spent": spent, "reply": reply, "without_answer": without_answer, "written_as_text": written_as_text,
 }  # fmt: skip
 GLOBALS: dict[str, Any] = {
-    "STATES": STATES, "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "as_call": as_call, "words_of": words_of,
+    "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "as_call": as_call, "words_of": words_of,
 }  # fmt: skip

@@ -14,9 +14,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from durable_swarm import errors
-from durable_swarm.server.console import compare, inbox, run, runs, status, stream
-from durable_swarm.server.console.site import TYPES, Site, TooLarge, form_of
 from durable_swarm.server.guard import Access, Guard, equal, signed_in
+from durable_swarm.server.web import compare, inbox, run, runs, status, stream
+from durable_swarm.server.web.site import TYPES, Site, TooLarge, form_of
 from durable_swarm.service import NoRequest, NoRuns
 
 Page = Callable[[Site, Request], Awaitable[Response]]

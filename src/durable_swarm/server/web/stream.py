@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from durable_swarm.errors import DurableSwarmError
-from durable_swarm.server.console.live import Speech, replaced
-from durable_swarm.server.console.run import Shown, look, parts_of
-from durable_swarm.server.console.site import Site, id_in, number_in
+from durable_swarm.server.web.live import Speech, replaced
+from durable_swarm.server.web.run import Shown, look, parts_of
+from durable_swarm.server.web.site import Site, id_in, number_in
 from durable_swarm.service import Runs
 
 ALIVE = 15.0

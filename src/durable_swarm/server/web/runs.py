@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from markupsafe import Markup
@@ -12,12 +13,15 @@ from starlette.responses import Response
 
 from durable_swarm.errors import ConfigurationError, DurableSwarmError
 from durable_swarm.runs import ENDED, STATES
-from durable_swarm.server.console.live import mark_of, unchanged
-from durable_swarm.server.console.site import Site, form_of
-from durable_swarm.server.console.words import status_of
+from durable_swarm.server.web.live import mark_of, unchanged
+from durable_swarm.server.web.site import Site, form_of
+from durable_swarm.server.web.words import status_of
 from durable_swarm.service import Query, Runs
 
-FILTERS = ("status", "agent")
+FILTERS = ("status", "agent", "swarm", "q", "since")
+SINCE = {"1h": 1, "24h": 24, "7d": 168}
+"""The ages by which a list is filtered, in hours."""
+INTERRUPTED = "interrupted"
 PAGE = 50
 """Runs on one page."""
 
@@ -66,10 +70,23 @@ def _outcome(runs: Runs, change: str, run_id: str) -> str:
 def _found(runs: Runs, query: QueryParams) -> dict[str, Any]:
     """Return one page of the list. `top` is the first run of a page that looks again: newer ones are only counted."""
     wanted = {name: query.get(name, "").strip() for name in FILTERS}
-    status = next((state for state in STATES if state == wanted["status"]), None)
-    found = runs.list(Query(status=status, agent=wanted["agent"] or None, limit=2 * PAGE + 1))
+    before = query.get("before") or None
+    found = runs.list(_query(wanted, before, PAGE + 1))
     ids = [run.id for run in found]
-    newer = ids.index(query["top"]) if query.get("top") in ids[: PAGE + 1] else 0
-    shown = found[newer : newer + PAGE]
-    older = len(found) > newer + PAGE
-    return {"runs": shown, "wanted": wanted, "outcomes": [], "newer": newer, "older": older}
+    newer = ids.index(query["top"]) if query.get("top") in ids[:PAGE] else 0
+    if newer:
+        found = found[newer:] + runs.list(_query(wanted, ids[-1], newer))
+    return {
+        "runs": found[:PAGE], "older": len(found) > PAGE, "wanted": wanted, "before": before or "",
+        "outcomes": [], "newer": newer,
+    }  # fmt: skip
+
+
+def _query(wanted: dict[str, str], before: str | None, limit: int) -> Query:
+    hours = SINCE.get(wanted["since"])
+    return Query(
+        status=next((state for state in STATES if state == wanted["status"]), None),
+        idle=wanted["status"] == INTERRUPTED, agent=wanted["agent"] or None, swarm=wanted["swarm"] or None,
+        search=wanted["q"] or None, since=None if hours is None else datetime.now(UTC) - timedelta(hours=hours),
+        before=before, limit=limit,
+    )  # fmt: skip

@@ -10,9 +10,9 @@ from starlette.responses import Response
 
 from durable_swarm import requests
 from durable_swarm.errors import AlreadyAnswered, DurableSwarmError, InvalidAnswer
-from durable_swarm.server.console.fields import PLAIN, Form
-from durable_swarm.server.console.live import mark_of, unchanged
-from durable_swarm.server.console.site import Site, back_to, by_of, form_of, id_in
+from durable_swarm.server.web.fields import PLAIN, Form
+from durable_swarm.server.web.live import mark_of, unchanged
+from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in
 from durable_swarm.service import Runs
 
 PAGE = 100

@@ -45,7 +45,7 @@
     x: () => document.querySelector("tr.at input[type=checkbox]")?.click(),
     a: () => press("approve"),
     r: () => press("reject"),
-    "/": () => document.querySelector(".filter input")?.focus(),
+    "/": () => document.querySelector("input[type=search]")?.focus(),
     "?": () => document.getElementById("keys").showModal(),
   };
   let going = false;

@@ -19,9 +19,9 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from durable_swarm.display import harmless
 from durable_swarm.errors import RunNotFound
-from durable_swarm.server.console import words
 from durable_swarm.server.guard import USER, route_path
 from durable_swarm.server.ids import decode_id, encode_id
+from durable_swarm.server.web import words
 from durable_swarm.service import Check, Runs, checkup, open_runs
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Site:
         self._opening = threading.Lock()
         self._limiter: anyio.CapacityLimiter | None = None
         self._templates = Environment(
-            loader=PackageLoader("durable_swarm.server.console"), autoescape=True, undefined=StrictUndefined,
+            loader=PackageLoader("durable_swarm.server.web"), autoescape=True, undefined=StrictUndefined,
             trim_blocks=True, lstrip_blocks=True, finalize=_visible,
         )  # fmt: skip
         self._templates.filters.update(words.FILTERS)
@@ -154,7 +154,7 @@ def _visible(value: Any) -> Any:
 
 
 def _files() -> dict[str, bytes]:
-    folder = resources.files("durable_swarm.server.console") / "static"
+    folder = resources.files("durable_swarm.server.web") / "static"
     scripts = b"\n;\n".join((folder / name).read_bytes() for name in SCRIPTS)
     return {
         "style.css": (folder / "style.css").read_bytes(),

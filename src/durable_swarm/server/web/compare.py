@@ -8,8 +8,8 @@ from itertools import zip_longest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from durable_swarm.server.console.run import Said, transcript
-from durable_swarm.server.console.site import Site, back_to, id_in
+from durable_swarm.server.web.run import Said, transcript
+from durable_swarm.server.web.site import Site, back_to, id_in
 from durable_swarm.service import RunDetail, Runs
 
 ROWS = 300
