@@ -9,6 +9,7 @@ import pytest
 
 from durable_swarm import Agent, Block, DurableSwarm, current_call, tool
 from durable_swarm.testing import ScriptedModel, call, crash_test, effect, when
+from tests.crash.matrix import LONG
 
 QUESTION = [{"role": "user", "content": "Pay."}]
 MODEL: list[Any] = [
@@ -77,10 +78,12 @@ def blocked() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("scenario", [passing, passing_streamed, blocked])
 def test_killed_at_every_boundary(scenario: Any, database_url: str) -> None:
     """Wherever the program is killed, it ends as without; the tool is entered once or never, a verdict asked once."""
     url = database_url if database_url.startswith("postgresql") else None
-    report = crash_test(scenario, database=url, at_least_once=["judged"], check=False)
+    only = None if LONG else [2, 3, 4, 5]
+    report = crash_test(scenario, database=url, at_least_once=["judged"], only=only, check=False)
     assert not report.findings, str(report)
-    assert report.kills == report.cases == 2 * len(report.boundaries) > 10
+    assert report.kills == report.cases >= 8

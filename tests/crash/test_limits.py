@@ -13,7 +13,7 @@ from durable_swarm.testing import ScriptedModel, call
 from durable_swarm.testing.crash.boundaries import KillPoint, Side
 from tests.crash.boundaries import effect
 from tests.crash.lives import Lives
-from tests.crash.matrix import read_ledger
+from tests.crash.matrix import LONG, read_ledger
 
 QUESTION = [{"role": "user", "content": "Please."}]
 ALLOWED = 4
@@ -64,23 +64,23 @@ def survives(lives: Lives, tmp_path: Path, url: str, kind: str, at: KillPoint) -
     return killed
 
 
-@pytest.mark.parametrize("kind", ["alone", "family"])
-def test_a_crash_gives_no_budget_back(kind: str, lives: Lives, tmp_path: Path) -> None:
-    """Killed anywhere, a run makes no more calls than it may; a call in flight stays counted as uncertain."""
-    url = f"sqlite:///{tmp_path}/runs.sqlite"
-    places = [KillPoint(number, "after") for number in range(3, 40, 4)]
-    assert sum(survives(lives, tmp_path, url, kind, at) for at in places) >= 4
-
-
 @pytest.mark.slow
+@pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("kind", ["alone", "family"])
 @pytest.mark.parametrize("side", ["before", "after"])
-def test_no_boundary_gives_budget_back(kind: str, side: Side, database_url: str, lives: Lives, tmp_path: Path) -> None:
-    """The same at every boundary, on both databases."""
-    numbers = itertools.takewhile(
-        lambda number: survives(lives, tmp_path, database_url, kind, KillPoint(number, side)), itertools.count(1)
-    )
-    assert len(list(numbers)) >= 12
+def test_a_crash_gives_no_budget_back(kind: str, side: Side, database_url: str, lives: Lives, tmp_path: Path) -> None:
+    """Killed anywhere, a run makes no more calls than it may; a call in flight stays counted as uncertain."""
+    places = (KillPoint(number, side) for number in itertools.count(1 if LONG else 2, 1 if LONG else 5))
+    killed = list(itertools.takewhile(lambda at: survives(lives, tmp_path, database_url, kind, at), places))
+    assert len(killed) >= (12 if LONG else 3)
+
+
+def test_a_run_killed_at_its_limit_counts_no_call_that_was_not_permitted(lives: Lives, tmp_path: Path) -> None:
+    """Killed behind its last permitted call, the run counts no uncertain call: the next was never permitted."""
+    url, ledger = f"sqlite:///{tmp_path}/runs.sqlite", tmp_path / "ledger"
+    undisturbed = lives.live(spend, url, "alone", "undisturbed", ledger=ledger)
+    for number in range(len(undisturbed.passed) - 3, len(undisturbed.passed) + 1):
+        assert survives(lives, tmp_path, url, "alone", KillPoint(number, "after"))
 
 
 def runaway(url: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.testing import ScriptedModel, ScriptedServer, crash_test, serve_scripted
 from tests.crash.lives import Lives, hear, say
+from tests.crash.matrix import LONG
 
 RUN, QUESTION = "run-typed", [{"role": "user", "content": "How much?"}]
 
@@ -58,12 +59,13 @@ def typed_by_tool() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("scenario", [typed, typed_by_tool])
 def test_killed_at_every_boundary(scenario: Any, database_url: str) -> None:
     """Wherever the program is killed, the same answers are judged the same, and the value is the same."""
     url = database_url if database_url.startswith("postgresql") else None
-    report = crash_test(scenario, database=url)
-    assert report.kills == report.cases == 2 * len(report.boundaries) > 10
+    report = crash_test(scenario, database=url, only=None if LONG else [2, 3, 5, 7])
+    assert report.kills == report.cases >= 8
 
 
 def program(url: str, base_url: str) -> Any:
