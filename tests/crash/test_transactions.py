@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from durable_swarm import Agent, DurableSwarm, ToolError, errors, tool
+from durable_swarm import Agent, DurableSwarm, ToolError, current_call, errors, tool
 from durable_swarm.engine.database.connection import connect, drop
 from durable_swarm.engine.database.urls import choose
 from durable_swarm.testing import ScriptedModel
@@ -134,8 +134,9 @@ def test_what_a_tool_raises_undoes_what_it_wrote(database_url: str) -> None:
     assert rows(database_url) == [("c", 1)]
 
 
-def test_transactions_that_conflict_are_repeated(database_url: str) -> None:
-    """Tools of several runs that change one row at once lose no change."""
+@pytest.mark.parametrize("looks", [False, True], ids=["alone", "looking at runs"])
+def test_transactions_that_conflict_are_repeated(looks: bool, database_url: str) -> None:
+    """Tools of several runs that change one row at once lose no change, and may look at runs meanwhile."""
     table_in(database_url)
     engine = sqlalchemy.create_engine(choose(database_url), poolclass=sqlalchemy.NullPool)
     with engine.begin() as connection:
@@ -145,6 +146,8 @@ def test_transactions_that_conflict_are_repeated(database_url: str) -> None:
     def add(connection: sqlalchemy.Connection) -> str:
         known = connection.exec_driver_sql("SELECT amount FROM payments").scalar_one()
         time.sleep(0.01)
+        if looks:
+            assert swarm.get(current_call().run_id).status in ("running", "waiting")
         connection.execute(sqlalchemy.text("UPDATE payments SET amount = :amount"), {"amount": known + 1})
         return str(known)
 

@@ -196,8 +196,7 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
         "sqlite://",
         creator=open_file,
         poolclass=sqlalchemy.QueuePool,
-        pool_size=4,
-        max_overflow=0,
+        pool_size=0,  # Without bound: else who has the right to write might wait for those who wait for that right.
         hide_parameters=True,
         json_deserializer=_json,
     )
