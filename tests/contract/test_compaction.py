@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, Compaction, ConfigurationError, ModelError
+from durable_swarm import Agent, Compaction, ConfigurationError, LimitReached, Limits, ModelError
 from durable_swarm.swarm.compaction import HEADING
 from durable_swarm.testing import ScriptedModel
 from tests.contract.helpers import MakeSwarm, Run
 from tests.contract.test_sessions import assert_legal, echo, said
+from tests.engine.helpers import unique
 
 
 def test_a_function_writes_the_summary(make_swarm: MakeSwarm, plain_run: Run) -> None:
@@ -55,6 +57,41 @@ def test_a_model_writes_the_summary(make_swarm: MakeSwarm, plain_run: Run) -> No
     assert response.usage is not None
     assert response.usage.requests == 2
     assert session.usage.requests == 3
+
+
+def summing(request: Any) -> str:
+    """Write a summary where one is asked for, else echo."""
+    return "They met." if request["messages"][0]["content"] == "Be brief." else echo(request)
+
+
+SUMMED = Compaction(at_messages=2, keep_last=1, model="small", instructions="Be brief.")
+
+
+@pytest.mark.parametrize("allowed", [{"requests": 3}, {"cost": 7}], ids=str)
+def test_a_summary_counts_for_the_limits(allowed: Any, make_swarm: MakeSwarm, plain_run: Run) -> None:
+    """The model call that writes a summary counts for its session, with its price."""
+    model = ScriptedModel(summing)
+    swarm = make_swarm(model, prices=lambda model, _: Decimal(5) if model == "small" else Decimal(1))
+    limits = Limits(**allowed)
+    session = swarm.session(unique("summed"), Agent(name=unique()), compaction=SUMMED, limits=limits)
+    plain_run(session, "one")
+    plain_run(session, "two")
+    with pytest.raises(LimitReached) as caught:
+        plain_run(session, "three")
+    assert {caught.value.limit: caught.value.used} == allowed
+    assert len(model.calls) == 3
+
+
+def test_no_summary_is_written_beyond_a_limit(make_swarm: MakeSwarm, plain_run: Run) -> None:
+    """A run that may ask once asks for the summary, and not for its answer; one that may not ask asks nothing."""
+    model = ScriptedModel(summing)
+    session = make_swarm(model).session(unique("summed"), Agent(name=unique()), compaction=SUMMED)
+    plain_run(session, "one")
+    for allowed in (1, 0):
+        before = len(model.calls)
+        with pytest.raises(LimitReached) as caught:
+            plain_run(session, "two", limits=Limits(requests=allowed))
+        assert (caught.value.used, len(model.calls) - before) == (allowed, allowed)
 
 
 def test_a_call_stays_with_its_result(make_swarm: MakeSwarm, plain_run: Run) -> None:

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, LimitReached, Limits, ModelError, ToolError
+from durable_swarm import (
+    Agent,
+    Compaction,
+    ConfigurationError,
+    DurableSwarm,
+    LimitReached,
+    Limits,
+    ModelError,
+    ToolError,
+)
 from durable_swarm.engine.database.connection import connect
 from durable_swarm.engine.storage.ledger import Key, Ledger
 from durable_swarm.limits import Spent
@@ -263,3 +272,18 @@ def test_a_request_for_more_is_an_event(streamed: bool, make_anywhere: Make) -> 
 def _run(swarm: DurableSwarm, agent: Agent, limits: Limits) -> None:
     with contextlib.suppress(ConfigurationError):  # It is closed meanwhile.
         swarm.run(agent, user(), run_id=RUN, limits=limits)
+
+
+def test_a_summary_is_spent_by_its_run(make_anywhere: Make) -> None:
+    """A run that has written a summary shows what that has cost, live and from its records."""
+
+    def reply(request: dict[str, Any]) -> str:
+        return "They met." if request["messages"][0]["content"] == "Be brief." else "Done"
+
+    compaction = Compaction(at_messages=2, keep_last=1, model="small", instructions="Be brief.")
+    swarm = make_anywhere(ScriptedModel(reply), prices=lambda model, _: 5 if model == "small" else 1)
+    session = swarm.session(unique("summed"), spender(), compaction=compaction)
+    session.run("one")
+    session.run("two")
+    spent = session.runs()[-1].spent
+    assert (spent.requests, spent.uncertain, spent.cost) == (2, 0, 6)

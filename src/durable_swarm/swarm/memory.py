@@ -314,8 +314,7 @@ class _InMemory:
             )
         if self.turn is not None:
             self.turn.tokens = 0 if completion.usage is None else completion.usage.total_tokens
-        cost = cost_of(self.swarm.prices, completion, limited=self.spending.limits_cost())
-        self.spending.add(Spent(usage=completion.usage or Usage(), cost=cost))
+        self._pay(completion)
         # A session counts as one run: its earlier calls are known to its tools.
         before = self._new(effect) if self.turn is None else effect.history
         calls = await plan_calls(agent, completion.message, self.waits, completion.finish, before, last)
@@ -336,6 +335,11 @@ class _InMemory:
             input_guardrails=guards,
             output_guardrails=checks,
         )
+
+    def _pay(self, completion: Completion) -> None:
+        """Count what an answered model call has cost."""
+        cost = cost_of(self.swarm.prices, completion, limited=self.spending.limits_cost())
+        self.spending.add(Spent(usage=completion.usage or Usage(), cost=cost))
 
     async def _patiently(self, ask: Callable[[], Awaitable[Completion]]) -> Completion:
         """Ask the model, again and again if its provider is away and the run was given patience."""
@@ -370,11 +374,17 @@ class _InMemory:
         else:
             agents = choose_model(self.asked.agent, self.asked.model_override, self.swarm.default_model)
             choice = model_of(compaction, agents)
-            text, usage = await written_by_model(
-                self.client,
-                *(self.asked.agent.name, choice, compaction, messages, ModelCall(self.run_id, -1), self.waits),
-                debug=self.asked.debug,
-            )
+            if self.spending.limits_cost():
+                refuse_unpriced(self.swarm.prices, choice.name)
+            await self.spending.reserve(self.asked.agent.name, 0)
+            with self.spending.model_call():
+                completion = await written_by_model(
+                    self.client,
+                    *(self.asked.agent.name, choice, compaction, messages, ModelCall(self.run_id, -1), self.waits),
+                    debug=self.asked.debug,
+                )
+            self._pay(completion)
+            text, usage = completion.message["content"], completion.usage
         turn.history, turn.conversation = turn.history.summarized(at, text), Conversation()
         return usage
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from durable_swarm.agents import RemoteAgent
 from durable_swarm.concurrency import Runtime
-from durable_swarm.models.call import Gate, ModelCall, complete
+from durable_swarm.models.call import Completion, Gate, ModelCall, complete
 from durable_swarm.models.choice import ModelChoice
 from durable_swarm.models.client import client_for
 from durable_swarm.models.wire import Conversation
 from durable_swarm.swarm.compaction import INSTRUCTIONS, Compaction, check_summary, transcript
-from durable_swarm.types import Message, Usage
+from durable_swarm.types import Message
 
 
 def model_of(compaction: Compaction, agents: ModelChoice) -> ModelChoice:
@@ -32,8 +32,8 @@ async def written_by_model(
     *,
     debug: bool,
     gate: Gate | None = None,
-) -> tuple[str, Usage | None]:
-    """Return a model's summary of messages, and its tokens. Raises `ModelError`, `ConfigurationError`."""
+) -> Completion:
+    """Return a model's summary of messages. Raises `ModelError`, `ConfigurationError`."""
     completion = await complete(
         client_for(client, choice.name),
         RemoteAgent(agent, choice.name, compaction.instructions or INSTRUCTIONS),
@@ -46,4 +46,5 @@ async def written_by_model(
         waits=waits,
         gate=gate,
     )
-    return check_summary(completion.message.get("content")), completion.usage
+    check_summary(completion.message.get("content"))
+    return completion

@@ -47,6 +47,8 @@ class Budget:
     """The run's own account, as it was read last."""
     _shares: bool = False
     """True if calls reserve their share in accounts."""
+    _before_turns: Spent = field(default_factory=Spent)
+    """What was spent before the first turn, until it is settled."""
     _turn: int = -1
     _reserved: bool = False
     _answered: bool = False
@@ -171,8 +173,17 @@ class Budget:
             usage, price = reply.usage or Usage(), None if cost is None else Decimal(cost)
             more = Spent(1, self._calls, usage, price, seconds - self.spent.seconds)
             self.spent = self.spent + more
+            more, self._before_turns = more + self._before_turns, Spent()
             is_settled = self._account is not None and turn < self._account.settled
             return more if self._shares and not is_settled else None
+
+    def summarized(self, spent: Spent, *, replayed: bool) -> None:
+        """Count the summary that was written before the first turn; in accounts it is settled with that turn."""
+        if replayed:
+            self._worked_before = spent.seconds
+        with self._lock:
+            self._reserved = False
+            self.spent, self._before_turns = self.spent + spent, spent
 
     def settle(self, more: Spent) -> None:
         """Settle the last reply in the accounts."""

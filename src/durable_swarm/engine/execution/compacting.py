@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from durable_swarm import codec
@@ -15,12 +17,15 @@ from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.compactions import CompactionPlan, Summary, read_summary, summary_record
 from durable_swarm.engine.signals import RunHeld
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.models.call import Gate, ModelCall
+from durable_swarm.models.call import Completion, Gate, ModelCall
 from durable_swarm.models.client import client_for
 from durable_swarm.models.wire import Conversation
 from durable_swarm.swarm.compaction import check_summary, function_named
 from durable_swarm.swarm.summaries import model_of, written_by_model
-from durable_swarm.types import Message, Usage
+from durable_swarm.types import Message
+
+BEFORE_TURNS = -1
+"""The turn of a model call that is made before the first turn."""
 
 
 async def compact(performer: Durable, plan: CompactionPlan | None) -> None:
@@ -32,26 +37,30 @@ async def compact(performer: Durable, plan: CompactionPlan | None) -> None:
     at = run.history.first(plan.compaction, new)
     if at == 0:
         return
+    replayed = True
 
     async def body(waits: Runtime) -> Record:
+        nonlocal replayed
+        replayed = False
+        summary = Summary("", run.history.upto + at, len(run.history.messages) - at)
         with users_code(names.compact_step(run.start.agent)):
-            text, usage = await _written(performer, plan, run.history.to_summarize(at), waits)
-        kept = len(run.history.messages) - at
-        return summary_record(Summary(text, run.history.upto + at, kept, usage), now())
+            summary = await _written(performer, plan, summary, run.history.to_summarize(at), waits)
+        return summary_record(summary, now())
 
     with engines_code(f"the summary of run {run.run_id!r}"):
         summary = read_summary(await performer.colour.step(names.compact_step(run.start.agent), body))
+        run.budget.summarized(summary.spent, replayed=replayed)
     run.history = run.history.summarized(at, summary.text)
     run.start = replace(run.start, messages=[*run.history.sent, *new])
     run.conversation, run.summarizing = Conversation(), summary.usage
 
 
 async def _written(
-    performer: Durable, plan: CompactionPlan, messages: list[Message], waits: Runtime
-) -> tuple[str, Usage | None]:
-    """Return a summary of messages, and the tokens of the model that wrote it."""
+    performer: Durable, plan: CompactionPlan, summary: Summary, messages: list[Message], waits: Runtime
+) -> Summary:
+    """Return a summary of messages with its text, and with what the model that wrote it has cost."""
     if plan.function is None:
-        return await _by_model(performer, plan, messages, waits)
+        return await _by_model(performer, plan, summary, messages, waits)
     function = function_named(plan.function)
     if function is None:
         missing = ConfigurationError(
@@ -59,25 +68,36 @@ async def _written(
             "process has it; make one with Compaction(function=...)"
         )
         raise RunHeld(missing, passes=True)
-    return check_summary(await waits.call(function, [codec.round_trip(message) for message in messages])), None
+    text = check_summary(await waits.call(function, [codec.round_trip(message) for message in messages]))
+    return replace(summary, text=text)
 
 
 async def _by_model(
-    performer: Durable, plan: CompactionPlan, messages: list[Message], waits: Runtime
-) -> tuple[str, Usage | None]:
-    run = performer.run
+    performer: Durable, plan: CompactionPlan, summary: Summary, messages: list[Message], waits: Runtime
+) -> Summary:
+    run, step = performer.run, names.compact_step(performer.run.start.agent)
     choice = model_of(plan.compaction, performer.choice(performer.agent(run.start.agent)))
     with engines_code(f"the summary of run {run.run_id!r}"):
         client = run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
 
-    async def ask(gate: Gate) -> tuple[str, Usage | None]:
-        call = ModelCall(run.run_id, -1)
-        return await written_by_model(
+    @contextlib.asynccontextmanager
+    async def reserved() -> AsyncIterator[None]:
+        async with run.budget.model_call(BEFORE_TURNS):
+            with users_code(step):
+                await performer.reserve(run.start.agent, choice.name, 0, waits)
+            yield
+
+    async def ask(gate: Gate) -> Completion:
+        call = ModelCall(run.run_id, BEFORE_TURNS)
+        completion = await written_by_model(
             client,
             *(run.start.agent, choice, plan.compaction, messages, call, waits),
             debug=run.debug,
             gate=gate,
         )
+        run.budget.answered()
+        return completion
 
-    step = names.compact_step(run.start.agent)
-    return await performer.patiently(client_for(client, choice.name), choice.name, step, None, waits, ask)
+    made = await performer.patiently(client_for(client, choice.name), choice.name, step, None, waits, ask, reserved)
+    cost, worked = performer.cost_and_work(made)
+    return replace(summary, text=made.message["content"], usage=made.usage, model=made.model, cost=cost, worked=worked)

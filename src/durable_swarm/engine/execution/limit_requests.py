@@ -11,7 +11,6 @@ from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.storage.ledger import Refusal
 from durable_swarm.engine.storage.requests import Inbox
-from durable_swarm.loop import Ask
 from durable_swarm.requests import Decision, Request, RequestSpec
 from durable_swarm.tools.limit_requests import unfit
 
@@ -23,10 +22,10 @@ class LimitRequests:
         self._inbox = inbox
         self._room = room
 
-    async def grants(self, run: Execution, refusal: Refusal, effect: Ask, waits: Runtime) -> bool:
+    async def grants(self, run: Execution, refusal: Refusal, agent: str, waits: Runtime) -> bool:
         """Ask for more of what is used up; return True if it was approved. Raises `RunSuspended`."""
         with engines_code(f"the limits of run {run.run_id!r}"), run.asking():
-            asked = await in_thread(run.budget.request, refusal, effect.agent)
+            asked = await in_thread(run.budget.request, refusal, agent)
             problem_of = functools.partial(unfit, asked=asked, allowed=refusal.allowed)
             decision = await self._decision(run, asked, problem_of, waits)
             await in_thread(run.budget.decided, refusal, asked, decision)

@@ -11,6 +11,7 @@ import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
 
@@ -156,9 +157,11 @@ class Durable:
         @contextlib.asynccontextmanager
         async def reserved() -> AsyncIterator[None]:
             nonlocal last
+            new = effect.history[len(self.run.start.messages) :]
+            failing = failing_in_a_row(new, effect.turn - len(self.run.start.kept))
             async with self.run.budget.model_call(effect.turn):
                 with users_code(step):
-                    last = await self._reserve(agent, effect, waits)
+                    last = await self.reserve(agent.name, self.choice(agent).name, failing, waits)
                 yield
 
         def ask(gate: Gate) -> Awaitable[Record]:
@@ -208,17 +211,17 @@ class Durable:
         if accepted != mark(change):
             raise RunHeld(change)
 
-    async def _reserve(self, agent: Any, effect: Ask, waits: Runtime) -> str:
-        """Reserve the model call. Return the limit because of which it is the run's last, or ''.
+    async def reserve(self, agent: str, model: str, failing: int, waits: Runtime) -> str:
+        """Reserve a model call of an agent. Return the limit because of which it is the run's last, or ''.
 
-        Raises `LimitReached`; `RunHeld` if the limit is one of cost and the model's price is unknown.
+        `failing` is how often in a row the last tool call has failed. Raises `LimitReached`; `RunHeld` if the limit is
+        one of cost and the model's price is unknown.
         """
         run, budget = self.run, self.run.budget
         if budget.limits_cost():
             with engines_code(f"the limits of run {run.run_id!r}"):
-                await in_thread(refuse_unpriced, run.swarm.prices, self.choice(agent).name)
+                await in_thread(refuse_unpriced, run.swarm.prices, model)
         again, run.live = run.recovered and not run.live and budget.limits is not None, True
-        failing = failing_in_a_row(effect.history[len(run.start.messages) :], effect.turn - len(run.start.kept))
         while not self.finishes and not budget.reserve_here(failing, again=again):
             with engines_code(f"the limits of run {run.run_id!r}"):
                 refusal = await in_thread(partial(budget.reserve, failing, again=again))
@@ -226,7 +229,7 @@ class Durable:
                 break
             if refusal.on_limit == "finish":
                 self.finishes = refusal.found.limit
-            elif refusal.on_limit == "fail" or not await self.more.grants(run, refusal, effect, waits):
+            elif refusal.on_limit == "fail" or not await self.more.grants(run, refusal, agent, waits):
                 raise refusal.error()
             else:
                 again = False  # At the limit, no call was made.
@@ -273,18 +276,23 @@ class Durable:
 
     def _recorded(self, agent: Any, completion: Completion, reply: Reply) -> Record:
         """Return the record of a reply, with what it has cost."""
-        run = self.run
-        cost = cost_of(run.swarm.prices, completion, limited=run.budget.limits_cost())
+        cost, worked = self.cost_and_work(completion)
         return runs.reply_record(
             reply,
             model=completion.model,
             version=agents.fingerprint(agent),
             at=now(),
-            shown=run.feed.said(completion.message["content"]),
+            shown=self.run.feed.said(completion.message["content"]),
             by_tool=completion.by_tool,
             cost=cost,
-            worked=None if run.budget.is_unlimited else run.budget.worked,
+            worked=worked,
         )
+
+    def cost_and_work(self, completion: Completion) -> tuple[Decimal | None, float | None]:
+        """Return what a model call has cost, and the seconds that the run has worked, where they are counted."""
+        budget = self.run.budget
+        cost = cost_of(self.run.swarm.prices, completion, limited=budget.limits_cost())
+        return cost, None if budget.is_unlimited else budget.worked
 
     def choice(self, agent: Any) -> ModelChoice:
         """Return the model of an agent in this run."""

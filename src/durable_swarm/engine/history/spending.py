@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from durable_swarm.engine.history.story import summary_of
 from durable_swarm.engine.records import base
 from durable_swarm.engine.records.runs import read_limits_of
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
@@ -24,7 +25,10 @@ def spending(store: Store, row: Any, records: Rows | None = None) -> Spent:
     if account is not None and account.opened:
         return account.spent
     start = store.start_record(row)
-    own = own_spending(recorded_turns(records or store, row, start)[len(start.get("kept", [])) :])
+    rows = records or store
+    summary = summary_of(rows, row)
+    before = Spent() if summary is None else summary.spent
+    own = own_spending(recorded_turns(rows, row, start)[len(start.get("kept", [])) :], before)
     return own if account is None else of_lone_run(account, own)
 
 
@@ -35,9 +39,9 @@ def limits_now(store: Store, row: Any) -> Limits | None:
     return extended or read_limits_of(store.start_record(row))[0]
 
 
-def own_spending(turns: list[TurnRecords]) -> Spent:
-    """Return what the turns of a run have spent, by their records."""
-    total = Spent()
+def own_spending(turns: list[TurnRecords], before: Spent) -> Spent:
+    """Return what the turns of a run have spent, by their records, and what was spent before them."""
+    total = before
     with base.reading("what a run has spent"):
         for turn in turns:
             reply, cost, worked = turn.read(), turn.reply.get("cost"), turn.reply.get("worked")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from types import NoneType
 from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.engine.records.base import Record, _checked, _slim, reading
 from durable_swarm.engine.records.runs import read_usage, usage_record
+from durable_swarm.limits import Spent
 from durable_swarm.swarm.compaction import Compaction, name_of
 from durable_swarm.types import Usage
 
@@ -31,7 +33,20 @@ class Summary:
     text: str
     upto: int
     kept: int
-    usage: Usage | None
+    usage: Usage | None = None
+    model: str | None = None
+    """The model that has written it; None if a function has."""
+    cost: Decimal | None = None
+    """What the model has cost, in US dollars."""
+    worked: float | None = None
+    """Seconds that the run has worked so far."""
+
+    @property
+    def spent(self) -> Spent:
+        """What it has cost the run."""
+        if self.model is None:
+            return Spent()
+        return Spent(1, 0, self.usage or Usage(), self.cost, self.worked or 0.0)
 
 
 def plan_record(compaction: Compaction) -> Record:
@@ -67,6 +82,9 @@ def summary_record(summary: Summary, at: int) -> Record:
         upto=summary.upto,
         kept=summary.kept,
         **usage_record(summary.usage),
+        model=summary.model,
+        cost=None if summary.cost is None else str(summary.cost),
+        worked=None if summary.worked is None else round(summary.worked * 1000),
         at=at,
     )
 
@@ -75,6 +93,8 @@ def read_summary(record: Record) -> Summary:
     """Return a summary from its record."""
     with reading("the summary of a session"):
         text = _checked(codec.decode(record.get("text", "")), str)
-        return Summary(
-            text, _checked(record.get("upto", 0), int), _checked(record.get("kept", 0), int), read_usage(record)
-        )
+        upto, kept = _checked(record.get("upto", 0), int), _checked(record.get("kept", 0), int)
+        model, cost = (_checked(record.get(name), str, NoneType) for name in ("model", "cost"))
+        worked = _checked(record.get("worked"), int, NoneType)
+        price, seconds = None if cost is None else Decimal(cost), None if worked is None else worked / 1000
+        return Summary(text, upto, kept, read_usage(record), model, price, seconds)
