@@ -130,7 +130,19 @@ __all__ = [
     "tool_from_schema",
 ]
 
-_MODULES = ["codec", "compat", "encryption", "errors", "mcp", "providers", "redaction", "schema", "server", "testing"]
+_MODULES = [
+    "codec",
+    "compat",
+    "encryption",
+    "errors",
+    "mcp",
+    "otel",
+    "providers",
+    "redaction",
+    "schema",
+    "server",
+    "testing",
+]
 """The public modules, which `import durable_swarm` makes available without importing them."""
 
 

@@ -38,6 +38,7 @@ COMMANDS = {
     "session": Command("sessions", "Show the conversation of a session."),
     "sessions": Command("sessions", "List sessions, the latest change first."),
     "show": Command("runs", "Show a run and every step of it."),
+    "trace": Command("trace", "Send a recorded run to OpenTelemetry."),
     "watch": Command("watch", "Follow a run live, or read how it went."),
     "worker": Command("worker", "Execute queued runs, and those of dead processes."),
 }

@@ -19,12 +19,14 @@ from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export import Exported, export
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.history.follower import EventReader, check_after
+from durable_swarm.engine.history.trace import trace_of
 from durable_swarm.engine.storage.changes import Mark
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_list import Query, listed
 from durable_swarm.engine.storage.runs import Store, moment
 from durable_swarm.events import Event
+from durable_swarm.observing import RunTrace
 from durable_swarm.runs import StepInfo
 from durable_swarm.service.ids import find_run
 from durable_swarm.service.requests import Inbox
@@ -190,6 +192,13 @@ class Runs:
         """
         check_after(after)
         return EventReader(lambda: self._store, find_run(self._store, run_id), after)
+
+    def traces(self, run_id: str) -> builtins.list[RunTrace]:
+        """Return what tracing tells of a run and of the runs below it, parents first."""
+        found = find_run(self._store, run_id)
+        with opened(f"run {found!r}"):
+            below = [link.run_id for link in self._store.family.below([found])]
+            return [trace_of(self._store, one) for one in (found, *below)]
 
     def forget(
         self, before: datetime, *, keep_failed: bool = False, swarm: str | None = None, dry_run: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import threading
 import time
 import uuid
@@ -36,6 +37,7 @@ from durable_swarm.models.prices import Prices, check_prices, cost_of, refuse_un
 from durable_swarm.models.provider_errors import long_pause
 from durable_swarm.models.verdict import judge
 from durable_swarm.models.wire import Conversation
+from durable_swarm.observing import executing, observers_of, run_ended
 from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.streaming import PATIENCE, Channel, Item, read, read_async
@@ -47,6 +49,7 @@ from durable_swarm.swarm.memory_guards import MemoryGuards
 from durable_swarm.swarm.memory_limits import MemorySpending, spending_from
 from durable_swarm.swarm.memory_requests import MemoryInbox, WaitingAtWork
 from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySession, MemoryTurn
+from durable_swarm.swarm.memory_trace import MemoryTrace
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.swarm.session import Session, check_session
 from durable_swarm.swarm.summaries import model_of, written_by_model
@@ -202,7 +205,13 @@ class Swarm(Runner):
     async def _drive(self, start: Start, performer: _InMemory) -> Ending:
         try:
             with ends.bare():
-                return await drive(guarded_turns(start), performer)
+                ending = await drive(guarded_turns(start), performer)
+        except BaseException as error:
+            performer.tell_end("", error)
+            raise
+        else:
+            performer.tell_end(ending.ended_by)
+            return ending
         finally:
             self.inbox.forget(performer.run_id)
             performer.guards.cancel()
@@ -272,6 +281,8 @@ class _InMemory:
         session = None if self.turn is None else self.turn.spending
         self.spending = MemorySpending.of(self.run_id, given, default, self.swarm.inbox, self.waits, session)
         self.guards = MemoryGuards(self.channel)
+        observed = observers_of(self.swarm)
+        self.trace = MemoryTrace(self.run_id, self.asked.agent.name, self.asked.messages) if observed else None
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
         if self.turn is not None:
@@ -296,7 +307,8 @@ class _InMemory:
             self.channel.begin(effect.agent, effect.turn)
         guards = [] if effect.turn else list(guardrails_of(agent, "input"))
         self.guards.begin(agent, "input", guards, effect.history, effect.context)
-        with self.spending.model_call():
+        started = time.time()
+        with self.spending.model_call(), executing(self.swarm, "model", choice.name, agent.name) as seen:
             completion = await self._patiently(
                 lambda: complete(
                     self.client,
@@ -312,6 +324,7 @@ class _InMemory:
                     tools=not last,
                 )
             )
+            seen.usage = completion.usage
         if self.turn is not None:
             self.turn.tokens = 0 if completion.usage is None else completion.usage.total_tokens
         self._pay(completion)
@@ -323,7 +336,7 @@ class _InMemory:
         checks = output_guardrails(agent, completion.message, verdict)
         if self.channel is not None and not guards and not checks:
             self.channel.end()
-        return Reply(
+        reply = Reply(
             completion.message,
             calls,
             completion.usage,
@@ -335,6 +348,14 @@ class _InMemory:
             input_guardrails=guards,
             output_guardrails=checks,
         )
+        if self.trace is not None:
+            self.trace.replied(effect, choice.name, started, reply)
+        return reply
+
+    def tell_end(self, ended_by: str, error: BaseException | None = None) -> None:
+        """Tell those who observe the swarm that the run ends."""
+        if self.trace is not None:
+            run_ended(self.swarm, functools.partial(self.trace.ended, ended_by, error))
 
     def _pay(self, completion: Completion) -> None:
         """Count what an answered model call has cost."""
@@ -441,8 +462,12 @@ class _InMemory:
         waits_at_work, limited_by = WaitingAtWork(inbox, work), self.spending.run_ids
         here = Inside(current, MemoryRecorder(work), waits_at_work, swarm=self.swarm, limited_by=limited_by)
         tell = self.swarm.tool_errors == "tell"
-        with work.working(), spending_from(self.spending):
+        key, started = current.idempotency_key, time.time()
+        seen = executing(self.swarm, "tool", call.tool, effect.agent, self.run_id, key)
+        with work.working(), spending_from(self.spending), seen:
             outcome = await call_tool(function, call, context, here, cast=self.cast, tell_errors=tell, waits=waits)
+        if self.trace is not None:
+            self.trace.called(effect, call, key, started, outcome.text)
         inbox.close(current.idempotency_key)
         if outcome.later is None:
             return outcome

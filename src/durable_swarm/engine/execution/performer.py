@@ -48,6 +48,7 @@ from durable_swarm.models.client import client_for, provider_of
 from durable_swarm.models.memo import Memo
 from durable_swarm.models.prices import cost_of, refuse_unpriced
 from durable_swarm.models.verdict import judge
+from durable_swarm.observing import executing
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
 from durable_swarm.tools.calls import load_tools, plan_calls, written_call
 from durable_swarm.tools.changes import warn_of_lost_updates
@@ -242,20 +243,23 @@ class Durable:
         """Ask the model and return the record of its reply, which is the last one if a limit is named in `last`."""
         run, heard = self.run, await self._heard()
         try:
-            completion = await complete(
-                client,
-                agent,
-                [*effect.history, *heard],
-                {key: codec.round_trip(value) for key, value in effect.context.items()},
-                conversation=run.conversation,
-                choice=self.choice(agent),
-                debug=run.debug,
-                call=await self._call_of(agent, effect, heard),
-                waits=waits,
-                show=run.feed if run.streams else None,
-                gate=gate,
-                tools=not last,
-            )
+            call = await self._call_of(agent, effect, heard)
+            with executing(run.swarm, "model", self.choice(agent).name, agent.name) as seen:
+                completion = await complete(
+                    client,
+                    agent,
+                    [*effect.history, *heard],
+                    {key: codec.round_trip(value) for key, value in effect.context.items()},
+                    conversation=run.conversation,
+                    choice=self.choice(agent),
+                    debug=run.debug,
+                    call=call,
+                    waits=waits,
+                    show=run.feed if run.streams else None,
+                    gate=gate,
+                    tools=not last,
+                )
+                seen.usage = completion.usage
         except errors.ModelError as error:
             if error.status in REFUSED and not self.answered_here:
                 raise RunHeld(error) from error

@@ -31,6 +31,7 @@ from durable_swarm.engine.storage.requests import Inbox, TokenTaken
 from durable_swarm.errors import safe_text
 from durable_swarm.events import EventType
 from durable_swarm.loop import Call, Outcome, absorb
+from durable_swarm.observing import executing
 from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec
 from durable_swarm.schema import accepted, check_arguments, wants_connection
 from durable_swarm.tools.approval import approval_of, approved, later_of, outcome_of, posted
@@ -220,7 +221,8 @@ class ToolCallExecution:
         async with made.trials.execution(self.key, self.waits, again):
             run.begun.add(self.key)
             try:
-                with run.budget.work.working():
+                seen = executing(run.swarm, "tool", call.tool, made.agent.name, run.root, self.key)
+                with run.budget.work.working(), seen:
                     return await self._called(call)
             finally:
                 run.begun.discard(self.key)

@@ -68,16 +68,17 @@ def usage_with_children(store: Store, row: Any, own: RunHistory | None = None) -
     return functools.reduce(add, (story(store, one).usage for one in rows), first.usage)
 
 
-def step_infos(store: Rows, row: Any) -> list[StepInfo]:
+def step_infos(store: Rows, row: Any, failure: base.Record | None = None) -> list[StepInfo]:
     """Return the run's steps in the order in which they were begun, numbered from 1; steps kept by a fork come first.
 
+    `failure` is the error that ends the run, if it is not recorded yet.
     Data stored through a codec that this process lacks is shown as `(encrypted)`.
     """
     with base.reading(f"a step of run {row.workflow_id!r}"):
         start = _opened(lambda of, _: store.start_record(of), row, row)
         first = len(start.get("kept", []))
         own = list(_in_turns(_fields(store, row, makes_calls=start.get("execute_tools", True)), first))
-        fields = _with_failure([*kept_steps(start), *own], _failure(store, row))
+        fields = _with_failure([*kept_steps(start), *own], failure or _failure(store, row))
         _mark_repeated(fields)
         return [StepInfo(number, **step) for number, step in enumerate(fields, 1)]
 

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import replace
@@ -33,6 +34,7 @@ from durable_swarm.engine.execution.model_memo import RunMemo
 from durable_swarm.engine.execution.performer import Durable
 from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
 from durable_swarm.engine.history.projection import Row, numbers_in
+from durable_swarm.engine.history.trace import trace_of
 from durable_swarm.engine.processes.here import current, wait_for_current
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import failures, names, runs
@@ -44,7 +46,8 @@ from durable_swarm.engine.signals import Broken, RunHeld, RunSuspended, StepFail
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ConfigurationError, ReplayMismatch
 from durable_swarm.guardrails import guarded_turns
-from durable_swarm.loop import add, drive
+from durable_swarm.loop import Ending, add, drive
+from durable_swarm.observing import RunEnd, observers_of, run_ended
 from durable_swarm.swarm.arguments import respond
 
 log = logging.getLogger("durable_swarm")
@@ -93,30 +96,12 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
             process.enter(run, record, await in_thread(process.sessions.begin, run, record))
             if run.recovered or run.budget.above:
                 run.feed.add(*await in_thread(_earlier, process.store, run))
-        life = backend_steps.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
-        with patches.reading(), backend_steps.checked_by(run_id, life):
-            performer = Durable(
-                run,
-                colour(run),
-                _on_loop,
-                process.desk.put,
-                process.still_wanted,
-                process.trials,
-                process.store.mailbox,
-                process.rates,
-                process.at_call,
-                LimitRequests(process.store.inbox, process.room),
-                process.store.accepted,
-                process.providers,
-                functools.partial(RunMemo, process.store),
-            )
-            await compact(performer, run.compaction)
-            ending = await drive(guarded_turns(run.start), performer)
-            ending = replace(ending, usage=add(run.summarizing, ending.usage))
+        ending = await _performed(process, run, colour)
+        await _tell(process, run, RunEnd("done", time.time(), ending.ended_by))
         run.response = respond(ending, run.cast.get(ending.agent) or agents.find_or_none(ending.agent), run_id)
         return runs.end_record(ending)
     except StepFailed as failed:
-        raise _broken(process, run_id, run, failed) from None
+        raise await _failed(process, run_id, run, failed) from None
     except RunHeld as held:
         process.hold(run_id, held, run)
         raise
@@ -132,6 +117,50 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
     finally:
         if run is not None:
             process.leave(run, lost=lost)
+
+
+async def _performed(process: Process, run: Execution, colour: Callable[[Execution], Colour]) -> Ending:
+    life = backend_steps.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
+    with patches.reading(), backend_steps.checked_by(run.run_id, life):
+        performer = Durable(
+            run,
+            colour(run),
+            _on_loop,
+            process.desk.put,
+            process.still_wanted,
+            process.trials,
+            process.store.mailbox,
+            process.rates,
+            process.at_call,
+            LimitRequests(process.store.inbox, process.room),
+            process.store.accepted,
+            process.providers,
+            functools.partial(RunMemo, process.store),
+        )
+        try:
+            await compact(performer, run.compaction)
+            ending = await drive(guarded_turns(run.start), performer)
+        except backend_steps.Cancelled:
+            await _tell(process, run, RunEnd("cancelled", time.time()))
+            raise
+        return replace(ending, usage=add(run.summarizing, ending.usage))
+
+
+async def _failed(process: Process, run_id: str, run: Execution | None, failed: StepFailed) -> Broken | RunHeld:
+    """Return what ends the run, or holds it; those who observe the swarm are told of an end."""
+    broken = _broken(process, run_id, run, failed)
+    if isinstance(broken, Broken):
+        await _tell(process, run, RunEnd("failed", time.time(), error=type(failed.error).__name__), broken.data)
+    return broken
+
+
+async def _tell(process: Process, run: Execution | None, end: RunEnd, failure: Record | None = None) -> None:
+    """Tell those who observe the swarm that the run is about to end."""
+    if run is not None and observers_of(run.swarm):
+        if failure is not None:
+            failure = run.seal.open({"v": names.VERSION, **failure}, failure_of(run.run_id), "the run's failure")
+        trace = functools.partial(trace_of, process.store, run.run_id, end, failure)
+        await in_thread(run_ended, run.swarm, trace)
 
 
 def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
