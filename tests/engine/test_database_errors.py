@@ -20,6 +20,7 @@ from durable_swarm.engine.history import follower
 from durable_swarm.errors import DurableSwarmError
 from durable_swarm.service.runs import Query, open_runs
 from durable_swarm.testing import ScriptedModel, call
+from tests.crash.matrix import LONG
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
 from tests.support.cuts import Cuts, cutting
@@ -27,6 +28,8 @@ from tests.support.cuts import Cuts, cutting
 pytestmark = pytest.mark.slow
 MANY = 200
 """More statements than any operation has."""
+EVERY = 1 if LONG else 3
+"""Which statements of an operation fail: each, or in the short form every third."""
 NEVER = 10**9
 
 
@@ -169,7 +172,7 @@ def _error_of(act: Callable[[], Any]) -> DurableSwarmError | None:
 def test_whichever_statement_fails_the_error_is_ours(operation: str, count: int, stage: Stage) -> None:
     """Each operation works, or raises an error of this package, whichever of its statements meets the fault."""
     prepare, act = OPERATIONS[operation]
-    for number in range(1, MANY):
+    for number in range(1, MANY, EVERY):
         given = prepare(stage)
         with cutting(number, count) as cuts:
             error = _error_of(functools.partial(act, stage, given))
@@ -213,7 +216,7 @@ def test_a_database_that_fails_under_a_run_with_children_fails_no_run(
     helper = Agent(name=unique())
     boss = Agent(name=unique(), functions=[TEAMS[team](swarm, helper)])
     limits = Limits(requests=20, tool_calls=20)
-    for number in range(1, MANY, 2 if database_url.startswith("sqlite") else 7):
+    for number in range(1, MANY, EVERY if database_url.startswith("sqlite") else 3 * EVERY):
         run_id = uuid.uuid4().hex
         with cutting(number, 2) as cuts:
             _error_of(functools.partial(swarm.run, boss, user(), run_id=run_id, limits=limits))
