@@ -22,6 +22,8 @@ from durable_swarm.service import Runs
 
 ALIVE = 15.0
 """Seconds of silence after which a comment keeps proxies from closing the stream."""
+ANEW = 2.0
+"""Seconds after which a run is looked at though it told of nothing: the death of its process writes nothing."""
 RARELY = 0.25
 """Seconds between two messages that change parts of the page."""
 HEADERS = {"x-accel-buffering": "no", "cache-control": "no-store"}
@@ -42,19 +44,24 @@ class _Reading:
         self.id = run_id
         self._reader = runs.reader(run_id)
         self._after = after
-        self._shown: Shown | None = None
+        self._mark: object = None
+        self._looked = 0.0
+        self._saying = False
         self.speech = Speech()
 
     def look(self, runs: Runs) -> tuple[str | None, Shown | None]:
         """Return the text that was only added, or the run anew if anything else has happened."""
-        added = self.speech.hear(self._reader.read())
-        first = self._shown is None
-        if not first and added is not None:
-            return (added if self._shown and self._shown.saying else None), None
-        self._shown = look(runs, self.id, None, self.speech)
-        if first and self.speech.seq <= self._after and self._shown.run.status == "running":
-            return None, None  # The reader has seen all of it.
-        return None, self._shown
+        begins, mark = not self._looked, runs.mark(self.id)
+        events = [] if mark == self._mark else self._reader.read()
+        self._mark = mark
+        added = self.speech.hear(events)
+        if added is not None and time.monotonic() - self._looked < ANEW:
+            return (added if self._saying else None), None
+        self._looked = time.monotonic()
+        shown = look(runs, self.id, None, self.speech)
+        self._saying = shown.saying
+        known = begins and self.speech.seq <= self._after and shown.run.status == "running"
+        return None, None if known else shown
 
     @property
     def pause(self) -> float:
