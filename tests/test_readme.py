@@ -75,7 +75,15 @@ def test_the_first_example_is_under_twenty_lines() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/api.md", "docs/effects.md", "docs/mcp.md", "docs/sessions.md", "docs/tracing.md"],
+    [
+        "README.md",
+        "docs/api.md",
+        "docs/effects.md",
+        "docs/mcp.md",
+        "docs/server.md",
+        "docs/sessions.md",
+        "docs/tracing.md",
+    ],
 )
 def test_the_examples_are_programs(page: str) -> None:
     """Each example of the README, the reference and some more pages defines functions when it is executed."""

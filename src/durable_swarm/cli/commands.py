@@ -35,6 +35,7 @@ COMMANDS = {
     "run": Command("script", "Run a Swarm program durably."),
     "runs": Command("runs", "List runs, newest first."),
     "say": Command("requests", "Say something to a run in progress."),
+    "serve": Command("serve", "Serve a swarm over HTTP: its doors, and the console."),
     "session": Command("sessions", "Show the conversation of a session."),
     "sessions": Command("sessions", "List sessions, the latest change first."),
     "show": Command("runs", "Show a run and every step of it."),

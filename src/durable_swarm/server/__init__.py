@@ -5,18 +5,20 @@ app.mount("/ops/swarm", durable_swarm.server.console(user=lambda request: reques
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from durable_swarm.engine.api.durable import DurableSwarm
+    from durable_swarm.server.app import Server
     from durable_swarm.server.guard import Access
     from durable_swarm.server.web.app import Console
 
-__all__ = ["console"]
+__all__ = ["app", "console"]
 
-INSTALL = "the console needs more packages: pip install 'durable-swarm[server]'"
+INSTALL = "the server needs more packages: pip install 'durable-swarm[server]'"
 
 
 def console(
@@ -35,6 +37,68 @@ def console(
     made, access = parts()
     token = None if user is not None else os.environ.get("DURABLE_SWARM_SERVER_TOKEN") or None
     return made(database, access(token=token, user=user), read_only=read_only)
+
+
+DOORS = ("api",)
+"""The doors of `app`."""
+
+
+def app(
+    swarm: DurableSwarm,
+    *,
+    agents: Any = None,
+    doors: Collection[str] = DOORS,
+    console: bool = True,
+    authorize: Callable[[Any], Any] | None = None,
+    read_only: bool = False,
+) -> Server:
+    """Return the server of a swarm as an ASGI application, to be served or mounted in another under any path.
+
+    `agents` are those that can be asked, by default all that the program defines. `doors` names the interfaces:
+    `"api"`. With `console` the web console is there, too. `authorize` takes a Starlette request and returns the name of
+    who asks, which is recorded with every decision, or None to refuse; it may be async. Without it
+    `$DURABLE_SWARM_SERVER_TOKEN` is the token that every request must show; without both, everyone whom the application
+    around it lets through may ask. With `read_only` nothing can be started or changed. Raises `ConfigurationError`,
+    also without the extra `server`.
+    """
+    import os
+
+    token = None if authorize is not None else os.environ.get("DURABLE_SWARM_SERVER_TOKEN") or None
+    made, access = server_parts()
+    return made(
+        swarm, known(agents), checked_doors(doors), access(token=token, user=authorize), console=console,
+        read_only=read_only,
+    )  # fmt: skip
+
+
+def known(agents: Any) -> dict[str, Any] | None:
+    """Return the agents by name; None stands for all. Raises `ConfigurationError`."""
+    if agents is None:
+        return None
+    named = {agent.name: agent for agent in agents}
+    if len(named) != len(agents):
+        raise ConfigurationError("agents that are served must have different names")
+    return named
+
+
+def checked_doors(doors: Collection[str]) -> list[str]:
+    """Return the doors without repetitions. Raises `ConfigurationError` for an unknown one."""
+    if isinstance(doors, str):
+        doors = doors.split(",")
+    for door in doors:
+        if door not in DOORS:
+            raise ConfigurationError(f"there is no door {door!r}; the doors are {', '.join(DOORS)}")
+    return list(dict.fromkeys(doors))
+
+
+def server_parts() -> tuple[type[Server], type[Access]]:
+    """Return the classes `Server` and `Access`. Raises `ConfigurationError` without the extra `server`."""
+    try:
+        from durable_swarm.server.app import Server
+        from durable_swarm.server.guard import Access
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(INSTALL) from error
+    return Server, Access
 
 
 def parts() -> tuple[type[Console], type[Access]]:

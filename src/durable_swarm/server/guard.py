@@ -62,16 +62,23 @@ class Access:
 class Guard:
     """The outermost layer of an application.
 
-    `free` tells by the path what needs no name; `refuse` makes the answer to a request without one.
+    `free` tells by the path what needs no name; `refuse` makes the answer to a request without one, `deny` those of
+    other statuses, of a status and a sentence.
     """
 
     def __init__(
-        self, app: ASGIApp, access: Access, free: Callable[[str], bool], refuse: Callable[[Request, bool], Response]
+        self,
+        app: ASGIApp,
+        access: Access,
+        free: Callable[[str], bool],
+        refuse: Callable[[Request, bool], Response],
+        deny: Callable[[Request, int, str], Response] | None = None,
     ) -> None:
         self._app = app
         self._access = access
         self._free = free
         self._refuse = refuse
+        self._deny = deny or _in_words
         self._wrong = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,9 +101,9 @@ class Guard:
         """Return the answer to a request that may not pass, or None."""
         request, path = Request(scope, receive), route_path(scope)
         if self._access.hosts is not None and host_of(request.headers.get("host", "")) not in self._access.hosts:
-            return PlainTextResponse("This server does not answer under this name; name it with --host.\n", 421)
+            return self._deny(request, 421, "This server does not answer under this name; name it with --host.")
         if scope["method"] not in SAFE and not self._is_own(request):
-            return PlainTextResponse("A change must come from a page of this server.\n", 403)
+            return self._deny(request, 403, "A change must come from a page of this server.")
         if self._free(path):
             return None
         if self._access.token is None:
@@ -107,21 +114,21 @@ class Guard:
         """Return True unless a page of another origin may have sent this change.
 
         Every browser of today names the site; older ones name the origin. Whoever names neither is no browser, and
-        shows the token itself, because a cookie proves nothing about the sender.
+        has no cookie, which would prove nothing about the sender: it must show the token itself.
         """
         headers = request.headers
         if "sec-fetch-site" in headers:
             return headers["sec-fetch-site"] == "same-origin"
         if "origin" in headers:
             return urlsplit(headers["origin"]).netloc.lower() == headers.get("host", "").lower() != ""
-        return self._access.token is None or ("authorization" in headers and "cookie" not in headers)
+        return self._access.token is None or "cookie" not in headers
 
     async def _by_application(self, scope: Scope, request: Request) -> Response | None:
         """Ask the program that this application is part of."""
         found = None if self._access.user is None else self._access.user(request)
         scope[USER] = await found if inspect.isawaitable(found) else found
         if self._access.user is not None and not scope[USER]:
-            return PlainTextResponse("Nobody is signed in.\n", 401)
+            return self._deny(request, 401, "Nobody is signed in.")
         return None
 
     async def _by_token(self, token: str, scope: Scope, request: Request) -> Response | None:
@@ -157,6 +164,10 @@ class Guard:
         """Keep the token in a cookie, and out of the address bar."""
         query = [(name, value) for name, value in parse_qsl(request.url.query, True) if name != "token"]
         return signed_in(request, token, f"{quote(request.scope['path'])}{'?' * bool(query)}{urlencode(query)}")
+
+
+def _in_words(_: Request, status: int, text: str) -> Response:
+    return PlainTextResponse(f"{text}\n", status)
 
 
 def signed_in(request: Request, token: str, path: str) -> Response:

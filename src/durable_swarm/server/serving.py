@@ -7,13 +7,14 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable
 from types import FrameType
+from typing import Protocol
 from urllib.parse import quote
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.server.guard import LOOPBACK
-from durable_swarm.server.web.app import Console
 
 VARIABLE = "DURABLE_SWARM_SERVER_TOKEN"
 LAST = 1
@@ -46,6 +47,16 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
+class Served(Protocol):
+    """An application that can be told that the server ends."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+    def stop(self) -> None:
+        """End all streams."""
+
+
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -56,7 +67,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(app: Console, host: str, port: int, root_path: str, ready: Callable[[int], None]) -> None:
+def serve(app: Served, host: str, port: int, root_path: str, ready: Callable[[int], None]) -> None:
     """Serve until SIGTERM or Ctrl+C; `ready` gets the port once connections are taken.
 
     Raises `ConfigurationError` if the address cannot be used.

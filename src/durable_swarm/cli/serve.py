@@ -1,0 +1,76 @@
+"""`serve`: a swarm over HTTP, with its doors and the web console."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from durable_swarm import agents
+from durable_swarm.cli.loading import load
+from durable_swarm.cli.options import Problem, Settings, common
+from durable_swarm.cli.requests import user_name
+
+PORT = 8000
+
+
+@click.command(short_help="Serve a swarm over HTTP: its doors, and the console.")
+@click.argument("target", metavar="MODULE:SWARM")
+@click.option(
+    "--host",
+    "hosts",
+    metavar="NAME",
+    multiple=True,
+    default=["127.0.0.1"],
+    show_default="127.0.0.1",
+    help="Where to listen. Given again: a further name by which clients may call it.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@click.option("--doors", metavar="NAMES", help="The interfaces, with commas between them. Default: all.")
+@click.option("--no-console", is_flag=True, help="Without the web console.")
+@click.option("--read-only", is_flag=True, help="Nothing can be started, changed or decided.")
+@click.option("--root-path", metavar="PREFIX", default="", help="The path a proxy serves it under, and strips.")
+@click.option("--max-body", metavar="BYTES", type=click.IntRange(1), help="The largest body. Default: 10 MB.")
+@click.option("--user", metavar="NAME", default=user_name, show_default="your login name", help="Who decides.")
+@click.option("--user-header", metavar="NAME", help="The header in which a --proxy names who decides.")
+@click.option("--proxy", "proxies", metavar="ADDRESS", multiple=True, help="A proxy whose --user-header is believed.")
+@common
+@click.pass_obj
+def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int, **options: Any) -> None:
+    """Serve the agents of a program over HTTP, execute the runs that are started there, and continue interrupted ones.
+
+    MODULE is imported, and so executed, as from the current directory; SWARM is its `DurableSwarm`. Prints the one
+    address that signs in, with the token in it; $DURABLE_SWARM_SERVER_TOKEN sets the token. Ctrl+C ends it: runs in
+    progress stay unfinished, and continue when it is started again.
+    """
+    from durable_swarm.server import DOORS, checked_doors, server_parts
+
+    if options["user_header"] and not options["proxies"]:
+        raise click.UsageError("--user-header needs the --proxy that sets it")
+    doors = checked_doors(options["doors"] or DOORS)
+    made, access = server_parts()
+    from durable_swarm.server import serving  # Needs the extra, too.
+
+    swarm = load(settings, target)
+    if not agents.names():
+        raise Problem(f"{target} defines no agent, so there is nothing to serve; import them in its module.", 2)
+    token, root_path = serving.token_for(hosts[0]), "/" + options["root_path"].strip("/")
+    who = access(
+        token=token,
+        hosts=serving.names_of(hosts),
+        name=options["user"],
+        header=options["user_header"],
+        proxies=options["proxies"],
+    )
+    limit = {} if options["max_body"] is None else {"max_body": options["max_body"]}
+    console = not options["no_console"]
+    app = made(swarm, None, doors, who, console=console, read_only=options["read_only"], **limit)
+
+    def ready(taken: int) -> None:
+        url = serving.address(hosts[0], taken, root_path.rstrip("/"), token)
+        click.echo(f"{target} is served ({', '.join(doors)}) at {url}")
+        sys.stdout.flush()
+
+    with swarm:
+        serving.serve(app, hosts[0], port, root_path.rstrip("/"), ready)

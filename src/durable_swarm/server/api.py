@@ -1,0 +1,250 @@
+"""The door `api`: runs, their events and requests as JSON over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from durable_swarm.errors import ConfigurationError, InvalidAnswer, RunNotFound
+from durable_swarm.events import Event
+from durable_swarm.limits import Limits
+from durable_swarm.runs import ENDED, STATES
+from durable_swarm.server.api_bodies import BODIES
+from durable_swarm.server.backend import Backend, Refused, by_of, event_stream, id_in, served
+from durable_swarm.server.openapi import document
+from durable_swarm.service import Query, Runs, to_json
+
+LARGEST_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One route: its method and path, what it does, and its body by name."""
+
+    method: str
+    path: str
+    summary: str
+    handle: Callable[[Api, Request], Awaitable[Response]] = field(repr=False)
+    body: str | None = None
+    query: tuple[str, ...] = ()
+    status: int = 200
+    """The status of success."""
+
+
+class Api:
+    """The handlers of the door."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._swarm = backend.swarm
+
+    def routes(self) -> list[Route]:
+        """Return the routes, with the description of all of them."""
+        described = document(OPERATIONS, BODIES)
+
+        async def openapi(_: Request) -> Response:
+            return JSONResponse(described)
+
+        def bound(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+            return served(lambda request: operation.handle(self, request))
+
+        routes = [Route(one.path, bound(one), methods=[one.method]) for one in OPERATIONS]
+        return [Route("/api/openapi.json", openapi), *routes]
+
+    # Runs
+
+    async def start(self, request: Request) -> Response:
+        asked = await self._asked(request, "start")
+        run_id = asked.get("run_id") or request.headers.get("idempotency-key")
+        if request.headers.get("idempotency-key", run_id) != run_id:
+            raise Refused(422, "InvalidBody", "run_id and the header Idempotency-Key differ")
+        if ("message" in asked) == ("messages" in asked):
+            raise Refused(422, "InvalidBody", "give either message or messages")
+        messages = asked.get("messages") or [_message(asked["message"])]
+
+        def begin(runs: Runs) -> tuple[Any, bool]:
+            known = run_id is not None and _is_known(runs, run_id)
+            agent, context = self._backend.agent(asked["agent"]), asked.get("context_variables")
+            limits = _limits(asked.get("limits"))
+            if "session" in asked:
+                session = self._swarm.session(asked["session"], agent, context_variables=context)
+                busy = asked.get("when_busy", "queue")
+                run = session.start(messages, run_id=run_id, when_busy=busy, limits=limits)
+            else:
+                run = self._swarm.start(agent, messages, context, run_id=run_id, limits=limits)
+            return runs.exactly(run.id), known
+
+        view, known = await self._backend.use(begin)
+        return JSONResponse(to_json(view), 200 if known else 201)
+
+    async def listed(self, request: Request) -> Response:
+        asked = request.query_params
+        limit = _whole(asked.get("limit", "100"), "limit")
+        status = asked.get("status")
+        if status is not None and status not in STATES:
+            raise Refused(422, "InvalidQuery", f"status must be one of {', '.join(STATES)}")
+        query = Query(status, asked.get("agent"), min(limit, LARGEST_PAGE) + 1, before=asked.get("before"))
+        found = await self._backend.use(lambda runs: runs.list(query))
+        page = found[: query.limit - 1]
+        following = page[-1].id if len(found) > len(page) and page else None
+        return JSONResponse({"runs": to_json(page), "next": following})
+
+    async def shown(self, request: Request) -> Response:
+        run_id = id_in(request)
+        return JSONResponse(to_json(await self._backend.use(lambda runs: runs.show(runs.exactly(run_id).id))))
+
+    async def events(self, request: Request) -> Response:
+        run_id = id_in(request)
+        seen = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
+        after = _whole(seen, "after", 0)
+        run, over = await self._backend.call(lambda: _following(self._swarm.get(run_id), after))
+        if over:  # To a browser it says that there is nothing to connect to again.
+            return Response(status_code=204)
+        return event_stream(self._stream(run, after))
+
+    async def _stream(self, run: Any, after: int) -> AsyncIterator[str]:
+        with self._backend.streaming():
+            yield "retry: 500\n\n"
+            async for events in self._backend.batches(run, after):
+                yield "".join(map(_line, events)) or ": still here\n\n"
+
+    async def cancel(self, request: Request) -> Response:
+        return await self._changed(request, "none", lambda run, _: run.cancel())
+
+    async def resume(self, request: Request) -> Response:
+        return await self._changed(request, "none", lambda run, _: run.resume())
+
+    async def say(self, request: Request) -> Response:
+        def change(run: Any, asked: dict[str, Any]) -> None:
+            if run.status in ENDED:
+                raise Refused(409, "RunEnded", f"run {run.id!r} has ended, and hears nothing more")
+            run.say(asked["text"])
+
+        return await self._changed(request, "say", change)
+
+    async def extend(self, request: Request) -> Response:
+        return await self._changed(request, "extend", lambda run, asked: run.extend(**_named(asked)))
+
+    async def fork(self, request: Request) -> Response:
+        asked, run_id = await self._asked(request, "fork"), id_in(request)
+
+        def fork(runs: Runs) -> Any:
+            made = self._swarm.get(run_id).fork(**asked)
+            return runs.exactly(made.id)
+
+        return JSONResponse(to_json(await self._backend.use(fork)), 201)
+
+    async def _changed(self, request: Request, body: str, change: Callable[[Any, dict[str, Any]], Any]) -> Response:
+        asked, run_id = await self._asked(request, body), id_in(request)
+
+        def work(runs: Runs) -> Any:
+            change(self._swarm.get(run_id), asked)
+            return runs.exactly(run_id)
+
+        return JSONResponse(to_json(await self._backend.use(work)))
+
+    # Requests
+
+    async def requests(self, request: Request) -> Response:
+        run_id = request.query_params.get("run")
+        found = await self._backend.use(lambda runs: runs.inbox.list(run_id))
+        return JSONResponse({"requests": to_json(found)})
+
+    async def decide(self, request: Request) -> Response:
+        asked, request_id, by = await self._asked(request, "decide"), id_in(request), by_of(request)
+
+        def work(runs: Runs) -> Any:
+            runs.inbox.find(request_id)
+            match asked["verdict"]:
+                case "approve":
+                    self._swarm.approve(request_id, arguments=asked.get("arguments"), by=by)
+                case "reject":
+                    self._swarm.reject(asked.get("reason", ""), request_id, by=by)
+                case _:
+                    if "value" not in asked:
+                        raise InvalidAnswer("an answer needs a value", request_id=request_id)
+                    self._swarm.answer(asked["value"], request_id, by=by)
+            return runs.inbox.find(request_id)
+
+        return JSONResponse(to_json(await self._backend.use(work)))
+
+    async def complete(self, request: Request) -> Response:
+        asked, token, by = await self._asked(request, "complete"), id_in(request, "token"), by_of(request)
+        waits = await self._backend.use(lambda _: self._swarm.complete(token, asked["result"], by=by))
+        return JSONResponse({"waits": waits})
+
+    async def _asked(self, request: Request, name: str) -> dict[str, Any]:
+        """Return the body, which fits its schema. Raises `Refused`."""
+        given = await self._backend.body(request)
+        found = sorted(Draft202012Validator(BODIES[name]).iter_errors(given), key=lambda one: list(map(str, one.path)))
+        if found:
+            where = ".".join(map(str, found[0].absolute_path)) or "the body"
+            raise Refused(422, "InvalidBody", f"{where}: {found[0].message:.300}")
+        return given
+
+
+OPERATIONS = [
+    Operation("POST", "/api/runs", "Start a run, or attach to the one of this id", Api.start, "start", status=201),
+    Operation("GET", "/api/runs", "List runs, newest first", Api.listed, None, ("status", "agent", "limit", "before")),
+    Operation("GET", "/api/runs/{id}", "Return a run in full", Api.shown),
+    Operation("GET", "/api/runs/{id}/events", "Follow the events of a run (SSE)", Api.events, None, ("after",)),
+    Operation("POST", "/api/runs/{id}/cancel", "Stop a run at its next checkpoint", Api.cancel, "none"),
+    Operation("POST", "/api/runs/{id}/resume", "Let a failed or cancelled run continue", Api.resume, "none"),
+    Operation("POST", "/api/runs/{id}/say", "Add a user's message to a run", Api.say, "say"),
+    Operation("POST", "/api/runs/{id}/fork", "Start a new run from a turn of another", Api.fork, "fork", status=201),
+    Operation("POST", "/api/runs/{id}/extend", "Add to the limits of a run", Api.extend, "extend"),
+    Operation("GET", "/api/requests", "List open requests, oldest first", Api.requests, None, ("run",)),
+    Operation("POST", "/api/requests/{id}", "Decide about a request", Api.decide, "decide"),
+    Operation("POST", "/api/tokens/{token}", "Post the result of a call", Api.complete, "complete"),
+]
+
+
+def _message(given: Any) -> dict[str, Any]:
+    return {"role": "user", "content": given} if isinstance(given, str) else given
+
+
+def _limits(given: dict[str, Any] | None) -> Limits | None:
+    try:
+        return None if given is None else Limits(**given)
+    except TypeError as error:
+        raise ConfigurationError(f"limits: {error}") from None
+
+
+def _named(amounts: dict[str, Any]) -> dict[str, Any]:
+    if unknown := [name for name in amounts if not name.isidentifier() or name == "self"]:
+        raise Refused(422, "InvalidBody", f"a limit cannot be named {unknown[0]!r}")
+    return amounts
+
+
+def _is_known(runs: Runs, run_id: str) -> bool:
+    with contextlib.suppress(RunNotFound):
+        runs.exactly(run_id)
+        return True
+    return False
+
+
+def _whole(text: str, name: str, least: int = 1) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) < least:
+        raise Refused(422, "InvalidQuery", f"{name} must be a whole number of at least {least}")
+    return int(text)
+
+
+def _following(run: Any, after: int) -> tuple[Any, bool]:
+    """Return a run with True if it has ended, and has no event after this number."""
+    if run.status not in ENDED or not after:
+        return run, False
+    reader = run.follower(after)
+    return run, not reader.read() and reader.over
+
+
+def _line(event: Event) -> str:
+    data = {"seq": event.seq, "type": event.type, "data": event.data, "time": event.time.isoformat()}
+    return f"id: {event.seq}\nevent: {event.type}\ndata: {json.dumps(data)}\n\n"

@@ -1,0 +1,101 @@
+"""The server of a swarm as one ASGI application: its doors, and the console, behind one guard."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Collection, Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from durable_swarm.engine.api.durable import DurableSwarm
+from durable_swarm.server.api import Api
+from durable_swarm.server.backend import MOST, Backend, problem
+from durable_swarm.server.guard import Access, Guard, route_path
+from durable_swarm.server.web.app import Console
+
+TYPES = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed", 421: "Misdirected"}
+
+
+class Server:
+    """The doors of a swarm and its console."""
+
+    def __init__(
+        self,
+        swarm: DurableSwarm,
+        known: Mapping[str, Any] | None,
+        doors: Collection[str],
+        access: Access,
+        *,
+        console: bool,
+        read_only: bool,
+        max_body: int = MOST,
+    ) -> None:
+        self._backend = Backend(swarm, known, max_body)
+        self._console = Console(swarm.database, access, read_only=read_only) if console else None
+        routes = [route for door in doors for route in DOORS[door](self._backend).routes()]
+        if read_only:
+            routes = [route for route in routes if (route.methods or set()) <= {"GET", "HEAD"}]
+        self._prefixes = tuple({f"/{route.path.split('/')[1]}" for route in routes})
+        handlers = dict.fromkeys((404, 405), _failed)
+        app = Starlette(
+            routes=[Route("/healthz", _healthz), *routes], exception_handlers=handlers, lifespan=self._lifespan
+        )
+        app.router.redirect_slashes = False
+        self._doors = Guard(app, access, lambda path: path == "/healthz", _refuse, _deny)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request: what is no door's goes to the console."""
+        if self._console is None or scope["type"] == "lifespan" or self._is_at_a_door(route_path(scope)):
+            await self._doors(scope, receive, send)
+        else:
+            await self._console(scope, receive, send)
+
+    def _is_at_a_door(self, path: str) -> bool:
+        return any(path == prefix or path.startswith(f"{prefix}/") for prefix in self._prefixes)
+
+    def stop(self) -> None:
+        """End all streams, because the server is about to end; may be called in a signal handler."""
+        self._backend.stop()
+        if self._console is not None:
+            self._console.stop()
+
+    def close(self) -> None:
+        """End all streams and give back what was opened. The swarm stays open: it belongs to the program."""
+        self.stop()
+        self._backend.close()
+        if self._console is not None:
+            self._console.close()
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        await self._backend.use(lambda _: None)  # Runs that dead processes left continue when the server starts.
+        yield
+        self.close()
+
+
+DOORS: dict[str, Any] = {"api": Api}
+"""The doors by name: each is made of a backend and has routes."""
+
+
+async def _healthz(_: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    return _deny(request, status, "there is nothing at this address" if status == 404 else "not with this method")
+
+
+def _refuse(request: Request, wrong: bool) -> Response:
+    answer = _deny(request, 401, "this token is wrong" if wrong else "show the token: Authorization: Bearer TOKEN")
+    answer.headers["www-authenticate"] = "Bearer"
+    return answer
+
+
+def _deny(_: Request, status: int, text: str) -> Response:
+    return problem(status, TYPES.get(status, "Error"), text)
