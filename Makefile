@@ -17,7 +17,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test crash backend faults check format bench clean
+.PHONY: help demo test crash backend faults check format bench site picture package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,8 +53,17 @@ format: $(VENV)/.installed-dev ## Put the sources into shape
 bench: $(VENV)/.installed-dev ## Run the benchmarks
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
+site: $(VENV)/.installed-tools ## Build the documentation into site/, with every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+picture: $(VENV)/.installed-dev ## Record docs/demo.svg from the demo
+	$(BIN)/python scripts/record_demo.py
+
+package: $(VENV)/.installed-tools ## Build wheel and sdist, check them, and use them in a clean environment
+	$(BIN)/python scripts/try_package.py
+
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Made anew when pyproject.toml changed, so that nothing of an older set of packages stays behind.
 $(VENV)/pyvenv.cfg: pyproject.toml
@@ -69,6 +78,10 @@ $(VENV)/.installed: $(VENV)/pyvenv.cfg
 $(VENV)/.installed-dev: $(VENV)/pyvenv.cfg
 	$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-tools: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[site,release]'
+	@touch $@
 
 # An environment of its own with a version of DBOS that the package does not promise to work with.
 $(VENV)/.dbos: $(VENV)/.installed-dev

@@ -163,7 +163,7 @@ def test_resume_names_what_goes_on(shell: Shell) -> None:
     [view] = json.loads(shell("runs", "--status", "running", "--json"))
     assert (view["id"], view["status"], view["idle"]) == ("two", "running", True)
     assert json.loads(shell("runs", "--status", "interrupted", "--json")) == [view]
-    assert "It waits: no process executes it" in shell("show", "two")
+    assert "It waits: no running process owns it" in shell("show", "two")
     assert shell("cancel", "two") == "Run two is cancelled.\n"
     assert shell("runs", "--status", "interrupted") == "No runs.\n"
     assert "durable-swarm resume two" in shell("show", "two")

@@ -206,7 +206,7 @@ def test_killed_and_continued() -> None:
             first.kill()
             first.wait(timeout=30)
             line = watching.stdout.readline()
-            assert line.startswith("Run live waits: no process executes it; it goes on when a program that defines")
+            assert line.startswith("Run live waits: no running process owns it; start a program that defines")
             time.sleep(1.5)
             Path("hold").unlink()
             with program() as second:

@@ -1,4 +1,4 @@
-"""`examples/concierge.py` is a program: it books, hands over, and remembers the guest when it is started again."""
+"""`examples/concierge/main.py` is a program: it books, hands over, and remembers the guest when it is started again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 
 from durable_swarm.testing import ScriptedModel
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "concierge.py"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "concierge" / "main.py"
 
 
 def load() -> ModuleType:

@@ -144,7 +144,7 @@ def test_the_recorded_reason_for_waiting_goes_first(tmp_path: Path) -> None:
         runs = Runs(visitor)
         assert runs.show("two").waits_for == runs.list(Query())[0].waits_for == "the tool 'refund' is gone"
         visitor.store.annotate("two", waits_for=None)
-        assert "no process executes it" in str(runs.show("two").waits_for)
+        assert "no running process owns it" in str(runs.show("two").waits_for)
         visitor.store.annotate("two", waits_for="the tool 'refund' is gone")
         assert runs.cancel("two").waits_for is None
 

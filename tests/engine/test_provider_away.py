@@ -281,7 +281,7 @@ def test_other_models_do_not_wait(make: Make) -> None:
 
 def test_the_example_waits_and_reports(tmp_path: Path) -> None:
     """The example says what its run waits for, and ends with the report."""
-    command = [sys.executable, str(ROOT / "examples" / "outage.py")]
+    command = [sys.executable, str(ROOT / "examples" / "outage" / "main.py")]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
     assert told[0] == "collecting the figures"
     assert told[1].startswith("waiting: the provider of model 'gpt-4o' has been away since ")

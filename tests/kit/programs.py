@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 def load(name: str) -> Any:
     """Import an example from its file."""
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / name / "main.py")
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -26,7 +26,7 @@ def load(name: str) -> Any:
 
 
 def refund() -> str:
-    """`examples/refund.py` with a payment service that reports."""
+    """`examples/refund/main.py` with a payment service that reports."""
     module = load("refund")
 
     class Reporting(module.Payments):  # type: ignore[misc]
@@ -40,7 +40,7 @@ def refund() -> str:
 
 
 def travel() -> Any:
-    """`examples/travel.py` with a booking service that reports."""
+    """`examples/travel/main.py` with a booking service that reports."""
     module = load("travel")
 
     class Reporting(module.Hotels):  # type: ignore[misc]
@@ -54,14 +54,14 @@ def travel() -> Any:
 
 
 def research() -> str:
-    """`examples/research.py`."""
+    """`examples/research/main.py`."""
     searches = [call("search", source=source, topic="tea") for source in ("library", "archive", "press")]
     found: str = load("research").main("tea", ScriptedModel([searches, "Tea is old."]))
     return found
 
 
 def newsroom() -> str:
-    """`examples/newsroom.py`."""
+    """`examples/newsroom/main.py`."""
     asked = [call("reporter", message="the bridge"), call("fact_checker", message="Built in 1899?")]
     model = ScriptedModel(
         [
@@ -81,7 +81,7 @@ def _has_results(request: dict[str, Any]) -> bool:
 
 
 def invoice() -> Any:
-    """`examples/invoice.py`; the first value of the model lacks its lines."""
+    """`examples/invoice/main.py`; the first value of the model lacks its lines."""
     sure = {"customer": 1815, "lines": [{"item": "lamp", "count": 2, "cents": 2000}]}
     replies = [
         [call("customer_number", name="Analytical Engines")],
@@ -93,7 +93,7 @@ def invoice() -> Any:
 
 
 def guarded() -> str:
-    """`examples/guarded.py`, asked for what needs reading alone."""
+    """`examples/guarded/main.py`, asked for what needs reading alone."""
     verdict = '{"about_orders": true, "reason": "it says so"}'
     rules = [
         when(system="Is this about", reply=verdict),
@@ -105,7 +105,7 @@ def guarded() -> str:
 
 
 def concierge() -> str:
-    """`examples/concierge.py`: two messages of one guest, the second of which stands on the first."""
+    """`examples/concierge/main.py`: two messages of one guest, the second of which stands on the first."""
     module, rules = (
         load("concierge"),
         [
@@ -121,14 +121,14 @@ def concierge() -> str:
 
 
 def limits() -> str:
-    """`examples/limits.py`."""
+    """`examples/limits/main.py`."""
     pages = [[call("read_page", number=number)] for number in range(3)]
     found: str = load("limits").main(ScriptedModel([*pages, "Chairs are on sale."]))
     return found
 
 
 def outage() -> None:
-    """`examples/outage.py`, which has a provider of its own."""
+    """`examples/outage/main.py`, which has a provider of its own."""
     load("outage").main()
 
 

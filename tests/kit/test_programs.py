@@ -9,6 +9,7 @@ import pytest
 
 from durable_swarm.testing import crash_test
 from tests.crash.matrix import LONG
+from tests.kit.gallery import GALLERY
 from tests.kit.programs import EXAMPLES, PROGRAMS
 
 
@@ -27,7 +28,17 @@ def test_on_postgresql(program: Callable[[], Any], postgres_database: str) -> No
     assert report.kills == report.cases >= 6
 
 
+@pytest.mark.parametrize("program", GALLERY, ids=lambda program: program.__name__)
+def test_the_gallery(program: Callable[[], Any]) -> None:
+    """The examples that the offline model answers survive a kill before and after their boundaries, too."""
+    report = crash_test(program, only=None if LONG else [3, 5])
+    assert report.kills == report.cases >= 2
+
+
 def test_every_example_is_tested() -> None:
-    """No example is left out; that of providers needs servers that outlive it, and is killed in `tests/providers`."""
-    tested = {program.__name__ for program in PROGRAMS} | {"providers"}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested
+    """No example is left out.
+
+    Those with servers of their own are used, and that of providers is killed, in other tests.
+    """
+    tested = {program.__name__ for program in [*PROGRAMS, *GALLERY]} | {"providers", "queue_desk", "order_desk"}
+    assert {path.parent.name for path in EXAMPLES.glob("*/main.py")} <= tested

@@ -32,7 +32,7 @@ def thinks(request: dict[str, Any]) -> Any:
 
 def start(official: ScriptedServer, local: ScriptedServer, folder: Path) -> subprocess.Popen[str]:
     """Start the example with two providers."""
-    command = [sys.executable, "-c", PROGRAM, str(ROOT / "examples" / "providers.py")]
+    command = [sys.executable, "-c", PROGRAM, str(ROOT / "examples" / "providers" / "main.py")]
     urls = [official.base_url, local.base_url]
     return subprocess.Popen([*command, *urls], cwd=folder, stdout=subprocess.PIPE, text=True)
 

@@ -176,9 +176,7 @@ def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
         return recorded
     agent, swarm = _about(row, "agent"), _about(row, "swarm")
     named = f" in a swarm named {swarm!r}" if swarm else ""
-    return (
-        f"no process executes it; it goes on when a program that defines agent {agent!r}{named} uses its DurableSwarm"
-    )
+    return f"no running process owns it; start a program that defines agent {agent!r}{named}, and it continues"
 
 
 def failure_of(store: Store, row: Any) -> Failure:

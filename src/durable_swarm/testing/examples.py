@@ -11,6 +11,12 @@ from durable_swarm.schema.references import referred
 DEEPEST = 8
 """Levels of nested schemas that are filled; deeper ones get null."""
 
+_WRITTEN = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+WORDS = {word: str(number) for number, word in enumerate(_WRITTEN, start=2)}
+"""Numbers as they are written in words; "one" is not among them, because it stands for much else."""
+
+NUMBER = re.compile(rf"(?<![\w.])-?\d+(?:\.\d+)?|\b(?:{'|'.join(WORDS)})\b", re.IGNORECASE)
+
 TEXTS = ("body", "content", "description", "message", "prompt", "query", "question", "reason", "request", "text")
 """Names of parameters that take what the user said, as it is."""
 
@@ -24,7 +30,7 @@ class Examples:
     def __init__(self, text: str, seed: int = 0) -> None:
         self._text = text
         self._seed = seed
-        self._numbers = re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", text)
+        self._numbers = [WORDS.get(found.lower(), found) for found in NUMBER.findall(text)]
         quoted = [
             group for groups in re.findall(r"\"([^\"]+)\"|“([^”]+)”|'([^']+)'", text) for group in groups if group
         ]

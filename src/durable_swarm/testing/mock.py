@@ -2,9 +2,10 @@
 
     with serve_scripted(mock_model()) as server: ...        # or: durable-swarm mock, durable-swarm run --mock SCRIPT
 
-It chooses by words: a tool is called if the user's message shares a word with its name or description, or if the
-instructions name it after another was called. No tool is called twice for one message, so every run ends. Its reply
-depends on the request alone, so a run that continues after a crash continues as it would have.
+It chooses by words: a tool is called if the user's message shares a word with its name or description. If no tool fits,
+one that the instructions name is called, and after each call others that they name. No tool is called twice for one
+message, so every run ends. Its reply depends on the request alone, so a run that continues after a crash continues as
+it would have.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ SHORT = frozenset(
     )
 )
 """Words that say nothing of what a tool does."""
+
+REQUEST = 3
+"""The number of words that a message has at least if it asks for something; fewer are a greeting or thanks."""
 
 SAME = 4
 """The number of letters that two words share at least if they count as one: refund, refunds, refunding."""
@@ -72,8 +76,13 @@ def answer(request: dict[str, Any], seed: int = 0) -> Any:
     schema = _schema(request)
     if schema is not None:
         return json.dumps(examples.value(schema))
-    told = f" The last tool said: {shorten(result, 120)}" if result else ""
-    return f"(mock answer) You said: {shorten(said, 120) or 'nothing'}.{told}"
+    told = f" The last tool said: {_sentence(result)}" if result else ""
+    return f"(mock answer) You said: {_sentence(said or 'nothing')}{told}"
+
+
+def _sentence(text: str) -> str:
+    short = shorten(text, 120)
+    return short if short.endswith((".", "!", "?", "…")) else f"{short}."
 
 
 def _turn(request: dict[str, Any]) -> tuple[str, set[str], str]:
@@ -99,12 +108,26 @@ def _forced(request: dict[str, Any], tools: dict[str, Any]) -> str | None:
 def _next(said: str, instructions: str, tools: list[dict[str, Any]], called: set[str]) -> str | None:
     """Return the tool to call: the one that shares most words with the message, else one that the instructions name."""
     wanted = _words(said)
-    scores: dict[str, int] = {tool["name"]: _score(wanted, tool) for tool in tools}
-    best = max(scores, key=scores.__getitem__, default=None)
-    if best is not None and scores[best] > 0:
+    best = _best(tools, lambda tool: _score(wanted, tool))
+    if best is not None or not tools:
         return best
-    named = [tool["name"] for tool in tools if called and re.search(rf"\b{re.escape(tool['name'])}\b", instructions)]
-    return str(named[0]) if named else None
+    if called:
+        return next((tool["name"] for tool in tools if _is_named(tool["name"], instructions)), None)
+    if len(said.split()) < REQUEST:
+        return None
+    told = _words(instructions)
+    return _best(tools, lambda tool: _shared(told, _words(tool["name"])))
+
+
+def _best(tools: list[dict[str, Any]], score: Callable[[dict[str, Any]], int]) -> str | None:
+    """Return the name of the tool with the highest score above 0."""
+    best = max(tools, key=score, default=None)
+    return None if best is None or score(best) <= 0 else str(best["name"])
+
+
+def _is_named(name: str, instructions: str) -> bool:
+    """Return True if the instructions name a tool, written as its name or in words."""
+    return re.search(rf"\b{re.escape(name).replace('_', '[_ ]')}\b", instructions, re.IGNORECASE) is not None
 
 
 def _score(wanted: set[str], tool: dict[str, Any]) -> int:

@@ -1,0 +1,82 @@
+"""Every page does what it says: commands print what is shown, examples run, links lead somewhere."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from durable_swarm.testing import mock_model, serve_scripted
+from tests.docs.links import broken_links
+from tests.docs.pages import blocks_of, examples_of, pages
+from tests.docs.transcripts import play
+
+PAGES = pages()
+PLAYED = [page for page in PAGES if blocks_of(page, "console")]
+GIVEN: dict[str, str] = {
+    "README.md": "import types; bank = types.SimpleNamespace()",
+    "docs/api.md": "import json, types; from durable_swarm import *; from collections.abc import AsyncIterator",
+    "docs/effects.md": "import types; bank = types.SimpleNamespace()",
+    "docs/compatibility.md": """
+import sys, types
+from durable_swarm import Agent, DurableSwarm
+sys.modules["agents"] = types.SimpleNamespace(triage=Agent(name="Triage of a page"))
+with DurableSwarm() as client:
+    client.run(sys.modules["agents"].triage, [{"role": "user", "content": "Hi"}], run_id="ID")
+""",
+}
+"""What a page's examples may use without saying where it is from."""
+
+
+@pytest.fixture(scope="session")
+def provider() -> Iterator[dict[str, str]]:
+    """The environment of a program that asks the offline model."""
+    with serve_scripted(mock_model()) as server:
+        yield {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": server.api_key}
+
+
+@pytest.mark.parametrize("page", PLAYED)
+def test_commands_print_what_the_page_shows(page: str, tmp_path: Path, provider: dict[str, str]) -> None:
+    """Typed into a shell, with the files of the page, the commands of a page print what it shows."""
+    play(page, tmp_path, {"DURABLE_SWARM_DEMO_SECONDS": "0.05", "NO_COLOR": "1", **provider})
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if examples_of(page)])
+def test_examples_run(page: str, provider: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python examples of a page that are no files run, one after the other."""
+    for name, value in provider.items():
+        monkeypatch.setenv(name, value)
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    monkeypatch.setitem(sys.modules, "agents", None)
+    names: dict[str, Any] = vars(module)
+    exec(GIVEN.get(page, ""), names)
+    for example in examples_of(page):
+        exec(compile(example, page, "exec"), names)
+
+
+def test_shown_files_are_used() -> None:
+    """A Python file that a page shows is run, or imported, by a command of the page or by another of its files."""
+    for page in PAGES:
+        blocks = blocks_of(page)
+        for block in blocks:
+            if block.kind == "python" and block.title is not None:
+                name = Path(block.title).stem
+                others = [other.text for other in blocks if other is not block]
+                assert any(name in text for text in others), f"{page}: {block.title} is shown and not used"
+
+
+def test_links_lead_somewhere() -> None:
+    """Every link of a page to a file, a page or a heading leads to one."""
+    assert broken_links(PAGES) == []
+
+
+def test_every_page_has_its_place() -> None:
+    """The site's contents name every page of the documentation."""
+    contents = (Path(__file__).parents[2] / "mkdocs.yml").read_text(encoding="utf-8")
+    missing = [page for page in PAGES if page.startswith("docs/") and f"{page.removeprefix('docs/')}\n" not in contents]
+    assert missing == []
