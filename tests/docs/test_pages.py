@@ -16,7 +16,7 @@ from tests.docs.pages import blocks_of, examples_of, pages
 from tests.docs.transcripts import play
 
 PAGES = pages()
-PLAYED = [page for page in PAGES if blocks_of(page, "console")]
+PLAYED = [page for page in PAGES if blocks_of(page, "console") and not page.startswith("examples/")]
 GIVEN: dict[str, str] = {
     "README.md": "import types; bank = types.SimpleNamespace()",
     "docs/api.md": "import json, types; from durable_swarm import *; from collections.abc import AsyncIterator",
@@ -39,6 +39,8 @@ def provider() -> Iterator[dict[str, str]]:
         yield {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": server.api_key}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PLAYED)
 def test_commands_print_what_the_page_shows(page: str, tmp_path: Path, provider: dict[str, str]) -> None:
     """Typed into a shell, with the files of the page, the commands of a page print what it shows."""

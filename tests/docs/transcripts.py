@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from tests.docs.pages import Block, blocks_of
 
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 ENDS = {"Killed": signal.SIGKILL, "^C": signal.SIGINT}
 
 VARYING = [
