@@ -20,6 +20,7 @@ EventType = Literal[
     "request.opened",
     "request.closed",
     "run.waiting",
+    "run.recovered",
     "run.finished",
     "run.failed",
     "run.cancelled",
@@ -48,6 +49,8 @@ class Event:
         run.waiting    turn, tool, call_id, request_id, kind: the run waits for this request; or turn, kind
                        ("provider"), model, reason: it waits for a provider that is away. A request about a limit that
                        the model call itself has reached has no tool and no call_id
+        run.recovered  turn, process, before, how: the run continues in this process, because its execution in the
+                       process `before` has ended: "died", "stopped" (it stands still) or "handed over"
         run.finished   agent: the last agent; ended_by, as in `Response`
         run.failed     error_type, error_message
         run.cancelled

@@ -71,6 +71,16 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Action:
+    """Something that a person did to a run, such as "cancelled"; `by` is the person's name, None if it is not known."""
+
+    run_id: str
+    action: str
+    by: str | None
+    at: datetime
+
+
+@dataclass(frozen=True)
 class Ancestor:
     """A run above a child run, with the name of the agent it was started with."""
 

@@ -18,7 +18,7 @@ from durable_swarm.engine.execution import crash_guard
 from durable_swarm.engine.execution.child_calls import OpenCall
 from durable_swarm.engine.execution.crash_guard import CrashLoopGuard
 from durable_swarm.engine.processes import here
-from durable_swarm.engine.storage.runs import TRIED, notes_on
+from durable_swarm.engine.storage.run_state import TRIED, notes_on
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, user

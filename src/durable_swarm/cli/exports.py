@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from durable_swarm.cli.options import STARTS, Problem, Settings, as_json, common
+from durable_swarm.cli.options import STARTS, Problem, Settings, as_json, by_person, common
 from durable_swarm.display import one_line
 from durable_swarm.redaction import Redacting
 from durable_swarm.service import Redact, RunDetail, import_run, open_runs, read_document, renamed, to_json
@@ -97,6 +97,7 @@ def _read(path: Path) -> bytes:
 @click.option("--message", metavar="TEXT", multiple=True, help="Add a user's message first. May be given repeatedly.")
 @click.option("--id", "new_id", metavar="ID", help="The id of the new run. Default: a new one.")
 @as_json
+@by_person
 @common
 @click.pass_obj
 def fork(
@@ -107,6 +108,7 @@ def fork(
     message: tuple[str, ...],
     new_id: str | None,
     as_json: bool,
+    by: str | None,
 ) -> None:
     """Start a new run that keeps the turns before N, as `show` numbers them, and executes the others anew.
 
@@ -115,7 +117,7 @@ def fork(
     """
     messages = [{"role": "user", "content": text} for text in message] or None
     with open_runs(settings.database) as opened:
-        view = opened.fork(run_id, turn, agent=agent, messages=messages, new_id=new_id)
+        view = opened.fork(run_id, turn, agent=agent, messages=messages, new_id=new_id, by=by)
         known = opened.show(run_id)
     if agent is not None and agent not in _agents(known):
         text = (

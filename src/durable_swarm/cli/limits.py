@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from durable_swarm.cli.options import Settings, common
+from durable_swarm.cli.options import Settings, by_person, common
 from durable_swarm.display import one_line
 from durable_swarm.service import open_runs
 
@@ -21,9 +21,10 @@ from durable_swarm.service import open_runs
 @click.option("--cost", metavar="DOLLARS", help="More US dollars.")
 @click.option("--seconds", metavar="S", type=float, help="S more seconds of work.")
 @click.option("--repeats", metavar="N", type=int, help="N more failing repetitions of one tool call.")
+@by_person
 @common
 @click.pass_obj
-def extend(settings: Settings, /, run_id: str, **more: Any) -> None:
+def extend(settings: Settings, /, run_id: str, by: str | None, **more: Any) -> None:
     """Add amounts to the limits of a run.
 
     A run that failed because of a limit continues after `resume`. What the run has spent stays counted.
@@ -32,7 +33,7 @@ def extend(settings: Settings, /, run_id: str, **more: Any) -> None:
     if not amounts:
         raise click.UsageError("Give at least one amount, such as --requests 50.")
     with open_runs(settings.database) as opened:
-        view = opened.extend(run_id, amounts)
+        view = opened.extend(run_id, amounts, by)
     text = f"Run {view.id} may spend more: {', '.join(f'{name} +{amount}' for name, amount in amounts.items())}."
     if view.status == "failed":
         text += f" Continue it: {settings.command('resume', view.id)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,3 +73,16 @@ def common(function: F) -> F:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def _user() -> str | None:
+    """Return the login name of the current user, or None if there is none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return None
+
+
+by_person = click.option(
+    "--by", metavar="NAME", default=_user, show_default="your login name", help="Who does it; it is recorded."
+)

@@ -154,6 +154,8 @@ def _head(run: RunDetail) -> Iterator[Text]:
         yield fact("child of", Text(one_line(run.parent)))
     for label, child in zip(chain(["children"], repeat("")), run.children, strict=False):
         yield fact(label, Text(one_line(child)))
+    yield from _executions(run)
+    yield from _actions(run)
     yield fact("started", Text(clock(run.created_at)))
     ended = run.status in ENDED
     until = run.updated_at if ended else max(run.created_at, datetime.now(UTC))
@@ -162,6 +164,23 @@ def _head(run: RunDetail) -> Iterator[Text]:
         yield fact("tokens", Text(_tokens(run.usage)))
     if run.spent is not None and run.limits is not None:
         yield fact("spent", Text(", ".join(_spent(run.spent, run.limits))))
+
+
+def _executions(run: RunDetail) -> Iterator[Text]:
+    """Yield a line for each execution, if there was more than one."""
+    if len(run.executions) < 2:
+        return
+    for label, one in zip(chain(["executions"], repeat("")), run.executions, strict=False):
+        where = one.process if one.host is None else f"{one.process} ({one.host}, pid {one.pid})"
+        until = "" if one.ended_at is None else f" to {clock(one.ended_at)}"
+        end = f", {one.end}" if one.end else ""
+        yield fact(label, Text(one_line(f"{where}, {clock(one.began_at)}{until}{end}")))
+
+
+def _actions(run: RunDetail) -> Iterator[Text]:
+    for label, action in zip(chain(["changes"], repeat("")), run.actions, strict=False):
+        by = f" by {action.by}" if action.by else ""
+        yield fact(label, Text(one_line(f"{action.action}{by}, {clock(action.at)}")))
 
 
 def _spent(spent: Spent, limits: Limits) -> Iterator[str]:
@@ -177,7 +196,7 @@ def _spent(spent: Spent, limits: Limits) -> Iterator[str]:
 
 def fact(name: str, text: Text) -> Text:
     """Return a line that says one thing."""
-    return Text.assemble((f"{name:10}", DIM), text)
+    return Text.assemble((f"{name:11}", DIM), text)
 
 
 def _agents(run: RunDetail) -> str:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from durable_swarm.cli.options import Settings, as_json, common
+from durable_swarm.cli.options import Settings, as_json, by_person, common
 from durable_swarm.cli.render import draw_requests
 from durable_swarm.display import one_line
 from durable_swarm.requests import Request
 from durable_swarm.service import Runs, open_runs, to_json
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 WHERE = {
     True: "in its process",
@@ -23,21 +19,6 @@ WHERE = {
     None: "in the program that defines its agent: now, if it is running, else when it is next started",
 }
 """Where an answered run continues, by the result of `Inbox.goes_on`."""
-
-
-def user_name() -> str | None:
-    """Return the login name of the current user, or None if there is none."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):
-        return None
-
-
-def _by(function: F) -> F:
-    option = click.option(
-        "--by", metavar="NAME", default=user_name, show_default="your login name", help="Who answers; it is recorded."
-    )
-    return option(function)
 
 
 @click.command(short_help="List what runs ask, oldest first.")
@@ -64,7 +45,7 @@ def inbox(settings: Settings, run_id: str | None, limit: int | None, as_json: bo
 @click.command(short_help="Answer what a run asks.")
 @click.argument("request_id", metavar="ID")
 @click.argument("value")
-@_by
+@by_person
 @common
 @click.pass_obj
 def answer(settings: Settings, request_id: str, value: str, by: str | None) -> None:
@@ -81,7 +62,7 @@ def answer(settings: Settings, request_id: str, value: str, by: str | None) -> N
 @click.option(
     "--arguments", metavar="JSON", help="Approve the call with these arguments, all of them, in place of its own."
 )
-@_by
+@by_person
 @common
 @click.pass_obj
 def approve(settings: Settings, request_id: str, arguments: str | None, by: str | None) -> None:
@@ -108,7 +89,7 @@ def _object(text: str | None) -> dict[str, Any] | None:
 @click.command(short_help="Reject a call that a run wants to make.")
 @click.argument("request_id", metavar="ID")
 @click.option("--reason", metavar="TEXT", default="", help="Why; the agent gets the reason.")
-@_by
+@by_person
 @common
 @click.pass_obj
 def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> None:
@@ -123,7 +104,7 @@ def reject(settings: Settings, request_id: str, reason: str, by: str | None) -> 
 @click.command(short_help="Post the result that a tool has announced with later().")
 @click.argument("token")
 @click.argument("result")
-@_by
+@by_person
 @common
 @click.pass_obj
 def complete(settings: Settings, token: str, result: str, by: str | None) -> None:
@@ -138,15 +119,16 @@ def complete(settings: Settings, token: str, result: str, by: str | None) -> Non
 @click.command(short_help="Say something to a run in progress.")
 @click.argument("run_id", metavar="RUN")
 @click.argument("text")
+@by_person
 @common
 @click.pass_obj
-def say(settings: Settings, run_id: str, text: str) -> None:
+def say(settings: Settings, run_id: str, text: str, by: str | None) -> None:
     """Add TEXT as a user's message to a run; the agent receives it with its next model call.
 
     A prefix of the run's ID is enough if it fits no other run.
     """
     with open_runs(settings.database) as opened:
-        then = _then(opened, opened.inbox.say(run_id, text))
+        then = _then(opened, opened.inbox.say(run_id, text, by))
     click.echo(one_line(f"The agent gets it with its next model call. {then}"))
 
 

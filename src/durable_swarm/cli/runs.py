@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 
-from durable_swarm.cli.options import STARTS, Settings, as_json, common
+from durable_swarm.cli.options import STARTS, Settings, as_json, by_person, common
 from durable_swarm.cli.render import INTERRUPTED, draw_run, draw_runs
 from durable_swarm.cli.times import Since
 from durable_swarm.display import one_line
@@ -82,6 +82,7 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
 @click.option("--since", metavar="TIME", type=Since(), help="With --all: only runs that failed since; ISO 8601, or 2h.")
 @click.option("--error", metavar="CLASS", help="With --all: only runs that failed with this error, such as ModelError.")
 @as_json
+@by_person
 @common
 @click.pass_obj
 def resume(
@@ -92,6 +93,7 @@ def resume(
     since: datetime | None,
     error: str | None,
     as_json: bool,
+    by: str | None,
 ) -> None:
     """Let a failed or cancelled run continue from its first unfinished step.
 
@@ -103,11 +105,11 @@ def resume(
         raise click.UsageError("Give the ID of a run, or --all; --agent, --since and --error select among all.")
     with open_runs(settings.database) as opened:
         if run_id is None:
-            views = opened.resume_failed(agent=agent, since=since, error=error)
+            views = opened.resume_failed(agent=agent, since=since, error=error, by=by)
             text = _all_resumed(views)
         else:
             held = opened.view(run_id).waits_for
-            views = [opened.resume(run_id)]
+            views = [opened.resume(run_id, by)]
             text = [_resumed(views[0], held)]
     if as_json:
         found = [to_json(view) for view in views]
@@ -139,11 +141,12 @@ def _resumed(view: RunView, held: str | None) -> str:
 
 @click.command()
 @click.argument("run_id", metavar="ID")
+@by_person
 @common
 @click.pass_obj
-def cancel(settings: Settings, run_id: str) -> None:
+def cancel(settings: Settings, run_id: str, by: str | None) -> None:
     """Stop a run at its next checkpoint. `resume` lets it continue; a run that has ended stays as it is."""
     with open_runs(settings.database) as opened:
-        view = opened.cancel(run_id)
+        view = opened.cancel(run_id, by)
     ended = "is cancelled" if view.status == "cancelled" else f"has ended ({view.status}), and stays as it is"
     click.echo(one_line(f"Run {view.id} {ended}."))

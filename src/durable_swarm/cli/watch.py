@@ -83,6 +83,14 @@ def _standing(view: RunView) -> str:
     return f"Run {view.id} waits: {(view.waits_for or '').rstrip('.')}."
 
 
+RECOVERED = {
+    "died": "process {} died",
+    "stopped": "process {} stands still",
+    "handed over": "process {} has handed the run over",
+}
+"""Why a run continues in another process, by the way in which its execution ended."""
+
+
 class _Teller:
     """Prints events for people. The text of an agent stays one open line until another event is printed."""
 
@@ -113,6 +121,10 @@ class _Teller:
                 self._void = self._told
             case "handoff":
                 self._line(f"{data['from']} → {data['to']}", "cyan")
+            case "run.recovered":
+                self._line(
+                    f"{RECOVERED[data['how']].format(data['before'])}; it continues in {data['process']}", "yellow"
+                )
             case "run.finished" | "run.failed" | "run.cancelled":
                 self._end(event)
             case "child.started":

@@ -25,7 +25,7 @@ from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
 from durable_swarm.engine.storage.rows import RunRow
-from durable_swarm.engine.storage.runs import notes_on, state_of
+from durable_swarm.engine.storage.run_state import notes_on, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound, safe_text
 from durable_swarm.models.provider_errors import is_too_long

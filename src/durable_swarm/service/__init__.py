@@ -10,17 +10,23 @@ from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.storage.requests import NoRequest
 from durable_swarm.engine.storage.run_list import Query
 from durable_swarm.service.doctor import Check, checkup
+from durable_swarm.service.executions import ExecutionView
 from durable_swarm.service.run_pages import NoStep, RunPage
 from durable_swarm.service.runs import Runs, import_run, open_runs
 from durable_swarm.service.views import Failure, RunDetail, RunView, SessionDetail, SessionView, to_json
+from durable_swarm.service.workers import ProcessView, QueueView, RateView, Workers
 
 __all__ = [
     "Check",
+    "ExecutionView",
     "Failure",
     "NoRequest",
     "NoRuns",
     "NoStep",
+    "ProcessView",
     "Query",
+    "QueueView",
+    "RateView",
     "Redact",
     "RunDetail",
     "RunPage",
@@ -28,6 +34,7 @@ __all__ = [
     "Runs",
     "SessionDetail",
     "SessionView",
+    "Workers",
     "checkup",
     "import_run",
     "open_runs",

@@ -16,7 +16,8 @@ from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.story import story
 from durable_swarm.engine.records.agent_versions import ACCEPTED, Answered, changed, mark
 from durable_swarm.engine.records.turns import recorded_turns
-from durable_swarm.engine.storage.runs import Store, notes_on, state_of
+from durable_swarm.engine.storage.run_state import notes_on, state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import AgentChanged, DurableSwarmError
 from durable_swarm.loop import NOT_MADE, Ask, CallAll
 from durable_swarm.runs import State

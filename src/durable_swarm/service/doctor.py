@@ -19,7 +19,7 @@ from durable_swarm import agents
 from durable_swarm.engine.api.inspector import Facts, Inspector, NoRuns, inspect_database
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.records import names as records_names
-from durable_swarm.engine.storage.runs import notes_on, started_at, state_of
+from durable_swarm.engine.storage.run_state import notes_on, started_at, state_of
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.types import tool_name
 

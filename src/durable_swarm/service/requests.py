@@ -6,7 +6,7 @@ from typing import Any
 
 from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.api.run_requests import say
-from durable_swarm.engine.storage.runs import owner_of, state_of
+from durable_swarm.engine.storage.run_state import owner_of, state_of
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.requests import TOKEN, Decision, Request
 from durable_swarm.runs import ENDED
@@ -68,7 +68,7 @@ class Inbox:
             waits = self._store.inbox.complete(check_name("token", token), answer(result), by, "")
         return self._store.inbox.found(TOKEN + token) if waits else None
 
-    def say(self, run_id: str, text: str) -> str:
+    def say(self, run_id: str, text: str, by: str | None = None) -> str:
         """Add a user's message to a run before its next model call, and return the run's id.
 
         `run_id` may be a prefix that fits no other run. Raises `RunNotFound`, `ConfigurationError`.
@@ -76,6 +76,7 @@ class Inbox:
         found = find_run(self._store, run_id)
         with opened(f"run {found!r}"):
             say(self._store, found, text)
+        self._store.actions.add(found, "said something", by)
         return found
 
     def goes_on(self, run_id: str) -> bool | None:

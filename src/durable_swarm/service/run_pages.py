@@ -16,8 +16,9 @@ from durable_swarm.engine.records.encoding import Unreadable
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import Start
-from durable_swarm.requests import Request
+from durable_swarm.requests import Action, Request
 from durable_swarm.runs import StepInfo
+from durable_swarm.service.executions import ExecutionView, executions
 from durable_swarm.service.run_views import failure_of, requests_of, run_views, worker_of
 from durable_swarm.service.unreadable import why_closed
 from durable_swarm.service.views import Failure, RunView
@@ -44,9 +45,9 @@ class RunPage:
     `steps` are those after number `after`; `total` is the number of all steps. `asked` are the messages that the run
     was given, of very many the last ones, `added` those that a fork added, by the turn that they precede. Texts are cut
     to 2,000 characters: `cut` are the numbers of the steps whose output or error is not whole here, which `Runs.step`
-    returns. `requests` are all requests of the run and of the runs below it, oldest first. `worker` is the name of the
-    process that owns the unfinished run, or ''. `closed` is a sentence with the reason why no message can be read here,
-    or None.
+    returns. `requests` are all requests of the run and of the runs below it, `actions` what people did to the run, and
+    `executions` the processes that worked on it, all oldest first. `worker` is the name of the process that owns the
+    unfinished run, or ''. `closed` is a sentence with the reason why no message can be read here, or None.
     """
 
     run: RunView
@@ -57,6 +58,8 @@ class RunPage:
     asked: list[Message]
     added: dict[int, list[Message]]
     requests: list[Request]
+    actions: list[Action]
+    executions: list[ExecutionView]
     error: Failure | None
     worker: str
     closed: str | None
@@ -79,6 +82,8 @@ def run_page(visitor: Inspector, row: RunRow, after: int, limit: int) -> RunPage
         asked=cut_messages(start.messages),
         added={turn: cut_messages(detour.messages) for turn, detour in start.detours.items() if detour.messages},
         requests=requests_of(store, row),
+        actions=store.actions.of([row.workflow_id]),
+        executions=executions(store, row, steps, view.idle),
         error=failure_of(store, row) if view.status == "failed" else None,
         worker=worker_of(row),
         closed=closed,

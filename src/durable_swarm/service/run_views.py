@@ -13,11 +13,13 @@ from durable_swarm.engine.history.story import step_infos, story, usage_with_chi
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.storage.rows import RunRow
-from durable_swarm.engine.storage.runs import Store, moment, notes_on, owner_of, reason_noted, started_at, state_of
+from durable_swarm.engine.storage.run_state import moment, notes_on, owner_of, reason_noted, started_at, state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.engine.storage.tallies import Tally
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED, RunHistory, State
+from durable_swarm.service.executions import executions
 from durable_swarm.service.unreadable import why_closed
 from durable_swarm.service.views import Failure, RunDetail, RunView
 from durable_swarm.types import EndedBy
@@ -136,6 +138,8 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
         added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
         closed=closed,
         requests=requests_of(store, row),
+        actions=store.actions.of([row.workflow_id]),
+        executions=executions(store, row, steps, idle),
         **store.family.relatives([row.workflow_id])[row.workflow_id]._asdict(),
     )
 

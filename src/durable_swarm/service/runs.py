@@ -24,10 +24,11 @@ from durable_swarm.engine.storage.changes import Mark
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_list import Query, listed
-from durable_swarm.engine.storage.runs import Store, moment
+from durable_swarm.engine.storage.run_state import moment
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.events import Event
 from durable_swarm.observing import RunTrace
-from durable_swarm.runs import StepInfo
+from durable_swarm.runs import ENDED, StepInfo
 from durable_swarm.service.ids import find_run
 from durable_swarm.service.requests import Inbox
 from durable_swarm.service.run_pages import RunPage, run_page, whole_step
@@ -35,6 +36,7 @@ from durable_swarm.service.run_views import failure_of, run_detail, run_views
 from durable_swarm.service.sessions import SessionList
 from durable_swarm.service.unreadable import opened
 from durable_swarm.service.views import Failure, RunDetail, RunView
+from durable_swarm.service.workers import Workers, workers
 from durable_swarm.types import Message
 from durable_swarm.validation import check_whole
 
@@ -119,6 +121,10 @@ class Runs:
     def exactly(self, run_id: str) -> RunView:
         """Return the run of exactly this id as it appears in a list; a prefix finds nothing."""
         return self._seen(Run(run_id, lambda: self._store, lambda: None))
+
+    def workers(self) -> Workers:
+        """Return who works on the database, what waits, and what is limited."""
+        return workers(self._visitor)
 
     def page(self, run_id: str, after: int = 0, limit: int = STEPS) -> RunPage:
         """Return a page of one run: `limit` of its steps after number `after`, and long values cut.
@@ -210,20 +216,30 @@ class Runs:
         old = Retention(self._store, round(before.timestamp() * 1000), keep_failed=keep_failed, swarm=swarm)
         return old.count() if dry_run else old.delete()
 
-    def cancel(self, run_id: str) -> RunView:
-        """Stop a run at its next checkpoint and return its new state; an ended run stays as it is."""
-        return self._after(self._run(run_id), Run.cancel)
+    def cancel(self, run_id: str, by: str | None = None) -> RunView:
+        """Stop a run at its next checkpoint and return its new state; an ended run stays as it is.
 
-    def resume(self, run_id: str) -> RunView:
+        `by` is the name of the person who does it, here and in the other methods; it is recorded with the change.
+        """
+        run = self._run(run_id)
+        return self.view(run.id) if run.status in ENDED else self._after(run, Run.cancel, "cancelled", by)
+
+    def resume(self, run_id: str, by: str | None = None) -> RunView:
         """Let a failed, cancelled or held run continue, as `Run.resume` does, and return its new state.
 
         Any other run stays as it is. The run continues in the next program that defines its agent; a run held for a
         changed agent continues in the process that holds it.
         """
-        return self._after(self._run(run_id), Run.resume)
+        run = self._run(run_id)
+        return self.view(run.id) if run.status == "done" else self._after(run, Run.resume, "resumed", by)
 
     def resume_failed(
-        self, *, agent: str | None = None, since: datetime | None = None, error: str | None = None
+        self,
+        *,
+        agent: str | None = None,
+        since: datetime | None = None,
+        error: str | None = None,
+        by: str | None = None,
     ) -> builtins.list[RunView]:
         """Let failed runs continue, oldest first, and return their new states; cancelled ones stay as they are.
 
@@ -236,14 +252,15 @@ class Runs:
         chosen = [
             run_id for run_id, row in ends.items() if error is None or _is_of(failure_of(self._store, row), error)
         ]
-        return [self.resume(row.workflow_id) for row in late if row.workflow_id in set(chosen)]
+        return [self.resume(row.workflow_id, by) for row in late if row.workflow_id in set(chosen)]
 
-    def extend(self, run_id: str, amounts: dict[str, Any]) -> RunView:
+    def extend(self, run_id: str, amounts: dict[str, Any], by: str | None = None) -> RunView:
         """Add amounts to the limits of a run, as `Run.extend` does, and return its state.
 
         Raises `ConfigurationError` for what is not limited.
         """
-        return self._after(self._run(run_id), lambda run: run.extend(**amounts))
+        more = ", ".join(f"{name} +{amount}" for name, amount in amounts.items())
+        return self._after(self._run(run_id), lambda run: run.extend(**amounts), f"extended ({more})", by)
 
     def fork(
         self,
@@ -253,6 +270,7 @@ class Runs:
         agent: str | None = None,
         messages: Sequence[Message] | None = None,
         new_id: str | None = None,
+        by: str | None = None,
     ) -> RunView:
         """Start a new run from a turn of this one, as `Run.fork` does, and return its state.
 
@@ -260,7 +278,9 @@ class Runs:
         """
         run = self._run(run_id)
         with opened(f"run {run.id!r}"):
-            return self._seen(run.fork(turn, agent=agent, messages=messages, run_id=new_id))
+            fork = run.fork(turn, agent=agent, messages=messages, run_id=new_id)
+        self._store.actions.add(fork.id, f"forked from turn {turn} of {run.id}", by)
+        return self._seen(fork)
 
     def export(self, run_id: str, redact: Redact | None = None) -> dict[str, Any]:
         """Return a run as a document, as `DurableSwarm.export` does."""
@@ -272,8 +292,9 @@ class Runs:
         """Put an exported run into the database, as `DurableSwarm.import_run` does, and return its new state."""
         return self._seen(self._run(importing.import_run(self._store, document)))
 
-    def _after(self, run: Run, change: Any) -> RunView:
+    def _after(self, run: Run, change: Callable[[Run], Any], action: str, by: str | None) -> RunView:
         change(run)
+        self._store.actions.add(run.id, action, by)
         return self._seen(run)
 
     def _seen(self, run: Run) -> RunView:

@@ -9,7 +9,7 @@ from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.conversation import newest_first
 from durable_swarm.engine.records.encoding import Unreadable
-from durable_swarm.engine.storage.runs import moment, state_of
+from durable_swarm.engine.storage.run_state import moment, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, SessionState
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.service.run_views import run_views

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from durable_swarm import codec
 from durable_swarm.limits import Limits, Spent
-from durable_swarm.requests import Request
+from durable_swarm.requests import Action, Request
 from durable_swarm.runs import State, StepInfo
+from durable_swarm.service.executions import ExecutionView
 from durable_swarm.types import EndedBy, Message, Usage
 
 
@@ -78,7 +79,8 @@ class RunDetail(RunView):
     process that owns the unfinished run, living or not, or ''. `closed` is a sentence with the reason why no message
     can be read here, such as encryption, or None. `requests` are all requests of the run and of the runs below it,
     oldest first, with the decisions. `usage` counts the runs below it, too. `limits` are those that hold now, `spent`
-    is what the run and the runs below it have spent; both are None if they cannot be read here.
+    is what the run and the runs below it have spent; both are None if they cannot be read here. `actions` are what
+    people did to the run, `executions` the processes that worked on it, both oldest first.
     """
 
     asked: list[Message]
@@ -96,6 +98,8 @@ class RunDetail(RunView):
     worker: str = ""
     closed: str | None = None
     requests: list[Request] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    executions: list[ExecutionView] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

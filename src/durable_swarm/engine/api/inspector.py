@@ -23,7 +23,8 @@ from durable_swarm.engine.database.urls import shown
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.records import names as records_names
-from durable_swarm.engine.storage.runs import Store, owner_of, state_of
+from durable_swarm.engine.storage.run_state import owner_of, state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ConfigurationError
 
 LOOK = 2.0
@@ -52,13 +53,17 @@ class Inspector:
     def idle(self, rows: Iterable[Any]) -> set[str]:
         """Return the ids of the running runs among these that no living process executes."""
         found = [row for row in rows if state_of(row) == "running"]
-        owners = {owner for owner in map(owner_of, found) if owner}
+        dead = {"", *self.dead(owner for owner in map(owner_of, found) if owner)}
+        return {row.workflow_id for row in found if owner_of(row) in dead}
+
+    def dead(self, names: Iterable[str]) -> set[str]:
+        """Return the processes among these that do not live, as they were seen within the last two seconds."""
+        owners = set(names)
         since = time.monotonic() - LOOK
         if due := [owner for owner in owners if self._looked.get(owner, (-math.inf, False))[0] < since]:
             with self.alone() as me:
                 self._looked |= {owner: (time.monotonic(), me.is_dead(owner)) for owner in due}
-        dead = {"", *(owner for owner in owners if self._looked[owner][1])}
-        return {row.workflow_id for row in found if owner_of(row) in dead}
+        return {owner for owner in owners if self._looked[owner][1]}
 
     def facts(self) -> Facts:
         """Return the facts about the database. Reads all of a SQLite file."""

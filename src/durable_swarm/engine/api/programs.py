@@ -28,7 +28,8 @@ from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import base
-from durable_swarm.engine.storage.runs import PROGRAM, Store, state_of
+from durable_swarm.engine.storage.run_state import state_of
+from durable_swarm.engine.storage.runs import PROGRAM, Store
 from durable_swarm.errors import ConfigurationError
 
 REMEMBERED = 20

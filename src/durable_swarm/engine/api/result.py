@@ -19,7 +19,8 @@ from durable_swarm.engine.history.recorded_errors import cancelled, error_of
 from durable_swarm.engine.history.story import story
 from durable_swarm.engine.records.agent_versions import HELD_FOR
 from durable_swarm.engine.signals import Closed, look_aside, program_ended, refused
-from durable_swarm.engine.storage.runs import Store, notes_on, reason_noted, state_of
+from durable_swarm.engine.storage.run_state import notes_on, reason_noted, state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.loop import Ask
 from durable_swarm.runs import ENDED, State
 from durable_swarm.swarm.arguments import respond

@@ -23,7 +23,7 @@ from durable_swarm.engine.records import names
 from durable_swarm.engine.records import runs as records_runs
 from durable_swarm.engine.records.agent_versions import HELD_FOR
 from durable_swarm.engine.signals import look_aside
-from durable_swarm.engine.storage.runs import moment, notes_on, started_at, state_of
+from durable_swarm.engine.storage.run_state import moment, notes_on, started_at, state_of
 from durable_swarm.events import Event
 from durable_swarm.models.verdict import read_output
 from durable_swarm.runs import ENDED, State, StepInfo

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from durable_swarm import errors
 from durable_swarm.codec import mended
 from durable_swarm.concurrency import in_thread
-from durable_swarm.engine.storage.runs import Store, notes_on
+from durable_swarm.engine.storage.run_state import notes_on
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.requests import Decision, Request
 from durable_swarm.swarm.answering import answer, approve, fits_code, reject
 from durable_swarm.types import Message

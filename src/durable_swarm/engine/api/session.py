@@ -23,7 +23,7 @@ from durable_swarm.engine.records.sessions import SessionPlace
 from durable_swarm.engine.storage.ledger import Key, Ledger
 from durable_swarm.engine.storage.messages import HasEnded
 from durable_swarm.engine.storage.retention import delete_session
-from durable_swarm.engine.storage.runs import moment, state_of
+from durable_swarm.engine.storage.run_state import moment, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, Arrival, SessionState, busy
 from durable_swarm.limits import Limits
 from durable_swarm.loop import add

@@ -22,7 +22,8 @@ from durable_swarm.engine.records.compactions import plan_record
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable, input_of
 from durable_swarm.engine.records.sessions import SessionPlace, placed
 from durable_swarm.engine.storage.ledger import Key
-from durable_swarm.engine.storage.runs import QUEUED, Store, state_of
+from durable_swarm.engine.storage.run_state import QUEUED, state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.limits import Limits
 from durable_swarm.runs import ENDED
 from durable_swarm.swarm.arguments import RunArguments

@@ -28,7 +28,8 @@ from durable_swarm.engine.processes import workflows
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
 from durable_swarm.engine.signals import Closed, RunHeld, look_aside, refused
-from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.engine.storage.run_state import state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.limits import Limits
 from durable_swarm.runs import ENDED
 from durable_swarm.streaming import PATIENCE, Channel, Item

@@ -32,7 +32,8 @@ from durable_swarm.engine.execution.child_calls import OpenCall
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.records import names
 from durable_swarm.engine.signals import RunSuspended, StepFailed
-from durable_swarm.engine.storage.runs import TRIED, Store, notes_on
+from durable_swarm.engine.storage.run_state import TRIED, notes_on
+from durable_swarm.engine.storage.runs import Store
 
 log = logging.getLogger("durable_swarm")
 

@@ -20,6 +20,7 @@ from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.records.agent_versions import Answered
 from durable_swarm.engine.records.compactions import CompactionPlan
 from durable_swarm.engine.records.encoding import RecordCodec
+from durable_swarm.engine.records.lives import Life
 from durable_swarm.engine.records.sessions import SessionPlace
 from durable_swarm.loop import Start
 from durable_swarm.models.wire import Conversation
@@ -79,6 +80,8 @@ class Execution:
     """True if the workflow's body was entered in this process: if not, another process executes the run."""
     recovered: bool = False
     """True if an earlier execution may have begun a step that has no record yet."""
+    before: Life | None = None
+    """The execution in another process from which the run was taken over; None once an event has said so."""
     stood: bool = False
     """True if the previous execution did not crash: the run was taken over from a process that was paused."""
     over: Future[None] = field(default_factory=Future)
@@ -92,6 +95,8 @@ class Execution:
     """The task that watches; kept, because a loop does not keep its tasks."""
     response: Response | None = None
     error: BaseException | None = None
+    process: str = ""
+    """The name of this process."""
     owner: str | None = None
     """DBOS's token of this execution."""
     keeper: OwnershipKeeper | None = None
@@ -149,6 +154,13 @@ class Execution:
         """Check ownership. Raises `Cancelled`, too, and `RunHeld` if the database cannot answer."""
         if self.keeper is not None:
             self.keeper.verify_ownership(self)
+
+    def recovery(self, turn: int) -> dict[str, Any] | None:
+        """Return what `run.recovered` says if this execution took the run over and no event has said so, else None."""
+        before, self.before = self.before, None
+        if before is None:
+            return None
+        return {"turn": turn, "process": self.process, "before": before.process, "how": before.how}
 
     @property
     def ownership_is_fresh(self) -> bool:

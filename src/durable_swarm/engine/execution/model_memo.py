@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm.engine.execution.errors import engines_code
-from durable_swarm.engine.storage.runs import MODEL_CALL, Store, notes_on
+from durable_swarm.engine.storage.run_state import MODEL_CALL, notes_on
+from durable_swarm.engine.storage.runs import Store
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from durable_swarm.engine.signals import RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.provider_outages import Provider
 from durable_swarm.engine.storage.rates import Rates
-from durable_swarm.engine.storage.runs import BY_TOOL
+from durable_swarm.engine.storage.run_state import BY_TOOL
 from durable_swarm.guardrails import output_guardrails
 from durable_swarm.loop import NOT_MADE, Ask, Call, CallAll, Effect, Guard, Outcome, Reply, absorb
 from durable_swarm.models.call import Completion, Gate, ModelCall, complete
@@ -149,6 +149,8 @@ class Durable:
         await self._check_change(agent)
         if self.run.streams:
             self.run.feed.asking(effect.agent, effect.turn)
+        if (recovery := self.run.recovery(effect.turn)) is not None:
+            self.run.feed.waiting("run.recovered", **recovery)
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             # Not the run's failure: another process, or this one after a restart, may have a client.
             client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)

@@ -25,7 +25,8 @@ from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.signals import RunHeld, StepFailed
 from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.provider_outages import AWAY, Failure, Provider, ProviderOutage, wait_noted
-from durable_swarm.engine.storage.runs import Store, notes_on
+from durable_swarm.engine.storage.run_state import notes_on
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.models.provider_errors import LONGEST_PAUSE, is_away, retry_after
 
 log = logging.getLogger("durable_swarm")

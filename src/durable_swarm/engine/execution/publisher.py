@@ -311,6 +311,10 @@ class EventPublisher:
                 self._noted.add(noted)
                 self._add(key, codec.encode(data), [kind])
 
+    def recovered(self, key: str, data: dict[str, Any]) -> None:
+        """Publish that the run was taken over, before the call `key` is made, once stored."""
+        self._add(key, codec.encode(data), ["run.recovered"])
+
     def _add(self, key: str, encoded: Any, kind: list[EventType]) -> None:
         with self._lock:
             if key in self._stamped or self._over:

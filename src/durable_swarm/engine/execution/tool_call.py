@@ -157,6 +157,8 @@ class ToolCallExecution:
     async def record(self) -> Record:
         """Make the call and return its record."""
         self.made.run.live = True
+        if (recovery := self.made.run.recovery(self.made.turn)) is not None:
+            self.made.run.feed.recovered(self.key, recovery)
         with users_code(names.tool_step(self.made.call.tool)):
             record = await self._kept() or await self._made()
         return self.made.run.feed.stamped(self.key, record)

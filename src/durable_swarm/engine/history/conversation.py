@@ -14,7 +14,8 @@ from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.sessions import SessionPlace, place_in, without_place
 from durable_swarm.engine.records.turns import Rows, recorded_turns
 from durable_swarm.engine.storage.rows import RunRow
-from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.engine.storage.run_state import state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.engine.storage.session_state import Left
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.runs import RunHistory

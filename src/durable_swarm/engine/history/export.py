@@ -22,7 +22,8 @@ from durable_swarm.engine.history.story import step_infos, story
 from durable_swarm.engine.records import base, failures, runs
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.turns import Rows, calls_of, numbered
-from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.engine.storage.run_state import state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.loop import NOT_MADE
 from durable_swarm.runs import ENDED, RunHistory, State
 from durable_swarm.validation import LONGEST_ID, check_name, check_text

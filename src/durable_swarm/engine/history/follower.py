@@ -11,7 +11,8 @@ from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.turns import TurnRecords, turns_in
 from durable_swarm.engine.storage.events import NewRow, place_of
-from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.engine.storage.run_state import state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.events import Event, EventType
 from durable_swarm.guardrails import guarded_turns
 from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Guard, Outcome

@@ -17,7 +17,8 @@ from durable_swarm.agents import remember
 from durable_swarm.engine.history.conversation import standalone
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
-from durable_swarm.engine.storage.runs import Store, notes_on
+from durable_swarm.engine.storage.run_state import notes_on
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.guardrails import guarded_turns
 from durable_swarm.loop import Ask, CallAll, Close, Guard, Reply, Start, correction
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain

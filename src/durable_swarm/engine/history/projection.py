@@ -241,7 +241,7 @@ def noted_in(row: Record) -> Iterator[tuple[str, str]]:
 
 def subject_of(data: dict[str, Any]) -> str:
     """Return what an event that is emitted only once is about: a request, or a child run and how it ended."""
-    return str(data.get("request_id") or f"{data['run_id']} {data.get('status', '')}")
+    return str(data.get("request_id") or f"{data.get('run_id')} {data.get('status', '')}")
 
 
 def _pieces(shown: Record, content: Any) -> Iterator[tuple[int, Piece]]:

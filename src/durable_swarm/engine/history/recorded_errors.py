@@ -7,7 +7,8 @@ from typing import Any
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.records import failures
-from durable_swarm.engine.storage.runs import Store, moment, notes_on, state_of
+from durable_swarm.engine.storage.run_state import moment, notes_on, state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.sub_agents import failed_child
 
 

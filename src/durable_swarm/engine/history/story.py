@@ -13,7 +13,8 @@ from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.compactions import Summary, read_summary
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.turns import Rows, calls_of, kept_steps, numbered, recorded_turns, told_step
-from durable_swarm.engine.storage.runs import Store, state_of
+from durable_swarm.engine.storage.run_state import state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.loop import NOT_MADE, Call, Guard, Outcome, Reply, add
 from durable_swarm.runs import ENDED, RunHistory, StepInfo, follow
 from durable_swarm.tools.repeats import FAILED, Place, key_of

@@ -57,7 +57,8 @@ from durable_swarm.engine.signals import RunHeld, engine_closed
 from durable_swarm.engine.storage.heartbeats import Leases
 from durable_swarm.engine.storage.ownership import UNFINISHED
 from durable_swarm.engine.storage.rates import Rates
-from durable_swarm.engine.storage.runs import Store, owner_of
+from durable_swarm.engine.storage.run_state import owner_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.loop import Start
 from durable_swarm.requests import Request
 from durable_swarm.swarm.compaction import SessionHistory
@@ -185,6 +186,7 @@ class Process:
         self.desk.close()
         self._end_dbos()
         self.transactions.close()
+        self.working.close()
         self.identity.close()
         self.store.close()
         background().let_go()
@@ -212,7 +214,7 @@ class Process:
         """Return an execution of a run: with its own objects if it started here, else with those found by name."""
         begun = beginning_here()
         run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
-        run.owner, run.keeper = steps.owner_of(run_id), self
+        run.owner, run.keeper, run.process = steps.owner_of(run_id), self, self.identity.name
         return run
 
     def _recovered(self, run_id: str, record: Record) -> Execution:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm import agents, errors
@@ -15,7 +15,10 @@ from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.identity import SURE
 from durable_swarm.engine.records import names as records_names
-from durable_swarm.engine.storage.runs import NEEDS, QUEUED, STOOD, notes_on, owner_of
+from durable_swarm.engine.records.lives import DIED, HANDED, STOPPED, Life, read_lives, with_life
+from durable_swarm.engine.storage.ownership import now
+from durable_swarm.engine.storage.run_state import NEEDS, QUEUED, STOOD, notes_on, owner_of
+from durable_swarm.runs import ENDED
 
 if TYPE_CHECKING:
     from durable_swarm.engine.processes.process import Process
@@ -44,6 +47,8 @@ class Recovery:
         """Runs that stopped here without an outcome."""
         self.stood: set[str] = set()
         """Runs that were taken over from a living, paused process, and have not begun here."""
+        self._before: dict[str, Life] = {}
+        """The executions in other processes that ended with a takeover, by the runs that have not begun here."""
         self._doubtful = False
         """True if a process that has runs may turn out to be dead at the next look."""
         self._later: threading.Thread | None = None
@@ -136,18 +141,37 @@ class Recovery:
         self.taken |= ids
         moved: set[str] = set()
         try:
-            still = [row for row in runs if here.identity.stands_still(owner_of(row))]
-            notes = {row.workflow_id: {STOOD: _stood(row) + 1} for row in still}
+            still = {row.workflow_id: row for row in runs if here.identity.stands_still(owner_of(row))}
+            notes = {run_id: {STOOD: _stood(row) + 1} for run_id, row in still.items()}
             self.stood |= notes.keys()
+            lives = {row.workflow_id: life for row in runs if (life := self._ended_life(row, again, still)) is not None}
+            for row in runs:
+                if (life := lives.get(row.workflow_id)) is not None:
+                    notes[row.workflow_id] = notes.get(row.workflow_id, {}) | with_life(notes_on(row), life)
+            self._before |= lives
             moved = here.store.claims.transfer(runs, here.queue, spared=spared, notes=notes)
         finally:
             self.interrupted |= again - moved
             self.taken -= ids - moved
             self.stood -= ids - moved
+            for run_id in ids - moved:
+                self._before.pop(run_id, None)
         for run_id in moved:
             here.held.pop(run_id, None)  # The waiters of the run wait for this execution.
         self._tell([row for row in runs if row.workflow_id in moved])
         return moved
+
+    def _ended_life(self, row: Any, again: set[str], still: Container[str]) -> Life | None:
+        """Return the execution in another process that ends with this takeover, or None if there was none."""
+        me, run_id, at = self._process.identity.name, row.workflow_id, now()
+        owner = owner_of(row)
+        if run_id in again or (not owner and row.executor_id in (None, me)):
+            return None
+        if not owner:  # Left by its process, or resumed by a person after its end, which is noted already.
+            known = read_lives(notes_on(row))
+            resumed = bool(known) and known[-1].process == row.executor_id and known[-1].how in ENDED
+            return None if resumed else Life(row.executor_id, at, HANDED)
+        return Life(owner, at, STOPPED if run_id in still else DIED)
 
     def _tell(self, taken: list[Any]) -> None:
         """Log the runs taken over from each dead process."""
@@ -213,6 +237,7 @@ class Recovery:
     def begun(self, run: Execution) -> None:
         """Note that the execution of a run begins here."""
         self.interrupted.discard(run.run_id)
+        run.before = self._before.pop(run.run_id, None)
         run.stood = run.run_id in self.stood
         self.stood.discard(run.run_id)
 

@@ -12,8 +12,9 @@ from durable_swarm import agents, errors
 from durable_swarm.engine.backend import queues
 from durable_swarm.engine.execution.swarms import QueueLimits, Settings
 from durable_swarm.engine.processes.maintenance import CLOSING
+from durable_swarm.engine.processes.report import ProcessReport
 from durable_swarm.engine.records import names
-from durable_swarm.engine.storage.runs import QUEUED, notes_on
+from durable_swarm.engine.storage.run_state import QUEUED, notes_on
 
 if TYPE_CHECKING:
     from durable_swarm.engine.processes.process import Process
@@ -35,6 +36,9 @@ class QueueWorker:
         """The queues of swarms, and how many runs are executed at once."""
         self._works = False
         """True if a queue was ever served here: the last runs claimed from it may be unable to continue, too."""
+        self._limits: dict[Settings, QueueLimits] = {}
+        """What was given with them."""
+        self._report: ProcessReport | None = None
         self._pause, self._until = 0.0, 0.0
         """The seconds, and the end, of the back-off that lets workers with the missing part go first."""
 
@@ -49,7 +53,7 @@ class QueueWorker:
             limiter=rate,
             by_thread=lambda: limits.concurrency <= IN_THREADS and swarm.clients.is_blocking and agents.is_blocking(),
         )
-        self._served[swarm] = queue, limits.concurrency
+        self._served[swarm], self._limits[swarm] = (queue, limits.concurrency), limits
         self._works = True
         self._process.room.patience = PATIENCE
 
@@ -80,8 +84,23 @@ class QueueWorker:
     def keep(self) -> None:
         """Leave runs that cannot continue here to others, and look for runs left by dead processes."""
         self._offer()
+        self._report = self._report or ProcessReport(self._process.store, self._process.identity.name)
+        self._report.look(sorted({swarm.name for swarm in self._process.swarms}), self._queues())
         if self._served:
             self._process.orphans.look_for_dead()
+
+    def close(self) -> None:
+        """Take this process from those that work on the database."""
+        with contextlib.suppress(errors.ConfigurationError, SQLAlchemyError):
+            if self._report is not None:
+                self._report.end()
+
+    def _queues(self) -> dict[str, dict[str, Any]]:
+        """Return the queues that are served here, by the names of their swarms, as they are reported."""
+        return {
+            swarm.name: {"places": limits.concurrency, "everywhere": limits.queue_concurrency, "rate": limits.rate}
+            for swarm, limits in self._limits.items()
+        }
 
     def _offer(self) -> None:
         """Leave runs to workers that have what they need: another program, another key."""
@@ -121,5 +140,6 @@ class QueueWorker:
     def stop(self, swarm: Settings) -> None:
         """Stop beginning queued runs of a swarm, which is closed."""
         queue, _ = self._served.pop(swarm, (None, 0))
+        self._limits.pop(swarm, None)
         if queue is not None and all(queue is not other for other, _ in self._served.values()):
             queues.forget_queue(queue)

@@ -54,6 +54,12 @@ class Leases:
         with reporting_errors(self._url):
             return next(((float(at), float(ago)) for at, ago in read(self._engine, last)), None)
 
+    def ages(self) -> dict[str, float]:
+        """Return the seconds since the last heartbeat of each process."""
+        last = select(self._rows.c.name, _NOW - self._rows.c.seen_at)
+        with reporting_errors(self._url):
+            return {name: float(ago) for name, ago in read(self._engine, last)}
+
     def forget(self, name: str) -> None:
         """Remove a process that has ended, and the processes that were killed long ago."""
         rows = self._rows

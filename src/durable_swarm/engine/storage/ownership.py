@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import JSON, ColumnElement, Connection, column, delete, or_, select, table, update
+from sqlalchemy import JSON, ColumnElement, Connection, column, delete, func, literal, or_, select, table, update
 from sqlalchemy.dialects.postgresql import JSONB
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
@@ -34,9 +34,10 @@ class Claims:
         self._engine = engine
         schema = schema_of(url)
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "name", "updated_at", "parent_workflow_id")
-        more = ("recovery_attempts", "started_at_epoch_ms", "executor_id", "completed_at", "error", "output")
+        more = ("recovery_attempts", "created_at", "started_at_epoch_ms", "executor_id", "completed_at")
+        ends = ("error", "output")
         noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
-        self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
+        self._runs = table("workflow_status", *map(column, (*names, *more, *ends)), noted, schema=schema)
         self._steps = table("operation_outputs", column("workflow_uuid"), column("function_id"), schema=schema)
         self._outputs = table("workflow_output", column("workflow_uuid"), schema=schema)
 
@@ -110,12 +111,13 @@ class Claims:
         forgive: Callable[[str], bool],
         *,
         reopen: Callable[[Connection], bool] | None = None,
+        notes: dict[str, Any],
     ) -> bool:
         """Let an ended run continue on `queue`, with its open calls; return False if its row changed since it was read.
 
         `forget` maps calls to the first step whose record is deleted. Notes are deleted if `forgive` returns True for
-        their name. `reopen` is called first in the transaction, for a run of a session; if it returns False, the run
-        waits for its turn.
+        their name, then `notes` are added. `reopen` is called first in the transaction, for a run of a session; if it
+        returns False, the run waits for its turn.
         """
         runs, run_id, steps = self._runs, row.workflow_id, self._steps
         as_read = (
@@ -134,7 +136,7 @@ class Claims:
             connection.execute(update(runs).where(self._calls_of(run_id), open_still).values(**anew))
             for call, first in forget.items():
                 connection.execute(delete(steps).where(steps.c.workflow_uuid == call, steps.c.function_id >= first))
-            self._note(connection, run_id, {}, forgive)
+            self._note(connection, run_id, notes, forgive)
             return True
         return False
 
@@ -209,6 +211,20 @@ class Claims:
         with reporting_errors(self._url):
             found = [row[0] for row in read(self._engine, sqlalchemy.union(pending, queued))]
             return {str(name).removeprefix(records_names.QUEUE) for name in found if name != records_names.UNCLAIMED}
+
+    def loads(self) -> list[tuple[str, str | None, str | None, int, int]]:
+        """Return the unfinished runs in groups: status, queue, process, their number and the oldest's start.
+
+        The start is in milliseconds since 1970.
+        """
+        runs = self._runs.c
+        # As literals, so that the index of unfinished rows is used.
+        states = [literal(name, literal_execute=True) for name in ("ENQUEUED", "PENDING")]
+        groups = (runs.status, runs.queue_name, runs.executor_id)
+        wanted = select(*groups, func.count(), func.min(runs.created_at)).where(runs.name == records_names.RUN)
+        with reporting_errors(self._url):
+            found = read(self._engine, wanted.where(runs.status.in_(states)).group_by(*groups))
+        return [(status, queue, process, int(count), int(oldest)) for status, queue, process, count, oldest in found]
 
     def owner(self, workflow_id: str) -> str | None:
         """Return DBOS's token of the execution that owns a run or a tool call now."""

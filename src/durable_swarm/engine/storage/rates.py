@@ -7,13 +7,15 @@ shorter times too. One row holds the next free slot, and one statement takes it,
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Column, Double, Text, case, func, literal
+from sqlalchemy import Column, ColumnElement, Double, Text, case, func, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from durable_swarm.engine.database.connection import create_table, for_one_statement
+from durable_swarm.engine.database.connection import create_table, for_one_statement, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 
 
@@ -34,6 +36,15 @@ class Rates:
             Column("free_at", Double, nullable=False),
         )
 
+    def slots(self) -> list[tuple[str, float, float]]:
+        """Return the rate-limited models, each with the seconds between its slots and those until the next free one."""
+        if not has_table(self._engine, self._rows):
+            return []
+        rows, now = self._rows.c, self._now()
+        with reporting_errors(self._url):
+            found = read(self._engine, select(rows.model, rows.spacing, rows.free_at - now).order_by(rows.model))
+        return [(model, float(spacing), max(0.0, float(left))) for model, spacing, left in found]
+
     def reserve(self, model: str, spacing: float) -> float:
         """Take the model's next free slot and return the seconds until it; slots are `spacing` seconds apart.
 
@@ -47,11 +58,15 @@ class Rates:
                 return max(0.0, float(connection.execute(self._taking(model, spacing)).scalar_one()))
 
     def _taking(self, model: str, spacing: float) -> sqlalchemy.Insert:
-        # The server's clock if there is a server, so that the clocks of machines do not matter.
-        now = literal(time.time()) if self._lite else func.extract("epoch", func.clock_timestamp())
-        free_at = self._rows.c.free_at
+        now, free_at = self._now(), self._rows.c.free_at
         insert = (sqlite.insert if self._lite else postgresql.insert)(self._rows)
         taken = insert.values(model=model, spacing=spacing, free_at=now + spacing).on_conflict_do_update(
             index_elements=["model", "spacing"], set_={"free_at": case((free_at > now, free_at), else_=now) + spacing}
         )
         return taken.returning(free_at - spacing - now)
+
+    def _now(self) -> ColumnElement[Any]:
+        """The server's clock if there is a server, so that the clocks of machines do not matter."""
+        if self._lite:
+            return literal(time.time())
+        return func.extract("epoch", func.clock_timestamp())

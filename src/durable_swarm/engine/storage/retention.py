@@ -35,6 +35,7 @@ BELONGINGS = {
     "notifications": "destination_uuid",
     "durable_swarm_messages": "run_id",
     "durable_swarm_requests": "run_id",
+    "durable_swarm_actions": "run_id",
     CHILDREN: "run_id",
     TRANSACTIONS: "call",
 }

@@ -15,7 +15,8 @@ from durable_swarm.codec import storable
 from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records.names import QUEUE
 from durable_swarm.engine.storage.rows import RunRow
-from durable_swarm.engine.storage.runs import PAGE, Store, state_of
+from durable_swarm.engine.storage.run_state import state_of
+from durable_swarm.engine.storage.runs import PAGE, Store
 from durable_swarm.runs import STATES, State
 from durable_swarm.validation import check_whole
 

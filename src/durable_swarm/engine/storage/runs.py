@@ -6,7 +6,6 @@ Needs no agents and launches nothing, so the command line can inspect the runs o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,128 +18,42 @@ from durable_swarm.engine.database.connection import let_go
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
+from durable_swarm.engine.records.lives import Life, with_life
 from durable_swarm.engine.records.sessions import place_in
+from durable_swarm.engine.storage.actions import Actions
 from durable_swarm.engine.storage.changes import Changes
 from durable_swarm.engine.storage.events import EventLog
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.ledger import Ledger
 from durable_swarm.engine.storage.messages import Messages
 from durable_swarm.engine.storage.ownership import Claims
+from durable_swarm.engine.storage.process_facts import ProcessTable
 from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages, wait_noted
 from durable_swarm.engine.storage.requests import Inbox
 from durable_swarm.engine.storage.rows import RecordedError, RowReader, RunRow, StepRow
+from durable_swarm.engine.storage.run_state import (
+    NEEDS,
+    STATES_OF,
+    STOOD,
+    TRIED,
+    UNFINISHED,
+    notes_on,
+    owner_of,
+    reason_noted,
+    state_of,
+)
 from durable_swarm.engine.storage.sessions import Sessions
 from durable_swarm.engine.storage.tallies import Tallies
-from durable_swarm.runs import ENDED, State
+from durable_swarm.runs import State
 
 if TYPE_CHECKING:
     from durable_swarm.engine.backend.client import Client
-
-_STATES: dict[str, State] = {
-    "ENQUEUED": "queued",
-    "DELAYED": "queued",
-    "PENDING": "running",
-    "SUCCESS": "done",
-    "ERROR": "failed",
-    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": "failed",
-    "CANCELLED": "cancelled",
-}
-UNFINISHED = ["PENDING", "ENQUEUED"]
-
-TRIED = "tried:"
-"""Prefix of the notes on a run that count the executions of its open calls; resuming the run clears them."""
-
-STOOD = "stood"
-"""Note on a run: how often it was taken over from a process that had stopped; resuming the run clears it, too."""
-
-NEEDS = "needs"
-"""Note on a run that waits for an agent which some process lacked: the agent's name."""
-
-MODEL_CALL, BY_TOOL = "model_call", "by_tool"
-"""Note on a run of what a client keeps of the model call in progress: which call, and the value."""
-
-QUEUED = "queued"
-"""Note on a run that was started for the queue of workers: True."""
 
 PAGE = 500
 """The number of runs that one statement reads."""
 
 PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
-
-
-def state_of(row: Any) -> State:
-    """Return a run's status from its row. A run that is being taken over counts as running.
-
-    A run that waits for a person, a provider or a child run is `waiting` if its row was read with `waits`; otherwise
-    only a suspended run is. Raises `ConfigurationError` for a row of a kind that this version does not know.
-    """
-    ours = (row.queue_name or "").startswith(names.QUEUE)
-    if (row.status == "DELAYED" and ours) or getattr(row, "asks", False):
-        return "waiting"
-    if row.status == "ENQUEUED" and ours:
-        return "running"
-    if row.status not in _STATES:
-        raise errors.ConfigurationError(
-            f"the database has a run of status {row.status!r}, which this version of durable-swarm does not know; "
-            "install the version that wrote it"
-        )
-    return _STATES[row.status]
-
-
-def notes_on(row: Any) -> dict[str, Any]:
-    """Return the notes on a run, without those of an unexpected form."""
-    noted = row.attributes if isinstance(row.attributes, dict) else {}
-    return {name: value for name, value in noted.items() if name not in _NOTED or _NOTED[name](value)}
-
-
-def reason_noted(row: Any) -> str | None:
-    """Return the reason why an unfinished run does not continue, as the process that holds it noted it, or None."""
-    if row.status == "DELAYED" and row.queue_name == names.TURNS:
-        return f"it waits for its turn in session {notes_on(row).get('session', '')!r}"
-    away: str | None = row.away
-    return None if state_of(row) in ENDED else notes_on(row).get("waits_for") or away
-
-
-def owner_of(row: Any) -> str:
-    """Return the name of the process that executes an unfinished run; '' if any process may execute it."""
-    if row.status == "PENDING":
-        return str(row.executor_id or "")
-    queue = str(row.queue_name or "")
-    owned = queue.startswith(names.QUEUE) and queue != names.UNCLAIMED
-    return queue.removeprefix(names.QUEUE) if owned else ""
-
-
-def started_at(row: Any) -> datetime:
-    """Return the time at which a run was started, in UTC, which is before its row was written; 1970 if unknown."""
-    at = notes_on(row).get("at")
-    return moment(row.created_at) if at is None else datetime.fromtimestamp(at, UTC)
-
-
-def moment(milliseconds: Any) -> datetime:
-    """Return a time of the database, in UTC; 1970 if it is invalid."""
-    seconds = milliseconds / 1000 if isinstance(milliseconds, int | float) else 0
-    return datetime.fromtimestamp(seconds if _is_time(seconds) else 0, UTC)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _YEAR_9999
-
-
-_YEAR_9999 = 253_370_764_800
-_NOTED: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
-    "session": _is_text,
-    "number": lambda value: type(value) is int and value > 0,
-    **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
-    "at": _is_time,
-    STOOD: lambda value: type(value) is int and value >= 0,
-    AWAY: lambda value: value is None or wait_noted(value) is not None,
-}
 
 
 def _argument(row: RunRow | None) -> Any:
@@ -189,6 +102,10 @@ class Store:
         """Its sessions."""
         self.outages = ProviderOutages(url, engine)
         """The providers for which its runs wait."""
+        self.actions = Actions(url, engine)
+        """What people did to its runs."""
+        self.processes = ProcessTable(url, engine)
+        """The facts about the processes that work on it."""
         self.tallies = Tallies(url, engine)
         """How many turns, tokens and dollars its runs have taken."""
         self.changes = Changes(url, engine, self.inbox)
@@ -249,7 +166,7 @@ class Store:
         """
         if prefix is not None and not storable(prefix):
             return []
-        wanted = [status for status, state in _STATES.items() if states is None or state in set(states)]
+        wanted = [status for status, state in STATES_OF.items() if states is None or state in set(states)]
         # A run being taken over is ENQUEUED in the database and running to us; a waiting run may be in any of three
         # states.
         if states is not None and "running" in set(states):
@@ -459,10 +376,16 @@ class Store:
         open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
         calls = [child.workflow_id for child in self.children(run_id) if child.status in open_still]
         failed = {call: number for call in calls if (number := self._failed_step(call)) is not None}
+        life = Life(str(row.executor_id or ""), row.completed_at or row.updated_at, state_of(row))
         place = place_in(self.start_record(row)) if notes_on(row).get("session") else None
         reopen = None if place is None else lambda connection: self.sessions.reopen(connection, place, run_id)
         return self.claims.resume(
-            row, queue, failed, lambda name: name in (STOOD, AWAY) or name.startswith(TRIED), reopen=reopen
+            row,
+            queue,
+            failed,
+            lambda name: name in (STOOD, AWAY) or name.startswith(TRIED),
+            reopen=reopen,
+            notes=with_life(notes_on(row), life),
         )
 
     def _failed_step(self, call: str) -> int | None:

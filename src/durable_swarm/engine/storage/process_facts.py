@@ -1,0 +1,96 @@
+"""Facts about the processes that work on a database, for people: where each runs, and what it serves.
+
+Whether a process lives is decided by its lock and its heartbeat alone (`heartbeats.py`), never by a row here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import BigInteger, Column, Integer, Text, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.reconnecting import read
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.storage.own_table import OwnTable
+from durable_swarm.engine.storage.ownership import now
+
+KEPT = 7 * 86_400_000
+"""Milliseconds for which the facts about a process that was killed are kept, so that its executions can name it."""
+
+
+@dataclass(frozen=True)
+class ProcessFacts:
+    """One process. Times are in milliseconds since 1970; `seen_at` is when it has written this last.
+
+    `swarms` are the names of its open swarms. `queues` are the swarms whose queue it serves, each with the number of
+    runs that it executes at once, and with the limits that hold for all workers of the queue: `everywhere`, the number
+    of runs at once, and `rate`, how many begin within how many seconds; None without.
+    """
+
+    name: str
+    host: str
+    pid: int
+    version: str
+    started_at: int
+    seen_at: int
+    swarms: list[str]
+    queues: dict[str, dict[str, Any]]
+
+    @property
+    def places(self) -> int:
+        """The number of queued runs that it executes at once."""
+        return sum(queue["places"] for queue in self.queues.values())
+
+
+class ProcessTable(OwnTable):
+    """The facts of one database. Every method raises `ConfigurationError` if the database cannot be used."""
+
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
+        texts = [Column(name, Text, primary_key=name == "name") for name in ("name", "host", "version", "facts")]
+        times = [Column(name, BigInteger, nullable=False) for name in ("started_at", "seen_at")]
+        pid = Column("pid", Integer, nullable=False)
+        metadata = sqlalchemy.MetaData(schema=schema_of(url))
+        super().__init__(url, engine, sqlalchemy.Table("durable_swarm_process_facts", metadata, *texts, pid, *times))
+
+    def write(self, facts: ProcessFacts) -> None:
+        """Store the facts about a process, in place of earlier ones; drop those of processes killed long ago."""
+        self.create()
+        rows = self._rows
+        served = json.dumps({"swarms": facts.swarms, "queues": facts.queues})
+        names = ("name", "host", "pid", "version", "started_at", "seen_at")
+        values = {**{name: getattr(facts, name) for name in names}, "facts": served}
+        insert = (sqlite if is_sqlite(self._url) else postgresql).insert(rows).values(values)
+        with reporting_errors(self._url), self._engine.begin() as connection:
+            connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
+            connection.execute(delete(rows).where(rows.c.seen_at < now() - KEPT))
+
+    def forget(self, name: str) -> None:
+        """Remove a process that has ended."""
+        rows = self._rows
+        if self.exists():
+            with reporting_errors(self._url), self._engine.begin() as connection:
+                connection.execute(delete(rows).where(rows.c.name == name))
+
+    def all(self) -> list[ProcessFacts]:
+        """Return the facts about all processes that have not ended, oldest first; some may have been killed."""
+        if not self.exists():
+            return []
+        with reporting_errors(self._url):
+            found = read(self._engine, select(self._rows).order_by(self._rows.c.started_at))
+        return [_facts(row) for row in found]
+
+
+def _facts(row: Any) -> ProcessFacts:
+    """Return the facts in a row; what another version wrote in another form counts as nothing."""
+    try:
+        served = json.loads(row.facts)
+        swarms, queues = [str(name) for name in served["swarms"]], dict(served["queues"])
+        assert all(isinstance(queue["places"], int) for queue in queues.values())
+    except (ValueError, TypeError, LookupError, AssertionError):
+        swarms, queues = [], {}
+    return ProcessFacts(row.name, row.host, row.pid, row.version, row.started_at, row.seen_at, swarms, queues)
