@@ -25,6 +25,8 @@ EventType = Literal[
     "run.failed",
     "run.cancelled",
 ]
+ENDS: tuple[EventType, ...] = ("run.finished", "run.failed", "run.cancelled")
+"""The events that end a run, unless it is resumed."""
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,9 @@ def wrongs_of(who: str, told: list[Told], messages: list[Message], end: str = "r
         made = sorted(event["data"]["call_id"] for event in told if event["type"] == kind)
         if made != calls:
             problems.append(f"{who}: {kind} {made}, transcript {calls}")
-    if [event["type"] for event in told if event["type"].startswith("run.")] != ["run.started", end]:
-        problems.append(f"{who}: {[event['type'] for event in told if event['type'].startswith('run.')]}")
+    of_the_run = [event["type"] for event in told if event["type"].startswith("run.")]
+    if [kind for kind in of_the_run if kind != "run.recovered"] != ["run.started", end]:
+        problems.append(f"{who}: {of_the_run}")
     elif told[-1]["type"] != end:
         problems.append(f"{who} ends with {told[-1]}")
     return problems

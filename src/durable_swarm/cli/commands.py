@@ -18,6 +18,7 @@ COMMANDS = {
     "approve": Command("requests", "Approve a call that a run wants to make."),
     "cancel": Command("runs", "Stop a run at its next checkpoint."),
     "check": Command("check", "Report which unfinished runs a program can continue."),
+    "compare": Command("compare", "Compare two runs turn by turn."),
     "complete": Command("requests", "Post the result that a tool has announced with later()."),
     "console": Command("console", "Serve the web console: runs, the inbox, live."),
     "demo": Command("demo", "See the package at work in a small program."),

@@ -9,17 +9,23 @@ from durable_swarm.engine.history.export import read_document, renamed
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.storage.requests import NoRequest
 from durable_swarm.engine.storage.run_list import Query
+from durable_swarm.service.comparison import Compared, Comparison, Line
 from durable_swarm.service.doctor import Check, checkup
 from durable_swarm.service.executions import ExecutionView
 from durable_swarm.service.run_pages import NoStep, RunPage
 from durable_swarm.service.runs import Runs, import_run, open_runs
+from durable_swarm.service.timeline import Bar, Stretch, Timeline, timeline
 from durable_swarm.service.views import Failure, RunDetail, RunView, SessionDetail, SessionView, to_json
 from durable_swarm.service.workers import ProcessView, QueueView, RateView, Workers
 
 __all__ = [
+    "Bar",
     "Check",
+    "Compared",
+    "Comparison",
     "ExecutionView",
     "Failure",
+    "Line",
     "NoRequest",
     "NoRuns",
     "NoStep",
@@ -34,11 +40,14 @@ __all__ = [
     "Runs",
     "SessionDetail",
     "SessionView",
+    "Stretch",
+    "Timeline",
     "Workers",
     "checkup",
     "import_run",
     "open_runs",
     "read_document",
     "renamed",
+    "timeline",
     "to_json",
 ]

@@ -24,11 +24,12 @@ from durable_swarm.engine.storage.changes import Mark
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_list import Query, listed
-from durable_swarm.engine.storage.run_state import moment
+from durable_swarm.engine.storage.run_state import moment, notes_on
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.events import Event
 from durable_swarm.observing import RunTrace
 from durable_swarm.runs import ENDED, StepInfo
+from durable_swarm.service.comparison import Comparison, compare
 from durable_swarm.service.ids import find_run
 from durable_swarm.service.requests import Inbox
 from durable_swarm.service.run_pages import RunPage, run_page, whole_step
@@ -121,6 +122,26 @@ class Runs:
     def exactly(self, run_id: str) -> RunView:
         """Return the run of exactly this id as it appears in a list; a prefix finds nothing."""
         return self._seen(Run(run_id, lambda: self._store, lambda: None))
+
+    def compare(self, first: str, second: str) -> Comparison:
+        """Return two runs side by side, turn by turn."""
+        return compare(self.show(first), self.show(second))
+
+    def lineage(self, run_id: str) -> tuple[builtins.list[RunView], builtins.list[RunView]]:
+        """Return the runs from which this run was forked, the first one first, and its own forks, newest first.
+
+        A run above that was deleted ends the line.
+        """
+        row, above = self._found(run_id), builtins.list[RunView]()
+        known = {row.workflow_id}
+        while (source := notes_on(row).get("forked_from")) and source not in known:
+            found = self._store.row(source, load_output=False, waits=True)
+            if found is None:
+                break
+            row = found
+            known.add(source)
+            above.insert(0, run_views(self._visitor, [row])[0])
+        return above, self.list(Query(forked_from=find_run(self._store, run_id)))
 
     def workers(self) -> Workers:
         """Return who works on the database, what waits, and what is limited."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from durable_swarm.events import Event, EventType
+from durable_swarm.events import ENDS, Event, EventType
 
 
 class EventSequence:
@@ -45,7 +45,7 @@ class EventSequence:
 
         Ends of the run that were delivered keep their numbers.
         """
-        for seq in sorted(seq for seq, event in self._ahead.items() if not event.type.startswith("run.")):
+        for seq in sorted(seq for seq, event in self._ahead.items() if event.type not in ENDS):
             event = self._ahead.pop(seq, None)
             if event is not None:  # Otherwise it was delivered after the one before.
                 self.place(self.last + 1, event.type, event.data, round(event.time.timestamp() * 1000))

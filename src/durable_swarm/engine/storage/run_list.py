@@ -32,6 +32,8 @@ class Query:
     swarm, and `search` a text in its id. `since` and `until` are aware times; a run was started at `since` or later,
     and before `until`. With `idle`, only unfinished runs that no living process executes.
 
+    `forked_from` is the id of the run of which all are forks.
+
     `before` is the id of a run: the list begins with the next older one. To read page by page, pass the id of the last
     run of a page; a run that is started meanwhile moves nothing.
     """
@@ -45,6 +47,7 @@ class Query:
     since: datetime | None = None
     until: datetime | None = None
     before: str | None = None
+    forked_from: str | None = None
 
 
 def listed(store: Store, query: Query, keep: Keep = list) -> list[RunRow]:
@@ -84,7 +87,8 @@ def _conditions(store: Store, query: Query) -> Iterator[ColumnElement[bool]]:
     runs = store.columns
     # Without those of a status that this version does not know.
     yield or_(*(_may_be(runs, status) for status in STATES)) if query.status is None else _may_be(runs, query.status)
-    noted = {name: text for name, text in (("agent", query.agent), ("swarm", query.swarm)) if text is not None}
+    texts = {"agent": query.agent, "swarm": query.swarm, "forked_from": query.forked_from}
+    noted = {name: text for name, text in texts.items() if text is not None}
     if noted:
         yield _is_noted(store, noted)
     if query.search:
