@@ -128,7 +128,9 @@ def test_a_sleep_is_shown_with_its_end(shell: Shell) -> None:
 
     with DurableSwarm(ScriptedModel([["wait"], "Done"])) as swarm:
         swarm.run(Agent(functions=[wait]), [{"role": "user", "content": "Wait"}], run_id="one")
-    assert re.search(r"^  3  step     sleep +until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", shell("show", "one"), re.MULTILINE)
+    assert re.search(
+        r"^  3  step     sleep [ ▏▎▍▌▋▊▉█]+until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", shell("show", "one"), re.MULTILINE
+    )
 
 
 def test_what_was_written_cannot_control_the_terminal(shell: Shell) -> None:

@@ -16,13 +16,13 @@ from durable_swarm.service import Compared, Comparison, open_runs, to_json
 STYLES = {" ": "", "-": "red", "+": "green"}
 
 
-@click.command()
+@click.command(short_help="Compare two runs turn by turn.")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @as_json
 @common
 @click.pass_obj
-def compare(settings: Settings, first: str, second: str, as_json: bool) -> None:
+def compare(settings: Settings, first: str, second: str, as_json: bool) -> int:
     """Compare two runs turn by turn, such as a run and its fork. The exit code is 1 if they differ.
 
     A fork is aligned with its source by the turns that it keeps, other runs by the agents that answered and the tools
@@ -34,7 +34,7 @@ def compare(settings: Settings, first: str, second: str, as_json: bool) -> None:
         click.echo(json.dumps({**to_json(found), "same": found.same}, indent=2))
     else:
         _draw(found)
-    click.get_current_context().exit(0 if found.same else 1)
+    return int(not found.same)
 
 
 def _draw(found: Comparison) -> None:

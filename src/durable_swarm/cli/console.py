@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from durable_swarm.cli.options import Settings, common
-from durable_swarm.cli.requests import user_name
+from durable_swarm.cli.options import Settings, common, user_name
 
 PORT = 8700
 

@@ -75,7 +75,7 @@ def common(function: F) -> F:
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
-def _user() -> str | None:
+def user_name() -> str | None:
     """Return the login name of the current user, or None if there is none."""
     try:
         return getpass.getuser()
@@ -84,5 +84,5 @@ def _user() -> str | None:
 
 
 by_person = click.option(
-    "--by", metavar="NAME", default=_user, show_default="your login name", help="Who does it; it is recorded."
+    "--by", metavar="NAME", default=user_name, show_default="your login name", help="Who does it; it is recorded."
 )

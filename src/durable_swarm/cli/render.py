@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from durable_swarm.cli.render_requests import Command, requests_lines
+from durable_swarm.cli.waterfall import Waterfall
 from durable_swarm.display import as_call, clock, duration, one_line, shorten, value
 from durable_swarm.limits import EXTENDABLE, Limits, Spent, words_of
 from durable_swarm.loop import CUT
@@ -233,7 +234,10 @@ def _steps(run: RunDetail, width: int) -> Iterator[Text]:
     """Yield a line for each step, for each addition of a fork, and at each change of the answering agent."""
     versions: dict[str, str] = {}
     added = dict(run.added)
-    names = max((len(_name(step)) for step in run.steps), default=0)
+    names = min(max((len(_name(step)) for step in run.steps), default=0), 40)
+    bars = Waterfall.of(run, width)
+    if bars.width:
+        yield Text(f"{'':{names + 25}}{bars.axis()}", DIM)
     for step in run.steps:
         if step.kind == "model":
             yield from _added(added.pop(str(step.turn), []), width)
@@ -244,7 +248,7 @@ def _steps(run: RunDetail, width: int) -> Iterator[Text]:
             )
         if step.version:
             versions[step.name] = step.version
-        yield _step(step, min(names, 40), width)
+        yield _step(step, names, width, bars)
     for messages in added.values():
         yield from _added(messages, width)
 
@@ -258,7 +262,7 @@ def _is_sleep(step: StepInfo) -> bool:
     return step.name == "DBOS.sleep" and isinstance(step.output, int | float)
 
 
-def _step(step: StepInfo, names: int, width: int) -> Text:
+def _step(step: StepInfo, names: int, width: int, bars: Waterfall) -> Text:
     took = "kept" if step.kept else ""
     # The record of a sleep is the setting of its end, which takes no time.
     if step.started_at and step.finished_at and not _is_sleep(step):
@@ -270,6 +274,8 @@ def _step(step: StepInfo, names: int, width: int) -> Text:
         (f"{_shown_name(step, names):{names}}  ", style or "bold"),
         (f"{took:>9}  ", DIM),
     )
+    if bars.width:
+        line.append(f"{bars.bar(step.number)}  ", style or "bright_blue")
     if step.kind == "model" and step.turn is not None:
         line.append(f"turn {step.turn}  ", DIM)
     for mark in _marks(step):

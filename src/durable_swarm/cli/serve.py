@@ -9,8 +9,7 @@ import click
 
 from durable_swarm import agents
 from durable_swarm.cli.loading import load
-from durable_swarm.cli.options import Problem, Settings, common
-from durable_swarm.cli.requests import user_name
+from durable_swarm.cli.options import Problem, Settings, common, user_name
 
 PORT = 8000
 
