@@ -19,7 +19,7 @@ import durable_swarm
 from durable_swarm import Agent
 from durable_swarm.engine.backend import launch, patches, queues, steps
 from durable_swarm.engine.signals import Broken, RunHeld
-from durable_swarm.engine.storage.runs import _STATES
+from durable_swarm.engine.storage.run_state import STATES_OF
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import rows, user
@@ -182,7 +182,7 @@ def test_an_outcome_that_cannot_be_recorded_is_no_outcome(reason: Exception, ref
 
 def test_the_states_are_all_known() -> None:
     """Every status that DBOS can give a workflow has a state of ours."""
-    assert {status.value for status in _sys_db.WorkflowStatusString} <= set(_STATES)
+    assert {status.value for status in _sys_db.WorkflowStatusString} <= set(STATES_OF)
 
 
 def test_a_lost_database_is_tried_again_soon() -> None:

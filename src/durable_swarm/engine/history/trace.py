@@ -12,7 +12,8 @@ from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.names import call_key, model_step, tool_step
 from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
 from durable_swarm.engine.storage.family import ChildLink
-from durable_swarm.engine.storage.runs import Store, moment, notes_on, started_at, state_of
+from durable_swarm.engine.storage.run_state import moment, notes_on, started_at, state_of
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.observing import CallTrace, RunEnd, RunTrace, StepTrace, TurnTrace, WaitTrace
 from durable_swarm.runs import ENDED, StepInfo
 
