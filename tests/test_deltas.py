@@ -278,9 +278,9 @@ NO_CHUNKS: dict[str, tuple[Any, str]] = {
     "choice of nothing": ({"choices": [None]}, "not a choice: None"),
     "delta of text": ({"choices": [{"delta": "Hi"}]}, "not a delta: 'Hi'"),
     "content of numbers": (chunk({"content": 5}), "not a text: 5"),
-    "calls of text": (chunk({"tool_calls": "add"}), "no tool calls: 'add'"),
+    "calls of text": (chunk({"tool_calls": "add"}), "not tool calls: 'add'"),
     "call of text": (chunk({"tool_calls": ["add"]}), "not a tool call: 'add'"),
-    "arguments of objects": (chunk(part(0, text=object())), "arguments that are no JSON"),
+    "arguments of objects": (chunk(part(0, text=object())), "arguments that are not JSON"),
 }
 
 

@@ -2,7 +2,7 @@
 
     OPENAI_API_KEY=... python examples/refund/main.py
 
-Kill it at any moment and start it again: no step that has finished is repeated, and the one that was under way reaches
+Kill it at any moment and start it again: no finished step is repeated, and the one that was in progress reaches
 the payment service under the same key.
 """
 

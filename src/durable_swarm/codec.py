@@ -158,7 +158,7 @@ def mended(value: Any, depth: int = MAX_DEPTH) -> Any:
 
 
 def mended_values(context: Mapping[str, Any]) -> dict[str, Any]:
-    """Return context variables with all texts in their values mended; names stay, because code looks for them."""
+    """Return context variables with all texts in their values repaired; names stay, because code looks for them."""
     return {key: mended(value) for key, value in context.items()}
 
 

@@ -34,7 +34,7 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may spend, together with its child runs. None means no limit.
+    """The amounts that a run may spend, together with its child runs. None means no limit.
 
     `requests` are model calls, also those whose answer was lost in a crash. `tool_calls` are calls that were made, not
     refused ones. Tokens are those that the provider counts. `cost` is in US dollars, as an int, float, Decimal or str.
@@ -102,7 +102,7 @@ def dollars(name: str, value: Any) -> Decimal:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has spent, together with its child runs.
+    """The amounts that a run has spent, together with its child runs.
 
     `requests` are its model calls; of these, the answers of `uncertain` ones are unknown: the process died during the
     call, so it may have been paid. `usage` has the tokens of the others. `cost` is in US dollars, None if no call was
@@ -173,7 +173,7 @@ def extended(limits: Limits | None, more: Mapping[str, Any], run_id: str) -> Lim
     changed: dict[str, Any] = {}
     for name, amount in more.items():
         if name not in EXTENDABLE:
-            raise ConfigurationError(f"{name!r:.40} is no limit that can be extended; it is one of {EXTENDABLE}")
+            raise ConfigurationError(f"{name!r:.40} is not a limit that can be extended; it is one of {EXTENDABLE}")
         before = None if limits is None else getattr(limits, name)
         if before is None:
             raise ConfigurationError(

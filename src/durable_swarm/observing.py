@@ -83,7 +83,7 @@ class RunEnd:
 
 @dataclass(frozen=True)
 class RunTrace:
-    """What is recorded of a run, by turn, without the turns that a fork has kept from another.
+    """The records of a run, by turn, without the turns that a fork has kept from another.
 
     `root` is the top run of its family, `call` the id of the tool call that started it, or ''. `end` is None while it
     is unfinished. `resumed` are the times of the ends that were undone by `resume`, in order.

@@ -34,7 +34,7 @@ def load(settings: Settings, target: str) -> DurableSwarm:
     if not isinstance(swarm, DurableSwarm):
         swarms = [key for key, value in vars(module).items() if isinstance(value, DurableSwarm)]
         there = f"it has {', '.join(swarms)}" if swarms else "it has none"
-        raise Problem(f"{target!r} is no DurableSwarm; {there}.", 2)
+        raise Problem(f"{target!r} is not a DurableSwarm; {there}.", 2)
     if settings.database is not None and swarm.database not in (None, settings.database):
         raise Problem(f"{target} names its database itself; take --database away, or database= out of the code.", 2)
     return swarm

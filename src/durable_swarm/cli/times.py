@@ -42,5 +42,5 @@ class Since(click.ParamType[datetime]):
         try:
             return datetime.fromisoformat(text).astimezone(UTC)
         except (ValueError, OverflowError):
-            problem = f"{text!r} is no time; give one such as 2026-11-29T22:40, or 2h for two hours ago."
+            problem = f"{text!r} is not a time; give one such as 2026-11-29T22:40, or 2h for two hours ago."
             self.fail(problem, parameter, context)

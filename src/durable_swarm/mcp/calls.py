@@ -189,7 +189,7 @@ def _record(result: CallToolResult | InputRequiredResult) -> Record:
 
 
 def _text(content: Sequence[Any], structured: Any) -> str:
-    """Return a result as text for the model; of what is no text, its kind."""
+    """Return a result as text for the model; of what is not text, its kind."""
     parts = [text for block in content if (text := _block(block))]
     return "\n".join(parts) if parts or structured is None else json.dumps(structured)
 

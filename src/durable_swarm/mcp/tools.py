@@ -30,7 +30,7 @@ def mcp_tools(
     it gets PATH, HOME and the like of the environment only), the SDK's `StdioServerParameters`, or a server object in
     this process. Nothing is connected before the first turn of an agent that has the tools.
 
-    `prefix` is put before each name as it stands; `only` keeps the tools of these names, without the prefix. With
+    `prefix` is put before each name, unchanged; `only` keeps the tools of these names, without the prefix. With
     `trust=True` the server's hints decide what a crash in the middle of a call means: `readOnlyHint` is `"read"`,
     `idempotentHint` is `"idempotent"`, and no hint is `"once"`. Without it every tool is `"once"`: it is never repeated
     unseen. `effects`, by name without prefix, has the last word. `approval` is as in `@tool`, for all tools or by name.

@@ -28,7 +28,7 @@ def check_prices(prices: Any) -> Prices | None:
 
 
 def price(prices: Prices | None, model: str, usage: Usage) -> Decimal | None:
-    """Return the price of a call, None if it is unknown. Raises `ConfigurationError` for one that is no amount."""
+    """Return the price of a call, None if it is unknown. Raises `ConfigurationError` for one that is not an amount."""
     found = listed(model, usage) if prices is None else prices(model, usage)
     return None if found is None else dollars(f"prices({model!r}, ...)", found)
 

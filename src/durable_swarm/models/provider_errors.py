@@ -107,7 +107,7 @@ def pause(error: Exception, attempt: int) -> float:
 
 
 def long_pause(failures: int) -> float:
-    """Return the seconds to wait for a provider that stays away, after so many failures in a row."""
+    """Return the seconds to wait for a provider that stays away, after this number of failures in a row."""
     return float(min(FIRST_LONG_PAUSE * 2 ** min(failures - 1, 10), LONGEST_LONG_PAUSE) * random.uniform(0.75, 1))
 
 

@@ -54,7 +54,7 @@ class ReaderGone(Exception):
 
 
 class AttemptSink:
-    """What one attempt at turn number `turn` shows. Once ended it shows nothing more, from any thread."""
+    """The text that one attempt at turn number `turn` shows. Once ended it shows nothing more, from any thread."""
 
     def __init__(self, show: DeltaSink, turn: int) -> None:
         self._show = show

@@ -308,7 +308,7 @@ class _Calls:
     def add(self, fragments: Any) -> list[dict[str, Any]]:
         """Add the fragments of one chunk and return what is new in each."""
         if not isinstance(fragments, list | tuple):
-            raise BrokenStream(f"the provider's stream holds what are no tool calls: {_shortly(fragments)}")
+            raise BrokenStream(f"the provider's stream holds what are not tool calls: {_shortly(fragments)}")
         return [shown for fragment in fragments if len(shown := self._add(fragment)) > 1]
 
     def _add(self, fragment: Any) -> dict[str, Any]:
@@ -392,7 +392,7 @@ def _arguments(given: Any) -> str:
     try:
         return json.dumps(given)
     except (TypeError, ValueError, RecursionError) as error:
-        raise BrokenStream(f"the provider's stream holds arguments that are no JSON: {_shortly(given)}") from error
+        raise BrokenStream(f"the provider's stream holds arguments that are not JSON: {_shortly(given)}") from error
 
 
 def _shortly(thing: Any) -> str:

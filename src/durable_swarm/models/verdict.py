@@ -12,7 +12,7 @@ from durable_swarm.types import Message
 
 
 def judge(agent: Any, message: Message, finish: str, misfits: int) -> Verdict | None:
-    """Return the judgement of a reply; None for one that is no answer, or of an agent that answers in text.
+    """Return the judgement of a reply; None for one that is not an answer, or of an agent that answers in text.
 
     `misfits` answers before it did not fit. Raises `InvalidOutput` if the agent's `output_retries` are used up, and
     what a validator of the type raises beside ValueError and AssertionError.

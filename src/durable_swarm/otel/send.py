@@ -1,4 +1,4 @@
-"""Sends spans that are told from records, with the ids that they have."""
+"""Sends spans that are made from records, with the ids that they have."""
 
 from __future__ import annotations
 

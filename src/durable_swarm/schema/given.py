@@ -36,7 +36,7 @@ def checked_schema(name: str, parameters: Any) -> dict[str, Any]:
         validator_for(schema).check_schema(schema)
     except SchemaError as error:
         raise ConfigurationError(
-            f"{where} are no valid JSON schema: {_path(error.absolute_path)}: {error.message[:200]}"
+            f"{where} are not a valid JSON schema: {_path(error.absolute_path)}: {error.message[:200]}"
         ) from error
     for reference in _references(schema):
         if not isinstance(referred(schema, reference), dict | bool):

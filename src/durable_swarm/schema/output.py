@@ -27,7 +27,7 @@ LONGEST_SCHEMA = 4000
 
 
 class BadOutput(ValueError):
-    """A text is no value of the type; `problems` says why, a line for each."""
+    """A text is not a value of the type; `problems` says why, a line for each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))

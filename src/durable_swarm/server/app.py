@@ -49,7 +49,7 @@ class Server:
         self._doors = Guard(app, access, lambda path: path == "/healthz", _refuse, _deny)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request: what is no door's goes to the console."""
+        """Answer one request: what belongs to no door goes to the console."""
         if self._console is None or scope["type"] == "lifespan" or self._is_at_a_door(route_path(scope)):
             await self._doors(scope, receive, send)
         else:

@@ -195,7 +195,7 @@ def served(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Reque
 
 
 def failed(error: Exception) -> Response:
-    """Return an error as JSON. Raises what is no error of the request."""
+    """Return an error as JSON. Raises what is not an error of the request."""
     if isinstance(error, Refused):
         return problem(error.status, error.kind, str(error))
     if isinstance(error, errors.DurableSwarmError):

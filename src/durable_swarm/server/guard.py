@@ -1,4 +1,4 @@
-"""Who may ask: checks each request before the application sees it, and adds the headers that keep pages closed.
+"""Checks each request before the application sees it, and adds the headers that keep pages closed.
 
 The order is that of cost: the Host list, where a change comes from, then who asks. What answers without a name is told
 to the guard by its application: static files, `/healthz`.
@@ -44,7 +44,7 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask, and under which name.
+    """The rules of who may ask, and under which name.
 
     `token` is what every request must show, or None where `user` decides, and refuses by returning None. `hosts` are
     the names a request may use for this server; None for any. `name` stands for whoever shows the token, unless a
@@ -113,7 +113,7 @@ class Guard:
     def _is_own(self, request: Request) -> bool:
         """Return True unless a page of another origin may have sent this change.
 
-        Every browser of today names the site; older ones name the origin. Whoever names neither is no browser, and
+        Every browser of today names the site; older ones name the origin. Whoever names neither is not a browser, and
         has no cookie, which would prove nothing about the sender: it must show the token itself.
         """
         headers = request.headers

@@ -43,7 +43,7 @@ class Described(Protocol):
 
     @property
     def summary(self) -> str:
-        """What it does."""
+        """The description of it."""
 
     @property
     def body(self) -> str | None:

@@ -43,7 +43,7 @@ def run_views(visitor: Inspector, rows: Sequence[RunRow]) -> list[RunView]:
 
 
 class _Totals:
-    """What runs have taken and ask, together with the runs below them."""
+    """The amounts that runs have taken, and their requests, together with the runs below them."""
 
     def __init__(self, store: Store, rows: Sequence[RunRow]) -> None:
         self._families = {row.workflow_id: [row.workflow_id] for row in rows}

@@ -1,4 +1,4 @@
-"""`Compaction`: a session whose messages have become many goes on with a summary of the first ones.
+"""`Compaction`: a session whose messages have become many continues with a summary of the first ones.
 
 The messages themselves stay where they are: a summary changes only what a model is sent.
 """

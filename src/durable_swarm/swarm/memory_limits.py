@@ -26,7 +26,7 @@ Refusal = tuple["MemorySpending", Reached]
 
 @dataclass(eq=False)
 class MemorySpending:
-    """What one run in memory may spend and has spent, its child runs included."""
+    """The amounts that one run in memory may spend and has spent, its child runs included."""
 
     run_id: str
     at_first: Limits | None

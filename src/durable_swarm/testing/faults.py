@@ -122,7 +122,7 @@ def cut(reply: Any, *, after: int = 1) -> Cut:
 
 def garbled() -> json.JSONDecodeError:
     """Answer with a success whose body is not JSON."""
-    return json.JSONDecodeError("the scripted provider's answer is no JSON", BROKEN_JSON, len(BROKEN_JSON))
+    return json.JSONDecodeError("the scripted provider's answer is not JSON", BROKEN_JSON, len(BROKEN_JSON))
 
 
 def no_choices() -> Completion:

@@ -80,7 +80,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class _Written(NamedTuple):
-    """What the call of that number left in a variable. `Result`s are applied after the whole batch."""
+    """The value that the call of that number left in a variable. `Result`s are applied after the whole batch."""
 
     by_result: bool
     number: int

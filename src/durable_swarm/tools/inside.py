@@ -53,7 +53,7 @@ def emit(progress: str | dict[str, Any]) -> None:
 
 
 class MemoryRecorder:
-    """The recorder of runs in memory: nothing is recorded, steps are plain calls, and sleeping is no work."""
+    """The recorder of runs in memory: nothing is recorded, steps are plain calls, sleeping does not count as work."""
 
     def __init__(self, work: WorkTime) -> None:
         self._work = work

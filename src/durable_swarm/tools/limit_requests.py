@@ -13,7 +13,7 @@ _FORMS = {
     "seconds": {"type": "number", "exclusiveMinimum": 0},
     "cost": {"type": ["number", "string"], "exclusiveMinimum": 0, "pattern": r"^\d+(\.\d+)?$"},
 }
-"""The JSON schemas of the amounts that are no whole numbers."""
+"""The JSON schemas of the amounts that are not whole numbers."""
 
 
 def limit_request(

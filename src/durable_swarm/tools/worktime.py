@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class WorkTime:
-    """A clock that stands still while a run waits for people, times and providers. Any thread may call it."""
+    """A clock that stops while a run waits for people, times and providers. Any thread may call it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -115,7 +115,7 @@ class Run(RunResult, RunRelatives, RunLimits):
 
         With `children` the events of all runs below it come as well, with their `run_id`, between the `child.started`
         and `child.finished` of the run above. `after` counts the run's own events; a child that had not finished then
-        is told from its first event.
+        is read from its first event.
 
         Raises `ConfigurationError` for an invalid number, and the errors of `result` while the run cannot continue.
         """

@@ -21,7 +21,7 @@ class RunLimits:
 
     @property
     def spent(self) -> Spent:
-        """What the run and its child runs have spent so far: requests, tool calls, tokens, cost, seconds."""
+        """The requests, tool calls, tokens, dollars and seconds that the run and its child runs have spent so far."""
         store = self._store()
         return spending(store, store.found(self.id, load_output=False))
 

@@ -29,7 +29,7 @@ from durable_swarm.types import Usage
 
 @dataclass
 class Budget:
-    """What one run may spend and has spent, as its execution knows it. Methods that look at accounts may block."""
+    """The amounts that a run may spend and has spent, as its execution knows. Methods that read accounts may block."""
 
     ledger: Ledger
     run_id: str

@@ -24,7 +24,7 @@ ends.signal(DBOSBaseException)
 
 @ends.sorter
 def _of_the_database(error: BaseException) -> RunHeld | None:
-    """User code called this package, and the database failed: that holds the run, and is no failure of the code."""
+    """User code called this package, and the database failed: that holds the run, and is not a failure of the code."""
     if isinstance(error, errors.ConfigurationError) and is_transient(error.__cause__):
         return RunHeld(error, passes=True)
     return None

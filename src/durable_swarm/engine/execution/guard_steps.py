@@ -26,7 +26,7 @@ from durable_swarm.types import Block
 
 @dataclass(frozen=True)
 class Judged:
-    """What guardrails judge: the messages of the run, or the answer of the agent in that turn."""
+    """The input of guardrails: the messages of the run, or the answer of the agent in that turn."""
 
     kind: GuardKind
     turn: int

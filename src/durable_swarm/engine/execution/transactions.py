@@ -49,7 +49,7 @@ ENDED = (
     "take commit(), rollback() and close() of the connection out of the tool, or use connection.begin_nested()"
 )
 SWALLOWED = (
-    "a statement of a transactional tool failed, and with it the whole transaction, but the tool went on; "
+    "a statement of a transactional tool failed, and with it the whole transaction, but the tool continued; "
     "let the error pass, or put the statement into connection.begin_nested()"
 )
 

@@ -68,7 +68,7 @@ class _Page:
 def history_before(store: Store, place: SessionPlace, last: str | None, known: SessionHistory) -> SessionHistory:
     """Return what the runs of a session before one have left; `known` is what they have through run `last`.
 
-    A run that has written a summary stands on it, so that no older run is read than those whose messages were kept.
+    A run that has written a summary builds on it, so that no older run is read than those whose messages were kept.
     """
     if place.base is None:
         return SessionHistory()

@@ -57,7 +57,7 @@ class LostClaims:
         here = self._process
         if not run.lost and run.entered and not here.is_closed:
             log.warning(
-                "run %r continues elsewhere: it was resumed, or taken over while this process stood still or had lost "
+                "run %r continues elsewhere: it was resumed, or taken over while this process was stopped or had lost "
                 "its connections. What this execution of it still does is not recorded.",
                 run.run_id,
             )

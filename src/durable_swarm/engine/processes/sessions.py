@@ -50,7 +50,7 @@ class Known:
 
 
 class SessionTurns:
-    """Whose turn it is in the sessions of this process's swarms. Any thread may call it."""
+    """The order of turns in the sessions of this process's swarms. Any thread may call it."""
 
     def __init__(self, process: Process) -> None:
         self._process = process

@@ -43,7 +43,7 @@ class Summary:
 
     @property
     def spent(self) -> Spent:
-        """What it has cost the run."""
+        """The cost of it to the run."""
         if self.model is None:
             return Spent()
         return Spent(1, 0, self.usage or Usage(), self.cost, self.worked or 0.0)

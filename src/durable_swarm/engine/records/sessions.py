@@ -1,7 +1,7 @@
-"""The part of a run's start record that says where the run stands in a session.
+"""The part of a run's start record that says where the run is in a session.
 
 A run in a session stores its own messages only. `session` is the session's id, `number` the run's number in it, and
-`base` the run before it, on whose messages it stands. A run that waits for its turn has no number yet; its agent and
+`base` the run before it, on whose messages it builds. A run that waits for its turn has no number yet; its agent and
 context variables are then the ones that the session had when it was sent.
 """
 

@@ -84,7 +84,7 @@ class Refusal:
 
     @property
     def on_limit(self) -> OnLimit:
-        """What happens at the limit."""
+        """The action at the limit."""
         return "fail" if self.account.allowed is None else self.account.allowed.on_limit
 
     @property
@@ -94,7 +94,7 @@ class Refusal:
 
     @property
     def at_first(self) -> Any:
-        """What the account allowed at first."""
+        """The amounts that the account allowed at first."""
         return getattr(self.account.at_first, self.found.limit, None)
 
     def error(self) -> LimitReached:

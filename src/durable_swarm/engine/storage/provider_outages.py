@@ -252,6 +252,6 @@ class ProviderOutages(OwnTable):
 
 
 def _pause(failures: int, waiting: int) -> float:
-    """Return the seconds until the next try after so many failures in a row, of a model for which so many runs wait."""
+    """Return the seconds until the next try after `failures` in a row of a model for which `waiting` runs wait."""
     alone = long_pause(failures)
     return max(min(alone, SPACING), alone / max(1, waiting))

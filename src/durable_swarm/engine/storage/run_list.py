@@ -26,7 +26,7 @@ Keep = Callable[[Sequence[RunRow]], Sequence[RunRow]]
 
 @dataclass(frozen=True)
 class Query:
-    """Which runs to list, newest first: those that meet all conditions, at most `limit`.
+    """The runs to list, newest first: those that meet all conditions, at most `limit`.
 
     `status` is the present one, `agent` the name of the agent that each was started with, `swarm` the name of its
     swarm, and `search` a text in its id. `since` and `until` are aware times; a run was started at `since` or later,

@@ -67,9 +67,9 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Left:
-    """What an ended run leaves: the agent and the context of the next one, and its own tokens.
+    """The state that an ended run leaves: the agent and the context of the next one, and its own tokens.
 
-    `base` is the run on which the next one stands: this one, unless its messages do not count.
+    `base` is the run on which the next one builds: this one, unless its messages do not count.
     """
 
     agent: str

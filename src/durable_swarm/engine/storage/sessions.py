@@ -441,7 +441,7 @@ class _Changed(Exception):
 
 
 def _as_expected(state: SessionState, expected: SessionState | None) -> bool:
-    """Return True if the record of a run that was made for `expected` stands on what the session has now."""
+    """Return True if the record of a run that was made for `expected` builds on what the session has now."""
     if expected is None:
         return state.last == 0
     return (state.last, state.base) == (expected.last, expected.base) and state.context == expected.context

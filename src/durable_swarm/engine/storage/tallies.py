@@ -24,7 +24,7 @@ _TOTAL = 3
 
 @dataclass(frozen=True)
 class Tally:
-    """What runs have taken: turns, tokens and US dollars; None where no reply tells of any."""
+    """The amounts that runs have taken: turns, tokens and US dollars; None where no reply tells of any."""
 
     turns: int = 0
     tokens: int | None = None

@@ -20,7 +20,7 @@ PLAIN = "field."
 
 @dataclass(frozen=True)
 class Field:
-    """One argument in a form: `text` is what stands in it, as it is if `plain`, else as JSON."""
+    """One argument in a form: `text` is what is in it, as it is if `plain`, else as JSON."""
 
     name: str
     text: str

@@ -22,7 +22,7 @@ CHANGED = "This has changed since it was shown to you, so nothing was decided. T
 
 @dataclass
 class Outcome:
-    """What became of a decision: the request as it is now, and a sentence if it was not taken."""
+    """The outcome of a decision: the request as it is now, and a sentence if it was not taken."""
 
     request: requests.Request
     status: int = 200

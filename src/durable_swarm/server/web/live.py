@@ -31,7 +31,7 @@ def replaced(parts: Mapping[str, str]) -> str:
 
 
 class Speech:
-    """The text of the reply in progress, told from events. It is not recorded yet, so no history has it."""
+    """The text of the reply in progress, read from events. It is not recorded yet, so no history has it."""
 
     def __init__(self) -> None:
         self.turn = -1

@@ -45,7 +45,7 @@ class Said:
 
 @dataclass
 class Shown:
-    """What one look at a run finds: its detail, and the reply in progress. `first` is the first turn on the page."""
+    """One look at a run: its detail, and the reply in progress. `first` is the first turn on the page."""
 
     run: RunDetail
     speech: Speech

@@ -23,7 +23,7 @@ from durable_swarm.service import Runs
 ALIVE = 15.0
 """Seconds of silence after which a comment keeps proxies from closing the stream."""
 ANEW = 2.0
-"""Seconds after which a run is looked at though it told of nothing: the death of its process writes nothing."""
+"""Seconds after which a run is looked at though it reported nothing: the death of its process writes nothing."""
 RARELY = 0.25
 """Seconds between two messages that change parts of the page."""
 HEADERS = {"x-accel-buffering": "no", "cache-control": "no-store"}
