@@ -408,6 +408,38 @@ MUTANTS = [
         "if True:",
         ("tests/contract/test_changes.py",),
     ),
+    Mutant(
+        "counts-at-the-limit",
+        "a call that a limit did not permit is not counted as uncertain",
+        "engine/execution/budget.py",
+        " and (forced or self._own_reached(failing) is None):",
+        ":",
+        ("tests/crash/test_limits.py::test_a_run_killed_at_its_limit_counts_no_call_that_was_not_permitted",),
+    ),
+    Mutant(
+        "waits-with-the-turn",
+        "who has the right to write waits for no connection",
+        "engine/database/connection.py",
+        "pool_size=0,",
+        "pool_size=4, max_overflow=0,",
+        ("tests/engine/test_guard.py::test_who_writes_waits_for_nobody_that_waits_to_write",),
+    ),
+    Mutant(
+        "blames-the-tool",
+        "a database that fails under a tool fails no run",
+        "engine/execution/errors.py",
+        "        return RunHeld(error, passes=True)\n    return None",
+        "        return None\n    return None",
+        ("tests/engine/test_database_errors.py::test_a_database_that_fails_under_a_run_with_children_fails_no_run",),
+    ),
+    Mutant(
+        "forgets-the-summary",
+        "the model call that writes a summary counts for the limits",
+        "engine/execution/compacting.py",
+        "        run.budget.summarized(summary.spent, replayed=replayed)\n",
+        "",
+        ("tests/contract/test_compaction.py",),
+    ),
 ]
 
 

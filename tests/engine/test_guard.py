@@ -11,9 +11,10 @@ import sqlite3
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy
@@ -246,6 +247,29 @@ def test_two_never_write_at_once(
         read(folder)
         assert other.submit(write, folder / "runs.sqlite").result() == "locked"
     assert other.submit(write, folder / "runs.sqlite").result() == "written"
+
+
+def test_who_writes_waits_for_nobody_that_waits_to_write(engine: sqlalchemy.Engine) -> None:
+    """However many threads wait for the right to write, who has it still reads over another connection."""
+
+    def add() -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE kept SET number = number + 1")
+
+    def read() -> Any:
+        with engine.connect() as connection:
+            return connection.exec_driver_sql("SELECT number FROM kept").scalar_one()
+
+    pool: Any = engine.pool
+    with ThreadPoolExecutor(13) as threads:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            added = [threads.submit(add) for _ in range(12)]
+            wait_until(lambda: pool.checkedout() >= 4)
+            assert threads.submit(read).result(file_guard.BUSY / 2) == 1
+        for one in added:
+            one.result()
+    assert read() == 13
 
 
 def test_no_checkpoint_changes_the_file_under_a_reader(

@@ -89,8 +89,6 @@ class Inside:
     finished: dict[str, Any] = dataclasses.field(default_factory=dict)
     emit: Callable[[int, Any], None] | None = None
     """Receives what the code emits, with the attempt; None if nothing can follow the run."""
-    in_transaction: bool = False
-    """True in a transactional tool."""
     abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Set when the attempt has timed out; its thread may still run, but begins nothing more."""
     owner: Owner | None = None
@@ -111,12 +109,12 @@ class Inside:
 
     @property
     def ownership_is_fresh(self) -> bool:
-        """True if ownership was verified just now, or is when the call's transaction is committed."""
-        return self.owner is None or self.in_transaction or self.owner.ownership_is_fresh
+        """True if ownership was verified just now."""
+        return self.owner is None or self.owner.ownership_is_fresh
 
     def verify_ownership(self) -> None:
         """Check that this process still owns the run, unless that was verified just now."""
-        if self.owner is not None and not self.ownership_is_fresh:
+        if self.owner is not None and not self.owner.ownership_is_fresh:
             self.owner.verify_ownership()
 
     def check(self) -> None:

@@ -250,7 +250,7 @@ class ToolCallExecution:
         def body(connection: Any) -> Record:
             given = {"connection": connection} if wants_connection(self.function) else {}
             change, context = Change.watch(self.made.context, is_stored=True)
-            here = Inside(self.current, None, self.people, emit=self._emit, owner=run, in_transaction=True)
+            here = Inside(self.current, None, self.people, emit=self._emit, owner=run)
             made = finish(invoke(self.function, call, context, here, cast=run.cast, waits=_NoWaits(), **given))
             if made.later is not None:
                 raise errors.ConfigurationError(f"tool {call.tool!r} is transactional, and cannot give later()")
