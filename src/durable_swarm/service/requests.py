@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from durable_swarm.engine.api.inspector import Inspector
@@ -15,6 +16,8 @@ from durable_swarm.service.unreadable import opened
 from durable_swarm.swarm.answering import answer, approve, reject
 from durable_swarm.validation import check_name
 
+Check = Callable[[Request], None]
+
 NAMED = 5
 """How many requests the error for an ambiguous id lists."""
 
@@ -23,7 +26,8 @@ class Inbox:
     """The requests of one database. A request may also be named by its run's id if the run has one open request.
 
     The methods that answer raise `AlreadyAnswered`, `RequestExpired`, `InvalidAnswer`, `NoRequest`, and
-    `ConfigurationError` for a run with several open requests. `by` names the person or program that answers.
+    `ConfigurationError` for a run with several open requests. `by` names the person or program that answers. `check`
+    gets the request as it is when the decision is taken, and may refuse it by an error.
     """
 
     def __init__(self, visitor: Inspector) -> None:
@@ -47,17 +51,19 @@ class Inbox:
         with opened(f"request {request_id!r}"):
             return self._store.inbox.found(request_id)
 
-    def answer(self, name: str, value: Any, by: str | None) -> Request:
+    def answer(self, name: str, value: Any, by: str | None, check: Check | None = None) -> Request:
         """Answer a question, or supply the result of a call that happened; return the updated request."""
-        return self._decide(name, answer(value), by)
+        return self._decide(name, answer(value), by, check)
 
-    def approve(self, name: str, arguments: dict[str, Any] | None, by: str | None) -> Request:
+    def approve(
+        self, name: str, arguments: dict[str, Any] | None, by: str | None, check: Check | None = None
+    ) -> Request:
         """Approve a call, optionally with other arguments, and return the updated request."""
-        return self._decide(name, approve(arguments), by)
+        return self._decide(name, approve(arguments), by, check)
 
-    def reject(self, name: str, reason: str, by: str | None) -> Request:
+    def reject(self, name: str, reason: str, by: str | None, check: Check | None = None) -> Request:
         """Reject a call, and return the updated request."""
-        return self._decide(name, reject(reason), by)
+        return self._decide(name, reject(reason), by, check)
 
     def complete(self, token: str, result: Any, by: str | None) -> Request | None:
         """Post the result of a call that has returned `later(token)`, or will.
@@ -93,10 +99,10 @@ class Inbox:
         with self._visitor.alone() as me:
             return not me.is_dead(owner)
 
-    def _decide(self, name: str, decision: Decision, by: str | None) -> Request:
+    def _decide(self, name: str, decision: Decision, by: str | None, check: Check | None) -> Request:
         request_id = self._meant(name)
         with opened(f"request {request_id!r}"):
-            return self._store.inbox.decide(request_id, decision, by)
+            return self._store.inbox.decide(request_id, decision, by, check)
 
     def _meant(self, name: str) -> str:
         """Return the request id that an id of a request or of a run refers to."""

@@ -17,7 +17,7 @@ from durable_swarm import errors
 from durable_swarm.server.guard import Access, Guard, equal, signed_in
 from durable_swarm.server.web import compare, inbox, run, runs, status, stream
 from durable_swarm.server.web.site import TYPES, Site, TooLarge, form_of
-from durable_swarm.service import NoRequest, NoRuns
+from durable_swarm.service import NoRequest, NoRuns, NoStep
 
 Page = Callable[[Site, Request], Awaitable[Response]]
 
@@ -51,6 +51,7 @@ FORMS: dict[str, Page] = {"/runs/{id}/fork": run.fork_form}
 STATUSES: dict[type[Exception], tuple[int, str]] = {
     errors.RunNotFound: (404, "Not found"),
     NoRequest: (404, "Not found"),
+    NoStep: (404, "Not found"),
     errors.AlreadyAnswered: (409, "Decided already"),
     errors.RequestExpired: (409, "Expired"),
     errors.RunConflict: (409, "In use"),

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from durable_swarm import requests
 from durable_swarm.errors import AlreadyAnswered, DurableSwarmError, InvalidAnswer
-from durable_swarm.server.web.fields import PLAIN, Form
-from durable_swarm.server.web.live import mark_of, unchanged
+from durable_swarm.server.web.fields import PLAIN, Form, digest_of
+from durable_swarm.server.web.live import mark_of
 from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in
 from durable_swarm.service import Runs
 
@@ -35,7 +35,8 @@ async def listed(site: Site, request: Request) -> Response:
     data: dict[str, Any] = {"found": found, "forms": _forms(found), "answers": {}, "alert": None, "open": opened}
     mark = mark_of(*sorted(one.id for one in found))
     if "seen" in request.query_params:
-        return unchanged(request, site.html(request, "inbox_poll.html", mark=mark, news=True), mark)
+        known = request.query_params["seen"] == mark
+        return Response(status_code=204) if known else site.page(request, "inbox_poll.html", mark=mark, news=True)
     return site.page(request, "inbox.html", mark=mark, news=False, **data)
 
 
@@ -73,14 +74,19 @@ def _decided(runs: Runs, asked: str, form: dict[str, str], by: str | None) -> Ou
     if found.status == "open" and form.get("seen") != shown.digest:
         return Outcome(found, 409, CHANGED)
     verdict = form.get("verdict", "")
+
+    def same(now: requests.Request) -> None:
+        if digest_of(now) != shown.digest:
+            raise InvalidAnswer(CHANGED, request_id=asked)
+
     try:
         if verdict == "approve":
-            return Outcome(runs.inbox.approve(asked, shown.arguments(form), by))
+            return Outcome(runs.inbox.approve(asked, shown.arguments(form), by, same))
         if verdict == "reject":
-            return Outcome(runs.inbox.reject(asked, form.get("reason", ""), by))
-        return Outcome(runs.inbox.answer(asked, _answer(found, form), by))
+            return Outcome(runs.inbox.reject(asked, form.get("reason", ""), by, same))
+        return Outcome(runs.inbox.answer(asked, _answer(found, form), by, same))
     except InvalidAnswer as error:
-        return Outcome(found, 422, str(error))
+        return Outcome(runs.inbox.find(asked), 422, str(error))
     except AlreadyAnswered:
         return Outcome(runs.inbox.find(asked), 409, "Decided already, before you: nothing was changed.")
     except DurableSwarmError as error:

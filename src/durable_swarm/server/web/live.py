@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
 
 from durable_swarm.display import harmless
 from durable_swarm.events import Event
+
+STILL = 15.0
+"""Seconds for which an unchanged mark means that a page is as it was."""
 
 
 def mark_of(*texts: str) -> str:
@@ -17,9 +20,15 @@ def mark_of(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:16]
 
 
-def unchanged(request: Request, html: str, mark: str) -> Response:
-    """Answer a page that asks for changes: with the HTML, or with nothing if it has seen it."""
-    return Response(status_code=204) if request.query_params["seen"] == mark else HTMLResponse(html)
+def seen_now(mark: object) -> str:
+    """Return what a page has seen, to be sent back when it asks for changes: the mark of the database, and the time."""
+    return f"{mark_of(str(mark))}.{time.time():.0f}"
+
+
+def is_still(request: Request, mark: object) -> bool:
+    """Return True if nothing has changed since the page was made. A process that dies leaves no mark, so not for long."""
+    seen, _, at = request.query_params.get("seen", "").partition(".")
+    return seen == mark_of(str(mark)) and at.isdigit() and time.time() - int(at) < STILL
 
 
 def replaced(parts: Mapping[str, str]) -> str:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from durable_swarm.display import value
 from durable_swarm.errors import DurableSwarmError, RunNotFound
 from durable_swarm.runs import ENDED, StepInfo
 from durable_swarm.server.web.fields import Form
-from durable_swarm.server.web.live import Speech, mark_of, replaced, unchanged
-from durable_swarm.server.web.site import Site, back_to, form_of, id_in, number_in
-from durable_swarm.server.web.words import calls_of, text_of
-from durable_swarm.service import RunDetail, Runs
+from durable_swarm.server.web.live import Speech, is_still, replaced, seen_now
+from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in, number_in
+from durable_swarm.server.web.words import calls_of, crashes, text_of
+from durable_swarm.service import RunDetail, Runs, RunView, timeline
 from durable_swarm.types import Message
 
 TURNS = 100
@@ -51,6 +52,8 @@ class Shown:
     speech: Speech
     first: int
     turns: int
+    forks: list[RunView]
+    seen: str = ""
 
     @property
     def saying(self) -> bool:
@@ -63,11 +66,14 @@ class Shown:
         messages = [one for one in transcript(self.run) if self.first <= one.turn < last]
         asked = sum(one.asked for one in messages)
         steps = [step for step in self.run.steps if self.first <= (step.turn or 0) < last]
+        over = self.run.status in ENDED or self.run.idle
+        axis = timeline(steps, self.run.updated_at if over else datetime.now(UTC), self.run.executions)
         return {
             "run": self.run, "steps": steps, "messages": messages[max(asked - TURNS, 0) :], "left_out": asked - TURNS,
             "first": self.first, "last": last, "turns": self.turns, "per_page": TURNS, "speech": self.speech,
             "saying": self.saying, "forms": {one.id: Form(one) for one in self.run.requests if one.status == "open"},
-            "alert": None, "answers": {},
+            "alert": None, "answers": {}, "forks": self.forks, "axis": axis,
+            "bars": {bar.number: bar for bar in axis.bars}, "crashed": crashes(self.run),
         }  # fmt: skip
 
 
@@ -80,7 +86,8 @@ def look(runs: Runs, run_id: str, first: int | None, speech: Speech | None = Non
             speech.hear(runs.reader(run_id).read())
     run = runs.show(run_id)
     turns = sum(step.kind == "model" and step.status == "done" for step in run.steps)
-    return Shown(run, speech, max(turns - TURNS, 0) if first is None else first, turns)
+    first = max(turns - TURNS, 0) if first is None else first
+    return Shown(run, speech, first, turns, runs.lineage(run_id)[1])
 
 
 def parts_of(site: Site, request: Request, shown: Shown) -> dict[str, str]:
@@ -89,25 +96,30 @@ def parts_of(site: Site, request: Request, shown: Shown) -> dict[str, str]:
     parts = {name: site.html(request, f"run_{name}.html", **data) for name in PARTS[:-1]}
     ended = shown.run.status in ENDED
     streams = shown.run.status in SAYING and not shown.run.idle
-    parts["pulse"] = site.html(
-        request, "run_pulse.html", run=shown.run, ended=ended, streams=streams, seen=mark_of(*parts.values())
-    )
+    parts["pulse"] = site.html(request, "run_pulse.html", run=shown.run, ended=ended, streams=streams, seen=shown.seen)
     return parts
 
 
 async def page(site: Site, request: Request) -> Response:
-    """Show a run; a page that asks for changes gets its parts only, if they have changed."""
+    """Show a run; a page that asks for changes gets its parts only, if anything has changed."""
     run_id, query = id_in(request), request.query_params
     first = number_in(query, "from") if "from" in query else None
+
+    def found(runs: Runs) -> Shown | None:
+        mark = runs.mark(runs.exactly(run_id).id)
+        return None if is_still(request, mark) else replace(look(runs, run_id, first), seen=seen_now(mark))
+
     try:
-        shown, opened = await site.see(lambda runs: look(runs, run_id, first))
+        shown, opened = await site.see(found)
     except RunNotFound:
         raise
     except DurableSwarmError as error:  # What is stored is damaged, or of another version.
         return site.page(request, "error.html", title=run_id, said=str(error))
+    if shown is None:
+        return Response(status_code=204)
     parts = parts_of(site, request, shown)
     if "seen" in query:
-        return unchanged(request, replaced(parts), mark_of(*list(parts.values())[:-1]))
+        return HTMLResponse(replaced(parts))
     marked = {name: Markup(html) for name, html in parts.items()}
     return site.page(request, "run.html", run=shown.run, parts=marked, turns=shown.turns, open=opened)
 
@@ -115,10 +127,7 @@ async def page(site: Site, request: Request) -> Response:
 async def step(site: Site, request: Request) -> Response:
     """Return the whole outcome of one step as text."""
     run_id, number = id_in(request), request.path_params["number"]
-    run = await site.use(lambda runs: runs.show(runs.exactly(run_id).id))
-    found = next((one for one in run.steps if one.number == number), None)
-    if found is None:
-        raise RunNotFound(f"run {run_id!r} has no step {number}")
+    found = await site.use(lambda runs: runs.step(runs.exactly(run_id).id, number))
     return PlainTextResponse(found.error or value(found.output))
 
 
@@ -145,14 +154,14 @@ async def export(site: Site, request: Request) -> Response:
 async def cancel(site: Site, request: Request) -> Response:
     """Cancel a run, and lead back to it."""
     run_id = id_in(request)
-    await site.use(lambda runs: runs.cancel(runs.exactly(run_id).id))
+    await site.use(lambda runs: runs.cancel(runs.exactly(run_id).id, by_of(request)))
     return back_to(request, "runs", run_id)
 
 
 async def resume(site: Site, request: Request) -> Response:
     """Let a run continue, and lead back to it."""
     run_id = id_in(request)
-    await site.use(lambda runs: runs.resume(runs.exactly(run_id).id))
+    await site.use(lambda runs: runs.resume(runs.exactly(run_id).id, by_of(request)))
     return back_to(request, "runs", run_id)
 
 
@@ -161,7 +170,7 @@ async def say(site: Site, request: Request) -> Response:
     run_id = id_in(request)
     text = dict(await form_of(request)).get("text", "").replace("\r\n", "\n")
     if text.strip():
-        await site.use(lambda runs: runs.inbox.say(runs.exactly(run_id).id, text))
+        await site.use(lambda runs: runs.inbox.say(runs.exactly(run_id).id, text, by_of(request)))
     return back_to(request, "runs", run_id)
 
 
@@ -180,7 +189,7 @@ async def fork(site: Site, request: Request) -> Response:
     made = await site.use(
         lambda runs: runs.fork(
             runs.exactly(run_id).id, number_in(form, "turn"), agent=form.get("agent", "").strip() or None,
-            messages=messages or None, new_id=form.get("run_id", "").strip() or None,
+            messages=messages or None, by=by_of(request), new_id=form.get("run_id", "").strip() or None,
         )
     )  # fmt: skip
     return back_to(request, "runs", made.id)

@@ -9,12 +9,12 @@ from typing import Any
 from markupsafe import Markup
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from durable_swarm.errors import ConfigurationError, DurableSwarmError
 from durable_swarm.runs import ENDED, STATES
-from durable_swarm.server.web.live import mark_of, unchanged
-from durable_swarm.server.web.site import Site, form_of
+from durable_swarm.server.web.live import is_still, seen_now
+from durable_swarm.server.web.site import Site, by_of, form_of
 from durable_swarm.server.web.words import status_of
 from durable_swarm.service import Query, Runs
 
@@ -27,26 +27,31 @@ PAGE = 50
 
 
 async def listed(site: Site, request: Request) -> Response:
-    """Show one page of the list; a page that asks for changes gets its rows only, if they have changed."""
-    data, opened = await site.see(lambda runs: _found(runs, request.query_params))
-    rows = site.html(request, "rows.html", **data)
-    mark = mark_of(rows, str(data["newer"]))
-    live = Markup(site.html(request, "rows_live.html", rows=Markup(rows), mark=mark, **data))
+    """Show one page of the list; a page that asks for changes gets its rows only, if anything has changed."""
+
+    def found(runs: Runs) -> dict[str, Any] | None:
+        mark = runs.mark()
+        return None if is_still(request, mark) else _found(runs, request.query_params) | {"seen": seen_now(mark)}
+
+    data, opened = await site.see(found)
+    if data is None:
+        return Response(status_code=204)
+    live = Markup(site.html(request, "rows_live.html", **data))
     if "seen" in request.query_params:
-        return unchanged(request, live, mark)
+        return HTMLResponse(live)
     return site.page(request, "runs.html", open=opened, live=live, **data)
 
 
 async def bulk(site: Site, request: Request) -> Response:
     """Cancel or resume the ticked runs, and show what became of each."""
     form = await form_of(request)
-    change = dict(form).get("change", "")
+    change, by = dict(form).get("change", ""), by_of(request)
     if change not in ("cancel", "resume"):
         raise ConfigurationError("tick some runs, and choose Cancel or Resume")
     ids = [value for name, value in form if name == "id"]
 
     def changed(runs: Runs) -> dict[str, Any]:
-        outcomes = [(run_id, _outcome(runs, change, run_id)) for run_id in dict.fromkeys(ids)]
+        outcomes = [(run_id, _outcome(runs, change, run_id, by)) for run_id in dict.fromkeys(ids)]
         return _found(runs, QueryParams("")) | {"outcomes": outcomes}
 
     data, opened = await site.see(changed)
@@ -54,12 +59,12 @@ async def bulk(site: Site, request: Request) -> Response:
     return site.page(request, "runs.html", open=opened, live=rows, **data)
 
 
-def _outcome(runs: Runs, change: str, run_id: str) -> str:
+def _outcome(runs: Runs, change: str, run_id: str, by: str | None) -> str:
     """Change one run, and return what became of it in words."""
     try:
         before = runs.exactly(run_id)
         act: Callable[..., Any] = runs.cancel if change == "cancel" else runs.resume
-        after = act(run_id)
+        after = act(run_id, by)
     except DurableSwarmError as error:
         return str(error)
     if change == "cancel" and before.status in ENDED:

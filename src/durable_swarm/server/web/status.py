@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from durable_swarm.errors import RunNotFound
 from durable_swarm.server.web.site import Site, id_in
@@ -27,9 +28,12 @@ async def session(site: Site, request: Request) -> Response:
 
 
 async def workers(site: Site, request: Request) -> Response:
-    """Show the processes."""
-    _, opened = await site.see(lambda _: None)
-    return site.page(request, "workers.html", open=opened)
+    """Show the processes, the queues and the limits; a page that asks for changes gets these only."""
+    found, opened = await site.see(Runs.workers)
+    html = site.html(request, "workers_live.html", found=found)
+    if "live" in request.query_params:
+        return HTMLResponse(html)
+    return site.page(request, "workers.html", live=Markup(html), open=opened)
 
 
 async def health(site: Site, request: Request) -> Response:

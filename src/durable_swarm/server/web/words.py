@@ -11,7 +11,7 @@ from durable_swarm.display import as_call, clock, duration, one_line, value
 from durable_swarm.limits import EXTENDABLE, words_of
 from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED, without_answer, written_as_text
-from durable_swarm.service import RunDetail, RunView
+from durable_swarm.service import ExecutionView, RunDetail, RunView
 from durable_swarm.types import Message
 
 CUT = 2000
@@ -113,6 +113,26 @@ def reply(message: Any) -> str:
     return "  ".join(part for part in (text_of(message), *(f"→ {call}" for call in calls_of(message))) if part)
 
 
+def crashes(run: RunDetail) -> dict[int, str]:
+    """Return what to say of a crash, by the number of the first step that began after it."""
+    found: dict[int, str] = {}
+    for one in run.executions:
+        if one.end in ("died", "stopped") and one.ended_at is not None:
+            after = [step.number for step in run.steps if step.started_at and step.started_at > one.ended_at]
+            found[min(after, default=0)] = f"{place_of(one)} {one.end}"
+    return found
+
+
+def place_of(one: ExecutionView) -> str:
+    """Return the process of an execution in words."""
+    return f"process {one.pid} on {one.host}" if one.pid is not None else one.process
+
+
+def percent(part: float) -> str:
+    """Return a part of 1 for a drawing."""
+    return f"{100 * part:.2f}%"
+
+
 def spent(run: RunDetail) -> Iterator[str]:
     """Yield what a run has spent of what it may."""
     if run.spent is None or run.limits is None:
@@ -127,7 +147,8 @@ def spent(run: RunDetail) -> Iterator[str]:
 FILTERS: dict[str, Callable[..., Any]] = {
     "ago": ago, "clock": clock, "cut": cut, "rest": rest, "pretty": pretty, "duration": duration, "text": value,
     "one_line": one_line, "decided": decided, "last_word": last_word, "took": took, "status": status_of,
-    "spent": spent, "reply": reply, "without_answer": without_answer, "written_as_text": written_as_text,
+    "spent": spent, "reply": reply, "place": place_of,
+    "percent": percent, "coarse": coarse, "without_answer": without_answer, "written_as_text": written_as_text,
 }  # fmt: skip
 GLOBALS: dict[str, Any] = {
     "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "as_call": as_call, "words_of": words_of,
