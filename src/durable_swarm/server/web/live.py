@@ -26,7 +26,7 @@ def seen_now(mark: object) -> str:
 
 
 def is_still(request: Request, mark: object) -> bool:
-    """Return True if nothing has changed since the page was made. A process that dies leaves no mark, so not for long."""
+    """Return True if nothing has changed since the page was made; for a while, as a dying process leaves no mark."""
     seen, _, at = request.query_params.get("seen", "").partition(".")
     return seen == mark_of(str(mark)) and at.isdigit() and time.time() - int(at) < STILL
 
