@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import http.client
 import inspect
 import os
-import queue
-import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -166,43 +165,49 @@ def serving(url: str, **options: Any) -> Iterator[str]:
         listener.close()
 
 
+class _Stripping(BaseHTTPRequestHandler):
+    """Passes requests below `prefix` on to `port`, without the prefix."""
+
+    prefix: str
+    port: int
+
+    def do_GET(self) -> None:
+        """Forward a request, and send the answer back."""
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if not self.path.startswith(self.prefix + "/"):
+            self.send_error(404)
+            return
+        upstream = http.client.HTTPConnection("127.0.0.1", self.port)
+        upstream.request(self.command, self.path.removeprefix(self.prefix), body, dict(self.headers.items()))
+        answer = upstream.getresponse()
+        found = answer.read()
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                self.send_header(name, value)
+        self.send_header("content-length", str(len(found)))
+        self.end_headers()
+        if answer.status != 204:
+            self.wfile.write(found)
+        upstream.close()
+
+    def do_POST(self) -> None:
+        """Forward a request with a form."""
+        self.do_GET()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
 @contextmanager
 def stripping(prefix: str, upstream: str) -> Iterator[str]:
     """Have a proxy that serves an address under a path, which it strips; its own address."""
-    port = int(upstream.rpartition(":")[2])
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        method, path, rest = head.split(b" ", 2)
-        if not path.startswith(prefix.encode() + b"/"):
-            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        else:
-            back, forth = await asyncio.open_connection("127.0.0.1", port)
-            rest = re.sub(rb"(?i)\r\nconnection:[^\r]*", b"", rest).replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-            forth.write(b" ".join([method, path.removeprefix(prefix.encode()), rest]))
-            length = re.search(rb"(?i)\r\ncontent-length: (\d+)", rest)
-            forth.write(await reader.readexactly(int(length[1])) if length else b"")
-            while piece := await back.read(65_536):
-                writer.write(piece)
-                await writer.drain()
-            forth.close()
-        writer.close()
-
-    async def proxy() -> None:
-        server = await asyncio.start_server(forward, "127.0.0.1", 0)
-        over = asyncio.Event()
-        begun.put((server.sockets[0].getsockname()[1], asyncio.get_running_loop(), over))
-        await over.wait()
-        server.close()
-
-    begun: queue.Queue[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = queue.Queue()
-    thread = threading.Thread(target=lambda: asyncio.run(proxy()))
-    thread.start()
-    port_of_proxy, loop, over = begun.get()
-    try:
-        yield f"http://127.0.0.1:{port_of_proxy}{prefix}"
-    finally:
-        loop.call_soon_threadsafe(over.set)
+    settings = {"prefix": prefix, "port": int(upstream.rpartition(":")[2])}
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Stripping,), settings)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}{prefix}"
+        server.shutdown()
         thread.join()
 
 
