@@ -53,7 +53,7 @@ class Shown:
     first: int
     turns: int
     forks: list[RunView]
-    seen: str = ""
+    seen: str = "0"
 
     @property
     def saying(self) -> bool:
