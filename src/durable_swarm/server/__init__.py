@@ -39,7 +39,7 @@ def console(
     return made(database, access(token=token, user=user), read_only=read_only)
 
 
-DOORS = ("api",)
+DOORS = ("api", "openai")
 """The doors of `app`."""
 
 
@@ -54,9 +54,9 @@ def app(
 ) -> Server:
     """Return the server of a swarm as an ASGI application, to be served or mounted in another under any path.
 
-    `agents` are those that can be asked, by default all that the program defines. `doors` names the interfaces:
-    `"api"`. With `console` the web console is there, too. `authorize` takes a Starlette request and returns the name of
-    who asks, which is recorded with every decision, or None to refuse; it may be async. Without it
+    `agents` are those that can be asked, by default all that the program defines. `doors` names the interfaces, all of
+    `DOORS` by default. With `console` the web console is there, too. `authorize` takes a Starlette request and returns
+    the name of who asks, which is recorded with every decision, or None to refuse; it may be async. Without it
     `$DURABLE_SWARM_SERVER_TOKEN` is the token that every request must show; without both, everyone whom the application
     around it lets through may ask. With `read_only` nothing can be started or changed. Raises `ConfigurationError`,
     also without the extra `server`.

@@ -16,6 +16,7 @@ from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.server.api import Api
 from durable_swarm.server.backend import MOST, Backend, problem
 from durable_swarm.server.guard import Access, Guard, route_path
+from durable_swarm.server.openai import OpenAI
 from durable_swarm.server.web.app import Console
 
 TYPES = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed", 421: "Misdirected"}
@@ -78,7 +79,7 @@ class Server:
         self.close()
 
 
-DOORS: dict[str, Any] = {"api": Api}
+DOORS: dict[str, Any] = {"api": Api, "openai": OpenAI}
 """The doors by name: each is made of a backend and has routes."""
 
 

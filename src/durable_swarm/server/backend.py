@@ -143,8 +143,8 @@ class Backend:
         finally:
             self._streams -= 1
 
-    async def batches(self, run: Run, after: int) -> AsyncIterator[list[Event]]:
-        """Yield the events of a run as they come, all that are there at once; an empty list after each silence.
+    async def batches(self, run: Run, after: int, silence: float = ALIVE) -> AsyncIterator[list[Event]]:
+        """Yield the events of a run as they come, all that are there at once; an empty list after `silence` seconds.
 
         They end with the run, when the run cannot continue here, and when the server ends.
         """
@@ -168,7 +168,7 @@ class Backend:
         try:
             while not self._stopped:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(more.wait(), ALIVE)
+                    await asyncio.wait_for(more.wait(), silence)
                 more.clear()
                 found, buffer[:] = list(buffer), []
                 taken.set()

@@ -1,0 +1,210 @@
+"""The door `openai`: agents as models of OpenAI's API, for any client of chat completions or responses."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from durable_swarm import errors
+from durable_swarm.engine.api.run import Run
+from durable_swarm.server.backend import Backend, Refused, event_stream, failed
+from durable_swarm.server.ids import decode_id, encode_id
+from durable_swarm.server.openai_chat import ChatStream, completion
+from durable_swarm.server.openai_input import messages_of
+from durable_swarm.server.openai_responses import ResponseStream, response_of
+from durable_swarm.server.outcome import LOOK, outcome_of, waits
+
+MODELS = 1_700_000_000
+"""When the models were made, which agents do not know, in seconds since 1970."""
+
+
+class OpenAI:
+    """The handlers of the door."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._swarm = backend.swarm
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/v1/models", _told(self.models)),
+            Route("/v1/models/{name}", _told(self.model)),
+            Route("/v1/chat/completions", _told(self.chat), methods=["POST"]),
+            Route("/v1/responses", _told(self.respond), methods=["POST"]),
+            Route("/v1/responses/{id}", _told(self.response)),
+            Route("/v1/responses/{id}/cancel", _told(self.cancel), methods=["POST"]),
+        ]
+
+    # Models
+
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(name) for name in self._backend.agent_names()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in self._backend.agent_names():
+            raise _no_model(name)
+        return JSONResponse(_model(name))
+
+    # Chat completions
+
+    async def chat(self, request: Request) -> Response:
+        asked = await self._backend.body(request)
+        _refuse_unfit(asked)
+        messages = asked.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise Refused(422, "InvalidBody", "messages must be a list of messages")
+        run = await self._start(asked, messages, _run_id(request, asked))
+        if not asked.get("stream"):
+            return JSONResponse(completion(await outcome_of(self._backend, run)))
+        usage = (asked.get("stream_options") or {}).get("include_usage") is True
+        return event_stream(self._chat_stream(run, ChatStream(run.id, str(asked["model"]), usage=usage)))
+
+    async def _chat_stream(self, run: Run, chat: ChatStream) -> AsyncIterator[str]:
+        with self._backend.streaming():
+            async for events in self._backend.batches(run, 0, LOOK):
+                yield "".join(_lines(chat.take(event)) for event in events) or ": still here\n\n"
+                if chat.over or (not events and await self._backend.call(lambda: waits(run))):
+                    break
+            if not chat.over:
+                outcome = await outcome_of(self._backend, run, patience=0)
+                if not outcome.waits_for:
+                    return  # The server ends: a stream without an end tells the client that it is not whole.
+                yield _lines(chat.end(outcome))
+            yield _lines(chat.usage(await self._backend.call(lambda: run.usage)))
+            yield "data: [DONE]\n\n"
+
+    # Responses
+
+    async def respond(self, request: Request) -> Response:
+        asked = await self._backend.body(request)
+        _refuse_unfit(asked)
+        messages, run_id = messages_of(asked), _run_id(request, asked)
+        if asked.get("previous_response_id"):
+            before = await self._backend.use(lambda runs: runs.show(_run_in(asked["previous_response_id"])))
+            messages = [*before.asked, *before.messages, *messages]
+        run = await self._start(asked, messages, run_id)
+        if asked.get("stream"):
+            return event_stream(self._response_stream(run, 0))
+        patience = 0 if asked.get("background") else None
+        return JSONResponse(response_of(_id_of(run.id), await outcome_of(self._backend, run, patience=patience)))
+
+    async def response(self, request: Request) -> Response:
+        run = await self._known(request)
+        if request.query_params.get("stream") == "true":
+            after = request.query_params.get("starting_after", "-1")
+            return event_stream(self._response_stream(run, int(after) + 1 if after.isdigit() else 0))
+        return JSONResponse(response_of(_id_of(run.id), await outcome_of(self._backend, run, patience=0)))
+
+    async def cancel(self, request: Request) -> Response:
+        run = await self._known(request)
+        await self._backend.call(run.cancel)
+        return JSONResponse(response_of(_id_of(run.id), await outcome_of(self._backend, run, patience=0)))
+
+    async def _response_stream(self, run: Run, first: int) -> AsyncIterator[str]:
+        """Yield the stream of a response from its number `first` on: a function of the run's events."""
+        with self._backend.streaming():
+            start = await outcome_of(self._backend, run, patience=0)
+            stream = ResponseStream(_id_of(run.id), start)
+            async for events in self._backend.batches(run, 0, LOOK):
+                made = [told for event in events for told in stream.take(event)]
+                yield _named(made, first) or ": still here\n\n"
+                if stream.over or (not events and await self._backend.call(lambda: waits(run))):
+                    break
+            outcome = await outcome_of(self._backend, run, patience=0)
+            if stream.over or outcome.waits_for:
+                yield _named(stream.end(outcome), first)
+
+    async def _known(self, request: Request) -> Run:
+        run_id = _run_in(request.path_params["id"])
+        return await self._backend.call(lambda: self._swarm.get(run_id))
+
+    async def _start(self, asked: dict[str, Any], messages: list[Any], run_id: str) -> Run:
+        name, session = asked.get("model"), asked.get("conversation")
+        session = session.get("id") if isinstance(session, dict) else session
+        if session is None:
+            session = (asked.get("metadata") or {}).get("session")
+
+        def begin() -> Run:
+            try:
+                agent = self._backend.agent(str(name))
+            except errors.UnknownAgent:
+                raise _no_model(name) from None
+            if session is None:
+                return self._swarm.start(agent, messages, run_id=run_id)
+            # What the session knows is not sent again: clients of chat completions send all of it each time.
+            found: Run = self._swarm.session(str(session), agent).start(_new(messages), run_id=run_id)
+            return found
+
+        return await self._backend.call(begin)
+
+
+def _new(messages: list[Any]) -> list[Any]:
+    """Return the messages behind the last answer."""
+    last = max((at for at, message in enumerate(messages) if message.get("role") == "assistant"), default=-1)
+    return messages[last + 1 :] or messages[-1:]
+
+
+def _refuse_unfit(asked: dict[str, Any]) -> None:
+    if asked.get("tools"):
+        raise Refused(422, "InvalidBody", "agents have tools of their own; tools of a client are not called")
+    if asked.get("n") not in (None, 1):
+        raise Refused(422, "InvalidBody", "n must be 1: a run has one answer")
+    if not isinstance(asked.get("model"), str):
+        raise Refused(422, "InvalidBody", "model must be the name of an agent")
+
+
+def _run_id(request: Request, asked: dict[str, Any]) -> str:
+    """Return the id of the run: that of the caller, so that a repeated request attaches, or a new one."""
+    return request.headers.get("idempotency-key") or (asked.get("metadata") or {}).get("run_id") or str(uuid.uuid4())
+
+
+def _id_of(run_id: str) -> str:
+    return f"resp_{encode_id(run_id)}"
+
+
+def _run_in(response_id: Any) -> str:
+    found = decode_id(str(response_id).removeprefix("resp_"))
+    if found is None:
+        raise errors.RunNotFound(f"there is no response {response_id!r}")
+    return found
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": MODELS, "owned_by": "durable-swarm"}
+
+
+def _no_model(name: Any) -> Refused:
+    return Refused(404, "model_not_found", f"no agent named {name!r} is served here")
+
+
+def _told(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Return a handler whose errors have the fields that OpenAI's clients read, too."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except Exception as error:
+            made = failed(error)
+            body = json.loads(bytes(made.body))
+            body["error"] |= {"code": body["error"]["type"], "param": None}
+            return JSONResponse(body, made.status_code)
+
+    return answer
+
+
+def _lines(chunks: Iterable[dict[str, Any]]) -> str:
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+
+
+def _named(told: Iterable[dict[str, Any]], first: int) -> str:
+    return "".join(
+        f"event: {one['type']}\ndata: {json.dumps(one)}\n\n" for one in told if one["sequence_number"] >= first
+    )

@@ -1,0 +1,46 @@
+"""The input of a response as chat messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from durable_swarm.server.backend import Refused
+
+TEXTS = ("input_text", "output_text", "text")
+
+
+def messages_of(asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of a request: its instructions and its input. Raises `Refused`."""
+    given = asked.get("input")
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise Refused(422, "InvalidBody", "input must be a text or a list of messages")
+    system = [{"role": "system", "content": asked["instructions"]}] if asked.get("instructions") else []
+    return [*system, *map(_message, given)]
+
+
+def _message(item: Any) -> dict[str, Any]:
+    if not isinstance(item, dict) or item.get("type", "message") != "message" or "role" not in item:
+        kind = item.get("type") if isinstance(item, dict) else type(item).__name__
+        raise Refused(422, "InvalidBody", f"input takes messages, not {kind!r}: agents call their tools themselves")
+    role = "system" if item["role"] == "developer" else item["role"]
+    content = item.get("content")
+    return {"role": role, "content": content if isinstance(content, str) else _parts(content)}
+
+
+def _parts(content: Any) -> Any:
+    if not isinstance(content, list):
+        raise Refused(422, "InvalidBody", "the content of a message must be a text or a list of parts")
+    if all(isinstance(part, dict) and part.get("type") in TEXTS for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    return [_part(part) for part in content]
+
+
+def _part(part: Any) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in TEXTS:
+        return {"type": "text", "text": part.get("text", "")}
+    if kind == "input_image":
+        return {"type": "image_url", "image_url": {"url": part.get("image_url", "")}}
+    raise Refused(422, "InvalidBody", f"a part of the input is of type {kind!r}, which is not supported")
