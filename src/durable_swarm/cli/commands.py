@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": Command("compare", "Compare two runs turn by turn."),
     "complete": Command("requests", "Post the result that a tool has announced with later()."),
     "console": Command("console", "Serve the web console: runs, the inbox, live."),
+    "completion": Command("completion", "Print a script that completes commands and ids in a shell."),
     "demo": Command("demo", "See the package at work in a small program."),
     "doctor": Command("doctor", "Check the installation, the database and MCP servers."),
     "export": Command("exports", "Write a run to a JSON file."),

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from durable_swarm.cli.completion import run_argument
 from durable_swarm.cli.options import STARTS, Problem, Settings, as_json, by_person, common
 from durable_swarm.display import one_line
 from durable_swarm.redaction import Redacting
@@ -17,7 +18,7 @@ from durable_swarm.service import Redact, RunDetail, import_run, open_runs, read
 
 
 @click.command(short_help="Write a run to a JSON file.")
-@click.argument("run_id", metavar="ID")
+@run_argument
 @click.option("--output", "-o", metavar="FILE", type=click.Path(path_type=Path), help="Default: standard output.")
 @click.option(
     "--redact", metavar="REGEX", multiple=True, help="Write [redacted] for whatever matches. May be given repeatedly."
@@ -89,7 +90,7 @@ def _read(path: Path) -> bytes:
 
 
 @click.command(short_help="Start a new run from a turn of another.")
-@click.argument("run_id", metavar="ID")
+@run_argument
 @click.option(
     "--turn", metavar="N", type=click.IntRange(min=0), required=True, help="The first turn that is made again, from 0."
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -35,6 +37,13 @@ def gc(settings: Settings, older_than: timedelta, keep_failed: bool, swarm: str 
     except OverflowError:
         before = datetime(1970, 1, 1, tzinfo=UTC)
     with open_runs(settings.database) as opened:
-        count = opened.forget(before, keep_failed=keep_failed, swarm=swarm, dry_run=dry_run)
+        count = opened.forget(before, keep_failed=keep_failed, swarm=swarm, dry_run=dry_run, progress=_progress())
     runs = f"{count} run{'s' * (count != 1)} that ended before {before:%Y-%m-%d %H:%M} UTC"
     click.echo(f"Would delete {runs}." if dry_run else f"Deleted {runs}.")
+
+
+def _progress() -> Callable[[int], None] | None:
+    """Return what shows the number of deleted runs while it grows; None if nobody looks at a terminal."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda count: click.echo(f"\r{count} runs deleted\r", nl=False, err=True)

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from durable_swarm.cli.completion import run_argument
 from durable_swarm.cli.options import Settings, by_person, common
 from durable_swarm.display import one_line
 from durable_swarm.service import open_runs
 
 
 @click.command()
-@click.argument("run_id", metavar="ID")
+@run_argument
 @click.option("--requests", metavar="N", type=int, help="N more model calls.")
 @click.option("--tool-calls", metavar="N", type=int, help="N more tool calls.")
 @click.option("--input-tokens", metavar="N", type=int, help="N more tokens in the requests.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -119,13 +120,17 @@ class _Console(Console):
 
 
 def plain_console() -> Console:
-    """Return the console that prints to stdout: with styles in a terminal, without them in a pipe."""
-    return _Console(force_terminal=sys.stdout.isatty(), highlight=False)
+    """Return the console that prints to stdout: with styles in a terminal, without them in a pipe.
+
+    A `$NO_COLOR` or a `$FORCE_COLOR` that is not empty decides otherwise.
+    """
+    styled = sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
+    return _Console(force_terminal=styled, highlight=False)
 
 
 def width_of(console: Console) -> int:
     """Return the number of characters of a line."""
-    return shutil.get_terminal_size().columns if console.is_terminal else PIPE_WIDTH
+    return shutil.get_terminal_size().columns if console.file.isatty() else PIPE_WIDTH
 
 
 def print_line(console: Console, line: Text) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from durable_swarm.cli.completion import request_argument, run_argument
 from durable_swarm.cli.options import Settings, as_json, by_person, common
 from durable_swarm.cli.render import draw_requests
 from durable_swarm.display import one_line
@@ -43,7 +44,7 @@ def inbox(settings: Settings, run_id: str | None, limit: int | None, as_json: bo
 
 
 @click.command(short_help="Answer what a run asks.")
-@click.argument("request_id", metavar="ID")
+@request_argument
 @click.argument("value")
 @by_person
 @common
@@ -58,7 +59,7 @@ def answer(settings: Settings, request_id: str, value: str, by: str | None) -> N
 
 
 @click.command(short_help="Approve a call that a run wants to make.")
-@click.argument("request_id", metavar="ID")
+@request_argument
 @click.option(
     "--arguments", metavar="JSON", help="Approve the call with these arguments, all of them, in place of its own."
 )
@@ -87,7 +88,7 @@ def _object(text: str | None) -> dict[str, Any] | None:
 
 
 @click.command(short_help="Reject a call that a run wants to make.")
-@click.argument("request_id", metavar="ID")
+@request_argument
 @click.option("--reason", metavar="TEXT", default="", help="Why; the agent gets the reason.")
 @by_person
 @common
@@ -117,7 +118,7 @@ def complete(settings: Settings, token: str, result: str, by: str | None) -> Non
 
 
 @click.command(short_help="Say something to a run in progress.")
-@click.argument("run_id", metavar="RUN")
+@run_argument
 @click.argument("text")
 @by_person
 @common

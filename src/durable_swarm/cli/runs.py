@@ -8,6 +8,7 @@ from typing import cast
 
 import click
 
+from durable_swarm.cli.completion import optional_run_argument, run_argument
 from durable_swarm.cli.options import STARTS, Settings, as_json, by_person, common
 from durable_swarm.cli.render import INTERRUPTED, draw_run, draw_runs
 from durable_swarm.cli.times import Since
@@ -57,7 +58,7 @@ def runs(
 
 
 @click.command(short_help="Show a run and every step of it.")
-@click.argument("run_id", metavar="ID")
+@run_argument
 @as_json
 @common
 @click.pass_obj
@@ -76,7 +77,7 @@ def show(settings: Settings, run_id: str, as_json: bool) -> None:
 
 
 @click.command(short_help="Let a failed, cancelled or held run continue, or all failed ones.")
-@click.argument("run_id", metavar="[ID]", required=False)
+@optional_run_argument
 @click.option("--all", "all_failed", is_flag=True, help="All failed runs, or those that the other options select.")
 @click.option("--agent", metavar="NAME", help="With --all: only runs that were started with this agent.")
 @click.option("--since", metavar="TIME", type=Since(), help="With --all: only runs that failed since; ISO 8601, or 2h.")
@@ -140,7 +141,7 @@ def _resumed(view: RunView, held: str | None) -> str:
 
 
 @click.command()
-@click.argument("run_id", metavar="ID")
+@run_argument
 @by_person
 @common
 @click.pass_obj

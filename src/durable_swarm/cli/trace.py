@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from durable_swarm.cli.completion import run_argument
 from durable_swarm.cli.options import Problem, Settings, as_json, common
 from durable_swarm.display import one_line
 from durable_swarm.observing import RunTrace
@@ -16,7 +17,7 @@ from durable_swarm.service import open_runs
 
 
 @click.command(short_help="Send a recorded run to OpenTelemetry.")
-@click.argument("run_id", metavar="ID")
+@run_argument
 @click.option(
     "--endpoint",
     metavar="URL",

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.text import Text
 
+from durable_swarm.cli.completion import run_argument
 from durable_swarm.cli.options import Problem, Settings, as_json, common
 from durable_swarm.cli.render import DIM, PIPE_WIDTH, STYLES, plain_console
 from durable_swarm.cli.render_requests import Command, event_text
@@ -23,7 +24,7 @@ ANEW = "— the reply begins anew —"
 
 
 @click.command(short_help="Follow a run live, or read how it went.")
-@click.argument("run_id", metavar="ID")
+@run_argument
 @click.option("--after", metavar="N", type=click.IntRange(min=0), default=0, help="Only the events behind number N.")
 @as_json
 @common

@@ -228,14 +228,21 @@ class Runs:
             return [trace_of(self._store, one) for one in (found, *below)]
 
     def forget(
-        self, before: datetime, *, keep_failed: bool = False, swarm: str | None = None, dry_run: bool = False
+        self,
+        before: datetime,
+        *,
+        keep_failed: bool = False,
+        swarm: str | None = None,
+        dry_run: bool = False,
+        progress: Callable[[int], None] | None = None,
     ) -> int:
         """Delete the runs that ended before a time, with all that belongs to them; return their number.
 
-        With `dry_run` they are only counted. Raises `ConfigurationError` if the database refuses it.
+        With `dry_run` they are only counted. `progress` gets the number deleted so far, after each batch. Raises
+        `ConfigurationError` if the database refuses it.
         """
         old = Retention(self._store, round(before.timestamp() * 1000), keep_failed=keep_failed, swarm=swarm)
-        return old.count() if dry_run else old.delete()
+        return old.count() if dry_run else old.delete(progress=progress)
 
     def cancel(self, run_id: str, by: str | None = None) -> RunView:
         """Stop a run at its next checkpoint and return its new state; an ended run stays as it is.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import sqlalchemy
@@ -67,9 +67,12 @@ class Retention:
             alone = sum(len(_families(self._store, connection, ids, self._there)) for ids in pages)
         return alone + sum(runs for _, runs in self._sessions())
 
-    def delete(self, most: int | None = None) -> int:
-        """Delete the runs, oldest first, at most `most` of them and the runs below the last; return their number."""
-        deleted = 0
+    def delete(self, most: int | None = None, progress: Callable[[int], None] | None = None) -> int:
+        """Delete the runs, oldest first, at most `most` of them and the runs below the last; return their number.
+
+        `progress` gets the number deleted so far, after each batch.
+        """
+        deleted, report = 0, progress or _silent
         with reporting_errors(self._store.url):
             for session, runs in self._sessions():
                 if most is not None and deleted >= most:
@@ -77,11 +80,13 @@ class Retention:
                 with contextlib.suppress(SessionBusy):  # It has continued meanwhile.
                     delete_session(self._store, session)
                     deleted += runs
+                    report(deleted)
             while most is None or deleted < most:
                 some = self._delete_some(BATCH if most is None else min(BATCH, most - deleted))
                 if not some:
                     break
                 deleted += some
+                report(deleted)
         return deleted
 
     def _sessions(self) -> list[tuple[str, int]]:
@@ -127,6 +132,10 @@ class Retention:
         while rows := connection.execute(wanted.where(key > last)).all():
             yield [row.workflow_uuid for row in rows if self._swarm is None or _swarm_of(row.attributes) == self._swarm]
             last = (rows[-1].updated_at, rows[-1].workflow_uuid)
+
+
+def _silent(_deleted: int) -> None:
+    pass
 
 
 def delete_session(store: Store, session: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random as chances
 import tempfile
 import time
@@ -27,6 +28,8 @@ from durable_swarm.testing.crash.program import PRELOAD, End, Scenario, Task, li
 from durable_swarm.testing.crash.report import ADVICE, CrashReport, Finding, finding, undisturbed
 from durable_swarm.testing.crash.templates import copy_template, make_template
 from durable_swarm.validation import check_seconds, check_whole
+
+log = logging.getLogger("durable_swarm")
 
 HIT = 0.95
 """The share of the planned kills that must take place for a test to prove anything."""
@@ -124,11 +127,19 @@ class _Test:
                 draws = [self.chance.random() for _ in deaths]
                 try_one = partial(self._try, folder, expected=expected, boundaries=end.passed, pairs=pairs)
                 with ThreadPoolExecutor(workers) as pool:
-                    verdicts = [verdict for some in pool.map(try_one, deaths, draws) for verdict in some]
+                    tried = self._reporting(pool.map(try_one, deaths, draws), len(deaths))
+                    verdicts = [verdict for some in tried for verdict in some]
         findings = [finding for verdict in verdicts for finding in verdict.findings]
         findings += _missed(len(verdicts), sum(verdict.missed for verdict in verdicts), 0.5 if random else HIT)
         kills = sum(verdict.kills for verdict in verdicts)
         return replace(report, findings=findings, cases=len(verdicts), kills=kills, seconds=time.monotonic() - began)
+
+    def _reporting(self, tried: Iterator[list[_Verdict]], total: int) -> Iterator[list[_Verdict]]:
+        """Pass the verdicts on, and log how far the test is, some ten times."""
+        for number, verdicts in enumerate(tried, start=1):
+            yield verdicts
+            if number % max(total // 10, 1) == 0 or number == total:
+                log.info("crash test of %s: %d of %d kills tried", self.scenario, number, total)
 
     def _deaths(self, end: End, random: int, only: Sequence[int] | None) -> list[Death]:
         """Plan the kills of the first executions."""

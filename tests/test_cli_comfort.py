@@ -1,0 +1,115 @@
+"""The command line is comfortable: a shell completes it, colours obey the environment, long work shows progress."""
+
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+from collections.abc import Callable
+
+import pytest
+
+from durable_swarm import Agent, DurableSwarm, ask_human
+from durable_swarm.cli import main
+from durable_swarm.testing import ScriptedModel, call, crash_test
+from tests.support.shell import Shell
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    """The command line, called in this process."""
+    return Shell(capsys)
+
+
+def ask() -> str:
+    """Ask somebody."""
+    return ask_human("Now?")
+
+
+@pytest.fixture
+def runs() -> None:
+    """Two runs, one of which has asked a person."""
+    clerk = Agent(name="Comfortable clerk", functions=[ask])
+    with DurableSwarm(ScriptedModel(["Hello", [call("ask")]])) as swarm:
+        swarm.run(clerk, [{"role": "user", "content": "Hi"}], run_id="refund-1")
+        run = swarm.start(clerk, [{"role": "user", "content": "Ask"}], run_id="gift-2")
+        next(event for event in run.events() if event.type == "run.waiting")
+
+
+@pytest.fixture
+def offered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """A function that returns what a shell offers for the last of its words."""
+
+    def complete(*words: str) -> list[str]:
+        monkeypatch.setenv("_DURABLE_SWARM_COMPLETE", "bash_complete")
+        monkeypatch.setenv("COMP_WORDS", " ".join(["durable-swarm", *words]))
+        monkeypatch.setenv("COMP_CWORD", str(len(words)))
+        with pytest.raises(SystemExit):
+            main([])
+        return [line.partition(",")[2] for line in capsys.readouterr().out.split()]
+
+    return complete
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_a_script_for_the_shell(name: str, shell: Shell) -> None:
+    """`completion` prints a script that asks the program itself."""
+    script = shell("completion", name)
+    assert "_DURABLE_SWARM_COMPLETE" in script
+    if name == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.usefixtures("runs")
+def test_ids_are_completed(offered: Callable[..., list[str]]) -> None:
+    """A shell completes commands, the ids of runs, and those of open requests."""
+    assert offered("sho") == ["show"]
+    assert sorted(offered("show", "")) == ["gift-2", "refund-1"]
+    assert offered("resume", "ref") == ["refund-1"]
+    [request] = offered("approve", "")
+    assert request.startswith("gift-2/")
+    assert offered("--database", "sqlite:///none.sqlite", "show", "") == []
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    ("settings", "coloured"), [({}, False), ({"FORCE_COLOR": "1"}, True), ({"NO_COLOR": "1"}, False)]
+)
+def test_colours_obey_the_environment(
+    settings: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch, shell: Shell
+) -> None:
+    """A pipe gets colours only if `FORCE_COLOR` asks for them; the text is the same."""
+    plain = shell("runs")
+    for name, value in {"TERM": "xterm-256color", **settings}.items():
+        monkeypatch.setenv(name, value)
+    shown = shell("runs")
+    assert ("\x1b[" in shown) is coloured
+    assert re.sub(r"\x1b\[[\d;]*m", "", shown) == plain
+
+
+@pytest.mark.usefixtures("runs")
+def test_deleting_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """`gc` counts on a terminal while it deletes, and only there."""
+    monkeypatch.setattr("durable_swarm.cli.times.UNITS", {"s": -60})
+    assert main(["gc", "--older-than", "1s", "--dry-run"]) == 0
+    assert "Would delete 1 run " in capsys.readouterr().out
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["gc", "--older-than", "1s"]) == 0
+    out, err = capsys.readouterr()
+    assert "Deleted 1 run " in out
+    assert "\r1 runs deleted\r" in err
+
+
+def greet() -> str:
+    """Greet somebody: the scenario of a crash test."""
+    agent = Agent(name="Greeter of a crash test")
+    with DurableSwarm(ScriptedModel(["Hello"])) as swarm:
+        return str(swarm.run(agent, [{"role": "user", "content": "Hi"}], run_id="one").messages[-1]["content"])
+
+
+def test_a_crash_test_says_how_far_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """A crash test logs its progress."""
+    caplog.set_level(logging.INFO, "durable_swarm")
+    report = crash_test(greet, only=[1, 2])
+    told = [record.getMessage() for record in caplog.records if "kills tried" in record.getMessage()]
+    assert told[-1].endswith(f"{report.kills} of 4 kills tried")
