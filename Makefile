@@ -40,11 +40,12 @@ backend: ## Test what is used of DBOS with another version of it: make backend D
 faults: $(VENV)/.installed-dev ## Have the disk fail at every write; takes half an hour; ARGS='--every 7 kill power' takes less
 	$(BIN)/python -m faults.disk $(ARGS)
 
-check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors and house rules
+check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors, words and links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/house/test_words.py tests/docs/test_contents.py
 
 format: $(VENV)/.installed-dev ## Put the sources into shape
 	$(BIN)/ruff check --fix-only .

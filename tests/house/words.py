@@ -15,7 +15,7 @@ WORDS = {
     r"(?<!is )(?<!are )(?<!was )(?<!were )(?<!be )told": "say, send, report or log",
     r"told from": "made from",
     r"lies": "is, is stored",
-    r"(?:stands|stood)(?! for)": "is, is recorded, depends on",
+    r"(?:stands|stood)(?! for| still)": "is, is recorded, depends on",
     r"so many": "this many, or the number",
     r"(?<!there )(?:is|are|was|were) no (?!longer|more)": "is not a",
     r"narrator|strays?": "the field's own word",

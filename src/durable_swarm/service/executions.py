@@ -17,9 +17,9 @@ from durable_swarm.runs import ENDED, StepInfo
 class ExecutionView:
     """One process that worked on a run.
 
-    `end` is the run's status if the run has ended in it, "died" or "stopped" if the process did not live or stood
-    still, "handed over" if it left the run to others, and None while it continues, also while the run waits. `ended_at`
-    of an execution that died is the last moment of which there is a record; `began_at` of the next one is when the run
+    `end` is the run's status if the run has ended in it, "died" or "stopped" if the process had died or paused,
+    "handed over" if it left the run to others, and None while it continues, also while the run waits. `ended_at` of an
+    execution that died is the last moment of which there is a record; `began_at` of the next one is when the run
     was taken over. `host` and `pid` are None for a process that has not reported itself. Times are aware UTC.
     """
 

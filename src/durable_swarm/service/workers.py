@@ -66,7 +66,7 @@ class RateView:
 
 @dataclass(frozen=True)
 class Workers:
-    """Who works on a database, and what waits: living processes first.
+    """The processes of a database, and what waits: living processes first.
 
     `unclaimed` counts the runs that any process with their agents may continue.
     """

@@ -19,7 +19,7 @@ AGAIN = 3600.0
 
 
 class ProcessReport:
-    """What this process has reported. A process that ends within two seconds reports nothing."""
+    """The report of this process. A process that ends within two seconds reports nothing."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
