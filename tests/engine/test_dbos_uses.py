@@ -157,13 +157,18 @@ def _client_methods(tree: ast.Module) -> Iterator[str]:
 
 
 def _in_file(tree: ast.Module, imported: dict[str, str]) -> Iterator[str]:
-    """Yield what one file uses of the names that it imports: `name.attribute`, and `vars(name)["attribute"]`."""
+    """Yield what one file uses of the names that it imports.
+
+    That is `name.attribute`, `vars(name)["attribute"]` and `change(name, "attribute", ...)`.
+    """
     for node in ast.walk(tree):
         text, attribute = "", ""
         if isinstance(node, ast.Attribute):
             text, attribute = ast.unparse(node.value), node.attr
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
             text, attribute = ast.unparse(node.value).removeprefix("vars(").removesuffix(")"), str(node.slice.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("change") and len(node.args) == 3:
+            text, attribute = ast.unparse(node.args[0]), str(ast.literal_eval(node.args[1]))
         first, _, rest = text.partition(".")
         if first in imported and not attribute.startswith("__") and "(" not in rest:
             yield ".".join(part for part in (imported[first], rest, attribute) if part)

@@ -22,7 +22,7 @@ from durable_swarm.engine.signals import Broken, RunHeld
 from durable_swarm.engine.storage.run_state import STATES_OF
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import rows, user
+from tests.engine.helpers import Program, rows, user
 
 PACKAGE = Path(durable_swarm.__file__).parent
 
@@ -213,7 +213,7 @@ def test_only_a_first_claim_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     claims = [("r", queue.name, 1), ("r", queue.name, 2), ("other", queue.name, 1), ("r", "durable_swarm:mine", 1)]
     for number, (run_id, name, attempts) in enumerate(claims):
         status = {"workflow_uuid": run_id, "queue_name": name, "recovery_attempts": attempts}
-        vars(_queue)["execute_dequeued_workflow"](None, status, str(number))
+        steps._execute_and_tell(None, status, str(number))
     assert asked == [("0", True), ("1", False), ("2", False), ("3", False)]
     assert steps.is_new("r") is False
 
@@ -239,3 +239,30 @@ def test_who_has_lost_a_run_begins_no_step(first: bool) -> None:
         with pytest.raises(steps.OwnershipLost):
             database.check_operation_execution("r", 1, "step")
     assert database.check_operation_execution("r", 1, "step") is None
+
+
+def test_an_import_changes_nothing_and_a_close_restores() -> None:
+    """DBOS is as its maker left it until a database is opened, and again once it is closed."""
+    program = Program(
+        """
+        from dbos import DBOS, _queue, _serialization, _sys_db
+
+        def pause():
+            return _sys_db.db_retry.__defaults__
+
+        def changeable():
+            return _queue.execute_dequeued_workflow, _serialization.DBOSDefaultSerializer.deserialize, pause()
+
+        before = changeable()
+        from durable_swarm import DurableSwarm
+        from durable_swarm.testing import ScriptedModel
+        import durable_swarm.engine.processes.workflows
+        assert changeable() == before
+        with DurableSwarm(ScriptedModel([])) as swarm:
+            swarm.runs()
+            assert not any(now == then for now, then in zip(changeable(), before))
+        assert changeable() == before
+        print("{}")
+        """
+    )
+    program.run()

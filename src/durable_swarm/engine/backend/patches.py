@@ -1,11 +1,12 @@
-"""Changes to DBOS itself, each with a test."""
+"""Changes to DBOS itself, each with a test. They are made when a database is opened, and undone when it is closed."""
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dbos import (
@@ -15,6 +16,25 @@ from dbos import (
 )
 
 from durable_swarm.errors import ConfigurationError
+
+_undo: list[Callable[[], object]] = []
+
+
+def change(where: Any, name: str, value: Any) -> None:
+    """Change an attribute of a module or object of DBOS until `restore`."""
+    names = vars(where)
+    if names.get(name) is not value:
+        undo = functools.partial(names.__setitem__, name, names[name]) if name in names else lambda: names.pop(name)
+        _undo.append(undo)
+        names[name] = value
+
+
+def restore() -> None:
+    """Undo the changes."""
+    global _owns_dbos
+    _owns_dbos = False
+    while _undo:
+        _undo.pop()()
 
 
 @contextlib.contextmanager
@@ -35,11 +55,14 @@ LONGEST_PAUSE = 5.0
 def shorten_pauses() -> None:
     """Make DBOS retry soon after the database was lost."""
     longest = LONGEST_PAUSE / 1.5  # DBOS draws each pause between half and one and a half times its base value.
+    _undo.append(functools.partial(setattr, _sys_db.db_retry, "__defaults__", _sys_db.db_retry.__defaults__))
     _sys_db.db_retry.__defaults__ = (1.0, longest)  # For functions decorated at each call.
     for method in vars(_sys_db.SystemDatabase).values():
         code = getattr(method, "__code__", None)
         if code is not None and "max_backoff" in code.co_freevars and method.__closure__:
-            method.__closure__[code.co_freevars.index("max_backoff")].cell_contents = longest
+            cell = method.__closure__[code.co_freevars.index("max_backoff")]
+            _undo.append(functools.partial(setattr, cell, "cell_contents", cell.cell_contents))
+            cell.cell_contents = longest
 
 
 _unpickle = _serialization.DBOSDefaultSerializer.deserialize
@@ -53,18 +76,17 @@ def _guarded(text: str) -> Any:
     return _unpickle(text)
 
 
-vars(_serialization.DBOSDefaultSerializer)["deserialize"] = _guarded
-
-
-def refuse_pickle(everywhere: bool) -> None:
+def refuse_pickle(*, everywhere: bool) -> None:
     """Refuse pickled rows in the whole process (we launched DBOS), or only inside `reading` (our runs)."""
     global _owns_dbos
     _owns_dbos = everywhere
+    change(_serialization.DBOSDefaultSerializer, "deserialize", _guarded)
 
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
     """Refuse pickled rows in this context."""
+    change(_serialization.DBOSDefaultSerializer, "deserialize", _guarded)
     token = _refusing.set(True)
     try:
         yield

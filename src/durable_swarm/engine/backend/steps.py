@@ -65,7 +65,7 @@ from dbos import error as dbos_errors
 from dbos._sys_db import WorkflowStatusString
 
 from durable_swarm.codec import Place
-from durable_swarm.engine.backend import awaited_calls
+from durable_swarm.engine.backend import awaited_calls, patches
 from durable_swarm.engine.backend.launch import JSON, instance
 from durable_swarm.engine.backend.pools import run_threads, to_thread
 from durable_swarm.engine.backend.queues import _shared, executing
@@ -280,7 +280,9 @@ def _execute_and_tell(dbos: Any, status: Any, owner: str) -> Any:
         _new.reset(token)
 
 
-vars(_queue)["execute_dequeued_workflow"] = _execute_and_tell
+def note_claims() -> None:
+    """Make executions that DBOS's queues begin know whether they are their run's first (`is_new`)."""
+    patches.change(_queue, "execute_dequeued_workflow", _execute_and_tell)
 
 
 OwnershipLost = dbos_errors.DBOSWorkflowConflictIDError

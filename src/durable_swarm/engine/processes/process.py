@@ -142,10 +142,12 @@ class Process:
             self.queue = names.QUEUE + self.identity.name
             self._private = queues.serve_queue(self.queue, FAST)
             patches.refuse_pickle(everywhere=not self.hosted)
+            steps.note_claims()
             if not self.hosted:
                 self._launch_dbos()
             admission.install()
         except BaseException:
+            patches.restore()
             locks.close()
             raise
 
@@ -195,8 +197,8 @@ class Process:
         if not self.hosted:
             queues.stop_queues(CLOSING)
             pools.destroy()
-            patches.refuse_pickle(everywhere=False)
         queues.forget_queue(self._private)
+        patches.restore()
 
     def _see_off(self, waited: list[Execution]) -> None:
         """Allow runs that wait, or are about to, the time to leave; skip those whose own loop would block."""
