@@ -16,6 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.console.browsing import telling
+from tests.console.shop import until
+from tests.console.teller import RUN
+
 COMMAND = [sys.executable, "-m", "durable_swarm", "console", "--no-browser", "--port", "0"]
 TOKEN = {"DURABLE_SWARM_SERVER_TOKEN": "secret"}
 
@@ -58,18 +62,27 @@ def test_the_printed_address_signs_in(tmp_path: Path, fresh_sqlite: Callable[[Pa
 
 
 def test_it_ends_with_streams_open(tmp_path: Path, fresh_sqlite: Callable[[Path], str]) -> None:
-    """SIGTERM ends the console while browsers read from it, with no word about it, and no thread is left behind."""
-    with serving("--database", fresh_sqlite(tmp_path / "runs.sqlite"), **TOKEN) as (program, url):
-        port = int(url.split(":")[2].split("/")[0])
-        readers = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
-        for reader in readers:
-            reader.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert reader.recv(100).startswith(b"HTTP/1.1 200")
+    """SIGTERM ends the console while browsers read streams of a run: no traceback, no word about it."""
+    url = fresh_sqlite(tmp_path / "runs.sqlite")
+    with serving("--database", url, **TOKEN) as (program, address), telling(url, 0.5):
+        port = int(address.split(":")[2].split("/")[0])
+        readers = [until(lambda: _stream(port)) for _ in range(3)]
         program.send_signal(signal.SIGTERM)
         _, said = program.communicate(timeout=30)
-        assert said == ""
+        assert (program.returncode, said) == (-signal.SIGTERM, "")
         for reader in readers:
             reader.close()
+
+
+def _stream(port: int) -> socket.socket | None:
+    """Return a connection on which the stream of a run has begun, or None."""
+    reader = socket.create_connection(("127.0.0.1", port))
+    path = f"/runs/{RUN}/events"
+    reader.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n\r\n".encode())
+    if reader.recv(100).startswith(b"HTTP/1.1 200"):
+        return reader
+    reader.close()
+    return None
 
 
 def test_another_address_needs_a_token_of_ones_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -190,6 +191,40 @@ def test_a_long_value_is_cut_and_whole_elsewhere(shop: str, console: Make) -> No
     assert len(page.text) < 50_000
     assert ask(app, "/runs/long/message/1").text == long
     assert ask(app, "/runs/long/message/2").status == 404
+
+
+def test_a_run_of_many_messages(shop: str, console: Make) -> None:
+    """Of very many messages that a run was given its page has the last ones, and a link to all of them."""
+    with DurableSwarm(ScriptedModel(["Hi."]), database=shop) as swarm:
+        said = [{"role": "user", "content": f"message {number}"} for number in range(5000)]
+        swarm.run(triage, said, run_id="many")
+    page = ask(console(shop), "/runs/many")
+    assert len(page.text) < 100_000
+    assert "message 4999" in page.text
+    assert "message 4899" not in page.text
+    assert "4,900 earlier messages" in page.text
+    assert 'href="/runs/many/export"' in page.text
+
+
+def test_who_did_what_to_a_run(shop: str, console: Make) -> None:
+    """A run's page says who cancelled, resumed or forked it."""
+    app = console(shop)
+    ask(app, "/runs/order-0005/cancel", {})
+    ask(console(shop, name="bob"), "/runs/order-0005/resume", {})
+    page = seen(ask(app, "/runs/order-0005"))
+    assert "cancelledby ana" in page
+    assert "resumedby bob" in page
+    ask(app, "/runs/order-0003/fork", {"turn": "1", "run_id": "order-0003-b"})
+    assert 'href="/runs/order-0003-b"' in ask(app, "/runs/order-0003").text
+
+
+def test_who_works_on_the_database(shop: str, console: Make) -> None:
+    """The page of workers shows a living process with its runs, by host and number."""
+    app = console(shop)
+    with DurableSwarm(ScriptedModel(answer), database=shop) as swarm:
+        swarm.runs(limit=1)
+        page = seen(until(lambda: (found := ask(app, "/workers")) and "alive" in found.text and found))
+    assert str(os.getpid()) in page
 
 
 def test_an_encrypted_run_says_so(shop: str, console: Make) -> None:

@@ -46,6 +46,8 @@ class TurnRecords:
     reply: base.Record
     outcomes: list[base.Record | None]
     guards: dict[GuardKind, list[base.Record | None]] = field(default_factory=dict)
+    known: Reply | None = field(default=None, compare=False, repr=False)
+    """The reply, if its record was read already."""
 
     def verdict(self, kind: GuardKind) -> Block | Literal[False] | None:
         """Return the block of the first guardrail that stops the run; False if all passed, None if one is open."""
@@ -57,7 +59,7 @@ class TurnRecords:
 
     def read(self) -> Reply:
         """Return the reply. Raises `ReplayMismatch` for a damaged record."""
-        return runs.read_reply(self.reply)
+        return self.known or runs.read_reply(self.reply)
 
     @property
     def whole(self) -> bool:
@@ -95,11 +97,12 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
     turns: list[TurnRecords] = []
     for step in rows:
         if step.function_name.startswith("model:"):
-            reply = store.step_record(step, row)
-            asked = numbered(runs.read_reply(reply).calls, step.function_id)
+            record = store.step_record(step, row)
+            reply = runs.read_reply(record)
+            asked = numbered(reply.calls, step.function_id)
             made = [outcome(first + len(turns), call, number) for call, number in asked]
-            guards = _guards(judged, runs.read_reply(reply), step.function_id, store, row)
-            turns.append(TurnRecords(step.function_name.removeprefix("model:"), reply, made, guards))
+            guards = _guards(judged, reply, step.function_id, store, row)
+            turns.append(TurnRecords(step.function_name.removeprefix("model:"), record, made, guards, reply))
     return turns
 
 

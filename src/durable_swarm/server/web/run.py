@@ -64,12 +64,11 @@ class Shown:
         """Return what the templates show."""
         last = self.first + TURNS
         messages = [one for one in transcript(self.run) if self.first <= one.turn < last]
-        asked = sum(one.asked for one in messages)
         steps = [step for step in self.run.steps if self.first <= (step.turn or 0) < last]
         over = self.run.status in ENDED or self.run.idle
         axis = timeline(steps, self.run.updated_at if over else datetime.now(UTC), self.run.executions)
         return {
-            "run": self.run, "steps": steps, "messages": messages[max(asked - TURNS, 0) :], "left_out": asked - TURNS,
+            "run": self.run, "steps": steps, "messages": messages, "left_out": max(len(self.run.asked) - TURNS, 0),
             "first": self.first, "last": last, "turns": self.turns, "per_page": TURNS, "speech": self.speech,
             "saying": self.saying, "forms": {one.id: Form(one) for one in self.run.requests if one.status == "open"},
             "alert": None, "answers": {}, "forks": self.forks, "axis": axis,
@@ -196,10 +195,11 @@ async def fork(site: Site, request: Request) -> Response:
 
 
 def transcript(run: RunDetail) -> Iterator[Said]:
-    """Yield the messages of a run in order, those that it was given first."""
+    """Yield the messages of a run in order, those that it was given first; of very many of these the last ones."""
     tools = {(one.turn, one.index): one for one in run.steps if one.kind == "tool"}
     models = {one.turn: one for one in run.steps if one.kind == "model"}
-    for number, one in enumerate(run.asked):
+    skipped = max(len(run.asked) - TURNS, 0)
+    for number, one in enumerate(run.asked[skipped:], skipped):
         yield Said(number, str(one.get("role", "")), "", text_of(one), asked=True)
     turn, index = -1, 0
     for number, one in enumerate(run.messages, len(run.asked)):
