@@ -38,7 +38,12 @@ def test_the_gallery(program: Callable[[], Any]) -> None:
 def test_every_example_is_tested() -> None:
     """No example is left out.
 
-    Those with servers of their own are used, and that of providers is killed, in other tests.
+    Those with servers of their own are used, and providers and MCP servers are killed, in other tests.
     """
-    tested = {program.__name__ for program in [*PROGRAMS, *GALLERY]} | {"providers", "queue_desk", "order_desk"}
+    tested = {program.__name__ for program in [*PROGRAMS, *GALLERY]} | {
+        "providers",
+        "queue_desk",
+        "order_desk",
+        "mcp_library",
+    }
     assert {path.parent.name for path in EXAMPLES.glob("*/main.py")} <= tested
