@@ -103,9 +103,9 @@ def test_approvals_by_rule(make_swarm: MakeSwarm) -> None:
     [
         (None, "must be a JSON schema"),
         ({"type": "array"}, "must describe an object"),
-        ({"properties": {"a": {"type": "text"}}}, "no valid JSON schema: properties.a.type"),
-        ({"properties": {"a": {"pattern": "("}}}, "no valid JSON schema: properties.a.pattern"),
-        ({"required": "a"}, "no valid JSON schema: required"),
+        ({"properties": {"a": {"type": "text"}}}, "not a valid JSON schema: properties.a.type"),
+        ({"properties": {"a": {"pattern": "("}}}, "not a valid JSON schema: properties.a.pattern"),
+        ({"required": "a"}, "not a valid JSON schema: required"),
         ({"properties": {"a": {"$ref": "#/$defs/A"}}}, "refer to '#/\\$defs/A'"),
         ({"properties": {"a": {"$ref": "https://example.org/a.json"}}}, "refer to 'https"),
         ({"properties": {"a": {"default": object()}}}, "must be plain JSON"),

@@ -6,6 +6,7 @@ run, a scripted model for users without a key, and the output.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -30,6 +31,8 @@ from durable_swarm.tools.repeats import repeated
 AGENT = "Refunds Agent"
 PREFIX = "demo-refund-"
 DEFAULT_NAME = "Max"
+STEP = "refund_step"
+"""The name of a recorded step of the refund."""
 WORDS = 12
 """How many words the scripted model says during one step of the refund."""
 GREETING, REQUEST = "Hi, I'm ", ". I want to refund item 99, it is too expensive. And can I get a discount?"
@@ -141,8 +144,16 @@ def _interrupted(database: str | None) -> RunDetail | None:
 
 
 def _continue(run: RunDetail) -> Begun:
-    print(f"Continuing run {run.id} from {_place(run)}; what is done is not done again.\n", flush=True)
+    print(f"Continuing run {run.id} from {_place(run)}; what is done is not done again.", flush=True)
+    print("".join(f"  ✓ {name}" for name in _done(run)) + "\n", flush=True)
     return run.id, run.asked, run.context_variables
+
+
+def _done(run: RunDetail) -> list[str]:
+    """Return a word for every finished step, in order."""
+    numbers = itertools.count(1)
+    done = [info.name for info in run.steps if info.status == "done"]
+    return [f"step {next(numbers)}" if name == STEP else name.partition(":")[2] for name in done]
 
 
 def _place(run: RunDetail) -> str:
@@ -154,7 +165,7 @@ def _place(run: RunDetail) -> str:
         return "the closing words"
     if "tool:process_refund" in done:
         return "the discount"
-    return f"step {done.count('refund_step') + 1} of the refund"
+    return f"step {done.count(STEP) + 1} of the refund"
 
 
 def _begin(name: str | None) -> Begun:
