@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from durable_swarm.codec import storable
@@ -72,6 +73,19 @@ def check_queue(queue: Any, priority: Any) -> bool:
     if priority and not queue:
         raise ConfigurationError("priority counts on the queue only; give queue=True, too")
     return queue
+
+
+def check_delay(delay: Any, at: Any) -> float:
+    """Return the seconds after which a run is to begin. Raises `ConfigurationError`."""
+    if delay is not None and at is not None:
+        raise ConfigurationError("give delay or at, not both")
+    if at is not None:
+        if not isinstance(at, datetime) or at.tzinfo is None:
+            raise ConfigurationError(f"at must be an aware datetime, such as datetime.now(UTC) + ..., not {at!r:.80}")
+        return max(0.0, (at - datetime.now(UTC)).total_seconds())
+    if delay is not None:
+        check_seconds("delay", delay)
+    return float(delay or 0)
 
 
 def check_codec(codec: Any) -> None:

@@ -122,9 +122,10 @@ def _explain(error: Exception) -> tuple[int, str]:
             return error.exit_code, f"Error: {error.format_message()}"
         case ConfigurationError() | InvalidAnswer():
             # Imported now: the engine, which `--help` and a wrong option do not need.
+            from durable_swarm.engine.storage.schedules import NoSchedule
             from durable_swarm.service import NoRequest, NoRuns
 
-            return 1 if isinstance(error, NoRuns | NoRequest) else 2, f"Error: {error}"
+            return 1 if isinstance(error, NoRuns | NoRequest | NoSchedule) else 2, f"Error: {error}"
         case DurableSwarmError():
             return 1, f"Error: {error}"
         case _:

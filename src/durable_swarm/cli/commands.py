@@ -37,6 +37,7 @@ COMMANDS = {
     "run": Command("script", "Run a Swarm program durably."),
     "runs": Command("runs", "List runs, newest first."),
     "say": Command("requests", "Say something to a run in progress."),
+    "schedules": Command("schedules", "List schedules; pause, resume and delete them."),
     "serve": Command("serve", "Serve a swarm over HTTP: its doors, and the console."),
     "session": Command("sessions", "Show the conversation of a session."),
     "sessions": Command("sessions", "List sessions, the latest change first."),

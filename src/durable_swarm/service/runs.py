@@ -34,6 +34,7 @@ from durable_swarm.service.ids import find_run
 from durable_swarm.service.requests import Inbox
 from durable_swarm.service.run_pages import RunPage, run_page, whole_step
 from durable_swarm.service.run_views import failure_of, run_detail, run_views
+from durable_swarm.service.schedules import ScheduleList
 from durable_swarm.service.sessions import SessionList
 from durable_swarm.service.unreadable import opened
 from durable_swarm.service.views import Failure, RunDetail, RunView
@@ -95,6 +96,8 @@ class Runs:
         self._store: Store = visitor.store
         self.inbox = Inbox(visitor)
         """The requests of the runs, and the ways to answer them."""
+        self.schedules = ScheduleList(visitor.store)
+        """The schedules."""
         self.sessions = SessionList(visitor)
         """The sessions of the runs."""
 

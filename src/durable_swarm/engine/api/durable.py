@@ -16,8 +16,8 @@ from durable_swarm.concurrency import in_thread
 from durable_swarm.engine.api import programs
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.run_requests import decide
+from durable_swarm.engine.api.schedules import ScheduledSwarm
 from durable_swarm.engine.api.session import DurableSession
-from durable_swarm.engine.api.starter import RunStarter
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.swarms import QueueLimits
 from durable_swarm.engine.history import export as history_export
@@ -40,7 +40,7 @@ from durable_swarm.swarm.session import check_session
 log = logging.getLogger("durable_swarm")
 
 
-class DurableSwarm(RunStarter):
+class DurableSwarm(ScheduledSwarm):
     """Runs agents so that no crash loses them: Swarm's client, with checkpoints in a database.
 
     `client` is any object with `client.chat.completions.create(**kwargs)`, sync or async; by default `openai`'s.

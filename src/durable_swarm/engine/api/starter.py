@@ -7,6 +7,7 @@ import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -171,11 +172,14 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         limits: Limits | None = None,
         queue: bool = False,
         priority: int = 0,
+        delay: float | None = None,
+        at: datetime | None = None,
     ) -> Run:
         """Start a run in the background and return once it is recorded. Raises as `run` does before that point.
 
         Its replies are streamed: `Run.events` yields them piece by piece. With `queue` it waits for a worker
-        (`durable-swarm worker`); waiting runs with the lowest `priority` start first, 0 or above.
+        (`durable-swarm worker`); waiting runs with the lowest `priority` start first, 0 or above. With `delay` it
+        begins after so many seconds, with `at` at an aware time, in any process that defines its agent then.
         """
         asked = RunArguments(
             agent,
@@ -189,8 +193,9 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             provider_patience,
             limits,
         )
-        if validation.check_queue(queue, priority):
-            return self._enqueue(RunStart(self, asked, run_id, queued=True), priority)
+        later = validation.check_delay(delay, at)
+        if validation.check_queue(queue, priority) or later:
+            return self._enqueue(RunStart(self, asked, run_id, queued=queue), priority, later)
         if running_loop() is background_loop():
             raise errors.ConfigurationError(
                 "start() would stop the event loop on which runs are executed; call `await start_async(...)`"
@@ -244,14 +249,14 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             run_id=run_id, provider_patience=provider_patience, limits=limits, queue=True, priority=priority,
         )  # fmt: skip
 
-    def _enqueue(self, prepared: RunStart, priority: int) -> Run:
+    def _enqueue(self, prepared: RunStart, priority: int, delay: float = 0.0) -> Run:
         opened = self._open()
         known = prepared.named or prepared.caller is not None
         run = self._attach(prepared) if known else None
         if run is None:
-            queue = names.work_queue(self.name)
+            queue = names.work_queue(self.name) if prepared.queued else names.UNCLAIMED
             about, version = prepared.about, opened.version
-            if not opened.store.enqueue(prepared.run_id, prepared.stored, about, queue, version, priority):
+            if not opened.store.enqueue(prepared.run_id, prepared.stored, about, queue, version, priority, delay):
                 # Another process recorded it first.
                 prepared.check_same(opened.store.start_record(opened.store.found(prepared.run_id)))
             run = self._handle_of(prepared)
@@ -275,6 +280,8 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         limits: Limits | None = None,
         queue: bool = False,
         priority: int = 0,
+        delay: float | None = None,
+        at: datetime | None = None,
     ) -> Run:
         """Start as `start` does, on the running event loop."""
         asked = RunArguments(
@@ -289,9 +296,10 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             provider_patience,
             limits,
         )
-        if validation.check_queue(queue, priority):
+        later = validation.check_delay(delay, at)
+        if validation.check_queue(queue, priority) or later:
             self._open_on_loop()
-            return await in_thread(self._enqueue, RunStart(self, asked, run_id, queued=True), priority)
+            return await in_thread(self._enqueue, RunStart(self, asked, run_id, queued=queue), priority, later)
         return await self._start_on_loop(RunStart(self, asked, run_id))
 
     async def _start_on_loop(self, prepared: RunStart, channel: Channel | None = None) -> Run:

@@ -38,9 +38,9 @@ class Client:
             return persistently(write)
 
     def enqueue(
-        self, run_id: str, stored: Record, about: dict[str, Any], queue: str, version: str, priority: int
+        self, run_id: str, stored: Record, about: dict[str, Any], queue: str, version: str, priority: int, delay: float
     ) -> bool:
-        """Record a new run for the processes that serve `queue`. Return False if the id is taken."""
+        """Record a new run for those that serve `queue`, after `delay` seconds. Return False if the id is taken."""
         options: Any = {
             "workflow_name": names.RUN,
             "queue_name": queue,
@@ -51,6 +51,8 @@ class Client:
             "attributes": about,
             "serialization_type": WorkflowSerializationFormat.PORTABLE,
         }
+        if delay > 0:
+            options["delay_seconds"] = delay
         try:
             self._ask(lambda: self._client.enqueue(options, stored))
         except dbos_errors.DBOSWorkflowIDInUseError:

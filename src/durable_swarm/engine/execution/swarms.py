@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from durable_swarm import errors
 from durable_swarm.codec import Codec
+from durable_swarm.engine.storage.schedules import ScheduleRow
 from durable_swarm.limits import Limits
 from durable_swarm.models.client import Clients
 from durable_swarm.models.prices import Prices
@@ -31,6 +33,9 @@ class Settings(Protocol):
     provider_patience: float
     limits: Limits | None
     prices: Prices | None
+
+    def begin_occurrence(self, row: ScheduleRow, at: datetime) -> None:
+        """Record the run of a time of a schedule, unless it is recorded."""
 
     async def run_child(
         self, agent: Any, message: str, context_variables: dict[str, Any], limits: Limits | None = None

@@ -45,6 +45,7 @@ from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.processes.lost_claims import LostClaims
 from durable_swarm.engine.processes.maintenance import CLOSING, FAST, MaintenanceLoop, Sweeper
 from durable_swarm.engine.processes.recovery import Recovery
+from durable_swarm.engine.processes.schedules import ScheduleWatch
 from durable_swarm.engine.processes.sessions import SessionTurns
 from durable_swarm.engine.processes.worker import IN_THREADS, QueueWorker
 from durable_swarm.engine.records import base, names
@@ -131,6 +132,7 @@ class Process:
         self.transactions = Transactions(self.url, self.store.claims.owner)
         self.writer = Writer(self.store.events.write)
         self._sweeper = Sweeper(self.store)
+        self.schedules = ScheduleWatch(self.store, self.swarms)
         self._unwatch = agents.watch(self.orphans.agent_defined)
         self.keeper = MaintenanceLoop(self._private, self._look, self._keep)
         background().hold()
@@ -426,10 +428,8 @@ class Process:
 
     def _look(self) -> None:
         """Look for runs that other processes left for any capable process."""
-        self.identity.look()
-        self.room.look()
-        self.providers.look()
-        self.working.look()
+        for part in (self.identity, self.room, self.providers, self.schedules, self.working):
+            part.look()
         self.orphans.look_at_unclaimed()
 
     def _keep(self) -> None:

@@ -42,6 +42,7 @@ from durable_swarm.engine.storage.run_state import (
     reason_noted,
     state_of,
 )
+from durable_swarm.engine.storage.schedules import Schedules
 from durable_swarm.engine.storage.sessions import Sessions
 from durable_swarm.engine.storage.tallies import Tallies
 from durable_swarm.runs import State
@@ -108,6 +109,8 @@ class Store:
         """The facts about the processes that work on it."""
         self.tallies = Tallies(url, engine)
         """How many turns, tokens and dollars its runs have taken."""
+        self.schedules = Schedules(url, engine)
+        """What is to be run at which times."""
         self.changes = Changes(url, engine, self.inbox)
         """Whether anything has changed in it."""
         self._rows = RowReader(url, engine)
@@ -314,13 +317,20 @@ class Store:
         return RecordCodec(self._codec_for(swarm)).settle(record, input_of(run_id))
 
     def enqueue(
-        self, run_id: str, stored: base.Record, about: dict[str, Any], queue: str, version: str, priority: int = 0
+        self,
+        run_id: str,
+        stored: base.Record,
+        about: dict[str, Any],
+        queue: str,
+        version: str,
+        priority: int = 0,
+        delay: float = 0.0,
     ) -> bool:
         """Record a new run for the processes that serve `queue`; `about` are its notes, `stored` its input.
 
-        Return False if the id is taken.
+        It begins after `delay` seconds. Return False if the id is taken.
         """
-        return self._writer.enqueue(run_id, stored, about, queue, version, priority)
+        return self._writer.enqueue(run_id, stored, about, queue, version, priority, delay)
 
     def annotate(self, run_id: str, **attributes: Any) -> None:
         """Add JSON values to the notes on a run."""
