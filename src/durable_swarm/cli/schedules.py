@@ -16,7 +16,7 @@ from durable_swarm.service.schedules import ScheduleView
 
 @click.command(short_help="List schedules; pause, resume and delete them.")
 @click.option("--pause", metavar="NAME", help="Let this one begin nothing more.")
-@click.option("--resume", metavar="NAME", help="Let this one go on with its next time from now on.")
+@click.option("--resume", metavar="NAME", help="Let this one continue with its next time from now on.")
 @click.option("--delete", metavar="NAME", help="Delete this one; the runs that it has begun stay.")
 @as_json
 @common

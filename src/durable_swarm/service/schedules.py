@@ -44,7 +44,7 @@ class ScheduleList:
         self._rows.pause(self._found(name).name)
 
     def resume(self, name: str) -> None:
-        """Let a paused schedule go on with its next time from now on."""
+        """Let a paused schedule continue with its next time from now on."""
         self._rows.resume(self._found(name))
 
     def delete(self, name: str) -> None:

@@ -58,7 +58,7 @@ class Schedule:
         self._swarm._store().schedules.pause(self.name)
 
     def resume(self) -> None:
-        """Go on with the next time from now on; what was due meanwhile is left out."""
+        """Continue with the next time from now on; what was due meanwhile is left out."""
         self._swarm._store().schedules.resume(self._found())
 
     def trigger(self) -> Run:
@@ -98,11 +98,11 @@ class ScheduledSwarm(RunStarter):
         catch_up: CatchUp = "one",
         limits: Limits | None = None,
     ) -> Schedule:
-        """Run an agent at given times: `cron` (five fields), `every` so many seconds, or once `at` a time.
+        """Run an agent at given times: `cron` (five fields), `every` number of seconds, or once `at` a time.
 
         However many processes make the schedule of a name, each occurrence is one run, with the id
         `NAME@TIME`. It begins in any process with a swarm of this name, and is executed where the agent is defined.
-        Call it at each start of the program: the same times go on; other times, messages or agents replace the earlier
+        Call it at each start of the program: the same times are kept; other times, messages or agents replace the earlier
         ones.
 
         `timezone` is that of `cron`, and of an `at` without one. `catch_up` says what to do about times at which no

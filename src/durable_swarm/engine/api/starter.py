@@ -179,7 +179,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
 
         Its replies are streamed: `Run.events` yields them piece by piece. With `queue` it waits for a worker
         (`durable-swarm worker`); waiting runs with the lowest `priority` start first, 0 or above. With `delay` it
-        begins after so many seconds, with `at` at an aware time, in any process that defines its agent then.
+        begins after that many seconds, with `at` at an aware time, in any process that defines its agent then.
         """
         asked = RunArguments(
             agent,

@@ -56,7 +56,7 @@ class Schedules(OwnTable):
         super().__init__(url, engine, rows)
 
     def put(self, name: str, swarm: str, agent: str, timing: Timing, stored: Record) -> None:
-        """Record a schedule. One that asks for the same times goes on with them; other times begin now."""
+        """Record a schedule. One that asks for the same times keeps them; other times begin now."""
         self.create()
         rows, found = self._rows, self.found(name)
         values: dict[str, Any] = {"swarm": swarm, "agent": agent, "stored": json.dumps(stored)}
@@ -97,7 +97,7 @@ class Schedules(OwnTable):
         self._change(name, paused=True)
 
     def resume(self, row: ScheduleRow) -> None:
-        """Let a paused schedule go on with its next time from now on."""
+        """Let a paused schedule continue with its next time from now on."""
         later = _stored(row.timing.next_after(moment(now())))
         self._change(row.name, self._rows.c.paused, paused=False, next_at=later)
 
