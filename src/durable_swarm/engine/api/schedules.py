@@ -102,8 +102,8 @@ class ScheduledSwarm(RunStarter):
 
         However many processes make the schedule of a name, each occurrence is one run, with the id
         `NAME@TIME`. It begins in any process with a swarm of this name, and is executed where the agent is defined.
-        Call it at each start of the program: the same times are kept; other times, messages or agents replace the earlier
-        ones.
+        Call it at each start of the program: the same times are kept; others replace them, and so do other
+        messages and agents.
 
         `timezone` is that of `cron`, and of an `at` without one. `catch_up` says what to do about times at which no
         process was running: begin the last one ("one"), "all" of them, or none ("skip"). Raises `ConfigurationError`,
