@@ -17,7 +17,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test crash backend faults check format bench site picture package clean
+.PHONY: help shots demo test crash backend faults check format bench site picture package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors, words an
 format: $(VENV)/.installed-dev ## Put the sources into shape
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+shots: $(VENV)/.installed-dev ## Take pictures of every page of the web console into .shots; needs Chromium
+	$(BIN)/python -m tests.console.shots .shots
 
 bench: $(VENV)/.installed-dev ## Run the benchmarks
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done

@@ -64,6 +64,8 @@ ASKED = {
 def answer(request: dict[str, Any]) -> Any:
     """Return the next reply of the run whose question is in the request."""
     said = [message["content"] for message in request["messages"] if message["role"] == "user"]
+    if "Tea will do." in said:
+        return "Then tea is on its way to you. I am sorry for the broken bell."
     run_id = next(run_id for run_id, asked in ASKED.items() if asked in said)
     return STORY[run_id][sum(message["role"] == "assistant" for message in request["messages"])]
 

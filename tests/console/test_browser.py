@@ -179,13 +179,30 @@ def test_several_ticked_runs(page: Page, shop: str) -> None:
 
 
 @in_browser()
+def test_the_list_is_live_and_does_not_move(page: Page, shop: str) -> None:
+    """A row changes where it is, with what was ticked and focused; new runs are counted above the list."""
+    with serving(shop) as address, open_runs(shop) as runs:
+        sign_in(page, address)
+        page.get_by_role("checkbox", name="order-0001").check()
+        page.get_by_role("link", name="order-0002").focus()
+        runs.cancel("order-0005", "bob")
+        expect(page.get_by_role("row", name="order-0005")).to_contain_text("cancelled")
+        expect(page.get_by_role("link", name="Inbox")).to_contain_text("1")
+        runs.fork("order-0003", 1, new_id="order-0007")
+        page.get_by_role("link", name="1 new run: show it").wait_for()
+        expect(page.get_by_role("checkbox", name="order-0001")).to_be_checked()
+        expect(page.get_by_role("link", name="order-0002")).to_be_focused()
+        expect(page.locator("tbody tr")).to_have_count(6)
+
+
+@in_browser()
 def test_a_fork_from_a_turn(page: Page, shop: str) -> None:
     """A button at a turn leads to a form, the form to the fork, and the fork to its source and a comparison."""
     with serving(shop) as address:
         sign_in(page, address)
         page.goto(f"{address}/runs/order-0003")
         page.get_by_role("button", name="Fork from turn 2").click()
-        page.get_by_label("Say first").fill("Take tea instead.")
+        page.get_by_label("Say first").fill("Tea will do.")
         page.get_by_role("button", name="Fork", exact=True).click()
         expect(page.get_by_role("link", name="order-0003")).to_be_visible()
         page.get_by_role("link", name="compare").click()

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 
 from durable_swarm.display import value
 from durable_swarm.errors import DurableSwarmError, RunNotFound
@@ -118,7 +118,7 @@ async def page(site: Site, request: Request) -> Response:
         return Response(status_code=204)
     parts = parts_of(site, request, shown)
     if "seen" in query:
-        return HTMLResponse(replaced(parts))
+        return site.with_count(request, replaced(parts), opened)
     marked = {name: Markup(html) for name, html in parts.items()}
     return site.page(request, "run.html", run=shown.run, parts=marked, turns=shown.turns, open=opened)
 

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from durable_swarm.errors import ConfigurationError, DurableSwarmError
 from durable_swarm.runs import ENDED, STATES
@@ -38,7 +38,7 @@ async def listed(site: Site, request: Request) -> Response:
         return Response(status_code=204)
     live = Markup(site.html(request, "rows_live.html", **data))
     if "seen" in request.query_params:
-        return HTMLResponse(live)
+        return site.with_count(request, live, opened)
     return site.page(request, "runs.html", open=opened, live=live, **data)
 
 

@@ -70,6 +70,11 @@ class Site:
         """Call a function as `use` does; return its result, and the number of open requests as pages show it."""
         return await self.use(lambda runs: (function(runs), _count(runs)))
 
+    def with_count(self, request: Request, html: str, opened: str) -> HTMLResponse:
+        """Return changed parts of a page, with the number of open requests."""
+        count = self.html(request, "count.html", open=opened)
+        return HTMLResponse(f'{html}<hx-partial hx-target="#nav-inbox" hx-swap="innerHTML">{count}</hx-partial>')
+
     def check(self) -> list[Check]:
         """Check the installation and the database; reads the whole database."""
         return checkup(self._database)

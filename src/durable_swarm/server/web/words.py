@@ -125,7 +125,7 @@ def crashes(run: RunDetail) -> dict[int, str]:
 
 def place_of(one: ExecutionView) -> str:
     """Return the process of an execution in words."""
-    return f"process {one.pid} on {one.host}" if one.pid is not None else one.process
+    return f"process {one.pid} on {one.host}" if one.pid is not None else one.process[:16]
 
 
 def percent(part: float) -> str:
