@@ -6,12 +6,14 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, ModelError, current_call, sleep
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, ModelError, current_call, sleep
+from durable_swarm.engine.api import result
 from durable_swarm.models.client import Clients
 from durable_swarm.testing import ProviderError, ScriptedModel
 from tests.engine.conftest import Make
@@ -287,3 +289,21 @@ def test_the_end_of_the_interpreter_fails_no_tool(tool: str) -> None:
     connection.close()
     out, err = program.start(tool, "2").communicate(timeout=PATIENCE)
     assert "worked" in out, err
+
+
+def test_a_program_that_ends_does_not_wait_for_what_never_leaves_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for a run is told that the program has ended, also if the run's last execution here never left."""
+    run = make(ScriptedModel([])).start(Agent(name=unique()), user(), queue=True)
+    executor, over = run.executor(), Future[None]()
+    over.set_result(None)
+    assert executor is not None
+    stuck: Any = SimpleNamespace(over=over, released=False, lost=False, response=None, error=None)
+    executor.runs[run.id] = stuck
+    monkeypatch.setattr(result, "exiting", lambda: True)
+    try:
+        with pytest.raises(ConfigurationError, match="program has ended"):
+            run.result(PATIENCE)
+    finally:
+        del executor.runs[run.id]

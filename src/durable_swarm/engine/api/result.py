@@ -254,12 +254,16 @@ class RunResult(RunRequests):
     def _see_to_it(self) -> None:
         """Once a second: if the process that executes the run has died, take the run over."""
         executor, now = self._executor(), time.monotonic()
-        if executor is None or self.id in executor.runs or self.id in executor.held:
+        if executor is None or self.id in executor.held or now - self._seen < 1:
             return
-        if now - self._seen > 1:
-            self._seen = now
-            if exiting():
-                raise refused(program_ended())
+        is_here = self.id in executor.runs
+        if is_here and not exiting():
+            return
+        looked_before, self._seen = self._seen > 0, now
+        # An execution here that is over has a second to record its end.
+        if exiting() and (looked_before or not is_here):
+            raise refused(program_ended())
+        if not is_here:
             with self.bearing():
                 executor.take_over(self.id)
 
