@@ -43,6 +43,7 @@ COMMANDS = {
     "sessions": Command("sessions", "List sessions, the latest change first."),
     "show": Command("runs", "Show a run and every step of it."),
     "trace": Command("trace", "Send a recorded run to OpenTelemetry."),
+    "top": Command("top", "Show what happens: runs, queues, workers, requests."),
     "watch": Command("watch", "Follow a run live, or read how it went."),
     "worker": Command("worker", "Execute queued runs, and those of dead processes."),
 }

@@ -35,46 +35,8 @@ STYLES = {
 INTERRUPTED = "interrupted"
 """The displayed status of a running run that no living process executes."""
 DIM = "bright_black"
-LEAST_ID = 24
-"""The number of characters to which the ids of a list are shortened in a narrow terminal."""
-LEAST_ROOM = 30
-"""The shortest column for reasons; with less room, a reason has a line of its own."""
 PIPE_WIDTH = 160
 """The line length if no terminal gives a width."""
-
-
-def draw_runs(views: Sequence[RunView]) -> None:
-    """Print a list of runs."""
-    console = plain_console()
-    if not views:
-        console.print("No runs.")
-        return
-    rows = [
-        (one_line(view.id), _status(view), one_line(view.agent), clock(view.created_at), clock(view.updated_at))
-        for view in views
-    ]
-    titles = ("ID", "STATUS", "AGENT", "STARTED", "CHANGED")
-    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
-    over = sum(widths) + 2 * len(widths) - width_of(console)
-    if over > 0:  # A prefix of an id is enough for every command.
-        widths[0] = max(widths[0] - over, min(widths[0], LEAST_ID))
-        rows = [(shorten(row[0], widths[0]), *row[1:]) for row in rows]
-    room = width_of(console) - sum(widths) - 2 * len(widths)
-    reasons = [_why(view) for view in views]
-    beside = room >= LEAST_ROOM
-    why = "WHY" if any(reasons) and beside else ""
-    print_line(console, Text(f"{columns(titles, widths)}  {why}", DIM))
-    for view, row, reason in zip(views, rows, reasons, strict=True):
-        line = Text(f"{columns(row, widths)}  {shorten(reason, room) if beside else ''}")
-        line.stylize(_style(view), widths[0] + 2, widths[0] + 2 + len(row[1]))
-        print_line(console, line)
-        if reason and not beside:
-            print_line(console, Text(f"  {shorten(reason, max(width_of(console) - 2, LEAST_ROOM))}", DIM))
-
-
-def _why(view: RunView) -> str:
-    """Return why a run is not done, or has no answer."""
-    return view.waits_for or view.failure or without_answer(view.ended_by)
 
 
 def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -82,20 +44,22 @@ def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(f"{one_line(cell):{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
-def _status(view: RunView) -> str:
+def status_of(view: RunView) -> str:
+    """Return the displayed status of a run."""
     return INTERRUPTED if view.idle else view.status
 
 
-def _style(view: RunView) -> str:
+def style_of(view: RunView) -> str:
+    """Return the style of the displayed status."""
     return "yellow" if view.idle or without_answer(view.ended_by) else STYLES[view.status]
 
 
-def draw_run(run: RunDetail, command: Command) -> None:
+def draw_run(run: RunDetail, command: Command, to: Console | None = None) -> None:
     """Print one run: its status, input, steps and requests, its end and the possible next commands.
 
-    `command` returns the command line for some words.
+    `command` returns the command line for some words. `to` is the console, by default standard output.
     """
-    console = plain_console()
+    console = to or plain_console()
     width = width_of(console)
     for line in (*_head(run), Text(), *_asked(run, width), *_steps(run, width), *_end(run, command, width)):
         print_line(console, line)
@@ -142,7 +106,7 @@ def print_line(console: Console, line: Text) -> None:
 def _head(run: RunDetail) -> Iterator[Text]:
     yield fact("run", Text(one_line(run.id), "bold"))
     why = without_answer(run.ended_by)
-    yield fact("status", Text(f"{_status(run)} ({why})" if why else _status(run), _style(run)))
+    yield fact("status", Text(f"{status_of(run)} ({why})" if why else status_of(run), style_of(run)))
     yield fact("agent", Text(one_line(_agents(run))))
     if run.swarm:
         yield fact("swarm", Text(one_line(run.swarm)))

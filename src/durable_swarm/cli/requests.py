@@ -10,6 +10,7 @@ import click
 from durable_swarm.cli.completion import request_argument, run_argument
 from durable_swarm.cli.options import Settings, as_json, by_person, common
 from durable_swarm.cli.render import draw_requests
+from durable_swarm.cli.watch_list import watch_inbox
 from durable_swarm.display import one_line
 from durable_swarm.requests import Request
 from durable_swarm.service import Runs, open_runs, to_json
@@ -27,15 +28,19 @@ WHERE = {
     "--run", "run_id", metavar="ID", help="Only the requests of this run; a prefix that fits no other run is enough."
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1, 1_000_000), help="At most N requests.")
+@click.option("--watch", is_flag=True, help="Keep the list open, with a bell for each new request.")
 @as_json
 @common
 @click.pass_obj
-def inbox(settings: Settings, run_id: str | None, limit: int | None, as_json: bool) -> None:
+def inbox(settings: Settings, run_id: str | None, limit: int | None, watch: bool, as_json: bool) -> None:
     """List the open requests of all runs, oldest first: questions to people and programs.
 
     `answer`, `approve`, `reject` and `complete` decide about them.
     """
     with open_runs(settings.database) as opened:
+        if watch:
+            watch_inbox(opened, settings, run_id, limit, as_json=as_json)
+            return
         found = opened.inbox.list(run_id, limit)
     if as_json:
         click.echo(json.dumps([to_json(request) for request in found], indent=2))

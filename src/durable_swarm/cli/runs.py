@@ -10,8 +10,10 @@ import click
 
 from durable_swarm.cli.completion import optional_run_argument, run_argument
 from durable_swarm.cli.options import STARTS, Settings, as_json, by_person, common
-from durable_swarm.cli.render import INTERRUPTED, draw_run, draw_runs
+from durable_swarm.cli.render import INTERRUPTED, draw_run
+from durable_swarm.cli.render_runs import draw_runs
 from durable_swarm.cli.times import Since
+from durable_swarm.cli.watch_list import watch_runs
 from durable_swarm.display import one_line
 from durable_swarm.runs import STATES, State
 from durable_swarm.service import Query, RunView, open_runs, to_json
@@ -27,6 +29,14 @@ from durable_swarm.service import Query, RunView, open_runs, to_json
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="At most N runs."
 )
+@click.option(
+    "--watch",
+    metavar="[SECONDS]",
+    type=click.FloatRange(min=0.1),
+    is_flag=False,
+    flag_value=2.0,
+    help="Keep the list open; a run that has changed is bold. In a pipe, a line for each change.",
+)
 @as_json
 @common
 @click.pass_obj
@@ -39,6 +49,7 @@ def runs(
     since: datetime | None,
     before: str | None,
     limit: int,
+    watch: float | None,
     as_json: bool,
 ) -> None:
     """List runs, newest first.
@@ -48,9 +59,13 @@ def runs(
     fields; the status of an interrupted one is "running", and "idle" is true.
     """
     idle = status == INTERRUPTED
+    chosen = "running" if idle else cast(State | None, status)
+    query = Query(chosen, agent, limit, idle, swarm=swarm, search=search, since=since, before=before)
     with open_runs(settings.database) as opened:
-        chosen = "running" if idle else cast(State | None, status)
-        found = opened.list(Query(chosen, agent, limit, idle, swarm=swarm, search=search, since=since, before=before))
+        if watch is not None:
+            watch_runs(opened, query, watch, as_json=as_json)
+            return
+        found = opened.list(query)
     if as_json:
         click.echo(json.dumps([to_json(view) for view in found], indent=2))
     else:

@@ -10,36 +10,67 @@ from typing import Any
 import click
 from rich.text import Text
 
-from durable_swarm.cli.completion import run_argument
+from durable_swarm.cli.completion import optional_run_argument
 from durable_swarm.cli.options import Problem, Settings, as_json, common
 from durable_swarm.cli.render import DIM, PIPE_WIDTH, STYLES, plain_console
 from durable_swarm.cli.render_requests import Command, event_text
+from durable_swarm.cli.watch_all import watch_all
 from durable_swarm.display import as_call, harmless, one_line, shorten, value
 from durable_swarm.events import Event
-from durable_swarm.runs import without_answer, written_as_text
-from durable_swarm.service import Runs, RunView, open_runs
+from durable_swarm.runs import State, without_answer, written_as_text
+from durable_swarm.service import Query, Runs, RunView, open_runs
 
 ANEW = "— the reply begins anew —"
 """Shown when the text of a reply so far is void, and comes again."""
 
 
 @click.command(short_help="Follow a run live, or read how it went.")
-@run_argument
+@optional_run_argument
 @click.option("--after", metavar="N", type=click.IntRange(min=0), default=0, help="Only the events behind number N.")
+@click.option("--all", "all_runs", is_flag=True, help="The events of all runs from now on, in one feed.")
 @as_json
 @common
 @click.pass_obj
-def watch(settings: Settings, run_id: str, after: int, as_json: bool) -> int:
+def watch(settings: Settings, run_id: str | None, after: int, all_runs: bool, as_json: bool) -> int:
     """Follow a run, in whichever process, until it ends; show all events of a run that has ended.
 
     Agents' replies appear as they come. As JSON each event is one line with its number, `seq`: after a disconnection,
     continue with --after. Exit code 0 if the run is done, 1 if it failed or was cancelled. Ctrl+C ends only the
     watching.
+
+    Without an ID it is the newest unfinished run; if all have ended, a choice of the last ones on a terminal.
     """
+    if all_runs and (run_id is not None or after):
+        raise click.UsageError("--all shows the runs from now on: give it without an ID and without --after.")
     with open_runs(settings.database) as opened:
-        found = opened.view(run_id).id
+        if all_runs:
+            watch_all(opened, settings, as_json=as_json)
+        found = _chosen(opened) if run_id is None else opened.view(run_id).id
         teller = None if as_json else _Teller(settings.command, found, continued=after > 0)
         return _Watching(settings, opened, found, after).follow(teller)
+
+
+CHOICE = 9
+"""How many of the last runs are offered."""
+
+
+def _chosen(opened: Runs) -> str:
+    """Return the newest unfinished run; if there is none, ask which of the last ones is meant."""
+    states: tuple[State, ...] = ("running", "waiting", "queued")
+    unfinished = [view for state in states for view in opened.list(Query(state, limit=1))]
+    if unfinished:
+        newest = max(unfinished, key=lambda view: view.created_at)
+        click.echo(one_line(f"Run {newest.id} of {newest.agent}, {newest.status}:"), err=True)
+        return newest.id
+    last = opened.list(Query(limit=CHOICE))
+    if not last:
+        raise Problem("There are no runs to watch.")
+    if not sys.stdin.isatty():
+        raise Problem("No run is unfinished. Name the run to read; `durable-swarm runs` lists them.")
+    for number, view in enumerate(last, 1):
+        click.echo(one_line(f"{number}  {view.id}  {view.status}  {view.agent}"), err=True)
+    number = click.prompt("Which one", type=click.IntRange(1, len(last)), default=1, err=True)
+    return last[number - 1].id
 
 
 class _Watching:

@@ -30,6 +30,7 @@ from durable_swarm.events import Event
 from durable_swarm.observing import RunTrace
 from durable_swarm.runs import ENDED, StepInfo
 from durable_swarm.service.comparison import Comparison, compare
+from durable_swarm.service.feed import Feed
 from durable_swarm.service.ids import find_run
 from durable_swarm.service.requests import Inbox
 from durable_swarm.service.run_pages import RunPage, run_page, whole_step
@@ -191,6 +192,10 @@ class Runs:
                         yield event
             if not reader.over:
                 await asyncio.sleep(FOLLOWED)
+
+    def feed(self) -> Feed:
+        """Return the events of all runs from now on."""
+        return Feed(self._store)
 
     def events(
         self, run_id: str, after: int = 0, stands: Callable[[RunView], None] = lambda _: None

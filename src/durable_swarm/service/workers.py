@@ -10,9 +10,15 @@ from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records.names import QUEUE, UNCLAIMED, work_queue
 from durable_swarm.engine.storage.heartbeats import LEASE, Leases
+from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.process_facts import ProcessFacts
 from durable_swarm.engine.storage.rates import Rates
-from durable_swarm.engine.storage.run_state import moment
+from durable_swarm.engine.storage.run_state import STATES_OF, moment
+from durable_swarm.engine.storage.runs import Store
+from durable_swarm.runs import ENDED, State
+
+HOUR = 3_600_000
+"""Milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,15 @@ class RateView:
 class Workers:
     """The processes of a database, and what waits: living processes first.
 
-    `unclaimed` counts the runs that any process with their agents may continue.
+    `unclaimed` counts the runs that any process with their agents may continue, `ended` those that have ended within
+    the last hour, by status.
     """
 
     processes: list[ProcessView]
     queues: list[QueueView]
     rates: list[RateView]
     unclaimed: int
+    ended: dict[State, int]
 
 
 def workers(visitor: Inspector) -> Workers:
@@ -97,12 +105,21 @@ def workers(visitor: Inspector) -> Workers:
         processes=sorted(processes, key=lambda view: (not view.alive, view.started_at is None)),
         queues=_queues(loads, living),
         rates=[RateView(*slot) for slot in Rates(store.url, store.engine).slots()],
+        ended=_ended(store),
         unclaimed=sum(count for status, queue, _, count, _ in loads if status == "ENQUEUED" and queue == UNCLAIMED),
     )
 
 
+def _ended(store: Store) -> dict[State, int]:
+    found: dict[State, int] = {}
+    for status, count in store.claims.ended_since(now() - HOUR).items():
+        if (state := STATES_OF.get(status)) in ENDED:
+            found[state] = found.get(state, 0) + count
+    return found
+
+
 def _process(name: str, facts: ProcessFacts | None, runs: int, alive: bool, age: float | None) -> ProcessView:
-    now = datetime.now(UTC)
+    present = datetime.now(UTC)
     reported = None if facts is None else moment(facts.seen_at)
     return ProcessView(
         name=name,
@@ -115,7 +132,7 @@ def _process(name: str, facts: ProcessFacts | None, runs: int, alive: bool, age:
         places=facts.places if facts else 0,
         runs=runs,
         started_at=moment(facts.started_at) if facts else None,
-        seen_at=now - timedelta(seconds=age) if age is not None else now if alive else reported,
+        seen_at=present - timedelta(seconds=age) if age is not None else present if alive else reported,
     )
 
 

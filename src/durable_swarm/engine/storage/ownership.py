@@ -226,6 +226,14 @@ class Claims:
             found = read(self._engine, wanted.where(runs.status.in_(states)).group_by(*groups))
         return [(status, queue, process, int(count), int(oldest)) for status, queue, process, count, oldest in found]
 
+    def ended_since(self, at: int) -> dict[str, int]:
+        """Return how many runs have ended since a time, in milliseconds since 1970, by DBOS's status."""
+        runs = self._runs.c
+        ended = (runs.name == records_names.RUN) & (runs.completed_at >= at)
+        with reporting_errors(self._url):
+            found = read(self._engine, select(runs.status, func.count()).where(ended).group_by(runs.status))
+        return {str(status): int(count) for status, count in found}
+
     def owner(self, workflow_id: str) -> str | None:
         """Return DBOS's token of the execution that owns a run or a tool call now."""
         runs = self._runs
