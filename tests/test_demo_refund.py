@@ -24,13 +24,15 @@ PROGRAM = (
 TRANSCRIPT = """
 Transcript
 User: Hi, I'm {name}. I want to refund item 99, it is too expensive. And can I get a discount?
+Triage Agent: transfer_to_refunds()
+  result: {{"assistant": "Refunds Agent"}}
 Refunds Agent: process_refund(item_id="99", reason="it is too expensive")
   result: Refunded item 99 to {name}.
 Refunds Agent: apply_discount()
   result: Applied discount of 11%
 Refunds Agent: {name}, item 99 is refunded, and you have a discount of 11%. Have a nice day!
 """
-COLOURS = ("\x1b[1m", "\x1b[90m", "\x1b[94m", "\x1b[95m", "\x1b[32m", "\x1b[0m")
+COLOURS = ("\x1b[1m", "\x1b[31m", "\x1b[1;31m", "\x1b[90m", "\x1b[94m", "\x1b[95m", "\x1b[32m", "\x1b[0m")
 
 
 def command(name: str = "", database: str = "", model: str = "") -> list[str]:
@@ -86,6 +88,9 @@ def test_killed_and_started_again(moment: str, place: str) -> None:
         after, code = second.end()
     assert code == 0, after
     assert f"from {place};" in after
+    assert plain(after).count("before the crash") == before.count("... done") + 1 + ("Applying" in moment)
+    assert "✓ Triage Agent → Refunds Agent  before the crash" in plain(after)
+    assert "✕ the process died" in plain(after)
     assert "your name" not in after
     assert_each_step_once(before + after)
     assert TRANSCRIPT.format(name="Zoë") in plain(after)

@@ -6,7 +6,6 @@ run, a scripted model for users without a key, and the output.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Response
+from durable_swarm.demos.refund_story import BEFORE, STEP, done_before, print_time
 from durable_swarm.display import as_call, harmless, one_line
 from durable_swarm.runs import without_answer, written_as_text
 from durable_swarm.service import NoRuns, Query, RunDetail, open_runs
@@ -28,11 +28,9 @@ from durable_swarm.testing import ScriptedModel, call
 from durable_swarm.tools.calls import written_call
 from durable_swarm.tools.repeats import repeated
 
-AGENT = "Refunds Agent"
+AGENT = "Triage Agent"
 PREFIX = "demo-refund-"
 DEFAULT_NAME = "Max"
-STEP = "refund_step"
-"""The name of a recorded step of the refund."""
 WORDS = 12
 """How many words the scripted model says during one step of the refund."""
 GREETING, REQUEST = "Hi, I'm ", ". I want to refund item 99, it is too expensive. And can I get a discount?"
@@ -78,16 +76,18 @@ def _demonstrate(name: str | None, database: str | None, model: str | None) -> i
         print(f"\nThe run ended without an answer: {why}.")
     elif written := written_call(response.agent or agent, response.messages[-1]):
         print(f"\nNote: {written_as_text(written)}.")
+    with open_runs(database) as runs:
+        print_time(runs.show(run_id))
     print(f"\nIts steps: {command('show', run_id, database=database)}")
     return 0
 
 
 def _define_agents() -> Agent:
     try:
-        from durable_swarm.demos.refund_agents import refund_agent
+        from durable_swarm.demos.refund_agents import triage_agent
     except ValueError:
         raise ConfigurationError("DURABLE_SWARM_DEMO_SECONDS must be a number: the seconds that a step takes") from None
-    return refund_agent
+    return triage_agent
 
 
 # The model
@@ -117,6 +117,8 @@ def scripted_reply(request: dict[str, Any]) -> Any:
     """Answer by the content of the request alone, so that the answer is the same each time the program is started."""
     messages = request["messages"]
     called = {made["function"]["name"] for message in messages for made in message.get("tool_calls") or ()}
+    if "transfer_to_refunds" not in called:
+        return [call("transfer_to_refunds")]
     if "process_refund" not in called:
         return [call("process_refund", item_id="99", reason="it is too expensive")]
     if "apply_discount" not in called:
@@ -144,16 +146,12 @@ def _interrupted(database: str | None) -> RunDetail | None:
 
 
 def _continue(run: RunDetail) -> Begun:
-    print(f"Continuing run {run.id} from {_place(run)}; what is done is not done again.", flush=True)
-    print("".join(f"  ✓ {name}" for name in _done(run)) + "\n", flush=True)
+    print(f"Continuing run {run.id} from {_place(run)}; what is done is not done again.\n")
+    console = Console(highlight=False)
+    for text in done_before(run):
+        console.print(Text.assemble(("✓", "green"), f" {text}  ", (BEFORE, "bright_black")), soft_wrap=True)
+    print(flush=True)
     return run.id, run.asked, run.context_variables
-
-
-def _done(run: RunDetail) -> list[str]:
-    """Return a word for every finished step, in order."""
-    numbers = itertools.count(1)
-    done = [info.name for info in run.steps if info.status == "done"]
-    return [f"step {next(numbers)}" if name == STEP else name.partition(":")[2] for name in done]
 
 
 def _place(run: RunDetail) -> str:
@@ -161,6 +159,8 @@ def _place(run: RunDetail) -> str:
     done = [info.name for info in run.steps if info.status == "done"]
     if not done:
         return "the beginning"
+    if done == ["model:Triage Agent"]:
+        return "the handoff"
     if "tool:apply_discount" in done:
         return "the closing words"
     if "tool:process_refund" in done:

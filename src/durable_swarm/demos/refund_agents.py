@@ -1,7 +1,6 @@
 """The agents of the refund demo: a complete user program.
 
-A finished step is never executed again, even if the program is killed. Each step prints a line when it is really
-executed, and takes $DURABLE_SWARM_DEMO_SECONDS, by default 1.
+Each step prints a line when it is really executed, and takes $DURABLE_SWARM_DEMO_SECONDS, by default 1.
 """
 
 from __future__ import annotations
@@ -42,6 +41,11 @@ def apply_discount() -> str:
     return "Applied discount of 11%"
 
 
+def transfer_to_refunds() -> Agent:
+    """Hand the user over to the agent for refunds and discounts."""
+    return refund_agent
+
+
 refund_agent = Agent(
     name="Refunds Agent",
     instructions=(
@@ -49,4 +53,7 @@ refund_agent = Agent(
         "process_refund, when it is done apply_discount. Then tell the user by name, in one sentence, what you did."
     ),
     functions=[process_refund, apply_discount],
+)
+triage_agent = Agent(
+    name="Triage Agent", instructions="Hand the user over at once, without a word.", functions=[transfer_to_refunds]
 )
