@@ -27,7 +27,7 @@ from rich.color import Color
 from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 
-COLUMNS, ROWS = 96, 30
+COLUMNS, ROWS = 96, 38
 CELL, LINE, MARGIN, BAR = 8.0, 19.0, 16.0, 30.0
 """Pixels: the width of a character, the height of a line, the margin, and the height of the bar above."""
 
