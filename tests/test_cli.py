@@ -60,7 +60,7 @@ def test_runs_as_text_and_as_json(shell: Shell) -> None:
     answer("one")
     fail("two")
     lines = shell("runs").splitlines()
-    assert lines[0].split() == ["ID", "STATUS", "AGENT", "STARTED", "CHANGED", "WHY"]
+    assert lines[0].split() == ["ID", "STATUS", "AGENT", "STARTED", "CHANGED", "TOOK", "TURNS", "TOKENS", "WHY"]
     assert {tuple(line.split()[:3]) for line in lines[1:]} == {("one", "done", "Clerk"), ("two", "failed", "Refunds")}
     assert {run["id"]: run["status"] for run in json.loads(shell("runs", "--json"))} == {"one": "done", "two": "failed"}
     assert [run["id"] for run in json.loads(shell("runs", "--status", "failed", "--json"))] == ["two"]

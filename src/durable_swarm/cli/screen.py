@@ -18,7 +18,7 @@ from rich.text import Text
 from durable_swarm.cli.render import plain_console
 
 KEYS = {"\x1b[A": "k", "\x1b[B": "j", "\r": "enter", "\n": "enter", "\x1b": "escape", "\x7f": "backspace"}
-"""Names of keys that are no characters; the arrows are other names of the letters."""
+"""Names of keys other than characters; the arrows are other names of the letters."""
 
 
 class Screen:

@@ -50,7 +50,7 @@ def top(settings: Settings, by: str | None) -> None:
 
 @dataclass(frozen=True)
 class _Look:
-    """What a frame shows."""
+    """Everything that a frame shows."""
 
     runs: Sequence[RunView]
     requests: Sequence[Request]
