@@ -2,7 +2,7 @@
 
 - A `python`, `yaml`, … block with `title="FILE"` is written to that file when its turn comes.
 - In a `console` block a line `$ COMMAND` is typed; the lines below it are what it prints. `…` stands for any text in a
-  line, `...` on a line of its own for any lines. Times, dates and ids made by chance may differ.
+  line, `...` on a line of its own for any lines. Times, their bars, dates and ids made by chance may differ.
 - Where `Killed` or `^C` ends the output, the command is killed, or interrupted, once the lines before have come.
 - A command with `&` at its end runs until the page ends. `export NAME=VALUE` holds for the commands after it.
 - `sh` blocks are commands for the reader alone.
@@ -32,6 +32,7 @@ VARYING = [
     (re.compile(r"\b\d+(\.\d+)? (ms|s|min \d+ s)(?!\w)"), "<duration>"),
     (re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{12}\b"), "<version>"),
     (re.compile(r"\b(demo-\w+-|repl-\w+-)[0-9a-z]+"), r"\1<id>"),
+    (re.compile(r" *[▏▎▍▌▋▊▉█]+ *"), "  "),
     (re.compile(r" {2,}"), "  "),
 ]
 
