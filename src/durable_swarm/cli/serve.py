@@ -34,6 +34,7 @@ PORT = 8000
 @click.option("--user", metavar="NAME", default=user_name, show_default="your login name", help="Who decides.")
 @click.option("--user-header", metavar="NAME", help="The header in which a --proxy names who decides.")
 @click.option("--proxy", "proxies", metavar="ADDRESS", multiple=True, help="A proxy whose --user-header is believed.")
+@click.option("--mcp-stdio", is_flag=True, help="Serve one MCP client over stdin and stdout, and nothing else.")
 @common
 @click.pass_obj
 def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int, **options: Any) -> None:
@@ -45,6 +46,9 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
     """
     from durable_swarm.server import DOORS, checked_doors, server_parts
 
+    if options["mcp_stdio"]:
+        _serve_stdio(settings, target)
+        return
     if options["user_header"] and not options["proxies"]:
         raise click.UsageError("--user-header needs the --proxy that sets it")
     doors = checked_doors(options["doors"] or DOORS)
@@ -73,3 +77,18 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
 
     with swarm:
         serving.serve(app, hosts[0], port, root_path.rstrip("/"), ready)
+
+
+def _serve_stdio(settings: Settings, target: str) -> None:
+    import asyncio
+
+    from durable_swarm.server.app import door_of
+    from durable_swarm.server.backend import MOST, Backend
+
+    door = door_of("mcp")
+    with load(settings, target) as swarm:
+        backend = Backend(swarm, None, MOST)
+        try:
+            asyncio.run(door(backend).serve_stdio())
+        finally:
+            backend.close()

@@ -6,6 +6,7 @@ app.mount("/ops/swarm", durable_swarm.server.console(user=lambda request: reques
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.errors import ConfigurationError
@@ -39,7 +40,7 @@ def console(
     return made(database, access(token=token, user=user), read_only=read_only)
 
 
-DOORS = ("api", "openai")
+DOORS = ("api", "openai", "mcp")
 """The doors of `app`."""
 
 
@@ -54,9 +55,10 @@ def app(
 ) -> Server:
     """Return the server of a swarm as an ASGI application, to be served or mounted in another under any path.
 
-    `agents` are those that can be asked, by default all that the program defines. `doors` names the interfaces, all of
-    `DOORS` by default. With `console` the web console is there, too. `authorize` takes a Starlette request and returns
-    the name of who asks, which is recorded with every decision, or None to refuse; it may be async. Without it
+    `agents` are those that can be asked, by default all that the program defines. `doors` names the interfaces, by
+    default all of `DOORS` whose extras are installed. With `console` the web console is there, too. `authorize` takes a
+    Starlette request and returns the name of who asks, which is recorded with every decision, or None to refuse; it may
+    be async. Without it
     `$DURABLE_SWARM_SERVER_TOKEN` is the token that every request must show; without both, everyone whom the application
     around it lets through may ask. With `read_only` nothing can be started or changed. Raises `ConfigurationError`,
     also without the extra `server`.
@@ -83,6 +85,8 @@ def known(agents: Any) -> dict[str, Any] | None:
 
 def checked_doors(doors: Collection[str]) -> list[str]:
     """Return the doors without repetitions. Raises `ConfigurationError` for an unknown one."""
+    if doors is DOORS:  # Nobody has named them: those whose extras are missing stay shut.
+        return [door for door in DOORS if door != "mcp" or find_spec("mcp") is not None]
     if isinstance(doors, str):
         doors = doors.split(",")
     for door in doors:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from durable_swarm.engine.api.durable import DurableSwarm
+from durable_swarm.errors import ConfigurationError
 from durable_swarm.server.api import Api
 from durable_swarm.server.backend import MOST, Backend, problem
 from durable_swarm.server.guard import Access, Guard, route_path
@@ -38,7 +39,7 @@ class Server:
     ) -> None:
         self._backend = Backend(swarm, known, max_body)
         self._console = Console(swarm.database, access, read_only=read_only) if console else None
-        routes = [route for door in doors for route in DOORS[door](self._backend).routes()]
+        routes = [route for door in doors for route in door_of(door)(self._backend).routes()]
         if read_only:
             routes = [route for route in routes if (route.methods or set()) <= {"GET", "HEAD"}]
         self._prefixes = tuple({f"/{route.path.split('/')[1]}" for route in routes})
@@ -79,8 +80,18 @@ class Server:
         self.close()
 
 
-DOORS: dict[str, Any] = {"api": Api, "openai": OpenAI}
-"""The doors by name: each is made of a backend and has routes."""
+def door_of(name: str) -> Any:
+    """Return the class of a door, which is made of a backend and has routes.
+
+    Raises `ConfigurationError` without its extra.
+    """
+    if name == "mcp":
+        try:
+            from durable_swarm.server.mcp import Mcp
+        except ModuleNotFoundError as error:
+            raise ConfigurationError("the door 'mcp' needs the extra: pip install 'durable-swarm[mcp]'") from error
+        return Mcp
+    return {"api": Api, "openai": OpenAI}[name]
 
 
 async def _healthz(_: Request) -> Response:

@@ -1,0 +1,227 @@
+"""The door `mcp`: agents as tools of an MCP server, over streamable HTTP at /mcp, or over stdin and stdout.
+
+A call is a run. What the run asks a person is asked of the client, which ends the request: the answer may come later,
+from another connection, to another process of this server. A client that cannot be asked is sent the question as text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import uuid
+from typing import Any
+
+from mcp.server import Server, ServerRequestContext
+from mcp.server.stdio import stdio_server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp_types import (
+    CallToolRequestParams,
+    CallToolResult,
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitResult,
+    InputRequiredResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+)
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from durable_swarm.engine.records.names import is_call
+from durable_swarm.errors import AlreadyAnswered, ConfigurationError, DurableSwarmError, RequestExpired
+from durable_swarm.requests import Request
+from durable_swarm.runs import ENDED
+from durable_swarm.server.backend import Backend
+from durable_swarm.server.outcome import Outcome, outcome_of
+from durable_swarm.service import Runs
+from durable_swarm.service.doctor import installed
+from durable_swarm.sub_agents import snake_case
+
+KEY = "durable-swarm/idempotency-key"
+"""Where a client names the run, in the `_meta` of a call: a repeated call with it attaches to the run."""
+PATIENCE = 25.0
+"""Seconds after which a call returns the id of a run that is still in progress."""
+MESSAGE = {
+    "type": "object",
+    "properties": {
+        "message": {"type": "string", "description": "what to ask the agent"},
+        "session": {"type": "string", "description": "a conversation to continue"},
+    },
+    "required": ["message"],
+}
+RUN = {"type": "object", "properties": {"run_id": {"type": "string"}}, "required": ["run_id"]}
+DECISION = {
+    "type": "object",
+    "properties": {"approve": {"type": "boolean"}, "reason": {"type": "string"}},
+    "required": ["approve"],
+}
+
+
+class Mcp:
+    """The door, and its server."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        version = installed("durable-swarm") or ""
+        self.server: Server[Any] = Server(
+            "durable-swarm", version=version, on_list_tools=self._tools, on_call_tool=self._called
+        )
+        self._manager: StreamableHTTPSessionManager | None = None
+        self._work: asyncio.Task[None] | None = None
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [Route("/mcp", _Endpoint(self), methods=["GET", "POST", "DELETE"])]
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        await (await self._started()).handle_request(scope, receive, send)
+
+    async def _started(self) -> StreamableHTTPSessionManager:
+        """Return the SDK's manager of connections, which works as long as this event loop."""
+        if self._manager is None or self._work is None or self._work.done():
+            self._manager, ready = StreamableHTTPSessionManager(self.server, stateless=True), asyncio.Event()
+            self._work = asyncio.get_running_loop().create_task(_keep(self._manager, ready))
+            await ready.wait()
+        return self._manager
+
+    async def serve_stdio(self) -> None:
+        """Serve one client over stdin and stdout, until it leaves."""
+        async with stdio_server() as (read, write):
+            await self.server.run(read, write, self.server.create_initialization_options())
+
+    # Tools
+
+    async def _tools(self, _: ServerRequestContext[Any], __: PaginatedRequestParams | None) -> ListToolsResult:
+        asks = [
+            Tool(name=tool, description=f"Ask the agent {name!r} and get its answer.", input_schema=MESSAGE)
+            for tool, name in self._names().items()
+        ]
+        read = Tool(name="get_run", description="Get the answer of a run by its id.", input_schema=RUN)
+        return ListToolsResult(tools=[*asks, read])
+
+    def _names(self) -> dict[str, str]:
+        """Return the agents by the names of their tools."""
+        return {f"ask_{snake_case(name) or 'agent'}"[:64]: name for name in self._backend.agent_names()}
+
+    async def _called(
+        self, context: ServerRequestContext[Any], params: CallToolRequestParams
+    ) -> CallToolResult | InputRequiredResult:
+        try:
+            run = await self._run(context, params)
+            if params.input_responses:
+                await self._decide(params.input_responses)
+            outcome = await self._awaited(run)
+        except DurableSwarmError as error:
+            return _text(f"{type(error).__name__}: {error}", failed=True)
+        if outcome.waits_for and _can_be_asked(context):
+            return InputRequiredResult(
+                input_requests={request.id: _elicitation(request) for request in outcome.waits_for},
+                request_state=outcome.run_id,
+            )
+        return _result(outcome)
+
+    async def _run(self, context: ServerRequestContext[Any], params: CallToolRequestParams) -> Any:
+        given, swarm = params.arguments or {}, self._backend.swarm
+        if params.request_state or params.name == "get_run":
+            run_id = params.request_state or str(given.get("run_id", ""))
+            return await self._backend.call(lambda: swarm.get(run_id))
+        name = self._names().get(params.name)
+        if name is None:
+            raise ConfigurationError(f"there is no tool {params.name!r}")
+        if not isinstance(given.get("message"), str):
+            raise ConfigurationError("message must be a text")
+        run_id, messages = _run_id(context), [{"role": "user", "content": given["message"]}]
+
+        def begin() -> Any:
+            agent = self._backend.agent(name)
+            if given.get("session"):
+                return swarm.session(str(given["session"]), agent).start(messages, run_id=run_id)
+            return swarm.start(agent, messages, run_id=run_id)
+
+        return await self._backend.call(begin)
+
+    async def _awaited(self, run: Any) -> Outcome:
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(outcome_of(self._backend, run), PATIENCE)
+        return await outcome_of(self._backend, run, patience=0)
+
+    async def _decide(self, responses: dict[str, Any]) -> None:
+        """Take the answers of the client; one that comes a second time is left out."""
+        for request_id, response in responses.items():
+            with contextlib.suppress(AlreadyAnswered, RequestExpired):
+                request = await self._backend.use(functools.partial(_find, request_id))
+                await self._backend.call(functools.partial(self._answer, request, response))
+
+    def _answer(self, request: Request, said: Any) -> None:
+        swarm, fields = self._backend.swarm, said.content or {} if isinstance(said, ElicitResult) else {}
+        accepted = isinstance(said, ElicitResult) and said.action == "accept"
+        if request.kind == "question":
+            value: Any = fields if request.schema is not None else fields.get("answer", "")
+            if accepted:
+                swarm.answer(value, request.id, by="mcp")
+            elif request.schema is not None:
+                swarm.reject("", request.id, by="mcp")
+        elif accepted and fields.get("approve") is True:
+            swarm.approve(request.id, by="mcp")
+        else:
+            swarm.reject(str(fields.get("reason") or ""), request.id, by="mcp")
+
+
+def _run_id(context: ServerRequestContext[Any]) -> str:
+    """Return the id of a new run, or of the one that the client names; a key of our own client is that of a call."""
+    meta: Any = context.meta or {}
+    key = str(meta.get(KEY) or uuid.uuid4())
+    return f"{key}/mcp" if is_call(key) else key
+
+
+class _Endpoint:
+    """The door as an ASGI application: a route takes a class of its own as one."""
+
+    def __init__(self, door: Mcp) -> None:
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._door.serve(scope, receive, send)
+
+
+def _find(request_id: str, runs: Runs) -> Request:
+    return runs.inbox.find(request_id)
+
+
+async def _keep(manager: StreamableHTTPSessionManager, ready: asyncio.Event) -> None:
+    async with manager.run():
+        ready.set()
+        await asyncio.Event().wait()
+
+
+def _can_be_asked(context: ServerRequestContext[Any]) -> bool:
+    capabilities = context.session.client_capabilities
+    asked = capabilities is not None and capabilities.elicitation is not None
+    return asked and context.protocol_version in MODERN_PROTOCOL_VERSIONS
+
+
+def _elicitation(request: Request) -> ElicitRequest:
+    schema: dict[str, Any] = DECISION
+    if request.kind == "question":
+        one = {"type": "string", **({"enum": request.choices} if request.choices else {})}
+        schema = request.schema or {"type": "object", "properties": {"answer": one}, "required": ["answer"]}
+    shown = f"\n{json.dumps(request.arguments, indent=2)}" if request.arguments else ""
+    return ElicitRequest(params=ElicitRequestFormParams(message=f"{request.question}{shown}", requested_schema=schema))
+
+
+def _result(outcome: Outcome) -> CallToolResult:
+    if outcome.status in ENDED:
+        failed = outcome.status != "done"
+        return _text(outcome.text or outcome.error or f"the run is {outcome.status}", failed=failed)
+    text = outcome.text or f"Run {outcome.run_id} is in progress; get_run has its answer later."
+    return _text(text, failed=False)
+
+
+def _text(text: str, *, failed: bool) -> CallToolResult:
+    return CallToolResult(content=[TextContent(text=text)], is_error=failed)
