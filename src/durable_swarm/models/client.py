@@ -97,8 +97,8 @@ def _without_client() -> Iterator[None]:
     except Exception as error:  # A proxy or a certificate of the environment that is unfit raises anything.
         raise ConfigurationError(
             f"no model client: {without_secrets(safe_text(error)).rstrip('.')}. Set OPENAI_API_KEY, or pass client= to "
-            'the swarm. To try it offline, without a key: client=ScriptedModel(["Hello"]) of durable_swarm.testing, or '
-            "`durable-swarm demo refund`."
+            "the swarm. To try it offline, without a key: `durable-swarm run --mock SCRIPT`, or "
+            'client=ScriptedModel(["Hello"]) of durable_swarm.testing.'
         ) from None
 
 
