@@ -5,9 +5,12 @@ from __future__ import annotations
 import html
 import os
 import re
+import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from durable_swarm import DurableSwarm
 from durable_swarm.encryption import EncryptionCodec, new_key
@@ -15,7 +18,7 @@ from durable_swarm.server.ids import encode_id
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.console.asking import BEARER, Answer, ask
-from tests.console.shop import STORY, answer, refunds, triage, until
+from tests.console.shop import STORY, answer, refunds, run_shop, triage, until
 
 Make = Callable[..., Any]
 
@@ -224,6 +227,32 @@ def test_who_works_on_the_database(shop: str, console: Make) -> None:
     with DurableSwarm(ScriptedModel(answer), database=shop) as swarm:
         swarm.runs(limit=1)
         until(lambda: str(os.getpid()) in (page := seen(ask(app, "/workers"))) and "alive" in page)
+
+
+@pytest.mark.parametrize("damage", ["{", '"x"', '{"v": 1}', '{"v": 99, "reply": []}'])
+def test_a_damaged_run_says_so(shop: str, console: Make, damage: str) -> None:
+    """A run with a record that cannot be read has a page with a sentence; the other pages are as ever."""
+    with sqlite3.connect(shop.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE operation_outputs SET output = ? WHERE workflow_uuid = 'order-0003'", [damage])
+    app = console(shop)
+    page = ask(app, "/runs/order-0003")
+    assert page.status == 200
+    assert "order-0003" in seen(page)
+    assert ask(app, "/runs").status == 200
+    assert ask(app, "/runs/order-0001").status == 200
+
+
+def test_on_either_database(database_url: str, console: Make) -> None:
+    """The pages are the same on SQLite and on PostgreSQL."""
+    run_shop(database_url)
+    app = console(database_url)
+    for path in ("/runs?status=waiting&since=1h&q=order", "/runs/order-0003", "/inbox", "/workers", "/sessions"):
+        page = ask(app, path)
+        assert page.status == 200
+        for asks in re.findall(r'hx-get="([^"]+)"', page.text):
+            assert ask(app, html.unescape(asks)).status in (200, 204)
+    form = form_at(app, path := "/inbox/" + encode_id(request_of(database_url, "order-0006")))
+    assert ask(app, path, {**form, "verdict": "answer", "answer": "tea"}).status == 303
 
 
 def test_an_encrypted_run_says_so(shop: str, console: Make) -> None:

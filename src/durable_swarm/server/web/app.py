@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -39,8 +40,8 @@ PAGES: dict[str, Page] = {
 }
 CHANGES: dict[str, Page] = {
     "/runs/bulk": runs.bulk,
-    "/runs/{id}/cancel": run.cancel,
-    "/runs/{id}/resume": run.resume,
+    "/runs/{id}/cancel": run.change,
+    "/runs/{id}/resume": run.change,
     "/runs/{id}/say": run.say,
     "/runs/{id}/fork": run.fork,
     "/inbox/{id}": inbox.decide,
@@ -75,7 +76,7 @@ class Console:
             *(Route(path, self._bound(page), methods=["POST"]) for path, page in changes.items()),
             *(Route(path, self._bound(page)) for path, page in pages.items()),
         ]
-        handlers = dict.fromkeys((*STATUSES, TooLarge, 404, 405), self._failed)
+        handlers = dict.fromkeys((*STATUSES, TooLarge, 404, 405, Exception), self._failed)
         app = Starlette(
             routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)],
             exception_handlers={**handlers, NoRuns: self._fresh}, lifespan=self._lifespan,
@@ -152,8 +153,9 @@ def _explained(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, errors.DurableSwarmError):
         kind = next(kind for kind in type(error).__mro__ if kind in STATUSES)
         return *STATUSES[kind], str(error)
-    code = getattr(error, "status_code", 404)
-    return code, "Not found" if code == 404 else "Not possible", "There is nothing at this address."
+    if isinstance(error, HTTPException):
+        return error.status_code, "Not found", "There is nothing at this address."
+    return 500, "This should not happen", f"{type(error).__name__}: {error}. The log of the console has more."
 
 
 def _is_free(path: str) -> bool:

@@ -150,17 +150,10 @@ async def export(site: Site, request: Request) -> Response:
     return Response(document, media_type="application/json", headers=headers)
 
 
-async def cancel(site: Site, request: Request) -> Response:
-    """Cancel a run, and lead back to it."""
-    run_id = id_in(request)
-    await site.use(lambda runs: runs.cancel(runs.exactly(run_id).id, by_of(request)))
-    return back_to(request, "runs", run_id)
-
-
-async def resume(site: Site, request: Request) -> Response:
-    """Let a run continue, and lead back to it."""
-    run_id = id_in(request)
-    await site.use(lambda runs: runs.resume(runs.exactly(run_id).id, by_of(request)))
+async def change(site: Site, request: Request) -> Response:
+    """Cancel a run, or let it continue, as the end of the address says; lead back to it."""
+    run_id, act = id_in(request), Runs.cancel if request.url.path.endswith("/cancel") else Runs.resume
+    await site.use(lambda runs: act(runs, runs.exactly(run_id).id, by_of(request)))
     return back_to(request, "runs", run_id)
 
 

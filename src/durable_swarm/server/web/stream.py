@@ -42,7 +42,7 @@ class _Reading:
 
     def __init__(self, runs: Runs, run_id: str, after: int) -> None:
         self.id = run_id
-        self._reader = runs.reader(run_id)
+        self.reader = runs.reader(run_id)
         self._after = after
         self._mark: object = None
         self._looked = 0.0
@@ -52,7 +52,7 @@ class _Reading:
     def look(self, runs: Runs) -> tuple[str | None, Shown | None]:
         """Return the text that was only added, or the run anew if anything else has happened."""
         begins, mark = not self._looked, runs.mark(self.id)
-        events = [] if mark == self._mark else self._reader.read()
+        events = [] if mark == self._mark else self.reader.read()
         self._mark = mark
         added = self.speech.hear(events)
         if added is not None and time.monotonic() - self._looked < ANEW:
@@ -63,11 +63,6 @@ class _Reading:
         known = begins and self.speech.seq <= self._after and shown.run.status == "running"
         return None, None if known else shown
 
-    @property
-    def pause(self) -> float:
-        """Return the seconds until the next look."""
-        return self._reader.pause
-
 
 async def _messages(site: Site, request: Request, reading: _Reading) -> AsyncIterator[str]:
     sent: dict[str, str] = {}
@@ -77,7 +72,7 @@ async def _messages(site: Site, request: Request, reading: _Reading) -> AsyncIte
         try:
             added, shown = await site.use(reading.look)
         except DurableSwarmError:
-            break
+            return  # A database that cannot be used now: the page comes back.
         if shown is not None:
             parts = parts_of(site, request, shown)
             pulse = parts.pop("pulse")
@@ -95,7 +90,7 @@ async def _messages(site: Site, request: Request, reading: _Reading) -> AsyncIte
         elif time.monotonic() - spoken > ALIVE:
             yield ": still here\n\n"
             spoken = time.monotonic()
-        await asyncio.sleep(reading.pause if time.monotonic() - drawn > RARELY else RARELY)
+        await asyncio.sleep(reading.reader.pause if time.monotonic() - drawn > RARELY else RARELY)
     if not site.stopping:
         yield "event: end\ndata: \n\n"
 
