@@ -180,9 +180,15 @@ class Store:
         chosen = (self._is_run, self._runs.status.in_(wanted), *begins)
         return self._asking(self._rows.read(*chosen, newest=True, limit=limit))
 
-    def page(self, *wanted: ColumnElement[bool], limit: int) -> list[RunRow]:
-        """Return the rows of the newest runs that meet all conditions, without their inputs and outputs."""
-        return self._asking(self._rows.read(self._is_run, *wanted, newest=True, limit=limit))
+    def page(self, *wanted: ColumnElement[bool], limit: int) -> tuple[list[RunRow], RunRow | None]:
+        """Return the rows of the newest runs that meet all conditions, without their inputs and outputs.
+
+        The second value is the last row that was read, if there may be more. Runs of a status that this version does
+        not know are left out.
+        """
+        rows = self._rows.read(self._is_run, *wanted, newest=True, limit=limit)
+        known = self._asking([row for row in rows if row.status in STATES_OF])
+        return known, rows[-1] if len(rows) == limit else None
 
     def _asking(self, rows: list[RunRow]) -> list[RunRow]:
         """Note on the rows of unfinished runs whether they wait for a decision, a time or a provider: `waiting` ones.

@@ -5,21 +5,24 @@ Only these parts leave the database, because a list of runs with long replies wo
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 import sqlalchemy
-from sqlalchemy import Column, ColumnElement, case, func, or_, select
+from sqlalchemy import Column, ColumnElement, func, or_, select
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.names import COMPACT, model_step
 
-_TOTAL = 3
-"""The place of the total in the counts of a record."""
+USAGE, COST = '"usage":[', '"cost":"'
+"""The texts in a record before the counts of tokens, and before the cost."""
+_COUNTS, _COST = re.compile(rf"{re.escape(USAGE)}\d+,\d+,\d+,(\d+)\]"), re.compile(rf'{COST}([^"]+)"')
+LONGEST = 120
+"""The number of characters that are read from there."""
 
 
 @dataclass(frozen=True)
@@ -51,38 +54,32 @@ class Tallies:
         steps, found = self._steps.c, dict[str, Tally]()
         replies = steps.function_name.startswith(model_step(""))
         asked = or_(replies, steps.function_name.startswith(COMPACT))
-        wanted = select(steps.workflow_uuid, replies, self._counts(), self._cost())
+        wanted = select(steps.workflow_uuid, replies, self._beginning_at(USAGE), self._beginning_at(COST))
         with reporting_errors(self._url):
             rows = read(self._engine, wanted.where(steps.workflow_uuid.in_(list(run_ids)), asked))
         for run_id, is_turn, counts, cost in rows:
             found[run_id] = found.get(run_id, Tally()) + Tally(int(is_turn), _total(counts), _decimal(cost))
         return found
 
-    def _counts(self) -> ColumnElement[str]:
-        """The counts of a record as the text of a JSON list, or NULL."""
-        output = self._steps.c.output
-        if is_sqlite(self._url):
-            return func.json_extract(case((func.json_valid(output), output)), "$.usage")
-        # A cast to JSON would fail the list at one damaged row. The counts follow the message, so the last ones count.
-        return func.substring(output, r'.*"usage": ?(\[[0-9, ]*\])')
+    def _beginning_at(self, sign: str) -> ColumnElement[str]:
+        """The part of a record that begins with a sign, or NULL.
 
-    def _cost(self) -> ColumnElement[str]:
+        To parse records as JSON would fail the list at one damaged row. Inside the texts of a record, quotes are
+        escaped, so no text contains the sign.
+        """
         output = self._steps.c.output
-        if is_sqlite(self._url):
-            return func.json_extract(case((func.json_valid(output), output)), "$.cost")
-        return func.substring(output, r'.*"cost": ?"([0-9.Ee+-]*)"')
+        find = func.instr if is_sqlite(self._url) else func.strpos
+        return func.substr(output, func.nullif(find(output, sign), 0), LONGEST)
 
 
 def _total(counts: str | None) -> int | None:
-    try:
-        total = json.loads(counts or "[]")[_TOTAL]
-    except (ValueError, TypeError, LookupError):
-        return None
-    return total if type(total) is int else None
+    found = _COUNTS.match(counts or "")
+    return None if found is None else int(found[1])
 
 
 def _decimal(cost: str | None) -> Decimal | None:
+    found = _COST.match(cost or "")
     try:
-        return None if cost is None else Decimal(cost)
-    except (InvalidOperation, TypeError, ValueError):
+        return None if found is None else Decimal(found[1])
+    except InvalidOperation:
         return None
