@@ -59,7 +59,8 @@ def multiply(url: str, runs: int) -> None:
             into = f"INSERT INTO {table} ({', '.join(columns)})"
             statement = f"{numbers} {into} {chosen}" if lite else f"{into} {numbers} {chosen}"
             connection.execute(text(statement), {"runs": runs})
-        connection.execute(text("ANALYZE"))  # PostgreSQL does it by itself, after a while.
+        if not lite:
+            connection.execute(text("ANALYZE"))  # As PostgreSQL does by itself, after a while.
     engine.dispose()
 
 

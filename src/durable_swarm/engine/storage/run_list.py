@@ -109,7 +109,8 @@ def _may_be(runs: Any, status: State) -> ColumnElement[bool]:
 
     def any_of(*names: str) -> ColumnElement[bool]:
         # As literals, because DBOS's indexes of unfinished runs are found only by these.
-        return runs.status.in_([literal(name, literal_execute=True) for name in names])
+        is_one: ColumnElement[bool] = runs.status.in_([literal(name, literal_execute=True) for name in names])
+        return is_one
 
     found: dict[State, ColumnElement[bool]] = {
         "queued": runs.status.in_(["ENQUEUED", "DELAYED"]) & (runs.queue_name.is_(None) | ~ours),
