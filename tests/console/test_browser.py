@@ -34,12 +34,13 @@ from tests.console.teller import RUN, STORY
 
 PAGES = (
     "/runs", "/runs/order-0003", "/runs/order-0004", "/runs/order-0005", "/runs/order-0003/fork?turn=1",
-    "/runs/order-0003/compare/order-0002", "/inbox", "/sessions", "/workers", "/health?check=1", "/runs/none",
+    "/runs/order-0003/compare/order-0002", "/inbox",
+    "/inbox/order-0005~2F1~2E0~2Fapproval", "/sessions", "/workers", "/health?check=1", "/runs/none",
 )  # fmt: skip
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
 CONTRAST = {"runOnly": ["color-contrast"]}
 LOOKS: list[tuple[int, str, dict[str, Any]]] = [
-    (1280, "light", {}), (1280, "dark", CONTRAST), (390, "dark", {}), (390, "light", CONTRAST),
+    (1280, "light", {}), (1280, "dark", CONTRAST), (390, "dark", {}),
 ]  # fmt: skip
 
 
@@ -192,6 +193,8 @@ def test_the_list_is_live_and_does_not_move(page: Page, shop: str) -> None:
         page.get_by_role("link", name="1 new run: show it").wait_for()
         expect(page.get_by_role("checkbox", name="order-0001")).to_be_checked()
         expect(page.get_by_role("link", name="order-0002")).to_be_focused()
+        with page.expect_response(lambda answered: answered.status == 401):
+            page.context.clear_cookies()
         expect(page.locator("tbody tr")).to_have_count(6)
 
 
@@ -253,12 +256,10 @@ def test_under_a_path_behind_a_proxy(page: Page, shop: str) -> None:
 def test_hostile_data(page: Page, tmp_path: Path, fresh_sqlite: Callable[[Path], str]) -> None:
     """Whatever a run is called and says is text: nothing runs, nothing is loaded, no page is left."""
     url = fresh_sqlite(tmp_path / "hostile.sqlite")
-    for number, text in enumerate(HOSTILE):
-        replies = [[call("refund", customer=text, amount=250), call("nothing", x=text)], text]
-        run_id = f"{number}{text}".rstrip()
-        with DurableSwarm(ScriptedModel(replies), database=url) as swarm:
-            run = swarm.start(refunds, [{"role": "user", "content": text}], run_id=run_id)
-            until(lambda run=run: run.status not in ("queued", "running"))  # type: ignore[misc]
+    with DurableSwarm(ScriptedModel(_parrot), database=url) as swarm:
+        for number, text in enumerate(HOSTILE):
+            swarm.start(refunds, [{"role": "user", "content": text}], run_id=f"{number}{text}".rstrip())
+        until(lambda: all(run.status not in ("queued", "running") for run in swarm.runs()))
     with serving(url) as address:
         sign_in(page, address)
         with open_runs(url) as runs:
@@ -269,6 +270,14 @@ def test_hostile_data(page: Page, tmp_path: Path, fresh_sqlite: Callable[[Path],
             assert page.evaluate("typeof window.hacked") == "undefined"
             assert page.url == address + path
             assert page.locator("main script, main img, main iframe, main style").count() == 0
+
+
+def _parrot(request: dict[str, Any]) -> Any:
+    """Return calls with what the user said in them, then the same as text."""
+    said = [message["content"] for message in request["messages"] if message["role"] == "user"]
+    if request["messages"][-1]["role"] == "tool":
+        return said[0]
+    return [call("refund", customer=said[0], amount=250), call("nothing", x=said[0])]
 
 
 HOSTILE = [

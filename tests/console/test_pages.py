@@ -215,8 +215,8 @@ def test_who_did_what_to_a_run(shop: str, console: Make) -> None:
     ask(app, "/runs/order-0005/cancel", {})
     ask(console(shop, name="bob"), "/runs/order-0005/resume", {})
     page = seen(ask(app, "/runs/order-0005"))
-    assert "cancelledby ana" in page
-    assert "resumedby bob" in page
+    assert "cancelled by ana" in page
+    assert "resumed by bob" in page
     ask(app, "/runs/order-0003/fork", {"turn": "1", "run_id": "order-0003-b"})
     assert 'href="/runs/order-0003-b"' in ask(app, "/runs/order-0003").text
 
