@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.docs.links import broken_links
-from tests.docs.pages import ROOT, blocks_of, pages
+from tests.docs.pages import ROOT, blocks_of, pages, text_of
 
 PAGES = pages()
 
@@ -31,3 +31,8 @@ def test_every_page_has_its_place() -> None:
     contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     missing = [page for page in PAGES if page.startswith("docs/") and f"{page.removeprefix('docs/')}\n" not in contents]
     assert missing == []
+
+
+def test_the_readme_is_short() -> None:
+    """The README has at most 150 lines: it leads to pages, and is not one of them."""
+    assert len(text_of("README.md").splitlines()) <= 150
