@@ -55,9 +55,7 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
     made, access = server_parts()
     from durable_swarm.server import serving  # Needs the extra, too.
 
-    swarm = load(settings, target)
-    if not agents.names():
-        raise Problem(f"{target} defines no agent, so there is nothing to serve; import them in its module.", 2)
+    swarm = _loaded(settings, target)
     token, root_path = serving.token_for(hosts[0]), "/" + options["root_path"].strip("/")
     who = access(
         token=token,
@@ -79,6 +77,14 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
         serving.serve(app, hosts[0], port, root_path.rstrip("/"), ready)
 
 
+def _loaded(settings: Settings, target: str) -> DurableSwarm:
+    """Return the program's swarm. Raises `Problem` if the program defines no agent."""
+    swarm = load(settings, target)
+    if not agents.names():
+        raise Problem(f"{target} defines no agent, so there is nothing to serve; import them in its module.", 2)
+    return swarm
+
+
 def _serve_stdio(settings: Settings, target: str) -> None:
     import asyncio
 
@@ -86,7 +92,7 @@ def _serve_stdio(settings: Settings, target: str) -> None:
     from durable_swarm.server.backend import MOST, Backend
 
     door = door_of("mcp")
-    with load(settings, target) as swarm:
+    with _loaded(settings, target) as swarm:
         backend = Backend(swarm, None, MOST)
         try:
             asyncio.run(door(backend).serve_stdio())

@@ -1,0 +1,1 @@
+"""Agents of other frameworks, made agents of this one."""
