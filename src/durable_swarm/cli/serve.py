@@ -10,6 +10,7 @@ import click
 from durable_swarm import agents
 from durable_swarm.cli.loading import load
 from durable_swarm.cli.options import Problem, Settings, common, user_name
+from durable_swarm.engine.api.durable import DurableSwarm
 
 PORT = 8000
 
@@ -64,9 +65,8 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
         header=options["user_header"],
         proxies=options["proxies"],
     )
-    limit = {} if options["max_body"] is None else {"max_body": options["max_body"]}
-    console = not options["no_console"]
-    app = made(swarm, None, doors, who, console=console, read_only=options["read_only"], **limit)
+    more = {name: options[name] for name in ("read_only", "max_body") if options[name] is not None}
+    app = made(swarm, None, doors, who, console=not options["no_console"], **more)
 
     def ready(taken: int) -> None:
         url = serving.address(hosts[0], taken, root_path.rstrip("/"), token)
