@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import sqlite3
@@ -18,6 +19,7 @@ from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound, 
 from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.service import Check, NoRuns, Query, Runs, checkup, open_runs, to_json
 from durable_swarm.testing import ScriptedModel
+from tests.support.asking import leave
 
 
 def ask(text: str) -> list[dict[str, Any]]:
@@ -115,6 +117,22 @@ def test_the_failed_step_is_shown_as_failed(tmp_path: Path) -> None:
     assert "in refund" in run.error.traceback
     assert (run.steps[-1].name, run.steps[-1].status) == ("tool:refund", "failed")
     assert run.steps[-1].error == "ValueError: no hat in stock"
+
+
+def test_runs_that_are_closed_harm_no_other_file(tmp_path: Path) -> None:
+    """Runs used after their end raise a clear error, and close no file that was opened meanwhile."""
+    url = f"sqlite:///{tmp_path}/runs.sqlite"
+    leave("one", "choose", database=url)
+    with open_runs(url) as runs:
+        assert runs.show("one").status == "waiting"
+    opened = [os.open(tmp_path, os.O_RDONLY) for _ in range(20)]
+    try:
+        with pytest.raises(ConfigurationError, match="closed here; open it again"):
+            runs.inbox.goes_on("one")
+        assert all(os.fstat(number) for number in opened)
+    finally:
+        for number in opened:
+            os.close(number)
 
 
 def test_resuming_leaves_the_run_to_its_program(database_url: str) -> None:

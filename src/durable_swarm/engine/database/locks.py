@@ -17,6 +17,7 @@ from durable_swarm.engine.database.byte_locks import ByteLocks
 from durable_swarm.engine.database.connection import file_number
 from durable_swarm.engine.database.diagnosis import reporting_errors, unusable
 from durable_swarm.engine.database.urls import is_sqlite
+from durable_swarm.errors import ConfigurationError
 
 log = logging.getLogger("durable_swarm")
 
@@ -85,7 +86,12 @@ class FileLocks:
         return taken
 
     def _make_sure(self) -> None:
-        """If the file was deleted, others would lock a new one, so lock the names held here in the new file too."""
+        """If the file was deleted, others would lock a new one, so lock the names held here in the new file too.
+
+        Raises `ConfigurationError` once the locks are closed.
+        """
+        if self._file.file < 0:
+            raise ConfigurationError("the database was closed here; open it again to look at its runs")
         if file_number(self._path) == self._file.number():
             return
         log.error(
