@@ -40,8 +40,10 @@ def console(
     return made(database, access(token=token, user=user), read_only=read_only)
 
 
-DOORS = ("api", "openai", "mcp")
+DOORS = ("api", "openai", "agui", "mcp")
 """The doors of `app`."""
+NEEDS = {"agui": "ag_ui", "mcp": "mcp"}
+"""The package that a door needs, beside those of the extra `server`."""
 
 
 def app(
@@ -86,7 +88,7 @@ def known(agents: Any) -> dict[str, Any] | None:
 def checked_doors(doors: Collection[str]) -> list[str]:
     """Return the doors without repetitions. Raises `ConfigurationError` for an unknown one."""
     if doors is DOORS:  # Nobody has named them: those whose extras are missing stay shut.
-        return [door for door in DOORS if door != "mcp" or find_spec("mcp") is not None]
+        return [door for door in DOORS if door not in NEEDS or find_spec(NEEDS[door]) is not None]
     if isinstance(doors, str):
         doors = doors.split(",")
     for door in doors:

@@ -91,6 +91,12 @@ def door_of(name: str) -> Any:
         except ModuleNotFoundError as error:
             raise ConfigurationError("the door 'mcp' needs the extra: pip install 'durable-swarm[mcp]'") from error
         return Mcp
+    if name == "agui":
+        try:
+            from durable_swarm.server.agui import Agui
+        except ModuleNotFoundError as error:
+            raise ConfigurationError("the door 'agui' needs the extra: pip install 'durable-swarm[agui]'") from error
+        return Agui
     return {"api": Api, "openai": OpenAI}[name]
 
 

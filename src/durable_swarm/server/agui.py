@@ -1,0 +1,180 @@
+"""The door `agui`: agents for front ends that speak AG-UI, `POST /agui/{agent}`.
+
+A thread is a session. An interrupt ends the run of the protocol, never ours: the next request answers it in `resume`
+and reads on behind it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from ag_ui.core import RunAgentInput
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from durable_swarm.engine.api.run import Run
+from durable_swarm.events import Event
+from durable_swarm.requests import Request as HumanRequest
+from durable_swarm.server.backend import Backend, Refused, by_of, event_stream, id_in, served
+from durable_swarm.server.outcome import LOOK, waits
+
+Told = dict[str, Any]
+DECISION = {"type": "object", "properties": {"approve": {"type": "boolean"}, "reason": {"type": "string"}}}
+
+
+class Agui:
+    """The handlers of the door."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [Route("/agui/{agent}", served(self.run), methods=["POST"])]
+
+    async def run(self, request: Request) -> Response:
+        """Run an agent, or answer what its run asks, and follow the run."""
+        body, by = await self._backend.body(request), by_of(request)
+        try:
+            asked = RunAgentInput.model_validate(body)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise Refused(422, "InvalidBody", f"{where}: {first['msg']}") from None
+        name = id_in(request, "agent")
+        run, after = await self._backend.call(lambda: self._begin(name, asked, body, by))
+        return event_stream(self._stream(run, after, asked))
+
+    def _begin(self, name: str, asked: Any, body: Told, by: str | None) -> tuple[Run, int]:
+        """Return the run to follow, and the number of the event behind which it is followed."""
+        swarm, session = self._backend.swarm, self._backend.swarm.session(asked.thread_id, self._backend.agent(name))
+        if asked.resume:
+            waiting = next((run for run in reversed(session.runs()) if run.status == "waiting"), None)
+            if waiting is None:
+                raise Refused(409, "NothingWaits", f"no run of thread {asked.thread_id!r} waits for an answer")
+            seen = _last(waiting)
+            open_ones = {request.id: request for request in waiting.requests()}
+            for entry in asked.resume:
+                if entry.interrupt_id not in open_ones:
+                    raise Refused(409, "AlreadyAnswered", f"nothing waits for interrupt {entry.interrupt_id!r}")
+                _decide(swarm, open_ones[entry.interrupt_id], entry, by)
+            return waiting, seen
+        messages = [_message(one) for one in body["messages"] if one.get("role") in ("user", "system", "developer")]
+        if not messages:
+            raise Refused(422, "InvalidBody", "messages: the last one must be the user's")
+        started: Run = session.start(messages[-1:], run_id=asked.run_id)
+        return started, 0
+
+    async def _stream(self, run: Run, after: int, asked: Any) -> AsyncIterator[str]:
+        about = {"threadId": asked.thread_id, "runId": asked.run_id}
+        told = Telling(run.id)
+        with self._backend.streaming():
+            yield _line({"type": "RUN_STARTED", **about})
+            async for events in self._backend.batches(run, after, LOOK):
+                yield "".join(_line(one) for event in events for one in told.take(event)) or ": still here\n\n"
+                if told.end is not None:
+                    break
+                if not events and await self._backend.call(lambda: waits(run)):
+                    requests = await self._backend.call(run.requests)
+                    interrupts = [_interrupt(request) for request in requests]
+                    yield "".join(map(_line, told.close()))
+                    outcome = {"type": "interrupt", "interrupts": interrupts}
+                    yield _line({"type": "RUN_FINISHED", **about, "outcome": outcome})
+                    return
+            if told.end is not None:
+                yield _line({**told.end, **(about if told.end["type"] == "RUN_FINISHED" else {})})
+
+
+class Telling:
+    """Makes AG-UI's events of a run's. Text that is void ends its message; what comes in its place is another one."""
+
+    def __init__(self, run_id: str) -> None:
+        self.end: Told | None = None
+        self._run_id = run_id
+        self._message: str | None = None
+
+    def take(self, event: Event) -> Iterator[Told]:
+        """Yield what an event becomes."""
+        data = event.data
+        match event.type:
+            case "text.delta":
+                if self._message is None:
+                    self._message = f"{self._run_id}/{event.seq}"
+                    yield {"type": "TEXT_MESSAGE_START", "messageId": self._message, "role": "assistant"}
+                yield {"type": "TEXT_MESSAGE_CONTENT", "messageId": self._message, "delta": data["text"]}
+            case "text.reset" | "turn.started":
+                yield from self.close()
+            case "tool.started":
+                yield from self.close()
+                call = {"toolCallId": data["call_id"]}
+                yield {"type": "TOOL_CALL_START", **call, "toolCallName": data["tool"]}
+                yield {"type": "TOOL_CALL_ARGS", **call, "delta": data["arguments"] or "{}"}
+                yield {"type": "TOOL_CALL_END", **call}
+            case "tool.finished":
+                message = f"{self._run_id}/{event.seq}"
+                result = {"messageId": message, "toolCallId": data["call_id"], "content": data["result"]}
+                yield {"type": "TOOL_CALL_RESULT", **result, "role": "tool"}
+            case "handoff" | "tool.progress":
+                yield {"type": "CUSTOM", "name": event.type, "value": data}
+            case "run.finished":
+                yield from self.close()
+                self.end = {"type": "RUN_FINISHED", "outcome": {"type": "success"}}
+            case "run.cancelled":
+                yield from self.close()
+                self.end = {"type": "RUN_FINISHED", "outcome": {"type": "cancelled"}}
+            case "run.failed":
+                yield from self.close()
+                self.end = {"type": "RUN_ERROR", "message": data["error_message"], "code": data["error_type"]}
+
+    def close(self) -> Iterator[Told]:
+        """End the message in progress."""
+        if self._message is not None:
+            yield {"type": "TEXT_MESSAGE_END", "messageId": self._message}
+            self._message = None
+
+
+def _last(run: Run) -> int:
+    reader, seen = run.follower(0), 0
+    for event in reader.read():
+        seen = event.seq
+    return seen
+
+
+def _message(given: Told) -> Told:
+    content = given.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return {"role": "user" if given["role"] == "user" else "system", "content": content}
+
+
+def _interrupt(request: HumanRequest) -> Told:
+    one: Told = {"type": "string", **({"enum": request.choices} if request.choices else {})}
+    schema = request.schema if request.kind == "question" else DECISION
+    known = {"id": request.id, "reason": request.kind, "message": request.question, "toolCallId": request.call_id}
+    answer = {"type": "object", "properties": {"answer": one}, "required": ["answer"]}
+    metadata = {"tool": request.tool, "arguments": request.arguments}
+    return {**known, "responseSchema": schema or answer, "metadata": metadata}
+
+
+def _decide(swarm: Any, request: HumanRequest, entry: Any, by: str | None) -> None:
+    given = entry.payload
+    fields = given if isinstance(given, dict) else {}
+    if entry.status == "cancelled":
+        swarm.reject("cancelled", request.id, by=by) if request.kind != "question" else swarm.answer(
+            "", request.id, by=by
+        )
+    elif request.kind == "question":
+        plain = fields.get("answer", "") if request.schema is None and isinstance(given, dict) else given
+        swarm.answer(plain, request.id, by=by)
+    elif given is True or fields.get("approve") is True or fields.get("approved") is True:
+        swarm.approve(request.id, arguments=fields.get("arguments"), by=by)
+    else:
+        swarm.reject(str(fields.get("reason") or ""), request.id, by=by)
+
+
+def _line(told: Told) -> str:
+    return f"data: {json.dumps(told)}\n\n"
