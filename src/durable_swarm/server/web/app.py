@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from durable_swarm import errors
 from durable_swarm.server.guard import Access, Guard, equal, signed_in
-from durable_swarm.server.web import compare, inbox, run, runs, status, stream
-from durable_swarm.server.web.site import TYPES, Site, TooLarge, form_of
+from durable_swarm.server.web import inbox, run, runs, status, stream
+from durable_swarm.server.web.site import TYPES, Site, form_of
 from durable_swarm.service import NoRequest, NoRuns, NoStep
 
 Page = Callable[[Site, Request], Awaitable[Response]]
@@ -29,8 +30,8 @@ PAGES: dict[str, Page] = {
     "/runs/{id}/step/{number:int}": run.step,
     "/runs/{id}/message/{number:int}": run.message,
     "/runs/{id}/export": run.export,
-    "/runs/{id}/compare/{other}": compare.page,
-    "/runs/{id}/compare": compare.chosen,
+    "/runs/{id}/compare/{other}": runs.compared,
+    "/runs/{id}/compare": runs.chosen,
     "/inbox": inbox.listed,
     "/inbox/{id}": inbox.page,
     "/sessions": status.sessions,
@@ -49,6 +50,10 @@ CHANGES: dict[str, Page] = {
 FORMS: dict[str, Page] = {"/runs/{id}/fork": run.fork_form}
 """Pages that only lead to a change."""
 
+HTTP = {
+    404: ("Not found", "There is nothing at this address."),
+    413: ("Too large", "A form takes at most 10 MB."),
+}
 STATUSES: dict[type[Exception], tuple[int, str]] = {
     errors.RunNotFound: (404, "Not found"),
     NoRequest: (404, "Not found"),
@@ -73,10 +78,10 @@ class Console:
             Route("/healthz", self._healthz),
             Route("/login", self._login, methods=["GET", "POST"]),
             Route("/static/{version}/{name}", self._file),
-            *(Route(path, self._bound(page), methods=["POST"]) for path, page in changes.items()),
-            *(Route(path, self._bound(page)) for path, page in pages.items()),
+            *(Route(path, partial(page, self._site), methods=["POST"]) for path, page in changes.items()),
+            *(Route(path, partial(page, self._site)) for path, page in pages.items()),
         ]
-        handlers = dict.fromkeys((*STATUSES, TooLarge, 404, 405, Exception), self._failed)
+        handlers = dict.fromkeys((*STATUSES, 404, 405, 413, Exception), self._failed)
         app = Starlette(
             routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)],
             exception_handlers={**handlers, NoRuns: self._fresh}, lifespan=self._lifespan,
@@ -101,12 +106,6 @@ class Console:
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
         yield
         self.close()
-
-    def _bound(self, page: Page) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            return await page(self._site, request)
-
-        return answer
 
     async def _home(self, request: Request) -> Response:
         return RedirectResponse(f"{request.scope.get('root_path', '')}/runs", 303)
@@ -148,13 +147,11 @@ class Console:
 
 def _explained(error: Exception) -> tuple[int, str, str]:
     """Return the status, the heading and the sentence of an error."""
-    if isinstance(error, TooLarge):
-        return 413, "Too large", "A form takes at most 10 MB."
     if isinstance(error, errors.DurableSwarmError):
         kind = next(kind for kind in type(error).__mro__ if kind in STATUSES)
         return *STATUSES[kind], str(error)
     if isinstance(error, HTTPException):
-        return error.status_code, "Not found", "There is nothing at this address."
+        return error.status_code, *HTTP.get(error.status_code, HTTP[404])
     return 500, "This should not happen", f"{type(error).__name__}: {error}. The log of the console has more."
 
 

@@ -14,8 +14,7 @@ from typing import Any
 from durable_swarm.display import harmless, value
 from durable_swarm.requests import Request
 
-PLAIN = "field."
-"""Prefix of a field's name in a form."""
+PLAIN = "field."  # The prefix of a field's name in a form.
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,6 @@ class Field:
     plain: bool
     choices: list[str] | None
     hint: str
-
-    @property
-    def long(self) -> bool:
-        """Return True if the text needs more than a line."""
-        return len(self.text) > 60 or "\n" in self.text
 
     def read(self, text: str) -> Any:
         """Return the value of what was typed; what is not JSON is left to the schema to refuse."""

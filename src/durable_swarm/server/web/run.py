@@ -25,8 +25,6 @@ from durable_swarm.types import Message
 TURNS = 100
 """Turns on one page, and as many of the messages that a run was given."""
 PARTS = ("head", "requests", "timeline", "transcript", "pulse")
-SAYING = frozenset({"queued", "running"})
-"""The states in which a run may add text at any moment."""
 
 
 @dataclass
@@ -94,7 +92,7 @@ def parts_of(site: Site, request: Request, shown: Shown) -> dict[str, str]:
     data = shown.data()
     parts = {name: site.html(request, f"run_{name}.html", **data) for name in PARTS[:-1]}
     ended = shown.run.status in ENDED
-    streams = shown.run.status in SAYING and not shown.run.idle
+    streams = shown.run.status in ("queued", "running") and not shown.run.idle
     parts["pulse"] = site.html(request, "run_pulse.html", run=shown.run, ended=ended, streams=streams, seen=shown.seen)
     return parts
 

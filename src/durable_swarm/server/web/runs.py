@@ -1,8 +1,7 @@
-"""The list of runs, and one change for several of them."""
+"""The list of runs, one change for several of them, and two side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,16 +13,16 @@ from starlette.responses import Response
 from durable_swarm.errors import ConfigurationError, DurableSwarmError
 from durable_swarm.runs import ENDED, STATES
 from durable_swarm.server.web.live import is_still, seen_now
-from durable_swarm.server.web.site import Site, by_of, form_of
+from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in
 from durable_swarm.server.web.words import status_of
 from durable_swarm.service import Query, Runs
 
 FILTERS = ("status", "agent", "swarm", "q", "since")
-SINCE = {"1h": 1, "24h": 24, "7d": 168}
-"""The ages by which a list is filtered, in hours."""
-INTERRUPTED = "interrupted"
+SINCE = {"1h": 1, "24h": 24, "7d": 168}  # In hours.
 PAGE = 50
 """Runs on one page."""
+ROWS = 300
+"""Parts of a comparison on its page."""
 
 
 async def listed(site: Site, request: Request) -> Response:
@@ -63,8 +62,7 @@ def _outcome(runs: Runs, change: str, run_id: str, by: str | None) -> str:
     """Change one run, and return what became of it in words."""
     try:
         before = runs.exactly(run_id)
-        act: Callable[..., Any] = runs.cancel if change == "cancel" else runs.resume
-        after = act(run_id, by)
+        after = (runs.cancel if change == "cancel" else runs.resume)(run_id, by)
     except DurableSwarmError as error:
         return str(error)
     if change == "cancel" and before.status in ENDED:
@@ -91,7 +89,25 @@ def _query(wanted: dict[str, str], before: str | None, limit: int) -> Query:
     hours = SINCE.get(wanted["since"])
     return Query(
         status=next((state for state in STATES if state == wanted["status"]), None),
-        idle=wanted["status"] == INTERRUPTED, agent=wanted["agent"] or None, swarm=wanted["swarm"] or None,
+        idle=wanted["status"] == "interrupted", agent=wanted["agent"] or None, swarm=wanted["swarm"] or None,
         search=wanted["q"] or None, since=None if hours is None else datetime.now(UTC) - timedelta(hours=hours),
         before=before, limit=limit,
     )  # fmt: skip
+
+
+async def compared(site: Site, request: Request) -> Response:
+    """Show two runs side by side, and where they begin to differ."""
+    left, right = id_in(request), id_in(request, "other")
+    both, opened = await site.see(lambda runs: runs.compare(runs.exactly(left).id, runs.exactly(right).id))
+    different = next((part for part in both.parts if not part.same), None)
+    return site.page(
+        request, "compare.html", compared=both, parts=both.parts[:ROWS], different=different,
+        left_out=max(len(both.parts) - ROWS, 0), open=opened,
+    )  # fmt: skip
+
+
+async def chosen(site: Site, request: Request) -> Response:
+    """Lead from the form on a run's page to the comparison."""
+    run_id, other = id_in(request), request.query_params.get("with", "").strip()
+    view = await site.use(lambda runs: runs.exactly(other))
+    return back_to(request, "runs", run_id, "compare", view.id)

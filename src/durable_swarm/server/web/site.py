@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode
 
 import anyio
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -22,7 +23,7 @@ from durable_swarm.errors import RunNotFound
 from durable_swarm.server.guard import USER, route_path
 from durable_swarm.server.ids import decode_id, encode_id
 from durable_swarm.server.web import words
-from durable_swarm.service import Check, Runs, checkup, open_runs
+from durable_swarm.service import Runs, open_runs
 
 T = TypeVar("T")
 
@@ -36,10 +37,6 @@ SCRIPTS = ("htmx.min.js", "hx-sse.min.js", "console.js")
 TYPES = {"style.css": "text/css", "scripts.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
-class TooLarge(Exception):
-    """A form has more bytes than anybody types."""
-
-
 class Site:
     """The console's database, templates and files; shared by all pages."""
 
@@ -49,7 +46,7 @@ class Site:
         """True once the server ends: streams end, too."""
         self.files = _files()
         self.version = hashlib.sha256(b"".join(self.files.values())).hexdigest()[:12]
-        self._database = database
+        self.database = database
         self._opened = contextlib.ExitStack()
         self._runs: Runs | None = None
         self._opening = threading.Lock()
@@ -75,14 +72,10 @@ class Site:
         count = self.html(request, "count.html", open=opened)
         return HTMLResponse(f'{html}<hx-partial hx-target="#nav-inbox" hx-swap="innerHTML">{count}</hx-partial>')
 
-    def check(self) -> list[Check]:
-        """Check the installation and the database; reads the whole database."""
-        return checkup(self._database)
-
     def _open(self) -> Runs:
         with self._opening:
             if self._runs is None:
-                self._runs = self._opened.enter_context(open_runs(self._database))
+                self._runs = self._opened.enter_context(open_runs(self.database))
             return self._runs
 
     def close(self) -> None:
@@ -126,12 +119,12 @@ def id_in(request: Request, name: str = "id") -> str:
 
 
 async def form_of(request: Request) -> list[tuple[str, str]]:
-    """Return the fields of a form, in order. Raises `TooLarge`."""
+    """Return the fields of a form, in order; a too large one is answered with status 413."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MOST:
-            raise TooLarge
+            raise HTTPException(413)
     text = bytes(body).decode("utf-8", "replace")
     return await asyncio.to_thread(parse_qsl, text, True)
 

@@ -8,7 +8,7 @@ from starlette.responses import HTMLResponse, Response
 
 from durable_swarm.errors import RunNotFound
 from durable_swarm.server.web.site import Site, id_in
-from durable_swarm.service import Runs, SessionDetail
+from durable_swarm.service import Runs, SessionDetail, checkup
 
 PAGE = 100
 """Sessions on one page."""
@@ -39,7 +39,7 @@ async def workers(site: Site, request: Request) -> Response:
 async def health(site: Site, request: Request) -> Response:
     """Show the check-up, which reads the whole database: only when somebody asks for it."""
     asked = "check" in request.query_params
-    checks, opened = await site.see(lambda _: site.check() if asked else [])
+    checks, opened = await site.see(lambda _: checkup(site.database) if asked else [])
     return site.page(request, "health.html", checks=checks, asked=asked, open=opened)
 
 

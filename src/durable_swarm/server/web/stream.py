@@ -26,7 +26,6 @@ ANEW = 2.0
 """Seconds after which a run is looked at though it reported nothing: the death of its process writes nothing."""
 RARELY = 0.25
 """Seconds between two messages that change parts of the page."""
-HEADERS = {"x-accel-buffering": "no", "cache-control": "no-store"}
 
 
 async def events(site: Site, request: Request) -> Response:
@@ -34,7 +33,9 @@ async def events(site: Site, request: Request) -> Response:
     run_id = id_in(request)
     after = max(number_in(request.query_params, "after"), number_in(request.headers, "last-event-id"))
     reading = await site.use(lambda runs: _Reading(runs, runs.exactly(run_id).id, after))
-    return StreamingResponse(_messages(site, request, reading), media_type="text/event-stream", headers=HEADERS)
+    return StreamingResponse(
+        _messages(site, request, reading), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+    )
 
 
 class _Reading:

@@ -10,28 +10,13 @@ from typing import Any
 from durable_swarm.display import as_call, clock, duration, one_line, value
 from durable_swarm.limits import EXTENDABLE, words_of
 from durable_swarm.requests import Request
-from durable_swarm.runs import ENDED, without_answer, written_as_text
+from durable_swarm.runs import ENDED, STATES, without_answer, written_as_text
 from durable_swarm.service import ExecutionView, RunDetail, RunView
 from durable_swarm.types import Message
 
-CUT = 2000
-"""Characters of a value on a page; the whole of it is a page of its own."""
-SIGNS = {
-    "queued": "◌",
-    "running": "◐",
-    "waiting": "●",
-    "done": "✓",
-    "failed": "✕",
-    "cancelled": "⊘",
-    "interrupted": "◌",
-}
-KINDS = {
-    "question": "question",
-    "approval": "approval",
-    "unknown_outcome": "unknown outcome",
-    "result": "result of another program",
-    "limit": "limit",
-}
+CUT = 2000  # Characters of a value on a page; the whole of it is a page of its own.
+SIGNS = dict(zip((*STATES, "interrupted"), "◌◐●✓✕⊘◌", strict=True))
+KINDS = {"unknown_outcome": "unknown outcome", "result": "result of another program"}
 
 
 def status_of(run: RunView) -> str:
@@ -69,11 +54,6 @@ def cut(data: Any) -> str:
     """Return a value as text, shortened to what a page carries."""
     text = value(data)
     return text if len(text) <= CUT else text[:CUT]
-
-
-def rest(data: Any) -> int:
-    """Return how many characters of a value a page does not show."""
-    return max(len(value(data)) - CUT, 0)
 
 
 def pretty(data: Any) -> str:
@@ -144,12 +124,9 @@ def spent(run: RunDetail) -> Iterator[str]:
             yield f"{f'{used:.1f}' if limit == 'seconds' else used} of {allowed} {words_of(limit)}"
 
 
-FILTERS: dict[str, Callable[..., Any]] = {
-    "ago": ago, "clock": clock, "cut": cut, "rest": rest, "pretty": pretty, "duration": duration, "text": value,
-    "one_line": one_line, "decided": decided, "last_word": last_word, "took": took, "status": status_of,
-    "spent": spent, "reply": reply, "place": place_of,
-    "percent": percent, "coarse": coarse, "without_answer": without_answer, "written_as_text": written_as_text,
-}  # fmt: skip
-GLOBALS: dict[str, Any] = {
-    "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "as_call": as_call, "words_of": words_of,
-}  # fmt: skip
+_FILTERS = (
+    ago, clock, coarse, cut, decided, duration, last_word, one_line, percent, place_of, pretty, reply,
+    spent, status_of, took, without_answer, written_as_text,
+)  # fmt: skip
+FILTERS: dict[str, Callable[..., Any]] = {function.__name__: function for function in _FILTERS}
+GLOBALS: dict[str, Any] = {"CUT": CUT, "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "words_of": words_of}
