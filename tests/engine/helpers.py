@@ -20,7 +20,7 @@ import sqlalchemy
 import durable_swarm
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which something that should have happened counts as never happening."""
 
 TEXT_COLUMNS = {

@@ -162,7 +162,7 @@ EXIT = """
 @pytest.mark.parametrize("shape", ["plain", "step"])
 def test_exit_in_an_async_tool(shape: str) -> None:
     """SystemExit of an async tool ends its run and reaches the caller; the runs after it work as before."""
-    found = Program(EXIT).run(shape, seconds=20)
+    found = Program(EXIT).run(shape)
     assert found["alone"] == [3, "failed"]
     assert found["beside"] == [3, "failed"]
     assert found["after"] == "Done"

@@ -384,3 +384,38 @@ def test_a_handler_that_exits_is_no_failure_of_the_tool(shape: str) -> None:
     again = program.start()
     out, _ = again.communicate(timeout=PATIENCE)
     assert "worked" in out
+
+
+@pytest.mark.parametrize("leaves", ["returns", "raises"])
+def test_a_forked_child_goes_on_with_no_run(leaves: str) -> None:
+    """A child that a tool forks, and that comes out of the tool, ends there; the run goes on once, in the parent."""
+    program = Program(
+        f"""
+        import json, os
+        from durable_swarm import Agent, DurableSwarm
+        from durable_swarm.testing import ScriptedModel
+
+        parent = os.getpid()
+
+        def fork() -> str:
+            child = os.fork()
+            if child == 0 and {leaves == "raises"}:
+                raise OSError("no such program")
+            if child != 0:
+                os.waitpid(child, 0)
+            return "forked"
+
+        def pay() -> str:
+            with open("paid", "a") as file:
+                file.write("x")
+            return "paid"
+
+        with DurableSwarm(ScriptedModel([["fork"], ["pay"], "Done"]), tool_errors="tell") as swarm:
+            response = swarm.run(Agent(functions=[fork, pay]), [{{"role": "user", "content": "Go."}}])
+        assert os.getpid() == parent
+        print(json.dumps({{"said": response.messages[-1]["content"], "paid": open("paid").read()}}))
+        """
+    )
+    end = program.run()
+    assert (end["said"], end["paid"]) == ("Done", "x")
+    assert "tool:fork has forked" in end["stderr"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -16,12 +17,15 @@ from durable_swarm import (
     Compaction,
     ConfigurationError,
     DurableSwarm,
+    InvalidOutput,
     LimitReached,
     Limits,
     ModelError,
+    RunFailed,
     ToolError,
 )
 from durable_swarm.engine.database.connection import connect
+from durable_swarm.engine.execution.budget import Budget
 from durable_swarm.engine.storage.ledger import Key, Ledger
 from durable_swarm.limits import Spent
 from durable_swarm.service import open_runs
@@ -287,3 +291,76 @@ def test_a_summary_is_spent_by_its_run(make_anywhere: Make) -> None:
     session.run("two")
     spent = session.runs()[-1].spent
     assert (spent.requests, spent.uncertain, spent.cost) == (2, 0, 6)
+
+
+def test_an_attempt_after_an_outage_is_uncertain_if_it_is_killed(make_anywhere: Make, ledger: Ledger) -> None:
+    """That one attempt of a model call has failed says nothing of the next one, which may be in flight at a crash."""
+    make_anywhere(ScriptedModel([])).runs()
+    budget = Budget(ledger, RUN, None, Limits(requests=9))
+    for killed in range(1, 4):
+        budget._turn = 3
+        budget._give_back()
+        assert budget.reserve_here(0, again=False) is False
+        assert budget.reserve(0, again=False) is None
+        account = ledger.begin_again(RUN, 3)
+        assert account.spent.uncertain == killed
+
+
+def test_an_answer_that_is_not_recorded_is_paid(make_anywhere: Make) -> None:
+    """A reply that fails its step costs its tokens and its price, each time; nothing of it was lost in a crash."""
+    swarm = make_anywhere(ScriptedModel(lambda _: "nope", strict=False), prices=lambda *_: 1)
+    agent = Agent(name=unique(), output_type=int, output_retries=1)
+    with pytest.raises(InvalidOutput):
+        swarm.run(agent, user(), run_id=RUN, limits=Limits(cost=3))
+    run = swarm.get(RUN)
+    assert (run.spent.requests, run.spent.cost, run.spent.uncertain) == (2, 2, 0)
+    for error, cost in ((InvalidOutput, 3), (LimitReached, 3)):
+        run.resume()
+        with pytest.raises((error, RunFailed)):
+            run.result()
+        assert (run.spent.cost, run.spent.uncertain) == (cost, 0)
+
+
+def test_work_is_given_back_by_no_resume(make_anywhere: Make) -> None:
+    """Time worked in a tool counts once the tool has ended, also if the run then fails, or its tool has raised."""
+
+    def work(number: int) -> str:
+        time.sleep(0.06)
+        if number > 1:
+            raise OSError("no more")
+        return "worked"
+
+    model = ScriptedModel([[call("work", number=1)], [call("work", number=2)]], strict=False)
+    swarm = make_anywhere(model)
+    agent = spender(work)
+    with pytest.raises(OSError, match="no more"):
+        swarm.run(agent, user(), run_id=RUN, limits=Limits(seconds=0.15))
+    run = swarm.get(RUN)
+    assert run.spent.seconds >= 0.12
+    run.resume()
+    with pytest.raises((OSError, RunFailed)):
+        run.result()
+    assert run.spent.seconds >= 0.18
+
+
+def test_a_summary_is_paid_though_its_run_fails(make_anywhere: Make) -> None:
+    """A session's total has what its runs have spent before their first reply, too."""
+
+    def reply(request: dict[str, Any]) -> Any:
+        if request["messages"][0]["content"] == "Be brief.":
+            return "They met."
+        return "Done" if len(model.calls) == 1 else http_error(400)
+
+    model = ScriptedModel(reply, strict=False)
+    compaction = Compaction(at_messages=2, keep_last=1, model="small", instructions="Be brief.")
+    session = make_anywhere(model).session(
+        unique("summed"), spender(), compaction=compaction, limits=Limits(requests=3)
+    )
+    session.run("one")
+    ends = []
+    for text in ("two", "three", "four", "five"):
+        with pytest.raises((ModelError, LimitReached)) as caught:
+            session.run(text)
+        ends.append(caught.value)
+    assert isinstance(ends[-1], LimitReached)
+    assert len(model.calls) <= 6

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, ModelError, Run, RunCancelled
+from durable_swarm.engine.database.connection import connect
 from durable_swarm.engine.execution import waiting
 from durable_swarm.engine.processes.here import current
+from durable_swarm.engine.storage import provider_outages
+from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.provider_outages import Failure, Provider, ProviderOutages
+from durable_swarm.models.provider_errors import MOST_TIME, retry_after
 from durable_swarm.testing import ScriptedModel, dropped, http_error, rate_limited, timed_out
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, ROOT, change, rows, unique, user, wait_until
@@ -346,3 +351,26 @@ def test_an_outage_that_nobody_waits_for_is_forgotten(outages: ProviderOutages) 
     outages.hasten(GONE.key)
     outages.forget(GONE.key)
     assert outages.known() == {}
+
+
+@pytest.mark.parametrize("wish", ["1e9", "99999999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_a_slip_in_a_header_stops_no_model_for_years(wish: str) -> None:
+    """What a provider asks to wait is bounded."""
+    assert retry_after(http_error(429, headers={"retry-after": wish})) == MOST_TIME
+
+
+def test_a_clock_that_was_set_back_delays_no_try(make_anywhere: Make, database_url: str, monkeypatch: Any) -> None:
+    """A try that was planned in what is now the future is due."""
+    make_anywhere(ScriptedModel([])).runs()
+    url = sqlalchemy.make_url(database_url)
+    engine = connect(url, create=True)
+    outages = ProviderOutages(url, engine)
+    here, later = Provider("here", "model"), now() + 2 * 3_600_000
+    with monkeypatch.context() as ahead:
+        ahead.setattr(provider_outages, "now", lambda: later)
+        outages.begin(here, Failure("away"))
+        assert not outages.known()[here.key].is_due
+        assert not outages.elect(here.key, "run")
+    assert outages.known()[here.key].is_due
+    assert outages.elect(here.key, "run")
+    engine.dispose()

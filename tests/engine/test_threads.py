@@ -63,7 +63,7 @@ class Crowd:
 def by_polling(swarm: DurableSwarm, helper: Agent) -> str:
     run = swarm.start(helper, user("sub"))
     while run.status != "done":
-        time.sleep(0.05)
+        time.sleep(0.25)
     return "leaf"
 
 

@@ -23,6 +23,9 @@ FIRST_PAUSE, LONGEST_PAUSE, LONGEST_RETRY_AFTER = 0.5, 8.0, 600.0
 FIRST_LONG_PAUSE, LONGEST_LONG_PAUSE = 1.0, 60.0
 """Seconds between tries of a run that waits for a provider: the first and the longest pause."""
 
+MOST_TIME = 3600.0
+"""The most seconds that a provider can ask to wait: a slip in its header must not stop a model for years."""
+
 BAD_OUTPUT_TRIES = 3
 """Minimum number of tries for a model whose output its own provider cannot read."""
 
@@ -117,17 +120,20 @@ def _is_near(error: Exception) -> bool:
 
 
 def retry_after(error: Exception) -> float | None:
-    """Return the seconds that the provider asks to wait, or None: in milliseconds, in seconds, or as a date."""
+    """Return the seconds that the provider asks to wait, at most `MOST_TIME`, or None.
+
+    They are given in milliseconds, in seconds, or as a date.
+    """
     headers = _headers(error)
     for name, seconds in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         with contextlib.suppress(TypeError, ValueError):
             asked = float(headers[name]) * seconds
-            return asked if asked >= 0 and math.isfinite(asked) else None
+            return min(asked, MOST_TIME) if asked >= 0 and math.isfinite(asked) else None
     until = _moment(headers["retry-after"])
     if until is None:
         return None
     # By the provider's own clock, if it sends one, because ours may be wrong.
-    return max(until - (_moment(headers["date"]) or time.time()), 0.0)
+    return min(max(until - (_moment(headers["date"]) or time.time()), 0.0), MOST_TIME)
 
 
 def _moment(text: str) -> float | None:

@@ -16,9 +16,9 @@ from decimal import Decimal
 from durable_swarm.concurrency import in_thread
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.runs import read_limits_of
+from durable_swarm.engine.records.runs import read_limits_of, seconds_worked
 from durable_swarm.engine.signals import RunHeld, RunSuspended, StepFailed
-from durable_swarm.engine.storage.ledger import Account, Key, Ledger, Refusal, of_lone_run
+from durable_swarm.engine.storage.ledger import BEFORE_TURNS, Account, Key, Ledger, Refusal, of_lone_run
 from durable_swarm.limits import Limits, Reached, Spent, calls_left, reached
 from durable_swarm.loop import NOT_MADE, Reply
 from durable_swarm.requests import Decision, RequestSpec
@@ -47,17 +47,18 @@ class Budget:
     """The run's own account, as it was read last."""
     _shares: bool = False
     """True if calls reserve their share in accounts."""
-    _before_turns: Spent = field(default_factory=Spent)
-    """What was spent before the first turn, until it is settled."""
-    _turn: int = -1
+    _turn: int = BEFORE_TURNS
     _reserved: bool = False
-    _answered: bool = False
+    _paid: Spent | None = None
+    """What the turn's answer has cost, once there is one."""
     _calls: int = 0
     """How many tool calls of the last turn are made."""
     _grant: tuple[int, Refusal | None] | None = None
     """How many of them are permitted, and the account that permits no more."""
     _worked_before: float = 0.0
     """Seconds that earlier executions have worked."""
+    _freed: bool = False
+    """True if the account says that the turn's model call is not in flight, because one attempt has failed."""
     _begun_again: bool = False
     """True if a call in which an earlier execution may have died is counted."""
     _limits_above: list[Limits] = field(default_factory=list)
@@ -93,6 +94,12 @@ class Budget:
         if recovered:
             self._account = self.ledger.read(self.key)
             self._shares = self._shares or (self._account is not None and self._account.opened)
+            if self._account is not None and not self._shares:
+                self.has_worked(self._account.spent.seconds)
+
+    def has_worked(self, seconds: float) -> None:
+        """Note that earlier executions have worked so long in all."""
+        self._worked_before = max(self._worked_before, seconds)
 
     def _known(self) -> Account:
         own = replace(self.spent, seconds=self.worked)
@@ -106,18 +113,17 @@ class Budget:
     @contextlib.asynccontextmanager
     async def model_call(self, turn: int) -> AsyncIterator[None]:
         """Wrap a model call: if it fails, or is not made, it costs nothing; if its process dies, it stays counted."""
-        self._turn, self._reserved, self._answered = turn, False, False
+        self._turn, self._reserved, self._paid = turn, False, None
         try:
             yield
         except (StepFailed, RunHeld, RunSuspended):
-            if not self._answered:
-                with contextlib.suppress(RunHeld), engines_code(f"the limits of run {self.run_id!r}"):
-                    await in_thread(self._give_back)
+            with contextlib.suppress(RunHeld), engines_code(f"the limits of run {self.run_id!r}"):
+                await in_thread(self._give_back if self._paid is None else self._pay)
             raise
 
     def reserve_here(self, failing: int, *, again: bool) -> bool:
         """Reserve the model call without a look at accounts, if that is enough; return True if it is reserved."""
-        self._reserved = not (self._shares or again) and self._own_reached(failing) is None
+        self._reserved = not (self._shares or again or self._freed) and self._own_reached(failing) is None
         return self._reserved
 
     def reserve(self, failing: int, *, again: bool, forced: bool = False) -> Refusal | None:
@@ -129,6 +135,9 @@ class Budget:
         if again and not (self._shares or self._begun_again) and (forced or self._own_reached(failing) is None):
             # At a limit the earlier execution cannot have made it, unless the limit lets the run finish.
             self._account, self._begun_again = self.ledger.begin_again(self.run_id, self._turn), True
+        elif self._freed and not self._shares:
+            self.ledger.begin_attempt(self.run_id)
+        self._freed = False
         refusal = None if forced else self._own_refusal(failing)
         if refusal is None and self._shares:
             refusal = self.ledger.reserve(self.chain, self.limits, forced=forced)
@@ -154,36 +163,50 @@ class Budget:
         with self._lock:
             if not self._shares and self.limits is not None:
                 self.ledger.free(self.run_id, self._turn)
+                self._freed = True
             elif self._shares and self._reserved:
                 self.ledger.release(self.chain)
             self._reserved = False
 
-    def answered(self) -> None:
+    def answered(self, usage: Usage | None, cost: Decimal | None) -> None:
         """Note that the model has answered: from now on the call is paid, whatever becomes of the answer."""
-        self._answered = True
+        self._paid = Spent(1, usage=usage or Usage(), cost=cost)
+
+    def _pay(self) -> None:
+        """Count an answer that is not recorded, because the step has failed with it."""
+        with self._lock:
+            if self._paid is not None and (self._shares or self.limits is not None):
+                self.ledger.pay(self.chain if self._shares else (self.key,), self._turn, self._paid)
+            self._reserved, self._freed = False, not self._shares
+
+    def leave(self) -> None:
+        """Note in the account how long a run has worked that fails; what it has recorded does not say all."""
+        if not self._shares and self.limits is not None and self.limits.seconds is not None:
+            self.ledger.note_work(self.run_id, self.worked)
 
     def replied(self, turn: int, reply: Reply, record: Record, *, replayed: bool) -> Spent | None:
         """Count the reply of a turn that has its record; return what is to be settled in accounts, if anything."""
-        cost, worked = record.get("cost"), record.get("worked")
-        seconds = self.spent.seconds if worked is None else worked / 1000
+        cost, seconds = record.get("cost"), max(self.spent.seconds, seconds_worked(record))
         if replayed:
-            self._worked_before = seconds
+            self.has_worked(seconds)
         with self._lock:
             self._turn, self._calls, self._grant, self._reserved = turn, self._made(reply), None, False
             usage, price = reply.usage or Usage(), None if cost is None else Decimal(cost)
             more = Spent(1, self._calls, usage, price, seconds - self.spent.seconds)
             self.spent = self.spent + more
-            more, self._before_turns = more + self._before_turns, Spent()
-            is_settled = self._account is not None and turn < self._account.settled
-            return more if self._shares and not is_settled else None
+            return self._unsettled(more)
 
-    def summarized(self, spent: Spent, *, replayed: bool) -> None:
-        """Count the summary that was written before the first turn; in accounts it is settled with that turn."""
+    def summarized(self, spent: Spent, *, replayed: bool) -> Spent | None:
+        """Count the summary that was written before the first turn; return what is to be settled, if anything."""
         if replayed:
-            self._worked_before = spent.seconds
+            self.has_worked(spent.seconds)
         with self._lock:
-            self._reserved = False
-            self.spent, self._before_turns = self.spent + spent, spent
+            self._turn, self._reserved, self.spent = BEFORE_TURNS, False, self.spent + spent
+            return self._unsettled(spent) if spent.requests else None
+
+    def _unsettled(self, more: Spent) -> Spent | None:
+        is_settled = self._account is not None and self._account.has_settled(self._turn)
+        return more if self._shares and not is_settled else None
 
     def settle(self, more: Spent) -> None:
         """Settle the last reply in the accounts."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from durable_swarm import codec
-from durable_swarm.concurrency import LoopRuntime, Runtime
+from durable_swarm.concurrency import LoopRuntime, Runtime, in_thread
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.execution.performer import Durable
 from durable_swarm.engine.execution.publisher import now
@@ -16,6 +16,7 @@ from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.compactions import CompactionPlan, Summary, read_summary, summary_record
 from durable_swarm.engine.signals import RunHeld
+from durable_swarm.engine.storage.ledger import BEFORE_TURNS
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.models.call import Completion, Gate, ModelCall
 from durable_swarm.models.client import client_for
@@ -23,9 +24,6 @@ from durable_swarm.models.wire import Conversation
 from durable_swarm.swarm.compaction import check_summary, function_named
 from durable_swarm.swarm.summaries import model_of, written_by_model
 from durable_swarm.types import Message
-
-BEFORE_TURNS = -1
-"""The turn of a model call that is made before the first turn."""
 
 
 async def compact(performer: Durable, plan: CompactionPlan | None) -> None:
@@ -49,7 +47,9 @@ async def compact(performer: Durable, plan: CompactionPlan | None) -> None:
 
     with engines_code(f"the summary of run {run.run_id!r}"):
         summary = read_summary(await performer.colour.step(names.compact_step(run.start.agent), body))
-        run.budget.summarized(summary.spent, replayed=replayed)
+        unsettled = run.budget.summarized(summary.spent, replayed=replayed)
+        if unsettled is not None:
+            await in_thread(run.budget.settle, unsettled)
     run.history = run.history.summarized(at, summary.text)
     run.start = replace(run.start, messages=[*run.history.sent, *new])
     run.conversation, run.summarizing = Conversation(), summary.usage
@@ -95,7 +95,7 @@ async def _by_model(
             debug=run.debug,
             gate=gate,
         )
-        run.budget.answered()
+        run.budget.answered(completion.usage, performer.cost_and_work(completion)[0])
         return completion
 
     made = await performer.patiently(client_for(client, choice.name), choice.name, step, None, waits, ask, reserved)

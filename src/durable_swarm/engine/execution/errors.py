@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,15 +33,28 @@ def _of_the_database(error: BaseException) -> RunHeld | None:
 
 @contextlib.contextmanager
 def users_code(step: str) -> Iterator[None]:
-    """Run user code in this block: any failure of it becomes `StepFailed`; signals pass (see `durable_swarm.ends`)."""
+    """Run user code in this block: any failure of it becomes `StepFailed`; signals pass (see `durable_swarm.ends`).
+
+    A forked child that comes out of the code, instead of ending, is ended here: the run continues in its parent.
+    """
+    process = os.getpid()
     try:
         with patches.trusting():
             yield
+        _end_fork(process, step)
     except BaseException as error:
+        _end_fork(process, step)
         failure = ends.failure_of(error)
         if failure is not None:
             raise StepFailed(failure, step) from None
         ends.let_pass(error)
+
+
+def _end_fork(process: int, step: str) -> None:
+    if os.getpid() != process:
+        text = f"{step} has forked; the child must end by os._exit(), and ends here: its parent continues the run"
+        os.write(2, f"durable-swarm: {text}\n".encode())
+        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -266,7 +266,7 @@ class Durable:
             if error.status in REFUSED and not self.answered_here:
                 raise RunHeld(error) from error
             raise
-        run.budget.answered()
+        run.budget.answered(completion.usage, self.cost_and_work(completion)[0])
         # A session counts as one run: its earlier calls are known to its tools.
         before = effect.history[len(run.start.messages) if run.place is None else 0 :]
         calls = await plan_calls(agent, completion.message, waits, completion.finish, before, last)

@@ -108,7 +108,7 @@ class ProviderWaits:
         self._note(self.store.outages.known())
         self._wake_those_without_outage()
         for outage in list(self._known.values()):
-            if outage.next_at <= now():
+            if outage.is_due:
                 self._elect(outage.key)
 
     def _elect(self, key: str) -> None:

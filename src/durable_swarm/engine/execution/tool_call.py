@@ -176,7 +176,9 @@ class ToolCallExecution:
             call, outcome = await approved(asked, self.function, call, self.people, self.waits)
         if outcome is None:
             outcome = await (self._once(call) if call.effect == "once" else self._entered(call))
-        record = runs.outcome_record(self.change.read(outcome, self.context))
+        budget = self.made.run.budget
+        worked = None if budget.is_unlimited else budget.worked
+        record = runs.outcome_record(self.change.read(outcome, self.context), worked)
         return record if outcome.later is None else await self._later(outcome.later, record)
 
     async def _refused(self) -> Outcome | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from durable_swarm.engine.history.story import summary_of
 from durable_swarm.engine.records import base
-from durable_swarm.engine.records.runs import read_limits_of
+from durable_swarm.engine.records.runs import read_limits_of, seconds_worked
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.ledger import Key, of_lone_run
 from durable_swarm.engine.storage.runs import Store
@@ -44,10 +44,11 @@ def own_spending(turns: list[TurnRecords], before: Spent) -> Spent:
     total = before
     with base.reading("what a run has spent"):
         for turn in turns:
-            reply, cost, worked = turn.read(), turn.reply.get("cost"), turn.reply.get("worked")
+            reply, cost = turn.read(), turn.reply.get("cost")
             made = zip(reply.calls, turn.outcomes, strict=True)
             calls = sum(call.plan not in NOT_MADE and _counts(record) for call, record in made)
-            seconds = total.seconds if worked is None else worked / 1000
+            recorded = (turn.reply, *(record for record in turn.outcomes if record is not None))
+            seconds = max(total.seconds, *map(seconds_worked, recorded))
             more = Spent(1, calls, reply.usage or Usage(), None if cost is None else Decimal(cost))
             total += more + Spent(seconds=seconds - total.seconds)
     return total

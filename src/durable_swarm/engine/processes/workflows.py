@@ -7,6 +7,7 @@ all other calls, and every recovery.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import logging
@@ -148,6 +149,9 @@ async def _performed(process: Process, run: Execution, colour: Callable[[Executi
 
 async def _failed(process: Process, run_id: str, run: Execution | None, failed: StepFailed) -> Broken | RunHeld:
     """Return what ends the run, or holds it; those who observe the swarm are told of an end."""
+    if run is not None:
+        with contextlib.suppress(RunHeld), engines_code(f"the limits of run {run_id!r}"):
+            await in_thread(run.budget.leave)
     broken = _broken(process, run_id, run, failed)
     if isinstance(broken, Broken):
         await _tell(process, run, RunEnd("failed", time.time(), error=type(failed.error).__name__), broken.data)
@@ -181,8 +185,9 @@ def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
     except ReplayMismatch as error:
         log.warning("run %r continues, but the stored events of its text cannot be read: %s", run.run_id, error)
         rows = []
-    numbers = [seq for turn in made for outcome in turn.outcomes if outcome for seq in numbers_in(outcome)]
-    return rows, numbers
+    outcomes = [outcome for turn in made for outcome in turn.outcomes if outcome]
+    run.budget.has_worked(max(map(runs.seconds_worked, outcomes), default=0.0))
+    return rows, [seq for outcome in outcomes for seq in numbers_in(outcome)]
 
 
 def _broken(process: Process, run_id: str, run: Execution | None, failed: StepFailed) -> Broken | RunHeld:

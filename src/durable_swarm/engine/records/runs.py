@@ -324,8 +324,11 @@ def read_end(record: Any) -> EndedBy | None:
     return next((known for known in get_args(EndedBy) if known == noted), None)
 
 
-def outcome_record(outcome: Outcome) -> Record:
-    """Return the record of one tool call, without the event fields. Raises `NotSerializable`."""
+def outcome_record(outcome: Outcome, worked: float | None = None) -> Record:
+    """Return the record of one tool call, without the event fields. Raises `NotSerializable`.
+
+    `worked` are the seconds that the run has worked so far.
+    """
     return _slim(
         text=codec.encode(codec.mended_text(outcome.text)),
         agent=outcome.agent,
@@ -335,7 +338,14 @@ def outcome_record(outcome: Outcome) -> Record:
         },
         removed=outcome.removed,
         limit=outcome.limit,
+        worked=None if worked is None else round(worked * 1000),
     )
+
+
+def seconds_worked(record: Record) -> float:
+    """Return the seconds that the run had worked when a reply or an outcome was recorded, 0 if that is not known."""
+    worked: int = _checked(record.get("worked", 0), int)
+    return worked / 1000
 
 
 def read_outcome(record: Record) -> Outcome:

@@ -10,8 +10,9 @@ settled twice.
 
     requests - answered   the uncertain calls (and those in progress)
     allowed, at_first     the limits now and at the start, as JSON; null if the records of the run have them
+    milliseconds          the time worked; of a row that is not opened all of it, which its records may not say
     free_turn             the turn whose model call is known not to be in flight, in a row that is not opened
-    settled               how many turns of the run are settled
+    settled               which turns of the run are settled: those below this number less one (a summary is turn -1)
     turn, granted         the last turn of the run whose tool calls have reserved their share, and how many have
 """
 
@@ -50,6 +51,9 @@ from durable_swarm.limits import (
 from durable_swarm.types import Usage
 
 TOKENS = tuple(name for name in Usage.model_fields if name.endswith("_tokens"))
+BEFORE_TURNS = -1
+"""The turn of a model call that is made before the first turn, for a summary."""
+
 PICO = Decimal(10) ** 12
 """Costs are stored in whole millionths of a millionth of a dollar, so that the database can add them."""
 
@@ -69,9 +73,13 @@ class Account(NamedTuple):
     spent: Spent
     opened: bool = False
     settled: int = 0
-    """The number of turns of the run that are settled, in its own account."""
+    """One more than the number of turns of the run that are settled, in its own account; 0 if no call is."""
     asked: int = 0
     """The number of the run's requests for more that are decided, in its own account."""
+
+    def has_settled(self, turn: int) -> bool:
+        """Return True if the model call of a turn is settled, in the run's own account."""
+        return turn + 1 < self.settled
 
 
 @dataclass(frozen=True)
@@ -185,6 +193,29 @@ class Ledger(OwnTable):
             self._locked(connection, Key("run", run_id), None, opened=False)
             connection.execute(update(self._rows).where(self._where(Key("run", run_id))).values(free_turn=turn))
 
+    def pay(self, keys: Iterable[Key], turn: int, more: Spent) -> None:
+        """Add the answer of a turn's model call that is not recorded, to a run's own account or to those it shares."""
+        rows = self._rows
+        with self._writing() as connection:
+            for key in keys:
+                row = self._locked(connection, key, None, opened=False)
+                values = self._added(more)
+                if not row.opened:  # Otherwise it was reserved.
+                    values |= {"requests": rows.c.requests + more.requests, "free_turn": turn}
+                connection.execute(update(rows).where(self._where(key)).values(**values))
+
+    def note_work(self, run_id: str, seconds: float) -> None:
+        """Note how many seconds a run without children has worked in all."""
+        with self._writing() as connection:
+            self._locked(connection, Key("run", run_id), None, opened=False)
+            mine = update(self._rows).where(self._where(Key("run", run_id)), ~self._rows.c.opened)
+            connection.execute(mine.values(milliseconds=round(seconds * 1000)))
+
+    def begin_attempt(self, run_id: str) -> None:
+        """Note that the model call of the run's turn may be in flight again."""
+        with self._writing() as connection:
+            connection.execute(update(self._rows).where(self._where(Key("run", run_id))).values(free_turn=None))
+
     def open(
         self, run_id: str, owner: str | None, limits: Limits | None, so_far: Spent, granted: tuple[int, int]
     ) -> None:
@@ -206,7 +237,8 @@ class Ledger(OwnTable):
             stored = json.dumps(limits_record(limits))
             kept = {"allowed": row.allowed or stored, "at_first": row.at_first or stored, "opened": True}
             values = self._added(so_far) | {"requests": rows.c.requests + so_far.requests}
-            values |= {"turn": granted[0], "granted": granted[1], "settled": granted[0] + 1}
+            values["milliseconds"] = round(so_far.seconds * 1000)
+            values |= {"turn": granted[0], "granted": granted[1], "settled": granted[0] + 2}
             connection.execute(update(rows).where(self._where(key)).values(**kept, **values))
 
     # Runs that share accounts
@@ -249,11 +281,11 @@ class Ledger(OwnTable):
         keys, rows = list(chain), self._rows
         with self._writing() as connection:
             found = [self._locked(connection, key, None, opened=True) for key in keys]
-            if turn < found[-1].settled:
+            if account_of(found[-1]).has_settled(turn):
                 return
             for key in keys:
                 connection.execute(update(rows).where(self._where(key)).values(**self._added(more)))
-            connection.execute(update(rows).where(self._where(keys[-1])).values(settled=turn + 1))
+            connection.execute(update(rows).where(self._where(keys[-1])).values(settled=turn + 2))
 
     def grant(self, chain: Iterable[Key], turn: int, calls: int) -> tuple[int, Refusal | None]:
         """Reserve the tool calls of a reply; return how many are permitted, and the account that permits no more.
@@ -338,5 +370,6 @@ def _limits(stored: str | None) -> Limits | None:
 
 
 def of_lone_run(account: Account, own: Spent) -> Spent:
-    """Return what a run without children has spent: what its records say, and the uncertain calls of its account."""
-    return replace(own, requests=own.requests + account.spent.uncertain, uncertain=account.spent.uncertain)
+    """Return what a run without children has spent: what its records say, and what only its account knows."""
+    both = own + account.spent
+    return replace(both, seconds=max(own.seconds, account.spent.seconds))

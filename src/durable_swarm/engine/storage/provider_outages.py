@@ -46,6 +46,9 @@ AWAY = "away"
 SPACING = 2.0
 """Minimum seconds between tries when many runs wait: they take turns, so the end of the outage is noticed sooner."""
 
+SET_BACK = 60_000
+"""Milliseconds by which a plan must lie in the future for the clock to count as set back: machines' clocks differ."""
+
 TURN, LEASE = 10.0, 60.0
 """Seconds after which another run is elected: if the elected one has not begun its try, and if it has not ended it."""
 
@@ -80,15 +83,22 @@ class ProviderOutage:
     model: str
     since: int
     next_at: int
+    planned_at: int
+    """When the next try was planned."""
     failures: int
     elected: str
     reason: str
     status: int | None
 
+    @property
+    def is_due(self) -> bool:
+        """True if the time of the next try has come, or if the clock was set back after it was planned."""
+        return self.next_at <= now() or self.planned_at > now() + SET_BACK
+
     def sentence(self, since: int) -> str:
         """Return in words since when a run has been waiting, why, and when the model is asked again."""
         due = "one run is asking it now" if self.elected else f"the next try is at {_clock(self.next_at)}"
-        if not self.elected and self.next_at <= now():
+        if not self.elected and self.is_due:
             due = "the next try is due now"
         return f"the provider of model {self.model!r} has been away since {_clock(since)} ({self.reason}); {due}"
 
@@ -118,6 +128,7 @@ class ProviderOutages(OwnTable):
             Column("model", Text, nullable=False),
             Column("since", BigInteger, nullable=False),
             Column("next_at", BigInteger, nullable=False),
+            Column("planned_at", BigInteger, nullable=False),
             Column("failures", Integer, nullable=False),
             Column("elected", Text, nullable=False),
             Column("reason", Text, nullable=False),
@@ -148,10 +159,11 @@ class ProviderOutages(OwnTable):
         """Note that a provider is away, unless that is known. A provider may ask for more time than is planned."""
         rows, at = self._rows, now()
         first = round(1000 * (_pause(1, 1) if failure.retry_after is None else failure.retry_after))
-        values = {"model": provider.model, "since": at, "next_at": at + first, "failures": 1, "elected": ""}
+        plan = {"next_at": at + first, "planned_at": at}
+        values = {"model": provider.model, "since": at, **plan, "failures": 1, "elected": ""}
         insert = (sqlite if self._lite else postgresql).insert(rows)
         new = insert.values(key=provider.key, **values, reason=failure.reason, status=failure.status)
-        later = {"next_at": at + first, "reason": failure.reason, "status": failure.status}
+        later = {**plan, "reason": failure.reason, "status": failure.status}
         wished = new.on_conflict_do_update(
             index_elements=["key"], set_=later, where=(rows.c.next_at < at + first) & (rows.c.elected == "")
         )
@@ -161,9 +173,9 @@ class ProviderOutages(OwnTable):
     def elect(self, key: str, run_id: str) -> bool:
         """Elect a run for the next try, if its time has come and no other run has been elected."""
         rows, at = self._rows, now()
-        taken = update(rows).where(rows.c.key == key, rows.c.next_at <= at)
+        taken = update(rows).where(rows.c.key == key, self._is_due(at))
         with reporting_errors(self._url), for_one_statement(self._engine) as connection:
-            values = {"elected": run_id, "next_at": at + round(TURN * 1000)}
+            values = {"elected": run_id, "next_at": at + round(TURN * 1000), "planned_at": at}
             return bool(connection.execute(taken.values(**values)).rowcount)
 
     def confirm(self, key: str, run_id: str) -> bool:
@@ -171,7 +183,8 @@ class ProviderOutages(OwnTable):
         rows = self._rows
         mine = update(rows).where(rows.c.key == key, rows.c.elected == run_id)
         with reporting_errors(self._url), for_one_statement(self._engine) as connection:
-            return bool(connection.execute(mine.values(next_at=now() + round(LEASE * 1000))).rowcount)
+            at = now()
+            return bool(connection.execute(mine.values(next_at=at + round(LEASE * 1000), planned_at=at)).rowcount)
 
     def failed(self, key: str, run_id: str, failure: Failure) -> None:
         """Plan the next try, if the run was elected for the one that failed."""
@@ -185,25 +198,26 @@ class ProviderOutages(OwnTable):
             pause = failure.retry_after
             if pause is None:
                 pause = _pause(failures + 1, self._count(connection, key))
-            values = {"failures": failures + 1, "next_at": at + round(1000 * pause), "elected": ""}
+            plan = {"next_at": at + round(1000 * pause), "planned_at": at}
+            values = {"failures": failures + 1, "elected": "", **plan}
             connection.execute(update(rows).where(mine).values(**values, reason=failure.reason, status=failure.status))
 
     def withdraw(self, run_id: str) -> None:
         """Withdraw the election of a run that leaves before it has tried, or without a result: another may try now."""
         mine = update(self._rows).where(self._rows.c.elected == run_id)
         with reporting_errors(self._url), for_one_statement(self._engine) as connection:
-            connection.execute(mine.values(elected="", next_at=now()))
+            connection.execute(mine.values(elected="", next_at=now(), planned_at=now()))
 
     def hasten(self, key: str) -> None:
         """Make the next try due, unless one is being made."""
         due = update(self._rows).where(self._rows.c.key == key, self._rows.c.elected == "")
         with reporting_errors(self._url), for_one_statement(self._engine) as connection:
-            connection.execute(due.values(next_at=now()))
+            connection.execute(due.values(next_at=now(), planned_at=now()))
 
     def forget(self, key: str) -> None:
         """Delete an outage whose next try is due, but for which no run waits any more."""
         rows, waiting = self._rows, self._runs.c.status.in_(UNFINISHED) & self._waits_for(key)
-        due = (rows.c.key == key) & (rows.c.next_at <= now()) & ~select(self._runs.c.name).where(waiting).exists()
+        due = (rows.c.key == key) & self._is_due(now()) & ~select(self._runs.c.name).where(waiting).exists()
         with reporting_errors(self._url), for_one_statement(self._engine) as connection:
             connection.execute(delete(rows).where(due))
 
@@ -229,6 +243,9 @@ class ProviderOutages(OwnTable):
         row = select(self._rows.c.key).where(self._rows.c.key == key, self._rows.c.elected != run_id)
         locked = row if self._lite else row.with_for_update(read=True, key_share=True)
         return connection.execute(locked).first() is not None
+
+    def _is_due(self, at: int) -> Any:
+        return (self._rows.c.next_at <= at) | (self._rows.c.planned_at > at + SET_BACK)
 
     def _lock(self, connection: Connection) -> None:
         if self._lite:
