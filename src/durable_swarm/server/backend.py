@@ -167,8 +167,9 @@ class Backend:
         self._ends.add(end)
         try:
             while not self._stopped:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(more.wait(), silence)
+                if not work.done():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(more.wait(), silence)
                 more.clear()
                 found, buffer[:] = list(buffer), []
                 taken.set()
