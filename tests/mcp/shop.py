@@ -34,7 +34,7 @@ def shop(ledger: Path, *, key: str | None = "a key of thirty-two bytes or more")
         first = ledger.read_text().splitlines().count(what) == 1
         if what.endswith(" crash") and first:
             os.kill(os.getppid(), signal.SIGKILL)
-            signal.pause()
+            os._exit(1)  # Nobody is there to end it.
         if what.endswith(" exit") and first:
             os._exit(1)
 
