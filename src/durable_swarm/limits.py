@@ -192,23 +192,24 @@ def words_of(limit: str) -> str:
     return own.get(limit, limit.replace("_", " "))
 
 
-def limit_error(found: Reached, name: str, at_first: Amount, *, of: str = "run") -> LimitReached:
+def limit_error(found: Reached, name: str, at_first: Amount, *, of: str = "run", run_id: str = "") -> LimitReached:
     """Return the error of a run that has reached a limit of what is called `name`.
 
     `of` says what that is: a "run", a "session", or a "run in memory", which ends with the error. `at_first` is what
-    was allowed when it started.
+    was allowed when it started, `run_id` the run that has reached it, if commands reach that.
     """
-    what, option, quoted = words_of(found.limit), found.limit.replace("_", "-"), shlex.quote(name)
+    what, option, quoted = words_of(found.limit), found.limit.replace("_", "-"), shlex.quote(run_id or name)
     if found.limit == "repeats":
         done = f"the same tool call has failed {found.used} times in a row"
     else:
         done = f"{found.used} of {found.allowed} {what} are used"
-    remedies = {
-        "run": f"`durable-swarm extend {quoted} --{option} {at_first or 1}` (Run.extend) allows more, then "
-        f"`durable-swarm resume {quoted}` (Run.resume) continues",
-        "session": f"swarm.session({name!r}, limits=Limits({found.limit}=...)) allows more",
-    }
-    remedy = remedies.get(of, f"limits=Limits({found.limit}=...) allows more")
+    if of == "run" or run_id:
+        remedy = (
+            f"`durable-swarm extend {quoted} --{option} {at_first or 1}` (Run.extend) allows more, then "
+            f"`durable-swarm resume {quoted}` (Run.resume) continues"
+        )
+    else:
+        remedy = f"limits=Limits({found.limit}=...) allows more"
     kind = "session" if of == "session" else "run"
     return LimitReached(
         f"{kind} {name!r} has reached its limit of {what}: {done}; {remedy}",

@@ -278,6 +278,16 @@ def _run(swarm: DurableSwarm, agent: Agent, limits: Limits) -> None:
         swarm.run(agent, user(), run_id=RUN, limits=limits)
 
 
+@pytest.mark.parametrize("way", ["run", "start"])
+def test_a_run_whose_price_is_unknown_is_not_begun(way: str, make_anywhere: Make) -> None:
+    """A limit of cost that cannot be kept is refused before anything is recorded: no run is left to go on later."""
+    swarm = make_anywhere(ScriptedModel(["Hello"]), prices=lambda *_: None)
+    with pytest.raises(ConfigurationError, match="price of model"):
+        getattr(swarm, way)(spender(), user(), run_id=RUN, limits=Limits(cost=1))
+    assert swarm.runs() == []
+    assert swarm.run(spender(), user(), run_id=RUN).messages[-1]["content"] == "Hello"
+
+
 def test_a_summary_is_spent_by_its_run(make_anywhere: Make) -> None:
     """A run that has written a summary shows what that has cost, live and from its records."""
 
@@ -364,3 +374,20 @@ def test_a_summary_is_paid_though_its_run_fails(make_anywhere: Make) -> None:
         ends.append(caught.value)
     assert isinstance(ends[-1], LimitReached)
     assert len(model.calls) <= 6
+
+
+def test_a_session_is_extended_by_its_run(make_anywhere: Make) -> None:
+    """At the limit of a session the error names the command that helps, which extends the session as well."""
+    swarm = make_anywhere(ScriptedModel(["one", "two", "three"]))
+    session = swarm.session(unique("short"), spender(), limits=Limits(requests=1))
+    session.run("one")
+    with pytest.raises(LimitReached, match=rf"durable-swarm extend {RUN} --requests 1"):
+        session.run("two", run_id=RUN)
+    run = swarm.get(RUN)
+    run.extend(requests=1)
+    run.resume()
+    assert run.result().messages[-1]["content"] == "two"
+    with pytest.raises(LimitReached):
+        session.run("three")
+    with pytest.raises(ConfigurationError, match="no limit of US dollars"):
+        run.extend(cost=1)

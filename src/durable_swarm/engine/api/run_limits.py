@@ -26,15 +26,16 @@ class RunLimits:
         return spending(store, store.found(self.id, load_output=False))
 
     def extend(self, **more: Any) -> None:
-        """Add amounts to the run's limits, as in `extend(requests=50, cost=2)`; they hold at once.
+        """Add amounts to the limits of the run and its session, as in `extend(requests=50, cost=2)`; they hold at once.
 
         A run that has failed with `LimitReached` continues after `resume`. What a run may spend is never less after a
         crash or a restart, and neither is what it has spent. Raises `ConfigurationError` for an amount that is not
         limited, and `RunNotFound`.
         """
         store = self._store()
-        limits, _ = read_limits_of(store.start_record(store.found(self.id, load_output=False)))
-        store.ledger.extend(Key("run", self.id), limits, more)
+        limits, above = read_limits_of(store.start_record(store.found(self.id, load_output=False)))
+        session = next((Key(*key) for key in above if key[0] == "session"), None)
+        store.ledger.extend(Key("run", self.id), limits, more, session)
 
     async def extend_async(self, **more: Any) -> None:
         """Extend as `extend` does, on the event loop."""

@@ -25,6 +25,8 @@ from durable_swarm.engine.storage.ledger import Key
 from durable_swarm.engine.storage.run_state import QUEUED, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.limits import Limits
+from durable_swarm.models.choice import choose_model
+from durable_swarm.models.prices import refuse_unpriced
 from durable_swarm.runs import ENDED
 from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.swarm.compaction import Compaction
@@ -79,6 +81,9 @@ class RunStart:
         self.asked = asked
         self.queued = queued
         """True if another process is to execute the run, so that no model client is needed here."""
+        limits = self._limits(swarm)
+        self.limits_cost = limits is not None and limits.cost is not None
+        """True if the run has a limit of cost of its own."""
         self.start = asked.start(lambda value: value)
         whole = swarm.codec is not None and not getattr(swarm.codec, "lossless", False)
         self.record = runs.start_record(
@@ -88,7 +93,7 @@ class RunStart:
             debug=asked.debug,
             stream=bool(asked.stream),
             whole=whole,
-            limits=self._limits(swarm),
+            limits=limits,
             accounts=(*accounts, *(() if self.child is None else self.child.budget.chain)),
             **({} if self.child is None else self.child.keys),
             patience=asked.provider_patience,
@@ -106,7 +111,7 @@ class RunStart:
             self.record = placed(self.record, session)
         if compaction is not None:
             self.record["compaction"] = plan_record(compaction)
-        self._swarm = swarm.name
+        self._swarm, self._prices, self._default_model = swarm.name, swarm.prices, swarm.default_model
         self._seal, self._place = RecordCodec(swarm.codec), input_of(self.run_id)
         self.stored = self._seal.close(self.record, self._place)
         """The record as it goes to the database."""
@@ -143,6 +148,12 @@ class RunStart:
         """The notes on the run."""
         queued = {QUEUED: True} if self.queued else {}
         return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"], **queued}
+
+    def check_prices(self) -> None:
+        """Check that a limit of cost can be kept, before anything is recorded. Raises `ConfigurationError`."""
+        if self.limits_cost and not isinstance(self.asked.agent, RemoteAgent):
+            model = choose_model(self.asked.agent, self.asked.model_override, self._default_model)
+            refuse_unpriced(self._prices, model.name)
 
     def warn_of_doubles(self, store: Store, earlier: list[str]) -> None:
         """Warn once, unless the run has an id, if one of these interrupted runs has the same input, and continues."""

@@ -76,6 +76,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         run = self._attach(prepared)
         if run is not None:
             return run.result()
+        prepared.check_prices()
         with self._starting(prepared) as live:
             try:
                 workflows.run_in_thread(prepared.stored)
@@ -313,9 +314,10 @@ class RunStarter(Runner, OpenedSwarm, ABC):
     async def _begin(self, prepared: RunStart, channel: Channel | None) -> Run:
         self._open_on_loop()
         known = prepared.named or prepared.caller is not None
-        run = await in_thread(self._attach, prepared) if known else None
-        if run is not None:
+        if known and (run := await in_thread(self._attach, prepared)) is not None:
             return run
+        if prepared.limits_cost:
+            await in_thread(prepared.check_prices)
         with self._starting(prepared) as live:
             live.watched = True
             if channel is not None:

@@ -233,7 +233,7 @@ class Durable:
             if refusal.on_limit == "finish":
                 self.finishes = refusal.found.limit
             elif refusal.on_limit == "fail" or not await self.more.grants(run, refusal, agent, waits):
-                raise refusal.error()
+                raise refusal.error(run.run_id)
             else:
                 again = False  # At the limit, no call was made.
         if self.finishes:

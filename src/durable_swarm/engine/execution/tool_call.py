@@ -194,7 +194,7 @@ class ToolCallExecution:
             if refusal.on_limit == "finish":
                 return Outcome(not_made(refusal.found.limit), limit=refusal.found.limit)
             if refusal.on_limit != "ask":
-                raise refusal.error()
+                raise refusal.error(run.run_id)
             with engines_code(f"the limits of run {run.run_id!r}"):
                 asked = await in_thread(run.budget.request, refusal, self.made.agent.name, self.key)
             check = functools.partial(unfit, asked=asked, allowed=refusal.allowed)
@@ -202,7 +202,7 @@ class ToolCallExecution:
             with engines_code(f"the limits of run {run.run_id!r}"):
                 await in_thread(run.budget.decided, refusal, asked, decision)
             if decision.verdict != "approved":
-                raise refusal.error()
+                raise refusal.error(run.run_id)
 
     async def _approval(self, call: Call) -> RequestSpec:
         """Return the request to open before the call, with the step that it repeats."""

@@ -105,9 +105,10 @@ class Refusal:
         """The amounts that the account allowed at first."""
         return getattr(self.account.at_first, self.found.limit, None)
 
-    def error(self) -> LimitReached:
-        """Return the error that ends a run."""
-        return limit_error(self.found, self.key.id, self.at_first, of=self.key.kind)
+    def error(self, run_id: str) -> LimitReached:
+        """Return the error that ends the run of that id."""
+        ends = run_id if self.key.kind == "session" else ""
+        return limit_error(self.found, self.key.id, self.at_first, of=self.key.kind, run_id=ends)
 
 
 class Ledger(OwnTable):
@@ -324,13 +325,22 @@ class Ledger(OwnTable):
 
     # People
 
-    def extend(self, key: Key, at_first: Limits | None, more: Mapping[str, Any]) -> None:
-        """Add amounts to the limits of an account; `at_first` are those of a run that has no row yet.
+    def extend(self, key: Key, at_first: Limits | None, more: Mapping[str, Any], session: Key | None = None) -> None:
+        """Add amounts to the limits of a run's account, and to those of its session, where they are limited.
 
-        Raises `ConfigurationError` for what is not limited.
+        `at_first` are the limits of a run that has no row yet. Raises `ConfigurationError` for what neither limits.
         """
         with self._writing() as connection:
-            self._extend(connection, key, at_first, more)
+            shared: dict[str, Any] = {}
+            if session is not None:
+                limited = account_of(self._locked(connection, session, None, opened=True)).allowed
+                shared = {name: amount for name, amount in more.items() if getattr(limited, name, None) is not None}
+                if shared:
+                    self._extend(connection, session, None, shared)
+            own = account_of(self._locked(connection, key, at_first, opened=False)).allowed or at_first
+            rest = {name: more[name] for name in more if name not in shared or getattr(own, name, None) is not None}
+            if rest or not shared:
+                self._extend(connection, key, at_first, rest)
 
     def _extend(
         self, connection: sqlalchemy.Connection, key: Key, at_first: Limits | None, more: Mapping[str, Any]
