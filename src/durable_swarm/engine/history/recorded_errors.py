@@ -22,7 +22,11 @@ def error_of(store: Store, row: Any) -> Exception:
         error = errors.RunFailed(f"run {row.workflow_id!r} failed: {text}", run_id=row.workflow_id, error_message=text)
     at = moment(row.completed_at or row.updated_at).astimezone()
     note = f"recorded at {at:%Y-%m-%d %H:%M:%S}; nothing was tried now"
-    error.args = (f"{str(error).rstrip('.')} ({note}. When the cause is fixed: {resume_command(row.workflow_id)})",)
+    if isinstance(error, errors.Blocked):  # Its verdict is recorded.
+        remedy = f"To continue it anyway: durable-swarm fork {shlex.quote(row.workflow_id)} --turn 0"
+    else:
+        remedy = f"When the cause is fixed: {resume_command(row.workflow_id)}"
+    error.args = (f"{str(error).rstrip('.')} ({note}. {remedy})",)
     return error
 
 
@@ -34,12 +38,12 @@ def child_failure(store: Store, run_id: str) -> Exception | None:
     row = store.found(run_id)
     if state_of(row) != "failed":
         return None
-    error, agent = error_of(store, row), str(notes_on(row).get("agent", ""))
-    if isinstance(error, errors.LimitReached):
-        return error
-    record = store.failure_record(row)
+    record, agent = store.failure_record(row), str(notes_on(row).get("agent", ""))
     if record is None:
         return failed_child(run_id, agent, type(row.error).__name__, str(row.error))
+    error = failures.read_failure(record)
+    if isinstance(error, errors.LimitReached):
+        return error
     text, traceback = codec.decode(record.get("message", "")), codec.decode(record.get("traceback", ""))
     return failed_child(run_id, agent, record["type"], text, traceback)
 
