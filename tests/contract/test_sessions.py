@@ -148,6 +148,22 @@ def test_a_failed_run_leaves_legal_messages(make_swarm: MakeSwarm, plain_run: Ru
     assert roles == ["system", "user", "assistant", "tool", "user"]
 
 
+def test_a_failed_run_leaves_the_results_it_has(make_swarm: MakeSwarm, plain_run: Run) -> None:
+    """A call that has ended keeps its result for the next run, though another call of its reply fails the run."""
+
+    def fail() -> str:
+        raise ValueError("broken")
+
+    model = ScriptedModel([[("look", {}), ("fail", {})], "Sorry."])
+    session = make_swarm(model).session("partly", Agent(name="SessionPartly", functions=[look, fail]))
+    with pytest.raises(ValueError, match="broken"):
+        plain_run(session, "Try")
+    plain_run(session, "And now?")
+    results = [message["content"] for message in model.calls[-1]["messages"] if message["role"] == "tool"]
+    assert results[0] == look()
+    assert results[1].startswith("Error: this call has no result")
+
+
 def test_calls_that_are_not_made_have_a_result_for_the_next_run(make_swarm: MakeSwarm, plain_run: Run) -> None:
     """With `execute_tools=False` a run ends with open calls; the next run's request has a result for each."""
     model = ScriptedModel([[("look", {}), ("look", {})], "Well."])

@@ -414,7 +414,8 @@ class _InMemory:
         if not effect.together:
             self._announce(agent, effect)
             return await call_in_order(
-                effect.calls, lambda call: self._call(agent, effect, call, effect.context, self.waits)
+                effect.calls,
+                lambda call: self._kept(call, self._call(agent, effect, call, effect.context, self.waits)),
             )
         outcomes = await self._call_together(agent, effect)
         warn_of_lost_updates(self.run_id, effect.calls, outcomes)
@@ -426,13 +427,21 @@ class _InMemory:
 
         async def batch(waits: Runtime) -> list[Outcome]:
             def one(call: Call) -> Awaitable[Outcome]:
-                return lane.run(find_tool(agent, call.tool), lambda: self._call_apart(agent, effect, call, waits))
+                function = find_tool(agent, call.tool)
+                return lane.run(function, lambda: self._kept(call, self._call_apart(agent, effect, call, waits)))
 
             return await call_together(effect.calls, one)
 
         if not isinstance(self.waits, BlockingRuntime):
             return await batch(self.waits)
         return beside(lambda here: batch(here if width == 1 else LoopRuntime()))
+
+    async def _kept(self, call: Call, making: Awaitable[Outcome]) -> Outcome:
+        """Await the outcome of a call, and keep its text for the session, where a run may fail with another call."""
+        outcome = await making
+        if self.turn is not None:
+            self.turn.results[call.index] = outcome.text
+        return outcome
 
     def _announce(self, agent: Any, effect: CallAll) -> None:
         """Open the approval requests of a batch at once, although its calls are made one after the other."""

@@ -52,6 +52,8 @@ class MemoryTurn:
     cancelled: bool = False
     spending: MemorySpending | None = None
     """What the session has spent and may spend; None for a session without limits."""
+    results: dict[int, str] = field(default_factory=dict)
+    """The results of the last reply's calls so far, by the number of the call."""
     _last: Effect | None = None
     _said: list[Message] = field(default_factory=list)
     _closed: bool = False
@@ -69,7 +71,7 @@ class MemoryTurn:
 
     def at(self, effect: Effect) -> None:
         """Note how far the run has come. Raises `RunCancelled`."""
-        self._last = effect
+        self._last, self.results = effect, {}
         if self.cancelled:
             raise RunCancelled(f"run {self.run_id!r} was cancelled", run_id=self.run_id)
 
@@ -99,7 +101,7 @@ class MemoryTurn:
         if is_too_long(safe_text(error)):
             self.messages = []
         elif self._last is not None:
-            self.messages = answered(self._last.history[len(self.before) :])
+            self.messages = answered(self._last.history[len(self.before) :], self.results)
 
 
 @dataclass

@@ -86,15 +86,18 @@ def _not_in_memory(method: str) -> ConfigurationError:
     return ConfigurationError(f"{method} needs a DurableSwarm: a run in memory has no handle; use run() or run_async()")
 
 
-def answered(messages: Iterable[Message]) -> list[Message]:
-    """Return the messages of a run so that a provider accepts more after them: each call has a result."""
+def answered(messages: Iterable[Message], known: Mapping[int, str] | None = None) -> list[Message]:
+    """Return the messages of a run so that a provider accepts more after them: each call has a result.
+
+    `known` has results of the last reply's calls that are not among the messages, by the number of the call.
+    """
     found = list(messages)
     last = max((at for at, message in enumerate(found) if message.get("role") == "assistant"), default=None)
     calls = [] if last is None else found[last].get("tool_calls") or []
     results = [] if last is None else [message for message in found[last:] if message.get("role") == "tool"]
-    for call in calls[len(results) :]:
-        name = (call.get("function") or {}).get("name", "")
-        found.append({"role": "tool", "tool_call_id": call.get("id"), "tool_name": name, "content": NO_RESULT})
+    for number, call in enumerate(calls[len(results) :], len(results)):
+        name, text = (call.get("function") or {}).get("name", ""), (known or {}).get(number, NO_RESULT)
+        found.append({"role": "tool", "tool_call_id": call.get("id"), "tool_name": name, "content": text})
     return found
 
 
