@@ -436,8 +436,8 @@ MUTANTS = [
         "forgets-the-summary",
         "the model call that writes a summary counts for the limits",
         "engine/execution/compacting.py",
-        "        run.budget.summarized(summary.spent, replayed=replayed)\n",
-        "",
+        "unsettled = run.budget.summarized(summary.spent, replayed=replayed)",
+        "unsettled = None",
         ("tests/contract/test_compaction.py",),
     ),
 ]

@@ -53,7 +53,8 @@ def test_examples_run(page: str, provider: dict[str, str], monkeypatch: pytest.M
         monkeypatch.setenv(name, value)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    monkeypatch.setitem(sys.modules, "agents", None)
+    if "agents" in GIVEN.get(page, ""):
+        monkeypatch.setitem(sys.modules, "agents", None)  # So that it is as before when the test has ended.
     names: dict[str, Any] = vars(module)
     exec(GIVEN.get(page, ""), names)
     for example in examples_of(page):
