@@ -158,7 +158,7 @@ def test_why_runs_failed(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
             swarm.run(raising(LookupError("no such price")), ASKED, run_id=run_id)
     assert shell("runs").count("LookupError: no such price") == 2
     assert "warn  runs" in shell("doctor").replace("warn  runs ", "warn  runs")
-    monkeypatch.setattr("durable_swarm.cli.render.width_of", lambda _: 110)
+    monkeypatch.setattr("durable_swarm.cli.render_runs.width_of", lambda _: 110)
     lines = shell("runs").splitlines()
     assert max(map(len, lines)) <= 110
     assert sum("LookupError: no such price" in line for line in lines) == 2

@@ -84,13 +84,15 @@ def replies(*said: Any) -> ScriptedModel:
     return ScriptedModel([*said])
 
 
+CLERK = Agent(name="Compared clerk", functions=[look_up])
+
+
 @pytest.fixture
 def compared(tmp_path: Any) -> str:
     """The URL of a database with a run, a fork of it at turn 1 that says something else, and a fork of that."""
     url = f"sqlite:///{tmp_path}/runs.sqlite"
-    agent = Agent(name="Clerk", functions=[look_up])
     with DurableSwarm(replies([call("look_up", order="A1")], "It is on its way."), database=url) as swarm:
-        swarm.run(agent, user(), run_id="one")
+        swarm.run(CLERK, user(), run_id="one")
     with DurableSwarm(replies([call("look_up", order="A2")], "It is late.", "Sorry."), database=url) as swarm:
         swarm.get("one").fork(1, run_id="two").result(timeout=60)
         swarm.get("two").fork(2, run_id="three").result(timeout=60)
@@ -110,8 +112,8 @@ def test_a_fork_is_compared_with_its_source(compared: str) -> None:
             ("end", (None, None), True),
         ]
         assert [(line.mark, line.text) for line in found.parts[3].lines] == [
-            ("-", "Clerk: It is on its way."),
-            ("+", "Clerk: It is late."),
+            ("-", "Compared clerk: It is on its way."),
+            ("+", "Compared clerk: It is late."),
         ]
         assert runs.compare("one", "one").same
 
@@ -131,8 +133,8 @@ def test_the_command_compares(compared: str, capsys: pytest.CaptureFixture[str])
     """`compare` prints the differing turns, and its exit code says whether there are any."""
     assert main(["compare", "one", "two", "--database", compared]) == 1
     out = capsys.readouterr().out
-    assert "- Clerk: It is on its way." in out
-    assert "+ Clerk: It is late." in out
+    assert "- Compared clerk: It is on its way." in out
+    assert "+ Compared clerk: It is late." in out
     assert "differ" in out
     assert main(["compare", "two", "two", "--database", compared]) == 0
     assert "same" in capsys.readouterr().out

@@ -57,7 +57,8 @@ def run(agent: Agent, *, streamed: bool = False) -> Any:
         else:
             *_, last = swarm.run(agent, QUESTION, run_id="guarded", stream=True)
             response = last["response"]
-        told = [event.type for event in swarm.get("guarded").events() if not event.type.startswith("text.")]
+        told = [event.type for event in swarm.get("guarded").events()]
+        told = [kind for kind in told if not kind.startswith("text.") and kind != "run.recovered"]
         return response.ended_by, response.messages[-1]["content"], told
 
 

@@ -346,6 +346,7 @@ def test_a_system_without_such_locks_is_warned_of(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, other: Executor
 ) -> None:
     """Where the system refuses the locks, those of the process are used, and one line says what to avoid."""
+    before = set(file_guard._guards)
     monkeypatch.setattr(byte_locks, "_SETLK", 9999)
     with contextlib.closing(FileLocks(str(folder / "lock"))) as locks:
         assert locks.take("worker")
@@ -356,7 +357,7 @@ def test_a_system_without_such_locks_is_warned_of(
         connection.exec_driver_sql("CREATE TABLE kept (number INTEGER)")
     assert other.submit(count, folder / "runs.sqlite").result() == 0
     engine.dispose()
-    assert file_guard._guards == {}
+    assert set(file_guard._guards) <= before
 
 
 def test_locks_are_what_the_system_says_they_are(tmp_path: Path) -> None:

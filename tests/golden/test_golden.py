@@ -24,6 +24,9 @@ from tests.golden.reading import Shown, command, missing, shown
 VERSIONS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name[0].isdigit())
 DATABASES = [(version, name) for version in VERSIONS for name in LIVES]
 PATIENCE = 30.0
+REWORDED = re.compile(r"\.waits_for was .no process executes it; it goes on when ")
+"""A sentence for people that says the same in other words now."""
+
 OVER = re.compile(r"\.(runs|show|export)\S*\.(status|idle|waits_for) was")
 """What has changed of a run that slept, since its time is over: nothing but how it stands."""
 
@@ -137,7 +140,8 @@ def test_what_a_version_has_stored_is_shown_as_it_was(
     found = shown(database_url)
     recorded["events"] = {run_id: events for run_id, events in recorded["events"].items() if run_id in found["events"]}
     gone = list(missing(recorded, found))
-    assert [line for line in gone if not (name == "sleep" and OVER.match(line))] == []
+    gone = [line for line in gone if not (name == "sleep" and OVER.match(line)) and not REWORDED.search(line)]
+    assert gone == []
 
 
 @pytest.mark.parametrize(("version", "name"), DATABASES)

@@ -6,9 +6,7 @@ import contextlib
 import os
 import select
 import sys
-import termios
 import time
-import tty
 from collections.abc import Iterable, Iterator
 
 from rich.console import Group
@@ -48,6 +46,8 @@ class Screen:
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Give the terminal back for a while, to a pager for example."""
+        import termios  # Not on Windows, where the commands that need no screen say what they need.
+
         self._live.stop()
         try:
             with contextlib.suppress(termios.error):
@@ -60,6 +60,9 @@ class Screen:
 @contextlib.contextmanager
 def screen() -> Iterator[Screen]:
     """Open the second screen; the keys are read as they are pressed, and not shown."""
+    import termios
+    import tty
+
     found = Screen()
     before = termios.tcgetattr(sys.stdin) if sys.stdin.isatty() else None
     try:
