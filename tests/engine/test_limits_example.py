@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from durable_swarm.testing import ScriptedModel, call
-from examples import limits as example
+from examples.limits import main as example
 
 ROOT = Path(__file__).parents[2]
 

@@ -108,6 +108,7 @@ def test_reasoning_is_sent_back_in_front_of_its_call(server: ScriptedServer, ope
     assert (second["store"], second["include"]) == (False, ["reasoning.encrypted_content"])
 
 
+EMPTY = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
 SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_tokens": 50}, {"max_output_tokens": 50}),
     ({"max_completion_tokens": 50, "temperature": 0.5}, {"max_output_tokens": 50, "temperature": 0.5}),
@@ -122,10 +123,10 @@ SETTINGS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {
             "response_format": {
                 "type": "json_schema",
-                "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True},
+                "json_schema": {"name": "n", "schema": EMPTY, "strict": True},
             }
         },
-        {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}}},
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": EMPTY, "strict": True}}},
     ),
     ({"tool_choice": "required"}, {"tool_choice": "required"}),
     (
