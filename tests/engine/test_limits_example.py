@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[2]
 def test_the_example_stops_and_continues(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It stops after two calls, continues with more, and names what it has spent."""
+    """It stops after one call, continues with more, and names what it has spent."""
     monkeypatch.setenv("DURABLE_SWARM_DATABASE_URL", url)
     pages = [[call("read_page", number=number)] for number in range(3)]
     assert example.main(ScriptedModel([*pages, "Chairs are on sale."])) == "Chairs are on sale."
     stopped, spent = capsys.readouterr().out.splitlines()
-    assert stopped == "stopped: 2 of 2 requests"
+    assert stopped == "stopped: 1 of 1 requests"
     assert spent.startswith("4 model calls, 3 tool calls, $0.00")
 
 
