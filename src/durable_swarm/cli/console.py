@@ -9,28 +9,16 @@ from typing import Any
 
 import click
 
-from durable_swarm.cli.options import Settings, common, user_name
+from durable_swarm.cli.listening import check_proxy, listen, listening
+from durable_swarm.cli.options import Settings, common
 
 PORT = 8700
 
 
 @click.command(short_help="Serve the web console: runs, the inbox, live.")
-@click.option(
-    "--host",
-    "hosts",
-    metavar="NAME",
-    multiple=True,
-    default=["127.0.0.1"],
-    show_default="127.0.0.1",
-    help="Where to listen. Given again: a further name by which browsers may call it.",
-)
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@listening(PORT, "browsers")
 @click.option("--read-only", is_flag=True, help="Nothing can be changed or decided.")
 @click.option("--no-browser", is_flag=True, help="Open no browser.")
-@click.option("--root-path", metavar="PREFIX", default="", help="The path a proxy serves it under, and strips.")
-@click.option("--user", metavar="NAME", default=user_name, show_default="your login name", help="Who decides.")
-@click.option("--user-header", metavar="NAME", help="The header in which a --proxy names who decides.")
-@click.option("--proxy", "proxies", metavar="ADDRESS", multiple=True, help="A proxy whose --user-header is believed.")
 @common
 @click.pass_obj
 def console(settings: Settings, /, hosts: tuple[str, ...], port: int, **options: Any) -> None:
@@ -41,29 +29,19 @@ def console(settings: Settings, /, hosts: tuple[str, ...], port: int, **options:
     """
     from durable_swarm.server import parts
 
-    if options["user_header"] and not options["proxies"]:
-        raise click.UsageError("--user-header needs the --proxy that sets it")
+    check_proxy(options)
     made, access = parts()
-    from durable_swarm.server import serving  # Needs the extra, too.
 
-    token, root_path = serving.token_for(hosts[0]), "/" + options["root_path"].strip("/")
-    who = access(
-        token=token,
-        hosts=serving.names_of(hosts),
-        name=options["user"],
-        header=options["user_header"],
-        proxies=options["proxies"],
-    )
-    app = made(settings.database, who, read_only=options["read_only"])
-
-    def ready(taken: int) -> None:
-        url = serving.address(hosts[0], taken, root_path.rstrip("/"), token)
+    def ready(url: str) -> None:
         click.echo(f"The console is at {url}")
         sys.stdout.flush()
         if not options["no_browser"] and sys.stdout.isatty() and _has_screen():
             webbrowser.open(url)
 
-    serving.serve(app, hosts[0], port, root_path.rstrip("/"), ready)
+    def app_for(who: Any) -> Any:
+        return made(settings.database, who, read_only=options["read_only"])
+
+    listen(app_for, access, hosts, port, options, ready)
 
 
 def _has_screen() -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from durable_swarm import agents
+from durable_swarm.cli.listening import check_proxy, listen, listening
 from durable_swarm.cli.loading import load
-from durable_swarm.cli.options import Problem, Settings, common, user_name
+from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.engine.api.durable import DurableSwarm
 
 PORT = 8000
@@ -17,24 +18,11 @@ PORT = 8000
 
 @click.command(short_help="Serve a swarm over HTTP: its doors, and the console.")
 @click.argument("target", metavar="MODULE:SWARM")
-@click.option(
-    "--host",
-    "hosts",
-    metavar="NAME",
-    multiple=True,
-    default=["127.0.0.1"],
-    show_default="127.0.0.1",
-    help="Where to listen. Given again: a further name by which clients may call it.",
-)
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 takes a free one.")
+@listening(PORT, "clients")
 @click.option("--doors", metavar="NAMES", help="The interfaces, with commas between them. Default: all.")
 @click.option("--no-console", is_flag=True, help="Without the web console.")
 @click.option("--read-only", is_flag=True, help="Nothing can be started, changed or decided.")
-@click.option("--root-path", metavar="PREFIX", default="", help="The path a proxy serves it under, and strips.")
 @click.option("--max-body", metavar="BYTES", type=click.IntRange(1), help="The largest body. Default: 10 MB.")
-@click.option("--user", metavar="NAME", default=user_name, show_default="your login name", help="Who decides.")
-@click.option("--user-header", metavar="NAME", help="The header in which a --proxy names who decides.")
-@click.option("--proxy", "proxies", metavar="ADDRESS", multiple=True, help="A proxy whose --user-header is believed.")
 @click.option("--mcp-stdio", is_flag=True, help="Serve one MCP client over stdin and stdout, and nothing else.")
 @common
 @click.pass_obj
@@ -50,31 +38,21 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
     if options["mcp_stdio"]:
         _serve_stdio(settings, target)
         return
-    if options["user_header"] and not options["proxies"]:
-        raise click.UsageError("--user-header needs the --proxy that sets it")
+    check_proxy(options)
     doors = checked_doors(options["doors"] or DOORS)
     made, access = server_parts()
-    from durable_swarm.server import serving  # Needs the extra, too.
-
     swarm = _loaded(settings, target)
-    token, root_path = serving.token_for(hosts[0]), "/" + options["root_path"].strip("/")
-    who = access(
-        token=token,
-        hosts=serving.names_of(hosts),
-        name=options["user"],
-        header=options["user_header"],
-        proxies=options["proxies"],
-    )
     more = {name: options[name] for name in ("read_only", "max_body") if options[name] is not None}
-    app = made(swarm, None, doors, who, console=not options["no_console"], **more)
 
-    def ready(taken: int) -> None:
-        url = serving.address(hosts[0], taken, root_path.rstrip("/"), token)
+    def app_for(who: Any) -> Any:
+        return made(swarm, None, doors, who, console=not options["no_console"], **more)
+
+    def ready(url: str) -> None:
         click.echo(f"{target} is served ({', '.join(doors)}) at {url}")
         sys.stdout.flush()
 
     with swarm:
-        serving.serve(app, hosts[0], port, root_path.rstrip("/"), ready)
+        listen(app_for, access, hosts, port, options, ready)
 
 
 def _loaded(settings: Settings, target: str) -> DurableSwarm:
