@@ -25,7 +25,7 @@ from durable_swarm.concurrency import LoopRuntime
 from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
 from durable_swarm.mcp.connection import CallLost, Connection
 from durable_swarm.requests import Decision, RequestSpec, fields_of
-from durable_swarm.tools.context import Inside, calling
+from durable_swarm.tools.context import Inside, calling, request_of
 from durable_swarm.tools.decorators import step
 from durable_swarm.tools.inside import sleep_async
 from durable_swarm.types import Effect
@@ -151,18 +151,7 @@ class Conversation:
         raise ToolError("this call failed" + (f": {decision.reason}" if decision.reason else ""))
 
     def _request(self, kind: Any, question: str, **more: Any) -> RequestSpec:
-        call = self._here.call
-        return RequestSpec(
-            id=self._here.next_id(),
-            kind=kind,
-            run_id=call.run_id,
-            call=call.idempotency_key,
-            agent=call.agent,
-            tool=call.tool,
-            call_id=call.call_id,
-            question=question,
-            **more,
-        )
+        return request_of(self._here.call, id=self._here.next_id(), kind=kind, question=question, **more)
 
 
 def _told(said: Record) -> str:

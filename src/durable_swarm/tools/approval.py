@@ -16,7 +16,7 @@ from durable_swarm.errors import InvalidAnswer, safe_text
 from durable_swarm.loop import Call, Outcome
 from durable_swarm.requests import TOKEN, Decision, RequestSpec
 from durable_swarm.schema import BadArguments, accepted, check_arguments, tool_schema
-from durable_swarm.tools.context import CurrentCall, People
+from durable_swarm.tools.context import CurrentCall, People, request_of
 from durable_swarm.types import ToolSettings, settings_of
 
 log = logging.getLogger("durable_swarm")
@@ -76,24 +76,12 @@ def outcome_of(call: Call, current: CurrentCall, number: int, why: str) -> Reque
 
 def later_of(call: Call, current: CurrentCall, token: str) -> RequestSpec:
     """Return the request for the result of a call that has returned `later(token)`."""
-    asked = _asked(
-        current, kind="result", name="", question=f"{call.tool} waits for its result, posted under {token!r}"
-    )
-    return dataclasses.replace(asked, id=TOKEN + token)
+    question = f"{call.tool} waits for its result, posted under {token!r}"
+    return request_of(current, id=TOKEN + token, kind="result", question=question)
 
 
 def _asked(current: CurrentCall, *, kind: Any, name: str, question: str, **more: Any) -> RequestSpec:
-    return RequestSpec(
-        id=f"{current.idempotency_key}/{name}",
-        kind=kind,
-        run_id=current.run_id,
-        call=current.idempotency_key,
-        agent=current.agent,
-        tool=current.tool,
-        call_id=current.call_id,
-        question=question,
-        **more,
-    )
+    return request_of(current, id=f"{current.idempotency_key}/{name}", kind=kind, question=question, **more)
 
 
 def back_off(function: Any, arguments: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from durable_swarm.codec import as_json, mended
 from durable_swarm.concurrency import block, running_loop
 from durable_swarm.errors import ConfigurationError, InvalidAnswer, NotInRun, RequestExpired
 from durable_swarm.requests import Decision, RequestSpec
-from durable_swarm.tools.context import Inside, calling
+from durable_swarm.tools.context import Inside, calling, request_of
 from durable_swarm.validation import check_name, check_seconds, check_text
 
 _NOT_GIVEN: Any = object()
@@ -68,18 +68,9 @@ def _question(word: str, question: str, choices: Any, timeout: float | None) -> 
             "not survive a crash there; ask outside the step, or in another tool"
         )
     here.check()
-    call = here.call
-    return here, RequestSpec(
-        id=here.next_id(),
-        kind="question",
-        run_id=call.run_id,
-        call=call.idempotency_key,
-        agent=call.agent,
-        tool=call.tool,
-        call_id=call.call_id,
-        question=question,
-        choices=None if choices is None else list(choices),
-        timeout=timeout,
+    options = None if choices is None else list(choices)
+    return here, request_of(
+        here.call, id=here.next_id(), kind="question", question=question, choices=options, timeout=timeout
     )
 
 

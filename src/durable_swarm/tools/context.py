@@ -62,6 +62,21 @@ class People(Protocol):
         """
 
 
+def request_of(call: CurrentCall, *, id: str, kind: Any, question: str, **more: Any) -> RequestSpec:
+    """Return a request of a tool call."""
+    return RequestSpec(
+        id=id,
+        kind=kind,
+        run_id=call.run_id,
+        call=call.idempotency_key,
+        agent=call.agent,
+        tool=call.tool,
+        call_id=call.call_id,
+        question=question,
+        **more,
+    )
+
+
 class Owner(Protocol):
     """The execution's ownership of the run: in a database, another process may have taken the run over."""
 
