@@ -391,3 +391,26 @@ def test_a_session_is_extended_by_its_run(make_anywhere: Make) -> None:
         session.run("three")
     with pytest.raises(ConfigurationError, match="no limit of US dollars"):
         run.extend(cost=1)
+
+
+def test_a_call_is_priced_once_and_an_empty_summary_is_paid(make_anywhere: Make) -> None:
+    """The program's prices are asked once for each answer; a summary that says nothing was paid all the same."""
+    priced: list[str] = []
+
+    def prices(model: str, _: Usage) -> int:
+        priced.append(model)
+        return 1
+
+    def reply(request: dict[str, Any]) -> str:
+        return "" if request["messages"][0]["content"] == "Be brief." else "Done"
+
+    compaction = Compaction(at_messages=2, keep_last=1, model="small", instructions="Be brief.")
+    session = make_anywhere(ScriptedModel(reply), prices=prices).session(
+        unique("empty"), spender(), compaction=compaction
+    )
+    session.run("one")
+    with pytest.raises(ConfigurationError, match="not empty"):
+        session.run("two")
+    assert priced == ["gpt-4o", "small"]
+    spent = session.runs()[-1].spent
+    assert (spent.requests, spent.cost, spent.uncertain) == (1, 1, 0)

@@ -405,7 +405,7 @@ class _InMemory:
                     debug=self.asked.debug,
                 )
             self._pay(completion)
-            text, usage = completion.message["content"], completion.usage
+            text, usage = check_summary(completion.message.get("content")), completion.usage
         turn.history, turn.conversation = turn.history.summarized(at, text), Conversation()
         return usage
 

@@ -10,7 +10,7 @@ from durable_swarm.models.call import Completion, Gate, ModelCall, complete
 from durable_swarm.models.choice import ModelChoice
 from durable_swarm.models.client import client_for
 from durable_swarm.models.wire import Conversation
-from durable_swarm.swarm.compaction import INSTRUCTIONS, Compaction, check_summary, transcript
+from durable_swarm.swarm.compaction import INSTRUCTIONS, Compaction, transcript
 from durable_swarm.types import Message
 
 
@@ -33,8 +33,8 @@ async def written_by_model(
     debug: bool,
     gate: Gate | None = None,
 ) -> Completion:
-    """Return a model's summary of messages. Raises `ModelError`, `ConfigurationError`."""
-    completion = await complete(
+    """Return a model's answer with a summary of messages, which is to be checked. Raises `ModelError`."""
+    return await complete(
         client_for(client, choice.name),
         RemoteAgent(agent, choice.name, compaction.instructions or INSTRUCTIONS),
         [{"role": "user", "content": transcript(messages)}],
@@ -46,5 +46,3 @@ async def written_by_model(
         waits=waits,
         gate=gate,
     )
-    check_summary(completion.message.get("content"))
-    return completion

@@ -168,7 +168,7 @@ class Budget:
                 self.ledger.release(self.chain)
             self._reserved = False
 
-    def answered(self, usage: Usage | None, cost: Decimal | None) -> None:
+    def answered(self, usage: Usage | None, cost: Decimal | None = None) -> None:
         """Note that the model has answered: from now on the call is paid, whatever becomes of the answer."""
         self._paid = Spent(1, usage=usage or Usage(), cost=cost)
 
@@ -256,9 +256,9 @@ class Budget:
         return self._limits_above if self.limits is None else [self.limits, *self._limits_above]
 
     @property
-    def is_unlimited(self) -> bool:
-        """True if nothing needs to be counted."""
-        return self.limits is None and not self.above
+    def work_to_record(self) -> float | None:
+        """The seconds that the run has worked, None if nothing needs to be counted."""
+        return None if self.limits is None and not self.above else self.worked
 
     # Requests for more
 

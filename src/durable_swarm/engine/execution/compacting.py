@@ -18,7 +18,7 @@ from durable_swarm.engine.records.compactions import CompactionPlan, Summary, re
 from durable_swarm.engine.signals import RunHeld
 from durable_swarm.engine.storage.ledger import BEFORE_TURNS
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.models.call import Completion, Gate, ModelCall
+from durable_swarm.models.call import Gate, ModelCall
 from durable_swarm.models.client import client_for
 from durable_swarm.models.wire import Conversation
 from durable_swarm.swarm.compaction import check_summary, function_named
@@ -87,7 +87,7 @@ async def _by_model(
                 await performer.reserve(run.start.agent, choice.name, 0, waits)
             yield
 
-    async def ask(gate: Gate) -> Completion:
+    async def ask(gate: Gate) -> Summary:
         call = ModelCall(run.run_id, BEFORE_TURNS)
         completion = await written_by_model(
             client,
@@ -95,9 +95,8 @@ async def _by_model(
             debug=run.debug,
             gate=gate,
         )
-        run.budget.answered(completion.usage, performer.cost_and_work(completion)[0])
-        return completion
+        cost, text = performer.pay(completion), check_summary(completion.message.get("content"))
+        return replace(summary, text=text, usage=completion.usage, model=completion.model, cost=cost)
 
     made = await performer.patiently(client_for(client, choice.name), choice.name, step, None, waits, ask, reserved)
-    cost, worked = performer.cost_and_work(made)
-    return replace(summary, text=made.message["content"], usage=made.usage, model=made.model, cost=cost, worked=worked)
+    return replace(made, worked=run.budget.work_to_record)

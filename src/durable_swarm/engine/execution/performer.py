@@ -266,7 +266,7 @@ class Durable:
             if error.status in REFUSED and not self.answered_here:
                 raise RunHeld(error) from error
             raise
-        run.budget.answered(completion.usage, self.cost_and_work(completion)[0])
+        cost = self.pay(completion)
         # A session counts as one run: its earlier calls are known to its tools.
         before = effect.history[len(run.start.messages) if run.place is None else 0 :]
         calls = await plan_calls(agent, completion.message, waits, completion.finish, before, last)
@@ -278,11 +278,10 @@ class Durable:
             completion.message, calls, completion.usage, together, heard, completion.finish, written, verdict, last,
             *guards,
         )  # fmt: skip
-        return self._recorded(agent, completion, reply)
+        return self._recorded(agent, completion, reply, cost)
 
-    def _recorded(self, agent: Any, completion: Completion, reply: Reply) -> Record:
+    def _recorded(self, agent: Any, completion: Completion, reply: Reply, cost: Decimal | None) -> Record:
         """Return the record of a reply, with what it has cost."""
-        cost, worked = self.cost_and_work(completion)
         return runs.reply_record(
             reply,
             model=completion.model,
@@ -291,14 +290,16 @@ class Durable:
             shown=self.run.feed.said(completion.message["content"]),
             by_tool=completion.by_tool,
             cost=cost,
-            worked=worked,
+            worked=self.run.budget.work_to_record,
         )
 
-    def cost_and_work(self, completion: Completion) -> tuple[Decimal | None, float | None]:
-        """Return what a model call has cost, and the seconds that the run has worked, where they are counted."""
+    def pay(self, completion: Completion) -> Decimal | None:
+        """Note that a model call is answered, and so paid, and return what it has cost."""
         budget = self.run.budget
+        budget.answered(completion.usage)
         cost = cost_of(self.run.swarm.prices, completion, limited=budget.limits_cost())
-        return cost, None if budget.is_unlimited else budget.worked
+        budget.answered(completion.usage, cost)
+        return cost
 
     def choice(self, agent: Any) -> ModelChoice:
         """Return the model of an agent in this run."""

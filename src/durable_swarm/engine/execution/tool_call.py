@@ -176,8 +176,7 @@ class ToolCallExecution:
             call, outcome = await approved(asked, self.function, call, self.people, self.waits)
         if outcome is None:
             outcome = await (self._once(call) if call.effect == "once" else self._entered(call))
-        budget = self.made.run.budget
-        worked = None if budget.is_unlimited else budget.worked
+        worked = self.made.run.budget.work_to_record
         record = runs.outcome_record(self.change.read(outcome, self.context), worked)
         return record if outcome.later is None else await self._later(outcome.later, record)
 
