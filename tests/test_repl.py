@@ -35,7 +35,7 @@ def reply(request):
 
 def look(context_variables):
     """Look."""
-    print("looking", flush=True)
+    print("looking\\n", end="", flush=True)
     time.sleep(float(os.environ.get("SECONDS", 0)))
     context_variables["looks"] = context_variables.get("looks", 0) + 1
     return f"look {context_variables['looks']}"
@@ -181,10 +181,10 @@ def test_killed_in_the_middle_of_an_answer() -> None:
         terminal.read_until("looking")
         terminal.kill(signal.SIGKILL)
         terminal.end()
-    output = piped("hi\n")
-    shown, _, rest = output.partition(f"{PROMPT}call look\n")
+    # The answer continues at once, while what was said is shown.
+    shown, _, rest = piped("hi\n").replace("looking\n", "").partition(f"{PROMPT}call look\n")
     assert shown == f"{START}{CONTINUING}{PROMPT}hi\n{FIRST}hi is number 1.\n"
-    assert rest.replace("looking\n", "") == (
+    assert rest == (
         f"{FIRST}\x1b[95mlook\x1b[0m()\n{FIRST}The tool gave look 11.\n{PROMPT}{FIRST}hi is number 3.\n{PROMPT}\n"
     )
 

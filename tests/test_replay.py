@@ -120,6 +120,7 @@ def test_what_is_gone_is_a_mismatch() -> None:
     first = run(shop, shop.clerk())
     with pytest.raises(ReplayMismatch, match=r"calls tool 'price' in turn 0, which agent .* has no more"):
         replay(first, shop.clerk(shop.look))
+    gc.collect()  # The agents of before are gone.
     with pytest.raises(ReplayMismatch, match=r"needs agent .* in turn 0"):
         replay(first)
 

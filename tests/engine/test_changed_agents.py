@@ -234,6 +234,9 @@ def test_by_default_it_continues(agent: Agent, make: Make) -> None:
     assert words(run) == "Done."
 
 
+OWNER = "SELECT workflow_status.status, workflow_status.owner_xid,"
+
+
 def test_what_never_changed_costs_nothing(make: Make) -> None:
     """A run whose agent is as it was makes the same statements under both policies."""
 
@@ -243,7 +246,8 @@ def test_what_never_changed_costs_nothing(make: Make) -> None:
         swarm.runs()
 
         def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-            if threading.get_ident() == me:
+            # Whose the run is is asked again when the last answer is old: how often, the time decides.
+            if threading.get_ident() == me and not statement.startswith(OWNER):
                 found.append(statement)
 
         engine = here.current().store.engine

@@ -92,7 +92,7 @@ def test_what_is_no_rate_is_refused(rates: Any, told: str) -> None:
 def test_a_run_that_waits_for_its_moment_stops(end: str, make: Make) -> None:
     """A run that is cancelled, or whose worker stops, while it waits for a model's rate asks nobody."""
     model, name = Asked(), unique()
-    swarm = make(model, model_rates={name: (1, 2.0)})
+    swarm = make(model, model_rates={name: (1, 10 * PATIENCE)})
     agent = Agent(name=name, model=name)
     swarm.run(agent, user())
     run = swarm.start(agent, user())
@@ -101,8 +101,6 @@ def test_a_run_that_waits_for_its_moment_stops(end: str, make: Make) -> None:
         run.cancel()
         wait_until(lambda: run.id not in here.current().runs)
     else:
-        began = time.monotonic()
         assert swarm.drain(PATIENCE) is True
-        assert time.monotonic() - began < 1.5
     assert run.waits_for is None
     assert len(model.at) == 1

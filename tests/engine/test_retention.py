@@ -75,7 +75,7 @@ def everything(url: str) -> dict[str, set[Any]]:
     found: dict[str, set[Any]] = {}
     for schema in {None, *(["dbos"] if not url.startswith("sqlite") else [])}:
         for name in inspector.get_table_names(schema=schema):
-            if name != "durable_swarm_processes":
+            if name not in ("durable_swarm_processes", "durable_swarm_process_facts"):
                 with connected(url) as connection:
                     rows = connection.execute(sqlalchemy.text(f"SELECT * FROM {f'{schema}.' if schema else ''}{name}"))
                     found[f"{schema}.{name}"] = {str(tuple(row)) for row in rows}

@@ -116,3 +116,20 @@ def test_readme_and_ci_run_the_same_commands() -> None:
     assert "make check" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert re.search(r"^make test$", script, re.MULTILINE)
     assert re.search(r"^make check$", script, re.MULTILINE)
+
+
+MODULES = """
+import importlib, pkgutil, types, durable_swarm
+names = ["durable_swarm", *(found.name for found in pkgutil.walk_packages(durable_swarm.__path__, "durable_swarm."))]
+packages = [module for module in map(importlib.import_module, names) if hasattr(module, "__path__")]
+for package in packages:
+    for name in getattr(package, "__all__", []):
+        if isinstance(getattr(package, name), types.ModuleType):
+            print(f"{package.__name__}.{name}")
+"""
+
+
+def test_no_module_takes_the_name_of_what_its_package_exports() -> None:
+    """The first import of a module `p.name` sets `p.name` to it, and so would replace a function of that name."""
+    done = subprocess.run([sys.executable, "-c", MODULES], check=True, capture_output=True, text=True)
+    assert done.stdout == ""

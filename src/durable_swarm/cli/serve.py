@@ -66,8 +66,8 @@ def _loaded(settings: Settings, target: str) -> DurableSwarm:
 def _serve_stdio(settings: Settings, target: str) -> None:
     import asyncio
 
-    from durable_swarm.server.app import door_of
     from durable_swarm.server.backend import MOST, Backend
+    from durable_swarm.server.doors import door_of
 
     door = door_of("mcp")
     with _loaded(settings, target) as swarm:

@@ -13,7 +13,7 @@ from durable_swarm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from durable_swarm.engine.api.durable import DurableSwarm
-    from durable_swarm.server.app import Server
+    from durable_swarm.server.doors import Server
     from durable_swarm.server.guard import Access
     from durable_swarm.server.web.app import Console
 
@@ -100,7 +100,7 @@ def checked_doors(doors: Collection[str]) -> list[str]:
 def server_parts() -> tuple[type[Server], type[Access]]:
     """Return the classes `Server` and `Access`. Raises `ConfigurationError` without the extra `server`."""
     try:
-        from durable_swarm.server.app import Server
+        from durable_swarm.server.doors import Server
         from durable_swarm.server.guard import Access
     except ModuleNotFoundError as error:
         raise ConfigurationError(INSTALL) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -54,9 +53,6 @@ from durable_swarm.tools.calls import load_tools, plan_calls, written_call
 from durable_swarm.tools.changes import warn_of_lost_updates
 from durable_swarm.tools.repeats import failing_in_a_row, same_before
 from durable_swarm.types import Block, Message
-
-SLICE = 0.5
-"""Maximum seconds until a run that is about to ask a model notices that it is to stop."""
 
 REFUSED = (401, 403)
 """HTTP statuses with which a provider refuses a key. Where no key has worked yet, they prove nothing about the run."""
@@ -340,12 +336,13 @@ class Durable:
             await in_thread(self.run.verify_ownership)
 
     async def pause(self, seconds: float, waits: Runtime) -> None:
-        """Wait before a model is asked, as long as the call is wanted."""
-        end = time.monotonic() + seconds
+        """Wait before a model is asked, as long as the call is wanted.
+
+        The run stays in memory: a slot of a model that it would give up is lost to all.
+        """
         with self.run.budget.work.waiting():
-            while (left := end - time.monotonic()) > 0:
-                await waits.sleep(min(left, SLICE))
-                self.still_wanted(self.run)
+            await self.providers.room.wait_outside_calls(self.run, waits, seconds=seconds, stays=True)
+        self.still_wanted(self.run)
 
     def agent(self, name: str) -> Any:
         """Return the agent of that name: the object this run has met, or after a crash the one found by name."""

@@ -31,7 +31,7 @@ COROUTINES, THREADS = 100, 16
 class WaitingCall:
     """One tool call, or a run itself, that waits: for a request (None: for a time only), until a time in milliseconds.
 
-    `key` is the id of the call or of the run. Times are since 1970.
+    `key` is the id of the call or of the run. Times are since 1970. With `stays` the run is not released meanwhile.
     """
 
     run: Execution
@@ -39,13 +39,14 @@ class WaitingCall:
     request: str | None
     until: int | None
     holds_thread: bool
+    stays: bool = False
     told: Future[None] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
     @property
     def may_leave(self) -> bool:
-        """Return True if the call still waits, and not in a caller's thread."""
-        return not self.told.done() and not self.run.stays
+        """Return True if the call still waits, and its run may be released."""
+        return not (self.told.done() or self.stays or self.run.stays)
 
     def end(self, error: BaseException | None = None) -> None:
         """Let the call continue, or end it with the error. The first one counts."""
@@ -65,14 +66,21 @@ class WaitingCalls:
         """In a worker, suspend waiting runs after this many seconds so that they do not hold a concurrency slot."""
 
     async def wait(
-        self, run: Execution, key: str, *, request: str | None, seconds: float | None, holds_thread: bool
+        self,
+        run: Execution,
+        key: str,
+        *,
+        request: str | None,
+        seconds: float | None,
+        holds_thread: bool,
+        stays: bool = False,
     ) -> None:
         """Wait until the request is decided, or the seconds have passed.
 
         Raises `RunSuspended` when the run leaves memory, and DBOS's own signal when it was cancelled.
         """
         until = None if seconds is None or seconds > LONGEST else now() + round(seconds * 1000)
-        waiting = WaitingCall(run, key, request, until, holds_thread)
+        waiting = WaitingCall(run, key, request, until, holds_thread, stays)
         timer = None if until is None else asyncio.get_running_loop().call_later(seconds or 0, waiting.end)
         try:
             self._enter(waiting)
@@ -86,11 +94,17 @@ class WaitingCalls:
             self._leave(waiting)
 
     async def wait_outside_calls(
-        self, run: Execution, waits: Runtime, *, request: str | None = None, seconds: float | None = None
+        self,
+        run: Execution,
+        waits: Runtime,
+        *,
+        request: str | None = None,
+        seconds: float | None = None,
+        stays: bool = False,
     ) -> None:
         """Wait as `wait` does, as the run itself, outside of its tool calls; `wake` ends the wait, too."""
         on_loop = isinstance(waits, LoopRuntime)
-        wait = self.wait(run, run.run_id, request=request, seconds=seconds, holds_thread=not on_loop)
+        wait = self.wait(run, run.run_id, request=request, seconds=seconds, holds_thread=not on_loop, stays=stays)
         if on_loop:
             await wait
         else:
