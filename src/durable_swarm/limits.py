@@ -13,6 +13,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, get_args
 
 from durable_swarm.errors import ConfigurationError, LimitReached
+from durable_swarm.fields import named_fields
 from durable_swarm.types import Usage
 from durable_swarm.validation import check_seconds
 
@@ -32,6 +33,7 @@ def _check_count(name: str, value: Any, least: int) -> None:
         raise ConfigurationError(f"{name} must be a whole number from {least} up or None, not {value!r:.40}")
 
 
+@named_fields
 @dataclass(frozen=True)
 class Limits:
     """The amounts that a run may spend, together with its child runs. None means no limit.

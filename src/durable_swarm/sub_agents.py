@@ -40,14 +40,14 @@ def children_run_by(runner: ChildRunner | None) -> Iterator[None]:
 def agent_tool(agent: Any, limits: Any) -> Callable[..., Any]:
     """Return the function that asks the agent, in a child run, and returns its answer."""
 
-    async def ask(message: str, context_variables: dict[str, Any]) -> str:
+    async def ask(message: str, context_variables: dict[str, Any] | None = None) -> str:
         runner = _runner.get()
         if runner is None:
             raise NotInRun(
                 f"agent {agent.name!r} was asked as a tool outside a run; give the tool to an agent, or run this agent "
                 "itself with run()"
             )
-        return answer_of(agent, await runner.run_child(agent, message, context_variables, limits))
+        return answer_of(agent, await runner.run_child(agent, message, context_variables or {}, limits))
 
     return ask
 

@@ -5,7 +5,6 @@ Data only. Fields, defaults and mutability are those of OpenAI's Swarm; `docs/co
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import re
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypeVar
 
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.fields import named_fields, unknown_field
 from durable_swarm.sub_agents import agent_tool, snake_case
 
 if TYPE_CHECKING:
@@ -37,7 +37,21 @@ T = TypeVar("T", default=Any)
 """The type of an agent's output; plain `Agent` and `Response` leave it open."""
 
 
-class Agent(BaseModel, Generic[T]):
+class _Strict(BaseModel):
+    """A model that refuses unknown fields: a tool list under a wrong name would leave an agent without tools."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:
+        known = list(cls.model_fields)
+        aliases = [field.alias for field in cls.model_fields.values()]
+        if isinstance(given, dict) and cls.model_config.get("extra", "ignore") == "ignore":
+            for name in [name for name in given if name not in known and name not in aliases]:
+                _unknown_field(cls.__name__, str(name), known)
+        return given
+
+
+class Agent(_Strict, Generic[T]):
     """An agent: a name, instructions, a model and plain functions as tools.
 
     `instructions` is a string or a callable that takes the context variables. A function that returns an agent is a
@@ -65,17 +79,6 @@ class Agent(BaseModel, Generic[T]):
     """Functions of the run's messages that may stop the run: see `docs/guardrails.md`."""
     output_guardrails: list[Callable[..., Any]] = []
     """Functions of the agent's answer that may stop the run."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, given: Any) -> Any:
-        """Refuse an unknown field: a tool list under a wrong name would silently leave the agent without tools."""
-        known = list(cls.model_fields)
-        aliases = [field.alias for field in cls.model_fields.values()]
-        if isinstance(given, dict) and cls.model_config.get("extra", "ignore") == "ignore":
-            for name in [name for name in given if name not in known and name not in aliases]:
-                _unknown_field(cls.__name__, str(name), known)
-        return given
 
     def as_tool(
         self, name: str | None = None, description: str | None = None, *, limits: Any = None
@@ -112,19 +115,19 @@ _lenient = False
 
 
 def ignore_unknown_fields(ignore: bool) -> None:
-    """Ignore unknown fields of agents with a warning, as Swarm ignores them, or refuse them again."""
+    """Ignore unknown fields of agents and results with a warning, as Swarm ignores them, or refuse them again."""
     global _lenient
     _lenient = ignore
 
 
 def _unknown_field(kind: str, name: str, known: list[str]) -> None:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(known)}"
+    message = unknown_field(kind, name, known)
     if not _lenient:
-        raise ConfigurationError(f"{kind} has no field {name!r}; {hint}")
-    log.warning("%s has no field %r, which is ignored, as in Swarm; %s", kind, name, hint)
+        raise ConfigurationError(message)
+    log.warning("%s; the field is ignored, as in Swarm", message)
 
 
+@named_fields
 @dataclass(frozen=True)
 class Block:
     """The verdict of a guardrail that stops the run: it ends with `reply` as its answer, or without one with `Blocked`.
@@ -140,7 +143,7 @@ class Block:
             raise ConfigurationError(f"Block takes texts: Block(reason, reply=None), not {self!r:.200}")
 
 
-class Result(BaseModel):
+class Result(_Strict):
     """A tool's result with more than text: a handoff and changes of the context variables."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

@@ -75,3 +75,11 @@ def test_current_call_outside_a_tool(make_swarm: MakeSwarm) -> None:
     make_swarm(ScriptedModel(["Hello"])).run(Agent(), user())
     with pytest.raises(NotInRun, match="outside a tool"):
         current_call()
+
+
+def test_an_agent_as_a_tool_outside_a_run() -> None:
+    """An agent's tool that a program calls itself says where it belongs, whatever it is given."""
+    ask = Agent(name="Asked alone").as_tool()
+    for given in ({"message": "Hi"}, {"message": "Hi", "context_variables": {}}):
+        with pytest.raises(NotInRun, match="'Asked alone' was asked as a tool outside a run"):
+            asyncio.run(ask(**given))

@@ -202,6 +202,8 @@ def test_messages_at_once_are_answered_in_order(make_swarm: MakeSwarm) -> None:
         assert refused.value.session == "busy"
         with pytest.raises(SessionBusy):
             session.delete()
+        with pytest.raises(SessionBusy, match="when its first run has ended"):
+            session.fork("too-early")
         others = [pool.submit(session.run, str(number)) for number in range(3)]
         gate.opened.set()
         assert first.result(PATIENCE).messages[-1]["content"] == "re: waited"

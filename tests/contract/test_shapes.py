@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pydantic import Field
 
-from durable_swarm import Agent, ConfigurationError, Response, Result
+from durable_swarm import Agent, Block, Compaction, ConfigurationError, Limits, Response, Result
 from durable_swarm.testing import ScriptedModel
 from tests.contract.helpers import MakeSwarm, tool_contents, user
 
@@ -110,6 +112,21 @@ def test_unknown_fields_of_an_agent(field: str, hint: str) -> None:
     """A field that is not there is an error that names the nearest one; nothing is left out without a word."""
     with pytest.raises(ConfigurationError, match=re.escape(f"Agent has no field {field!r}; {hint}")):
         Agent(**{field: []})
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (lambda: Result(valu="done"), "Result has no field 'valu'; did you mean 'value'?"),
+        (lambda: Limits(request=2), "Limits has no field 'request'; did you mean 'requests'?"),
+        (lambda: Compaction(at_message=2), "Compaction has no field 'at_message'; did you mean 'at_messages'?"),
+        (lambda: Block("no", answer="No."), "Block has no field 'answer'; its fields are reason, reply"),
+    ],
+)
+def test_unknown_fields_of_other_things(make: Callable[[], Any], hint: str) -> None:
+    """What else a program makes says which field was probably meant, too."""
+    with pytest.raises(ConfigurationError, match=re.escape(hint)):
+        make()
 
 
 def test_fields_of_a_program_s_own_agents() -> None:

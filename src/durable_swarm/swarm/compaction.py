@@ -11,6 +11,7 @@ from typing import Any
 
 from durable_swarm.codec import dumps
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.fields import named_fields
 from durable_swarm.types import Message
 from durable_swarm.validation import check_name, check_text, check_whole
 
@@ -31,6 +32,7 @@ _functions: dict[str, Callable[[list[Message]], Any]] = {}
 """The functions that write summaries, by name: a run that continues in another process finds them again."""
 
 
+@named_fields
 @dataclass(frozen=True)
 class Compaction:
     """When and how the first messages of a session are replaced by a summary, for the model only.

@@ -198,6 +198,8 @@ class MemorySession(Session):
         with self._swarm.session_lock:
             if name in self._swarm.conversations:
                 raise RunConflict(f"session {name!r} exists already; give the fork another id")
+            if run is None and not known.turns and known.ahead is not None:
+                raise _busy(self.id, known.ahead, "a session can be forked when its first run has ended")
             kept = known.turns if run is None else _through(known, self.id, run)
             agent, context = (kept[-1].agent, kept[-1].context) if kept else (known.agent, known.context)
             history = kept[-1].left if kept else SessionHistory()
@@ -252,7 +254,7 @@ class MemorySession(Session):
                 self._swarm.conversations[self.id] = known
             ahead = known.ahead
             if ahead is not None and sent.when_busy == "reject":
-                raise _busy(self.id, ahead)
+                raise _busy(self.id, ahead, "wait for its end, or send the message with when_busy='queue'")
             if ahead is not None and sent.when_busy == "join" and ahead.say(sent.messages):
                 return known, ahead, True
             if ahead is not None and sent.when_busy == "interrupt":
@@ -306,10 +308,9 @@ def _through(known: MemoryConversation, session: str, run_id: Any) -> list[Memor
     return known.turns[: at + 1]
 
 
-def _busy(session: str, turn: MemoryTurn) -> SessionBusy:
+def _busy(session: str, turn: MemoryTurn, then: str = "wait for its end") -> SessionBusy:
     return SessionBusy(
-        f"run {turn.run_id!r} of session {session!r} is in progress; wait for its end, or send the message with "
-        "when_busy='queue'",
+        f"run {turn.run_id!r} of session {session!r} is in progress; {then}",
         session=session,
         run_id=turn.run_id,
     )

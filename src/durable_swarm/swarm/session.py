@@ -176,7 +176,7 @@ class Session(ABC):
         """Return a new session that begins with this conversation, up to and with `run` (a run or its id), or all.
 
         Nothing is executed again, and no message is stored again. This session stays as it is. Raises `RunConflict` if
-        session `id` exists, and `SessionBusy` if `run` has not ended.
+        session `id` exists, and `SessionBusy` if `run`, or the session's first run, has not ended.
         """
 
     @abstractmethod

@@ -302,8 +302,10 @@ class DurableSession(Session):
         name, state, store = check_name("the id of a session", id), self._state(), self._swarm._store()
         if state is None:
             raise errors.ConfigurationError(f"session {self.id!r} has no messages, so there is nothing to fork")
-        last = run.id if isinstance(run, Run) else run
-        number, left = state.last if state.ahead is None else state.ahead.number - 1, None
+        last, ahead = run.id if isinstance(run, Run) else run, state.ahead
+        if last is None and ahead is not None and state.base is None:
+            raise busy(self.id, ahead.run_id, "a session can be forked when its first run has ended")
+        number, left = state.last if ahead is None else ahead.number - 1, None
         if last is not None:
             number = store.sessions.number_of(self.id, last)
             row = store.found(last)

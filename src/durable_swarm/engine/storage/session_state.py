@@ -99,11 +99,12 @@ def state_of_session(row: Any) -> SessionState:
     )
 
 
-def busy(session: str, run_id: str | None) -> errors.SessionBusy:
-    """Return the error for a session in which a run is in progress."""
+SEND_LATER = "wait for its end, or send the message with when_busy='queue'"
+
+
+def busy(session: str, run_id: str | None, then: str = "wait for its end") -> errors.SessionBusy:
+    """Return the error for a session in which a run is in progress; `then` says what to do."""
     named = f"run {run_id!r}" if run_id else "a run"
     return errors.SessionBusy(
-        f"{named} of session {session!r} is in progress; wait for its end, or send the message with when_busy='queue'",
-        session=session,
-        run_id=run_id or "",
+        f"{named} of session {session!r} is in progress; {then}", session=session, run_id=run_id or ""
     )

@@ -31,6 +31,7 @@ from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.engine.storage.session_state import (
     BEGUN,
     LEFT_OUT,
+    SEND_LATER,
     WAITS,
     WITHDRAWN,
     Arrival,
@@ -229,7 +230,7 @@ class Sessions(OwnTable):
             return again
         waits = state.ahead is not None or self._any_waits(connection, sent.session)
         if waits and not sent.may_wait and not (state.ahead is not None and state.ahead.over):
-            raise busy(sent.session, None if state.ahead is None else state.ahead.run_id)
+            raise busy(sent.session, None if state.ahead is None else state.ahead.run_id, SEND_LATER)
         waits = waits or not _as_expected(state, sent.expected)
         number = state.last + 1
         self._insert(connection, sent.session, number, sent.run_id, WAITS if waits else BEGUN, sent.queue)
