@@ -65,6 +65,7 @@ def use(packages: list[Path]) -> None:
             if printed != output:
                 raise SystemExit(f"{package.name}: the README shows\n{output}\nand the program printed\n{printed}")
             _check_types(folder, environment / "bin" / "python")
+            _add_extra(environment / "bin" / "python")
             print(f"{package.name}: built, checked, installed and used")
 
 
@@ -73,6 +74,12 @@ def _install(python: Path, package: Path) -> None:
     pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check"]
     run(*pip, "uninstall", "--quiet", "--yes", "durable-swarm")
     run(*pip, "install", "--quiet", package)
+
+
+def _add_extra(python: Path) -> None:
+    """Add an extra by the line of the pages and messages: pip takes the package that is installed, from no index."""
+    run(python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "durable-swarm[encryption]")
+    run(python, "-c", "import cryptography")
 
 
 def _check_types(folder: Path, python: Path) -> None:

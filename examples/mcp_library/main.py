@@ -1,6 +1,6 @@
 """An agent with the tools of an MCP server, which is a program of its own.
 
-    pip install '.[mcp]'
+    pip install 'durable-swarm[mcp]'
     python main.py "Search the catalogue for 'Emma'"
 
 The server says which of its tools only read and which may be repeated; since it is our own, it is trusted. After a

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 from tests.docs.links import broken_links
@@ -31,6 +33,16 @@ def test_every_page_has_its_place() -> None:
     contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     missing = [page for page in PAGES if page.startswith("docs/") and f"{page.removeprefix('docs/')}\n" not in contents]
     assert missing == []
+
+
+def test_extras_have_one_line() -> None:
+    """Pages, messages and examples name an extra by the same line, and each that they name exists."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "examples").rglob("*.py"), *map(ROOT.joinpath, PAGES)]
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        assert set(re.findall(r"durable-swarm\[([\w-]+)\]", text)) <= set(extras), path
+        assert path.name == "CONTRIBUTING.md" or not re.search(r"""['"]\.\[""", text), path
 
 
 def test_the_readme_is_short() -> None:
