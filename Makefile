@@ -17,7 +17,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help shots demo test crash backend faults check format bench site picture package clean
+.PHONY: help shots demo test crash backend faults check format bench site reference picture package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,9 @@ bench: $(VENV)/.installed-dev ## Run the benchmarks
 
 site: $(VENV)/.installed-tools ## Build the documentation into site/, with every link checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+reference: $(VENV)/.installed-dev ## Write docs/reference.md from the docstrings
+	$(BIN)/python scripts/reference.py
 
 picture: $(VENV)/.installed-dev ## Record docs/demo.svg from the demo
 	$(BIN)/python scripts/record_demo.py

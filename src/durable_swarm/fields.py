@@ -31,5 +31,5 @@ def named_fields(cls: type[T]) -> type[T]:
                 raise ConfigurationError(unknown_field(cls.__name__, name, known))
         initialize(self, *values, **named)
 
-    cls.__init__ = checked  # type: ignore[assignment]
+    cls.__init__ = checked  # type: ignore[method-assign]
     return cls

@@ -19,6 +19,8 @@ from durable_swarm.types import Agent, Block, note_settings, settings_of
 if TYPE_CHECKING:
     import agents as sdk
 
+__all__ = ["adopt"]
+
 SETTINGS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "max_tokens")
 """The model settings that are passed on."""
 
