@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
 from durable_swarm import Agent, DurableSwarm, RunNotFound
 from durable_swarm.cli import main
-from durable_swarm.service import open_runs
+from durable_swarm.service import checkup, open_runs
 from durable_swarm.testing import ScriptedModel
-from tests.engine.helpers import user, wait_until
+from tests.engine.helpers import connected, user, wait_until
 
 
 def test_the_processes_and_queues_of_a_database(database_url: str) -> None:
@@ -78,3 +80,28 @@ def test_who_changed_a_run(database_url: str, capsys: pytest.CaptureFixture[str]
     assert "cancelled by dee" in capsys.readouterr().out
     main(["show", "queued", "--json", "--database", database_url])
     assert json.loads(capsys.readouterr().out)["actions"][-1]["by"] == "dee"
+
+
+def statement(url: str, text: str) -> None:
+    """Execute a statement."""
+    with connected(url) as connection:
+        connection.exec_driver_sql(text)
+
+
+def test_maintenance_that_fails_is_told(tmp_path: Path) -> None:
+    """A job that fails stops no other, is tried again, and is shown by the check-up until it succeeds."""
+    url = f"sqlite:///{tmp_path}/runs.sqlite"
+
+    def told() -> list[str]:
+        return [check.text for check in checkup(url) if check.name == "maintenance"]
+
+    with DurableSwarm(ScriptedModel(["Hi"]), database=url) as swarm:
+        swarm.run(Agent(name="Clerk"), user(), run_id="old")
+    statement(url, "CREATE TRIGGER kept BEFORE DELETE ON workflow_status BEGIN SELECT RAISE(ABORT, 'kept by law'); END")
+    with DurableSwarm(database=url, keep_for=0) as swarm:
+        assert [run.id for run in swarm.runs()] == ["old"]
+        [text] = wait_until(told)
+        assert re.fullmatch(rf"process {os.getpid()} on .*: deletion failed, and is tried again: .*kept by law.*", text)
+        statement(url, "DROP TRIGGER kept")
+        wait_until(lambda: not told())
+        assert swarm.runs() == []

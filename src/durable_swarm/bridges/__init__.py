@@ -1,1 +1,1 @@
-"""Agents of other frameworks, made agents of this one."""
+"""Agents and tools of other frameworks, made those of this one."""

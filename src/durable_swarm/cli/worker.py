@@ -207,7 +207,8 @@ class _Health(BaseHTTPRequestHandler):
             return
         process = here.current()
         works = not process.is_closed and process.outage.reason is None
-        body = json.dumps({"worker": process.identity.name, "works": works, "runs": len(process.runs)}).encode()
+        told = {"worker": process.identity.name, "works": works, "runs": len(process.runs)}
+        body = json.dumps({**told, "failing": process.keeper.errors()}).encode()
         self.send_response(200 if works else 503)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -21,6 +21,7 @@ from durable_swarm.engine.database import urls
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.run_state import notes_on, started_at, state_of
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.service.workers import workers
 from durable_swarm.types import tool_name
 
 Level = Literal["ok", "warn", "fail"]
@@ -111,6 +112,7 @@ def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
             yield from _contents(facts)
             yield _queue(visitor)
             yield _idle(visitor)
+            yield from _maintenance(visitor)
     except NoRuns as error:
         yield Check("database", "fail" if named else "warn", str(error))
     except ConfigurationError as error:
@@ -217,3 +219,12 @@ def _idle(visitor: Inspector) -> Check:
         "warn",
         f"{len(idle)} unfinished, executed by no process; they continue when a program that defines {names} is started",
     )
+
+
+def _maintenance(visitor: Inspector) -> Iterator[Check]:
+    """Report what the living processes tried to do beside their runs, and could not."""
+    for process in workers(visitor).processes:
+        if process.alive:
+            for job, error in process.failing.items():
+                where = f"process {process.pid} on {process.host}"
+                yield Check("maintenance", "warn", f"{where}: {job} failed, and is tried again: {error}")

@@ -29,7 +29,8 @@ class ProcessView:
     of its open swarms, `serves` of those whose queue it serves. `places` is the number of queued runs that it executes
     at once, `runs` how many unfinished runs it owns; those of a dead process wait to be taken over. `seen_at` is its
     last sign of life: its heartbeat on PostgreSQL; on SQLite, where its lock says whether it lives, the present time if
-    it does, else the last report. Times are aware UTC.
+    it does, else the last report. `failing` are the jobs of its maintenance that failed the last time, with their
+    errors. Times are aware UTC.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ProcessView:
     runs: int
     started_at: datetime | None
     seen_at: datetime | None
+    failing: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def _process(name: str, facts: ProcessFacts | None, runs: int, alive: bool, age:
         runs=runs,
         started_at=moment(facts.started_at) if facts else None,
         seen_at=present - timedelta(seconds=age) if age is not None else present if alive else reported,
+        failing=facts.failing if facts else {},
     )
 
 

@@ -1,15 +1,17 @@
-"""The maintenance thread of a process: it looks for decisions, resumptions and runs left by other processes."""
+"""The maintenance of a process: the thread that looks for decisions, resumptions and runs left by other processes."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from durable_swarm.credentials import without_secrets
 from durable_swarm.engine.backend import queues
 from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.requests import LONGEST
@@ -17,23 +19,49 @@ from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import DurableSwarmError
 
+LENGTH = 500
+"""Maximum characters of a job's error."""
+
 log = logging.getLogger("durable_swarm")
 
 FAST, SLOW = 0.05, 0.25
 """Seconds between looks at the queue of runs taken over: just after a takeover, and otherwise."""
 LOOK, KEEP = 0.25, 2.0
-"""Seconds between calls of `look`, and of `keep`."""
+"""Seconds between rounds, and at least between two times of what is less urgent."""
 CLOSING = 5.0
-"""Maximum seconds that closing waits for a look in progress."""
+"""Maximum seconds that closing waits for a round in progress."""
+
+
+@dataclass
+class Job:
+    """One thing that a process does in each round, or after these seconds; `error` is that of the last time."""
+
+    name: str
+    do: Callable[[], object]
+    seconds: float = 0.0
+    error: str | None = None
+
+    def run(self) -> None:
+        """Do it once. An error is kept; it is logged when it is new, unless the database tells it where it is used."""
+        before, self.error = self.error, None
+        try:
+            self.do()
+        except Exception as error:
+            self.error = without_secrets(f"{type(error).__name__}: {error}")[:LENGTH]
+            if self.error != before and not isinstance(error, SQLAlchemyError | DurableSwarmError):
+                log.warning("maintenance: %s failed, and is tried again", self.name, exc_info=True)
 
 
 class MaintenanceLoop:
-    """Calls `look` often and `keep` less often, until it is closed; also sets how often DBOS looks at our queue."""
+    """Does jobs, each by itself, until it is closed; also sets how often DBOS looks at our queue.
 
-    def __init__(self, queue: Any, look: Callable[[], None], keep: Callable[[], None]) -> None:
+    `is_away` returns True while the database cannot be used, which ends a round: the other jobs would wait for it, too.
+    """
+
+    def __init__(self, queue: Any, jobs: Sequence[Job], is_away: Callable[[], bool]) -> None:
         self._queue = queue
-        self._look = look
-        self._keep = keep
+        self._jobs = jobs
+        self._is_away = is_away
         self._hurry = threading.Event()
         self._closed = False
         self.expect()
@@ -41,7 +69,7 @@ class MaintenanceLoop:
         self._thread.start()
 
     def hurry(self) -> None:
-        """Look at once."""
+        """Begin a round at once."""
         self._hurry.set()
 
     def expect(self) -> None:
@@ -49,10 +77,14 @@ class MaintenanceLoop:
         self._fast_until = time.monotonic() + 3
         queues.set_poll(self._queue, FAST)
 
-    def close(self) -> None:
-        """Stop looking.
+    def errors(self) -> dict[str, str]:
+        """Return the errors of the jobs that failed the last time, by their names."""
+        return {job.name: error for job in self._jobs if (error := job.error) is not None}
 
-        A look in progress is awaited, because its connection must not be closed during it.
+    def close(self) -> None:
+        """Stop.
+
+        A round in progress is awaited, because its connection must not be closed during it.
         """
         self._closed = True
         self._hurry.set()
@@ -60,27 +92,21 @@ class MaintenanceLoop:
             self._thread.join(CLOSING)
 
     def _work(self) -> None:
-        kept = time.monotonic()
+        done = dict.fromkeys((job.name for job in self._jobs), time.monotonic())
         while True:
             self._hurry.wait(LOOK)
             self._hurry.clear()
-            if self._closed:
-                return
-            if time.monotonic() > self._fast_until:
+            present = time.monotonic()
+            if present > self._fast_until:
                 queues.set_poll(self._queue, SLOW)
-            self._try(self._look)
-            if time.monotonic() - kept > KEEP:
-                kept = time.monotonic()
-                self._try(self._keep)
-
-    def _try(self, look: Callable[[], None]) -> None:
-        try:
-            look()
-        except (SQLAlchemyError, DurableSwarmError):
-            pass  # Reported where the database is used; the next look may succeed.
-        except Exception:
-            # Answers, resumptions and takeovers would stop if this thread ended.
-            log.warning("could not look for what others have decided", exc_info=True)
+            for job in self._jobs:
+                if self._closed:
+                    return
+                if present >= done[job.name] + job.seconds:
+                    done[job.name] = present
+                    job.run()
+                    if job.error is not None and self._is_away():
+                        break
 
 
 SOME, EVERY = 200, 3600.0

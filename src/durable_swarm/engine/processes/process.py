@@ -43,7 +43,7 @@ from durable_swarm.engine.history.story import step_number
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.processes.lost_claims import LostClaims
-from durable_swarm.engine.processes.maintenance import CLOSING, FAST, MaintenanceLoop, Sweeper
+from durable_swarm.engine.processes.maintenance import CLOSING, FAST, KEEP, Job, MaintenanceLoop, Sweeper
 from durable_swarm.engine.processes.recovery import Recovery
 from durable_swarm.engine.processes.schedules import ScheduleWatch
 from durable_swarm.engine.processes.sessions import SessionTurns
@@ -134,7 +134,7 @@ class Process:
         self._sweeper = Sweeper(self.store)
         self.schedules = ScheduleWatch(self.store, self.swarms)
         self._unwatch = agents.watch(self.orphans.agent_defined)
-        self.keeper = MaintenanceLoop(self._private, self._look, self._keep)
+        self.keeper = MaintenanceLoop(self._private, self._jobs(), lambda: self.outage.reason is not None)
         background().hold()
 
     def _launch(self, worker_id: str | None) -> None:
@@ -426,19 +426,27 @@ class Process:
             dead = owner in ("", self.identity.name) or self.identity.is_dead(owner)
             return not dead and not self.identity.suspects([owner])
 
-    def _look(self) -> None:
-        """Look for runs that other processes left for any capable process."""
-        for part in (self.identity, self.room, self.providers, self.schedules, self.working):
-            part.look()
-        self.orphans.look_at_unclaimed()
+    def _jobs(self) -> list[Job]:
+        """Return what this process does beside its runs: first what somebody waits for, then what has time."""
+        return [
+            Job("locks", self.identity.look),
+            Job("answers", self.room.look),
+            Job("providers", self.providers.look),
+            Job("schedules", self.schedules.look),
+            Job("queues", self.working.look),
+            Job("unclaimed runs", self.orphans.look_at_unclaimed),
+            Job("heartbeat", self.identity.keep, KEEP),
+            Job("outage", self.outage.look, KEEP),
+            Job("lost runs", self.strays.look, KEEP),
+            Job("deletion", lambda: self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms]), KEEP),
+            Job("work for others", self.working.keep, KEEP),
+            Job("sessions", self.sessions.look, KEEP),
+            Job("interrupted runs", self._retry, KEEP),
+            Job("report", lambda: self.working.report(self.keeper.errors()), KEEP),
+        ]
 
-    def _keep(self) -> None:
-        self.identity.keep()
-        self.outage.look()
-        self.strays.look()
-        self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms])
-        self.working.keep()
-        self.sessions.look()
+    def _retry(self) -> None:
+        """Take over the runs that stopped here because the database could not be written."""
         if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
             self.orphans.take(*stopped)
 

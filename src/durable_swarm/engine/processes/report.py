@@ -23,12 +23,12 @@ class ProcessReport:
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
-        self._facts = ProcessFacts(name, socket.gethostname(), os.getpid(), _version(), now(), 0, [], {})
+        self._facts = ProcessFacts(name, socket.gethostname(), os.getpid(), _version(), now(), 0, [], {}, {})
         self._written: tuple[float, ProcessFacts] | None = None
 
-    def look(self, swarms: list[str], queues: Mapping[str, dict[str, Any]]) -> None:
+    def look(self, swarms: list[str], queues: Mapping[str, dict[str, Any]], failing: dict[str, str]) -> None:
         """Write the facts, if they have changed."""
-        facts = replace(self._facts, swarms=swarms, queues=dict(queues))
+        facts = replace(self._facts, swarms=swarms, queues=dict(queues), failing=failing)
         if self._written is not None and self._written[1] == facts and time.monotonic() - self._written[0] < AGAIN:
             return
         self._store.processes.write(replace(facts, seen_at=now()))

@@ -84,10 +84,13 @@ class QueueWorker:
     def keep(self) -> None:
         """Leave runs that cannot continue here to others, and look for runs left by dead processes."""
         self._offer()
-        self._report = self._report or ProcessReport(self._process.store, self._process.identity.name)
-        self._report.look(sorted({swarm.name for swarm in self._process.swarms}), self._queues())
         if self._served:
             self._process.orphans.look_for_dead()
+
+    def report(self, failing: dict[str, str]) -> None:
+        """Report what this process is and serves, and which jobs of its maintenance fail."""
+        self._report = self._report or ProcessReport(self._process.store, self._process.identity.name)
+        self._report.look(sorted({swarm.name for swarm in self._process.swarms}), self._queues(), failing)
 
     def close(self) -> None:
         """Take this process from those that work on the database."""

@@ -29,7 +29,8 @@ class ProcessFacts:
 
     `swarms` are the names of its open swarms. `queues` are the swarms whose queue it serves, each with the number of
     runs that it executes at once, and with the limits that hold for all workers of the queue: `everywhere`, the number
-    of runs at once, and `rate`, how many begin within how many seconds; None without.
+    of runs at once, and `rate`, how many begin within how many seconds; None without. `failing` are the jobs of its
+    maintenance that failed the last time, with their errors.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ProcessFacts:
     seen_at: int
     swarms: list[str]
     queues: dict[str, dict[str, Any]]
+    failing: dict[str, str]
 
     @property
     def places(self) -> int:
@@ -61,7 +63,7 @@ class ProcessTable(OwnTable):
         """Store the facts about a process, in place of earlier ones; drop those of processes killed long ago."""
         self.create()
         rows = self._rows
-        served = json.dumps({"swarms": facts.swarms, "queues": facts.queues})
+        served = json.dumps({"swarms": facts.swarms, "queues": facts.queues, "failing": facts.failing})
         names = ("name", "host", "pid", "version", "started_at", "seen_at")
         values = {**{name: getattr(facts, name) for name in names}, "facts": served}
         insert = (sqlite if is_sqlite(self._url) else postgresql).insert(rows).values(values)
@@ -91,6 +93,7 @@ def _facts(row: Any) -> ProcessFacts:
         served = json.loads(row.facts)
         swarms, queues = [str(name) for name in served["swarms"]], dict(served["queues"])
         assert all(isinstance(queue["places"], int) for queue in queues.values())
-    except (ValueError, TypeError, LookupError, AssertionError):
-        swarms, queues = [], {}
-    return ProcessFacts(row.name, row.host, row.pid, row.version, row.started_at, row.seen_at, swarms, queues)
+        failing = {str(job): str(error) for job, error in dict(served.get("failing", {})).items()}
+    except (ValueError, TypeError, LookupError, AssertionError, AttributeError):
+        swarms, queues, failing = [], {}, {}
+    return ProcessFacts(row.name, row.host, row.pid, row.version, row.started_at, row.seen_at, swarms, queues, failing)
