@@ -21,6 +21,7 @@ MODULES = [
     "durable_swarm.mcp",
     "durable_swarm.server",
     "durable_swarm.bridges.openai_agents",
+    "durable_swarm.bridges.langchain",
     "durable_swarm.otel",
     "durable_swarm.encryption",
 ]

@@ -16,6 +16,8 @@ from durable_swarm.types import Effect
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
+__all__ = ["tool"]
+
 
 def tool(
     langchain_tool: BaseTool, *, effect: Effect = "idempotent", approval: bool | Callable[..., Any] = False
