@@ -17,9 +17,12 @@ from durable_swarm.testing.crash.templates import copy_template, open_once
 from faults.shim import NoShim, build
 from tests.crash.lives import server
 from tests.support.postgres import fresh_database, running_server
+from tests.support.statements import share
 
 # Port 9 (discard) of loopback: nothing listens there, so a call to a real model fails at once.
 NOWHERE = "http://127.0.0.1:9/v1"
+
+share()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
