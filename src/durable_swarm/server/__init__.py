@@ -5,7 +5,7 @@ app.mount("/ops/swarm", durable_swarm.server.console(user=lambda request: reques
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +54,15 @@ def app(
     console: bool = True,
     authorize: Callable[[Any], Any] | None = None,
     read_only: bool = False,
+    operators: Container[str] = (),
 ) -> Server:
     """Return the server of a swarm as an ASGI application, to be served or mounted in another under any path.
 
     `agents` are those that can be asked, by default all that the program defines. `doors` names the interfaces, by
     default all of `DOORS` whose extras are installed. With `console` the web console is there, too. `authorize` takes a
     Starlette request and returns the name of who asks, which is recorded with every decision, or None to refuse; it may
-    be async. Without it
+    be async. A run belongs to whom a door
+    began it for; to others, unless they are among the `operators`, it does not exist. Without `authorize`
     `$DURABLE_SWARM_SERVER_TOKEN` is the token that every request must show; without both, everyone whom the application
     around it lets through may ask. With `read_only` nothing can be started or changed. Raises `ConfigurationError`,
     also without the extra `server`.
@@ -69,8 +71,9 @@ def app(
 
     token = None if authorize is not None else os.environ.get("DURABLE_SWARM_SERVER_TOKEN") or None
     made, access = server_parts()
+    who = access(token=token, user=authorize, owners=authorize is not None, operators=operators)
     return made(
-        swarm, known(agents), checked_doors(doors), access(token=token, user=authorize), console=console,
+        swarm, known(agents), checked_doors(doors), who, console=console,
         read_only=read_only,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from durable_swarm.engine.api.run import Run
 from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
-from durable_swarm.server.backend import Backend, Refused, by_of, event_stream, id_in, served
+from durable_swarm.server.backend import Backend, Caller, Refused, event_stream, id_in, served
 from durable_swarm.server.outcome import LOOK, waits
 
 Told = dict[str, Any]
@@ -38,7 +38,7 @@ class Agui:
 
     async def run(self, request: Request) -> Response:
         """Run an agent, or answer what its run asks, and follow the run."""
-        body, by = await self._backend.body(request), by_of(request)
+        body, caller = await self._backend.body(request), self._backend.caller(request)
         try:
             asked = RunAgentInput.model_validate(body)
         except ValidationError as error:
@@ -46,12 +46,12 @@ class Agui:
             where = ".".join(map(str, first["loc"]))
             raise Refused(422, "InvalidBody", f"{where}: {first['msg']}") from None
         name = id_in(request, "agent")
-        run, after = await self._backend.call(lambda: self._begin(name, asked, body, by))
+        run, after = await self._backend.call(lambda: self._begin(caller, name, asked, body))
         return event_stream(self._stream(run, after, asked))
 
-    def _begin(self, name: str, asked: Any, body: Told, by: str | None) -> tuple[Run, int]:
+    def _begin(self, caller: Caller, name: str, asked: Any, body: Told) -> tuple[Run, int]:
         """Return the run to follow, and the number of the event behind which it is followed."""
-        swarm, session = self._backend.swarm, self._backend.swarm.session(asked.thread_id, self._backend.agent(name))
+        session = caller.session(asked.thread_id, self._backend.agent(name))
         if asked.resume:
             waiting = next((run for run in reversed(session.runs()) if run.status == "waiting"), None)
             if waiting is None:
@@ -61,13 +61,12 @@ class Agui:
             for entry in asked.resume:
                 if entry.interrupt_id not in open_ones:
                     raise Refused(409, "AlreadyAnswered", f"nothing waits for interrupt {entry.interrupt_id!r}")
-                _decide(swarm, open_ones[entry.interrupt_id], entry, by)
+                _decide(caller, open_ones[entry.interrupt_id], entry)
             return waiting, seen
         messages = [_message(one) for one in body["messages"] if one.get("role") in ("user", "system", "developer")]
         if not messages:
             raise Refused(422, "InvalidBody", "messages: the last one must be the user's")
-        started: Run = session.start(messages[-1:], run_id=asked.run_id)
-        return started, 0
+        return caller.send(session, messages[-1:], run_id=asked.run_id), 0
 
     async def _stream(self, run: Run, after: int, asked: Any) -> AsyncIterator[str]:
         about = {"threadId": asked.thread_id, "runId": asked.run_id}
@@ -160,20 +159,18 @@ def _interrupt(request: HumanRequest) -> Told:
     return {**known, "responseSchema": schema or answer, "metadata": metadata}
 
 
-def _decide(swarm: Any, request: HumanRequest, entry: Any, by: str | None) -> None:
+def _decide(caller: Caller, request: HumanRequest, entry: Any) -> None:
     given = entry.payload
     fields = given if isinstance(given, dict) else {}
     if entry.status == "cancelled":
-        swarm.reject("cancelled", request.id, by=by) if request.kind != "question" else swarm.answer(
-            "", request.id, by=by
-        )
+        caller.reject(request.id, "cancelled") if request.kind != "question" else caller.answer(request.id, "")
     elif request.kind == "question":
         plain = fields.get("answer", "") if request.schema is None and isinstance(given, dict) else given
-        swarm.answer(plain, request.id, by=by)
+        caller.answer(request.id, plain)
     elif given is True or fields.get("approve") is True or fields.get("approved") is True:
-        swarm.approve(request.id, arguments=fields.get("arguments"), by=by)
+        caller.approve(request.id, fields.get("arguments"))
     else:
-        swarm.reject(str(fields.get("reason") or ""), request.id, by=by)
+        caller.reject(request.id, str(fields.get("reason") or ""))
 
 
 def _line(told: Told) -> str:

@@ -18,7 +18,7 @@ from durable_swarm.events import Event
 from durable_swarm.limits import Limits
 from durable_swarm.runs import ENDED, STATES
 from durable_swarm.server.api_bodies import BODIES
-from durable_swarm.server.backend import Backend, Refused, by_of, event_stream, id_in, served
+from durable_swarm.server.backend import Backend, Refused, event_stream, id_in, served
 from durable_swarm.server.openapi import document
 from durable_swarm.service import Query, Runs, to_json
 
@@ -44,7 +44,6 @@ class Api:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._swarm = backend.swarm
 
     def routes(self) -> list[Route]:
         """Return the routes, with the description of all of them."""
@@ -70,19 +69,21 @@ class Api:
             raise Refused(422, "InvalidBody", "give either message or messages")
         messages = asked.get("messages") or [_message(asked["message"])]
 
+        caller = self._backend.caller(request)
+
         def begin(runs: Runs) -> tuple[Any, bool]:
             known = run_id is not None and _is_known(runs, run_id)
             agent, context = self._backend.agent(asked["agent"]), asked.get("context_variables")
             limits = _limits(asked.get("limits"))
             if "session" in asked:
-                session = self._swarm.session(asked["session"], agent, context_variables=context)
+                session = caller.session(asked["session"], agent, context_variables=context)
                 busy = asked.get("when_busy", "queue")
-                run = session.start(messages, run_id=run_id, when_busy=busy, limits=limits)
+                run = caller.send(session, messages, run_id=run_id, when_busy=busy, limits=limits)
             else:
-                run = self._swarm.start(agent, messages, context, run_id=run_id, limits=limits)
+                run = caller.start(agent, messages, context, run_id=run_id, limits=limits)
             return runs.exactly(run.id), known
 
-        view, known = await self._backend.use(begin)
+        view, known = await caller.use(begin)
         return JSONResponse(to_json(view), 200 if known else 201)
 
     async def listed(self, request: Request) -> Response:
@@ -92,20 +93,21 @@ class Api:
         if status is not None and status not in STATES:
             raise Refused(422, "InvalidQuery", f"status must be one of {', '.join(STATES)}")
         query = Query(status, asked.get("agent"), min(limit, LARGEST_PAGE) + 1, before=asked.get("before"))
-        found = await self._backend.use(lambda runs: runs.list(query))
+        found = await self._backend.caller(request).use(lambda runs: runs.list(query))
         page = found[: query.limit - 1]
         following = page[-1].id if len(found) > len(page) and page else None
         return JSONResponse({"runs": to_json(page), "next": following})
 
     async def shown(self, request: Request) -> Response:
-        run_id = id_in(request)
-        return JSONResponse(to_json(await self._backend.use(lambda runs: runs.show(runs.exactly(run_id).id))))
+        run_id, caller = id_in(request), self._backend.caller(request)
+        return JSONResponse(to_json(await caller.use(lambda runs: runs.show(runs.exactly(run_id).id))))
 
     async def events(self, request: Request) -> Response:
         run_id = id_in(request)
         seen = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
         after = _whole(seen, "after", 0)
-        run, over = await self._backend.call(lambda: _following(self._swarm.get(run_id), after))
+        caller = self._backend.caller(request)
+        run, over = await self._backend.call(lambda: _following(caller.run(run_id), after))
         if over:  # To a browser it says that there is nothing to connect to again.
             return Response(status_code=204)
         return event_stream(self._stream(run, after))
@@ -134,51 +136,52 @@ class Api:
         return await self._changed(request, "extend", lambda run, asked: run.extend(**_named(asked)))
 
     async def fork(self, request: Request) -> Response:
-        asked, run_id = await self._asked(request, "fork"), id_in(request)
-
-        def fork(runs: Runs) -> Any:
-            made = self._swarm.get(run_id).fork(**asked)
-            return runs.exactly(made.id)
-
-        return JSONResponse(to_json(await self._backend.use(fork)), 201)
+        asked, run_id, caller = await self._asked(request, "fork"), id_in(request), self._backend.caller(request)
+        made = await caller.use(lambda runs: runs.exactly(caller.fork(run_id, **asked).id))
+        return JSONResponse(to_json(made), 201)
 
     async def _changed(self, request: Request, body: str, change: Callable[[Any, dict[str, Any]], Any]) -> Response:
-        asked, run_id = await self._asked(request, body), id_in(request)
+        asked, run_id, caller = await self._asked(request, body), id_in(request), self._backend.caller(request)
 
         def work(runs: Runs) -> Any:
-            change(self._swarm.get(run_id), asked)
+            change(caller.run(run_id), asked)
             return runs.exactly(run_id)
 
-        return JSONResponse(to_json(await self._backend.use(work)))
+        return JSONResponse(to_json(await caller.use(work)))
 
     # Requests
 
     async def requests(self, request: Request) -> Response:
         run_id = request.query_params.get("run")
-        found = await self._backend.use(lambda runs: runs.inbox.list(run_id))
+        found = await self._backend.caller(request).use(lambda runs: runs.inbox.list(run_id))
         return JSONResponse({"requests": to_json(found)})
 
     async def decide(self, request: Request) -> Response:
-        asked, request_id, by = await self._asked(request, "decide"), id_in(request), by_of(request)
+        asked, request_id = await self._asked(request, "decide"), id_in(request)
+        caller = self._backend.caller(request)
 
         def work(runs: Runs) -> Any:
             runs.inbox.find(request_id)
             match asked["verdict"]:
                 case "approve":
-                    self._swarm.approve(request_id, arguments=asked.get("arguments"), by=by)
+                    caller.approve(request_id, asked.get("arguments"))
                 case "reject":
-                    self._swarm.reject(asked.get("reason", ""), request_id, by=by)
+                    caller.reject(request_id, asked.get("reason", ""))
                 case _:
                     if "value" not in asked:
                         raise InvalidAnswer("an answer needs a value", request_id=request_id)
-                    self._swarm.answer(asked["value"], request_id, by=by)
+                    caller.answer(request_id, asked["value"])
             return runs.inbox.find(request_id)
 
-        return JSONResponse(to_json(await self._backend.use(work)))
+        return JSONResponse(to_json(await caller.use(work)))
 
     async def complete(self, request: Request) -> Response:
-        asked, token, by = await self._asked(request, "complete"), id_in(request, "token"), by_of(request)
-        waits = await self._backend.use(lambda _: self._swarm.complete(token, asked["result"], by=by))
+        asked, token, caller = (
+            await self._asked(request, "complete"),
+            id_in(request, "token"),
+            self._backend.caller(request),
+        )
+        waits = await caller.use(lambda _: caller.complete(token, asked["result"]))
         return JSONResponse({"waits": waits})
 
     async def _asked(self, request: Request, name: str) -> dict[str, Any]:

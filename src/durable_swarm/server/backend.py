@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
@@ -16,8 +17,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from durable_swarm import agents, errors
 from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.engine.api.run import Run
+from durable_swarm.engine.api.session import DurableSession
+from durable_swarm.engine.records.owners import beginning_for
 from durable_swarm.events import Event
-from durable_swarm.server.guard import USER
+from durable_swarm.requests import Request as HumanRequest
+from durable_swarm.server.guard import OWN, USER
 from durable_swarm.server.ids import decode_id
 from durable_swarm.service import NoRequest, Runs, open_runs
 from durable_swarm.streaming import from_any_thread
@@ -61,7 +65,7 @@ class Backend:
     """The swarm behind the doors."""
 
     def __init__(self, swarm: DurableSwarm, known: Mapping[str, Any] | None, most: int) -> None:
-        self.swarm = swarm
+        self._swarm = swarm
         self._stopped = False
         self._ends: set[Callable[[], None]] = set()
         """What ends each open stream."""
@@ -80,15 +84,17 @@ class Backend:
         self._limiter = self._limiter or anyio.CapacityLimiter(AT_ONCE)
         return await anyio.to_thread.run_sync(function, limiter=self._limiter)
 
-    async def use(self, function: Callable[[Runs], T]) -> T:
-        """Call a function with the runs of the swarm's database, in a thread."""
-        return await self.call(lambda: function(self._open()))
+    def caller(self, request: Request | None) -> Caller:
+        """Return the way to the swarm for whoever makes a request; None is somebody who may see all."""
+        scope: Mapping[str, Any] = {} if request is None else request.scope
+        return Caller(self, self._swarm, scope.get(USER), scope.get(OWN))
 
-    def _open(self) -> Runs:
+    def open(self) -> Runs:
+        """Open the database, and continue what dead processes left."""
         with self._opening:
             if self._runs is None:
-                self.swarm.runs(limit=1)  # Opens the database, and continues what dead processes left.
-                self._runs = self._opened.enter_context(open_runs(self.swarm.database))
+                self._swarm.runs(limit=1)
+                self._runs = self._opened.enter_context(open_runs(self._swarm.database))
             return self._runs
 
     def stop(self) -> None:
@@ -183,6 +189,75 @@ class Backend:
             work.cancel()
 
 
+@dataclass(frozen=True)
+class Caller:
+    """The swarm as one who asks may use it: `name` is recorded with what is decided.
+
+    With `own`, runs, requests and sessions that belong to others do not exist, and what is begun belongs to `own`. The
+    methods that are not async may block.
+    """
+
+    backend: Backend
+    _swarm: DurableSwarm
+    name: str | None
+    own: str | None
+
+    async def use(self, function: Callable[[Runs], T]) -> T:
+        """Call a function with the runs of the swarm's database, in a thread."""
+        return await self.backend.call(lambda: function(self.runs()))
+
+    def runs(self) -> Runs:
+        """Return the runs that the caller sees."""
+        return self.backend.open().seen_by(self.own)
+
+    def run(self, run_id: str) -> Run:
+        """Return the handle of a run. Raises `RunNotFound`."""
+        if self.own is not None:
+            self.runs().exactly(run_id)
+        return self._swarm.get(run_id)
+
+    def start(self, agent: Any, messages: list[Any], *args: Any, **more: Any) -> Run:
+        """Start a run, as `DurableSwarm.start` does."""
+        with beginning_for(self.own):
+            return self._swarm.start(agent, messages, *args, **more)
+
+    def session(self, session_id: str, agent: Any, **more: Any) -> DurableSession:
+        """Return a session. Raises `RunNotFound` for one of somebody else."""
+        if self.own is not None:
+            self.runs().sessions.check(session_id)
+        return self._swarm.session(session_id, agent, **more)
+
+    def send(self, session: DurableSession, messages: list[Any], **more: Any) -> Run:
+        """Send messages to a session, as `Session.start` does."""
+        with beginning_for(self.own):
+            return session.start(messages, **more)
+
+    def fork(self, run_id: str, /, **asked: Any) -> Run:
+        """Fork a run, as `Run.fork` does."""
+        with beginning_for(self.own):
+            return self.run(run_id).fork(**asked)
+
+    def request(self, request_id: str) -> HumanRequest:
+        """Return a request. Raises `NoRequest`."""
+        return self.runs().inbox.find(request_id)
+
+    def approve(self, request_id: str, arguments: dict[str, Any] | None = None) -> None:
+        """Approve a request. Raises `NoRequest`, and as `DurableSwarm.approve` does."""
+        self._swarm.approve(self.request(request_id).id, arguments=arguments, by=self.name)
+
+    def reject(self, request_id: str, reason: str = "") -> None:
+        """Reject a request. Raises as `approve` does."""
+        self._swarm.reject(reason, self.request(request_id).id, by=self.name)
+
+    def answer(self, request_id: str, value: Any) -> None:
+        """Answer a request. Raises as `approve` does."""
+        self._swarm.answer(value, self.request(request_id).id, by=self.name)
+
+    def complete(self, token: str, result: Any) -> bool:
+        """Post the result of a call. Whoever knows the token may: it is made to be handed to another program."""
+        return self._swarm.complete(token, result, by=self.name)
+
+
 def served(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
     """Return a handler that answers with errors as JSON."""
 
@@ -216,12 +291,6 @@ def id_in(request: Request, name: str = "id") -> str:
     if found is None:
         raise errors.RunNotFound("ids in addresses are written with ~XX for all but letters, digits, - and _")
     return found
-
-
-def by_of(request: Request) -> str | None:
-    """Return who asks, to be recorded."""
-    name: str | None = request.scope.get(USER)
-    return name
 
 
 def event_stream(lines: AsyncIterator[str]) -> Response:

@@ -75,7 +75,7 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        await self._backend.use(lambda _: None)  # Runs that dead processes left continue when the server starts.
+        await self._backend.call(self._backend.open)  # Runs that dead processes left continue when the server starts.
         yield
         self.close()
 

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -24,6 +24,8 @@ from durable_swarm.display import one_line
 
 USER = "durable_swarm.user"
 """The key of a request's scope with the name of who asks, or None."""
+OWN = "durable_swarm.own"
+"""The key of a request's scope with the name of the person whose runs alone it may see, or None for all runs."""
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 WRONG_ONES = 5
@@ -48,7 +50,8 @@ class Access:
 
     `token` is what every request must show, or None where `user` decides, and refuses by returning None. `hosts` are
     the names a request may use for this server; None for any. `name` stands for whoever shows the token, unless a
-    proxy at one of the addresses `proxies` names somebody in the header `header`.
+    proxy at one of the addresses `proxies` names somebody in the header `header`. With `owners`, whoever `user` names
+    sees only runs of its own, unless it is one of the `operators`.
     """
 
     token: str | None = None
@@ -57,6 +60,8 @@ class Access:
     name: str | None = None
     header: str | None = None
     proxies: Collection[str] = ()
+    owners: bool = False
+    operators: Container[str] = ()
 
 
 class Guard:
@@ -129,6 +134,8 @@ class Guard:
         scope[USER] = await found if inspect.isawaitable(found) else found
         if self._access.user is not None and not scope[USER]:
             return self._deny(request, 401, "Nobody is signed in.")
+        if self._access.owners and scope[USER] not in self._access.operators:
+            scope[OWN] = scope[USER]
         return None
 
     async def _by_token(self, token: str, scope: Scope, request: Request) -> Response | None:

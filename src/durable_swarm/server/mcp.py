@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from mcp.server import Server, ServerRequestContext
@@ -36,9 +37,8 @@ from durable_swarm.engine.records.names import is_call
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, DurableSwarmError, RequestExpired
 from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED
-from durable_swarm.server.backend import Backend
+from durable_swarm.server.backend import Backend, Caller
 from durable_swarm.server.outcome import Outcome, outcome_of
-from durable_swarm.service import Runs
 from durable_swarm.service.doctor import installed
 from durable_swarm.sub_agents import snake_case
 
@@ -113,9 +113,10 @@ class Mcp:
         self, context: ServerRequestContext[Any], params: CallToolRequestParams
     ) -> CallToolResult | InputRequiredResult:
         try:
-            run = await self._run(context, params)
+            caller = self._caller(context)
+            run = await self._run(caller, context, params)
             if params.input_responses:
-                await self._decide(params.input_responses)
+                await self._decide(caller, params.input_responses)
             outcome = await self._awaited(run)
         except DurableSwarmError as error:
             return _text(f"{type(error).__name__}: {error}", failed=True)
@@ -126,11 +127,15 @@ class Mcp:
             )
         return _result(outcome)
 
-    async def _run(self, context: ServerRequestContext[Any], params: CallToolRequestParams) -> Any:
-        given, swarm = params.arguments or {}, self._backend.swarm
+    def _caller(self, context: ServerRequestContext[Any]) -> Caller:
+        caller = self._backend.caller(context.request)
+        return replace(caller, name=caller.name or "mcp")
+
+    async def _run(self, caller: Caller, context: ServerRequestContext[Any], params: CallToolRequestParams) -> Any:
+        given = params.arguments or {}
         if params.request_state or params.name == "get_run":
             run_id = params.request_state or str(given.get("run_id", ""))
-            return await self._backend.call(lambda: swarm.get(run_id))
+            return await self._backend.call(lambda: caller.run(run_id))
         name = self._names().get(params.name)
         if name is None:
             raise ConfigurationError(f"there is no tool {params.name!r}")
@@ -141,8 +146,8 @@ class Mcp:
         def begin() -> Any:
             agent = self._backend.agent(name)
             if given.get("session"):
-                return swarm.session(str(given["session"]), agent).start(messages, run_id=run_id)
-            return swarm.start(agent, messages, run_id=run_id)
+                return caller.send(caller.session(str(given["session"]), agent), messages, run_id=run_id)
+            return caller.start(agent, messages, run_id=run_id)
 
         return await self._backend.call(begin)
 
@@ -151,26 +156,26 @@ class Mcp:
             return await asyncio.wait_for(outcome_of(self._backend, run), PATIENCE)
         return await outcome_of(self._backend, run, patience=0)
 
-    async def _decide(self, responses: dict[str, Any]) -> None:
+    async def _decide(self, caller: Caller, responses: dict[str, Any]) -> None:
         """Take the answers of the client; one that comes a second time is left out."""
         for request_id, response in responses.items():
             with contextlib.suppress(AlreadyAnswered, RequestExpired):
-                request = await self._backend.use(functools.partial(_find, request_id))
-                await self._backend.call(functools.partial(self._answer, request, response))
+                await self._backend.call(functools.partial(_answer, caller, request_id, response))
 
-    def _answer(self, request: Request, said: Any) -> None:
-        swarm, fields = self._backend.swarm, said.content or {} if isinstance(said, ElicitResult) else {}
-        accepted = isinstance(said, ElicitResult) and said.action == "accept"
-        if request.kind == "question":
-            value: Any = fields if request.schema is not None else fields.get("answer", "")
-            if accepted:
-                swarm.answer(value, request.id, by="mcp")
-            elif request.schema is not None:
-                swarm.reject("", request.id, by="mcp")
-        elif accepted and fields.get("approve") is True:
-            swarm.approve(request.id, by="mcp")
-        else:
-            swarm.reject(str(fields.get("reason") or ""), request.id, by="mcp")
+
+def _answer(caller: Caller, request_id: str, said: Any) -> None:
+    request, fields = caller.request(request_id), said.content or {} if isinstance(said, ElicitResult) else {}
+    accepted = isinstance(said, ElicitResult) and said.action == "accept"
+    if request.kind == "question":
+        value: Any = fields if request.schema is not None else fields.get("answer", "")
+        if accepted:
+            caller.answer(request.id, value)
+        elif request.schema is not None:
+            caller.reject(request.id)
+    elif accepted and fields.get("approve") is True:
+        caller.approve(request.id)
+    else:
+        caller.reject(request.id, str(fields.get("reason") or ""))
 
 
 def _run_id(context: ServerRequestContext[Any]) -> str:
@@ -188,10 +193,6 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._door.serve(scope, receive, send)
-
-
-def _find(request_id: str, runs: Runs) -> Request:
-    return runs.inbox.find(request_id)
 
 
 async def _keep(manager: StreamableHTTPSessionManager, ready: asyncio.Event) -> None:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from durable_swarm import errors
 from durable_swarm.engine.api.run import Run
-from durable_swarm.server.backend import Backend, Refused, event_stream, failed
+from durable_swarm.server.backend import Backend, Caller, Refused, event_stream, failed
 from durable_swarm.server.ids import decode_id, encode_id
 from durable_swarm.server.openai_chat import ChatStream, completion
 from durable_swarm.server.openai_input import messages_of
@@ -29,7 +29,6 @@ class OpenAI:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._swarm = backend.swarm
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -61,7 +60,7 @@ class OpenAI:
         messages = asked.get("messages")
         if not isinstance(messages, list) or not messages:
             raise Refused(422, "InvalidBody", "messages must be a list of messages")
-        run = await self._start(asked, messages, _run_id(request, asked))
+        run = await self._start(self._backend.caller(request), asked, messages, _run_id(request, asked))
         if not asked.get("stream"):
             return JSONResponse(completion(await outcome_of(self._backend, run)))
         usage = (asked.get("stream_options") or {}).get("include_usage") is True
@@ -86,11 +85,11 @@ class OpenAI:
     async def respond(self, request: Request) -> Response:
         asked = await self._backend.body(request)
         _refuse_unfit(asked)
-        messages, run_id = messages_of(asked), _run_id(request, asked)
+        messages, run_id, caller = messages_of(asked), _run_id(request, asked), self._backend.caller(request)
         if asked.get("previous_response_id"):
-            before = await self._backend.use(lambda runs: runs.show(_run_in(asked["previous_response_id"])))
+            before = await caller.use(lambda runs: runs.show(runs.exactly(_run_in(asked["previous_response_id"])).id))
             messages = [*before.asked, *before.messages, *messages]
-        run = await self._start(asked, messages, run_id)
+        run = await self._start(caller, asked, messages, run_id)
         if asked.get("stream"):
             return event_stream(self._response_stream(run, 0))
         patience = 0 if asked.get("background") else None
@@ -123,10 +122,10 @@ class OpenAI:
                 yield _named(stream.end(outcome), first)
 
     async def _known(self, request: Request) -> Run:
-        run_id = _run_in(request.path_params["id"])
-        return await self._backend.call(lambda: self._swarm.get(run_id))
+        run_id, caller = _run_in(request.path_params["id"]), self._backend.caller(request)
+        return await self._backend.call(lambda: caller.run(run_id))
 
-    async def _start(self, asked: dict[str, Any], messages: list[Any], run_id: str) -> Run:
+    async def _start(self, caller: Caller, asked: dict[str, Any], messages: list[Any], run_id: str) -> Run:
         name, session = asked.get("model"), asked.get("conversation")
         session = session.get("id") if isinstance(session, dict) else session
         if session is None:
@@ -138,10 +137,9 @@ class OpenAI:
             except errors.UnknownAgent:
                 raise _no_model(name) from None
             if session is None:
-                return self._swarm.start(agent, messages, run_id=run_id)
+                return caller.start(agent, messages, run_id=run_id)
             # What the session knows is not sent again: clients of chat completions send all of it each time.
-            found: Run = self._swarm.session(str(session), agent).start(_new(messages), run_id=run_id)
-            return found
+            return caller.send(caller.session(str(session), agent), _new(messages), run_id=run_id)
 
         return await self._backend.call(begin)
 

@@ -102,6 +102,10 @@ class Runs:
         self.sessions = SessionList(visitor)
         """The sessions of the runs."""
 
+    def seen_by(self, person: str | None) -> Runs:
+        """Return these runs without those that belong to others than this person; all of them for None."""
+        return self if person is None else Runs(self._visitor.seen_by(person))
+
     def list(self, query: Query) -> list[RunView]:
         """Return runs, newest first.
 

@@ -10,7 +10,7 @@ from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.conversation import newest_first
 from durable_swarm.engine.records.encoding import Unreadable
 from durable_swarm.engine.storage.run_state import moment, state_of
-from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, SessionState
+from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, SessionState, no_session
 from durable_swarm.errors import ConfigurationError, RunNotFound
 from durable_swarm.service.run_views import run_views
 from durable_swarm.service.unreadable import why_closed
@@ -33,6 +33,11 @@ class SessionList:
     def listed(self, agent: str | None = None, limit: int = 100) -> list[SessionView]:
         """Return sessions, the one with the latest change first: all, or those whose next message `agent` answers."""
         return [SessionView(**self._facts(state)) for state in self._store.sessions.listed(agent, limit)]
+
+    def check(self, session: str) -> None:
+        """Check that a session may be used. Raises `RunNotFound` if it exists, and belongs to somebody else."""
+        if self._store.sessions.is_hidden(session):
+            raise no_session(session)
 
     def show(self, session: str) -> SessionDetail:
         """Return one session in full, by its id or a prefix that fits no other.

@@ -44,6 +44,10 @@ class Inspector:
         self._looked: dict[str, tuple[float, bool]] = {}
         """The owners of runs: when each was looked at last, and whether it was dead."""
 
+    def seen_by(self, person: str) -> Inspector:
+        """Return this inspector without the runs of others."""
+        return Inspector(self.store.seen_by(person), self._identity)
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[Identity]:
         """Be the only process that looks for runs of dead processes."""

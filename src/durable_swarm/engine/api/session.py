@@ -246,6 +246,7 @@ class DurableSession(Session):
             is_shared=queued,
             priority=priority,
             may_wait=sent.when_busy != "reject",
+            belongs_to=prepared.belongs_to,
         )
         prepared.admit = partial(opened.store.sessions.admit, sent=arrival)
         if sent.when_busy == "interrupt":

@@ -17,9 +17,10 @@ from durable_swarm.engine.backend import steps
 from durable_swarm.engine.backend.admission import Admit
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.process import Process
-from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records import base, names, owners, runs
 from durable_swarm.engine.records.compactions import plan_record
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable, input_of
+from durable_swarm.engine.records.owners import BELONGS_TO
 from durable_swarm.engine.records.sessions import SessionPlace, placed
 from durable_swarm.engine.storage.ledger import Key
 from durable_swarm.engine.storage.run_state import QUEUED, state_of
@@ -97,6 +98,7 @@ class RunStart:
             accounts=(*accounts, *(() if self.child is None else self.child.budget.chain)),
             **({} if self.child is None else self.child.keys),
             patience=asked.provider_patience,
+            belongs_to=owners.person() if self.child is None else self.child.belongs_to,
         )
         if not self.named and not queued:
             swarm.clients.ready()  # Before a session is claimed, because a program that ends with an error gives it up.
@@ -133,6 +135,11 @@ class RunStart:
         return None if limits is None else limits.of_child()
 
     @property
+    def belongs_to(self) -> str | None:
+        """The person to whom the run belongs, or None."""
+        return self.record.get(BELONGS_TO)
+
+    @property
     def cast(self) -> Cast:
         """The caller's agent, by name; empty if the caller knows its name only."""
         agent = self.asked.agent
@@ -147,7 +154,8 @@ class RunStart:
     def about(self) -> dict[str, Any]:
         """The notes on the run."""
         queued = {QUEUED: True} if self.queued else {}
-        return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"], **queued}
+        belongs = {} if self.belongs_to is None else {BELONGS_TO: self.belongs_to}
+        return {"agent": self.asked.agent.name, "swarm": self._swarm, "at": self.record["at"], **belongs, **queued}
 
     def check_prices(self) -> None:
         """Check that a limit of cost can be kept, before anything is recorded. Raises `ConfigurationError`."""
@@ -179,6 +187,8 @@ class RunStart:
     def check_same(self, recorded: base.Record) -> None:
         """Check that a recorded run of this id has the same input. Raises `RunConflict`."""
         asked = self._seal.open(self.stored, self._place, "what was asked")  # As it is after a codec that changes it.
+        if self.belongs_to is not None and recorded.get(BELONGS_TO, self.belongs_to) != self.belongs_to:
+            self._conflict("and is not yours")
         if recorded.get("session") != asked.get("session"):
             self._conflict(f"in session {recorded['session']!r}" if "session" in recorded else "outside this session")
         if self.session is None and recorded["agent"] != asked["agent"]:

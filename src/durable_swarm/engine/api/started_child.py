@@ -20,6 +20,7 @@ class StartedChild:
     link: ChildLink
     agent: str
     call: CallRequests
+    belongs_to: str | None
 
     @classmethod
     def of(cls, here: Inside, run_id: str, agent: str) -> Self | None:
@@ -27,7 +28,9 @@ class StartedChild:
         parent, call = here.owner, here.people
         if not isinstance(parent, Execution) or not isinstance(call, CallRequests):
             return None
-        return cls(ChildLink(run_id, parent.run_id, parent.root, here.call.idempotency_key), agent, call)
+        return cls(
+            ChildLink(run_id, parent.run_id, parent.root, here.call.idempotency_key), agent, call, parent.belongs_to
+        )
 
     @property
     def budget(self) -> Budget:

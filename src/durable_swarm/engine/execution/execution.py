@@ -62,6 +62,8 @@ class Execution:
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
     feed: EventPublisher = field(default_factory=EventPublisher)
+    belongs_to: str | None = None
+    """The person to whom it belongs, and so do the runs that its tools start."""
     place: SessionPlace | None = None
     """Its place in a session, or None if it is in none."""
     history: SessionHistory = field(default_factory=SessionHistory)

@@ -16,6 +16,7 @@ from durable_swarm import codec, errors
 from durable_swarm.agents import remember
 from durable_swarm.engine.history.conversation import standalone
 from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.owners import BELONGS_TO, person
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.run_state import notes_on
 from durable_swarm.engine.storage.runs import Store
@@ -79,6 +80,7 @@ class Planned:
         """Return the notes on the run, readable without the codec."""
         forked = self.record["forked"]
         notes = {"agent": self.agent, "swarm": self.record.get("swarm", ""), "at": self.record["at"]}
+        notes |= {BELONGS_TO: self.record[BELONGS_TO]} if BELONGS_TO in self.record else {}
         return {**notes, "forked_from": forked["run"], "turn": forked["turn"]}
 
 
@@ -150,7 +152,8 @@ def plan(store: Rows, row: Any, asked: ForkArguments, swarm: str) -> Planned:
     if agent or messages:
         detours[str(turn)] = runs.detour_record(agent, messages)
     forked = {"run": row.workflow_id, "turn": turn}
-    record = runs.fork_record(start, kept, detours, swarm=swarm, at=time.time(), forked=forked)
+    belongs = {BELONGS_TO: start.get(BELONGS_TO) or person()}
+    record = runs.fork_record(start, kept, detours, swarm=swarm, at=time.time(), forked=forked, **belongs)
     if kept and _is_answer(told[turn - 1].read()) and not messages:
         raise errors.ConfigurationError(
             f"run {row.workflow_id!r} ended with turn {turn - 1}; give messages to continue after it, or fork it at an "

@@ -53,6 +53,7 @@ from durable_swarm.engine.records import runs as records_runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.compactions import read_plan
 from durable_swarm.engine.records.encoding import input_of
+from durable_swarm.engine.records.owners import BELONGS_TO
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.signals import RunHeld, engine_closed
 from durable_swarm.engine.storage.heartbeats import Leases
@@ -243,7 +244,7 @@ class Process:
             opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
             run.start, run.place = records_runs.read_start(opened, history.sent), place_in(opened)
             run.history, run.compaction = history, read_plan(opened)
-            run.streams = opened.get("stream") is True
+            run.streams, run.belongs_to = opened.get("stream") is True, opened.get(BELONGS_TO)
             run.patience = records_runs.read_patience(opened, run.swarm.provider_patience)
             run.budget = budget_of(self.store.ledger, run_id, run.owner, opened)
             run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)

@@ -16,6 +16,7 @@ from durable_swarm import ends, errors
 from durable_swarm.codec import Codec, Place
 from durable_swarm.credentials import without_secrets
 from durable_swarm.engine.records.base import Record, read
+from durable_swarm.engine.records.owners import BELONGS_TO
 from durable_swarm.engine.signals import RunHeld
 from durable_swarm.errors import safe_text
 
@@ -27,7 +28,7 @@ ENCRYPTED = "(encrypted)"
 
 READABLE = (
     *("v", "agent", "swarm", "at", "debug", "model_override", "max_turns", "execute_tools"),
-    *("parent", "root"),
+    *("parent", "root", BELONGS_TO),
     *("model", "version", "usage", "usage_details", "finish", "run_id", "step", "type", "failed"),
     *("session", "number", "base"),
     *("limits", "accounts", "limit", "cost", "worked"),

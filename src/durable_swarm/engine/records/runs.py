@@ -28,6 +28,7 @@ from durable_swarm import codec
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record, _checked, _each, _named, _slim, _values, reading
 from durable_swarm.engine.records.names import VERSION
+from durable_swarm.engine.records.owners import BELONGS_TO
 from durable_swarm.limits import Limits, limits_record, read_limits
 from durable_swarm.loop import Call, Ending, Outcome, Reply, Start, Turn, TurnOverride, Verdict, known
 from durable_swarm.types import Block, EndedBy, Message, Usage
@@ -46,13 +47,14 @@ def start_record(
     patience: float | None = None,
     limits: Limits | None = None,
     accounts: Sequence[tuple[str, str]] = (),
+    belongs_to: str | None = None,
 ) -> Record:
     """Return the input of a run. Raises `NotSerializable` with the path of the value that has no JSON form.
 
     `whole` says that a streamed reply is stored only when it is complete. A child run has the ids of its `parent` and
     of the top run of its family (`root`); other runs have neither. `patience` is how many seconds the run waits for a
     provider that is away, if that was given. `accounts` are those of the ledger from which the run spends beside its
-    own.
+    own. `belongs_to` is the name of its person (`engine.records.owners`).
     """
     record = _slim(
         agent=start.agent,
@@ -68,6 +70,7 @@ def start_record(
         patience=None if patience is None else min(patience, LONGEST_PATIENCE),
         limits=limits_record(limits),
         accounts=[list(account) for account in accounts],
+        **{BELONGS_TO: belongs_to},
     )
     record["messages"] = codec.encode(start.messages, "messages")
     record["context"] = context_record(start.context)

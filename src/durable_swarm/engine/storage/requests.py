@@ -8,6 +8,7 @@ and its suspension.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import BigInteger, Column, Index, Text, column, func, or_, select, table, update
+from sqlalchemy import JSON, BigInteger, Column, Index, Text, column, func, or_, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from durable_swarm import codec, errors
@@ -39,6 +40,7 @@ from durable_swarm.engine.records.requests import (
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
+from durable_swarm.engine.storage.visible import seen_by
 from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record, read_decision
 from durable_swarm.validation import check_text
 
@@ -75,12 +77,21 @@ class Inbox(OwnTable):
         Index("durable_swarm_requests_call", rows.c.call)
         Index("durable_swarm_requests_open", rows.c.state, rows.c.created_at)
         super().__init__(url, engine, rows)
+        self._seen: sqlalchemy.ColumnElement[bool] = sqlalchemy.true()
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
-        self._runs = table("workflow_status", *map(column, (*names, *more)), schema=schema)
+        noted: Any = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
+        self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
         self._steps = table(
             "operation_outputs", column("workflow_uuid"), column("function_name"), column("output"), schema=schema
         )
+
+    def seen_by(self, person: str) -> Inbox:
+        """Return this inbox without the requests of runs that belong to others."""
+        seen, runs = copy.copy(self), self._runs.alias()
+        theirs = (runs.c.workflow_uuid == self._rows.c.run_id) & ~seen_by(person, runs.c.attributes, lite=self._lite)
+        seen._seen = ~select(runs.c.workflow_uuid).where(theirs).exists()
+        return seen
 
     # The table
 
@@ -322,7 +333,8 @@ class Inbox(OwnTable):
         row = None
         if storable(request_id) and self.exists():
             with reporting_errors(self._url):
-                row = next(iter(read(self._engine, select(self._rows).where(self._rows.c.id == request_id))), None)
+                wanted = select(self._rows).where(self._rows.c.id == request_id, self._seen)
+                row = next(iter(read(self._engine, wanted)), None)
         if row is None:
             raise NoRequest(f"there is no request {request_id!r} in this database")
         return self._read(row)
@@ -390,7 +402,7 @@ class Inbox(OwnTable):
         rows, calls = self._rows, self._runs.alias()
         ended = calls.c.status.not_in(UNFINISHED) & (calls.c.workflow_uuid == rows.c.call)
         lasts = rows.c.expires_at.is_(None) | (rows.c.expires_at > now())
-        return (rows.c.state == "open") & lasts & ~select(calls.c.workflow_uuid).where(ended).exists()
+        return (rows.c.state == "open") & self._seen & lasts & ~select(calls.c.workflow_uuid).where(ended).exists()
 
     def _listed(self, wanted: sqlalchemy.Select[Any]) -> list[Request]:
         if not self.exists():

@@ -9,6 +9,7 @@ from typing import Any
 from durable_swarm import errors
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR
+from durable_swarm.engine.records.owners import BELONGS_TO
 from durable_swarm.engine.storage.provider_outages import AWAY, wait_noted
 from durable_swarm.runs import ENDED, State
 
@@ -104,7 +105,7 @@ def _is_time(value: Any) -> bool:
 _YEAR_9999 = 253_370_764_800
 _NOTED: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("agent", "swarm", "waits_for", "forked_from", "held_by", "conversation"), _is_text),
-    "session": _is_text,
+    **dict.fromkeys(("session", BELONGS_TO), _is_text),
     "number": lambda value: type(value) is int and value > 0,
     **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
     "at": _is_time,

@@ -5,6 +5,7 @@ Needs no agents and launches nothing, so the command line can inspect the runs o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from sqlalchemy import ColumnElement
 from durable_swarm import errors
 from durable_swarm.codec import Codec, Place, storable
 from durable_swarm.engine.database.connection import let_go
+from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
@@ -45,6 +47,7 @@ from durable_swarm.engine.storage.run_state import (
 from durable_swarm.engine.storage.schedules import Schedules
 from durable_swarm.engine.storage.sessions import Sessions
 from durable_swarm.engine.storage.tallies import Tallies
+from durable_swarm.engine.storage.visible import seen_by
 from durable_swarm.runs import State
 
 if TYPE_CHECKING:
@@ -117,10 +120,24 @@ class Store:
         self.columns = self._runs = self._rows.runs.c
         """The columns of the rows of runs, for conditions."""
         self._is_run, self._is_call = self._rows.is_run, self._runs.name == names.TOOL
+        self._whole: Store | None = None
+
+    def seen_by(self, person: str) -> Store:
+        """Return this store without the runs, requests and sessions that belong to others than this person.
+
+        It is a view: it is not closed, and of what it has beside them nothing is left out.
+        """
+        seen = copy.copy(self)
+        seen._whole = self
+        seen._is_run = self._is_run & seen_by(person, self._runs.attributes, lite=is_sqlite(self.url))
+        seen.inbox, seen.sessions = self.inbox.seen_by(person), self.sessions.seen_by(person)
+        return seen
 
     @cached_property
     def _writer(self) -> Client:
         """DBOS's client, which writes. Made at first use, because a program that only reads need not import DBOS."""
+        if self._whole is not None:
+            return self._whole._writer
         from durable_swarm.engine.backend.client import Client
 
         return Client(self.url, self.engine)

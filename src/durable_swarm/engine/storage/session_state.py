@@ -63,6 +63,7 @@ class Arrival:
     """True if workers serve the queue, so that the run does not begin in this process."""
     priority: int = 0
     may_wait: bool = True
+    belongs_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,11 @@ def state_of_session(row: Any) -> SessionState:
     return SessionState(
         row.id, row.swarm, row.agent, row.context, row.base, row.last, ahead, row.created_at, row.updated_at
     )
+
+
+def no_session(session: str) -> errors.RunNotFound:
+    """Return the error for a session that does not exist, or belongs to somebody else."""
+    return errors.RunNotFound(f"there is no session {session!r} of yours in this database")
 
 
 SEND_LATER = "wait for its end, or send the message with when_busy='queue'"

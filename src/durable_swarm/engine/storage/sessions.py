@@ -8,6 +8,7 @@ next are one transaction. A run that waits for its turn is recorded at once, on 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -39,8 +40,10 @@ from durable_swarm.engine.storage.session_state import (
     Left,
     SessionState,
     busy,
+    no_session,
     state_of_session,
 )
+from durable_swarm.engine.storage.visible import seen_by
 
 
 class Sessions(OwnTable):
@@ -71,11 +74,32 @@ class Sessions(OwnTable):
         Index("durable_swarm_session_runs_run", self._places.c.run_id)
         Index("durable_swarm_sessions_updated", rows.c.updated_at)
         super().__init__(url, engine, rows)
+        self._seen: sqlalchemy.ColumnElement[bool] = sqlalchemy.true()
         columns = ("workflow_uuid", "status", "queue_name", "completed_at", "updated_at", "owner_xid")
         more = ("recovery_attempts", "started_at_epoch_ms")
         noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*columns, *more)), noted, schema=schema)
         self._inputs = table("workflow_input", column("workflow_uuid"), column("inputs"), schema=schema)
+
+    def seen_by(self, person: str) -> Sessions:
+        """Return these sessions without those of which a run belongs to somebody else."""
+        seen = copy.copy(self)
+        seen._seen = ~self._theirs(person)
+        return seen
+
+    def is_hidden(self, session: str) -> bool:
+        """Return True if there is a session of this id, which is left out here."""
+        if not storable(session) or not self.exists():
+            return False
+        this = select(self._rows.c.id).where(self._rows.c.id == session, ~self._seen)
+        with reporting_errors(self._url):
+            return bool(read(self._engine, this))
+
+    def _theirs(self, person: str) -> sqlalchemy.ColumnElement[bool]:
+        """True for the row of a session of which a run belongs to somebody else than this person."""
+        rows, places, runs = self._rows, self._places.alias(), self._runs.alias()
+        there = (places.c.session == rows.c.id) & (places.c.run_id == runs.c.workflow_uuid)
+        return select(places.c.run_id).where(there, ~seen_by(person, runs.c.attributes, lite=self._lite)).exists()
 
     # The tables
 
@@ -107,7 +131,11 @@ class Sessions(OwnTable):
         rows, places, runs = self._rows, self._places, self._runs
         ahead = rows.outerjoin(places, (places.c.session == rows.c.id) & (places.c.number == rows.c.ahead))
         ahead = ahead.outerjoin(runs, runs.c.workflow_uuid == places.c.run_id)
-        wanted = select(rows, places.c.run_id, runs.c.status, runs.c.completed_at).select_from(ahead).where(where)
+        wanted = (
+            select(rows, places.c.run_id, runs.c.status, runs.c.completed_at)
+            .select_from(ahead)
+            .where(where, self._seen)
+        )
         wanted = wanted.order_by(rows.c.updated_at.desc(), rows.c.id).limit(limit)
         if connection is not None:
             return [state_of_session(row) for row in connection.execute(wanted)]
@@ -225,6 +253,7 @@ class Sessions(OwnTable):
         if self._lite:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         state = self._found_or_new(connection, sent)
+        self._refuse_others(connection, sent)
         again = self._known(connection, sent)
         if again is not None:
             return again
@@ -260,6 +289,13 @@ class Sessions(OwnTable):
                 f"{sent.swarm!r}; choose another id, or give DurableSwarm the name= of that one"
             )
         return state
+
+    def _refuse_others(self, connection: Connection, sent: Arrival) -> None:
+        """Raise `RunNotFound` if a run is sent for a person to a session of somebody else."""
+        if sent.belongs_to is not None:
+            this = self._rows.c.id == sent.session
+            if connection.execute(select(self._rows.c.id).where(this, self._theirs(sent.belongs_to))).first():
+                raise no_session(sent.session)
 
     def _known(self, connection: Connection, sent: Arrival) -> Admission | None:
         """Return how the run was admitted already: an attempt whose answer was lost has done so."""

@@ -31,7 +31,7 @@ class Outcome:
 
 async def listed(site: Site, request: Request) -> Response:
     """Show the open requests, oldest first."""
-    found, opened = await site.see(lambda runs: runs.inbox.list(limit=PAGE))
+    found, opened = await site.see(request, lambda runs: runs.inbox.list(limit=PAGE))
     data: dict[str, Any] = {"found": found, "forms": _forms(found), "answers": {}, "alert": None, "open": opened}
     mark = mark_of(*sorted(one.id for one in found))
     if "seen" in request.query_params:
@@ -43,14 +43,14 @@ async def listed(site: Site, request: Request) -> Response:
 async def page(site: Site, request: Request) -> Response:
     """Show one request."""
     asked = id_in(request)
-    found, opened = await site.see(lambda runs: runs.inbox.find(asked))
+    found, opened = await site.see(request, lambda runs: runs.inbox.find(asked))
     return _one(site, request, Outcome(found), opened, {})
 
 
 async def decide(site: Site, request: Request) -> Response:
     """Take a decision, once, about what was shown; lead back to where it was taken."""
     form, asked, by = dict(await form_of(request)), id_in(request), by_of(request)
-    outcome, opened = await site.see(lambda runs: _decided(runs, asked, form, by))
+    outcome, opened = await site.see(request, lambda runs: _decided(runs, asked, form, by))
     if outcome.said:
         return _one(site, request, outcome, opened, form)
     found = outcome.request

@@ -107,7 +107,7 @@ async def page(site: Site, request: Request) -> Response:
         return None if is_still(request, mark) else replace(look(runs, run_id, first), seen=seen_now(mark))
 
     try:
-        shown, opened = await site.see(found)
+        shown, opened = await site.see(request, found)
     except RunNotFound:
         raise
     except DurableSwarmError as error:  # What is stored is damaged, or of another version.
@@ -124,14 +124,14 @@ async def page(site: Site, request: Request) -> Response:
 async def step(site: Site, request: Request) -> Response:
     """Return the whole outcome of one step as text."""
     run_id, number = id_in(request), request.path_params["number"]
-    found = await site.use(lambda runs: runs.step(runs.exactly(run_id).id, number))
+    found = await site.use(request, lambda runs: runs.step(runs.exactly(run_id).id, number))
     return PlainTextResponse(found.error or value(found.output))
 
 
 async def message(site: Site, request: Request) -> Response:
     """Return one whole message as text."""
     run_id, number = id_in(request), request.path_params["number"]
-    run = await site.use(lambda runs: runs.show(runs.exactly(run_id).id))
+    run = await site.use(request, lambda runs: runs.show(runs.exactly(run_id).id))
     found = [*run.asked, *run.messages][number : number + 1]
     if not found:
         raise RunNotFound(f"run {run_id!r} has no message {number}")
@@ -142,7 +142,7 @@ async def message(site: Site, request: Request) -> Response:
 async def export(site: Site, request: Request) -> Response:
     """Return a run as a document, as `durable-swarm export` writes it."""
     run_id = id_in(request)
-    document = await site.use(lambda runs: json.dumps(runs.export(runs.exactly(run_id).id), indent=2))
+    document = await site.use(request, lambda runs: json.dumps(runs.export(runs.exactly(run_id).id), indent=2))
     name = request.path_params["id"][:80]
     headers = {"content-disposition": f'attachment; filename="{name}.json"'}
     return Response(document, media_type="application/json", headers=headers)
@@ -151,7 +151,7 @@ async def export(site: Site, request: Request) -> Response:
 async def change(site: Site, request: Request) -> Response:
     """Cancel a run, or let it continue, as the end of the address says; lead back to it."""
     run_id, act = id_in(request), Runs.cancel if request.url.path.endswith("/cancel") else Runs.resume
-    await site.use(lambda runs: act(runs, runs.exactly(run_id).id, by_of(request)))
+    await site.use(request, lambda runs: act(runs, runs.exactly(run_id).id, by_of(request)))
     return back_to(request, "runs", run_id)
 
 
@@ -160,14 +160,14 @@ async def say(site: Site, request: Request) -> Response:
     run_id = id_in(request)
     text = dict(await form_of(request)).get("text", "").replace("\r\n", "\n")
     if text.strip():
-        await site.use(lambda runs: runs.inbox.say(runs.exactly(run_id).id, text, by_of(request)))
+        await site.use(request, lambda runs: runs.inbox.say(runs.exactly(run_id).id, text, by_of(request)))
     return back_to(request, "runs", run_id)
 
 
 async def fork_form(site: Site, request: Request) -> Response:
     """Ask what a fork is to be: from which turn, under which id, with which message added."""
     run_id, turn = id_in(request), number_in(request.query_params, "turn")
-    run, opened = await site.see(lambda runs: runs.exactly(run_id))
+    run, opened = await site.see(request, lambda runs: runs.exactly(run_id))
     return site.page(request, "fork.html", run=run, turn=turn, open=opened)
 
 
@@ -177,6 +177,7 @@ async def fork(site: Site, request: Request) -> Response:
     said = form.get("message", "").replace("\r\n", "\n")
     messages: list[Message] = [{"role": "user", "content": said}] if said.strip() else []
     made = await site.use(
+        request,
         lambda runs: runs.fork(
             runs.exactly(run_id).id, number_in(form, "turn"), agent=form.get("agent", "").strip() or None,
             messages=messages or None, by=by_of(request), new_id=form.get("run_id", "").strip() or None,

@@ -32,7 +32,7 @@ async def listed(site: Site, request: Request) -> Response:
         mark = runs.mark()
         return None if is_still(request, mark) else _found(runs, request.query_params) | {"seen": seen_now(mark)}
 
-    data, opened = await site.see(found)
+    data, opened = await site.see(request, found)
     if data is None:
         return Response(status_code=204)
     live = Markup(site.html(request, "rows_live.html", **data))
@@ -53,7 +53,7 @@ async def bulk(site: Site, request: Request) -> Response:
         outcomes = [(run_id, _outcome(runs, change, run_id, by)) for run_id in dict.fromkeys(ids)]
         return _found(runs, QueryParams("")) | {"outcomes": outcomes}
 
-    data, opened = await site.see(changed)
+    data, opened = await site.see(request, changed)
     rows = Markup(site.html(request, "rows.html", **data))
     return site.page(request, "runs.html", open=opened, live=rows, **data)
 
@@ -98,7 +98,7 @@ def _query(wanted: dict[str, str], before: str | None, limit: int) -> Query:
 async def compared(site: Site, request: Request) -> Response:
     """Show two runs side by side, and where they begin to differ."""
     left, right = id_in(request), id_in(request, "other")
-    both, opened = await site.see(lambda runs: runs.compare(runs.exactly(left).id, runs.exactly(right).id))
+    both, opened = await site.see(request, lambda runs: runs.compare(runs.exactly(left).id, runs.exactly(right).id))
     different = next((part for part in both.parts if not part.same), None)
     return site.page(
         request, "compare.html", compared=both, parts=both.parts[:ROWS], different=different,
@@ -109,5 +109,5 @@ async def compared(site: Site, request: Request) -> Response:
 async def chosen(site: Site, request: Request) -> Response:
     """Lead from the form on a run's page to the comparison."""
     run_id, other = id_in(request), request.query_params.get("with", "").strip()
-    view = await site.use(lambda runs: runs.exactly(other))
+    view = await site.use(request, lambda runs: runs.exactly(other))
     return back_to(request, "runs", run_id, "compare", view.id)

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from durable_swarm.display import harmless
 from durable_swarm.errors import RunNotFound
-from durable_swarm.server.guard import USER, route_path
+from durable_swarm.server.guard import OWN, USER, route_path
 from durable_swarm.server.ids import decode_id, encode_id
 from durable_swarm.server.web import words
 from durable_swarm.service import Runs, open_runs
@@ -58,14 +58,17 @@ class Site:
         self._templates.filters.update(words.FILTERS)
         self._templates.globals.update(words.GLOBALS)
 
-    async def use(self, function: Callable[[Runs], T]) -> T:
-        """Call a function with the runs of the database, in a thread. Raises `NoRuns` as `open_runs` does."""
-        self._limiter = self._limiter or anyio.CapacityLimiter(AT_ONCE)
-        return await anyio.to_thread.run_sync(lambda: function(self._open()), limiter=self._limiter)
+    async def use(self, request: Request, function: Callable[[Runs], T]) -> T:
+        """Call a function with the runs of the database that a caller sees, in a thread.
 
-    async def see(self, function: Callable[[Runs], T]) -> tuple[T, str]:
+        Raises `NoRuns` as `open_runs` does.
+        """
+        self._limiter, own = self._limiter or anyio.CapacityLimiter(AT_ONCE), request.scope.get(OWN)
+        return await anyio.to_thread.run_sync(lambda: function(self._open().seen_by(own)), limiter=self._limiter)
+
+    async def see(self, request: Request, function: Callable[[Runs], T]) -> tuple[T, str]:
         """Call a function as `use` does; return its result, and the number of open requests as pages show it."""
-        return await self.use(lambda runs: (function(runs), _count(runs)))
+        return await self.use(request, lambda runs: (function(runs), _count(runs)))
 
     def with_count(self, request: Request, html: str, opened: str) -> HTMLResponse:
         """Return changed parts of a page, with the number of open requests."""
@@ -94,7 +97,7 @@ class Site:
         data.setdefault("open", "")
         return self._templates.get_template(template).render(
             path=partial(path_of, root), here=route_path(request.scope), static=f"{root}/static/{self.version}",
-            user=request.scope.get(USER), read_only=self.read_only, **data,
+            user=request.scope.get(USER), own=request.scope.get(OWN), read_only=self.read_only, **data,
         )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ async def events(site: Site, request: Request) -> Response:
     """Return the stream of a run for its page, after the event number that the reader has seen."""
     run_id = id_in(request)
     after = max(number_in(request.query_params, "after"), number_in(request.headers, "last-event-id"))
-    reading = await site.use(lambda runs: _Reading(runs, runs.exactly(run_id).id, after))
+    reading = await site.use(request, lambda runs: _Reading(runs, runs.exactly(run_id).id, after))
     return StreamingResponse(
         _messages(site, request, reading), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
     )
@@ -71,7 +71,7 @@ async def _messages(site: Site, request: Request, reading: _Reading) -> AsyncIte
     yield "retry: 500\n\n"
     while not site.stopping:
         try:
-            added, shown = await site.use(reading.look)
+            added, shown = await site.use(request, reading.look)
         except DurableSwarmError:
             return  # A database that cannot be used now: the page comes back.
         if shown is not None:
