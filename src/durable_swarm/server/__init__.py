@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.webhooks import Webhook
 
 if TYPE_CHECKING:
     from durable_swarm.engine.api.durable import DurableSwarm
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from durable_swarm.server.guard import Access
     from durable_swarm.server.web.app import Console
 
-__all__ = ["app", "console"]
+__all__ = ["Webhook", "app", "console"]
 
 INSTALL = "the server needs more packages: pip install 'durable-swarm[server]'"
 
@@ -40,9 +41,9 @@ def console(
     return made(database, access(token=token, user=user), read_only=read_only)
 
 
-DOORS = ("api", "openai", "agui", "mcp")
+DOORS = ("api", "openai", "agui", "a2a", "mcp")
 """The doors of `app`."""
-NEEDS = {"agui": "ag_ui", "mcp": "mcp"}
+NEEDS = {"agui": "ag_ui", "a2a": "a2a", "mcp": "mcp"}
 """The package that a door needs, beside those of the extra `server`."""
 
 

@@ -125,18 +125,22 @@ class Backend:
 
     async def body(self, request: Request) -> dict[str, Any]:
         """Return the JSON object in a body. Raises `Refused`."""
-        taken = bytearray()
-        async for chunk in request.stream():
-            taken += chunk
-            if len(taken) > self._most:
-                raise Refused(413, "TooLarge", f"a body takes at most {self._most} bytes (--max-body)")
         try:
-            given = json.loads(bytes(taken) or b"{}")
+            given = json.loads(await self.raw(request) or b"{}")
         except (ValueError, RecursionError) as error:
             raise Refused(400, "InvalidJSON", f"the body is not JSON: {error}") from None
         if not isinstance(given, dict):
             raise Refused(422, "InvalidBody", "the body must be a JSON object")
         return given
+
+    async def raw(self, request: Request) -> bytes:
+        """Return a body. Raises `Refused` for one that is too large."""
+        taken = bytearray()
+        async for chunk in request.stream():
+            taken += chunk
+            if len(taken) > self._most:
+                raise Refused(413, "TooLarge", f"a body takes at most {self._most} bytes (--max-body)")
+        return bytes(taken)
 
     @contextlib.contextmanager
     def streaming(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Collection, Mapping
+from importlib import import_module
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,10 +17,13 @@ from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.server.api import Api
 from durable_swarm.server.backend import MOST, Backend, problem
+from durable_swarm.server.chat import Chat
 from durable_swarm.server.guard import Access, Guard, route_path
 from durable_swarm.server.openai import OpenAI
 from durable_swarm.server.web.app import Console
 
+EXTRA = {"agui": "agui:Agui", "a2a": "a2a:A2A", "mcp": "mcp:Mcp"}
+"""The doors that need an extra of their name, with their modules and classes."""
 TYPES = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed", 421: "Misdirected"}
 
 
@@ -39,7 +43,9 @@ class Server:
     ) -> None:
         self._backend = Backend(swarm, known, max_body)
         self._console = Console(swarm.database, access, read_only=read_only) if console else None
-        routes = [route for door in doors for route in door_of(door)(self._backend).routes()]
+        # The AI SDK asks below /api, so its door comes with that one.
+        made = [*map(door_of, doors), *([Chat] if "api" in doors else [])]
+        routes = [route for door in made for route in door(self._backend).routes()]
         if read_only:
             routes = [route for route in routes if (route.methods or set()) <= {"GET", "HEAD"}]
         self._prefixes = tuple({f"/{route.path.split('/')[1]}" for route in routes})
@@ -85,18 +91,13 @@ def door_of(name: str) -> Any:
 
     Raises `ConfigurationError` without its extra.
     """
-    if name == "mcp":
+    if name in EXTRA:
+        module, _, made = EXTRA[name].partition(":")
         try:
-            from durable_swarm.server.mcp import Mcp
+            return getattr(import_module(f"durable_swarm.server.{module}"), made)
         except ModuleNotFoundError as error:
-            raise ConfigurationError("the door 'mcp' needs the extra: pip install 'durable-swarm[mcp]'") from error
-        return Mcp
-    if name == "agui":
-        try:
-            from durable_swarm.server.agui import Agui
-        except ModuleNotFoundError as error:
-            raise ConfigurationError("the door 'agui' needs the extra: pip install 'durable-swarm[agui]'") from error
-        return Agui
+            text = f"the door {name!r} needs the extra: pip install 'durable-swarm[{name}]'"
+            raise ConfigurationError(text) from error
     return {"api": Api, "openai": OpenAI}[name]
 
 

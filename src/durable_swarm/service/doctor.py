@@ -113,6 +113,7 @@ def _database(url: sqlalchemy.URL, named: bool) -> Iterator[Check]:
             yield _queue(visitor)
             yield _idle(visitor)
             yield from _maintenance(visitor)
+            yield from _webhooks(visitor)
     except NoRuns as error:
         yield Check("database", "fail" if named else "warn", str(error))
     except ConfigurationError as error:
@@ -205,6 +206,18 @@ def _queue(visitor: Inspector) -> Check:
     late = oldest > LATE
     remedy = "; is a worker running whose swarm has that name, and the same database?" if late else ""
     return Check("queue", "warn" if late else "ok", f"{told}, the oldest for {oldest:.0f} s{remedy}")
+
+
+def _webhooks(visitor: Inspector) -> Iterator[Check]:
+    """Report what webhooks did not take."""
+    found = visitor.store.deliveries.undelivered()
+    for one in found[:LARGEST]:
+        then = "given up" if one.state == "given up" else "it is tried again"
+        what = f"{one.event} of run {one.run_id!r} was not delivered to {one.url}: {one.error}"
+        text = f"{what} (tries: {one.attempts}; {then})"
+        yield Check("webhook", "warn", text)
+    if len(found) > LARGEST:
+        yield Check("webhook", "warn", f"{len(found) - LARGEST} more messages were not delivered")
 
 
 def _idle(visitor: Inspector) -> Check:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ from durable_swarm.runs import State
 from durable_swarm.swarm.arguments import check_settings
 from durable_swarm.swarm.compaction import Compaction
 from durable_swarm.swarm.session import check_session
+from durable_swarm.webhooks import Webhook, check_webhooks
 
 log = logging.getLogger("durable_swarm")
 
@@ -56,7 +57,8 @@ class DurableSwarm(ScheduledSwarm):
     500 calls in 60 seconds, over all processes of the database. `changed_agents="hold"` holds a run before the first
     reply of an agent that has changed since it last answered in that run, until `Run.resume()` accepts the agent as it
     is; with `"continue"` the run continues. `provider_patience` is how many seconds a run waits for a provider that is
-    away (no connection, status 408, 409, 429 or 5xx) before it fails; with 0 it fails at once.
+    away (no connection, status 408, 409, 429 or 5xx) before it fails; with 0 it fails at once. `webhooks` are told what
+    happens in its runs.
 
     Nothing is opened before first use. Use it as a context manager, or call `close`, to release all resources.
     """
@@ -79,6 +81,7 @@ class DurableSwarm(ScheduledSwarm):
         provider_patience: float = 24 * 3600,
         limits: Limits | None = DEFAULT_LIMITS,
         prices: Prices | None = None,
+        webhooks: Sequence[Webhook] = (),
     ) -> None:
         check_settings(client, tool_concurrency, tool_errors, default_model)
         validation.check_codec(codec)
@@ -90,6 +93,7 @@ class DurableSwarm(ScheduledSwarm):
         self.default_model = default_model
         self.limits = check_limits(limits)
         self.prices = check_prices(prices)
+        self.webhooks = check_webhooks(webhooks)
         self.tool_database = tool_database if tool_database is None else _check_database(tool_database)
         if keep_for is not None:
             validation.check_seconds("keep_for", keep_for)

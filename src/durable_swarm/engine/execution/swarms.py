@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from durable_swarm.models.client import Clients
 from durable_swarm.models.prices import Prices
 from durable_swarm.types import Response
 from durable_swarm.validation import check_rate, check_whole
+from durable_swarm.webhooks import Webhook
 
 
 class Settings(Protocol):
@@ -33,6 +34,7 @@ class Settings(Protocol):
     provider_patience: float
     limits: Limits | None
     prices: Prices | None
+    webhooks: Sequence[Webhook]
 
     def begin_occurrence(self, row: ScheduleRow, at: datetime) -> None:
         """Record the run of a time of a schedule, unless it is recorded."""

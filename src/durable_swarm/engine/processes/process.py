@@ -47,6 +47,7 @@ from durable_swarm.engine.processes.maintenance import CLOSING, FAST, KEEP, Job,
 from durable_swarm.engine.processes.recovery import Recovery
 from durable_swarm.engine.processes.schedules import ScheduleWatch
 from durable_swarm.engine.processes.sessions import SessionTurns
+from durable_swarm.engine.processes.webhooks import WebhookSender
 from durable_swarm.engine.processes.worker import IN_THREADS, QueueWorker
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records import runs as records_runs
@@ -134,6 +135,7 @@ class Process:
         self.writer = Writer(self.store.events.write)
         self._sweeper = Sweeper(self.store)
         self.schedules = ScheduleWatch(self.store, self.swarms)
+        self.webhooks = WebhookSender(self.store)
         self._unwatch = agents.watch(self.orphans.agent_defined)
         self.keeper = MaintenanceLoop(self._private, self._jobs(), lambda: self.outage.reason is not None)
         background().hold()
@@ -183,6 +185,7 @@ class Process:
         self.is_closed = True
         self.outage.close()
         self.keeper.close()
+        self.webhooks.close()
         self.sessions.close(CLOSING)
         self._unwatch()
         self.trials.close()
@@ -484,6 +487,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
             with diagnosis.reporting_errors(wanted):
                 process = Process(wanted, worker_id)
             process.swarms.admit(swarm)  # Before any run that DBOS recovers can look for it.
+            process.webhooks.begin(swarm)
             here.enter(process)
             return process
         process.check_fork()
@@ -492,6 +496,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
                 f"this process already works as worker_id {process.identity.name!r}; give its swarms that one, or none"
             )
         process.swarms.admit(swarm)
+        process.webhooks.begin(swarm)
         return process
 
 

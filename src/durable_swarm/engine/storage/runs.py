@@ -24,6 +24,7 @@ from durable_swarm.engine.records.lives import Life, with_life
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.storage.actions import Actions
 from durable_swarm.engine.storage.changes import Changes
+from durable_swarm.engine.storage.deliveries import Deliveries
 from durable_swarm.engine.storage.events import EventLog
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.ledger import Ledger
@@ -141,6 +142,11 @@ class Store:
         from durable_swarm.engine.backend.client import Client
 
         return Client(self.url, self.engine)
+
+    @cached_property
+    def deliveries(self) -> Deliveries:
+        """Return the messages of webhooks."""
+        return Deliveries(self.url, self.engine)
 
     def create_tables(self) -> None:
         """Create the tables of this package that do not exist."""
