@@ -17,7 +17,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help shots demo test crash backend faults check format bench site reference picture package clean
+.PHONY: help shots peers demo test crash backend faults check format bench site reference picture package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,10 @@ check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors, words an
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/house/test_words.py tests/docs/test_contents.py
+
+peers: $(VENV)/.installed-dev ## Test the doors with the clients of others, which need Node: npm brings it
+	@mkdir -p .peers && cp scripts/peers/package.json .peers && cd .peers && npm install --no-audit --no-fund --silent
+	DURABLE_SWARM_PEERS=$(CURDIR)/.peers $(BIN)/python -m pytest tests/server/test_peers.py $(ARGS)
 
 format: $(VENV)/.installed-dev ## Put the sources into shape
 	$(BIN)/ruff check --fix-only .

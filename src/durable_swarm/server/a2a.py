@@ -7,7 +7,7 @@ the next message to the task answers it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from a2a.server.context import ServerCallContext
@@ -48,8 +48,9 @@ from durable_swarm.engine.api.run import Run
 from durable_swarm.errors import DurableSwarmError, RunNotFound
 from durable_swarm.runs import ENDED
 from durable_swarm.server.a2a_shapes import Telling, take, task_of, text_of
-from durable_swarm.server.backend import Backend, Caller, id_in, served
+from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
 from durable_swarm.server.ids import encode_id
+from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import LOOK, Outcome, outcome_of, waits
 from durable_swarm.service import Query
 from durable_swarm.service.doctor import installed
@@ -72,14 +73,18 @@ class A2A:
             Route("/a2a/{agent}/.well-known/agent-card.json", served(self.card)),
         ]
 
+    @classmethod
+    def described(cls) -> Iterator[Described]:
+        """Yield the description of each route."""
+        method = {"enum": list(JsonRpcDispatcher.METHOD_TO_MODEL)}
+        body = {"type": "object", "required": ["jsonrpc", "method"], "properties": {"method": method}}
+        yield Described("POST", "/a2a/{agent}", "Ask an agent (A2A, JSON-RPC)", body, media=(JSON, EVENTS))
+        yield Described("GET", "/a2a/{agent}/.well-known/agent-card.json", "Describe an agent (A2A)")
+
     async def ask(self, request: Request) -> Response:
         """Answer one JSON-RPC request, whose body is not larger than others."""
         self._backend.agent(id_in(request, "agent"))
-        body = await self._backend.raw(request)
-
-        async def again() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
+        again = await self._backend.whole(request)
         return await self._dispatcher.handle_requests(Request(request.scope, again))
 
     async def card(self, request: Request) -> Response:
@@ -211,6 +216,10 @@ class _Tasks(RequestHandler):
         return caller.send(session, [{"role": "user", "content": said}], run_id=message.message_id), 0
 
     async def _stream(self, run: Run, after: int) -> AsyncGenerator[Told]:
+        try:
+            self._backend.check_streams()
+        except Refused as error:
+            raise UnsupportedOperationError(str(error)) from None
         with self._backend.streaming():
             task = await self._now(run)
             telling = Telling(run.id, task.context_id)

@@ -7,7 +7,7 @@ and reads on behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from ag_ui.core import RunAgentInput
@@ -19,7 +19,8 @@ from starlette.routing import Route
 from durable_swarm.engine.api.run import Run
 from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
-from durable_swarm.server.backend import Backend, Caller, Refused, event_stream, id_in, served
+from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
+from durable_swarm.server.openapi import EVENTS, Described
 from durable_swarm.server.outcome import LOOK, waits
 
 Told = dict[str, Any]
@@ -36,6 +37,13 @@ class Agui:
         """Return the routes."""
         return [Route("/agui/{agent}", served(self.run), methods=["POST"])]
 
+    @classmethod
+    def described(cls) -> Iterator[Described]:
+        """Yield the description of each route."""
+        yield Described(
+            "POST", "/agui/{agent}", "Run an agent (AG-UI)", RunAgentInput.model_json_schema(), media=(EVENTS,)
+        )
+
     async def run(self, request: Request) -> Response:
         """Run an agent, or answer what its run asks, and follow the run."""
         body, caller = await self._backend.body(request), self._backend.caller(request)
@@ -47,7 +55,7 @@ class Agui:
             raise Refused(422, "InvalidBody", f"{where}: {first['msg']}") from None
         name = id_in(request, "agent")
         run, after = await self._backend.call(lambda: self._begin(caller, name, asked, body))
-        return event_stream(self._stream(run, after, asked))
+        return self._backend.stream(self._stream(run, after, asked))
 
     def _begin(self, caller: Caller, name: str, asked: Any, body: Told) -> tuple[Run, int]:
         """Return the run to follow, and the number of the event behind which it is followed."""
@@ -68,24 +76,23 @@ class Agui:
             raise Refused(422, "InvalidBody", "messages: the last one must be the user's")
         return caller.send(session, messages[-1:], run_id=asked.run_id), 0
 
-    async def _stream(self, run: Run, after: int, asked: Any) -> AsyncIterator[str]:
+    async def _stream(self, run: Run, after: int, asked: Any) -> AsyncGenerator[str]:
         about = {"threadId": asked.thread_id, "runId": asked.run_id}
         told = Telling(run.id)
-        with self._backend.streaming():
-            yield _line({"type": "RUN_STARTED", **about})
-            async for events in self._backend.batches(run, after, LOOK):
-                yield "".join(_line(one) for event in events for one in told.take(event)) or ": still here\n\n"
-                if told.end is not None:
-                    break
-                if not events and await self._backend.call(lambda: waits(run)):
-                    requests = await self._backend.call(run.requests)
-                    interrupts = [_interrupt(request) for request in requests]
-                    yield "".join(map(_line, told.close()))
-                    outcome = {"type": "interrupt", "interrupts": interrupts}
-                    yield _line({"type": "RUN_FINISHED", **about, "outcome": outcome})
-                    return
+        yield _line({"type": "RUN_STARTED", **about})
+        async for events in self._backend.batches(run, after, LOOK):
+            yield "".join(_line(one) for event in events for one in told.take(event)) or ": still here\n\n"
             if told.end is not None:
-                yield _line({**told.end, **(about if told.end["type"] == "RUN_FINISHED" else {})})
+                break
+            if not events and await self._backend.call(lambda: waits(run)):
+                requests = await self._backend.call(run.requests)
+                interrupts = [_interrupt(request) for request in requests]
+                yield "".join(map(_line, told.close()))
+                outcome = {"type": "interrupt", "interrupts": interrupts}
+                yield _line({"type": "RUN_FINISHED", **about, "outcome": outcome})
+                return
+        if told.end is not None:
+            yield _line({**told.end, **(about if told.end["type"] == "RUN_FINISHED" else {})})
 
 
 class Telling:

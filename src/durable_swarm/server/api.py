@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from durable_swarm.errors import ConfigurationError, InvalidAnswer, RunNotFound
+from durable_swarm.errors import InvalidAnswer, RunNotFound
 from durable_swarm.events import Event
-from durable_swarm.limits import Limits
 from durable_swarm.runs import ENDED, STATES
-from durable_swarm.server.api_bodies import BODIES
-from durable_swarm.server.backend import Backend, Refused, event_stream, id_in, served
-from durable_swarm.server.openapi import document
+from durable_swarm.server.api_bodies import BODIES, limits_of
+from durable_swarm.server.backend import Backend, Refused, id_in, served
+from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.service import Query, Runs, to_json
 
 LARGEST_PAGE = 1000
@@ -46,17 +45,20 @@ class Api:
         self._backend = backend
 
     def routes(self) -> list[Route]:
-        """Return the routes, with the description of all of them."""
-        described = document(OPERATIONS, BODIES)
-
-        async def openapi(_: Request) -> Response:
-            return JSONResponse(described)
+        """Return the routes."""
 
         def bound(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
             return served(lambda request: operation.handle(self, request))
 
-        routes = [Route(one.path, bound(one), methods=[one.method]) for one in OPERATIONS]
-        return [Route("/api/openapi.json", openapi), *routes]
+        return [Route(one.path, bound(one), methods=[one.method]) for one in OPERATIONS]
+
+    @classmethod
+    def described(cls) -> Iterator[Described]:
+        """Yield the description of each route."""
+        for one in OPERATIONS:
+            body = None if one.body is None else BODIES[one.body]
+            media = (EVENTS,) if one.path.endswith("/events") else (JSON,)
+            yield Described(one.method, one.path, one.summary, body, one.query, one.status, media)
 
     # Runs
 
@@ -74,7 +76,7 @@ class Api:
         def begin(runs: Runs) -> tuple[Any, bool]:
             known = run_id is not None and _is_known(runs, run_id)
             agent, context = self._backend.agent(asked["agent"]), asked.get("context_variables")
-            limits = _limits(asked.get("limits"))
+            limits = limits_of(asked.get("limits"))
             if "session" in asked:
                 session = caller.session(asked["session"], agent, context_variables=context)
                 busy = asked.get("when_busy", "queue")
@@ -110,13 +112,12 @@ class Api:
         run, over = await self._backend.call(lambda: _following(caller.run(run_id), after))
         if over:  # To a browser it says that there is nothing to connect to again.
             return Response(status_code=204)
-        return event_stream(self._stream(run, after))
+        return self._backend.stream(self._stream(run, after))
 
-    async def _stream(self, run: Any, after: int) -> AsyncIterator[str]:
-        with self._backend.streaming():
-            yield "retry: 500\n\n"
-            async for events in self._backend.batches(run, after):
-                yield "".join(map(_line, events)) or ": still here\n\n"
+    async def _stream(self, run: Any, after: int) -> AsyncGenerator[str]:
+        yield "retry: 500\n\n"
+        async for events in self._backend.batches(run, after):
+            yield "".join(map(_line, events)) or ": still here\n\n"
 
     async def cancel(self, request: Request) -> Response:
         return await self._changed(request, "none", lambda run, _: run.cancel())
@@ -212,13 +213,6 @@ OPERATIONS = [
 
 def _message(given: Any) -> dict[str, Any]:
     return {"role": "user", "content": given} if isinstance(given, str) else given
-
-
-def _limits(given: dict[str, Any] | None) -> Limits | None:
-    try:
-        return None if given is None else Limits(**given)
-    except TypeError as error:
-        raise ConfigurationError(f"limits: {error}") from None
 
 
 def _named(amounts: dict[str, Any]) -> dict[str, Any]:

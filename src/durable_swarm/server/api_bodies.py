@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.limits import Limits
+
 TEXT = {"type": "string"}
 OBJECT = {"type": "object"}
 MESSAGES = {"type": "array", "items": {"type": "object", "required": ["role"], "properties": {"role": TEXT}}}
@@ -28,3 +31,11 @@ BODIES = {
     "complete": _body(["result"], result={}),
     "none": _body([]),
 }  # fmt: skip
+
+
+def limits_of(given: dict[str, Any] | None) -> Limits | None:
+    """Return the limits in a body. Raises `ConfigurationError`."""
+    try:
+        return None if given is None else Limits(**given)
+    except TypeError as error:
+        raise ConfigurationError(f"limits: {error}") from None

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Message, Receive
 
 from durable_swarm import agents, errors
 from durable_swarm.engine.api.durable import DurableSwarm
@@ -142,11 +143,38 @@ class Backend:
                 raise Refused(413, "TooLarge", f"a body takes at most {self._most} bytes (--max-body)")
         return bytes(taken)
 
-    @contextlib.contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Count an open stream. Raises `Refused` if there are too many."""
+    async def whole(self, request: Request) -> Receive:
+        """Return what gives a body again, and then what follows it, for an SDK that reads it. Raises `Refused`."""
+        body, given = await self.raw(request), False
+
+        async def receive() -> Message:
+            nonlocal given
+            if given:
+                return await request.receive()
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return receive
+
+    def stream(self, lines: AsyncGenerator[str]) -> Response:
+        """Return server-sent events. Raises `Refused` if too many streams are open."""
+        self.check_streams()
+        return StreamingResponse(self._counted(lines), media_type="text/event-stream", headers=STREAM)
+
+    async def _counted(self, lines: AsyncGenerator[str]) -> AsyncIterator[str]:
+        async with contextlib.aclosing(lines):
+            with self.streaming():
+                async for line in lines:
+                    yield line
+
+    def check_streams(self) -> None:
+        """Check that a stream may be opened. Raises `Refused`, before an answer has begun."""
         if self._streams >= STREAMS:
             raise Refused(429, "TooManyStreams", f"{STREAMS} streams are open; close one")
+
+    @contextlib.contextmanager
+    def streaming(self) -> Iterator[None]:
+        """Count an open stream."""
         self._streams += 1
         try:
             yield
@@ -295,8 +323,3 @@ def id_in(request: Request, name: str = "id") -> str:
     if found is None:
         raise errors.RunNotFound("ids in addresses are written with ~XX for all but letters, digits, - and _")
     return found
-
-
-def event_stream(lines: AsyncIterator[str]) -> Response:
-    """Return server-sent events."""
-    return StreamingResponse(lines, media_type="text/event-stream", headers=STREAM)

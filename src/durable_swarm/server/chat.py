@@ -7,7 +7,7 @@ the SDK's own way. `GET /api/chat/{agent}/{id}/stream` is where the SDK reads on
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -18,10 +18,12 @@ from durable_swarm.engine.api.run import Run
 from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED
-from durable_swarm.server.backend import Backend, Caller, Refused, event_stream, id_in, served
+from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
+from durable_swarm.server.openapi import EVENTS, Described
 from durable_swarm.server.outcome import LOOK, waits
 
 Told = dict[str, Any]
+ID = {"type": "string"}
 VERSION = "x-vercel-ai-ui-message-stream"
 
 
@@ -37,6 +39,17 @@ class Chat:
             Route("/api/chat/{agent}", served(self.ask), methods=["POST"]),
             Route("/api/chat/{agent}/{id}/stream", served(self.resume)),
         ]
+
+    @classmethod
+    def described(cls) -> Iterator[Described]:
+        """Yield the description of each route."""
+        message = {"type": "object", "required": ["id", "role", "parts"]}
+        messages = {"type": "array", "minItems": 1, "items": message}
+        body = {"type": "object", "required": ["id", "messages"], "properties": {"id": ID, "messages": messages}}
+        yield Described("POST", "/api/chat/{agent}", "Ask an agent (AI SDK)", body, media=(EVENTS,))
+        yield Described(
+            "GET", "/api/chat/{agent}/{id}/stream", "Follow the run in progress of a chat (AI SDK)", media=(EVENTS,)
+        )
 
     async def ask(self, request: Request) -> Response:
         """Begin a run with the user's message, or take the approvals that the last message has; follow the run."""
@@ -80,26 +93,25 @@ class Chat:
         return waiting, seen
 
     def _streamed(self, run: Run, after: int) -> Response:
-        answer = event_stream(self._stream(run, after))
+        answer = self._backend.stream(self._stream(run, after))
         answer.headers[VERSION] = "v1"
         return answer
 
-    async def _stream(self, run: Run, after: int) -> AsyncIterator[str]:
-        with self._backend.streaming():
-            telling = Telling(run.id)
-            yield _line({"type": "start", "messageId": f"{run.id}/answer", "messageMetadata": {"runId": run.id}})
-            async for events in self._backend.batches(run, after, LOOK):
-                told = [one for event in without_void(events) for one in telling.take(event)]
-                yield "".join(map(_line, told)) or ": still here\n\n"
-                if telling.over:
-                    break
-                if not events and await self._backend.call(lambda: waits(run)):
-                    requests = await self._backend.call(run.requests)
-                    yield "".join(map(_line, telling.wait(requests)))
-                    break
-            else:
-                return  # The server ends: a stream without an end tells the client to come back.
-            yield "data: [DONE]\n\n"
+    async def _stream(self, run: Run, after: int) -> AsyncGenerator[str]:
+        telling = Telling(run.id)
+        yield _line({"type": "start", "messageId": f"{run.id}/answer", "messageMetadata": {"runId": run.id}})
+        async for events in self._backend.batches(run, after, LOOK):
+            told = [one for event in without_void(events) for one in telling.take(event)]
+            yield "".join(map(_line, told)) or ": still here\n\n"
+            if telling.over:
+                break
+            if not events and await self._backend.call(lambda: waits(run)):
+                requests = await self._backend.call(run.requests)
+                yield "".join(map(_line, telling.wait(requests)))
+                break
+        else:
+            return  # The server ends: a stream without an end tells the client to come back.
+        yield "data: [DONE]\n\n"
 
 
 def without_void(events: Iterable[Event]) -> Iterator[Event]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -20,6 +20,7 @@ from durable_swarm.server.backend import MOST, Backend, problem
 from durable_swarm.server.chat import Chat
 from durable_swarm.server.guard import Access, Guard, route_path
 from durable_swarm.server.openai import OpenAI
+from durable_swarm.server.openapi import document
 from durable_swarm.server.web.app import Console
 
 EXTRA = {"agui": "agui:Agui", "a2a": "a2a:A2A", "mcp": "mcp:Mcp"}
@@ -46,6 +47,8 @@ class Server:
         # The AI SDK asks below /api, so its door comes with that one.
         made = [*map(door_of, doors), *([Chat] if "api" in doors else [])]
         routes = [route for door in made for route in door(self._backend).routes()]
+        if "api" in doors:
+            routes.append(_description(made))
         if read_only:
             routes = [route for route in routes if (route.methods or set()) <= {"GET", "HEAD"}]
         self._prefixes = tuple({f"/{route.path.split('/')[1]}" for route in routes})
@@ -99,6 +102,16 @@ def door_of(name: str) -> Any:
             text = f"the door {name!r} needs the extra: pip install 'durable-swarm[{name}]'"
             raise ConfigurationError(text) from error
     return {"api": Api, "openai": OpenAI}[name]
+
+
+def _description(doors: Iterable[Any]) -> Route:
+    """Return the route of the description of all doors."""
+    described = document(one for door in doors for one in door.described())
+
+    async def openapi(_: Request) -> Response:
+        return JSONResponse(described)
+
+    return Route("/api/openapi.json", openapi)
 
 
 async def _healthz(_: Request) -> Response:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,14 +31,16 @@ from mcp_types import (
     Tool,
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from durable_swarm.engine.records.names import is_call
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, DurableSwarmError, RequestExpired
-from durable_swarm.requests import Request
+from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED
-from durable_swarm.server.backend import Backend, Caller
+from durable_swarm.server.backend import Backend, Caller, Refused, failed
+from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import Outcome, outcome_of
 from durable_swarm.service.doctor import installed
 from durable_swarm.sub_agents import snake_case
@@ -78,9 +81,22 @@ class Mcp:
         """Return the routes."""
         return [Route("/mcp", _Endpoint(self), methods=["GET", "POST", "DELETE"])]
 
+    @classmethod
+    def described(cls) -> Iterator[Described]:
+        """Yield the description of each route."""
+        body = {"type": "object", "required": ["jsonrpc"]}
+        yield Described("POST", "/mcp", "Send a message to the MCP server", body, media=(JSON, EVENTS))
+        yield Described("GET", "/mcp", "Follow the messages of the MCP server", media=(EVENTS,))
+        yield Described("DELETE", "/mcp", "End a session of the MCP server")
+
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
-        await (await self._started()).handle_request(scope, receive, send)
+        try:
+            again = await self._backend.whole(Request(scope, receive))
+        except Refused as error:
+            await failed(error)(scope, receive, send)
+        else:
+            await (await self._started()).handle_request(scope, again, send)
 
     async def _started(self) -> StreamableHTTPSessionManager:
         """Return the SDK's manager of connections, which works as long as this event loop."""
@@ -207,7 +223,7 @@ def _can_be_asked(context: ServerRequestContext[Any]) -> bool:
     return asked and context.protocol_version in MODERN_PROTOCOL_VERSIONS
 
 
-def _elicitation(request: Request) -> ElicitRequest:
+def _elicitation(request: HumanRequest) -> ElicitRequest:
     schema: dict[str, Any] = DECISION
     if request.kind == "question":
         one = {"type": "string", **({"enum": request.choices} if request.choices else {})}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -13,11 +13,12 @@ from starlette.routing import Route
 
 from durable_swarm import errors
 from durable_swarm.engine.api.run import Run
-from durable_swarm.server.backend import Backend, Caller, Refused, event_stream, failed
+from durable_swarm.server.backend import Backend, Caller, Refused, failed
 from durable_swarm.server.ids import decode_id, encode_id
 from durable_swarm.server.openai_chat import ChatStream, completion
 from durable_swarm.server.openai_input import messages_of
 from durable_swarm.server.openai_responses import ResponseStream, response_of
+from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import LOOK, outcome_of, waits
 
 MODELS = 1_700_000_000
@@ -41,6 +42,25 @@ class OpenAI:
             Route("/v1/responses/{id}/cancel", _told(self.cancel), methods=["POST"]),
         ]
 
+    @classmethod
+    def described(cls) -> Iterator[Described]:
+        """Yield the description of each route."""
+        model, both = {"type": "string", "description": "the name of an agent"}, (JSON, EVENTS)
+        messages = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}}
+        chat = {
+            "type": "object",
+            "required": ["model", "messages"],
+            "properties": {"model": model, "messages": messages},
+        }
+        response = {"type": "object", "required": ["model", "input"], "properties": {"model": model, "input": {}}}
+        yield Described("GET", "/v1/models", "List the agents (OpenAI)")
+        yield Described("GET", "/v1/models/{name}", "Return an agent (OpenAI)")
+        yield Described("POST", "/v1/chat/completions", "Ask an agent (OpenAI)", chat, media=both)
+        yield Described("POST", "/v1/responses", "Ask an agent (OpenAI)", response, media=both)
+        asked = ("stream", "starting_after")
+        yield Described("GET", "/v1/responses/{id}", "Read a response (OpenAI)", None, asked, media=both)
+        yield Described("POST", "/v1/responses/{id}/cancel", "Cancel the run of a response (OpenAI)")
+
     # Models
 
     async def models(self, _: Request) -> Response:
@@ -56,7 +76,7 @@ class OpenAI:
 
     async def chat(self, request: Request) -> Response:
         asked = await self._backend.body(request)
-        _refuse_unfit(asked)
+        self._refuse_unfit(asked)
         messages = asked.get("messages")
         if not isinstance(messages, list) or not messages:
             raise Refused(422, "InvalidBody", "messages must be a list of messages")
@@ -64,34 +84,33 @@ class OpenAI:
         if not asked.get("stream"):
             return JSONResponse(completion(await outcome_of(self._backend, run)))
         usage = (asked.get("stream_options") or {}).get("include_usage") is True
-        return event_stream(self._chat_stream(run, ChatStream(run.id, str(asked["model"]), usage=usage)))
+        return self._backend.stream(self._chat_stream(run, ChatStream(run.id, str(asked["model"]), usage=usage)))
 
-    async def _chat_stream(self, run: Run, chat: ChatStream) -> AsyncIterator[str]:
-        with self._backend.streaming():
-            async for events in self._backend.batches(run, 0, LOOK):
-                yield "".join(_lines(chat.take(event)) for event in events) or ": still here\n\n"
-                if chat.over or (not events and await self._backend.call(lambda: waits(run))):
-                    break
-            if not chat.over:
-                outcome = await outcome_of(self._backend, run, patience=0)
-                if not outcome.waits_for:
-                    return  # The server ends: a stream without an end tells the client that it is not whole.
-                yield _lines(chat.end(outcome))
-            yield _lines(chat.usage(await self._backend.call(lambda: run.usage)))
-            yield "data: [DONE]\n\n"
+    async def _chat_stream(self, run: Run, chat: ChatStream) -> AsyncGenerator[str]:
+        async for events in self._backend.batches(run, 0, LOOK):
+            yield "".join(_lines(chat.take(event)) for event in events) or ": still here\n\n"
+            if chat.over or (not events and await self._backend.call(lambda: waits(run))):
+                break
+        if not chat.over:
+            outcome = await outcome_of(self._backend, run, patience=0)
+            if not outcome.waits_for:
+                return  # The server ends: a stream without an end tells the client that it is not whole.
+            yield _lines(chat.end(outcome))
+        yield _lines(chat.usage(await self._backend.call(lambda: run.usage)))
+        yield "data: [DONE]\n\n"
 
     # Responses
 
     async def respond(self, request: Request) -> Response:
         asked = await self._backend.body(request)
-        _refuse_unfit(asked)
+        self._refuse_unfit(asked)
         messages, run_id, caller = messages_of(asked), _run_id(request, asked), self._backend.caller(request)
         if asked.get("previous_response_id"):
             before = await caller.use(lambda runs: runs.show(runs.exactly(_run_in(asked["previous_response_id"])).id))
             messages = [*before.asked, *before.messages, *messages]
         run = await self._start(caller, asked, messages, run_id)
         if asked.get("stream"):
-            return event_stream(self._response_stream(run, 0))
+            return self._backend.stream(self._response_stream(run, 0))
         patience = 0 if asked.get("background") else None
         return JSONResponse(response_of(_id_of(run.id), await outcome_of(self._backend, run, patience=patience)))
 
@@ -99,7 +118,7 @@ class OpenAI:
         run = await self._known(request)
         if request.query_params.get("stream") == "true":
             after = request.query_params.get("starting_after", "-1")
-            return event_stream(self._response_stream(run, int(after) + 1 if after.isdigit() else 0))
+            return self._backend.stream(self._response_stream(run, int(after) + 1 if after.isdigit() else 0))
         return JSONResponse(response_of(_id_of(run.id), await outcome_of(self._backend, run, patience=0)))
 
     async def cancel(self, request: Request) -> Response:
@@ -107,19 +126,18 @@ class OpenAI:
         await self._backend.call(run.cancel)
         return JSONResponse(response_of(_id_of(run.id), await outcome_of(self._backend, run, patience=0)))
 
-    async def _response_stream(self, run: Run, first: int) -> AsyncIterator[str]:
+    async def _response_stream(self, run: Run, first: int) -> AsyncGenerator[str]:
         """Yield the stream of a response from its number `first` on: a function of the run's events."""
-        with self._backend.streaming():
-            start = await outcome_of(self._backend, run, patience=0)
-            stream = ResponseStream(_id_of(run.id), start)
-            async for events in self._backend.batches(run, 0, LOOK):
-                made = [told for event in events for told in stream.take(event)]
-                yield _named(made, first) or ": still here\n\n"
-                if stream.over or (not events and await self._backend.call(lambda: waits(run))):
-                    break
-            outcome = await outcome_of(self._backend, run, patience=0)
-            if stream.over or outcome.waits_for:
-                yield _named(stream.end(outcome), first)
+        start = await outcome_of(self._backend, run, patience=0)
+        stream = ResponseStream(_id_of(run.id), start)
+        async for events in self._backend.batches(run, 0, LOOK):
+            made = [told for event in events for told in stream.take(event)]
+            yield _named(made, first) or ": still here\n\n"
+            if stream.over or (not events and await self._backend.call(lambda: waits(run))):
+                break
+        outcome = await outcome_of(self._backend, run, patience=0)
+        if stream.over or outcome.waits_for:
+            yield _named(stream.end(outcome), first)
 
     async def _known(self, request: Request) -> Run:
         run_id, caller = _run_in(request.path_params["id"]), self._backend.caller(request)
@@ -143,20 +161,21 @@ class OpenAI:
 
         return await self._backend.call(begin)
 
+    def _refuse_unfit(self, asked: dict[str, Any]) -> None:
+        if asked.get("stream"):
+            self._backend.check_streams()  # Now: a client without a key of its own would start a second run.
+        if asked.get("tools"):
+            raise Refused(422, "InvalidBody", "agents have tools of their own; tools of a client are not called")
+        if asked.get("n") not in (None, 1):
+            raise Refused(422, "InvalidBody", "n must be 1: a run has one answer")
+        if not isinstance(asked.get("model"), str):
+            raise Refused(422, "InvalidBody", "model must be the name of an agent")
+
 
 def _new(messages: list[Any]) -> list[Any]:
     """Return the messages behind the last answer."""
     last = max((at for at, message in enumerate(messages) if message.get("role") == "assistant"), default=-1)
     return messages[last + 1 :] or messages[-1:]
-
-
-def _refuse_unfit(asked: dict[str, Any]) -> None:
-    if asked.get("tools"):
-        raise Refused(422, "InvalidBody", "agents have tools of their own; tools of a client are not called")
-    if asked.get("n") not in (None, 1):
-        raise Refused(422, "InvalidBody", "n must be 1: a run has one answer")
-    if not isinstance(asked.get("model"), str):
-        raise Refused(422, "InvalidBody", "model must be the name of an agent")
 
 
 def _run_id(request: Request, asked: dict[str, Any]) -> str:

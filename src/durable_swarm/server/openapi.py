@@ -1,10 +1,11 @@
-"""The description of the door `api`, made of the table of its routes."""
+"""The description of a server, made of what its doors say of their routes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
 from durable_swarm.service.doctor import installed
 
@@ -30,39 +31,29 @@ FAILURES = {
 IN_PATH = re.compile(r"{(\w+)}")
 
 
-class Described(Protocol):
-    """A route, as the description needs it."""
-
-    @property
-    def method(self) -> str:
-        """The HTTP method."""
-
-    @property
-    def path(self) -> str:
-        """The path, with its parameters in braces."""
-
-    @property
-    def summary(self) -> str:
-        """The description of it."""
-
-    @property
-    def body(self) -> str | None:
-        """The name of the body's schema."""
-
-    @property
-    def query(self) -> tuple[str, ...]:
-        """The names of the query's parameters."""
-
-    @property
-    def status(self) -> int:
-        """The status of success."""
+JSON, EVENTS = "application/json", "text/event-stream"
 
 
-def document(operations: Sequence[Described], bodies: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Described:
+    """A route: its method and path, what it does, the schema of its body, and what it answers with."""
+
+    method: str
+    path: str
+    summary: str
+    body: dict[str, Any] | None = None
+    query: tuple[str, ...] = ()
+    status: int = 200
+    """The status of success."""
+    media: tuple[str, ...] = (JSON,)
+    """The kinds of content of an answer."""
+
+
+def document(routes: Iterable[Described]) -> dict[str, Any]:
     """Return the OpenAPI document of these routes."""
     paths: dict[str, dict[str, Any]] = {}
-    for one in operations:
-        paths.setdefault(one.path, {})[one.method.lower()] = _operation(one, bodies)
+    for one in routes:
+        paths.setdefault(one.path, {})[one.method.lower()] = _operation(one)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Durable Swarm", "version": installed("durable-swarm") or "0"},
@@ -75,9 +66,8 @@ def document(operations: Sequence[Described], bodies: dict[str, Any]) -> dict[st
     }
 
 
-def _operation(one: Described, bodies: dict[str, Any]) -> dict[str, Any]:
-    streamed = one.path.endswith("/events")
-    content: dict[str, Any] = {"text/event-stream" if streamed else "application/json": {"schema": {}}}
+def _operation(one: Described) -> dict[str, Any]:
+    content: dict[str, Any] = {kind: {"schema": {}} for kind in one.media}
     failures = {
         code: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
         for code, text in FAILURES.items()
@@ -95,10 +85,9 @@ def _operation(one: Described, bodies: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     if one.status == 201:
         described["responses"]["200"] = {"description": "It existed already", "content": content}
-    if streamed:
-        described["responses"]["204"] = {"description": "The run has ended, and all of it was read"}
+    if one.media == (EVENTS,) and one.method == "GET":
+        described["responses"]["204"] = {"description": "Nothing more follows"}
     if one.body is not None:
-        schema = bodies[one.body]
-        required = bool(schema.get("required"))
-        described["requestBody"] = {"required": required, "content": {"application/json": {"schema": schema}}}
+        required = bool(one.body.get("required"))
+        described["requestBody"] = {"required": required, "content": {JSON: {"schema": one.body}}}
     return described
