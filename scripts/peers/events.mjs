@@ -10,7 +10,7 @@ source.addEventListener("open", () => { opened += 1; });
 const take = event => {
   const told = JSON.parse(event.data);
   seen.push(Number(event.lastEventId));
-  if (told.type === "text.delta") { text += told.data.text; console.error("text"); }
+  if (told.type === "text.delta") { text += told.data.text; console.error(`text ${opened}`); }
   if (told.type === "text.reset") text = "";
 };
 for (const type of ["run.started", "turn.started", "text.delta", "text.reset", "tool.started", "tool.finished", "request.opened", "request.closed", "run.waiting", "run.recovered"])

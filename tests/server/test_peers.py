@@ -135,7 +135,8 @@ def test_an_event_source_comes_back_by_itself(tmp_path: Path) -> None:
             assert reader.stderr
             assert reader.stdout
             if life < 2:
-                reader.stderr.readline()
+                while reader.stderr.readline() != f"text {life + 1}\n":
+                    pass
             else:
                 found = json.loads(reader.stdout.readline())
     assert reader is not None
