@@ -117,6 +117,7 @@ def test_in_words(old: str) -> None:
     lines = done.stdout.splitlines()
     assert lines[0].startswith("open (waiting) cannot continue: agent 'Checked clerk' has no tool 'refund'")
     assert lines[1:] == ["queued (queued) continues", "2 unfinished, 1 of them cannot continue with this code."]
+    assert done.stderr.startswith("Not checked: 1 unfinished of swarm 'other'")
     Path("app.py").write_text(VERSION.format(**SAME | {"prompt": "New.", "policy": "hold"}), encoding="utf-8")
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     assert lines == [

@@ -11,7 +11,7 @@ from durable_swarm.cli.loading import load
 from durable_swarm.cli.options import Settings, as_json, common
 from durable_swarm.display import one_line
 from durable_swarm.service import to_json
-from durable_swarm.service.compatibility import Compatibility, check_runs
+from durable_swarm.service.compatibility import Compatibility, check_runs, unchecked_runs
 
 
 @click.command(short_help="Report which unfinished runs a program can continue.")
@@ -29,13 +29,17 @@ def check(settings: Settings, target: str, as_json: bool) -> int:
     put what starts runs behind `if __name__ == "__main__":`. Run this command with new code before you deploy it. The
     steps inside a tool call in progress are known only when it is called again, so they are not checked.
     """
-    found = check_runs(load(settings, target))
+    swarm = load(settings, target)
+    found = check_runs(swarm)
     if as_json:
         click.echo(json.dumps([to_json(fit) for fit in found], indent=2))
     else:
         for fit in found:
             click.echo(one_line(_told(fit)))
         click.echo(_summed(found))
+        for name, number in sorted(unchecked_runs(swarm).items()):
+            where = "its name is DurableSwarm(name=...), or the script of `durable-swarm run`"
+            click.echo(f"Not checked: {number} unfinished of swarm {one_line(name)!r}; {where}.", err=True)
     return int(any(fit.problem or fit.held for fit in found))
 
 

@@ -5,6 +5,7 @@ It executes nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,15 @@ def check_runs(swarm: DurableSwarm) -> list[Compatibility]:
         rows = visitor.store.rows(states=["queued", "running", "waiting"])
         own = [row for row in reversed(rows) if notes_on(row).get("swarm", "") == swarm.name]
         return [_fit(visitor.store, row, holds=swarm.changed_agents == "hold") for row in own]
+
+
+def unchecked_runs(swarm: DurableSwarm) -> Counter[str]:
+    """Return how many unfinished runs the database has of swarms with other names, which `check_runs` leaves out."""
+    with inspect_database(urls.choose(swarm.database), lambda: swarm.codec) as visitor:
+        rows = visitor.store.rows(states=["queued", "running", "waiting"])
+        names = Counter(str(notes_on(row).get("swarm", "")) for row in rows)
+    del names[swarm.name]
+    return names
 
 
 def _fit(store: Store, row: Any, *, holds: bool) -> Compatibility:
