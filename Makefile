@@ -12,7 +12,8 @@ MAKE_VENV = $(UV) venv --quiet --clear --python "$(PYTHON)" $(VENV)
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python
 else
 MAKE_VENV = $(PYTHON) -m venv --clear $(VENV)
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Compiled at their first import: most modules of the dependencies are never imported, and the first run begins sooner.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
 
 .DEFAULT_GOAL := help

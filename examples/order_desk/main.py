@@ -1,8 +1,7 @@
 """An order desk on the web: a page that asks an agent, follows its run live, and approves refunds.
 
     pip install fastapi uvicorn
-    durable-swarm mock &                                   # or set OPENAI_API_KEY
-    OPENAI_BASE_URL=http://127.0.0.1:8899/v1 OPENAI_API_KEY=mock uvicorn main:app
+    durable-swarm run --mock -m uvicorn main:app             # or set OPENAI_API_KEY, and: uvicorn main:app
 
 Kill the server while it works and start it again: the page reconnects, and the run continues.
 """
