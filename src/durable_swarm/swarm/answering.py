@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from durable_swarm import agents, codec
 from durable_swarm.codec import as_json
@@ -13,15 +12,6 @@ from durable_swarm.requests import Decision, Request
 from durable_swarm.tools.approval import refuse_misfit
 from durable_swarm.tools.calls import find_tool
 from durable_swarm.validation import check_name, check_text
-
-
-class Decides(Protocol):
-    """An object that takes decisions."""
-
-    def decide(
-        self, request_id: str, decision: Decision, by: str | None, check: Callable[[Request], None] | None = None
-    ) -> Request:
-        """Take a decision about a request, once."""
 
 
 def fits_code(request: Request, decision: Decision) -> None:
