@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -12,7 +13,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 from urllib.parse import urlsplit
@@ -129,24 +130,22 @@ def check_webhooks(given: Iterable[Webhook]) -> tuple[Webhook, ...]:
     return hooks
 
 
-class _ending:  # noqa: N801 - a context manager that reads as a word
-    """Closes a connection at the end of the block, or after the longest time, which ends the block."""
+@contextlib.contextmanager
+def _ending(connection: http.client.HTTPConnection) -> Iterator[None]:
+    """Close a connection at the end of the block, or after the longest time, which ends the block."""
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        self._connection = connection
-        self._timer = threading.Timer(MOST, self._cut)
-        self._timer.daemon = True
+    def cut() -> None:
+        if connection.sock is not None:
+            connection.sock.shutdown(socket.SHUT_RDWR)
 
-    def _cut(self) -> None:
-        if self._connection.sock is not None:
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        self._connection.close()
+    timer = threading.Timer(MOST, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        connection.close()
 
 
 def is_public(address: str) -> bool:

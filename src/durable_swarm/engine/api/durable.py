@@ -23,7 +23,7 @@ from durable_swarm.engine.execution.swarms import QueueLimits
 from durable_swarm.engine.history import export as history_export
 from durable_swarm.engine.history import importing
 from durable_swarm.engine.history.export_redaction import Redact
-from durable_swarm.engine.processes import process
+from durable_swarm.engine.processes import opening
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.storage.run_list import Query, listed
 from durable_swarm.engine.storage.runs import Store
@@ -121,7 +121,7 @@ class DurableSwarm(ScheduledSwarm):
             if self._process is not None:
                 self._process.check_fork()
             else:
-                self._process = process.open_for(self, self.database, self._worker_id)
+                self._process = opening.open_for(self, self.database, self._worker_id)
                 if self._limits is not None:
                     self._process.working.serve(self, self._limits)
                 self._taken, self._earlier = [], []
@@ -166,7 +166,7 @@ class DurableSwarm(ScheduledSwarm):
         """Release all resources. Runs in progress stop and stay unfinished; a later use opens the swarm again."""
         with self._opening:
             if self._process is not None:
-                process.close_for(self)
+                opening.close_for(self)
                 self._process = None
                 self.clients.close()
 

@@ -6,7 +6,6 @@ If the program has launched DBOS itself, that one is used and never closed.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import functools
 import logging
@@ -35,12 +34,11 @@ from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.event_writer import Writer
 from durable_swarm.engine.execution.execution import Execution, beginning_here, is_under_way
 from durable_swarm.engine.execution.provider_waits import ProviderWaits
-from durable_swarm.engine.execution.swarms import Settings, Swarms
+from durable_swarm.engine.execution.swarms import Swarms
 from durable_swarm.engine.execution.tool_call import CallRequests
 from durable_swarm.engine.execution.transactions import Transactions
 from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.history.story import step_number
-from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.processes.lost_claims import LostClaims
 from durable_swarm.engine.processes.maintenance import CLOSING, FAST, KEEP, Job, MaintenanceLoop, Sweeper
@@ -66,7 +64,6 @@ from durable_swarm.loop import Start
 from durable_swarm.requests import Request
 from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.tools.calls import Cast
-from durable_swarm.validation import check_threads
 
 log = logging.getLogger("durable_swarm")
 
@@ -453,61 +450,3 @@ class Process:
         """Take over the runs that stopped here because the database could not be written."""
         if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
             self.orphans.take(*stopped)
-
-
-def _end_in_order() -> None:
-    """Do the work of `close` for a program that never calls it, and checkpoint a SQLite file's last commits."""
-    process = here.opened()
-    if process is None or process.pid != os.getpid():
-        return
-    process.outage.close()
-    process.trials.close()
-    if urls.is_sqlite(process.url):
-        database_connection.empty_journal(process.store.engine)
-
-
-atexit.register(_end_in_order)
-
-_guard = threading.RLock()
-
-
-def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process:
-    """Return the process's engine, launched if necessary, and count `swarm` among its users.
-
-    Raises `ConfigurationError` if the process already works on another database, or under another `worker_id`.
-    """
-    with _guard:
-        process = here.opened()
-        at = process.url if process is not None else launch.host_url()
-        wanted = at if at is not None and url is None else urls.choose(url)
-        if at is not None:
-            urls.check_same_database(at, wanted)
-        if process is None:
-            check_threads()
-            with diagnosis.reporting_errors(wanted):
-                process = Process(wanted, worker_id)
-            process.swarms.admit(swarm)  # Before any run that DBOS recovers can look for it.
-            process.webhooks.begin(swarm)
-            here.enter(process)
-            return process
-        process.check_fork()
-        if worker_id is not None and worker_id != process.identity.name:
-            raise errors.ConfigurationError(
-                f"this process already works as worker_id {process.identity.name!r}; give its swarms that one, or none"
-            )
-        process.swarms.admit(swarm)
-        process.webhooks.begin(swarm)
-        return process
-
-
-def close_for(swarm: Settings) -> None:
-    """Remove `swarm` from the users; the last one closes the engine."""
-    with _guard:
-        process = here.opened()
-        if process is None or swarm not in process.swarms:
-            return
-        process.working.stop(swarm)  # First, so that it can still execute the runs it claims until then.
-        process.swarms.remove(swarm)
-        if not process.swarms:
-            process.close()
-            here.enter(None)
