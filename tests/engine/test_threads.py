@@ -18,7 +18,7 @@ from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
 
-MANY = 2 * CROWD
+MANY = CROWD + 8
 """How many tools wait at once: more than any pool of threads here keeps."""
 
 
@@ -126,7 +126,7 @@ def test_async_tools_that_send_waits_to_threads_starve_nobody(make: Make) -> Non
 
 def test_tools_of_queued_runs_that_wait_starve_nobody(make: Make) -> None:
     """Two swarms of a worker that execute as many runs in threads as they may leave threads to what these wait for."""
-    helper, hurdle = Agent(name=unique("Helper"), functions=[leaf]), threading.Barrier(MANY)
+    helper, hurdle = Agent(name=unique("Helper"), functions=[leaf]), threading.Barrier(2 * CROWD)
     model = ScriptedModel(calls_once("delegate"))
     swarms = [make(model, name=f"{unique('s')}-{number}") for number in range(2)]
 
@@ -139,7 +139,7 @@ def test_tools_of_queued_runs_that_wait_starve_nobody(make: Make) -> None:
     for swarm in swarms:
         swarm.serve(CROWD)
     runs = [swarm.start(boss, user(), queue=True) for swarm in swarms for _ in range(CROWD)]
-    assert [last_tool(run.result(PATIENCE)) for run in runs] == ["leaf"] * MANY
+    assert [last_tool(run.result(PATIENCE)) for run in runs] == ["leaf"] * 2 * CROWD
 
 
 def asks() -> str:
