@@ -18,7 +18,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help shots peers demo test crash backend faults check format bench site reference picture package clean
+.PHONY: help shots peers demo test unit crash backend faults check format bench site reference picture package clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ demo: $(VENV)/.installed ## See a run survive a crash; no key needed
 
 test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest, JOBS=1 runs them one by one
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+unit: $(VENV)/.installed-dev ## Run the tests that need neither a database nor a process; about a minute
+	$(BIN)/python -m pytest -q -n 4 -m unit tests/test_*.py tests/contract $(ARGS)
 
 crash: $(VENV)/.installed-dev ## Kill programs at every boundary, in every way; takes long
 	DURABLE_SWARM_LONG=1 $(BIN)/python -m pytest --timeout=7200 tests/crash $(ARGS)

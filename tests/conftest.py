@@ -16,6 +16,7 @@ from durable_swarm.postgres import NoPostgres
 from durable_swarm.testing.crash.templates import copy_template, open_once
 from faults.shim import NoShim, build
 from tests.crash.lives import server
+from tests.crash.matrix import LONG
 from tests.support.postgres import fresh_database, running_server
 from tests.support.statements import share
 
@@ -25,11 +26,41 @@ NOWHERE = "http://127.0.0.1:9/v1"
 share()
 
 
+UNIT = (
+    *("test_client_loops", "test_codec", "test_compat", "test_deltas", "test_display", "test_loop", "test_models"),
+    *("test_models_http", "test_output_type", "test_postgres_links", "test_roster", "test_schema", "test_streaming"),
+    *("test_schema_arguments", "test_schema_fields", "test_scripted_responses", "test_waits", "test_wire"),
+)
+"""Files of tests that, but for a few, need neither a database nor a process of their own."""
+
+NO_UNIT = ("fresh_sqlite", "postgres_url", "life_server")
+"""What a unit test does not ask for."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that asks for PostgreSQL, so that `-m "not postgres"` leaves it out."""
+    """Mark tests by what they need, and leave out of the short form what others say nearly."""
     for item in items:
-        if "postgres_url" in getattr(item, "fixturenames", ()):
+        needs = getattr(item, "fixturenames", ())
+        if "postgres_url" in needs:
             item.add_marker(pytest.mark.postgres)
+        if (item.path.stem in UNIT or _params(item).get("make_swarm") == "memory") and not {*needs} & {*NO_UNIT}:
+            item.add_marker(pytest.mark.unit)
+    if not LONG:
+        alternating = [item for item in items if item.get_closest_marker("alternates")]
+        waiting = {item for item in alternating if not _has_its_turn(item, alternating)}
+        items[:] = [item for item in items if item not in waiting]
+
+
+def _params(item: pytest.Item) -> dict[str, object]:
+    given = getattr(item, "callspec", None)
+    return given.params if given is not None else {}
+
+
+def _has_its_turn(item: pytest.Item, items: list[pytest.Item]) -> bool:
+    """Each case runs on one database and its neighbours on the other: so do not all pairs, but all values on both."""
+    cases = [_params(other) for other in items if other.nodeid.split("[")[0] == item.nodeid.split("[")[0]]
+    values = {name: list(dict.fromkeys(str(case[name]) for case in cases)) for name in _params(item)}
+    return sum(values[name].index(str(value)) for name, value in _params(item).items()) % 2 == 0
 
 
 @pytest.fixture(autouse=True)

@@ -92,6 +92,7 @@ def three(url: str, path: Path, at_once: bool, *, holds: bool) -> Response:
         return run.result()
 
 
+@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.parametrize("at_once", [False, True], ids=["calls", "gather"])
 def test_three_children_killed_in_the_third(database_url: str, lives: Lives, tmp_path: Path, at_once: bool) -> None:
     """Children that ended are not asked again; of the third only the call in progress is repeated."""

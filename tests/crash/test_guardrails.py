@@ -78,6 +78,7 @@ def blocked() -> Any:
     return run(Agent(name="Blocked", functions=[look, pay], input_guardrails=[rude]))
 
 
+@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.slow
 @pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("scenario", [passing, passing_streamed, blocked])

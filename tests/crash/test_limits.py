@@ -64,6 +64,7 @@ def survives(lives: Lives, tmp_path: Path, url: str, kind: str, at: KillPoint) -
     return killed
 
 
+@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.slow
 @pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("kind", ["alone", "family"])

@@ -69,6 +69,7 @@ def lead(url: str) -> tuple[str, int, int]:
     return "", 0, 0
 
 
+@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_family_never_overdraws(seed: int, database_url: str, lives: Lives, tmp_path: Path) -> None:

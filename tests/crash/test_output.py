@@ -58,6 +58,7 @@ def typed_by_tool() -> Any:
         return last["response"].output
 
 
+@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.slow
 @pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("scenario", [typed, typed_by_tool])

@@ -184,6 +184,7 @@ def resume_cancelled(url: str) -> str:
     return str(run.result(timeout=20).messages[-1]["content"])
 
 
+@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.parametrize("colour", ["sync", "async"])
 def test_a_cancelled_run_can_be_resumed(colour: str, lives: Lives, tmp_path: Path, database_url: str) -> None:
     """A cancelled run stops after the call under way, is not recovered, and goes on from there when it is resumed."""

@@ -63,6 +63,7 @@ def paying(url: str, other: str | None) -> list[str]:
     return [message["content"] for message in response.messages if message["role"] == "tool"]
 
 
+@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same database", "another"])
 def test_rows_are_there_exactly_once(elsewhere: bool, database_url: str, lives: Lives, tmp_path: Path) -> None:
     """Killed before and after each commit, and at random instants: each row is there once, and so is each result."""
@@ -134,6 +135,7 @@ def test_what_a_tool_raises_undoes_what_it_wrote(database_url: str) -> None:
     assert rows(database_url) == [("c", 1)]
 
 
+@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.parametrize("looks", [False, True], ids=["alone", "looking at runs"])
 def test_transactions_that_conflict_are_repeated(looks: bool, database_url: str) -> None:
     """Tools of several runs that change one row at once lose no change, and may look at runs meanwhile."""
