@@ -63,7 +63,6 @@ def paying(url: str, other: str | None) -> list[str]:
     return [message["content"] for message in response.messages if message["role"] == "tool"]
 
 
-@pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.
 @pytest.mark.parametrize("elsewhere", [False, True], ids=["same database", "another"])
 def test_rows_are_there_exactly_once(elsewhere: bool, database_url: str, lives: Lives, tmp_path: Path) -> None:
     """Killed before and after each commit, and at random instants: each row is there once, and so is each result."""
