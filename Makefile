@@ -49,7 +49,7 @@ check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors, words an
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/house/test_words.py tests/docs/test_contents.py
+	$(BIN)/python -m pytest -q tests/house/test_words.py tests/house/test_sources.py tests/docs/test_contents.py
 
 peers: $(VENV)/.installed-dev ## Test the doors with the clients of others, which need Node: npm brings it
 	@mkdir -p .peers && cp scripts/peers/package.json .peers && cd .peers && npm install --no-audit --no-fund --silent

@@ -21,7 +21,8 @@ def unknown_field(kind: str, name: str, known: list[str]) -> str:
 
 def named_fields(cls: type[T]) -> type[T]:
     """Let a dataclass refuse unknown fields with `ConfigurationError` instead of a bare `TypeError`."""
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    changed: Any = cls  # Its constructor is replaced.
+    known = [field.name for field in dataclasses.fields(changed)]
     initialize = cls.__init__
 
     @functools.wraps(initialize)
@@ -31,5 +32,5 @@ def named_fields(cls: type[T]) -> type[T]:
                 raise ConfigurationError(unknown_field(cls.__name__, name, known))
         initialize(self, *values, **named)
 
-    cls.__init__ = checked  # type: ignore[method-assign]
+    changed.__init__ = checked
     return cls
