@@ -228,10 +228,15 @@ def _tagged(name: str, value: Any) -> dict[str, Any]:
 def decode(data: Any) -> Any:
     """Return the value that `encode` was given. Raises ValueError for data that this version's `encode` never wrote."""
     if type(data) is dict:
-        return _read(data) if TAG in data else {key: decode(item) for key, item in data.items()}
+        if TAG in data:
+            return _read(data)
+        return {key: decode(item) if type(item) in _NESTED else item for key, item in data.items()}
     if type(data) is list:
-        return [decode(item) for item in data]
+        return [decode(item) if type(item) in _NESTED else item for item in data]
     return data
+
+
+_NESTED = frozenset({dict, list})
 
 
 def _read(data: dict[str, Any]) -> Any:

@@ -53,7 +53,7 @@ class _Page:
             self._steps[step.workflow_id].append(step)
         for call in calls:
             self._calls[str(call.parent_workflow_id)].append(call)
-        self.start_record, self.step_record = store.start_record, store.step_record
+        self.start_record, self.step_record, self.reply = store.start_record, store.step_record, store.reply
         self.output_record, self.failure_record = store.output_record, store.failure_record
 
     def steps(self, workflow_id: str) -> list[Any]:

@@ -24,7 +24,7 @@ from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.turns import Rows, calls_of, numbered
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
-from durable_swarm.loop import NOT_MADE
+from durable_swarm.loop import NOT_MADE, Reply
 from durable_swarm.runs import ENDED, RunHistory, State
 from durable_swarm.validation import LONGEST_ID, check_name, check_text
 
@@ -203,6 +203,10 @@ class Exported:
     def step_record(self, step: Any, row: Any) -> base.Record:
         """Return the record of a step."""
         return base.read(step.output, f"step {step.function_id} of run {self.data.id!r}")
+
+    def reply(self, step: Any, row: Any) -> Reply:
+        """Return the reply in the record of a model's step."""
+        return runs.read_reply(self.step_record(step, row))
 
     def output_record(self, child: Any, row: Any) -> base.Record:
         """Return the output of an undecorated tool call."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from durable_swarm.engine.records import base
+from durable_swarm.engine.records import base, runs
 from durable_swarm.engine.storage.runs import Store
+from durable_swarm.loop import Reply
 
 
 class Snapshot:
@@ -23,6 +24,8 @@ class Snapshot:
             self._steps.setdefault(step.workflow_id, []).append(step)
         self._start: base.Record | None = None
         self._records: dict[tuple[str, int], base.Record] = {}
+        self._replies: dict[int, Reply] = {}
+        self._outputs: dict[str, base.Record] = {}
 
     def steps(self, workflow_id: str) -> list[Any]:
         """Return the recorded steps of the run or of a tool call, in order."""
@@ -45,9 +48,17 @@ class Snapshot:
             self._records[place] = self._store.step_record(step, row)
         return self._records[place]
 
+    def reply(self, step: Any, row: Any) -> Reply:
+        """Return the reply in the record of a model's step."""
+        if step.function_id not in self._replies:
+            self._replies[step.function_id] = runs.read_reply(self.step_record(step, row))
+        return self._replies[step.function_id]
+
     def output_record(self, child: Any, row: Any) -> base.Record:
         """Return the output of an undecorated tool call."""
-        return self._store.output_record(child, row)
+        if child.workflow_id not in self._outputs:
+            self._outputs[child.workflow_id] = self._store.output_record(child, row)
+        return self._outputs[child.workflow_id]
 
     def failure_record(self, row: Any) -> base.Record | None:
         """Return the error that ended a failed run, if it is a record of this package."""

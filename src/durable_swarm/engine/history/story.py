@@ -154,7 +154,8 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
         call = calls.get(step.function_id)
         if step.function_name.startswith("model:"):
             texts = {}
-            calls, unmade = _planned(opened[step.function_id], step.function_id) if makes_calls else ({}, [])
+            readable = makes_calls and "message" in opened[step.function_id]
+            calls, unmade = _planned(store.reply(step, row), step.function_id) if readable else ({}, [])
             yield _done(step, opened[step.function_id])
         elif step.function_name.startswith(names.GUARDRAIL):
             yield _guardrail(step, opened[step.function_id])
@@ -171,11 +172,9 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
     yield from (_unmade(call, texts) for _, call in unmade)
 
 
-def _planned(reply: base.Record, number: int) -> tuple[dict[int, Call], list[tuple[int, Call]]]:
+def _planned(reply: Reply, number: int) -> tuple[dict[int, Call], list[tuple[int, Call]]]:
     """Return the calls of a reply by step number, and separately the calls that are not made."""
-    if "message" not in reply:
-        return {}, []
-    placed = list(numbered(runs.read_reply(reply).calls, number))
+    placed = list(numbered(reply.calls, number))
     made = {at: call for call, at in placed if call.plan not in NOT_MADE}
     return made, [(at, call) for call, at in placed if call.plan in NOT_MADE]
 

@@ -28,6 +28,9 @@ class Rows(Protocol):
     def step_record(self, step: Any, row: Any) -> base.Record:
         """Return the record of a step of a run or of an undecorated tool call in it."""
 
+    def reply(self, step: Any, row: Any) -> Reply:
+        """Return the reply in the record of a model's step."""
+
     def output_record(self, child: Any, row: Any) -> base.Record:
         """Return the output of an undecorated tool call."""
 
@@ -98,7 +101,7 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
     for step in rows:
         if step.function_name.startswith("model:"):
             record = store.step_record(step, row)
-            reply = runs.read_reply(record)
+            reply = store.reply(step, row)
             asked = numbered(reply.calls, step.function_id)
             made = [outcome(first + len(turns), call, number) for call, number in asked]
             guards = _guards(judged, reply, step.function_id, store, row)

@@ -18,11 +18,15 @@ from sqlalchemy.exc import DBAPIError
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
-from durable_swarm.engine.database.urls import schema_of
+from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.names import PORTABLE, RUN, TOOL
 
 INDEX = "durable_swarm_runs"
 """Name of an index of this package on DBOS's table of workflows: the runs, by the time of their start."""
+FORKS = "durable_swarm_forks"
+"""The same of forks alone, on SQLite, which has no index of the notes on runs."""
+FORKED = "instr(attributes, '\"forked_from\"') > 0"
+"""True in SQLite for each row of a fork, and hardly for another: written as in that index, which is found only so."""
 
 
 @dataclass(frozen=True)
@@ -112,37 +116,55 @@ class RowReader:
         load_output: bool = False,
         newest: bool = False,
         limit: int | None = None,
+        by_index: bool = False,
     ) -> list[RunRow]:
-        """Return the rows that meet all conditions, oldest first unless `newest`."""
+        """Return the rows that meet all conditions, oldest first unless `newest`.
+
+        With `by_index` only the rows that do are read, if the index of runs alone tells which do.
+        """
         runs = self.runs
-        order = (runs.c.created_at, runs.c.workflow_uuid)
-        query = self._loading(load_input, load_output).where(and_(True, *wanted))
-        query = query.order_by(*(part.desc() for part in order) if newest else order).limit(limit)
+        columns = (runs.c.created_at, runs.c.workflow_uuid)
+        order = [column.desc() if newest else column for column in columns]
+        meets = and_(True, *wanted)
+        if by_index:
+            meets = runs.c.workflow_uuid.in_(select(runs.c.workflow_uuid).where(meets).order_by(*order).limit(limit))
+        query = self._loading(load_input, load_output).where(meets)
+        if limit is not None:
+            query = query.order_by(*order).limit(limit)
         with reporting_errors(self._url):
-            return [_run_row(row) for row in read(self._engine, query)]
+            rows = [_run_row(row) for row in read(self._engine, query)]
+        # Not by the database, which would copy each output to sort it.
+        return rows if limit is not None else sorted(rows, key=_place, reverse=newest)
 
     def create_index(self) -> None:
-        """Create the index that lists of runs are read by, if it does not exist: DBOS's have tool calls, too."""
+        """Create the indexes that lists of runs are read by, if they do not exist: DBOS's have tool calls, too."""
+        indexes = {INDEX: f"name = '{RUN}'"}
+        if is_sqlite(self._url):
+            indexes[FORKS] = f"name = '{RUN}' AND {FORKED}"
+        for name, rows in indexes.items():
+            self._create_index(name, rows)
+
+    def _create_index(self, name: str, rows: str) -> None:
         quote = self._engine.dialect.identifier_preparer.quote
         schema = schema_of(self._url)
         place = "workflow_status" if schema is None else f"{quote(schema)}.workflow_status"
-        text = f"CREATE INDEX IF NOT EXISTS {INDEX} ON {place} (created_at, workflow_uuid) WHERE name = '{RUN}'"
+        text = f"CREATE INDEX IF NOT EXISTS {name} ON {place} (created_at, workflow_uuid) WHERE {rows}"
         with reporting_errors(self._url):
             try:
-                if not self._has_index(schema):
+                if not self._has_index(name, schema):
                     with self._engine.begin() as connection:
                         connection.exec_driver_sql(text)
             except DBAPIError:
                 # PostgreSQL lets one of two processes fail that create it at once.
-                if not self._has_index(schema):
+                if not self._has_index(name, schema):
                     raise
 
-    def _has_index(self, schema: str | None) -> bool:
+    def _has_index(self, index: str, schema: str | None) -> bool:
         wanted: Select[Any]
         if schema is None:
-            wanted = select(column("name")).select_from(table("sqlite_master")).where(column("name") == INDEX)
+            wanted = select(column("name")).select_from(table("sqlite_master")).where(column("name") == index)
         else:
-            found = (column("schemaname") == schema) & (column("indexname") == INDEX)
+            found = (column("schemaname") == schema) & (column("indexname") == index)
             wanted = select(column("indexname")).select_from(table("pg_indexes")).where(found)
         return bool(read(self._engine, wanted))
 
@@ -163,7 +185,7 @@ class RowReader:
         steps = self._steps
         query = select(steps).where(steps.c.workflow_uuid.in_(workflow_ids))
         with reporting_errors(self._url):
-            return [_step_row(row) for row in read(self._engine, query.order_by(steps.c.function_id))]
+            return _in_order([_step_row(row) for row in read(self._engine, query)])
 
     def steps_in_calls(self, run_id: str) -> list[StepRow]:
         """Return the recorded steps of a run's undecorated tool calls, those of each in order."""
@@ -171,7 +193,7 @@ class RowReader:
         query = select(steps).join(runs, runs.c.workflow_uuid == steps.c.workflow_uuid)
         query = query.where(runs.c.parent_workflow_id == run_id, runs.c.name == TOOL)
         with reporting_errors(self._url):
-            return [_step_row(row) for row in read(self._engine, query.order_by(steps.c.function_id))]
+            return _in_order([_step_row(row) for row in read(self._engine, query)])
 
     def steps(self, workflow_id: str, *, after: int = 0) -> list[StepRow]:
         """Return the recorded steps of a run or a tool call, in order, without the first `after` ones."""
@@ -179,6 +201,14 @@ class RowReader:
         query = select(steps).where(steps.c.workflow_uuid == workflow_id).order_by(steps.c.function_id)
         with reporting_errors(self._url):
             return [_step_row(row) for row in read(self._engine, query.offset(after or None))]
+
+
+def _place(row: RunRow) -> tuple[int, str]:
+    return row.created_at, row.workflow_id
+
+
+def _in_order(steps: list[StepRow]) -> list[StepRow]:
+    return sorted(steps, key=lambda step: step.function_id)
 
 
 def _run_row(row: Any) -> RunRow:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal
+from sqlalchemy import ColumnElement, and_, case, func, literal, literal_column
 from sqlalchemy.dialects.postgresql import JSONB
 
 from durable_swarm import errors
 from durable_swarm.codec import storable
 from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records.names import QUEUE
-from durable_swarm.engine.storage.rows import RunRow
+from durable_swarm.engine.storage.rows import FORKED, RunRow
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import PAGE, Store
 from durable_swarm.runs import STATES, State
@@ -62,7 +62,8 @@ def listed(store: Store, query: Query, keep: Keep = list) -> list[RunRow]:
     # What SQL cannot tell is filtered here, page by page; then a page has more rows than are asked for.
     size = max(query.limit, PAGE) if query.idle or query.status in ("running", "waiting", "queued") else query.limit
     while True:
-        rows, place = store.page(*wanted, *([] if place is None else [_older(store, place)]), limit=size)
+        behind = [] if place is None else [_older(store, place)]
+        rows, place = store.page(*wanted, *behind, limit=size, by_index=bool(query.search))
         found += keep([row for row in rows if query.status in (None, state_of(row))])
         if len(found) >= query.limit or place is None:
             return found[: query.limit]
@@ -90,6 +91,8 @@ def _conditions(store: Store, query: Query) -> Iterator[ColumnElement[bool]]:
     noted = {name: text for name, text in texts.items() if text is not None}
     if noted:
         yield _is_noted(store, noted)
+    if query.forked_from is not None and is_sqlite(store.url):
+        yield literal_column(FORKED)
     if query.search:
         found = func.instr if is_sqlite(store.url) else func.strpos
         yield found(runs.workflow_uuid, query.search) > 0 if storable(query.search) else literal(value=False)

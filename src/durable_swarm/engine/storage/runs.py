@@ -21,6 +21,7 @@ from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
 from durable_swarm.engine.records.lives import Life, with_life
+from durable_swarm.engine.records.runs import read_reply
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.storage.actions import Actions
 from durable_swarm.engine.storage.changes import Changes
@@ -49,6 +50,7 @@ from durable_swarm.engine.storage.schedules import Schedules
 from durable_swarm.engine.storage.sessions import Sessions
 from durable_swarm.engine.storage.tallies import Tallies
 from durable_swarm.engine.storage.visible import seen_by
+from durable_swarm.loop import Reply
 from durable_swarm.runs import State
 
 if TYPE_CHECKING:
@@ -203,13 +205,15 @@ class Store:
         chosen = (self._is_run, self._runs.status.in_(wanted), *begins)
         return self._asking(self._rows.read(*chosen, newest=True, limit=limit))
 
-    def page(self, *wanted: ColumnElement[bool], limit: int) -> tuple[list[RunRow], RunRow | None]:
+    def page(
+        self, *wanted: ColumnElement[bool], limit: int, by_index: bool = False
+    ) -> tuple[list[RunRow], RunRow | None]:
         """Return the rows of the newest runs that meet all conditions, without their inputs and outputs.
 
-        The second value is the last row that was read, if there may be more. Runs of a status that this version does
-        not know are left out.
+        `by_index` is right for conditions on the id. The second value is the last row that was read, if there may be
+        more. Runs of a status that this version does not know are left out.
         """
-        rows = self._rows.read(self._is_run, *wanted, newest=True, limit=limit)
+        rows = self._rows.read(self._is_run, *wanted, newest=True, limit=limit, by_index=by_index)
         known = self._asking([row for row in rows if row.status in STATES_OF])
         return known, rows[-1] if len(rows) == limit else None
 
@@ -304,6 +308,10 @@ class Store:
         place = Place(step.workflow_id, step.function_name, step.function_id)
         what = f"step {step.function_id} ({step.function_name}) of run {step.workflow_id!r}"
         return self.seal(row).open(step.output, place, what)
+
+    def reply(self, step: Any, row: Any) -> Reply:
+        """Return the reply in the record of a model's step."""
+        return read_reply(self.step_record(step, row))
 
     def output_record(self, child: Any, row: Any) -> base.Record:
         """Return the output of an undecorated tool call; `row` is its run's."""
