@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,29 @@ def test_a_run_without_a_crash_has_one_execution(database_url: str) -> None:
         events = [event.type for event in swarm.get("killed").events()]
     assert [one.end for one in detail(database_url).executions] == ["failed", "done"]
     assert "run.recovered" not in events
+
+
+def test_a_process_that_is_closed_hands_its_runs_over(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Closing a program in the middle of a run is no crash: the run says so, before and after another continues it."""
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hang() -> str:
+        begun.set()
+        may_end.wait(60)
+        return "went on"
+
+    agent = Agent(name="Left Sleeper", functions=[hang])
+    with DurableSwarm(ScriptedModel([[call("hang")]]), database=database_url) as swarm:
+        swarm.start(agent, user(), run_id="killed")
+        assert begun.wait(60)
+    may_end.set()
+    [left] = wait_until(lambda: [one for one in detail(database_url).executions if one.end])
+    assert (left.end, left.pid) == ("handed over", os.getpid())
+    with DurableSwarm(ScriptedModel([[call("hang")], "Done"]), database=database_url) as swarm:
+        swarm.recover()
+        assert swarm.get("killed").result(timeout=60).messages[-1]["content"] == "Done"
+        [event] = [event for event in swarm.get("killed").events() if event.type == "run.recovered"]
+    assert (event.data["before"], event.data["how"]) == (left.process, "handed over")
+    assert [one.end for one in detail(database_url).executions] == ["handed over", "done"]
+    main(["watch", "killed", "--database", database_url])
+    assert f"process {left.process} has handed the run over" in capsys.readouterr().out

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from durable_swarm.engine.records.lives import DIED, HANDED, STOPPED, read_lives
+from durable_swarm.engine.records.lives import DIED, HANDED, read_lives
+from durable_swarm.engine.storage.process_facts import ProcessFacts
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_state import moment, notes_on, owner_of, started_at, state_of
 from durable_swarm.engine.storage.runs import Store
@@ -19,8 +20,8 @@ class ExecutionView:
 
     `end` is the run's status if the run has ended in it, "died" or "stopped" if the process had died or paused,
     "handed over" if it left the run to others, and None while it continues, also while the run waits. `ended_at` of an
-    execution that died is the last moment of which there is a record; `began_at` of the next one is when the run
-    was taken over. `host` and `pid` are None for a process that has not reported itself. Times are aware UTC.
+    execution that the run outlived is the last moment of which there is a record; `began_at` of the next one is when
+    the run was taken over. `host` and `pid` are None for a process that has not reported itself. Times are aware UTC.
     """
 
     number: int
@@ -36,7 +37,7 @@ def executions(store: Store, row: RunRow, steps: Sequence[StepInfo], idle: bool)
     """Return the executions of a run, oldest first; `idle` says that no living process executes it."""
     known = {facts.name: facts for facts in store.processes.all()}
     views = []
-    for number, (process, began, ended, end) in enumerate(_spans(row, steps, idle), 1):
+    for number, (process, began, ended, end) in enumerate(_spans(row, steps, idle, known), 1):
         facts = known.get(process)
         host, pid = (None, None) if facts is None else (facts.host, facts.pid)
         views.append(ExecutionView(number, process, host, pid, began, ended, end))
@@ -44,14 +45,14 @@ def executions(store: Store, row: RunRow, steps: Sequence[StepInfo], idle: bool)
 
 
 def _spans(
-    row: RunRow, steps: Sequence[StepInfo], idle: bool
+    row: RunRow, steps: Sequence[StepInfo], idle: bool, known: Mapping[str, ProcessFacts]
 ) -> Iterator[tuple[str, datetime, datetime | None, str | None]]:
     moments = sorted(at for step in steps for at in (step.started_at, step.finished_at) if at is not None)
     lives, began = read_lives(notes_on(row)), next(iter(moments), started_at(row))
     for life in lives:
         until = moment(life.until)
         seen = max((at for at in moments if began <= at <= until), default=began)
-        yield life.process, began, seen if life.how in (DIED, STOPPED) else until, life.how
+        yield life.process, began, until if life.how in ENDED else seen, life.how
         began = next((at for at in moments if at > until), until) if life.how in ENDED else until
     last = owner_of(row) or row.executor_id
     waits = (
@@ -63,7 +64,7 @@ def _spans(
     if state in ENDED:
         yield last, began, max(began, moment(row.completed_at or row.updated_at)), state
     elif owner_of(row) and idle:
-        yield last, began, seen, DIED
+        yield last, began, seen, HANDED if last in known and known[last].left_at is not None else DIED
     elif not owner_of(row) and state == "running":
         yield last, began, max(began, moment(row.updated_at)), HANDED
     else:

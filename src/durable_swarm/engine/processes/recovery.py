@@ -144,7 +144,9 @@ class Recovery:
             still = {row.workflow_id: row for row in runs if here.identity.stands_still(owner_of(row))}
             notes = {run_id: {STOOD: _stood(row) + 1} for run_id, row in still.items()}
             self.stood |= notes.keys()
-            lives = {row.workflow_id: life for row in runs if (life := self._ended_life(row, again, still)) is not None}
+            left = here.store.processes.left()
+            ended = {row.workflow_id: self._ended_life(row, again, still, left) for row in runs}
+            lives = {run_id: life for run_id, life in ended.items() if life is not None}
             for row in runs:
                 if (life := lives.get(row.workflow_id)) is not None:
                     notes[row.workflow_id] = notes.get(row.workflow_id, {}) | with_life(notes_on(row), life)
@@ -161,7 +163,7 @@ class Recovery:
         self._tell([row for row in runs if row.workflow_id in moved])
         return moved
 
-    def _ended_life(self, row: Any, again: set[str], still: Container[str]) -> Life | None:
+    def _ended_life(self, row: Any, again: set[str], still: Container[str], left: Container[str]) -> Life | None:
         """Return the execution in another process that ends with this takeover, or None if there was none."""
         me, run_id, at = self._process.identity.name, row.workflow_id, now()
         owner = owner_of(row)
@@ -171,7 +173,7 @@ class Recovery:
             known = read_lives(notes_on(row))
             resumed = bool(known) and known[-1].process == row.executor_id and known[-1].how in ENDED
             return None if resumed else Life(row.executor_id, at, HANDED)
-        return Life(owner, at, STOPPED if run_id in still else DIED)
+        return Life(owner, at, STOPPED if run_id in still else HANDED if owner in left else DIED)
 
     def _tell(self, taken: list[Any]) -> None:
         """Log the runs taken over from each dead process."""

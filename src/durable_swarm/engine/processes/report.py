@@ -19,7 +19,7 @@ AGAIN = 3600.0
 
 
 class ProcessReport:
-    """The report of this process. A process that ends within two seconds reports nothing."""
+    """The report of this process. One that ends within two seconds, and leaves no unfinished run, reports nothing."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
@@ -35,9 +35,12 @@ class ProcessReport:
         self._written = time.monotonic(), facts
 
     def end(self) -> None:
-        """Remove what was reported: the process ends in order."""
-        if self._written is not None:
-            self._store.processes.forget(self._facts.name)
+        """Report that the process ends in order, if it leaves unfinished runs; else remove what was reported."""
+        name, at = self._facts.name, now()
+        if self._store.claims.claims(name):
+            self._store.processes.write(replace(self._facts, seen_at=at, left_at=at))
+        elif self._written is not None:
+            self._store.processes.forget(name)
 
 
 def _version() -> str:

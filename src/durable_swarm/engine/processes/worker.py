@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -38,9 +39,12 @@ class QueueWorker:
         """True if a queue was ever served here: the last runs claimed from it may be unable to continue, too."""
         self._limits: dict[Settings, QueueLimits] = {}
         """What was given with them."""
-        self._report: ProcessReport | None = None
         self._pause, self._until = 0.0, 0.0
         """The seconds, and the end, of the back-off that lets workers with the missing part go first."""
+
+    @cached_property
+    def _report(self) -> ProcessReport:
+        return ProcessReport(self._process.store, self._process.identity.name)
 
     def serve(self, swarm: Settings, limits: QueueLimits) -> None:
         """Execute the queued runs of a swarm from now on, and those of dead processes."""
@@ -89,14 +93,12 @@ class QueueWorker:
 
     def report(self, failing: dict[str, str]) -> None:
         """Report what this process is and serves, and which jobs of its maintenance fail."""
-        self._report = self._report or ProcessReport(self._process.store, self._process.identity.name)
         self._report.look(sorted({swarm.name for swarm in self._process.swarms}), self._queues(), failing)
 
     def close(self) -> None:
         """Take this process from those that work on the database."""
         with contextlib.suppress(errors.ConfigurationError, SQLAlchemyError):
-            if self._report is not None:
-                self._report.end()
+            self._report.end()
 
     def _queues(self) -> dict[str, dict[str, Any]]:
         """Return the queues that are served here, by the names of their swarms, as they are reported."""

@@ -20,7 +20,7 @@ from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import now
 
 KEPT = 7 * 86_400_000
-"""Milliseconds for which the facts about a process that was killed are kept, so that its executions can name it."""
+"""Milliseconds for which the facts about a process that left unfinished runs are kept: their executions name it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class ProcessFacts:
     `swarms` are the names of its open swarms. `queues` are the swarms whose queue it serves, each with the number of
     runs that it executes at once, and with the limits that hold for all workers of the queue: `everywhere`, the number
     of runs at once, and `rate`, how many begin within how many seconds; None without. `failing` are the jobs of its
-    maintenance that failed the last time, with their errors.
+    maintenance that failed the last time, with their errors. `left_at` is when it ended in order, with unfinished runs
+    that others continue, or None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ProcessFacts:
     swarms: list[str]
     queues: dict[str, dict[str, Any]]
     failing: dict[str, str]
+    left_at: int | None = None
 
     @property
     def places(self) -> int:
@@ -60,10 +62,12 @@ class ProcessTable(OwnTable):
         super().__init__(url, engine, sqlalchemy.Table("durable_swarm_process_facts", metadata, *texts, pid, *times))
 
     def write(self, facts: ProcessFacts) -> None:
-        """Store the facts about a process, in place of earlier ones; drop those of processes killed long ago."""
+        """Store the facts about a process, in place of earlier ones; drop those of processes gone long ago."""
         self.create()
         rows = self._rows
-        served = json.dumps({"swarms": facts.swarms, "queues": facts.queues, "failing": facts.failing})
+        served = json.dumps(
+            {"swarms": facts.swarms, "queues": facts.queues, "failing": facts.failing, "left_at": facts.left_at}
+        )
         names = ("name", "host", "pid", "version", "started_at", "seen_at")
         values = {**{name: getattr(facts, name) for name in names}, "facts": served}
         insert = (sqlite if is_sqlite(self._url) else postgresql).insert(rows).values(values)
@@ -79,12 +83,16 @@ class ProcessTable(OwnTable):
                 connection.execute(delete(rows).where(rows.c.name == name))
 
     def all(self) -> list[ProcessFacts]:
-        """Return the facts about all processes that have not ended, oldest first; some may have been killed."""
+        """Return the facts about all processes, oldest first, without those that have ended and left nothing."""
         if not self.exists():
             return []
         with reporting_errors(self._url):
             found = read(self._engine, select(self._rows).order_by(self._rows.c.started_at))
         return [_facts(row) for row in found]
+
+    def left(self) -> set[str]:
+        """Return the names of the processes that ended in order, with unfinished runs."""
+        return {facts.name for facts in self.all() if facts.left_at is not None}
 
 
 def _facts(row: Any) -> ProcessFacts:
@@ -94,6 +102,9 @@ def _facts(row: Any) -> ProcessFacts:
         swarms, queues = [str(name) for name in served["swarms"]], dict(served["queues"])
         assert all(isinstance(queue["places"], int) for queue in queues.values())
         failing = {str(job): str(error) for job, error in dict(served.get("failing", {})).items()}
+        left = served.get("left_at")
     except (ValueError, TypeError, LookupError, AssertionError, AttributeError):
-        swarms, queues, failing = [], {}, {}
-    return ProcessFacts(row.name, row.host, row.pid, row.version, row.started_at, row.seen_at, swarms, queues, failing)
+        swarms, queues, failing, left = [], {}, {}, None
+    times = row.started_at, row.seen_at
+    at = left if isinstance(left, int) else None
+    return ProcessFacts(row.name, row.host, row.pid, row.version, *times, swarms, queues, failing, at)
