@@ -82,7 +82,7 @@ def test_no_screen_hides_it(kind: str, capsys: pytest.CaptureFixture[str]) -> No
     for item in ({"delim": "start"}, {"sender": f"A{text}", "content": text, "tool_calls": calls}, {"delim": "end"}):
         printer.take(item)
     print_transcript([message])
-    teller = _Teller(lambda *words: " ".join(words), "r", continued=False)
+    teller = _Teller(lambda *words: " ".join(words), continued=False)
     teller._say(text)
     teller.close()
     printed = capsys.readouterr().out

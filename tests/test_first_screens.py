@@ -11,7 +11,17 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, ModelError, RunCancelled, RunFailed
+from durable_swarm import (
+    Agent,
+    Block,
+    Blocked,
+    ConfigurationError,
+    DurableSwarm,
+    ModelError,
+    RunCancelled,
+    RunFailed,
+)
+from durable_swarm.cli import main
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.testing import ProviderError, ScriptedModel
 from tests.support.shell import Shell
@@ -185,3 +195,22 @@ def test_an_empty_log_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
     with DurableSwarm(ScriptedModel(["Hello"])) as swarm:
         swarm.run(Agent(), ASKED)
     assert [record.getMessage() for record in caplog.records if "continues; run" in record.getMessage()] == []
+
+
+def test_a_blocked_run_says_what_helps(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that a guardrail stopped names the fork that continues it; one that it answered shows that answer."""
+
+    def no_rudeness(messages: list[dict[str, Any]]) -> Block:
+        return Block("rude", reply=messages[-1]["content"] if messages[-1]["content"] != "fool" else None)
+
+    agent = Agent(name="Polite Clerk", input_guardrails=[no_rudeness])
+    with DurableSwarm(ScriptedModel(lambda _: "Hi")) as swarm:
+        swarm.run(agent, [{"role": "user", "content": "I ask for politeness."}], run_id="answered")
+        with pytest.raises(Blocked):
+            swarm.run(agent, [{"role": "user", "content": "fool"}], run_id="stopped")
+    assert "stopped by a guardrail.\nassistant: I ask for politeness." in shell("show", "answered")
+    for command, code in (("show", 0), ("watch", 1)):
+        assert main([command, "stopped"]) == code
+        shown = capsys.readouterr().out
+        assert "To continue it anyway: durable-swarm fork stopped --turn 0" in shown
+        assert "resume stopped" not in shown

@@ -15,13 +15,12 @@ from rich.text import Text
 
 from durable_swarm.cli.render_requests import Command, requests_lines
 from durable_swarm.cli.waterfall import Waterfall
-from durable_swarm.display import as_call, clock, duration, one_line, shorten, value
+from durable_swarm.display import clock, duration, one_line, shorten, value
 from durable_swarm.limits import EXTENDABLE, Limits, Spent, words_of
 from durable_swarm.loop import CUT
-from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED, StepInfo, without_answer, written_as_text
-from durable_swarm.service import Failure, RunDetail, RunView
+from durable_swarm.service import Failure, RunDetail, RunView, calls_of, remedy_of, text_of
 from durable_swarm.types import Message, Usage
 
 STYLES = {
@@ -68,7 +67,7 @@ def draw_run(run: RunDetail, command: Command, to: Console | None = None) -> Non
 
 
 def draw_requests(found: Sequence[Request], command: Command) -> None:
-    """Print open requests, each with the commands that decide about it."""
+    """Print requests; open ones with the commands that decide about them."""
     console = plain_console()
     if not found:
         console.print("No open requests.")
@@ -287,41 +286,36 @@ def _outcome(step: StepInfo) -> str:
 
 def reply_text(message: Message) -> str:
     """Return what a reply says, and its calls."""
-    calls = ", ".join(
-        as_call(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls") or []
-    )
-    said = value(message.get("content") or message.get("refusal") or "")
-    return "  ".join(part for part in (said, calls and f"→ {calls}") if part)
+    calls = ", ".join(calls_of(message))
+    return "  ".join(part for part in (text_of(message), calls and f"→ {calls}") if part)
 
 
-def _remedy(run: RunDetail, command: Command) -> str:
-    """Return the remedy that lets a failed run continue."""
-    resume = command("resume", run.id)
-    if run.error is None or not is_too_long(run.error.message):
-        return f"Fix the cause, then: {resume}"
-    # The last whole turn brought the content that is too long.
-    turn = max(sum(step.kind == "model" and step.status == "done" for step in run.steps) - 1, 0)
-    fork = command("fork", run.id, "--turn", str(turn))
-    return (
-        f"A resume sends the same messages. Go back to an earlier turn: {fork}; "
-        f"or give the agent a model with a larger context, then: {resume}"
-    )
+def remedy_line(run: RunDetail, command: Command) -> str:
+    """Return the line with the command that lets a failed or cancelled run continue, or ''."""
+    remedy, resume = remedy_of(run), command("resume", run.id)
+    if remedy is None:
+        return f"To continue it: {resume}" if run.status == "cancelled" else ""
+    if remedy.turn is None:
+        return f"{remedy.said}: {resume}"
+    fork = command("fork", run.id, "--turn", str(remedy.turn))
+    return f"{remedy.said}: {fork}{f'; {remedy.otherwise}: {resume}' if remedy.otherwise else ''}"
 
 
 def _end(run: RunDetail, command: Command, width: int) -> Iterator[Text]:
-    resume = command("resume", run.id)
     if run.error is not None:
         if not any(step.status == "failed" and step.error == run.error.line for step in run.steps):
             yield _failed(run.error, len(run.steps) + 1, width)
         yield Text()
         yield Text(one_line(f"It failed (--json has the traceback): {run.error.line}"), "red")
-        yield Text(one_line(_remedy(run, command)))
+        yield Text(one_line(remedy_line(run, command)))
     elif run.status == "cancelled":
         yield Text()
-        yield Text(one_line(f"To continue it: {resume}"))
+        yield Text(one_line(remedy_line(run, command)))
     elif ended := without_answer(run.ended_by):
         yield Text()
         yield Text(f"It ended without an answer: {ended}.", "yellow")
+        if run.ended_by == "guardrail":
+            yield _said(run.messages[-1], width)
     elif run.waits_for is not None:
         yield Text()
         yield Text(one_line(f"It waits: {run.waits_for.rstrip('.')}."), "yellow")

@@ -47,12 +47,5 @@ def _table(found: list[ScheduleView]) -> Table:
     for column in ("NAME", "AGENT", "TIMES", "NEXT"):
         table.add_column(column, overflow="fold")
     for view in found:
-        following = "paused" if view.paused else "none" if view.next is None else f"{view.next:%Y-%m-%d %H:%M:%S} UTC"
-        table.add_row(one_line(view.name), one_line(view.agent), one_line(_times(view)), following)
+        table.add_row(one_line(view.name), one_line(view.agent), one_line(view.times), view.following)
     return table
-
-
-def _times(view: ScheduleView) -> str:
-    if view.cron is not None:
-        return f"{view.cron} ({view.timezone})"
-    return f"every {view.every:g} s" if view.every is not None else f"once, {view.at:%Y-%m-%d %H:%M:%S} UTC"

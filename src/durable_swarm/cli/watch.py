@@ -12,13 +12,13 @@ from rich.text import Text
 
 from durable_swarm.cli.completion import optional_run_argument
 from durable_swarm.cli.options import Problem, Settings, as_json, common
-from durable_swarm.cli.render import DIM, PIPE_WIDTH, STYLES, plain_console
+from durable_swarm.cli.render import DIM, PIPE_WIDTH, STYLES, plain_console, remedy_line
 from durable_swarm.cli.render_requests import Command, event_text
 from durable_swarm.cli.watch_all import watch_all
 from durable_swarm.display import as_call, harmless, one_line, shorten, value
 from durable_swarm.events import Event
 from durable_swarm.runs import State, without_answer, written_as_text
-from durable_swarm.service import Query, Runs, RunView, open_runs
+from durable_swarm.service import Query, RunDetail, Runs, RunView, open_runs
 
 ANEW = "— the reply begins anew —"
 """Shown when the text of a reply so far is void, and comes again."""
@@ -46,7 +46,7 @@ def watch(settings: Settings, run_id: str | None, after: int, all_runs: bool, as
         if all_runs:
             watch_all(opened, settings, as_json=as_json)
         found = _chosen(opened) if run_id is None else opened.view(run_id).id
-        teller = None if as_json else _Teller(settings.command, found, continued=after > 0)
+        teller = None if as_json else _Teller(settings.command, continued=after > 0)
         return _Watching(settings, opened, found, after).follow(teller)
 
 
@@ -96,8 +96,8 @@ class _Watching:
             text = f"No longer watching; run {self._id} is not affected. To continue watching: {again}"
             raise Problem(text, 130) from None
         state = self._opened.view(self._id).status
-        if teller is not None:
-            teller.remedy(state)
+        if teller is not None and state != "done":
+            teller.remedy(self._opened.show(self._id))
         return int(state != "done")
 
 
@@ -126,9 +126,8 @@ RECOVERED = {
 class _Teller:
     """Prints events for people. The text of an agent stays one open line until another event is printed."""
 
-    def __init__(self, command: Command, run_id: str, *, continued: bool) -> None:
+    def __init__(self, command: Command, *, continued: bool) -> None:
         self._command = command
-        self._resume = command("resume", run_id)
         self._console = plain_console()
         self._width = shutil.get_terminal_size().columns if self._console.is_terminal else PIPE_WIDTH
         self._agent = ""
@@ -177,10 +176,9 @@ class _Teller:
             self._open, self._before = False, ""
             _write("\n")
 
-    def remedy(self, state: str) -> None:
-        """Print the remedy that lets an ended run continue from this state, unless it is done."""
-        if state != "done":
-            self._line(f"{'Fix the cause, then' if state == 'failed' else 'To continue it'}: {self._resume}", "")
+    def remedy(self, run: RunDetail) -> None:
+        """Print the remedy that lets a failed or cancelled run continue."""
+        self._line(remedy_line(run, self._command), "")
 
     def stands(self, view: RunView) -> None:
         """Print why the run does not continue."""

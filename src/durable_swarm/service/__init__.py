@@ -12,9 +12,11 @@ from durable_swarm.engine.storage.run_list import Query
 from durable_swarm.service.comparison import Compared, Comparison, Line
 from durable_swarm.service.doctor import Check, checkup
 from durable_swarm.service.executions import ExecutionView
+from durable_swarm.service.remedies import Remedy, remedy_of
 from durable_swarm.service.run_pages import NoStep, RunPage
 from durable_swarm.service.runs import Runs, import_run, open_runs
 from durable_swarm.service.timeline import Bar, Stretch, Timeline, timeline
+from durable_swarm.service.transcript import Said, calls_of, text_of, transcript
 from durable_swarm.service.views import Failure, RunDetail, RunView, SessionDetail, SessionView, to_json
 from durable_swarm.service.workers import ProcessView, QueueView, RateView, Workers
 
@@ -34,20 +36,26 @@ __all__ = [
     "QueueView",
     "RateView",
     "Redact",
+    "Remedy",
     "RunDetail",
     "RunPage",
     "RunView",
     "Runs",
+    "Said",
     "SessionDetail",
     "SessionView",
     "Stretch",
     "Timeline",
     "Workers",
+    "calls_of",
     "checkup",
     "import_run",
     "open_runs",
     "read_document",
+    "remedy_of",
     "renamed",
+    "text_of",
     "timeline",
     "to_json",
+    "transcript",
 ]

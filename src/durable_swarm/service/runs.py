@@ -24,11 +24,11 @@ from durable_swarm.engine.storage.changes import Mark
 from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_list import Query, listed
-from durable_swarm.engine.storage.run_state import moment, notes_on
+from durable_swarm.engine.storage.run_state import moment, notes_on, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.events import Event
 from durable_swarm.observing import RunTrace
-from durable_swarm.runs import ENDED, StepInfo
+from durable_swarm.runs import ENDED, State, StepInfo
 from durable_swarm.service.comparison import Comparison, compare
 from durable_swarm.service.feed import Feed
 from durable_swarm.service.ids import find_run
@@ -126,6 +126,10 @@ class Runs:
     def view(self, run_id: str) -> RunView:
         """Return one run as it appears in a list."""
         return self._seen(self._run(run_id))
+
+    def status(self, run_id: str) -> State:
+        """Return the status of the run of exactly this id; a prefix finds nothing."""
+        return state_of(self._store.found(run_id, load_output=False, waits=True))
 
     def exactly(self, run_id: str) -> RunView:
         """Return the run of exactly this id as it appears in a list; a prefix finds nothing."""

@@ -28,6 +28,18 @@ class ScheduleView:
     paused: bool
     created_at: datetime
 
+    @property
+    def times(self) -> str:
+        """The times in words."""
+        if self.cron is not None:
+            return f"{self.cron} ({self.timezone})"
+        return f"every {self.every:g} s" if self.every is not None else f"once, {self.at:%Y-%m-%d %H:%M:%S} UTC"
+
+    @property
+    def following(self) -> str:
+        """The next time in words, or why there is none."""
+        return "paused" if self.paused else "none" if self.next is None else f"{self.next:%Y-%m-%d %H:%M:%S} UTC"
+
 
 class ScheduleList:
     """The schedules of one database. Methods that take a name raise `NoSchedule` for one that is none."""

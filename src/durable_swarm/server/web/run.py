@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,32 +13,17 @@ from starlette.responses import PlainTextResponse, Response
 
 from durable_swarm.display import value
 from durable_swarm.errors import DurableSwarmError, RunNotFound
-from durable_swarm.runs import ENDED, StepInfo
+from durable_swarm.runs import ENDED
 from durable_swarm.server.web.fields import Form
 from durable_swarm.server.web.live import Speech, is_still, replaced, seen_now
 from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in, number_in
-from durable_swarm.server.web.words import calls_of, crashes, text_of
-from durable_swarm.service import RunDetail, Runs, RunView, timeline
+from durable_swarm.server.web.words import crashes
+from durable_swarm.service import RunDetail, Runs, RunView, calls_of, text_of, timeline, transcript
 from durable_swarm.types import Message
 
 TURNS = 100
 """Turns on one page, and as many of the messages that a run was given."""
 PARTS = ("head", "requests", "timeline", "transcript", "pulse")
-
-
-@dataclass
-class Said:
-    """One message of a transcript: `number` counts all messages of the run from 0, `turn` those of a reply."""
-
-    number: int
-    role: str
-    who: str
-    text: str
-    turn: int = 0
-    reply: bool = False
-    calls: list[str] = field(default_factory=list)
-    step: StepInfo | None = None
-    asked: bool = False
 
 
 @dataclass
@@ -61,7 +45,7 @@ class Shown:
     def data(self) -> dict[str, Any]:
         """Return what the templates show."""
         last = self.first + TURNS
-        messages = [one for one in transcript(self.run) if self.first <= one.turn < last]
+        messages = list(transcript(self.run, self.first, TURNS, TURNS))
         steps = [step for step in self.run.steps if self.first <= (step.turn or 0) < last]
         over = self.run.status in ENDED or self.run.idle
         axis = timeline(steps, self.run.updated_at if over else datetime.now(UTC), self.run.executions)
@@ -76,10 +60,10 @@ class Shown:
 
 def look(runs: Runs, run_id: str, first: int | None, speech: Speech | None = None) -> Shown:
     """Look at a run: its events before its records, so that a reply is shown in one of them, and never in neither."""
-    runs.exactly(run_id)
+    status = runs.status(run_id)
     if speech is None:
         speech = Speech()
-        if runs.view(run_id).status == "running":
+        if status == "running":
             speech.hear(runs.reader(run_id).read())
     run = runs.show(run_id)
     turns = sum(step.kind == "model" and step.status == "done" for step in run.steps)
@@ -103,7 +87,8 @@ async def page(site: Site, request: Request) -> Response:
     first = number_in(query, "from") if "from" in query else None
 
     def found(runs: Runs) -> Shown | None:
-        mark = runs.mark(runs.exactly(run_id).id)
+        runs.status(run_id)
+        mark = runs.mark(run_id)
         return None if is_still(request, mark) else replace(look(runs, run_id, first), seen=seen_now(mark))
 
     try:
@@ -184,26 +169,3 @@ async def fork(site: Site, request: Request) -> Response:
         )
     )  # fmt: skip
     return back_to(request, "runs", made.id)
-
-
-def transcript(run: RunDetail) -> Iterator[Said]:
-    """Yield the messages of a run in order, those that it was given first; of very many of these the last ones."""
-    tools = {(one.turn, one.index): one for one in run.steps if one.kind == "tool"}
-    models = {one.turn: one for one in run.steps if one.kind == "model"}
-    skipped = max(len(run.asked) - TURNS, 0)
-    for number, one in enumerate(run.asked[skipped:], skipped):
-        yield Said(number, str(one.get("role", "")), "", text_of(one), asked=True)
-    turn, index = -1, 0
-    for number, one in enumerate(run.messages, len(run.asked)):
-        role = str(one.get("role", ""))
-        if role == "assistant":
-            turn, index = turn + 1, 0
-            who = str(one.get("sender") or run.agent)
-            yield Said(number, role, who, text_of(one), turn, True, calls_of(one), models.get(turn))
-        elif role == "tool":
-            yield Said(
-                number, role, str(one.get("tool_name") or ""), text_of(one), turn, False, [], tools.get((turn, index))
-            )
-            index += 1
-        else:
-            yield Said(number, role, "", text_of(one), max(turn, 0))

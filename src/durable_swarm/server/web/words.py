@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from durable_swarm.display import as_call, clock, duration, one_line, value
+from durable_swarm.display import clock, duration, one_line, value
 from durable_swarm.limits import EXTENDABLE, words_of
 from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED, STATES, without_answer, written_as_text
-from durable_swarm.service import ExecutionView, RunDetail, RunView
-from durable_swarm.types import Message
+from durable_swarm.service import ExecutionView, RunDetail, RunView, calls_of, remedy_of, text_of
 
 CUT = 2000  # Characters of a value on a page; the whole of it is a page of its own.
 SIGNS = dict(zip((*STATES, "interrupted"), "◌◐●✓✕⊘◌", strict=True))
@@ -63,27 +62,20 @@ def pretty(data: Any) -> str:
 
 def decided(request: Request) -> str:
     """Return the outcome of a request in words: what, by whom."""
-    if request.decision is None:
-        return "expired" if request.status == "expired" else ""
-    decision = request.decision
-    said: str = decision.verdict
-    if decision.verdict == "answered":
-        said = f"answered {one_line(value(decision.value))[:200]}"
-    elif decision.arguments is not None:
-        said = f"approved with {json.dumps(decision.arguments, ensure_ascii=False, default=str)}"
-    elif decision.reason:
-        said = f"rejected: {decision.reason}"
+    said = verdict(request)
     return f"{said} by {request.answered_by}" if request.answered_by else said
 
 
-def text_of(message: Message) -> str:
-    """Return the text of a message."""
-    return value(message.get("content") or message.get("refusal") or "")
-
-
-def calls_of(message: Message) -> list[str]:
-    """Return the calls of a reply, each as text."""
-    return [as_call(one["function"]["name"], one["function"]["arguments"]) for one in message.get("tool_calls") or []]
+def verdict(request: Request) -> str:
+    """Return the outcome of a request in words."""
+    decision = request.decision
+    if decision is None or decision.verdict == "expired":
+        return "expired" if request.status == "expired" else ""
+    if decision.verdict == "answered":
+        return f"answered {one_line(value(decision.value))[:200]}"
+    if decision.arguments is not None:
+        return f"approved with {json.dumps(decision.arguments, ensure_ascii=False, default=str)}"
+    return f"rejected: {decision.reason}" if decision.reason else decision.verdict
 
 
 def reply(message: Any) -> str:
@@ -125,8 +117,8 @@ def spent(run: RunDetail) -> Iterator[str]:
 
 
 _FILTERS = (
-    ago, clock, coarse, cut, decided, duration, last_word, one_line, percent, place_of, pretty, reply,
-    spent, status_of, took, without_answer, written_as_text,
+    ago, clock, coarse, cut, decided, duration, last_word, one_line, percent, place_of, pretty, remedy_of,
+    reply, spent, status_of, took, verdict, without_answer, written_as_text,
 )  # fmt: skip
 FILTERS: dict[str, Callable[..., Any]] = {function.__name__: function for function in _FILTERS}
 GLOBALS: dict[str, Any] = {"CUT": CUT, "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "words_of": words_of}
