@@ -60,6 +60,11 @@ def test_answered_while_its_process_lives(shell: Shell) -> None:
     assert re.search(r"^  decided +\d{4}-\S+ \S+ answered blue by ann$", shown, re.MULTILINE)
     assert "durable-swarm answer" not in shown
     assert shell("inbox") == "No open requests.\n"
+    decided = json.loads(shell("inbox", "--decided", "--json"))
+    assert decided
+    assert [one["answered_at"] for one in decided] == sorted((one["answered_at"] for one in decided), reverse=True)
+    assert json.loads(shell("inbox", "--decided", "--limit", "1", "--json")) == decided[:1]
+    assert "--decided" in shell("inbox", "--decided", "--run", "one", code=2)
 
 
 def test_answered_while_nothing_runs(shell: Shell) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import DurableSwarm
+from durable_swarm import Agent, Block, Blocked, DurableSwarm
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.server.ids import encode_id
 from durable_swarm.service import open_runs
@@ -152,6 +152,27 @@ def test_a_question_is_answered_on_its_runs_page(shop: str, console: Make) -> No
     assert ask(app, path, {**form, "verdict": "answer", "answer": "a car"}).status == 409
 
 
+def test_who_decided_what(shop: str, console: Make) -> None:
+    """The decided requests are listed, the last one first, page by page, with the decision, the person and the run."""
+    app, bob = console(shop), console(shop, name="bob")
+    first, last = request_of(shop, "order-0005"), request_of(shop, "order-0006")
+    assert "Nothing was decided yet" in ask(app, "/inbox?state=decided").text
+    path = f"/inbox/{encode_id(first)}"
+    ask(app, path, {**form_at(app, path), "verdict": "reject", "reason": "too much"})
+    path = f"/inbox/{encode_id(last)}"
+    ask(bob, path, {**form_at(app, path), "verdict": "answer", "answer": "tea"})
+    page = ask(app, "/inbox?state=decided")
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in page.text.split("<tr>")[2:]]
+    told = [[seen(Answer(200, {}, cell)).strip() for cell in row] for row in cells]
+    assert [(row[1], row[2], row[3]) for row in told] == [
+        ("order-0006", "answered tea", "bob"),
+        ("order-0005", "rejected: too much", "ana"),
+    ]
+    behind = ask(app, f"/inbox?state=decided&before={encode_id(last).replace('~', '%')}").text
+    assert ("order-0005" in behind, "order-0006" in behind) == (True, False)
+    assert ask(app, "/inbox?state=decided&before=none").status == 404
+
+
 def test_several_runs_at_once(shop: str, console: Make) -> None:
     """One change of several runs tells what became of each, also of one that is not there."""
     app = console(shop)
@@ -219,6 +240,27 @@ def test_who_did_what_to_a_run(shop: str, console: Make) -> None:
     assert "resumed by bob" in page
     ask(app, "/runs/order-0003/fork", {"turn": "1", "run_id": "order-0003-b"})
     assert 'href="/runs/order-0003-b"' in ask(app, "/runs/order-0003").text
+
+
+def test_a_blocked_run_leads_to_its_fork(shop: str, console: Make) -> None:
+    """A failed run's page names what helps: another page to fork it, where a resume would end as it did."""
+
+    def stop(messages: list[dict[str, Any]]) -> Block:
+        return Block("rude")
+
+    with DurableSwarm(ScriptedModel(["Hi."]), database=shop) as swarm, pytest.raises(Blocked):
+        swarm.run(Agent(name="Shop Guard", input_guardrails=[stop]), [{"role": "user", "content": "?"}], run_id="rude")
+    assert 'href="/runs/rude/fork">fork from turn 0</a>' in ask(console(shop), "/runs/rude").text
+    assert "fork from turn 0" not in ask(console(shop), "/runs/order-0004").text
+
+
+def test_schedules(shop: str, console: Make) -> None:
+    """The page of workers lists the schedules with their times."""
+    with DurableSwarm(ScriptedModel(answer), database=shop) as swarm:
+        swarm.schedule("nightly", triage, [{"role": "user", "content": "Hi"}], cron="0 3 * * *")
+    page = seen(ask(console(shop), "/workers"))
+    assert "nightly" in page
+    assert "0 3 * * * (UTC)" in page
 
 
 def test_who_works_on_the_database(shop: str, console: Make) -> None:

@@ -22,6 +22,9 @@ WHERE = {
 }
 """Where an answered run continues, by the result of `Inbox.goes_on`."""
 
+DECIDED = 50
+"""How many decided requests are listed without a limit."""
+
 
 @click.command(short_help="List what runs ask, oldest first.")
 @click.option(
@@ -29,19 +32,22 @@ WHERE = {
 )
 @click.option("--limit", metavar="N", type=click.IntRange(1, 1_000_000), help="At most N requests.")
 @click.option("--watch", is_flag=True, help="Keep the list open, with a bell for each new request.")
+@click.option("--decided", is_flag=True, help="Those that were decided, and by whom; the last one first, 50 at most.")
 @as_json
 @common
 @click.pass_obj
-def inbox(settings: Settings, run_id: str | None, limit: int | None, watch: bool, as_json: bool) -> None:
+def inbox(settings: Settings, run_id: str | None, limit: int | None, watch: bool, decided: bool, as_json: bool) -> None:
     """List the open requests of all runs, oldest first: questions to people and programs.
 
     `answer`, `approve`, `reject` and `complete` decide about them.
     """
+    if decided and (watch or run_id is not None):
+        raise click.UsageError("--decided is about all runs, and does not watch; `show ID` has those of one run.")
     with open_runs(settings.database) as opened:
         if watch:
             watch_inbox(opened, settings, run_id, limit, as_json=as_json)
             return
-        found = opened.inbox.list(run_id, limit)
+        found = opened.inbox.closed(limit or DECIDED) if decided else opened.inbox.list(run_id, limit)
     if as_json:
         click.echo(json.dumps([to_json(request) for request in found], indent=2))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,13 @@ class Inbox:
         found = find_run(self._store, run_id)
         below = [link.run_id for link in self._store.family.below([found])]
         return self._store.inbox.open_requests([found, *below], limit)
+
+    def closed(self, limit: int, before: str | None = None) -> builtins.list[Request]:
+        """Return the requests that were decided or have expired, the last one first.
+
+        With `before`, the id of a request, only those behind it. Raises `NoRequest`.
+        """
+        return self._store.inbox.closed_requests(limit, before)
 
     def find(self, request_id: str) -> Request:
         """Return the request of exactly this id, open or not. Raises `NoRequest`."""

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import JSON, BigInteger, Column, Index, Text, column, func, or_, select, table, update
+from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Index, Text, column, func, or_, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from durable_swarm import codec, errors
@@ -76,8 +76,9 @@ class Inbox(OwnTable):
         Index("durable_swarm_requests_run", rows.c.run_id)
         Index("durable_swarm_requests_call", rows.c.call)
         Index("durable_swarm_requests_open", rows.c.state, rows.c.created_at)
+        Index("durable_swarm_requests_closed", rows.c.answered_at, rows.c.id)
         super().__init__(url, engine, rows)
-        self._seen: sqlalchemy.ColumnElement[bool] = sqlalchemy.true()
+        self._seen: ColumnElement[bool] = sqlalchemy.true()
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
         noted: Any = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
@@ -362,6 +363,20 @@ class Inbox(OwnTable):
             wanted = wanted.where(rows.c.run_id.in_(list(run_ids)))
         return self._listed(wanted.limit(limit))
 
+    def closed_requests(self, limit: int, before: str | None = None) -> list[Request]:
+        """Return the requests that were decided or have expired, the last one first.
+
+        With `before`, only those behind the request of this id. Raises `NoRequest` if there is none.
+        """
+        rows = self._rows.c
+        wanted = select(self._rows).where(rows.answered_at.is_not(None), rows.run_id != "", self._seen)
+        if before is not None:
+            self.found(before)
+            place = select(rows.answered_at).where(rows.id == before).scalar_subquery()
+            earlier = (rows.answered_at < place) | (rows.id < before)
+            wanted = wanted.where(rows.answered_at <= place, earlier)
+        return self._listed(wanted.limit(limit), rows.answered_at.desc(), rows.id.desc())
+
     def count_open(self, run_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of open requests of each of these runs that has any."""
         rows, runs, ids = self._rows, self._runs, list(run_ids)
@@ -397,19 +412,20 @@ class Inbox(OwnTable):
             ends = read(self._engine, slept)
         return asks | {run_id for run_id, end in ends if _is_later(end)}
 
-    def _asked_still(self) -> sqlalchemy.ColumnElement[bool]:
+    def _asked_still(self) -> ColumnElement[bool]:
         """True for an open, unexpired request whose tool call has not ended without it by a timeout."""
         rows, calls = self._rows, self._runs.alias()
         ended = calls.c.status.not_in(UNFINISHED) & (calls.c.workflow_uuid == rows.c.call)
         lasts = rows.c.expires_at.is_(None) | (rows.c.expires_at > now())
         return (rows.c.state == "open") & self._seen & lasts & ~select(calls.c.workflow_uuid).where(ended).exists()
 
-    def _listed(self, wanted: sqlalchemy.Select[Any]) -> list[Request]:
+    def _listed(self, wanted: sqlalchemy.Select[Any], *order: ColumnElement[Any]) -> list[Request]:
+        """Return the requests of a query, oldest first if no order is given."""
         if not self.exists():
             return []
         rows = self._rows
         with reporting_errors(self._url):
-            found = read(self._engine, wanted.order_by(rows.c.created_at, rows.c.id))
+            found = read(self._engine, wanted.order_by(*(order or (rows.c.created_at, rows.c.id))))
         above = self._family.above({row.run_id for row in found})
         return [replace(self._read(row, closed=ENCRYPTED), parents=above[row.run_id]) for row in found]
 

@@ -16,7 +16,9 @@ from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in
 from durable_swarm.service import Runs
 
 PAGE = 100
-"""Requests on one page."""
+"""Open requests on one page."""
+SHORT = 50
+"""Closed requests on one page: a line each."""
 CHANGED = "This has changed since it was shown to you, so nothing was decided. This is what is asked now."
 
 
@@ -30,7 +32,9 @@ class Outcome:
 
 
 async def listed(site: Site, request: Request) -> Response:
-    """Show the open requests, oldest first."""
+    """Show the open requests, oldest first; or those that are closed, the last one first."""
+    if request.query_params.get("state") == "decided":
+        return await _closed(site, request)
     found, opened = await site.see(request, lambda runs: runs.inbox.list(limit=PAGE))
     data: dict[str, Any] = {"found": found, "forms": _forms(found), "answers": {}, "alert": None, "open": opened}
     mark = mark_of(*sorted(one.id for one in found))
@@ -38,6 +42,12 @@ async def listed(site: Site, request: Request) -> Response:
         known = request.query_params["seen"] == mark
         return Response(status_code=204) if known else site.page(request, "inbox_poll.html", mark=mark, news=True)
     return site.page(request, "inbox.html", mark=mark, news=False, **data)
+
+
+async def _closed(site: Site, request: Request) -> Response:
+    before = request.query_params.get("before") or None
+    found, opened = await site.see(request, lambda runs: runs.inbox.closed(SHORT + 1, before))
+    return site.page(request, "decided.html", found=found[:SHORT], older=len(found) > SHORT, open=opened)
 
 
 async def page(site: Site, request: Request) -> Response:

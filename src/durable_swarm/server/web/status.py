@@ -29,10 +29,10 @@ async def session(site: Site, request: Request) -> Response:
 
 
 async def workers(site: Site, request: Request) -> Response:
-    """Show the processes, the queues and the limits; a page that asks for changes gets these only."""
+    """Show the processes, the queues, the schedules and the limits; a page that asks for changes gets these only."""
     _for_operators(request)
-    found, opened = await site.see(request, Runs.workers)
-    html = site.html(request, "workers_live.html", found=found)
+    (found, schedules), opened = await site.see(request, lambda runs: (runs.workers(), runs.schedules.list()))
+    html = site.html(request, "workers_live.html", found=found, schedules=schedules)
     if "live" in request.query_params:
         return HTMLResponse(html)
     return site.page(request, "workers.html", live=Markup(html), open=opened)
