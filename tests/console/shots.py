@@ -23,6 +23,7 @@ PAGES = {
     "failed": "/runs/order-0004",
     "waiting": "/runs/order-0005",
     "inbox": "/inbox",
+    "decided": "/inbox?state=decided",
     "fork": "/runs/order-0003/fork?turn=2",
     "compare": "/runs/order-0003/compare/order-0003-b",
     "session": "/sessions/guest-7",
@@ -33,11 +34,16 @@ LOOKS: tuple[tuple[str, int], ...] = (("light", 1280), ("dark", 1280), ("light",
 
 
 def make(url: str) -> None:
-    """Make runs of every kind: also one whose process was killed, a fork, a session."""
+    """Make runs of every kind: also one whose process was killed, a fork, a session, a schedule, a decided request."""
     run_shop(url)
     with DurableSwarm(ScriptedModel(answer), database=url) as swarm:
         swarm.get("order-0003").fork(2, messages=[{"role": "user", "content": "Tea will do."}], run_id="order-0003-b")
         swarm.session("guest-7", triage).run(ASKED["order-0001"])
+        swarm.schedule("nightly-report", triage, [{"role": "user", "content": "How was it?"}], cron="0 3 * * *")
+        again = swarm.get("order-0005").fork(1, run_id="order-0005-b")
+        [asked] = until(again.requests)
+        again.approve(asked.id, arguments={"customer": "Max", "amount": 90}, by="ana")
+        again.result()
     with telling(url, 0.02) as teller, DurableSwarm(ScriptedModel(answer), database=url) as swarm:
         until(lambda: any(run.id == RUN and run.status == "running" for run in swarm.runs()))
         teller.kill()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -14,9 +16,10 @@ pytest.importorskip("playwright")
 
 from playwright.sync_api import Page, expect
 
-from durable_swarm import DurableSwarm
+from durable_swarm import Agent, DurableSwarm
+from durable_swarm.display import harmless
 from durable_swarm.server.ids import encode_id
-from durable_swarm.service import open_runs
+from durable_swarm.service import Query, open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.console.browsing import (
     Chromium,
@@ -29,12 +32,12 @@ from tests.console.browsing import (
     stripping,
     telling,
 )
-from tests.console.shop import PATIENCE, answer, refunds, until
+from tests.console.shop import PATIENCE, answer, refund, until
 from tests.console.teller import RUN, STORY
 
 PAGES = (
     "/runs", "/runs/order-0003", "/runs/order-0004", "/runs/order-0005", "/runs/order-0003/fork?turn=1",
-    "/runs/order-0003/compare/order-0002", "/inbox",
+    "/runs/order-0003/compare/order-0002", "/inbox", "/inbox?state=decided",
     "/inbox/order-0005~2F1~2E0~2Fapproval", "/sessions", "/workers", "/health?check=1", "/runs/none",
 )  # fmt: skip
 AXE = files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
@@ -254,41 +257,99 @@ def test_under_a_path_behind_a_proxy(page: Page, shop: str) -> None:
 
 @in_browser()
 def test_hostile_data(page: Page, tmp_path: Path, fresh_sqlite: Callable[[Path], str]) -> None:
-    """Whatever a run is called and says is text: nothing runs, nothing is loaded, no page is left."""
+    """Whatever anything is called, says or gives is text on each page: nothing runs or loads, no page is left."""
     url = fresh_sqlite(tmp_path / "hostile.sqlite")
-    with DurableSwarm(ScriptedModel(_parrot), database=url) as swarm:
-        for number, text in enumerate(HOSTILE):
-            swarm.start(refunds, [{"role": "user", "content": text}], run_id=f"{number}{text}".rstrip())
-        until(lambda: all(run.status not in ("queued", "running") for run in swarm.runs()))
-    with serving(url) as address:
+    apart(lambda: _leave_hostile(url))
+    with serving(url) as address, open_runs(url) as runs:
         sign_in(page, address)
-        with open_runs(url) as runs:
-            requests = runs.inbox.list()
-        for path in ["/runs", "/inbox", *(f"/runs/{encode_id(one.run_id)}" for one in requests)]:
+        asked, made = runs.inbox.list(), runs.list(Query())
+        assert len(asked) == len(GROUPS)
+        pages = ["/runs", "/inbox", "/sessions", "/workers", f"/runs?agent={quote(GROUPS[0])}", "/runs/%3Cscript%3E"]
+        pages += [f"/runs/{encode_id(one.id)}" for one in made]
+        pages += [f"/inbox/{encode_id(one.id)}" for one in asked[:3]]
+        pages += [f"/sessions/{encode_id(GROUPS[0])}", f"/runs/{encode_id(made[1].id)}/compare/{encode_id(made[2].id)}"]
+        for path in pages:
             page.goto(address + path)
             expect(page.locator("h1").first).to_be_attached()
-            assert page.evaluate("typeof window.hacked") == "undefined"
-            assert page.url == address + path
-            assert page.locator("main script, main img, main iframe, main style").count() == 0
+            assert page.evaluate(FOREIGN, address) == [], path
+            assert page.url.startswith(address), path
+        page.goto(f"{address}/runs")
+        said = " ".join((page.locator("main").text_content() or "").split())
+        assert [text for text in GROUPS if " ".join(harmless(text).split()) not in said] == []
+
+
+def _leave_hostile(url: str) -> None:
+    """Leave runs with all hostile texts as ids, names, arguments, results, errors, sessions."""
+
+    def echo(text: str) -> str:
+        return text
+
+    def fail(text: str) -> str:
+        raise RuntimeError(text)
+
+    everything = " ".join(HOSTILE)
+    with DurableSwarm(ScriptedModel(_parrot), database=url, name=GROUPS[-2]) as swarm:
+        for text in GROUPS:
+            swarm.start(Agent(name=text, functions=[refund]), [{"role": "user", "content": text}], run_id=text)
+        until(lambda: all(run.status not in ("queued", "running") for run in swarm.runs()))
+        swarm.session(GROUPS[0], Agent(name="Echo", functions=[])).run(everything)
+        failing = Agent(name="Failing", functions=[echo, fail])
+        with contextlib.suppress(RuntimeError):
+            swarm.run(failing, [{"role": "user", "content": everything}], run_id="failed")
 
 
 def _parrot(request: dict[str, Any]) -> Any:
-    """Return calls with what the user said in them, then the same as text."""
-    said = [message["content"] for message in request["messages"] if message["role"] == "user"]
-    if request["messages"][-1]["role"] == "tool":
-        return said[0]
-    return [call("refund", customer=said[0], amount=250), call("nothing", x=said[0])]
+    """Return calls with what the user said in them, then the same as text; a tool named by it does not exist."""
+    said = next(message["content"] for message in reversed(request["messages"]) if message["role"] == "user")
+    offered = [one["function"]["name"] for one in request.get("tools") or []]
+    heard = sum(message["role"] == "tool" for message in request["messages"])
+    if "refund" in offered:
+        return [call("refund", customer=said, amount=250), call(said, x=said)]
+    return [call(offered[heard], text=said)] if heard < len(offered) else said
 
 
+LONGEST_NAME = 500  # Bytes of a name.
 HOSTILE = [
-    "<script>window.hacked=1</script>",
-    '"><img src=//evil.example/x onerror=window.hacked=1>',
-    "</textarea></template></svg><svg onload=window.hacked=1>",
-    "javascript:window.hacked=1",
-    "{{ 7*7 }}{% include 'x' %}",
-    "<hx-partial hx-target='body' hx-swap='innerHTML'>gone</hx-partial>",
-    "../../..//evil.example/?a=b&c#d",
-    "\u202e\u200e\u200b\ufeffevil",
-    "<meta http-equiv=refresh content=0;url=//evil.example>",
-    "data: x\n\nevent: end\ndata: \n\n<base href=//evil.example>",
-]
+    *(
+        way_out + attack
+        for way_out in (
+            "", '">', "'>", "-->", "</script>", "</textarea>", "</title>", "</svg>", "</select></option>", "]]>",
+            "</pre></code></template>", "\n\n", "` ", "</a></td></tr></table>",
+        )
+        for attack in (
+            "<script>window.hacked=1</script>",
+            "<img src=//evil.example/x onerror=window.hacked=1>",
+            "<svg/onload=window.hacked=1>",
+            "<iframe srcdoc='<script>parent.hacked=1</script>'></iframe>",
+            "<a href=javascript:window.hacked=1 autofocus onfocus=window.hacked=1>x</a>",
+            "<form action=//evil.example><button autofocus>Approve</button></form>",
+            "<meta http-equiv=refresh content=0;url=//evil.example>",
+            "<base href=//evil.example/><link rel=stylesheet href=//evil.example/x.css>",
+            "<div hx-get=/runs hx-trigger=load hx-target=body></div>",
+            "<hx-partial hx-target='body' hx-swap='innerHTML'>gone</hx-partial>",
+        )
+    ),
+    *(f'" {name}=window.hacked=1 x="' for name in ("onmouseover", "onfocus autofocus", "style", "hx-on:load")),
+    "javascript:window.hacked=1", "data:text/html,<script>window.hacked=1</script>", "//evil.example/",
+    "&lt;b&gt;&#60;",
+    "{{ 7*7 }}{% include 'x' %}${7*7}<%= 7 %>", "../../..//evil.example/?a=b&c#d", "%2e%2e/%00%0d%0aSet-Cookie: x=1",
+    "\u202e\u200e\u200b\ufeffevil", "\x1b[2J\x07\x08", "data: x\n\nevent: end\ndata: \n\n<base href=//evil.example>",
+    "id: 9\r\rretry: 1", "\ud7ff\uffff\U0010ffff", "\u0130\u017f\u212a<\u017fcript>", "a" * 300,
+    "'; DROP TABLE runs; --",
+]  # fmt: skip
+"""Each way out of a place in a page, with each attack behind it; texts that mean something elsewhere than in HTML."""
+GROUPS = [""]
+"""The same in few texts, each as long as a name may be."""
+for _text in HOSTILE:
+    _joined = f"{GROUPS[-1]} {_text}".strip()
+    GROUPS = [*GROUPS[:-1], _joined] if len(_joined.encode()) <= LONGEST_NAME else [*GROUPS, _text.strip()]
+FOREIGN = """address => [
+    ...(window.hacked ? ["something ran"] : []),
+    ...[...document.querySelectorAll("*")].flatMap(one => [...one.attributes].filter(({name, value}) =>
+        /^(on|hx-on|style|srcdoc)/.test(name)
+        || (/^(href|src|action|hx-get|hx-post)$/.test(name) && !/^([/](?![/])|#|[?])/.test(value))
+    ).map(({name, value}) => `${one.tagName} ${name}=${value}`)),
+    ...[...document.querySelectorAll("main :is(script, img, iframe, style, meta, base, link, hx-partial)")]
+        .map(one => one.outerHTML),
+]"""
+"""What of a page is none of the console's own."""
