@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from durable_swarm.errors import RunNotFound
 from durable_swarm.server.guard import OWN
+from durable_swarm.server.web.live import is_still, seen_now
 from durable_swarm.server.web.site import Site, id_in
 from durable_swarm.service import Runs, SessionDetail, checkup
 
@@ -31,9 +34,18 @@ async def session(site: Site, request: Request) -> Response:
 async def workers(site: Site, request: Request) -> Response:
     """Show the processes, the queues, the schedules and the limits; a page that asks for changes gets these only."""
     _for_operators(request)
-    (found, schedules), opened = await site.see(request, lambda runs: (runs.workers(), runs.schedules.list()))
-    html = site.html(request, "workers_live.html", found=found, schedules=schedules)
-    if "live" in request.query_params:
+
+    def look(runs: Runs) -> dict[str, Any] | None:
+        mark = runs.mark()
+        if is_still(request, mark):
+            return None
+        return {"found": runs.workers(), "schedules": runs.schedules.list(), "seen": seen_now(mark)}
+
+    found, opened = await site.see(request, look)
+    if found is None:
+        return Response(status_code=204)
+    html = site.html(request, "workers_live.html", **found)
+    if "seen" in request.query_params:
         return HTMLResponse(html)
     return site.page(request, "workers.html", live=Markup(html), open=opened)
 
