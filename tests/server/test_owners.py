@@ -94,6 +94,8 @@ def test_a_run_of_another_does_not_exist(people: People) -> None:
         assert len(who.get("/api/requests").json()["requests"]) == 1
         assert who.get("/api/runs/r1").status_code == who.get("/runs/r1").status_code == 200
     assert olga.post(f"/api/requests/{request}", {"verdict": "approve"}).status_code == 200
+    decided = [">r1</a>" in who.get("/inbox?state=decided").text for who in (anna, olga, bob)]
+    assert decided == [True, True, False]
     assert swarm.get("r1").result(60).messages[-1]["content"] == "Paid."
     assert swarm.get("r1").requests(all=True)[0].answered_by == "olga"
 
