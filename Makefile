@@ -44,7 +44,7 @@ backend: ## Test what is used of DBOS with another version of it: make backend D
 faults: $(VENV)/.installed-dev ## Have the disk fail at every write; takes half an hour; ARGS='--every 7 kill power' takes less
 	$(BIN)/python -m faults.disk $(ARGS)
 
-check: $(VENV)/.installed-dev ## Check formatting, lint, types, floors, words and links
+check: $(VENV)/.installed-dev ## Check formatting, lint, types, layers, words and links
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
