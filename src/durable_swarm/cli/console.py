@@ -15,10 +15,10 @@ from durable_swarm.cli.options import Settings, common
 PORT = 8700
 
 
-@click.command(short_help="Serve the web console: runs, the inbox, live.")
+@click.command(short_help="Serve the web console: runs and the inbox, live in a browser.")
 @listening(PORT, "browsers")
 @click.option("--read-only", is_flag=True, help="Nothing can be changed or decided.")
-@click.option("--no-browser", is_flag=True, help="Open no browser.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 @common
 @click.pass_obj
 def console(settings: Settings, /, hosts: tuple[str, ...], port: int, **options: Any) -> None:

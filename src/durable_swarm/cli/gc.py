@@ -19,7 +19,7 @@ from durable_swarm.service import open_runs
     metavar="AGE",
     type=Age(),
     required=True,
-    help="Such as 30d, 12h, 90m (minutes) or 2w; since they ended.",
+    help="Time since the run ended: 30d, 12h, 90m (minutes) or 2w.",
 )
 @click.option("--keep-failed", is_flag=True, help="Keep the runs that failed.")
 @click.option("--swarm", metavar="NAME", help="Only runs of the DurableSwarm of this name.")

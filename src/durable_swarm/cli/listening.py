@@ -27,7 +27,13 @@ def listening(port: int, callers: str) -> Callable[[Command], Command]:
         ),
         click.option("--port", type=ports, default=port, show_default=True, help="0 takes a free one."),
         click.option("--root-path", metavar="PREFIX", default="", help="The path a proxy serves it under, and strips."),
-        click.option("--user", metavar="NAME", default=user_name, show_default="your login name", help="Who decides."),
+        click.option(
+            "--user",
+            metavar="NAME",
+            default=user_name,
+            show_default="your login name",
+            help="The name recorded with decisions.",
+        ),
         click.option("--user-header", metavar="NAME", help="The header in which a --proxy names who decides."),
         click.option(
             "--proxy", "proxies", metavar="ADDRESS", multiple=True, help="A proxy whose --user-header is believed."

@@ -128,7 +128,7 @@ def complete(settings: Settings, token: str, result: str, by: str | None) -> Non
     click.echo(one_line(f"Result for {token} posted. {then}"))
 
 
-@click.command(short_help="Say something to a run in progress.")
+@click.command(short_help="Send a message to a run in progress.")
 @run_argument
 @click.argument("text")
 @by_person

@@ -25,7 +25,7 @@ from durable_swarm.service import Query, RunView, open_runs, to_json
 @click.option("--swarm", metavar="NAME", help="Only runs of the swarm of this name.")
 @click.option("--search", metavar="TEXT", help="Only runs with this text in their ID.")
 @click.option("--since", metavar="TIME", type=Since(), help="Only runs started since; ISO 8601, or 2h.")
-@click.option("--before", metavar="ID", help="Only runs older than this run: the next page, after the last ID of one.")
+@click.option("--before", metavar="ID", help="Only runs older than this one, such as the last of a page.")
 @click.option(
     "--limit", metavar="N", type=click.IntRange(min=1), default=100, show_default=True, help="At most N runs."
 )
@@ -54,8 +54,8 @@ def runs(
 ) -> None:
     """List runs, newest first.
 
-    An interrupted run is one that is running but that no living process executes: it continues in the next program that
-    defines its agent. The last column gives the reason why a run does not continue. As JSON a run has all this as
+    An interrupted run is unfinished, and no living process executes it: it continues in the next program that defines
+    its agent. The last column gives the reason why a run does not continue. As JSON a run has all this as
     fields; the status of an interrupted one is "running", and "idle" is true.
     """
     idle = status == INTERRUPTED

@@ -15,9 +15,9 @@ from durable_swarm.service.schedules import ScheduleView
 
 
 @click.command(short_help="List schedules; pause, resume and delete them.")
-@click.option("--pause", metavar="NAME", help="Let this one begin nothing more.")
-@click.option("--resume", metavar="NAME", help="Let this one continue with its next time from now on.")
-@click.option("--delete", metavar="NAME", help="Delete this one; the runs that it has begun stay.")
+@click.option("--pause", metavar="NAME", help="Pause this schedule: it begins no more runs.")
+@click.option("--resume", metavar="NAME", help="Continue this schedule with its next time from now on.")
+@click.option("--delete", metavar="NAME", help="Delete this schedule; the runs that it has begun stay.")
 @as_json
 @common
 @click.pass_obj

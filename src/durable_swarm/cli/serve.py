@@ -16,10 +16,10 @@ from durable_swarm.engine.api.durable import DurableSwarm
 PORT = 8000
 
 
-@click.command(short_help="Serve a swarm over HTTP: its doors, and the console.")
+@click.command(short_help="Serve the agents of a program over HTTP, and the console.")
 @click.argument("target", metavar="MODULE:SWARM")
 @listening(PORT, "clients")
-@click.option("--doors", metavar="NAMES", help="The interfaces, with commas between them. Default: all.")
+@click.option("--doors", metavar="NAMES", help="The interfaces to open, separated by commas. Default: all.")
 @click.option("--no-console", is_flag=True, help="Without the web console.")
 @click.option("--read-only", is_flag=True, help="Nothing can be started, changed or decided.")
 @click.option("--max-body", metavar="BYTES", type=click.IntRange(1), help="The largest body. Default: 10 MB.")

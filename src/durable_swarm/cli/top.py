@@ -29,12 +29,12 @@ RUNS, REQUESTS = 20, 3
 KEYS = "j k move   enter show   a approve   r reject   c cancel   / search   q quit"
 
 
-@click.command(short_help="Show what happens: runs, queues, workers, requests.")
+@click.command(short_help="Show runs, queues, workers and requests on one live screen.")
 @by_person
 @common
 @click.pass_obj
 def top(settings: Settings, by: str | None) -> None:
-    """Show what happens: the newest runs, queues, workers, rates, and the oldest requests, until q or Ctrl+C.
+    """Show the newest runs, queues, workers, rates and the oldest requests on one live screen, until q or Ctrl+C.
 
     In a pipe it is shown once.
     """

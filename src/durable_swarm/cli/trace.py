@@ -28,7 +28,7 @@ from durable_swarm.service import open_runs
 @common
 @click.pass_obj
 def trace(settings: Settings, run_id: str, endpoint: str | None, content: bool, as_json: bool) -> int:
-    """Send a run, and the runs below it, as one trace; the same ids as those of the live run.
+    """Send a run, and the runs below it, as one trace, with the same ids as those of the live run.
 
     An unfinished run is sent as far as it is recorded, without the span of the run itself. With --json the spans are
     printed, not sent.

@@ -26,7 +26,7 @@ ANEW = "— the reply begins anew —"
 
 @click.command(short_help="Follow a run live, or read how it went.")
 @optional_run_argument
-@click.option("--after", metavar="N", type=click.IntRange(min=0), default=0, help="Only the events behind number N.")
+@click.option("--after", metavar="N", type=click.IntRange(min=0), default=0, help="Only the events after number N.")
 @click.option("--all", "all_runs", is_flag=True, help="The events of all runs from now on, in one feed.")
 @as_json
 @common
@@ -38,7 +38,7 @@ def watch(settings: Settings, run_id: str | None, after: int, all_runs: bool, as
     continue with --after. Exit code 0 if the run is done, 1 if it failed or was cancelled. Ctrl+C ends only the
     watching.
 
-    Without an ID it is the newest unfinished run; if all have ended, a choice of the last ones on a terminal.
+    Without an ID it follows the newest unfinished run; if all have ended, a terminal offers a choice of the last ones.
     """
     if all_runs and (run_id is not None or after):
         raise click.UsageError("--all shows the runs from now on: give it without an ID and without --after.")
