@@ -90,9 +90,17 @@ def entry(name: str, value: Any) -> Iterator[str]:
     yield f"### {name}\n"
     if callable(value):
         yield f"```text\n{signature(name, value)}\n```\n"
-    yield f"{inspect.getdoc(value) or ''}\n" if callable(value) else f"`{value!r}`\n"
+    yield f"{inspect.getdoc(value) or ''}\n" if callable(value) else f"{_kinds(value)}\n"
     if inspect.isclass(value) and not issubclass(value, BaseException):
         yield from _members(value)
+
+
+def _kinds(values: Any) -> str:
+    """Return the number and the kinds of values, which themselves would fill a screen."""
+    kinds = sorted({type(value).__name__ for value in values})
+    return (
+        f"A `{type(values).__name__}` with {len(values)} values of the type {', '.join(f'`{kind}`' for kind in kinds)}."
+    )
 
 
 def _members(kind: type) -> Iterator[str]:

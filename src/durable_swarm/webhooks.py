@@ -41,7 +41,7 @@ class Undelivered(Exception):
 
 @dataclass(frozen=True)
 class Webhook:
-    """An address that is told of events of a swarm's runs, such as "run.finished".
+    """An address that gets messages about events of a swarm's runs, such as "run.finished".
 
     `secret` signs the messages, as Standard Webhooks: `whsec_` and base64; a text that is not base64 is the key
     itself. Addresses of this machine and of private networks are refused, unless with `allow_private`: an address may

@@ -57,8 +57,8 @@ class DurableSwarm(ScheduledSwarm):
     500 calls in 60 seconds, over all processes of the database. `changed_agents="hold"` holds a run before the first
     reply of an agent that has changed since it last answered in that run, until `Run.resume()` accepts the agent as it
     is; with `"continue"` the run continues. `provider_patience` is how many seconds a run waits for a provider that is
-    away (no connection, status 408, 409, 429 or 5xx) before it fails; with 0 it fails at once. `webhooks` are told what
-    happens in its runs.
+    away (no connection, status 408, 409, 429 or 5xx) before it fails; with 0 it fails at once. `webhooks` get
+    messages about its runs.
 
     Nothing is opened before first use. Use it as a context manager, or call `close`, to release all resources.
     """
