@@ -46,7 +46,7 @@ class Chromium:
     def _started(self, path: str) -> Any:
         from playwright.sync_api import expect, sync_playwright
 
-        expect.set_options(timeout=30_000)
+        expect.set_options(timeout=60_000)
         self._playwright = sync_playwright().start()
         return self._playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
 

@@ -8,7 +8,7 @@ from typing import Any
 from durable_swarm import Agent, DurableSwarm, ask_human, tool
 from durable_swarm.testing import ScriptedModel, call
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds to wait for a state before the test fails."""
 
 

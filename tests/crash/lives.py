@@ -16,7 +16,7 @@ from durable_swarm.testing.crash.boundaries import PROBE, KillPoint, watch
 from durable_swarm.testing.crash.ledger import keep_ledger
 from durable_swarm.testing.crash.processes import Child, fork_server, leave, redirect
 
-PATIENCE = 45.0
+PATIENCE = 90.0
 """Seconds after which a life that has not ended counts as hanging."""
 
 

@@ -26,7 +26,7 @@ Answer = dict[str, Any]
 NOT_RECORDED = "not_recorded"
 """The effect of a life that looked for its run and found that it was never recorded."""
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a run that has not ended counts as stranded."""
 
 

@@ -35,7 +35,7 @@ from tests.crash.matrix import LONG
 from tests.engine.helpers import unique
 
 QUESTION = [{"role": "user", "content": "Please."}]
-PATIENCE = 20.0
+PATIENCE = 60.0
 RACES = 200 if LONG else 30
 
 

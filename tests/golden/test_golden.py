@@ -23,7 +23,7 @@ from tests.golden.reading import Shown, command, missing, shown
 
 VERSIONS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name[0].isdigit())
 DATABASES = [(version, name) for version in VERSIONS for name in LIVES]
-PATIENCE = 30.0
+PATIENCE = 60.0
 REWORDED = re.compile(r"\.waits_for was .no process executes it; it goes on when ")
 """A sentence for people that says the same in other words now."""
 

@@ -45,7 +45,7 @@ def pytest_in(folder: Path, *options: str) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
     return made.stdout + made.stderr
