@@ -78,6 +78,9 @@ class Tables:
         record: base.Record = step.output
         return record
 
+    def reply(self, step: Any, row: Any) -> Reply:
+        return runs.read_reply(step.output)
+
     def failure_record(self, row: Any) -> base.Record:
         record: base.Record = row.error.data
         return record
