@@ -18,12 +18,9 @@ from faults.shim import NoShim, build
 from tests.crash.lives import server
 from tests.crash.matrix import LONG
 from tests.support.postgres import fresh_database, running_server
-from tests.support.statements import share
 
 # Port 9 (discard) of loopback: nothing listens there, so a call to a real model fails at once.
 NOWHERE = "http://127.0.0.1:9/v1"
-
-share()
 
 
 UNIT = (

@@ -52,7 +52,7 @@ def fail(run_id: str) -> Agent:
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "durable_swarm", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, **options)
 
 
 def test_runs_as_text_and_as_json(shell: Shell) -> None:
@@ -273,7 +273,7 @@ def test_output_that_nobody_reads() -> None:
     done = process("show", "one", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
     command = f"{sys.executable} -m durable_swarm show one --json | head -c 1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=200, check=False)
     assert (done.stdout, done.stderr) == ("{", "")
 
 

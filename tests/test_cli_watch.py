@@ -80,7 +80,7 @@ def program(pace: float = 0.0) -> subprocess.Popen[str]:
 def wait_for(command: list[str], text: str) -> None:
     """Wait until a command prints the text."""
     deadline = time.monotonic() + 30
-    while text not in subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout:
+    while text not in subprocess.run(command, capture_output=True, text=True, check=False, timeout=200).stdout:
         assert time.monotonic() < deadline
 
 
@@ -129,9 +129,9 @@ def test_a_run_that_failed(capsys: pytest.CaptureFixture[str], shell: Shell) -> 
         run("two", [["broken"]], broken)
     remedy = "Fix the cause, then: durable-swarm resume two\n"
     told = f"Clerk: broken()\nfailed: ValueError: no \\x1b[2Jstock\n{remedy}"
-    done = subprocess.run([*WATCH, "two"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([*WATCH, "two"], capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (1, told, "")
-    done = subprocess.run([*WATCH, "two", "--after", "50"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([*WATCH, "two", "--after", "50"], capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (1, remedy, "")
 
 
@@ -147,7 +147,7 @@ def test_a_run_that_was_cancelled() -> None:
         deadline = time.monotonic() + 30
         while started.status != "cancelled" and time.monotonic() < deadline:
             time.sleep(0.02)
-    done = subprocess.run([*WATCH, "three"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([*WATCH, "three"], capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.endswith("cancelled\nTo continue it: durable-swarm resume three\n")
 
@@ -188,7 +188,7 @@ def test_live_from_another_process() -> None:
             terminal.read_until("All is")
             assert "now" not in terminal.output
             output, code = terminal.end()
-        running.wait(timeout=60)
+        running.wait(timeout=200)
     assert code == 0
     assert "\x1b[94mClerk: \x1b[0mAll is well now\n" in output
     assert "done" in output.splitlines()[-1]
@@ -210,8 +210,8 @@ def test_killed_and_continued() -> None:
             time.sleep(1.5)
             Path("hold").unlink()
             with program() as second:
-                out, _ = watching.communicate(timeout=60)
-                second.wait(timeout=60)
+                out, _ = watching.communicate(timeout=200)
+                second.wait(timeout=200)
     taken, _, rest = out.partition("\n")
     assert re.fullmatch(r"process process-\S+ died; it continues in process-\S+", taken)
     assert (watching.returncode, rest) == (0, "  wait → waited\nClerk: All is well now\ndone\n")
@@ -232,8 +232,8 @@ def test_a_lost_reply_begins_anew() -> None:
             first.kill()
             first.wait(timeout=30)
             with program() as second:
-                out, _ = watching.communicate(timeout=60)
-                second.wait(timeout=60)
+                out, _ = watching.communicate(timeout=200)
+                second.wait(timeout=200)
     assert watching.returncode == 0
     assert re.fullmatch(r".*\n— the reply begins anew —\nClerk: All is well now\ndone\n", out, re.DOTALL), out
 
@@ -256,7 +256,7 @@ def test_ctrl_c() -> None:
         assert err.endswith("durable-swarm watch live --after 3\n")
         assert err.count("\n") == 1
         Path("hold").unlink()
-        assert running.wait(timeout=60) == 0
+        assert running.wait(timeout=200) == 0
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
@@ -267,7 +267,7 @@ def test_a_closed_pipe(form: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as closed:
-        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
 
 

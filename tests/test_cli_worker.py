@@ -149,7 +149,7 @@ def test_a_worker_without_agents() -> None:
     """A program that defines no agent is refused: it could execute nothing."""
     Path("empty_app.py").write_text("from durable_swarm import DurableSwarm\nswarm = DurableSwarm()\n")
     command = [sys.executable, "-m", "durable_swarm", "worker", "empty_app:swarm"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert ended.returncode == 2
     assert ended.stderr == (
         "empty_app:swarm defines no agent, so this worker could execute nothing; import them in its module.\n"

@@ -22,7 +22,7 @@ def started(*words: str) -> subprocess.Popen[str]:
 def said(*words: str, code: int = 0) -> str:
     """Run a command to its end, and give what it says."""
     process = started(*words)
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=200)[0]
     assert process.returncode == code, text
     return text
 
@@ -67,7 +67,7 @@ def test_rejected_while_it_waits(tmp_path: Path) -> None:
     """Rejected from another process while it lives, the demo goes on at once and tells the agent the reason."""
     process, request = waiting()
     assert "is rejected" in said("reject", request, "--reason", "too much")
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=200)[0]
     assert "Error: this call was rejected: too much" in text
     assert "Refunding 250" not in text
     assert "was answered already" in said("approve", request, code=1)

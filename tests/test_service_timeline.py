@@ -94,8 +94,8 @@ def compared(tmp_path: Any) -> str:
     with DurableSwarm(replies([call("look_up", order="A1")], "It is on its way."), database=url) as swarm:
         swarm.run(CLERK, user(), run_id="one")
     with DurableSwarm(replies([call("look_up", order="A2")], "It is late.", "Sorry."), database=url) as swarm:
-        swarm.get("one").fork(1, run_id="two").result(timeout=60)
-        swarm.get("two").fork(2, run_id="three").result(timeout=60)
+        swarm.get("one").fork(1, run_id="two").result(timeout=200)
+        swarm.get("two").fork(2, run_id="three").result(timeout=200)
     return url
 
 

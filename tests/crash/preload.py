@@ -1,7 +1,7 @@
 """What the server of lives imports and does once, so that no life has to.
 
-A run in a database of its own loads what is loaded at first use, and compiles the statements. Closed, it leaves no
-thread, connection or file to the lives, which are forks of this process.
+A run in a database of its own loads what is loaded at first use. Closed, it leaves no thread, connection or file to the
+lives, which are forks of this process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import tests.crash.lives
 import tests.crash.scenarios
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.testing import ScriptedModel, call
-from tests.support.statements import share
 
 
 def _note() -> str:
@@ -43,7 +42,6 @@ def _run_once() -> None:
             swarm.runs(limit=1)
 
 
-share()
 _run_once()
 assert threading.active_count() == 1, f"lives would be forked beside threads: {threading.enumerate()}"
 

@@ -203,7 +203,7 @@ def flood(url: str) -> tuple[int, int]:
     model = ScriptedModel(lambda request: "ok" if request["messages"][-1]["role"] == "tool" else [ask("nap")])
     swarm = DurableSwarm(model, database=url)
     runs = [swarm.start(agent, [{"role": "user", "content": "Rest."}]) for _ in range(300)]
-    ended = sum(run.result(timeout=60).messages[-1]["content"] == "ok" for run in runs)
+    ended = sum(run.result(timeout=200).messages[-1]["content"] == "ok" for run in runs)
     over.set()
     return ended, most
 

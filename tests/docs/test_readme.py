@@ -48,10 +48,10 @@ def test_the_first_example_survives_a_kill(tmp_path: Path) -> None:
     with serve_scripted(model(killing)) as provider:
         first = start(provider, tmp_path)
         killing.append(first)
-        before, _ = first.communicate(timeout=60)
+        before, _ = first.communicate(timeout=200)
         second, third = start(provider, tmp_path), start(provider, tmp_path)
-        after, _ = second.communicate(timeout=60)
-        again, _ = third.communicate(timeout=60)
+        after, _ = second.communicate(timeout=200)
+        again, _ = third.communicate(timeout=200)
     assert (first.returncode, second.returncode, third.returncode) == (-9, 0, 0)
     assert (before, after) == ("", "Your refund is on its way.\n") or before == "refunding 99\n"
     assert "refunding" not in after

@@ -64,7 +64,7 @@ def test_a_crash_shows(database_url: str, place: str, capsys: pytest.CaptureFixt
     with DurableSwarm(ScriptedModel(reply), database=database_url) as swarm:
         run = swarm.get("killed")
         swarm.recover()
-        assert run.result(timeout=60).messages[-1]["content"] == "Done"
+        assert run.result(timeout=200).messages[-1]["content"] == "Done"
         events = list(run.events())
         first, second = detail(database_url).executions
         assert agent.name == run.agent
@@ -108,7 +108,7 @@ def test_a_run_without_a_crash_has_one_execution(database_url: str) -> None:
         runs.resume("killed")
     assert [one.end for one in detail(database_url).executions] == ["failed"]
     with DurableSwarm(ScriptedModel([[call("refund")], "Done"]), database=database_url) as swarm:
-        assert swarm.get("killed").result(timeout=60).messages[-1]["content"] == "Done"
+        assert swarm.get("killed").result(timeout=200).messages[-1]["content"] == "Done"
         events = [event.type for event in swarm.get("killed").events()]
     assert [one.end for one in detail(database_url).executions] == ["failed", "done"]
     assert "run.recovered" not in events
@@ -132,7 +132,7 @@ def test_a_process_that_is_closed_hands_its_runs_over(database_url: str, capsys:
     assert (left.end, left.pid) == ("handed over", os.getpid())
     with DurableSwarm(ScriptedModel([[call("hang")], "Done"]), database=database_url) as swarm:
         swarm.recover()
-        assert swarm.get("killed").result(timeout=60).messages[-1]["content"] == "Done"
+        assert swarm.get("killed").result(timeout=200).messages[-1]["content"] == "Done"
         [event] = [event for event in swarm.get("killed").events() if event.type == "run.recovered"]
     assert (event.data["before"], event.data["how"]) == (left.process, "handed over")
     assert [one.end for one in detail(database_url).executions] == ["handed over", "done"]

@@ -457,7 +457,7 @@ def test_a_killed_fork_goes_on(database_url: str, again: str) -> None:
     program.run_and_kill(lambda: notes.exists() and "second" in notes.read_text(), database_url, "fork")
     Path("go").touch()
     process = program.start(database_url, again)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1]) == [None, "1", "On", None, "2", "Done."]
     assert notes.read_text().split() == ["first", "begun", "second", "second"]

@@ -409,7 +409,7 @@ def test_windows_has_the_half_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "durable_swarm.sqlite").touch()
     process = Program(WINDOWS).start()
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=200)
     lines = out.splitlines()
     assert lines[0] == "done", err
     assert len(lines) == 3

@@ -191,7 +191,7 @@ class Waiters:
 
     def with_timeout(self) -> str:
         """Wait for some time at most."""
-        return str(self.swarm.start(**self._sub()).result(timeout=60).messages[-1]["content"])
+        return str(self.swarm.start(**self._sub()).result(timeout=200).messages[-1]["content"])
 
 
 WAITERS = [name for name in vars(Waiters) if not name.startswith("_")]

@@ -355,7 +355,7 @@ def test_a_named_process_goes_on_with_its_own(database_url: str) -> None:
     """What a killed process of a name has left, the next of that name takes over, and leaves to no other queue."""
     program = Program(NAMED)
     program.run_and_kill(Path("begun").exists, database_url, "first")
-    assert program.start(database_url, "second").communicate(timeout=60)[0] == '"ended"\n'
+    assert program.start(database_url, "second").communicate(timeout=200)[0] == '"ended"\n'
     assert {row.queue_name for row in rows(database_url, "queue_name")} <= {records_names.QUEUE + "me", None}
 
 

@@ -40,6 +40,6 @@ def test_tables_of_the_user(statement: str, tables: list[str]) -> None:
 
 def test_every_table_of_the_engine_is_known() -> None:
     """No table of DBOS is taken for one of the user, whose every commit is a boundary."""
-    tables = [table.name for table in vars(SystemSchema).values() if isinstance(table, sqlalchemy.schema.Table)]
+    tables = [table.name for table in vars(SystemSchema).values() if isinstance(table, sqlalchemy.Table)]
     assert len(tables) > 5
     assert [table for table in tables if not _ENGINE.fullmatch(table)] == []

@@ -91,7 +91,7 @@ def test_a_pytest_run_without_agents_does_not_import_the_package(tmp_path: Path)
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert "1 passed" in shown.stdout, shown.stdout + shown.stderr

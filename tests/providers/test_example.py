@@ -45,8 +45,8 @@ def test_the_example_survives_a_kill_and_pays_once(tmp_path: Path) -> None:
             assert first.poll() is None
             time.sleep(0.01)
         first.kill()
-        before, _ = first.communicate(timeout=60)
-        after, _ = start(official, local, tmp_path).communicate(timeout=60)
+        before, _ = first.communicate(timeout=200)
+        after, _ = start(official, local, tmp_path).communicate(timeout=200)
         assert len(official.calls) == 2
         assert "There are." not in json.dumps(local.calls)
     assert (before + after).count("looking up lamp") <= 1

@@ -53,7 +53,7 @@ async def beside(served: Any, agent: str, **more: Any) -> AsyncIterator[Any]:
     transport = httpx.ASGITransport(app=served)
     headers = {"x-user": more.pop("user", "anna")}
     async with (
-        httpx.AsyncClient(transport=transport, base_url=BASE, headers=headers, timeout=60) as http,
+        httpx.AsyncClient(transport=transport, base_url=BASE, headers=headers, timeout=200) as http,
         connected(f"{BASE}/a2a/{agent}", http, **more) as client,
     ):
         yield client
@@ -216,7 +216,7 @@ async def test_a_task_outlives_its_servers(tmp_path: Path) -> None:
         with serving(tmp_path) as (base, _):
             headers = {"Authorization": "Bearer secret"}
             async with (
-                httpx.AsyncClient(headers=headers, timeout=60) as http,
+                httpx.AsyncClient(headers=headers, timeout=200) as http,
                 connected(f"{base}/a2a/Clerk", http) as client,
             ):
                 task = await send(client, answer or "Hi", task_id=task.id)

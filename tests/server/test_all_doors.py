@@ -47,7 +47,7 @@ async def test_one_run_behind_all_doors(url: str, tmp_path: Path) -> None:
     with DurableSwarm(model, database=url, prices=lambda *_: Decimal("0.01")) as swarm:
         end = instrument(swarm, tracer_provider=provider)
         served = app(swarm, agents=[agent])
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=served), base_url=BASE, timeout=60) as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=served), base_url=BASE, timeout=200) as http:
             message = {"id": "m1", "role": "user", "content": "Pay"}
             thread = {"threadId": "t1", "runId": "r1", "messages": [message], "tools": [], "context": []}
             begun = lines_of((await http.post(f"/agui/{agent.name}", json=thread)).text)

@@ -44,7 +44,7 @@ def serving(folder: Path) -> Iterator[tuple[str, Any]]:
         assert process.stdout
         line = process.stdout.readline()
         base = line.rpartition(" at ")[2].partition("/runs")[0]
-        with httpx.Client(base_url=base, headers={"Authorization": "Bearer secret"}, timeout=60) as client:
+        with httpx.Client(base_url=base, headers={"Authorization": "Bearer secret"}, timeout=200) as client:
             yield base, client
     finally:
         process.send_signal(signal.SIGKILL)

@@ -93,7 +93,7 @@ def test_the_ai_sdk_reads_on_after_a_kill(tmp_path: Path) -> None:
         assert talk.stdout
         while len(json.loads(talk.stdout.readline())) < 10:
             pass
-    talk.communicate(timeout=60)
+    talk.communicate(timeout=200)
     with serving(tmp_path, port) as base:
         assert said_by("ai_sdk.mjs", base, "resume", "c1") == TEXT
         assert said_by("ai_sdk.mjs", base, "resume", "c1") is None
@@ -140,7 +140,7 @@ def test_an_event_source_comes_back_by_itself(tmp_path: Path) -> None:
             else:
                 found = json.loads(reader.stdout.readline())
     assert reader is not None
-    reader.communicate(timeout=60)
+    reader.communicate(timeout=200)
     assert found["seen"] == list(range(1, len(found["seen"]) + 1))
     assert (found["text"], found["opened"] >= 3) == (TEXT, True)
 
