@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from durable_swarm import DurableSwarm
+from durable_swarm import DurableSwarm, tool
 from durable_swarm.server import app
 from durable_swarm.testing import ScriptedModel
 from tests.crash.conftest import lives
@@ -19,6 +19,12 @@ __all__ = ["lives"]
 
 Serve = Callable[..., tuple[DurableSwarm, TestClient]]
 """Serves a swarm whose model gives these replies; more arguments are those of `app`."""
+
+
+@tool(approval=True)
+def pay(amount: int) -> str:
+    """Pay an amount."""
+    return f"paid {amount}"
 
 
 @pytest.fixture

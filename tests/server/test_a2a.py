@@ -25,9 +25,9 @@ from a2a.types.a2a_pb2 import (
 )
 from a2a.utils.errors import A2AError, InvalidParamsError, TaskNotCancelableError, TaskNotFoundError
 
-from durable_swarm import Agent, ask_human, tool
+from durable_swarm import Agent, ask_human
 from tests.engine.helpers import unique
-from tests.server.conftest import Serve
+from tests.server.conftest import Serve, pay
 from tests.server.test_kills import PROGRAM, serving
 
 BASE = "http://127.0.0.1"
@@ -104,12 +104,6 @@ def served(serve: Serve) -> Served:
         return serve(replies, **options)[1].app
 
     return make
-
-
-@tool(approval=True)
-def pay(amount: int) -> str:
-    """Pay an amount."""
-    return f"paid {amount}"
 
 
 def colour() -> str:

@@ -13,23 +13,18 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from durable_swarm import Agent, DurableSwarm, tool
+from durable_swarm import Agent, DurableSwarm
 from durable_swarm.otel import instrument
 from durable_swarm.server import app
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import unique
+from tests.server.conftest import pay
 from tests.server.test_a2a import BASE, anyio_backend, beside, send
 from tests.server.test_agui import EVENTS
 
 __all__ = ["anyio_backend"]
 
 TEXT = "It is paid, and every door says so."
-
-
-@tool(approval=True)
-def pay(amount: int) -> str:
-    """Pay an amount."""
-    return f"paid {amount}"
 
 
 def lines_of(text: str) -> list[Any]:

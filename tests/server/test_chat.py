@@ -6,11 +6,11 @@ import json
 from itertools import groupby
 from typing import Any
 
-from durable_swarm import Agent, ask_human, tool
+from durable_swarm import Agent, ask_human
 from durable_swarm.events import Event
 from durable_swarm.server.chat import without_void
 from tests.engine.helpers import unique
-from tests.server.conftest import Serve
+from tests.server.conftest import Serve, pay
 
 SHAPES: dict[str, dict[str, type]] = {
     "start": {"messageId": str},
@@ -30,12 +30,6 @@ SHAPES: dict[str, dict[str, type]] = {
     "data-handoff": {"data": object},
 }
 """The chunks that are sent, with the fields that `uiMessageChunkSchema` of ai 7.0.173 requires."""
-
-
-@tool(approval=True)
-def pay(amount: int) -> str:
-    """Pay an amount."""
-    return f"paid {amount}"
 
 
 def colour() -> str:

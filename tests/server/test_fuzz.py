@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from durable_swarm import Agent, DurableSwarm, tool
+from durable_swarm import Agent, DurableSwarm
 from durable_swarm.server import app
 from durable_swarm.server.ids import encode_id
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import unique
+from tests.server.conftest import pay
 
 WORDS = st.sampled_from(
     ["r1", "s1", "user", "assistant", "tool", "approve", "answer", "queue", "1", "true", "\ud800", "a\0b"]
@@ -36,12 +37,6 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.one_of(NAMES, TEXTS), inner, max_size=4)),
     max_leaves=12,
 )
-
-
-@tool(approval=True)
-def pay(amount: int) -> str:
-    """Pay an amount."""
-    return f"paid {amount}"
 
 
 class Served:

@@ -8,23 +8,17 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, tool
+from durable_swarm import Agent
 from durable_swarm.server.ids import encode_id
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
-from tests.server.conftest import Serve
+from tests.server.conftest import Serve, pay
 
 
 @pytest.fixture
 def url(database_url: str) -> str:
     """A fresh database of each kind: owners are conditions in SQL."""
     return database_url
-
-
-@tool(approval=True)
-def pay(amount: int) -> str:
-    """Pay an amount."""
-    return f"paid {amount}"
 
 
 class As:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from durable_swarm import Agent, DurableSwarm, tool
+from durable_swarm import Agent, DurableSwarm
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.server import Webhook
 from durable_swarm.service import open_runs
@@ -25,6 +25,7 @@ from durable_swarm.testing import ScriptedModel
 from durable_swarm.webhooks import Undelivered, is_public
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
+from tests.server.conftest import pay
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -84,12 +85,6 @@ def receiver() -> Iterator[Receiver]:
 def url(database_url: str) -> str:
     """A fresh database of each kind."""
     return database_url
-
-
-@tool(approval=True)
-def pay(amount: int) -> str:
-    """Pay an amount."""
-    return f"paid {amount}"
 
 
 def hook(receiver: Receiver, **more: Any) -> Webhook:

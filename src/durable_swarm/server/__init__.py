@@ -62,11 +62,10 @@ def app(
     `agents` are those that can be asked, by default all that the program defines. `doors` names the interfaces, by
     default all of `DOORS` whose extras are installed. With `console` the web console is there, too. `authorize` takes a
     Starlette request and returns the name of who asks, which is recorded with every decision, or None to refuse; it may
-    be async. A run belongs to whom a door
-    began it for; to others, unless they are among the `operators`, it does not exist. Without `authorize`
-    `$DURABLE_SWARM_SERVER_TOKEN` is the token that every request must show; without both, everyone whom the application
-    around it lets through may ask. With `read_only` nothing can be started or changed. Raises `ConfigurationError`,
-    also without the extra `server`.
+    be async. A run belongs to whom a door began it for; to others, unless they are among the `operators`, it does not
+    exist. Without `authorize` `$DURABLE_SWARM_SERVER_TOKEN` is the token that every request must show; without both,
+    everyone whom the application around it lets through may ask. With `read_only` nothing can be started or changed.
+    Raises `ConfigurationError`, also without the extra `server`.
     """
     import os
 

@@ -51,7 +51,7 @@ from durable_swarm.server.a2a_shapes import Telling, take, task_of, text_of
 from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
 from durable_swarm.server.ids import encode_id
 from durable_swarm.server.openapi import EVENTS, JSON, Described
-from durable_swarm.server.outcome import LOOK, Outcome, outcome_of, waits
+from durable_swarm.server.outcome import LOOK, Outcome, last_event, outcome_of, waits
 from durable_swarm.service import Query
 from durable_swarm.service.doctor import installed
 
@@ -205,7 +205,7 @@ class _Tasks(RequestHandler):
         if message.task_id:
             run = caller.run(message.task_id)
             # A turn that is being said would otherwise be followed from its middle.
-            seen = max((event.seq for event in run.follower(0).read()), default=0) if waits(run) else 0
+            seen = last_event(run) if waits(run) else 0
             take(caller, run, message)
             return run, seen
         said = text_of(message)

@@ -21,7 +21,7 @@ from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
 from durable_swarm.server.openapi import EVENTS, Described
-from durable_swarm.server.outcome import LOOK, waits
+from durable_swarm.server.outcome import LOOK, last_event, waits
 
 Told = dict[str, Any]
 DECISION = {"type": "object", "properties": {"approve": {"type": "boolean"}, "reason": {"type": "string"}}}
@@ -64,7 +64,7 @@ class Agui:
             waiting = next((run for run in reversed(session.runs()) if run.status == "waiting"), None)
             if waiting is None:
                 raise Refused(409, "NothingWaits", f"no run of thread {asked.thread_id!r} waits for an answer")
-            seen = _last(waiting)
+            seen = last_event(waiting)
             open_ones = {request.id: request for request in waiting.requests()}
             for entry in asked.resume:
                 if entry.interrupt_id not in open_ones:
@@ -141,13 +141,6 @@ class Telling:
         if self._message is not None:
             yield {"type": "TEXT_MESSAGE_END", "messageId": self._message}
             self._message = None
-
-
-def _last(run: Run) -> int:
-    reader, seen = run.follower(0), 0
-    for event in reader.read():
-        seen = event.seq
-    return seen
 
 
 def _message(given: Told) -> Told:

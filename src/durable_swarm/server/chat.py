@@ -20,7 +20,7 @@ from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED
 from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
 from durable_swarm.server.openapi import EVENTS, Described
-from durable_swarm.server.outcome import LOOK, waits
+from durable_swarm.server.outcome import LOOK, last_event, waits
 
 Told = dict[str, Any]
 ID = {"type": "string"}
@@ -84,7 +84,7 @@ class Chat:
         taken = [answer for answer in answers if answer.get("id") in asked]
         if waiting is None or not taken:
             raise Refused(409, "NothingWaits", f"no run of chat {chat!r} waits for what this message answers")
-        seen = max((event.seq for event in waiting.follower(0).read()), default=0)
+        seen = last_event(waiting)
         for answer in taken:
             if answer.get("approved") is True:
                 caller.approve(answer["id"])

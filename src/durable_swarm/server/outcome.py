@@ -44,6 +44,11 @@ def waits(run: Run) -> bool:
     return run.status == "waiting" and bool(run.requests())
 
 
+def last_event(run: Run) -> int:
+    """Return the number of the last event of a run, behind which an answer to it is followed; 0 if it has none."""
+    return max((event.seq for event in run.follower(0).read()), default=0)
+
+
 def _read(run: Run) -> Outcome:
     status = run.status
     requests = tuple(run.requests()) if status == "waiting" else ()

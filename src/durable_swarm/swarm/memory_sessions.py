@@ -15,7 +15,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, finish
-from durable_swarm.errors import ConfigurationError, RunCancelled, RunConflict, SessionBusy, safe_text
+from durable_swarm.errors import ConfigurationError, RunCancelled, RunConflict, safe_text
 from durable_swarm.loop import Close, Effect, Start, add
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.models.wire import Conversation
@@ -23,7 +23,7 @@ from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.swarm.memory_limits import MemorySpending
-from durable_swarm.swarm.session import Sent, Session, answered, newest
+from durable_swarm.swarm.session import FORK_LATER, SEND_LATER, Sent, Session, answered, busy, newest
 from durable_swarm.types import Message, Response, Usage
 from durable_swarm.validation import LONGEST_ID, check_name
 
@@ -199,7 +199,7 @@ class MemorySession(Session):
             if name in self._swarm.conversations:
                 raise RunConflict(f"session {name!r} exists already; give the fork another id")
             if run is None and not known.turns and known.ahead is not None:
-                raise _busy(self.id, known.ahead, "a session can be forked when its first run has ended")
+                raise busy(self.id, known.ahead.run_id, FORK_LATER)
             kept = known.turns if run is None else _through(known, self.id, run)
             agent, context = (kept[-1].agent, kept[-1].context) if kept else (known.agent, known.context)
             history = kept[-1].left if kept else SessionHistory()
@@ -211,7 +211,7 @@ class MemorySession(Session):
         with self._swarm.session_lock:
             known = self._known()
             if known is not None and known.ahead is not None:
-                raise _busy(self.id, known.ahead)
+                raise busy(self.id, known.ahead.run_id)
             self._swarm.conversations.pop(self.id, None)
 
     # Sending
@@ -254,7 +254,7 @@ class MemorySession(Session):
                 self._swarm.conversations[self.id] = known
             ahead = known.ahead
             if ahead is not None and sent.when_busy == "reject":
-                raise _busy(self.id, ahead, "wait for its end, or send the message with when_busy='queue'")
+                raise busy(self.id, ahead.run_id, SEND_LATER)
             if ahead is not None and sent.when_busy == "join" and ahead.say(sent.messages):
                 return known, ahead, True
             if ahead is not None and sent.when_busy == "interrupt":
@@ -303,17 +303,9 @@ def _through(known: MemoryConversation, session: str, run_id: Any) -> list[Memor
     at = next((index for index, turn in enumerate(known.turns) if turn.run_id == run_id), None)
     if at is None:
         if known.ahead is not None and known.ahead.run_id == run_id:
-            raise _busy(session, known.ahead)
+            raise busy(session, known.ahead.run_id)
         raise ConfigurationError(f"run {run_id!r} is not part of session {session!r}")
     return known.turns[: at + 1]
-
-
-def _busy(session: str, turn: MemoryTurn, then: str = "wait for its end") -> SessionBusy:
-    return SessionBusy(
-        f"run {turn.run_id!r} of session {session!r} is in progress; {then}",
-        session=session,
-        run_id=turn.run_id,
-    )
 
 
 async def _result(future: Future[Any], waits: Runtime) -> Any:

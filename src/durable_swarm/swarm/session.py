@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, overload
 
 from durable_swarm.agents import remember
 from durable_swarm.concurrency import in_thread
-from durable_swarm.errors import ConfigurationError
+from durable_swarm.errors import ConfigurationError, SessionBusy
 from durable_swarm.limits import Limits, check_limits
 from durable_swarm.streaming import Item, Stream
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain
@@ -23,6 +23,16 @@ WhenBusy = Literal["queue", "join", "interrupt", "reject"]
 
 NO_RESULT = "Error: this call has no result."
 """The text sent to the model for a call that a run has left without a result."""
+
+SEND_LATER = "wait for its end, or send the message with when_busy='queue'"
+FORK_LATER = "a session can be forked when its first run has ended"
+"""What to do about a busy session."""
+
+
+def busy(session: str, run_id: str | None, then: str = "wait for its end") -> SessionBusy:
+    """Return the error for a session in which a run is in progress; `then` says what to do."""
+    named = f"run {run_id!r}" if run_id else "a run"
+    return SessionBusy(f"{named} of session {session!r} is in progress; {then}", session=session, run_id=run_id or "")
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ from durable_swarm.engine.storage.ledger import Key, Ledger
 from durable_swarm.engine.storage.messages import HasEnded
 from durable_swarm.engine.storage.retention import delete_session
 from durable_swarm.engine.storage.run_state import moment, state_of
-from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, Arrival, SessionState, busy
+from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, Arrival, SessionState
 from durable_swarm.limits import Limits
 from durable_swarm.loop import add
 from durable_swarm.runs import ENDED
 from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
-from durable_swarm.swarm.session import Sent, Session, WhenBusy, newest
+from durable_swarm.swarm.session import FORK_LATER, Sent, Session, WhenBusy, busy, newest
 from durable_swarm.tools.context import calling
 from durable_swarm.types import Message, Response, Usage
 from durable_swarm.validation import check_name, check_queue
@@ -305,7 +305,7 @@ class DurableSession(Session):
             raise errors.ConfigurationError(f"session {self.id!r} has no messages, so there is nothing to fork")
         last, ahead = run.id if isinstance(run, Run) else run, state.ahead
         if last is None and ahead is not None and state.base is None:
-            raise busy(self.id, ahead.run_id, "a session can be forked when its first run has ended")
+            raise busy(self.id, ahead.run_id, FORK_LATER)
         number, left = state.last if ahead is None else ahead.number - 1, None
         if last is not None:
             number = store.sessions.number_of(self.id, last)

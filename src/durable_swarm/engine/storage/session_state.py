@@ -103,14 +103,3 @@ def state_of_session(row: Any) -> SessionState:
 def no_session(session: str) -> errors.RunNotFound:
     """Return the error for a session that does not exist, or belongs to somebody else."""
     return errors.RunNotFound(f"there is no session {session!r} of yours in this database")
-
-
-SEND_LATER = "wait for its end, or send the message with when_busy='queue'"
-
-
-def busy(session: str, run_id: str | None, then: str = "wait for its end") -> errors.SessionBusy:
-    """Return the error for a session in which a run is in progress; `then` says what to do."""
-    named = f"run {run_id!r}" if run_id else "a run"
-    return errors.SessionBusy(
-        f"{named} of session {session!r} is in progress; {then}", session=session, run_id=run_id or ""
-    )

@@ -32,18 +32,17 @@ from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.engine.storage.session_state import (
     BEGUN,
     LEFT_OUT,
-    SEND_LATER,
     WAITS,
     WITHDRAWN,
     Arrival,
     Following,
     Left,
     SessionState,
-    busy,
     no_session,
     state_of_session,
 )
 from durable_swarm.engine.storage.visible import seen_by
+from durable_swarm.swarm.session import SEND_LATER, busy
 
 
 class Sessions(OwnTable):
