@@ -68,8 +68,9 @@ bench: $(VENV)/.installed-dev ## Run the benchmarks
 site: $(VENV)/.installed-tools ## Build the documentation into site/, with every link checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-reference: $(VENV)/.installed-dev ## Write docs/reference.md from the docstrings
+reference: $(VENV)/.installed-dev ## Write docs/reference.md from the docstrings, and the commands in docs/command-line.md
 	$(BIN)/python scripts/reference.py
+	$(BIN)/python scripts/command_line.py
 
 picture: $(VENV)/.installed-dev ## Record docs/demo.svg from the demo
 	$(BIN)/python scripts/record_demo.py

@@ -14,21 +14,65 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
-MODULES = [
-    "durable_swarm",
-    "durable_swarm.testing",
-    "durable_swarm.providers",
-    "durable_swarm.mcp",
-    "durable_swarm.server",
-    "durable_swarm.bridges.openai_agents",
-    "durable_swarm.bridges.langchain",
-    "durable_swarm.otel",
-    "durable_swarm.encryption",
-]
-HEAD = """# Reference of the Python names
+MODULES: dict[str, list[str]] = {
+    "durable_swarm": [],
+    "durable_swarm.testing": [],
+    "durable_swarm.providers": [],
+    "durable_swarm.mcp": [],
+    "durable_swarm.server": [],
+    "durable_swarm.bridges.openai_agents": [],
+    "durable_swarm.bridges.langchain": [],
+    "durable_swarm.otel": [],
+    "durable_swarm.encryption": [],
+    "durable_swarm.redaction": [],
+    "durable_swarm.codec": ["Codec", "Place"],
+    "durable_swarm.schema": ["BadArguments", "check_arguments", "function_to_json", "tool_schema", "wants_context"],
+    "durable_swarm.compat": [],
+    "durable_swarm.repl": ["pretty_print_messages", "process_and_print_streaming_response"],
+}
+"""The public modules, each with the names to show; none: those of its `__all__`."""
+RETURNED = {
+    "durable_swarm.requests": ["Request", "Decision"],
+    "durable_swarm.runs": ["StepInfo"],
+    "durable_swarm.types": ["Usage"],
+    "durable_swarm.limits": ["Spent"],
+    "durable_swarm.engine.api.schedules": ["Schedule"],
+    "durable_swarm.tools.context": ["CurrentCall"],
+}
+"""Types of values that a program gets and does not make."""
+NOT_MADE = {"Codec", "Run", "Session", "Schedule", "ScriptedServer"}
+"""Classes that a program does not call, so that their signature is not its concern."""
+INTERNAL = {
+    *("begin_occurrence", "run_child", "respond_in_session", "spending_of_session", "streamed", "counted", "of_child"),
+    *("bearing", "check_open", "executor", "follower", "live", "lives_elsewhere", "look"),
+    *("play", "new_id", "client_for", "ready", "max_retries"),
+}
+"""Members that packages of this project use of one another."""
+HEAD = """# Python names
 
-Made from the docstrings by `make reference`; a test fails if it is not what the code says.
-[API and command line](api.md) has the same names with their rules, tables and examples.
+Every public name with its signature and docstring. The page is made from the code by `make reference`, and a test
+fails if it is not what the code says. All durations are in seconds, and all times are aware UTC `datetime`s.
+Signatures follow Swarm's; [compatibility](compatibility.md) lists the differences. Names that are not on this page are
+implementation details.
+
+The rules, tables and examples are on these pages:
+
+| names | page |
+|---|---|
+| `Agent`, `Result`, `Response`; `tool`, `step`, `sleep`, `emit`, `current_call` | [agents and tools](agents.md) |
+| `Swarm`, `DurableSwarm`, `Run`, errors | [runs](runs.md) |
+| `ask_human`, `later`, `Request`, `Run.approve`, `answer`, `reject`, `say` | [ask a person](approvals.md) |
+| `Event`, `Run.events`, `run(stream=True)` | [streaming and events](events.md) |
+| `Run.fork`, `export`, `import_run`, `replay`, `assert_replays` | [forks, exports and replay](forks.md) |
+| `Session`, `Compaction`, `run_demo_loop` | [sessions](sessions.md) |
+| `Limits`, `Spent`, `Run.extend` | [limits](limits.md) |
+| `Block` | [guardrails](guardrails.md) |
+| `Agent.as_tool`, `Run.children` | [sub-agents](sub-agents.md) |
+| `DurableSwarm.schedule`, `Schedule` | [schedules](schedules.md) |
+| `DurableSwarm.enqueue`, `serve`, `drain` | [workers](workers.md) |
+| `durable_swarm.testing` | [testing](testing.md), [crash testing](crash-testing.md) |
+| `durable_swarm.providers` | [providers](providers.md) |
+| `Codec`, `EncryptionCodec`, `Redacting` | [encryption](encryption.md), [security](security.md#codecs) |
 """
 
 
@@ -88,7 +132,7 @@ def _type(annotation: Any) -> str:
 def entry(name: str, value: Any) -> Iterator[str]:
     """Return the lines about a public name."""
     yield f"### {name}\n"
-    if callable(value):
+    if callable(value) and name not in NOT_MADE:
         yield f"```text\n{signature(name, value)}\n```\n"
     yield f"{inspect.getdoc(value) or ''}\n" if callable(value) else f"{_kinds(value)}\n"
     if inspect.isclass(value) and not issubclass(value, BaseException):
@@ -104,27 +148,45 @@ def _kinds(values: Any) -> str:
 
 
 def _members(kind: type) -> Iterator[str]:
-    """Return what a class of this package adds: its methods and properties that are documented."""
+    """Return what a class of this package adds: its methods and properties that are documented.
+
+    A method's twin to await, which has the same arguments, is only named.
+    """
+    members = dict(_documented(kind))
+    twins = [name for name in members if name.removesuffix("_async") != name and name.removesuffix("_async") in members]
+    for name, member in members.items():
+        if name not in twins:
+            shown = name if isinstance(member, property) else signature(name, _function(member))
+            yield f"```text\n{shown}\n```\n"
+            yield f"{inspect.getdoc(member)}\n"
+    if twins:
+        yield f"To await, with the same arguments: {', '.join(f'`{name}`' for name in twins)}.\n"
+
+
+def _documented(kind: type) -> Iterator[tuple[str, Any]]:
     for name, member in inspect.getmembers(kind):
-        if name.startswith(("_", "model_")):
-            continue
-        function = member.fget if isinstance(member, property) else inspect.unwrap(getattr(member, "__func__", member))
-        if not str(getattr(function, "__module__", "")).startswith("durable_swarm") or not inspect.getdoc(member):
-            continue
-        shown = name if isinstance(member, property) else signature(name, function)
-        yield f"```text\n{shown}\n```\n"
-        yield f"{inspect.getdoc(member)}\n"
+        ours = str(getattr(_function(member), "__module__", "")).startswith("durable_swarm")
+        if ours and inspect.getdoc(member) and name not in INTERNAL and not name.startswith(("_", "model_")):
+            yield name, member
+
+
+def _function(member: Any) -> Any:
+    return member.fget if isinstance(member, property) else inspect.unwrap(getattr(member, "__func__", member))
 
 
 def reference() -> str:
     """Return the page."""
     parts = [HEAD]
-    for module in MODULES:
+    for module, names in MODULES.items():
         found = importlib.import_module(module)
         about = (inspect.getdoc(found) or "").partition("\n\n")[0]
         parts += [f"## `{module}`\n", f"{about}\n"]
-        for name in sorted(found.__all__, key=str.lower):
+        for name in sorted(names or found.__all__, key=str.lower):
             parts += entry(name, getattr(found, name))
+    parts.append("## Values that methods return\n")
+    for module, names in RETURNED.items():
+        for name in names:
+            parts += entry(name, getattr(importlib.import_module(module), name))
     text = "\n".join(parts)
     return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).rstrip() + "\n"
 

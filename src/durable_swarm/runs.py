@@ -61,8 +61,10 @@ ENDED: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 class StepInfo:
     """One recorded effect of a run, in the order in which they were begun.
 
+    `name` is `model:AGENT`, `tool:NAME`, `guardrail:NAME`, `compact:AGENT` (a session's summary) or a step's own name.
     `kind` is `model`, `tool`, `guardrail` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed`
-    or `running`. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
+    or `running`. `output` is the assistant message, the tool's text, the step's value, or the verdict of the guardrail
+    ("passed", "blocked: REASON"); `error` is "Type: text". `attempts` is how often it was started. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
     `turn` is the turn it belongs to, counted from 0. `kept` is true for a step that a fork took from its original run.
     `finish` is the provider's reason for the end of a reply if it is not the usual one, such as "length". `index` is
     a call's place in its reply, from 0. A refused call (an unknown tool, unfit arguments, a reply that was cut, a

@@ -18,7 +18,7 @@ PAGES = pages()
 PLAYED = [page for page in PAGES if blocks_of(page, "console") and not page.startswith("examples/")]
 GIVEN: dict[str, str] = {
     "README.md": "import types; bank = types.SimpleNamespace()",
-    "docs/api.md": "import json, types; from durable_swarm import *; from collections.abc import AsyncIterator",
+    "docs/agents.md": "import types; bank = types.SimpleNamespace()",
     "docs/effects.md": "import types; bank = types.SimpleNamespace()",
     "docs/compatibility.md": """
 import sys, types

@@ -17,7 +17,7 @@ from durable_swarm.testing import ScriptedModel, ScriptedServer, call, serve_scr
 from tests.docs.pages import blocks_of, examples_of
 
 BLOCKS = [block.text for block in blocks_of("README.md", "python")]
-REFERENCE = examples_of("docs/api.md")
+EVENTS = examples_of("docs/events.md")
 
 
 def model(killing: list[subprocess.Popen[str]]) -> Any:
@@ -87,7 +87,7 @@ def test_the_example_of_people_asks_them() -> None:
 def test_the_example_of_events_follows_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     """The example of events prints what the agent of a run says."""
     names: dict[str, Any] = {"DurableSwarm": DurableSwarm}
-    exec(next(block for block in REFERENCE if "def follow" in block), names)
+    exec(next(block for block in EVENTS if "def follow" in block), names)
     with DurableSwarm(ScriptedModel(["Hello there"])) as client:
         client.start(Agent(), [{"role": "user", "content": "Hi"}], run_id="one")
         names["follow"](client, "one")

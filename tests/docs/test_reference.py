@@ -1,4 +1,4 @@
-"""The reference says what the code says: names with their signatures and docstrings, and the values of its tables."""
+"""The reference says what the code says: names, commands, and the values of the tables of pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
+from durable_swarm.cli.commands import COMMANDS
 from durable_swarm.events import EventType
 from durable_swarm.requests import Kind, Verdict
 from durable_swarm.runs import State
@@ -21,10 +22,30 @@ def test_the_names_are_those_of_the_code() -> None:
     assert made() == text_of("docs/reference.md"), "docs/reference.md is not of today: make reference"
 
 
-@pytest.mark.parametrize("values", [EventType, Kind, Verdict, State, Effect, EndedBy, Repeat])
-def test_tables_have_every_value(values: Any) -> None:
-    """Each value of a closed set of words is in the reference, as code."""
-    code = " ".join(re.findall(r"`[^`\n]+`", text_of("docs/api.md")))
+def test_the_commands_are_those_of_the_program() -> None:
+    """`docs/command-line.md` is what `make reference` writes today, and its first part leads to every command."""
+    made: Any = runpy.run_path(str(ROOT / "scripts" / "command_line.py"))["page"]
+    text = text_of("docs/command-line.md")
+    assert made() == text, "docs/command-line.md is not of today: make reference"
+    first = text.partition("## All commands")[0]
+    assert [name for name in COMMANDS if f"[{name}](#{name})" not in first] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "values"),
+    [
+        ("events", EventType),
+        ("approvals", Kind),
+        ("events", Verdict),
+        ("runs", State),
+        ("runs", EndedBy),
+        ("effects", Effect),
+        ("effects", Repeat),
+    ],
+)
+def test_tables_have_every_value(page: str, values: Any) -> None:
+    """Each value of a closed set of words is on the page about it, as code."""
+    code = " ".join(re.findall(r"`[^`\n]+`", text_of(f"docs/{page}.md")))
     missing = [value for value in get_args(values) if not re.search(rf"\b{re.escape(value)}\b", code)]
     assert missing == []
 
