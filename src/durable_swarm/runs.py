@@ -64,13 +64,14 @@ class StepInfo:
     `name` is `model:AGENT`, `tool:NAME`, `guardrail:NAME`, `compact:AGENT` (a session's summary) or a step's own name.
     `kind` is `model`, `tool`, `guardrail` or `step` (a `@step` inside the tool before it); `status` is `done`, `failed`
     or `running`. `output` is the assistant message, the tool's text, the step's value, or the verdict of the guardrail
-    ("passed", "blocked: REASON"); `error` is "Type: text". `attempts` is how often it was started. Times are aware UTC. `version` is the fingerprint of the agent, prompt, tools and model that answered.
-    `turn` is the turn it belongs to, counted from 0. `kept` is true for a step that a fork took from its original run.
+    ("passed", "blocked: REASON"); `error` is "Type: text". `attempts` is how often it was started. Times are aware UTC.
+    `version` is the fingerprint of the agent, prompt, tools and model that answered. `turn` is the turn it belongs to,
+    counted from 0. `kept` is true for a step that a fork took from its original run.
     `finish` is the provider's reason for the end of a reply if it is not the usual one, such as "length". `index` is
     a call's place in its reply, from 0. A refused call (an unknown tool, unfit arguments, a reply that was cut, a
     repetition) is a `tool` step too, `failed`, with the text sent to the model as `output`. `same_as` is the number of
     the step whose call this one repeats. `written` names a tool whose call a reply without calls seems to have written
-    as text. `misfit` is what the model was told of an answer that does not fit its agent's output type.
+    as text. `misfit` is the text sent to the model about an answer that does not fit its agent's output type.
     """
 
     number: int
