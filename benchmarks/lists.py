@@ -1,23 +1,28 @@
 """Lists and one run of a large database: 100,000 runs with 600,000 tool calls, made by SQL.
 
-Prints the time of each question to the service layer in milliseconds, the median of some askings. Run: python
+Prints how long each question to the service layer takes, and each page of the console without a browser and a network:
+the milliseconds and those of processor time of this process, the median of some askings. Run: python
 benchmarks/lists.py [DATABASE_URL] [--runs N]; the database of the URL must be new.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import sqlalchemy
 from sqlalchemy import text
 
 from durable_swarm import Agent, DurableSwarm, Limits
+from durable_swarm.server import console
 from durable_swarm.service import Query, Runs, open_runs
 from durable_swarm.testing import ScriptedModel, call
 
@@ -25,6 +30,8 @@ USER = [{"role": "user", "content": "Where is order A1?"}]
 AGENTS = ("Triage", "Refunds", "Rare")
 RARE = 10
 """How many runs the rare agent has."""
+PAGES = {"page of the runs": "/runs", "page of a run of 1,000 turns": "/runs/long", "page of the inbox": "/inbox"}
+TIMES = 7
 
 
 def look_up(order: str) -> str:
@@ -126,15 +133,35 @@ def main() -> None:
         leave_runs(url)
         multiply(url, given.runs)
         print(f"{given.runs:,} runs made in {time.perf_counter() - begun:.0f} s")
+        gc.freeze()  # As `durable-swarm console` does.
         with open_runs(url) as runs:
             for name, ask in questions(runs, given.runs).items():
-                took = []
-                for _ in range(7):
-                    begun = time.perf_counter()
-                    found = ask()
-                    took.append((time.perf_counter() - begun) * 1000)
-                count = len(found) if isinstance(found, list) else 1
-                print(f"{name:32} {statistics.median(took):8.1f} ms  ({count} found)")
+                found = ask()
+                for _ in times(name, f"{len(found) if isinstance(found, list) else 1} found"):
+                    ask()
+        asyncio.run(ask_pages(url))
+
+
+async def ask_pages(url: str) -> None:
+    """Ask the console for pages, and print."""
+    app = console(url, user=lambda _: "benchmark")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as client:
+        for name, path in PAGES.items():
+            found = (await client.get(path)).raise_for_status()
+            for _ in times(name, f"{len(found.content):,} bytes"):
+                await client.get(path)
+    app.close()
+
+
+def times(name: str, more: str) -> Iterator[int]:
+    """Yield some numbers, and print how long the work after each takes."""
+    took = []
+    for number in range(TIMES):
+        begun = time.perf_counter(), time.process_time()
+        yield number
+        took.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+    wall, processor = (statistics.median(each) * 1000 for each in zip(*took, strict=True))
+    print(f"{name:32} {wall:8.1f} ms {processor:8.1f} ms of processor time  ({more})")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from durable_swarm.loop import (
     Turn,
     TurnOverride,
     absorb,
-    add,
     drive,
+    total,
     turns,
 )
 from durable_swarm.models.wire import to_wire
@@ -220,7 +220,7 @@ def test_usage_counts_what_is_known() -> None:
         assert retell(script).usage == one
     script = [calls(("a", "{}", "flow")), Outcome(""), text("", usage=one)]
     assert perform(script)[1].usage == retell(script).usage == one
-    assert (add(None, None), add(one, None), add(None, one)) == (None, one, one)
+    assert (total([]), total([None]), total([one, None, one])) == (None, None, one + one)
 
 
 def test_absorb() -> None:

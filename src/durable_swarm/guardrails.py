@@ -24,7 +24,7 @@ from durable_swarm.loop import (
     GuardKind,
     Start,
     Verdict,
-    add,
+    total,
     turns,
 )
 from durable_swarm.types import Block, Message
@@ -40,7 +40,7 @@ def guarded_turns(start: Start) -> Generator[Effect, Any, Ending]:
     """
     loop = turns(start)
     answer: Any = None
-    usage = functools.reduce(add, (turn.reply.usage for turn in start.kept), None)
+    usages = [turn.reply.usage for turn in start.kept]
     asked, reply = None, None
     unpassed: set[GuardKind] = set()
     while True:
@@ -49,17 +49,19 @@ def guarded_turns(start: Start) -> Generator[Effect, Any, Ending]:
         except StopIteration as end:
             ending: Ending = end.value
             return ending
-        if asked is not None and reply is not None:
+        if unpassed and asked is not None and reply is not None:
             for kind in _due(effect, unpassed):
                 guard = Guard(kind, asked.turn, asked.agent, reply, effect.history, asked.context, _calls(effect))
                 if block := (yield guard):
                     yield Close(guard.turn, guard.history, at_limit=True)
                     messages = [*_unblocked(start, guard), answer_of(block, guard.agent)]
+                    usage = total(usages)
                     return Ending(messages, guard.agent, guard.context, usage, "guardrail")
                 unpassed.discard(kind)
         answer = yield effect
         if isinstance(effect, Ask):
-            asked, reply, usage = effect, answer, add(usage, answer.usage)
+            asked, reply = effect, answer
+            usages.append(answer.usage)
             unpassed |= {kind for kind in _SUBJECT if getattr(answer, f"{kind}_guardrails")}
 
 

@@ -7,7 +7,7 @@ so a recorded run can be followed where its agents and tools are not defined.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -210,7 +210,8 @@ Turns = Generator[Effect, Any, Ending]
 
 def turns(start: Start) -> Turns:
     """Run the agents until one answers without calling a tool, or `max_turns` messages are reached."""
-    agent, context, usage, turn, misfits = start.agent, start.context, None, 0, 0
+    agent, context, turn, misfits = start.agent, start.context, 0, 0
+    usages: list[Usage | None] = []
     history, first = list(start.messages), len(start.messages)
     given = first
     while start.max_turns is None or len(history) - given < start.max_turns:
@@ -221,7 +222,7 @@ def turns(start: Start) -> Turns:
         reply = yield from ask(start, Ask(turn, agent, history, context, misfits))
         history += [*reply.heard, {**reply.message, "sender": agent}]
         given += len(reply.heard)
-        usage = add(usage, reply.usage)
+        usages.append(reply.usage)
         calls, told = reply.calls if start.execute_tools else [], [] if reply.limit else correction(reply)
         history += told
         if reply.verdict is not None:
@@ -246,7 +247,7 @@ def turns(start: Start) -> Turns:
     else:
         yield Close(turn - 1, history, at_limit=True)
         ended_by, verdict = "max_turns", None
-    return Ending(history[first:], agent, context, usage, ended_by, verdict)
+    return Ending(history[first:], agent, context, total(usages), ended_by, verdict)
 
 
 def ask(start: Start, effect: Ask) -> Generator[Ask, Reply, Reply]:
@@ -292,9 +293,12 @@ def absorb(context: dict[str, Any], outcome: Outcome) -> None:
     context.update(outcome.changed)
 
 
-def add(total: Usage | None, more: Usage | None) -> Usage | None:
-    """Add two token usages, either of which may be unknown."""
-    return more if total is None else total if more is None else total + more
+def total(usages: Iterable[Usage | None]) -> Usage | None:
+    """Return the sum of token usages, any of which may be unknown; None if all are."""
+    counted = [usage for usage in usages if usage is not None]
+    if not counted:
+        return None
+    return Usage(**{name: sum(getattr(usage, name) for usage in counted) for name in Usage.model_fields})
 
 
 async def drive(loop: Turns, perform: Callable[[Effect], Awaitable[Any]]) -> Ending:

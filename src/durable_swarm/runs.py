@@ -5,7 +5,6 @@ This module uses no database: `follow` drives the turn loop over records that th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,9 +25,9 @@ from durable_swarm.loop import (
     Reply,
     Start,
     absorb,
-    add,
     drive,
     known,
+    total,
 )
 from durable_swarm.types import Block, EndedBy, Message, Usage
 
@@ -124,7 +123,7 @@ class _Recorded:
     next_reply: Callable[[], Reply | None]
     next_outcome: Callable[[int, Call], Outcome | None]
     next_verdict: Callable[[Guard], Block | Literal[False] | None]
-    usage: Usage | None = None
+    usages: list[Usage | None]
     ahead: Reply | None = None
     """The reply after one without tool calls: the run continued, because more messages were sent to it."""
 
@@ -140,7 +139,7 @@ class _Recorded:
             reply, self.ahead = self.ahead or self.next_reply(), None
             if reply is None:
                 raise _NotYet(effect, [])
-            self.usage = add(self.usage, reply.usage)
+            self.usages.append(reply.usage)
             return reply
         outcomes: list[Outcome | None] = []
         for call in effect.calls:
@@ -166,13 +165,12 @@ def follow(
 
     The messages are always a history that a provider accepts: a tool call without a result gets `pending` as its text.
     """
-    kept = functools.reduce(add, (turn.reply.usage for turn in start.kept), None)
-    recorded = _Recorded(next_reply, next_outcome, next_verdict, kept)
+    recorded = _Recorded(next_reply, next_outcome, next_verdict, [turn.reply.usage for turn in start.kept])
     try:
         ending = finish(drive(guarded_turns(start), recorded))
     except _NotYet as end:
         messages, (agent, context) = _so_far(end, len(start.messages), pending), _left(end)
-        return RunHistory(messages, recorded.usage, following=end.effect, agent=agent, context=context)
+        return RunHistory(messages, total(recorded.usages), following=end.effect, agent=agent, context=context)
     return RunHistory(ending.messages, ending.usage, ending, agent=ending.agent, context=ending.context)
 
 

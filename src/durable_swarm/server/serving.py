@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import socket
@@ -88,6 +89,7 @@ def serve(app: Served, host: str, port: int, root_path: str, ready: Callable[[in
         server_header=False, date_header=False, proxy_headers=False, ws="none", lifespan="on",
     )  # fmt: skip
     with listener:
+        gc.freeze()  # What was imported stays. A pass over it would cost each long page more than the page.
         ready(listener.getsockname()[1])
         _Server(config, app.stop).run(sockets=[listener])
 

@@ -12,6 +12,7 @@ from durable_swarm.engine.history.spending import limits_now, spending
 from durable_swarm.engine.history.story import step_infos, story, usage_with_children
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
 from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_state import moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.engine.storage.runs import Store
@@ -61,7 +62,7 @@ class _Totals:
         """Return the totals of a run, as fields of its view."""
         family = dict.fromkeys(self._families[row.workflow_id])
         own, kept = self._tallies.get(row.workflow_id, Tally()), notes_on(row).get("turn")
-        total = sum((self._tallies.get(run_id, Tally()) for run_id in family), Tally())
+        total = Tally.total(self._tallies[run_id] for run_id in family if run_id in self._tallies)
         return {
             "turns": own.turns + (kept if isinstance(kept, int) else 0),
             "tokens": total.tokens,
@@ -114,7 +115,7 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
     store, idle = visitor.store, bool(visitor.idle([row]))
     state = state_of(row)
     records = Snapshot(store, row)
-    start, told, closed = _told(records, row)
+    start, turns, told, closed = _told(records, row)
     error = failure_of(store, row) if state == "failed" else None
     steps = step_infos(records, row)
     created = started_at(row)
@@ -130,7 +131,7 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
         messages=told.messages,
         steps=steps,
         usage=told.usage if closed else usage_with_children(store, row, told),
-        **_budget(store, row, records, closed),
+        **_budget(store, row, records, turns, closed),
         last_agent=None if told.ending is None else told.ending.agent,
         ended_by=_ended_by(row, state, told),
         error=error,
@@ -155,8 +156,8 @@ def requests_of(store: Store, row: RunRow) -> list[Request]:
     return store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)])
 
 
-def _budget(store: Store, row: Any, records: Snapshot, closed: str | None) -> dict[str, Any]:
-    return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row, records)}
+def _budget(store: Store, row: Any, records: Snapshot, turns: list[TurnRecords], closed: str | None) -> dict[str, Any]:
+    return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row, records, turns)}
 
 
 def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
@@ -165,12 +166,14 @@ def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
     return runs.read_end(row.output) if told.ending is None else told.ending.ended_by
 
 
-def _told(records: Snapshot, row: Any) -> tuple[Start, RunHistory, str | None]:
-    """Return the run's input and history, or empty ones and a sentence with the reason if they cannot be decoded."""
+def _told(records: Snapshot, row: Any) -> tuple[Start, list[TurnRecords], RunHistory, str | None]:
+    """Return the run's input, turns and history; empty ones and a sentence with the reason if they are not readable."""
     try:
-        return runs.read_start(records.start_record(row)), story(records, row), None
+        record = records.start_record(row)
+        turns = recorded_turns(records, row, record)
+        return runs.read_start(record), turns, story(records, row, turns), None
     except Unreadable as error:
-        return Start("", [], {}), RunHistory([], None), why_closed(error)
+        return Start("", [], {}), [], RunHistory([], None), why_closed(error)
 
 
 def _waits_for(store: Store, row: Any, idle: bool) -> str | None:

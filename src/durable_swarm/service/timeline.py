@@ -61,6 +61,11 @@ class Timeline:
     bars: list[Bar]
     crashes: list[float]
 
+    @property
+    def folds(self) -> list[Stretch]:
+        """The folded stretches."""
+        return [stretch for stretch in self.stretches if stretch.folded]
+
 
 def timeline(steps: Sequence[StepInfo], until: datetime, executions: Sequence[ExecutionView] = ()) -> Timeline:
     """Return the steps of a run on an axis; those in progress last `until` then."""

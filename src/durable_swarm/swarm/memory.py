@@ -29,7 +29,7 @@ from durable_swarm.concurrency import (
 from durable_swarm.errors import ConfigurationError, LimitReached, ModelError, qualified_name, safe_text
 from durable_swarm.guardrails import guarded_turns, guardrails_of, output_guardrails
 from durable_swarm.limits import DEFAULT_LIMITS, Limits, Spent, check_limits
-from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Guard, Outcome, Reply, Start, add, drive
+from durable_swarm.loop import Ask, Call, CallAll, Effect, Ending, Guard, Outcome, Reply, Start, drive, total
 from durable_swarm.models.call import Completion, ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
@@ -199,7 +199,7 @@ class Swarm(Runner):
         summarizing = await performer.compact(compaction, start.messages)
         performer.conversation = turn.conversation
         ending = await self._drive(turn.begin(start), performer)
-        ending = replace(ending, usage=add(summarizing, ending.usage))
+        ending = replace(ending, usage=total([summarizing, ending.usage]))
         return respond(ending, performer.cast[ending.agent], turn.run_id)
 
     async def _drive(self, start: Start, performer: _InMemory) -> Ending:

@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, finish
 from durable_swarm.errors import ConfigurationError, RunCancelled, RunConflict, safe_text
-from durable_swarm.loop import Close, Effect, Start, add
+from durable_swarm.loop import Close, Effect, Start, total
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.models.wire import Conversation
 from durable_swarm.streaming import Channel, Item
@@ -174,7 +173,7 @@ class MemorySession(Session):
     @property
     def usage(self) -> Usage | None:
         known = self._known()
-        return reduce(add, (turn.usage for turn in (known.turns if known else [])), None)
+        return total(turn.usage for turn in (known.turns if known else []))
 
     @property
     def created_at(self) -> datetime | None:

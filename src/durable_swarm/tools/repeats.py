@@ -28,10 +28,13 @@ class Made:
     text: str
 
 
+_sorted = json.JSONEncoder(sort_keys=True).encode
+
+
 def key_of(tool: str, arguments: str) -> str:
     """Return a text that is equal for equal calls, however their arguments are written."""
     try:
-        plain = json.dumps(json.loads(arguments or "{}"), sort_keys=True)
+        plain = _sorted(json.loads(arguments or "{}"))
     except (ValueError, RecursionError):
         plain = arguments
     return f"{tool}({plain})"

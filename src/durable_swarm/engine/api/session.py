@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 from durable_swarm import codec, errors
@@ -26,7 +26,7 @@ from durable_swarm.engine.storage.retention import delete_session
 from durable_swarm.engine.storage.run_state import moment, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, Arrival, SessionState
 from durable_swarm.limits import Limits
-from durable_swarm.loop import add
+from durable_swarm.loop import total
 from durable_swarm.runs import ENDED
 from durable_swarm.streaming import Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
@@ -73,7 +73,7 @@ class DurableSession(Session):
         found = [Usage(**counts) for counts in store.sessions.usages(self.id)]
         if state is not None and state.ahead is not None and (now := self._run(state.ahead.run_id).usage) is not None:
             found.append(now)
-        return reduce(add, found, None)
+        return total(found)
 
     @property
     def created_at(self) -> datetime | None:

@@ -12,14 +12,14 @@ from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.ledger import Key, of_lone_run
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.limits import Limits, Spent
-from durable_swarm.loop import NOT_MADE
+from durable_swarm.loop import NOT_MADE, total
 from durable_swarm.types import Usage
 
 
-def spending(store: Store, row: Any, records: Rows | None = None) -> Spent:
+def spending(store: Store, row: Any, records: Rows | None = None, turns: list[TurnRecords] | None = None) -> Spent:
     """Return what a run and its child runs have spent so far. Turns that a fork keeps do not count.
 
-    `records` is the source of the run's own records, if they were read already.
+    `records` is the source of the run's own records, and `turns` are these by turn, if they were read already.
     """
     account = store.ledger.read(Key("run", row.workflow_id))
     if account is not None and account.opened:
@@ -28,7 +28,8 @@ def spending(store: Store, row: Any, records: Rows | None = None) -> Spent:
     rows = records or store
     summary = summary_of(rows, row)
     before = Spent() if summary is None else summary.spent
-    own = own_spending(recorded_turns(rows, row, start)[len(start.get("kept", [])) :], before)
+    told = recorded_turns(rows, row, start) if turns is None else turns
+    own = own_spending(told[len(start.get("kept", [])) :], before)
     return own if account is None else of_lone_run(account, own)
 
 
@@ -41,17 +42,16 @@ def limits_now(store: Store, row: Any) -> Limits | None:
 
 def own_spending(turns: list[TurnRecords], before: Spent) -> Spent:
     """Return what the turns of a run have spent, by their records, and what was spent before them."""
-    total = before
     with base.reading("what a run has spent"):
-        for turn in turns:
-            reply, cost = turn.read(), turn.reply.get("cost")
-            made = zip(reply.calls, turn.outcomes, strict=True)
-            calls = sum(call.plan not in NOT_MADE and _counts(record) for call, record in made)
-            recorded = (turn.reply, *(record for record in turn.outcomes if record is not None))
-            seconds = max(total.seconds, *map(seconds_worked, recorded))
-            more = Spent(1, calls, reply.usage or Usage(), None if cost is None else Decimal(cost))
-            total += more + Spent(seconds=seconds - total.seconds)
-    return total
+        made = (pair for turn in turns for pair in zip(turn.read().calls, turn.outcomes, strict=True))
+        calls = sum(call.plan not in NOT_MADE and _counts(record) for call, record in made)
+        usage = total(turn.read().usage for turn in turns)
+        costs = [Decimal(turn.reply["cost"]) for turn in turns if turn.reply.get("cost") is not None]
+        records = (record for turn in turns for record in (turn.reply, *turn.outcomes) if record is not None)
+        worked = max(map(seconds_worked, records), default=0.0)
+        cost = sum(costs, Decimal()) if costs else None
+        own = Spent(len(turns), calls, usage or Usage(), cost, max(worked - before.seconds, 0.0))
+    return before + own
 
 
 def _counts(outcome: base.Record | None) -> bool:

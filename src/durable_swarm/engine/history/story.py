@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -12,19 +11,27 @@ from durable_swarm import codec, errors
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.compactions import Summary, read_summary
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
-from durable_swarm.engine.records.turns import Rows, calls_of, kept_steps, numbered, recorded_turns, told_step
+from durable_swarm.engine.records.turns import (
+    Rows,
+    TurnRecords,
+    calls_of,
+    kept_steps,
+    numbered,
+    recorded_turns,
+    told_step,
+)
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
-from durable_swarm.loop import NOT_MADE, Call, Guard, Outcome, Reply, add
+from durable_swarm.loop import NOT_MADE, Call, Guard, Outcome, Reply, total
 from durable_swarm.runs import ENDED, RunHistory, StepInfo, follow
 from durable_swarm.tools.repeats import FAILED, Place, key_of
 from durable_swarm.types import Block, Usage
 
 
-def story(store: Rows, row: Any) -> RunHistory:
-    """Return the run's history as far as it is recorded."""
+def story(store: Rows, row: Any, turns: list[TurnRecords] | None = None) -> RunHistory:
+    """Return the run's history as far as it is recorded; `turns` are its records by turn, if they were read already."""
     record = store.start_record(row)
-    start, told = runs.read_start(record), recorded_turns(store, row, record)
+    start, told = runs.read_start(record), recorded_turns(store, row, record) if turns is None else turns
     replies = iter(told[len(start.kept) :])
 
     def next_reply() -> Reply | None:
@@ -45,7 +52,7 @@ def story(store: Rows, row: Any) -> RunHistory:
     pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
     told_by_run = follow(start, next_reply, next_outcome, next_verdict, pending=pending)
     summary = summary_of(store, row)
-    return told_by_run if summary is None else replace(told_by_run, usage=add(summary.usage, told_by_run.usage))
+    return told_by_run if summary is None else replace(told_by_run, usage=total([summary.usage, told_by_run.usage]))
 
 
 def summary_of(store: Rows, row: Any) -> Summary | None:
@@ -66,7 +73,7 @@ def usage_with_children(store: Store, row: Any, own: RunHistory | None = None) -
     below = store.family.below([row.workflow_id])
     rows = [found for link in below if (found := store.row(link.run_id, load_output=False)) is not None]
     first = own or story(store, row)
-    return functools.reduce(add, (story(store, one).usage for one in rows), first.usage)
+    return total([first.usage, *(story(store, one).usage for one in rows)])
 
 
 def step_infos(store: Rows, row: Any, failure: base.Record | None = None) -> list[StepInfo]:
@@ -139,12 +146,12 @@ def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str
     for step in fields:
         turn += step["kind"] == "model"
         # Input guardrails are begun before their model call.
-        yield {**step, "turn": max(turn, first)}
+        step["turn"] = max(turn, first)
+        yield step
 
 
 def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, Any]]:
     rows, children = store.steps(row.workflow_id), calls_of(store, row)
-    opened = {step.function_id: _opened(store.step_record, step, row) for step in rows}
     # The calls of the last reply by the numbers of their steps, the calls that are not made, and the texts of the
     # others.
     calls, unmade, texts = dict[int, Call](), list[tuple[int, Call]](), dict[int, Any]()
@@ -153,12 +160,12 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
             yield _unmade(unmade.pop(0)[1], texts)
         call = calls.get(step.function_id)
         if step.function_name.startswith("model:"):
-            texts = {}
-            readable = makes_calls and "message" in opened[step.function_id]
+            texts, record = {}, _opened(store.step_record, step, row)
+            readable = makes_calls and "message" in record
             calls, unmade = _planned(store.reply(step, row), step.function_id) if readable else ({}, [])
-            yield _done(step, opened[step.function_id])
+            yield _done(step, record)
         elif step.function_name.startswith(names.GUARDRAIL):
-            yield _guardrail(step, opened[step.function_id])
+            yield _guardrail(step, _opened(store.step_record, step, row))
         elif step.function_name == names.TOOL:
             key = step.child_workflow_id
             fields = _tool(store, row, step, children.get(key), ENCRYPTED if call is None else call.tool)
@@ -166,9 +173,9 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
             inside = (inner for inner in store.steps(key) if inner.function_name != names.BEGUN)
             yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in inside)
         elif step.function_name.startswith(names.COMPACT):
-            yield {**_done(step, opened[step.function_id]), "kind": "step"}
+            yield {**_done(step, _opened(store.step_record, step, row)), "kind": "step"}
         elif step.function_name.startswith("tool:"):
-            yield _noted(_done(step, opened[step.function_id]), call, texts)
+            yield _noted(_done(step, _opened(store.step_record, step, row)), call, texts)
     yield from (_unmade(call, texts) for _, call in unmade)
 
 
@@ -183,7 +190,8 @@ def _noted(fields: dict[str, Any], call: Call | None, texts: dict[int, Any]) -> 
     if call is None:
         return fields
     texts[call.index] = fields.get("output")
-    return {**fields, "call": call}
+    fields["call"] = call
+    return fields
 
 
 def _unmade(call: Call, texts: dict[int, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from durable_swarm.engine.signals import Broken, RunHeld, RunSuspended, StepFail
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ConfigurationError, ReplayMismatch
 from durable_swarm.guardrails import guarded_turns
-from durable_swarm.loop import Ending, add, drive
+from durable_swarm.loop import Ending, drive, total
 from durable_swarm.observing import RunEnd, observers_of, run_ended
 from durable_swarm.swarm.arguments import respond
 
@@ -144,7 +144,7 @@ async def _performed(process: Process, run: Execution, colour: Callable[[Executi
         except backend_steps.Cancelled:
             await _tell(process, run, RunEnd("cancelled", time.time()))
             raise
-        return replace(ending, usage=add(run.summarizing, ending.usage))
+        return replace(ending, usage=total([run.summarizing, ending.usage]))
 
 
 async def _failed(process: Process, run_id: str, run: Execution | None, failed: StepFailed) -> Broken | RunHeld:

@@ -58,11 +58,12 @@ def _checked(value: Any, *kinds: type) -> Any:
 
 
 def _each(values: Any, kind: type) -> list[Any]:
-    return [_checked(value, kind) for value in _checked(values, list)]
+    return [value if isinstance(value, kind) else _checked(value, kind) for value in _checked(values, list)]
 
 
 def _values(data: Any) -> dict[str, Any]:
     """Return values by name, in the form in which context variables are stored."""
     decoded: dict[str, Any] = _checked(codec.decode(data), dict)
-    _each(list(decoded), str)
+    for name in decoded:
+        _checked(name, str)
     return decoded

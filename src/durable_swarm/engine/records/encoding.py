@@ -104,15 +104,16 @@ class RecordCodec:
 
     def open(self, stored: Any, place: Place, what: str) -> Record:
         """Return the decoded record; `what` names it in errors. Raises `ReplayMismatch`, `Unreadable`."""
-        beside, data = _divide(read(stored, what))
-        closed = data.get(SEALED)
+        record = read(stored, what)
         if self.codec is None:
-            if closed is not None:
+            if record.get(SEALED) is not None:
                 raise Unreadable(
                     f"{what} was stored through a codec, such as encryption, and this DurableSwarm has none; give it "
                     "codec=..., the one with which the run was started"
                 )
-            return stored if isinstance(stored, dict) else {}
+            return record
+        beside, data = _divide(record)
+        closed = data.get(SEALED)
         with self._trying("cannot open", what):
             opened: Any = self.codec.decode(data if closed is None else closed, replace(place, beside=beside))
         if not isinstance(opened, dict):

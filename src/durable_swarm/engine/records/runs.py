@@ -246,6 +246,7 @@ def read_guard(record: Record) -> Block | None:
         return Block(_checked(codec.decode(record.get("blocked", "")), str), reply)
 
 
+_COUNTS = tuple(Usage.model_fields)
 _TOTALS = 4
 """The number of counts stored in `usage`; counts added later are in `usage_details`, by name."""
 
@@ -263,9 +264,8 @@ def read_usage(record: Record) -> Usage | None:
     if not counts:
         return None
     details = _checked(record.get("usage_details", {}), dict)
-    names = list(Usage.model_fields)
-    known = {name: _checked(count, int) for name, count in details.items() if name in names[_TOTALS:]}
-    return Usage(**dict(zip(names[:_TOTALS], counts, strict=True)), **known)
+    known = {name: _checked(count, int) for name, count in details.items() if name in _COUNTS[_TOTALS:]}
+    return Usage(**dict(zip(_COUNTS[:_TOTALS], counts, strict=True)), **known)
 
 
 def _plan_record(call: Call) -> str | Record:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy
-from sqlalchemy import JSON, ColumnElement, Select, and_, column, func, literal, select, table
+from sqlalchemy import JSON, ColumnElement, Select, and_, column, func, literal, null, select, table
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
@@ -27,6 +27,12 @@ FORKS = "durable_swarm_forks"
 """The same of forks alone, on SQLite, which has no index of the notes on runs."""
 FORKED = "instr(attributes, '\"forked_from\"') > 0"
 """True in SQLite for each row of a fork, and hardly for another: written as in that index, which is found only so."""
+
+FACTS = (
+    *("workflow_uuid", "name", "status", "executor_id", "queue_name", "application_version", "parent_workflow_id"),
+    *("created_at", "updated_at", "completed_at"),
+)
+"""The columns of a run's row that are read as they are, in the order of `RunRow`."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,10 @@ class RunRow:
     queue_name: str | None
     app_version: str | None
     parent_workflow_id: str | None
-    attributes: Any
     created_at: int
     updated_at: int
     completed_at: int | None
+    attributes: Any
     input: Any = None
     output: Any = None
     error: RecordedError | str | None = None
@@ -69,8 +75,7 @@ class RunRow:
     away: str | None = None
 
 
-@dataclass(frozen=True)
-class StepRow:
+class StepRow(NamedTuple):
     """The row of a recorded step of a run or a tool call: number, name, and its output or error."""
 
     workflow_id: str
@@ -90,12 +95,10 @@ class RowReader:
         self._url = url
         self._engine = engine
         schema = schema_of(url)
-        names = ("workflow_uuid", "name", "status", "executor_id", "queue_name", "application_version")
-        more = ("parent_workflow_id", "created_at", "updated_at", "completed_at", "serialization")
         noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
-        stored = ("inputs", "output", "error")
+        stored = ("inputs", "output", "error", "serialization")
         kept = ("function_id", "function_name", "child_workflow_id", "started_at_epoch_ms", "completed_at_epoch_ms")
-        self.runs = table("workflow_status", *map(column, (*names, *more, *stored)), noted, schema=schema)
+        self.runs = table("workflow_status", *map(column, (*FACTS, *stored)), noted, schema=schema)
         self.is_run = self.runs.c.name == literal(RUN, literal_execute=True)
         """True for the row of a run. The name is a literal, because the index of runs is found only by it."""
         # DBOS keeps inputs and outputs in tables of their own; rows of earlier versions have them in place.
@@ -170,15 +173,17 @@ class RowReader:
 
     def _loading(self, load_input: bool, load_output: bool) -> Select[Any]:
         runs, inputs, outputs = self.runs, self._inputs, self._outputs
-        columns: list[Any] = [column for column in runs.c if column.name not in ("inputs", "output", "error")]
         source: Any = runs
+        given: Any = null()
+        ended: Any = (null(), null())
         if load_input:
-            columns.append(func.coalesce(inputs.c.inputs, runs.c.inputs).label("inputs"))
+            given = func.coalesce(inputs.c.inputs, runs.c.inputs)
             source = source.outerjoin(inputs, inputs.c.workflow_uuid == runs.c.workflow_uuid)
         if load_output:
-            columns += [func.coalesce(outputs.c[name], runs.c[name]).label(name) for name in ("output", "error")]
+            ended = tuple(func.coalesce(outputs.c[name], runs.c[name]) for name in ("output", "error"))
             source = source.outerjoin(outputs, outputs.c.workflow_uuid == runs.c.workflow_uuid)
-        return select(*columns).select_from(source)
+        facts = (runs.c[name] for name in (*FACTS, "attributes"))
+        return select(*facts, given, *ended, runs.c.serialization).select_from(source)
 
     def steps_of(self, workflow_ids: Sequence[str]) -> list[StepRow]:
         """Return the recorded steps of several runs or tool calls, those of each in order."""
@@ -212,38 +217,20 @@ def _in_order(steps: list[StepRow]) -> list[StepRow]:
 
 
 def _run_row(row: Any) -> RunRow:
-    found = row._mapping
-    kind = found["serialization"]
-    given = _decoded(found.get("inputs"), kind)
+    run_id, name, status, executor, queue, version, parent, created, updated, ended, notes, *stored, kind = row
+    given, output, error = stored  # As `_loading` selects them.
+    asked = _decoded(given, kind)
     return RunRow(
-        workflow_id=found["workflow_uuid"],
-        name=found["name"],
-        status=found["status"],
-        executor_id=found["executor_id"],
-        queue_name=found["queue_name"],
-        app_version=found["application_version"],
-        parent_workflow_id=found["parent_workflow_id"],
-        attributes=found["attributes"],
-        created_at=found["created_at"],
-        updated_at=found["updated_at"],
-        completed_at=found["completed_at"],
-        input=given.get("positionalArgs") if isinstance(given, dict) else given,
-        output=_decoded(found.get("output"), kind),
-        error=_error(found.get("error"), kind),
+        *(run_id, name, status, executor, queue, version, parent, created, updated, ended, notes),
+        input=asked.get("positionalArgs") if isinstance(asked, dict) else asked,
+        output=_decoded(output, kind),
+        error=_error(error, kind),
     )
 
 
 def _step_row(row: Any) -> StepRow:
-    return StepRow(
-        workflow_id=row.workflow_uuid,
-        function_id=row.function_id,
-        function_name=row.function_name,
-        output=_decoded(row.output, row.serialization),
-        error=_error(row.error, row.serialization),
-        child_workflow_id=row.child_workflow_id,
-        started_at_epoch_ms=row.started_at_epoch_ms,
-        completed_at_epoch_ms=row.completed_at_epoch_ms,
-    )
+    run_id, number, name, child, begun, ended, output, error, kind = row  # In the order of the table's columns.
+    return StepRow(run_id, number, name, _decoded(output, kind), _error(error, kind), child, begun, ended)
 
 
 def _decoded(text: str | None, serialization: str | None) -> Any:

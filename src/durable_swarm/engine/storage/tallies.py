@@ -6,6 +6,7 @@ Only these parts leave the database, because a list of runs with long replies wo
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -33,12 +34,14 @@ class Tally:
     tokens: int | None = None
     cost: Decimal | None = None
 
-    def __add__(self, other: Tally) -> Tally:
-        counts = [count for count in (self.tokens, other.tokens) if count is not None]
-        costs = [cost for cost in (self.cost, other.cost) if cost is not None]
-        return Tally(
-            self.turns + other.turns, sum(counts) if counts else None, sum(costs, Decimal()) if costs else None
-        )
+    @classmethod
+    def total(cls, tallies: Iterable[Tally]) -> Tally:
+        """Return the sum of tallies."""
+        added = [*tallies]
+        counts = [one.tokens for one in added if one.tokens is not None]
+        costs = [one.cost for one in added if one.cost is not None]
+        turns = sum(one.turns for one in added)
+        return cls(turns, sum(counts) if counts else None, sum(costs, Decimal()) if costs else None)
 
 
 class Tallies:
@@ -51,15 +54,15 @@ class Tallies:
 
     def of(self, run_ids: Iterable[str]) -> dict[str, Tally]:
         """Return the tally of each of these runs that has any, without the runs below it."""
-        steps, found = self._steps.c, dict[str, Tally]()
+        steps, found = self._steps.c, defaultdict[str, list[Tally]](list)
         replies = steps.function_name.startswith(model_step(""))
         asked = or_(replies, steps.function_name.startswith(COMPACT))
         wanted = select(steps.workflow_uuid, replies, self._beginning_at(USAGE), self._beginning_at(COST))
         with reporting_errors(self._url):
             rows = read(self._engine, wanted.where(steps.workflow_uuid.in_(list(run_ids)), asked))
         for run_id, is_turn, counts, cost in rows:
-            found[run_id] = found.get(run_id, Tally()) + Tally(int(is_turn), _total(counts), _decimal(cost))
-        return found
+            found[run_id].append(Tally(int(is_turn), _total(counts), _decimal(cost)))
+        return {run_id: Tally.total(tallies) for run_id, tallies in found.items()}
 
     def _beginning_at(self, sign: str) -> ColumnElement[str]:
         """The part of a record that begins with a sign, or NULL.

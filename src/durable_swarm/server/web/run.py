@@ -18,7 +18,7 @@ from durable_swarm.server.web.fields import Form
 from durable_swarm.server.web.live import Speech, is_still, replaced, seen_now
 from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in, number_in
 from durable_swarm.server.web.words import crashes
-from durable_swarm.service import RunDetail, Runs, RunView, calls_of, text_of, timeline, transcript
+from durable_swarm.service import Query, RunDetail, Runs, RunView, calls_of, text_of, timeline, transcript
 from durable_swarm.types import Message
 
 TURNS = 100
@@ -53,7 +53,7 @@ class Shown:
             "run": self.run, "steps": steps, "messages": messages, "left_out": max(len(self.run.asked) - TURNS, 0),
             "first": self.first, "last": last, "turns": self.turns, "per_page": TURNS, "speech": self.speech,
             "saying": self.saying, "forms": {one.id: Form(one) for one in self.run.requests if one.status == "open"},
-            "alert": None, "answers": {}, "forks": self.forks, "axis": axis,
+            "alert": None, "answers": {}, "forks": self.forks, "axis": axis, "folds": axis.folds,
             "bars": {bar.number: bar for bar in axis.bars}, "crashed": crashes(self.run),
         }  # fmt: skip
 
@@ -68,7 +68,7 @@ def look(runs: Runs, run_id: str, first: int | None, speech: Speech | None = Non
     run = runs.show(run_id)
     turns = sum(step.kind == "model" and step.status == "done" for step in run.steps)
     first = max(turns - TURNS, 0) if first is None else first
-    return Shown(run, speech, first, turns, runs.lineage(run_id)[1])
+    return Shown(run, speech, first, turns, runs.list(Query(forked_from=run_id)))
 
 
 def parts_of(site: Site, request: Request, shown: Shown) -> dict[str, str]:
