@@ -198,7 +198,7 @@ MUTANTS = [
     Mutant(
         "sleep-from-the-start",
         "a sleep ends when it was first to end",
-        "engine/processes/workflows.py",
+        "engine/execution/tool_steps.py",
         "left = backend_steps.record_sleep(seconds)",
         "left = seconds",
         ("tests/crash/test_sleeps.py",),

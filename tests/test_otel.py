@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -9,12 +11,15 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar
 
 import pytest
+import sqlalchemy
+from dbos import DBOS
 from opentelemetry import trace as api
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -23,10 +28,13 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProces
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, step, tool
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, ToolError, sleep, step, tool
 from durable_swarm.cli import main
+from durable_swarm.engine.api.inspector import inspect_database
+from durable_swarm.observing import Executed, RunTrace, observe
 from durable_swarm.otel import RunIds, instrument
-from durable_swarm.testing import ScriptedModel
+from durable_swarm.service.runs import Runs
+from durable_swarm.testing import ScriptedModel, cut_off
 from tests.contract.conftest import make_swarm
 from tests.contract.helpers import MakeSwarm, user
 from tests.crash.conftest import lives
@@ -190,6 +198,125 @@ def test_three_processes_are_one_trace(
     assert main(["trace", "r1", "--json", "--database", url]) == 0
     again = json.loads(capsys.readouterr().out)
     assert {(span["name"], span["trace_id"], span["span_id"]) for span in again} == set(told)
+
+
+class Told:
+    """An observer that keeps the traces of ended runs, and what it was told of calls."""
+
+    def __init__(self) -> None:
+        self.traces: list[RunTrace] = []
+
+    def wants(self, swarm: Any) -> bool:
+        return True
+
+    def inside(self, root: str, key: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def executed(self, what: Executed) -> None:
+        pass
+
+    def ended(self, trace: RunTrace) -> None:
+        self.traces.append(trace)
+
+
+def _without_times(trace: RunTrace) -> Any:
+    """Return the data of a trace, with times only as known or not: collected ones differ from those of the database."""
+
+    def untimed(value: Any, name: str = "") -> Any:
+        if isinstance(value, dict):
+            return {key: untimed(inner, key) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [untimed(inner) for inner in value]
+        return value is not None if name in ("started", "finished", "at") else value
+
+    return untimed(dataclasses.asdict(trace))
+
+
+@step
+def failing() -> str:
+    raise ValueError("not today")
+
+
+@step
+async def wired(to: str) -> str:
+    return f"wired to {to}"
+
+
+@DBOS.step()
+def noted() -> str:
+    return "noted"
+
+
+def careful() -> str:
+    with contextlib.suppress(ValueError):
+        failing()
+    return charge() + charge()
+
+
+async def transfer(to: str) -> str:
+    return await wired(to)
+
+
+def broken() -> str:
+    raise ToolError("broken")
+
+
+def booked() -> str:
+    return noted()
+
+
+@tool(approval=True)
+def refunded() -> str:
+    return "refunded"
+
+
+def napping() -> str:
+    sleep(0.01)
+    return "awake"
+
+
+SCRIPTS: dict[str, list[Any]] = {
+    "nothing": ["Done"],
+    "steps": [["careful"], [("transfer", {"to": "x"})], "Done"],
+    "together": [[("transfer", {"to": "x"}), ("transfer", {"to": "y"}), "charge", ("transfer", {"to": "z"})], "Done"],
+    "refused": [["unknown", "charge", ("pay", {"amount": "many"})], "Done"],
+    "told": [["broken"], ["charge"], ["charge", "charge"], "Done"],
+    "steps of DBOS": [["booked"], "Done"],
+    "a request": [["charge"], ["refunded"], "Done"],
+    "a sleep": [["napping"], "Done"],
+    "a child": [[("ask", {"message": "Hi"})], "Hello", "Done"],
+    "cut": [cut_off([("pay", {"amount": 1})]), "Done"],
+}
+
+
+@pytest.mark.parametrize("way", ["run", "start", "session"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_trace_is_that_of_the_records(url: str, script: str, way: str) -> None:
+    """Whatever a run does, the trace that is sent when it ends is the one that its records give later."""
+    child = Agent(name=f"{unique()} child")
+    tools = [charge, pay, careful, transfer, broken, booked, refunded, napping, child.as_tool("ask")]
+    agent = Agent(name=unique(), functions=tools)
+    told = Told()
+    with (
+        DurableSwarm(ScriptedModel([*SCRIPTS[script]], strict=False), database=url, tool_concurrency=2) as swarm,
+        ThreadPoolExecutor() as threads,
+    ):
+        stop = observe(told)
+        if way == "run":
+            done = threads.submit(swarm.run, agent, user(), run_id="r1")
+        else:
+            begun = swarm.session("s1", agent).start("Hi", run_id="r1") if way == "session" else None
+            begun = begun or swarm.start(agent, user(), run_id="r1")
+            done = threads.submit(begun.result, 60)
+        if script == "a request":
+            soon(lambda: swarm.runs() and swarm.get("r1").requests())
+            swarm.get("r1").approve()
+        done.result(60)
+        stop()
+    with inspect_database(sqlalchemy.make_url(url)) as visitor:
+        found = Runs(visitor).traces("r1")
+    sent = {trace.run_id: _without_times(trace) for trace in told.traces}
+    assert sent == {trace.run_id: _without_times(trace) for trace in found}
 
 
 def test_a_child_run_hangs_below_the_call_that_started_it(url: str, tracing: Tracing) -> None:

@@ -29,7 +29,7 @@ class StepTrace:
 
 @dataclass(frozen=True)
 class CallTrace:
-    """A tool call. `key` is its id. `result` is the text for the model, None while there is none."""
+    """A tool call that was made. `key` is its id. `result` is the text for the model, None while there is none."""
 
     key: str
     tool: str

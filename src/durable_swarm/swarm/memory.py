@@ -44,12 +44,12 @@ from durable_swarm.streaming import PATIENCE, Channel, Item, read, read_async
 from durable_swarm.sub_agents import failed_child
 from durable_swarm.swarm.answering import fits_code
 from durable_swarm.swarm.arguments import RunArguments, check_settings, respond
+from durable_swarm.swarm.collected_trace import CollectedTrace, end_of
 from durable_swarm.swarm.compaction import Compaction, check_summary
 from durable_swarm.swarm.memory_guards import MemoryGuards
 from durable_swarm.swarm.memory_limits import MemorySpending, spending_from
 from durable_swarm.swarm.memory_requests import MemoryInbox, WaitingAtWork
 from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySession, MemoryTurn
-from durable_swarm.swarm.memory_trace import MemoryTrace
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.swarm.session import Session, check_session
 from durable_swarm.swarm.summaries import model_of, written_by_model
@@ -281,8 +281,7 @@ class _InMemory:
         session = None if self.turn is None else self.turn.spending
         self.spending = MemorySpending.of(self.run_id, given, default, self.swarm.inbox, self.waits, session)
         self.guards = MemoryGuards(self.channel)
-        observed = observers_of(self.swarm)
-        self.trace = MemoryTrace(self.run_id, self.asked.agent.name, self.asked.messages) if observed else None
+        self.trace = self._trace() if observers_of(self.swarm) else None
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
         if self.turn is not None:
@@ -355,7 +354,12 @@ class _InMemory:
     def tell_end(self, ended_by: str, error: BaseException | None = None) -> None:
         """Tell those who observe the swarm that the run ends."""
         if self.trace is not None:
-            run_ended(self.swarm, functools.partial(self.trace.ended, ended_by, error))
+            run_ended(self.swarm, functools.partial(self.trace.ended, end_of(ended_by, error)))
+
+    def _trace(self) -> CollectedTrace:
+        return CollectedTrace(
+            self.run_id, self.run_id, self.asked.agent.name, time.time(), messages=lambda: self.asked.messages
+        )
 
     def _pay(self, completion: Completion) -> None:
         """Count what an answered model call has cost."""
@@ -476,7 +480,7 @@ class _InMemory:
         with work.working(), spending_from(self.spending), seen:
             outcome = await call_tool(function, call, context, here, cast=self.cast, tell_errors=tell, waits=waits)
         if self.trace is not None:
-            self.trace.called(effect, call, key, started, outcome.text)
+            self.trace.called(call, key, started, outcome.text)
         inbox.close(current.idempotency_key)
         if outcome.later is None:
             return outcome

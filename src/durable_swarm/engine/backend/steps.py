@@ -226,6 +226,11 @@ def reserve() -> Any:
     return _context.snapshot_step_context()
 
 
+def drawn() -> int:
+    """Return how many numbers of steps the current workflow has drawn."""
+    return _context.assert_current_dbos_context().function_id
+
+
 def place_of(reserved: Any, name: str) -> Place:
     """Return the place of a step whose number was drawn; outside of workflows nothing is recorded."""
     return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))

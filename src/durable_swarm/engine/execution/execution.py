@@ -24,6 +24,7 @@ from durable_swarm.engine.records.lives import Life
 from durable_swarm.engine.records.sessions import SessionPlace
 from durable_swarm.loop import Start
 from durable_swarm.models.wire import Conversation
+from durable_swarm.swarm.collected_trace import CollectedTrace
 from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.tools.calls import Cast
 from durable_swarm.types import Response, Usage
@@ -70,6 +71,8 @@ class Execution:
     """The messages of its session before it."""
     compaction: CompactionPlan | None = None
     """When the first of them are summarized."""
+    trace: CollectedTrace | None = None
+    """What it has done, if its swarm is observed and no earlier execution has done anything."""
     summarizing: Usage | None = None
     """The tokens of the summary that it has written."""
     tokens: int = 0
@@ -134,6 +137,8 @@ class Execution:
     def asking(self) -> Iterator[None]:
         """Count a call that opens a request, for as long as it waits."""
         self.asks += 1
+        if self.trace is not None:
+            self.trace.whole = False  # A wait for a request is recorded by whoever decides it.
         try:
             yield
         finally:

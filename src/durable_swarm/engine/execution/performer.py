@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -127,8 +128,11 @@ class Durable:
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             self.run.feed.asked(effect.turn, effect.agent)
             self.guards.begin_input(effect)
+            started = time.time()
             record = await self.colour.step(names.model_step(effect.agent), body)
             reply = runs.read_reply(record)
+            if self.run.trace is not None:
+                self.run.trace.replied(effect, str(record.get("model", "")), started, reply)
             unsettled = budget.replied(effect.turn, reply, record, replayed=self.replayed)
             if unsettled is not None:
                 await in_thread(budget.settle, unsettled)
@@ -431,7 +435,7 @@ class Durable:
         if call.plan == "tell":
             return Outcome(call.text)
         run, key = self.run, names.call_key(self.run.run_id, effect.turn, call.index)
-        made = self._call(agent, effect, call, context, lane)
+        made, started = self._call(agent, effect, call, context, lane), time.time()
         counted = contextlib.nullcontext() if made.attempt == 1 else self.trials.until_recorded(key)
         with engines_code(f"tool call {key!r}"), counted:
             if call.plan == "step":
@@ -443,6 +447,8 @@ class Durable:
             outcome = runs.read_outcome(record)
             self.finishes = outcome.limit or self.finishes
             run.feed.returned(call.index, record)
+            if run.trace is not None:
+                run.trace.called(call, key, started, outcome.text)
             return outcome
 
 

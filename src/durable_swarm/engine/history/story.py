@@ -11,6 +11,7 @@ from durable_swarm import codec, errors
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.compactions import Summary, read_summary
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.records.failures import raised_text
 from durable_swarm.engine.records.turns import (
     Rows,
     TurnRecords,
@@ -132,7 +133,7 @@ def _with_failure(fields: list[dict[str, Any]], failure: base.Record | None) -> 
     """Add the step that ended the run: it has no record of its own, because it is to be repeated."""
     if failure is None or not failure.get("step"):
         return fields
-    ended = {"status": "failed", "error": f"{failure['type']}: {codec.decode(failure.get('message', ''))}"}
+    ended = {"status": "failed", "error": raised_text(failure)}
     for step in reversed(fields):
         if step["name"] == failure["step"] and (step["status"] == "running" or step["kind"] == "guardrail"):
             step.update(ended)
@@ -275,5 +276,5 @@ def _inner(step: Any, record: base.Record) -> dict[str, Any]:
 def _error(step: Any, record: base.Record) -> str:
     raised = record.get("raised")
     if raised:
-        return f"{raised['type']}: {codec.decode(raised.get('message', ''))}"
+        return raised_text(raised)
     return ENCRYPTED if record.get("closed") else str(step.error)

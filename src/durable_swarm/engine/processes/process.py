@@ -39,6 +39,7 @@ from durable_swarm.engine.execution.tool_call import CallRequests
 from durable_swarm.engine.execution.transactions import Transactions
 from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.history.story import step_number
+from durable_swarm.engine.history.trace import collecting
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.processes.lost_claims import LostClaims
 from durable_swarm.engine.processes.maintenance import CLOSING, FAST, KEEP, Job, MaintenanceLoop, Sweeper
@@ -61,6 +62,7 @@ from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.run_state import owner_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.loop import Start
+from durable_swarm.observing import observers_of
 from durable_swarm.requests import Request
 from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.tools.calls import Cast
@@ -248,6 +250,8 @@ class Process:
             run.patience = records_runs.read_patience(opened, run.swarm.provider_patience)
             run.budget = budget_of(self.store.ledger, run_id, run.owner, opened)
             run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
+            if observers_of(run.swarm) and not run.recovered and "forked" not in opened:
+                run.trace = collecting(run_id, opened)
             run.entered = True
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run

@@ -9,19 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from durable_swarm import agents, ends
-from durable_swarm.awaitables import settled
+from durable_swarm import agents
 from durable_swarm.background import threads
-from durable_swarm.codec import Place
-from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, block, finish, in_thread, running_loop
+from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, finish, in_thread
 from durable_swarm.engine.backend import awaited_calls, patches
 from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.backend.public import DBOS, SetWorkflowID
@@ -33,7 +30,8 @@ from durable_swarm.engine.execution.execution import Execution, beginning_here
 from durable_swarm.engine.execution.limit_requests import LimitRequests
 from durable_swarm.engine.execution.model_memo import RunMemo
 from durable_swarm.engine.execution.performer import Durable
-from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
+from durable_swarm.engine.execution.tool_call import ToolCallExecution
+from durable_swarm.engine.execution.tool_steps import StepRecorder
 from durable_swarm.engine.history.projection import Row, numbers_in
 from durable_swarm.engine.history.trace import trace_of
 from durable_swarm.engine.processes.here import current, wait_for_current
@@ -41,14 +39,13 @@ from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import failures, names, runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, output_of
-from durable_swarm.engine.records.failures import Done, step_done, step_failure, step_record
 from durable_swarm.engine.records.turns import calls_of, turns_in
 from durable_swarm.engine.signals import Broken, RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.runs import Store
-from durable_swarm.errors import ConfigurationError, ReplayMismatch
+from durable_swarm.errors import ReplayMismatch
 from durable_swarm.guardrails import guarded_turns
 from durable_swarm.loop import Ending, drive, total
-from durable_swarm.observing import RunEnd, observers_of, run_ended
+from durable_swarm.observing import RunEnd, RunTrace, observers_of, run_ended
 from durable_swarm.swarm.arguments import respond
 
 log = logging.getLogger("durable_swarm")
@@ -163,8 +160,13 @@ async def _tell(process: Process, run: Execution | None, end: RunEnd, failure: R
     if run is not None and observers_of(run.swarm):
         if failure is not None:
             failure = run.seal.open({"v": names.VERSION, **failure}, failure_of(run.run_id), "the run's failure")
-        trace = functools.partial(trace_of, process.store, run.run_id, end, failure)
-        await in_thread(run_ended, run.swarm, trace)
+        await in_thread(run_ended, run.swarm, functools.partial(_trace, process.store, run, end, failure))
+
+
+def _trace(store: Store, run: Execution, end: RunEnd, failure: Record | None) -> RunTrace:
+    if run.trace is not None and run.trace.whole and end.status == "done":
+        return run.trace.ended(end)
+    return trace_of(store, run.run_id, end, failure)
 
 
 def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
@@ -213,7 +215,9 @@ async def _tool(made: ToolCall, key: str, waits: Runtime) -> Record:
         people = process.at_call(made, key)
         life = backend_steps.OwnershipCheck(made.run.check_ownership, is_first=made.attempt == 1)
         with backend_steps.checked_by(key, life):
-            record = await ToolCallExecution(made, key, StepRecorder(made.run, key, people), waits, people).record()
+            recorder = StepRecorder(made.run, key, people)
+            record = await ToolCallExecution(made, key, recorder, waits, people).record()
+            recorder.trace_steps()
         return made.run.seal.close_step(record, output_of(key))
     except (StepFailed, RunHeld, RunSuspended) as broken:
         made.wait.abort(broken)
@@ -256,101 +260,3 @@ async def _child_on_loop(run: Execution, key: str) -> Record:
     with SetWorkflowID(key), awaited_calls.expecting(key, expected):
         record: Record = await tool_on_loop()
     return record
-
-
-@ends.signal
-class Begun(BaseException):
-    """A step whose function looked plain has returned an awaitable; not an `Exception`, so not recorded."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
-
-
-async def _given(done: Done) -> Any:
-    return done.value()
-
-
-class StepRecorder:
-    """Makes the steps of an undecorated tool checkpoints of its child workflow."""
-
-    def __init__(self, run: Execution, key: str, people: CallRequests) -> None:
-        self._run_id = run.run_id
-        self._key = key
-        self._seal = run.seal
-        self._people = people
-
-    async def mark(self, waits: Runtime) -> bool:
-        """Record that the tool is about to be entered; return True if that is new."""
-        new = False
-
-        def body() -> None:
-            nonlocal new
-            new = True
-
-        async def on_loop() -> None:
-            body()
-
-        marked = self.step(names.BEGUN, on_loop if isinstance(waits, LoopRuntime) else body)
-        if marked is not None:
-            await marked
-        return new
-
-    def step(self, name: str, body: Callable[[], Any]) -> Any:
-        reserved = backend_steps.reserve()
-        place = backend_steps.place_of(reserved, name)
-        if inspect.iscoroutinefunction(body):
-            return self._on_loop(place, body, reserved)
-        with engines_code(f"step {name!r}"), patches.reading():
-            try:
-                record = backend_steps.run_step(name, functools.partial(self._recorded, place, body), reserved)
-            except Begun as begun:  # Nothing is recorded yet: the step's awaitable is still to be awaited.
-                return self._on_loop(place, functools.partial(settled, begun.value), reserved)
-            done = step_done(self._seal.open(record, place, f"the record of step {name!r}"))
-        return _given(done) if done.awaited else done.value()
-
-    async def _on_loop(self, place: Place, body: Callable[[], Awaitable[Any]], reserved: Any) -> Any:
-        async def recorded() -> Record:
-            try:
-                with patches.trusting():
-                    record = step_record(await body())
-            except BaseException as error:
-                record = self._failure(place, error)
-            if place.step != names.BEGUN:
-                record["awaited"] = True  # The code may look plain in another execution, under a new decorator.
-            return self._seal.close_step(record, place)
-
-        with engines_code(f"step {place.step!r}"), patches.reading():
-            record = await backend_steps.run_step_async(place.step, recorded, reserved)
-            done = step_done(self._seal.open(record, place, f"the record of step {place.step!r}"))
-        return done.value()
-
-    def _recorded(self, place: Place, body: Callable[[], Any]) -> Record:
-        try:
-            with patches.trusting():
-                value = body()
-                if inspect.isawaitable(value):
-                    raise Begun(value)
-                record = step_record(value)
-        except BaseException as error:
-            record = self._failure(place, error)
-        return self._seal.close_step(record, place)
-
-    def _failure(self, place: Place, error: BaseException) -> Record:
-        """Return the record of an error raised by a step; a signal is raised again without a record."""
-        failure = ends.failure_of(error)
-        if failure is None:
-            raise error
-        return step_failure(self._run_id, place.step, failure)
-
-    def sleep(self, seconds: float) -> None:
-        if running_loop() is not None:
-            raise ConfigurationError("sleep() would stop the event loop; in an async tool use `await sleep_async(...)`")
-        with engines_code("a sleep"):
-            left = backend_steps.record_sleep(seconds)
-        block(replace(self._people, holds_thread=True).pause(min(left, seconds)))
-
-    async def sleep_async(self, seconds: float) -> None:
-        with engines_code("a sleep"):
-            left = await in_thread(backend_steps.record_sleep, seconds)
-        await self._people.pause(min(left, seconds))

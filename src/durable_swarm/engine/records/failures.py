@@ -38,6 +38,11 @@ def step_failure(run_id: str, name: str, error: BaseException) -> Record:
     return {"v": 1, "failed": True, "raised": record}
 
 
+def raised_text(failure: Record) -> str:
+    """Return the class and the message of the exception in a record of `failure_record`, in one text."""
+    return f"{failure['type']}: {codec.decode(failure.get('message', ''))}"
+
+
 @dataclass(frozen=True)
 class Done:
     """The outcome of a `@step`: its return value or its exception."""
