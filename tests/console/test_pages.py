@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import os
 import re
 import sqlite3
@@ -15,9 +16,11 @@ import pytest
 from durable_swarm import Agent, Block, Blocked, DurableSwarm
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.server.ids import encode_id
+from durable_swarm.server.web import live
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.console.asking import BEARER, Answer, ask
+from tests.console.browsing import telling
 from tests.console.shop import STORY, answer, refunds, run_shop, triage, until
 
 Make = Callable[..., Any]
@@ -269,6 +272,20 @@ def test_who_works_on_the_database(shop: str, console: Make) -> None:
     with DurableSwarm(ScriptedModel(answer), database=shop) as swarm:
         swarm.runs(limit=1)
         until(lambda: str(os.getpid()) in (page := seen(ask(app, "/workers"))) and "alive" in page)
+
+
+def test_a_death_shows_on_the_page_of_workers(
+    tmp_path: Path, fresh_sqlite: Callable[[Path], str], console: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open page of workers tells of a killed process by itself, though the process leaves no mark."""
+    monkeypatch.setattr(live, "STILL", math.inf)
+    url = fresh_sqlite(tmp_path / "told.sqlite")
+    app = console(url)
+    with telling(url, 1) as teller:
+        until(lambda: str(teller.pid) in (page := ask(app, "/workers").text) and "alive" in page)
+        asks = html.unescape(re.search(r'hx-get="([^"]+)"', ask(app, "/workers").text)[1])  # type: ignore[index]
+        teller.kill()
+        until(lambda: "dead" in ask(app, asks).text)
 
 
 @pytest.mark.parametrize("damage", ["{", '"x"', '{"v": 1}', '{"v": 99, "reply": []}'])

@@ -10,7 +10,6 @@ from starlette.responses import HTMLResponse, Response
 
 from durable_swarm.errors import RunNotFound
 from durable_swarm.server.guard import OWN
-from durable_swarm.server.web.live import is_still, seen_now
 from durable_swarm.server.web.site import Site, id_in
 from durable_swarm.service import Runs, SessionDetail, checkup
 
@@ -32,18 +31,16 @@ async def session(site: Site, request: Request) -> Response:
 
 
 async def workers(site: Site, request: Request) -> Response:
-    """Show the processes, the queues, the schedules and the limits; a page that asks for changes gets these only."""
+    """Show the processes, the queues, the schedules and the limits; a page that asks for changes gets these only.
+
+    They are always read anew: the death of a process changes no mark, and to read them costs hardly more.
+    """
     _for_operators(request)
 
-    def look(runs: Runs) -> dict[str, Any] | None:
-        mark = runs.mark()
-        if is_still(request, mark):
-            return None
-        return {"found": runs.workers(), "schedules": runs.schedules.list(), "seen": seen_now(mark)}
+    def look(runs: Runs) -> dict[str, Any]:
+        return {"found": runs.workers(), "schedules": runs.schedules.list()}
 
     found, opened = await site.see(request, look)
-    if found is None:
-        return Response(status_code=204)
     html = site.html(request, "workers_live.html", **found)
     if "seen" in request.query_params:
         return HTMLResponse(html)
