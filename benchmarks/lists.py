@@ -117,7 +117,9 @@ def questions(runs: Runs, count: int) -> dict[str, Callable[[], Any]]:
         "waiting (none)": lambda: runs.list(Query("waiting", limit=50)),
         "interrupted (none)": lambda: runs.list(Query("running", limit=50, idle=True)),
         "a run of three turns": lambda: runs.show("run-77"),
+        "200 steps of a run of 1,000 turns": lambda: runs.page("long"),
         "a run of 1,000 turns": lambda: runs.show("long"),
+        "the question if anything changed": runs.mark,
     }
 
 
@@ -161,7 +163,7 @@ def times(name: str, more: str) -> Iterator[int]:
         yield number
         took.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
     wall, processor = (statistics.median(each) * 1000 for each in zip(*took, strict=True))
-    print(f"{name:32} {wall:8.1f} ms {processor:8.1f} ms of processor time  ({more})")
+    print(f"{name:34} {wall:8.1f} ms {processor:8.1f} ms of processor time  ({more})")
 
 
 if __name__ == "__main__":

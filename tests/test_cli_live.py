@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.cli import main
 from durable_swarm.service import Query, open_runs
-from durable_swarm.testing import ScriptedModel
+from durable_swarm.testing import ScriptedModel, call
 from tests.engine.helpers import user
 from tests.support.asking import asking, leave
 from tests.support.terminal import Terminal
@@ -30,6 +31,11 @@ def url(tmp_path: Path) -> str:
     found = f"sqlite:///{tmp_path}/runs.sqlite"
     say(found, "first")
     return found
+
+
+def look_up_an_order(number: str) -> str:
+    """Look an order up."""
+    return f"Order {number} is on its way. " * 5
 
 
 def say(url: str, run_id: str) -> None:
@@ -72,6 +78,23 @@ def test_a_list_stays_open(url: str) -> None:
         output, code = terminal.end()
     assert code == 0
     assert "\x1b[?1049l" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_steps_fit_the_terminal(tmp_path: Path, width: int) -> None:
+    """Each step of `show` is one line of the terminal, whatever stands beside its outcome."""
+    url = f"sqlite:///{tmp_path}/wide.sqlite"
+    agent = Agent(name="Shop Refunds", functions=[look_up_an_order])
+    replies = [[call("look_up_an_order", number="A" * 80)], "It is on its way, and will be with you on Tuesday. " * 3]
+    with DurableSwarm(ScriptedModel(replies), database=url) as swarm:
+        swarm.run(agent, user("Where is it?"), run_id="wide")
+    with Terminal([*COMMAND, "show", "wide", "--database", url], {"COLUMNS": f"{width}"}) as terminal:
+        output, code = terminal.end()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", output).splitlines()
+    steps = [line for line in lines if re.match(r" *[0-9]+  (model|tool) ", line)]
+    assert (code, len(steps)) == (0, 3)
+    assert [line for line in steps if len(line) > width] == []
 
 
 @pytest.mark.slow

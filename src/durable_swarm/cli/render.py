@@ -37,6 +37,9 @@ DIM = "bright_black"
 PIPE_WIDTH = 160
 """The line length if no terminal gives a width."""
 
+ROOM, LEAST = 20, 8
+"""Characters of a step's outcome that come before the version of its agent, and that are shown on any terminal."""
+
 
 def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
     """Return a line of a table."""
@@ -202,7 +205,7 @@ def _steps(run: RunDetail, width: int) -> Iterator[Text]:
     """Yield a line for each step, for each addition of a fork, and at each change of the answering agent."""
     versions: dict[str, str] = {}
     added = dict(run.added)
-    names = min(max((len(_name(step)) for step in run.steps), default=0), 40)
+    names = min(max((len(_name(step)) for step in run.steps), default=0), max(min(width // 4, 40), 12))
     bars = Waterfall.of(run, width)
     if bars.width:
         yield Text(f"{'':{names + 25}}{bars.axis()}", DIM)
@@ -248,10 +251,10 @@ def _step(step: StepInfo, names: int, width: int, bars: Waterfall) -> Text:
         line.append(f"turn {step.turn}  ", DIM)
     for mark in _marks(step):
         line.append(f"{mark}  ", "yellow")
-    if step.version:
-        line.append(f"version {one_line(step.version)}  ", DIM)
-    room = max(width - len(line), 20)
-    return line.append(shorten(_outcome(step), room), style)
+    version = f"version {one_line(step.version)}  " if step.version else ""
+    if len(line) + len(version) + ROOM <= width:
+        line.append(version, DIM)
+    return line.append(shorten(_outcome(step), max(width - len(line), LEAST)), style)
 
 
 def _marks(step: StepInfo) -> Iterator[str]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from durable_swarm.cli.options import Settings, by_person, common
 from durable_swarm.cli.render import DIM, draw_run, plain_console, print_line, width_of
-from durable_swarm.cli.render_requests import requests_lines
+from durable_swarm.cli.render_requests import Command, requests_lines
 from durable_swarm.cli.render_runs import runs_lines
 from durable_swarm.cli.screen import Screen, screen
 from durable_swarm.display import duration, one_line
@@ -41,7 +41,7 @@ def top(settings: Settings, by: str | None) -> None:
     with open_runs(settings.database) as opened:
         if not sys.stdout.isatty():
             console = plain_console()
-            for line in _Look.at(opened, "").lines(width_of(console)):
+            for line in _Look.at(opened, "").lines(width_of(console), settings.command):
                 print_line(console, line)
             return
         with screen() as shown:
@@ -63,7 +63,7 @@ class _Look:
         runs = opened.list(Query(limit=RUNS, search=search or None))
         return cls(runs, opened.inbox.list(limit=REQUESTS), opened.workers(), search)
 
-    def lines(self, width: int, chosen: str | None = None) -> Iterator[Text]:
+    def lines(self, width: int, command: Command, chosen: str | None = None) -> Iterator[Text]:
         """Yield the lines of a frame; the row of the run `chosen` is marked."""
         yield Text(_ended(self.workers), "bold")
         yield from (Text(one_line(line)) for line in _workers(self.workers))
@@ -71,7 +71,7 @@ class _Look:
         if self.search:
             yield Text(one_line(f"Runs with {self.search!r} in their ID"), DIM)
         yield from runs_lines(self.runs, width, chosen=chosen) if self.runs else [Text("No runs.")]
-        yield from requests_lines(self.requests, _words, runs=True)
+        yield from requests_lines(self.requests, command, runs=True)
 
 
 def _ended(workers: Workers) -> str:
@@ -136,7 +136,7 @@ class _Top:
 
     def _show(self) -> None:
         chosen, console = self._chosen, self._screen.console
-        lines = [*self._look.lines(console.width, None if chosen is None else chosen.id)]
+        lines = [*self._look.lines(console.width, self._settings.command, None if chosen is None else chosen.id)]
         foot = [Text(one_line(self._said), "yellow"), Text(KEYS, DIM)]
         self._screen.show([*lines[: console.height - len(foot)], *foot])
 
@@ -167,7 +167,8 @@ class _Top:
 
     def _decide(self, key: str, request: Request) -> None:
         """Show a request in full, and decide it after a `y`."""
-        inbox, shown = self._opened.inbox, [line.plain for line in requests_lines([request], _words, runs=True)]
+        inbox, lines = self._opened.inbox, requests_lines([request], self._settings.command, runs=True)
+        shown = [line.plain for line in lines]
         if self._confirmed([*shown[1:], "", "Approve it?" if key == "a" else "Reject it?"]):
             if key == "a":
                 inbox.approve(request.id, None, self._by)
@@ -193,7 +194,3 @@ class _Top:
                 text = text[:-1]
             elif key is not None and key.isprintable():
                 text += key
-
-
-def _words(*words: str) -> str:
-    return " ".join(words)
