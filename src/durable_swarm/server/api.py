@@ -116,8 +116,8 @@ class Api:
 
     async def _stream(self, run: Any, after: int) -> AsyncGenerator[str]:
         yield "retry: 500\n\n"
-        async for events in self._backend.batches(run, after):
-            yield "".join(map(_line, events)) or ": still here\n\n"
+        async for lines in self._backend.encoded(run, after, _line):
+            yield "".join(lines) or ": still here\n\n"
 
     async def cancel(self, request: Request) -> Response:
         return await self._changed(request, "none", lambda run, _: run.cancel())

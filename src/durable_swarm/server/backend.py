@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import threading
@@ -22,12 +21,13 @@ from durable_swarm.engine.api.session import DurableSession
 from durable_swarm.engine.records.owners import beginning_for
 from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
+from durable_swarm.server.event_hub import EventHubs
 from durable_swarm.server.guard import OWN, USER
 from durable_swarm.server.ids import decode_id
 from durable_swarm.service import NoRequest, Runs, open_runs
-from durable_swarm.streaming import from_any_thread
 
 T = TypeVar("T")
+E = TypeVar("E")
 
 MOST = 10 * 2**20
 """Bytes of a body, unless it is given."""
@@ -37,8 +37,6 @@ STREAMS = 2000
 """How many streams are open at once."""
 ALIVE = 15.0
 """Seconds of silence after which a comment keeps proxies from closing a stream."""
-AHEAD = 1000
-"""How many events are read for a reader that does not take them."""
 
 STATUSES: dict[type[Exception], int] = {
     errors.RunNotFound: 404,
@@ -62,14 +60,16 @@ class Refused(Exception):
         self.kind = kind
 
 
+def _as_it_is(event: Event) -> Event:
+    return event
+
+
 class Backend:
     """The swarm behind the doors."""
 
     def __init__(self, swarm: DurableSwarm, known: Mapping[str, Any] | None, most: int) -> None:
         self._swarm = swarm
-        self._stopped = False
-        self._ends: set[Callable[[], None]] = set()
-        """What ends each open stream."""
+        self._hubs = EventHubs()
         self._known = known
         self._most = most
         self._opening = threading.Lock()
@@ -100,9 +100,7 @@ class Backend:
 
     def stop(self) -> None:
         """End all streams, because the server is about to end; may be called in a signal handler."""
-        self._stopped = True
-        for end in list(self._ends):
-            end()
+        self._hubs.stop()
 
     def close(self) -> None:
         """Give back what was opened for requests; the swarm stays as it is."""
@@ -181,44 +179,15 @@ class Backend:
         finally:
             self._streams -= 1
 
-    async def batches(self, run: Run, after: int, silence: float = ALIVE) -> AsyncIterator[list[Event]]:
-        """Yield the events of a run as they come, all that are there at once; an empty list after `silence` seconds.
+    def batches(self, run: Run, after: int, silence: float = ALIVE) -> AsyncGenerator[list[Event]]:
+        """Yield the events of a run as they come, as `EventHubs.batches` does."""
+        return self.encoded(run, after, _as_it_is, silence)
 
-        They end with the run, when the run cannot continue here, and when the server ends.
-        """
-        buffer: list[Event] = []
-        loop, more, taken = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-
-        def end() -> None:
-            from_any_thread(loop, more)
-
-        async def pump() -> None:
-            async for event in run.events_async(after):
-                buffer.append(event)
-                more.set()
-                if len(buffer) >= AHEAD:
-                    taken.clear()
-                    await taken.wait()
-
-        work = asyncio.ensure_future(pump())
-        work.add_done_callback(lambda _: more.set())
-        self._ends.add(end)
-        try:
-            while not self._stopped:
-                if not work.done():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(more.wait(), silence)
-                more.clear()
-                found, buffer[:] = list(buffer), []
-                taken.set()
-                if not found and work.done():
-                    with contextlib.suppress(errors.DurableSwarmError):
-                        await work
-                    return
-                yield found
-        finally:
-            self._ends.discard(end)
-            work.cancel()
+    def encoded(
+        self, run: Run, after: int, encode: Callable[[Event], E], silence: float = ALIVE
+    ) -> AsyncGenerator[list[E]]:
+        """Yield the encoded events of a run as they come; each is encoded once, however many read it."""
+        return self._hubs.batches(run, after, encode, silence)
 
 
 @dataclass(frozen=True)
