@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from durable_swarm.cli.app import app
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, blocks_of, text_of
 
 DEPLOY = ROOT / "deploy"
 CONTAINER: dict[str, Any] = yaml.safe_load((DEPLOY / "kubernetes.yaml").read_text())["spec"]["template"]["spec"]
@@ -58,6 +58,30 @@ def test_compose_starts_two_workers_after_their_database() -> None:
     assert worker["depends_on"] == {"database": {"condition": "service_healthy"}}
     assert (DEPLOY / worker["build"]["context"] / worker["build"]["dockerfile"]).resolve().exists()
     assert "@database/" in worker["environment"]["DURABLE_SWARM_DATABASE_URL"]
+
+
+def test_the_parts_of_the_kubernetes_deployment_fit() -> None:
+    """Its selector finds its pods, its probes ask a port that it has, and the page makes the secret that it reads."""
+    spec = yaml.safe_load((DEPLOY / "kubernetes.yaml").read_text())["spec"]
+    [container] = CONTAINER["containers"]
+    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert {container[probe]["httpGet"]["port"] for probe in ("readinessProbe", "livenessProbe")} <= set(ports)
+    assert f"0.0.0.0:{ports['health']}" in container["args"]
+    [secret] = [source["secretRef"]["name"] for source in container["envFrom"]]
+    assert f"kubectl create secret generic {secret} " in text_of("docs/deploying.md")
+    assert f"-t {container['image'].partition(':')[0]} " in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_the_page_names_what_is_there() -> None:
+    """The commands of the page on deploying name files, a service and a program that the deployment has."""
+    commands = "".join(block.text for block in blocks_of("docs/deploying.md", "sh"))
+    named = re.findall(r"deploy/[\w.-]+", commands)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    [(service, program)] = re.findall(r"exec (\w+) python (\S+)", commands)
+    assert service in yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    assert f"./{program}\n" in (DEPLOY / "Dockerfile").read_text()
 
 
 def test_a_deployment_waits_longer_than_a_worker(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from durable_swarm.testing import mock_model, serve_scripted
 from tests.docs.pages import blocks_of, examples_of, pages
 from tests.docs.transcripts import play
+from tests.support.postgres import temporary_folder
 
 PAGES = pages()
 PLAYED = [page for page in PAGES if blocks_of(page, "console") and not page.startswith("examples/")]
@@ -38,12 +39,22 @@ def provider() -> Iterator[dict[str, str]]:
         yield {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": server.api_key}
 
 
+@pytest.fixture
+def postgres_folder(postgres_url: str) -> Iterator[dict[str, str]]:
+    """The environment in which `durable-swarm postgres` has a folder of its own, and no Docker."""
+    with temporary_folder() as folder:
+        yield {"DURABLE_SWARM_POSTGRES_DATA": str(folder), "DOCKER_HOST": "tcp://127.0.0.1:9"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PLAYED)
-def test_commands_print_what_the_page_shows(page: str, tmp_path: Path, provider: dict[str, str]) -> None:
+def test_commands_print_what_the_page_shows(
+    page: str, tmp_path: Path, provider: dict[str, str], request: pytest.FixtureRequest
+) -> None:
     """Typed into a shell, with the files of the page, the commands of a page print what it shows."""
-    play(page, tmp_path, {"DURABLE_SWARM_DEMO_SECONDS": "0.05", "NO_COLOR": "1", **provider})
+    server = request.getfixturevalue("postgres_folder") if page == "docs/postgres.md" else {}
+    play(page, tmp_path, {"DURABLE_SWARM_DEMO_SECONDS": "0.05", "NO_COLOR": "1", **provider, **server})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if examples_of(page)])

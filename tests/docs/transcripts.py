@@ -140,7 +140,10 @@ def play(page: str, folder: Path, environment: dict[str, str]) -> None:
 def _type(command: Command, folder: Path, environment: dict[str, str], stack: contextlib.ExitStack) -> None:
     words = shlex.split(command.text)
     if words[0] == "export":
-        environment |= dict(word.split("=", 1) for word in words[1:])
+        name = words[1].partition("=")[0]
+        script = f'{command.text} && printf %s "${name}"'
+        typed = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, stdout=subprocess.PIPE, check=True)
+        environment[name] = typed.stdout.decode()
         return
     typed = Typed(command, folder, environment)
     ended_by = ENDS.get(command.expected[-1]) if command.expected else None

@@ -6,6 +6,7 @@ import datetime as dt
 import ipaddress
 import logging
 import os
+import re
 import sys
 import tempfile
 import time
@@ -21,9 +22,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from durable_swarm import Agent, ConfigurationError
+from durable_swarm import Agent, ConfigurationError, DurableSwarm
 from durable_swarm.postgres import NoPostgres
 from durable_swarm.testing import ScriptedModel
+from tests.docs.pages import text_of
 from tests.engine.conftest import Make
 from tests.engine.helpers import user
 from tests.support.postgres import running_server
@@ -179,6 +181,17 @@ def test_the_right_to_make_the_schema(make: Make, empty_postgres: str, parts: Sp
 def test_a_schema_that_is_the_users(make: Make, empty_postgres: str, parts: SplitResult, weak: str) -> None:
     """Who owns a schema `dbos` that is there needs no right on the database."""
     execute(empty_postgres, f"CREATE SCHEMA dbos AUTHORIZATION {weak}")
+    works(make, as_weak(parts, weak))
+
+
+def test_a_user_who_may_create_nothing(make: Make, empty_postgres: str, parts: SplitResult, weak: str) -> None:
+    """After the first start by the owner, the rights that the page on PostgreSQL names are enough."""
+    with DurableSwarm(ScriptedModel([]), database=empty_postgres) as owner:
+        owner.runs()
+    assert weak in refusal(make, as_weak(parts, weak))
+    granted = re.findall(r"`(GRANT \w[^`]+ SCHEMA dbos TO) user`", text_of("docs/postgres.md"))
+    assert len(granted) == 2
+    execute(empty_postgres, *[f"{grant} {weak}" for grant in granted])
     works(make, as_weak(parts, weak))
 
 

@@ -22,9 +22,10 @@ _folder = click.option(
     "--data",
     "folder",
     metavar="DIR",
+    envvar="DURABLE_SWARM_POSTGRES_DATA",
     type=click.Path(path_type=Path, file_okay=False),
-    help="The folder of the server, kept between starts. Default: ~/.local/share/durable-swarm/postgres; "
-    "for root /var/lib/durable-swarm/postgres.",
+    help="The folder of the server, kept between starts. Default: $DURABLE_SWARM_POSTGRES_DATA, else "
+    "~/.local/share/durable-swarm/postgres; for root /var/lib/durable-swarm/postgres.",
 )
 
 
