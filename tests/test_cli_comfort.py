@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from durable_swarm import Agent, DurableSwarm, ask_human
 from durable_swarm.cli import main
 from durable_swarm.testing import ScriptedModel, call, crash_test
 from tests.support.shell import Shell
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
@@ -88,17 +92,41 @@ def test_colours_obey_the_environment(
     assert took.sub(" ", re.sub(r"\x1b\[[\d;]*m", "", shown)) == took.sub(" ", plain)
 
 
+LONG = [
+    (["export", "refund-1", "-o", "run.json"], "Exporting the run", "Run refund-1 is in run.json."),
+    (["import", "run.json", "--database", "sqlite:///new.sqlite"], "Importing the run", "Run refund-1 (done) is there"),
+    (["gc", "--older-than", "1m", "--dry-run"], "Counting runs", "Would delete 0 runs"),
+    (["gc", "--older-than", "1m"], "Deleting runs", "Deleted 0 runs"),
+]
+
+
 @pytest.mark.usefixtures("runs")
-def test_deleting_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """`gc` counts on a terminal while it deletes, and only there."""
-    monkeypatch.setattr("durable_swarm.cli.times.UNITS", {"s": -60})
-    assert main(["gc", "--older-than", "1s", "--dry-run"]) == 0
-    assert "Would delete 1 run " in capsys.readouterr().out
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    assert main(["gc", "--older-than", "1s"]) == 0
-    out, err = capsys.readouterr()
-    assert "Deleted 1 run " in out
-    assert "\r1 runs deleted\r" in err
+def test_long_work_shows_progress_on_a_terminal_alone(shell: Shell) -> None:
+    """`export`, `import` and `gc` say on a terminal what they do, until it is done; a pipe gets the result alone."""
+    for arguments, working, result in LONG:
+        terminal = Terminal([sys.executable, "-m", "durable_swarm", *arguments], {"TERM": "xterm-256color"})
+        output, code = terminal.end()
+        assert code == 0
+        assert working in output, output
+        assert output.index(working) < output.index(result)
+        assert working not in shell(*arguments)
+
+
+def test_a_crash_test_shows_progress_on_a_terminal(tmp_path: Path) -> None:
+    """A crash test in a script counts its kills on a terminal."""
+    script = tmp_path / "script.py"
+    script.write_text("""
+from durable_swarm.testing import crash_test
+from tests.test_cli_comfort import greet
+
+if __name__ == "__main__":
+    print(crash_test(greet, only=[1]))
+""")
+    environment = {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path)}
+    output, code = Terminal([sys.executable, str(script)], environment).end()
+    assert code == 0
+    assert "Crash test of greet" in output, output
+    assert "2/2" in output
 
 
 def greet() -> str:

@@ -13,6 +13,7 @@ import click
 from durable_swarm.cli.completion import run_argument
 from durable_swarm.cli.options import STARTS, Problem, Settings, as_json, by_person, common
 from durable_swarm.display import one_line
+from durable_swarm.progress import progress
 from durable_swarm.redaction import Redacting
 from durable_swarm.service import Redact, RunDetail, import_run, open_runs, read_document, renamed, to_json
 
@@ -32,9 +33,9 @@ def export(settings: Settings, run_id: str, output: Path | None, redact: tuple[s
     $DURABLE_SWARM_ENCRYPTION_KEYS): --redact masks secrets. Keys of dictionaries and the names of agents, tools and
     steps are written as they are.
     """
-    with open_runs(settings.database) as opened:
+    with progress("Exporting the run"), open_runs(settings.database) as opened:
         document = opened.export(run_id, _masking(redact))
-    text = json.dumps(document, indent=2) + "\n"
+        text = json.dumps(document, indent=2) + "\n"
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -76,8 +77,10 @@ def import_(settings: Settings, file: Path, new_id: str | None, as_json: bool) -
     The run has ended there: it can be shown, replayed and forked. Nothing is executed. Importing the same file again
     changes nothing.
     """
-    document = read_document(_read(file))
-    view = import_run(settings.database, document if new_id is None else renamed(document, new_id))
+    content = _read(file)
+    with progress("Importing the run"):
+        document = read_document(content)
+        view = import_run(settings.database, document if new_id is None else renamed(document, new_id))
     text = f"Run {view.id} ({view.status}) is there; see: {settings.command('show', view.id)}"
     click.echo(json.dumps(to_json(view), indent=2) if as_json else one_line(text))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import click
 
 from durable_swarm.cli.options import Settings, common
 from durable_swarm.cli.times import Age
+from durable_swarm.progress import progress
 from durable_swarm.service import open_runs
 
 
@@ -36,14 +35,7 @@ def gc(settings: Settings, older_than: timedelta, keep_failed: bool, swarm: str 
         before = datetime.now(UTC) - older_than
     except OverflowError:
         before = datetime(1970, 1, 1, tzinfo=UTC)
-    with open_runs(settings.database) as opened:
-        count = opened.forget(before, keep_failed=keep_failed, swarm=swarm, dry_run=dry_run, progress=_progress())
+    with open_runs(settings.database) as opened, progress("Counting runs" if dry_run else "Deleting runs") as tell:
+        count = opened.forget(before, keep_failed=keep_failed, swarm=swarm, dry_run=dry_run, progress=tell)
     runs = f"{count} run{'s' * (count != 1)} that ended before {before:%Y-%m-%d %H:%M} UTC"
     click.echo(f"Would delete {runs}." if dry_run else f"Deleted {runs}.")
-
-
-def _progress() -> Callable[[int], None] | None:
-    """Return what shows the number of deleted runs while it grows; None if nobody looks at a terminal."""
-    if not sys.stderr.isatty():
-        return None
-    return lambda count: click.echo(f"\r{count} runs deleted\r", nl=False, err=True)

@@ -20,6 +20,7 @@ import sqlalchemy
 from durable_swarm.engine.database import connection as databases
 from durable_swarm.engine.database import urls
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.progress import progress
 from durable_swarm.runs import ENDED
 from durable_swarm.testing.crash.boundaries import Death, Instant, KillPoint
 from durable_swarm.testing.crash.ledger import read_ledger
@@ -135,11 +136,13 @@ class _Test:
         return replace(report, findings=findings, cases=len(verdicts), kills=kills, seconds=time.monotonic() - began)
 
     def _reporting(self, tried: Iterator[list[_Verdict]], total: int) -> Iterator[list[_Verdict]]:
-        """Pass the verdicts on, and log how far the test is, some ten times."""
-        for number, verdicts in enumerate(tried, start=1):
-            yield verdicts
-            if number % max(total // 10, 1) == 0 or number == total:
-                log.info("crash test of %s: %d of %d kills tried", self.scenario, number, total)
+        """Pass the verdicts on. Show on a terminal how far the test is, and log it some ten times."""
+        with progress(f"Crash test of {self.scenario}", total) as tell:
+            for number, verdicts in enumerate(tried, start=1):
+                yield verdicts
+                tell(number)
+                if number % max(total // 10, 1) == 0 or number == total:
+                    log.info("crash test of %s: %d of %d kills tried", self.scenario, number, total)
 
     def _deaths(self, end: End, random: int, only: Sequence[int] | None) -> list[Death]:
         """Plan the kills of the first executions."""
