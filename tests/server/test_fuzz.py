@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.server import app
 from durable_swarm.server.ids import encode_id
+from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import unique
 from tests.server.conftest import pay
@@ -42,8 +43,9 @@ VALUES = st.recursive(
 class Served:
     """A server with a run that has ended and one that waits, and the description of all its routes."""
 
-    def __init__(self, swarm: DurableSwarm, client: Any, agent: Agent) -> None:
+    def __init__(self, swarm: DurableSwarm, client: Any, agent: Agent, streams: OpenStreams) -> None:
         self.client = client
+        self.streams = streams
         self.agent = agent
         self.known = {"agent": agent.name, "name": agent.name, "token": "t1", "id": "r1"}
         body = {"agent": agent.name, "message": "Hi", "run_id": "r1", "session": "s1"}
@@ -65,7 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with DurableSwarm(model, database=f"sqlite:///{folder}/runs.sqlite") as swarm:
         made = app(swarm, agents=[agent])
         with TestClient(made, raise_server_exceptions=True) as client:
-            yield Served(swarm, client, agent)
+            yield Served(swarm, client, agent, made.streams)
 
 
 ROUTES = [
@@ -82,9 +84,9 @@ ROUTES = [
 
 
 def test_every_route_is_described_and_fuzzed(served: Served) -> None:
-    """The description has the routes of all doors, and this file sends nonsense to each; `GET /mcp` only listens."""
+    """The description has the routes of all doors, and this file sends nonsense to each."""
     described = {(method.upper(), path) for path, methods in served.paths.items() for method in methods}
-    assert described == {*ROUTES, ("GET", "/mcp")}
+    assert described == set(ROUTES)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -154,8 +156,8 @@ def test_a_body_has_a_limit_at_every_door(served: Served) -> None:
 
 
 def test_open_streams_have_a_limit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One stream too many is refused with 429, at any door."""
-    monkeypatch.setattr("durable_swarm.server.backend.STREAMS", 0)
+    """One stream too many is refused with 429, at any door and on the pages of the console."""
+    monkeypatch.setattr(served.streams, "most", 0)
     agent = served.agent.name
     said = {"id": "m9", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}
     thread = {
@@ -174,3 +176,18 @@ def test_open_streams_have_a_limit(served: Served, monkeypatch: pytest.MonkeyPat
     ):
         assert served.client.post(path, json=body).status_code == 429, path
     assert served.client.get("/api/runs/r1/events").status_code == 429
+    assert served.client.post("/mcp", json={"jsonrpc": "2.0", "method": "ping", "id": 1}).status_code == 429
+    page = served.client.get("/runs/r1/events")
+    assert page.status_code == 429
+    assert "--max-streams" in page.text
+
+
+@pytest.mark.parametrize("path", sorted({path for _, path in ROUTES}))
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "POST", "FOO"])
+def test_other_methods_are_refused(served: Served, method: str, path: str) -> None:
+    """A method that a route does not have is answered with 405."""
+    there = path.replace("{agent}", served.agent.name).replace("{id}", "r1").replace("{name}", "x")
+    if (method, path) in ROUTES or (method == "HEAD" and ("GET", path) in ROUTES):
+        return
+    answer = served.client.request(method, there.replace("{token}", "t"), content=b"{}")
+    assert answer.status_code == 405, answer.text

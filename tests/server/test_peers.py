@@ -19,6 +19,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.mcp import mcp_tools
 from durable_swarm.testing import ScriptedModel
+from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
 
 FOLDER = os.environ.get("DURABLE_SWARM_PEERS", "")
@@ -165,3 +166,76 @@ def test_tools_of_npms_servers(tmp_path: Path, server: str, tool: str, arguments
         response = swarm.run(agent, [{"role": "user", "content": "Go"}])
     [said] = [message["content"] for message in response.messages if message["role"] == "tool"]
     assert result in said
+
+
+CONFORMING_SERVER = """
+import sys, uvicorn
+from durable_swarm import Agent, DurableSwarm
+from durable_swarm.server.doors import Server
+from durable_swarm.server.guard import LOOPBACK, Access
+from durable_swarm.testing import ScriptedModel
+
+clerk = Agent(name="Clerk")
+swarm = DurableSwarm(ScriptedModel(lambda _: "Hello."), database="sqlite:///runs.sqlite")
+# As `serve`, but without the token, which the suite cannot show.
+served = Server(swarm, None, ["mcp"], Access(hosts=LOOPBACK), console=False, read_only=False)
+uvicorn.run(served, port=int(sys.argv[1]), log_level="error")
+"""
+CONFORMING_CLIENT = """
+import sys
+from durable_swarm import Agent, Swarm
+from durable_swarm.mcp import mcp_tools
+from durable_swarm.testing import ScriptedModel
+
+def reply(request):
+    called = {call["function"]["name"] for said in request["messages"] for call in said.get("tool_calls") or []}
+    for tool in (one["function"] for one in request.get("tools") or []):
+        if tool["name"] not in called:
+            return [(tool["name"], {name: 5 for name in tool["parameters"].get("properties", {})})]
+    return "Done."
+
+agent = Agent(name="Caller", functions=[mcp_tools(sys.argv[-1])])
+Swarm(ScriptedModel(reply, strict=False)).run(agent, [{"role": "user", "content": "Call every tool."}])
+"""
+
+
+def conforms(*arguments: str, folder: Path) -> str:
+    """Return what MCP's conformance suite says about a scenario, if it fails."""
+    modules = Path(FOLDER) / "node_modules"
+    suite = modules / "@modelcontextprotocol/conformance/dist/index.js"
+    command = [str(modules / ".bin/node"), str(suite), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def test_the_mcp_server_conforms(tmp_path: Path) -> None:
+    """What the suite asks of a server with tools. Its other scenarios want resources, prompts or tools of its own."""
+    port = free_port()
+    (tmp_path / "served.py").write_text(CONFORMING_SERVER)
+    process = subprocess.Popen([sys.executable, "served.py", str(port)], cwd=tmp_path)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        soon(lambda: _answers(base))
+        for name in ("server-initialize", "ping", "tools-list", "tools-call-error", "dns-rebinding-protection"):
+            assert not conforms("server", "--url", f"{base}/mcp", "--scenario", name, folder=tmp_path), name
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("scenario", ["initialize", "tools_call", "sse-retry"])
+def test_the_mcp_client_conforms(scenario: str, tmp_path: Path) -> None:
+    """What the suite asks of a client, beside the sign-ins, which are the SDK's, and questions in the middle of a call.
+
+    Such questions of servers of an older protocol are declined.
+    """
+    program = tmp_path / "caller.py"
+    program.write_text(CONFORMING_CLIENT)
+    assert not conforms("client", "--command", f"{sys.executable} {program}", "--scenario", scenario, folder=tmp_path)

@@ -18,6 +18,9 @@ PORT = 8700
 @click.command(short_help="Serve the web console: runs and the inbox, live in a browser.")
 @listening(PORT, "browsers")
 @click.option("--read-only", is_flag=True, help="Nothing can be changed or decided.")
+@click.option(
+    "--max-streams", metavar="N", type=click.IntRange(1), help="How many streams may be open at once. Default: 2000."
+)
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
 @common
 @click.pass_obj
@@ -28,6 +31,7 @@ def console(settings: Settings, /, hosts: tuple[str, ...], port: int, **options:
     it; the runs, which other processes execute, are not affected.
     """
     from durable_swarm.server import parts
+    from durable_swarm.server.open_streams import MOST_STREAMS, OpenStreams
 
     check_proxy(options)
     made, access = parts()
@@ -39,7 +43,8 @@ def console(settings: Settings, /, hosts: tuple[str, ...], port: int, **options:
             webbrowser.open(url)
 
     def app_for(who: Any) -> Any:
-        return made(settings.database, who, read_only=options["read_only"])
+        streams = OpenStreams(options["max_streams"] or MOST_STREAMS)
+        return made(settings.database, who, read_only=options["read_only"], streams=streams)
 
     listen(app_for, access, hosts, port, options, ready)
 

@@ -23,6 +23,9 @@ PORT = 8000
 @click.option("--no-console", is_flag=True, help="Without the web console.")
 @click.option("--read-only", is_flag=True, help="Nothing can be started, changed or decided.")
 @click.option("--max-body", metavar="BYTES", type=click.IntRange(1), help="The largest body. Default: 10 MB.")
+@click.option(
+    "--max-streams", metavar="N", type=click.IntRange(1), help="How many streams may be open at once. Default: 2000."
+)
 @click.option("--mcp-stdio", is_flag=True, help="Serve one MCP client over stdin and stdout, and nothing else.")
 @common
 @click.pass_obj
@@ -42,7 +45,7 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
     doors = checked_doors(options["doors"] or DOORS)
     made, access = server_parts()
     swarm = _loaded(settings, target)
-    more = {name: options[name] for name in ("read_only", "max_body") if options[name] is not None}
+    more = {name: options[name] for name in ("read_only", "max_body", "max_streams") if options[name] is not None}
 
     def app_for(who: Any) -> Any:
         return made(swarm, None, doors, who, console=not options["no_console"], **more)

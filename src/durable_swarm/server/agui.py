@@ -19,12 +19,12 @@ from starlette.routing import Route
 from durable_swarm.engine.api.run import Run
 from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
+from durable_swarm.server.answer_form import answer_form
 from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
 from durable_swarm.server.openapi import EVENTS, Described
 from durable_swarm.server.outcome import LOOK, last_event, waits
 
 Told = dict[str, Any]
-DECISION = {"type": "object", "properties": {"approve": {"type": "boolean"}, "reason": {"type": "string"}}}
 
 
 class Agui:
@@ -151,12 +151,9 @@ def _message(given: Told) -> Told:
 
 
 def _interrupt(request: HumanRequest) -> Told:
-    one: Told = {"type": "string", **({"enum": request.choices} if request.choices else {})}
-    schema = request.schema if request.kind == "question" else DECISION
     known = {"id": request.id, "reason": request.kind, "message": request.question, "toolCallId": request.call_id}
-    answer = {"type": "object", "properties": {"answer": one}, "required": ["answer"]}
     metadata = {"tool": request.tool, "arguments": request.arguments}
-    return {**known, "responseSchema": schema or answer, "metadata": metadata}
+    return {**known, "responseSchema": answer_form(request), "metadata": metadata}
 
 
 def _decide(caller: Caller, request: HumanRequest, entry: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.server.event_hub import EventHubs
 from durable_swarm.server.guard import OWN, USER
 from durable_swarm.server.ids import decode_id
+from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.service import NoRequest, Runs, open_runs
 
 T = TypeVar("T")
@@ -33,8 +34,6 @@ MOST = 10 * 2**20
 """Bytes of a body, unless it is given."""
 AT_ONCE = 16
 """How many threads serve all requests together."""
-STREAMS = 2000
-"""How many streams are open at once."""
 ALIVE = 15.0
 """Seconds of silence after which a comment keeps proxies from closing a stream."""
 
@@ -67,7 +66,13 @@ def _as_it_is(event: Event) -> Event:
 class Backend:
     """The swarm behind the doors."""
 
-    def __init__(self, swarm: DurableSwarm, known: Mapping[str, Any] | None, most: int) -> None:
+    def __init__(
+        self,
+        swarm: DurableSwarm,
+        known: Mapping[str, Any] | None,
+        most: int,
+        streams: OpenStreams | None = None,
+    ) -> None:
         self._swarm = swarm
         self._hubs = EventHubs()
         self._known = known
@@ -76,7 +81,7 @@ class Backend:
         self._opened = contextlib.ExitStack()
         self._runs: Runs | None = None
         self._limiter: anyio.CapacityLimiter | None = None
-        self._streams = 0
+        self._streams = streams or OpenStreams()
 
     # Runs and agents
 
@@ -167,17 +172,12 @@ class Backend:
 
     def check_streams(self) -> None:
         """Check that a stream may be opened. Raises `Refused`, before an answer has begun."""
-        if self._streams >= STREAMS:
-            raise Refused(429, "TooManyStreams", f"{STREAMS} streams are open; close one")
+        if self._streams.full:
+            raise Refused(429, "TooManyStreams", f"{self._streams.most} streams are open (--max-streams); close one")
 
-    @contextlib.contextmanager
-    def streaming(self) -> Iterator[None]:
+    def streaming(self) -> contextlib.AbstractContextManager[None]:
         """Count an open stream."""
-        self._streams += 1
-        try:
-            yield
-        finally:
-            self._streams -= 1
+        return self._streams.counting()
 
     def batches(self, run: Run, after: int, silence: float = ALIVE) -> AsyncGenerator[list[Event]]:
         """Yield the events of a run as they come, as `EventHubs.batches` does."""

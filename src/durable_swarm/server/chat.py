@@ -100,18 +100,31 @@ class Chat:
     async def _stream(self, run: Run, after: int) -> AsyncGenerator[str]:
         telling = Telling(run.id)
         yield _line({"type": "start", "messageId": f"{run.id}/answer", "messageMetadata": {"runId": run.id}})
-        async for events in self._backend.batches(run, after, LOOK):
+        held: list[Event] | None = None
+        async for new in self._backend.batches(run, after, LOOK):
+            # After a crash the text at the end of the first batch is void, as the next event will say.
+            events = [*(held or ()), *new] if new else []
+            if new:
+                events, held = _until_open_text(events) if held is None else (events, [])
             told = [one for event in without_void(events) for one in telling.take(event)]
             yield "".join(map(_line, told)) or ": still here\n\n"
             if telling.over:
                 break
-            if not events and await self._backend.call(lambda: waits(run)):
+            if not new and await self._backend.call(lambda: waits(run)):
                 requests = await self._backend.call(run.requests)
                 yield "".join(map(_line, telling.wait(requests)))
                 break
         else:
             return  # The server ends: a stream without an end tells the client to come back.
         yield "data: [DONE]\n\n"
+
+
+def _until_open_text(events: list[Event]) -> tuple[list[Event], list[Event]]:
+    """Return events without the pieces of text at their end, and those."""
+    end = len(events)
+    while end and events[end - 1].type == "text.delta":
+        end -= 1
+    return events[:end], events[end:]
 
 
 def without_void(events: Iterable[Event]) -> Iterator[Event]:

@@ -19,6 +19,7 @@ from durable_swarm.server.api import Api
 from durable_swarm.server.backend import MOST, Backend, problem
 from durable_swarm.server.chat import Chat
 from durable_swarm.server.guard import Access, Guard, route_path
+from durable_swarm.server.open_streams import MOST_STREAMS, OpenStreams
 from durable_swarm.server.openai import OpenAI
 from durable_swarm.server.openapi import document
 from durable_swarm.server.web.app import Console
@@ -41,9 +42,11 @@ class Server:
         console: bool,
         read_only: bool,
         max_body: int = MOST,
+        max_streams: int = MOST_STREAMS,
     ) -> None:
-        self._backend = Backend(swarm, known, max_body)
-        self._console = Console(swarm.database, access, read_only=read_only) if console else None
+        self.streams = OpenStreams(max_streams)
+        self._backend = Backend(swarm, known, max_body, self.streams)
+        self._console = Console(swarm.database, access, read_only=read_only, streams=self.streams) if console else None
         # The AI SDK asks below /api, so its door comes with that one.
         made = [*map(door_of, doors), *([Chat] if "api" in doors else [])]
         routes = [route for door in made for route in door(self._backend).routes()]

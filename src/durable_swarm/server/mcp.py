@@ -39,6 +39,7 @@ from durable_swarm.engine.records.names import is_call
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, DurableSwarmError, RequestExpired
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED
+from durable_swarm.server.answer_form import answer_form
 from durable_swarm.server.backend import Backend, Caller, Refused, failed
 from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import Outcome, outcome_of
@@ -58,11 +59,6 @@ MESSAGE = {
     "required": ["message"],
 }
 RUN = {"type": "object", "properties": {"run_id": {"type": "string"}}, "required": ["run_id"]}
-DECISION = {
-    "type": "object",
-    "properties": {"approve": {"type": "boolean"}, "reason": {"type": "string"}},
-    "required": ["approve"],
-}
 
 
 class Mcp:
@@ -79,24 +75,25 @@ class Mcp:
 
     def routes(self) -> list[Route]:
         """Return the routes."""
-        return [Route("/mcp", _Endpoint(self), methods=["GET", "POST", "DELETE"])]
+        return [Route("/mcp", _Endpoint(self), methods=["POST", "DELETE"])]
 
     @classmethod
     def described(cls) -> Iterator[Described]:
         """Yield the description of each route."""
         body = {"type": "object", "required": ["jsonrpc"]}
         yield Described("POST", "/mcp", "Send a message to the MCP server", body, media=(JSON, EVENTS))
-        yield Described("GET", "/mcp", "Follow the messages of the MCP server", media=(EVENTS,))
         yield Described("DELETE", "/mcp", "End a session of the MCP server")
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         try:
             again = await self._backend.whole(Request(scope, receive))
+            self._backend.check_streams()
         except Refused as error:
             await failed(error)(scope, receive, send)
         else:
-            await (await self._started()).handle_request(scope, again, send)
+            with self._backend.streaming():  # An answer is a stream that stays open while the run goes on.
+                await (await self._started()).handle_request(scope, again, send)
 
     async def _started(self) -> StreamableHTTPSessionManager:
         """Return the SDK's manager of connections, which works as long as this event loop."""
@@ -224,10 +221,7 @@ def _can_be_asked(context: ServerRequestContext[Any]) -> bool:
 
 
 def _elicitation(request: HumanRequest) -> ElicitRequest:
-    schema: dict[str, Any] = DECISION
-    if request.kind == "question":
-        one = {"type": "string", **({"enum": request.choices} if request.choices else {})}
-        schema = request.schema or {"type": "object", "properties": {"answer": one}, "required": ["answer"]}
+    schema = answer_form(request)
     shown = f"\n{json.dumps(request.arguments, indent=2)}" if request.arguments else ""
     return ElicitRequest(params=ElicitRequestFormParams(message=f"{request.question}{shown}", requested_schema=schema))
 

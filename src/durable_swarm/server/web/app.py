@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from durable_swarm import errors
 from durable_swarm.server.guard import Access, Guard, equal, signed_in
+from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.server.web import inbox, run, runs, status, stream
 from durable_swarm.server.web.site import TYPES, Site, form_of
 from durable_swarm.service import NoRequest, NoRuns, NoStep
@@ -53,6 +54,7 @@ FORMS: dict[str, Page] = {"/runs/{id}/fork": run.fork_form}
 HTTP = {
     404: ("Not found", "There is nothing at this address."),
     413: ("Too large", "A form takes at most 10 MB."),
+    429: ("Too many open pages", "The server has as many open streams as it may have (--max-streams); close a page."),
 }
 STATUSES: dict[type[Exception], tuple[int, str]] = {
     errors.RunNotFound: (404, "Not found"),
@@ -68,8 +70,10 @@ STATUSES: dict[type[Exception], tuple[int, str]] = {
 class Console:
     """The console of one database, as an ASGI application."""
 
-    def __init__(self, database: str | None, access: Access, *, read_only: bool) -> None:
-        self._site = Site(database, read_only=read_only)
+    def __init__(
+        self, database: str | None, access: Access, *, read_only: bool, streams: OpenStreams | None = None
+    ) -> None:
+        self._site = Site(database, read_only=read_only, streams=streams or OpenStreams())
         self._access = access
         changes = {} if read_only else CHANGES
         pages = PAGES if read_only else PAGES | FORMS
@@ -81,7 +85,7 @@ class Console:
             *(Route(path, partial(page, self._site), methods=["POST"]) for path, page in changes.items()),
             *(Route(path, partial(page, self._site)) for path, page in pages.items()),
         ]
-        handlers = dict.fromkeys((*STATUSES, 404, 405, 413, Exception), self._failed)
+        handlers = dict.fromkeys((*STATUSES, 404, 405, 413, 429, Exception), self._failed)
         app = Starlette(
             routes=routes, middleware=[Middleware(GZipMiddleware, minimum_size=500)],
             exception_handlers={**handlers, NoRuns: self._fresh}, lifespan=self._lifespan,

@@ -22,6 +22,7 @@ from durable_swarm.display import harmless
 from durable_swarm.errors import RunNotFound
 from durable_swarm.server.guard import OWN, USER, route_path
 from durable_swarm.server.ids import decode_id, encode_id
+from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.server.web import words
 from durable_swarm.service import Runs, open_runs
 
@@ -40,8 +41,9 @@ TYPES = {"style.css": "text/css", "scripts.js": "text/javascript", "icon.svg": "
 class Site:
     """The console's database, templates and files; shared by all pages."""
 
-    def __init__(self, database: str | None, *, read_only: bool) -> None:
+    def __init__(self, database: str | None, *, read_only: bool, streams: OpenStreams) -> None:
         self.read_only = read_only
+        self.streams = streams
         self.stopping = False
         """True once the server ends: streams end, too."""
         self.files = _files()

@@ -7,10 +7,12 @@ so its text is exact, whichever process was killed meanwhile. It ends with the r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 from markupsafe import escape
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -30,12 +32,23 @@ RARELY = 0.25
 
 async def events(site: Site, request: Request) -> Response:
     """Return the stream of a run for its page, after the event number that the reader has seen."""
+    if site.streams.full:
+        raise HTTPException(429)
     run_id = id_in(request)
     after = max(number_in(request.query_params, "after"), number_in(request.headers, "last-event-id"))
     reading = await site.use(request, lambda runs: _Reading(runs, runs.exactly(run_id).id, after))
     return StreamingResponse(
-        _messages(site, request, reading), media_type="text/event-stream", headers={"x-accel-buffering": "no"}
+        _counted(site, _messages(site, request, reading)),
+        media_type="text/event-stream",
+        headers={"x-accel-buffering": "no"},
     )
+
+
+async def _counted(site: Site, messages: AsyncGenerator[str]) -> AsyncIterator[str]:
+    async with contextlib.aclosing(messages):
+        with site.streams.counting():
+            async for message in messages:
+                yield message
 
 
 class _Reading:
@@ -65,7 +78,7 @@ class _Reading:
         return None, None if known else shown
 
 
-async def _messages(site: Site, request: Request, reading: _Reading) -> AsyncIterator[str]:
+async def _messages(site: Site, request: Request, reading: _Reading) -> AsyncGenerator[str]:
     sent: dict[str, str] = {}
     spoken = drawn = time.monotonic()
     yield "retry: 500\n\n"
