@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from durable_swarm import Agent, DurableSwarm, ask_human
+from durable_swarm import Agent, DurableSwarm, ask_human, tool
 from durable_swarm.cli import main
 from durable_swarm.testing import ScriptedModel, call, crash_test
 from tests.support.shell import Shell
@@ -28,6 +28,12 @@ def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
 def ask() -> str:
     """Ask somebody."""
     return ask_human("Now?")
+
+
+@tool(name="ask")
+def plain() -> str:
+    """Answer at once."""
+    return "Yes."
 
 
 @pytest.fixture
@@ -90,6 +96,19 @@ def test_colours_obey_the_environment(
     shown = shell("runs")
     assert ("\x1b[" in shown) is coloured
     assert took.sub(" ", re.sub(r"\x1b\[[\d;]*m", "", shown)) == took.sub(" ", plain)
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_terminal_without_unicode_shows_plain_signs() -> None:
+    """Bars and arrows of a listing have a form in ASCII; other letters that cannot be shown are question marks."""
+    with DurableSwarm(ScriptedModel([[call("ask")], "ü"])) as swarm:
+        agent = Agent(name="Plain clerk", functions=[plain])
+        swarm.run(agent, [{"role": "user", "content": "Größe"}], run_id="plain-1")
+    command = [sys.executable, "-m", "durable_swarm", "show", "plain-1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    shown = subprocess.run(command, env=environment, check=True, capture_output=True).stdout.decode("ascii")
+    assert re.search(r"model  Plain clerk +\d+ ms +#+ .* > ask\(\)", shown), shown
+    assert "user: Gr??e" in shown
 
 
 LONG = [

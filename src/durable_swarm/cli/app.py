@@ -7,6 +7,7 @@ shown as Python shows it.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import io
 import os
@@ -25,6 +26,20 @@ from durable_swarm.display import one_line
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, InvalidAnswer
 
 NAME = "durable-swarm"
+PLAIN = "durable_swarm.plain"
+"""The name by which a stream finds `_in_ascii`."""
+_SIGNS = str.maketrans({**dict(zip("—…←→≈✓✕", "-.<>~+x", strict=True)), **dict.fromkeys("▏▎▍▌▋▊▉█", "#")})
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Return what a terminal without Unicode shows in place of signs of ours, and of other text."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_SIGNS)
+    return text.encode("ascii", "replace").decode("ascii"), error.end
+
+
+codecs.register_error(PLAIN, _in_ascii)
 
 
 class _Interrupted(Exception):
@@ -88,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=PLAIN)
     try:
         code = app.main(arguments, prog_name=NAME, standalone_mode=False, obj=settings)
     except Exception as error:
