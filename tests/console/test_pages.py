@@ -123,6 +123,7 @@ def test_an_approval_that_does_not_fit(shop: str, console: Make) -> None:
     form = form_at(app, path)
     answered = ask(app, path, {**form, "verdict": "approve", "field.amount": "plenty"})
     assert (answered.status, 'role="alert"' in answered.text, 'value="plenty"' in answered.text) == (422, True, True)
+    assert ask(app, path, {**form, "verdict": "approve", "field.amount": "[" * 100_000}).status == 422
     assert request_of(shop, "order-0005")
 
 
@@ -274,6 +275,13 @@ def test_who_works_on_the_database(shop: str, console: Make) -> None:
         until(lambda: str(os.getpid()) in (page := seen(ask(app, "/workers"))) and "alive" in page)
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "99", "-1", "x", "٣", "01"])
+@pytest.mark.parametrize("part", ["step", "message"])
+def test_what_numbers_no_part_of_a_run(shop: str, console: Make, part: str, number: str) -> None:
+    """A number that a run has no step or message of, or that is none, is not found."""
+    assert ask(console(shop), f"/runs/order-0003/{part}/{number}").status == 404
+
+
 def test_a_death_shows_on_the_page_of_workers(
     tmp_path: Path, fresh_sqlite: Callable[[Path], str], console: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +307,20 @@ def test_a_damaged_run_says_so(shop: str, console: Make, damage: str) -> None:
     assert "order-0003" in seen(page)
     assert ask(app, "/runs").status == 200
     assert ask(app, "/runs/order-0001").status == 200
+
+
+def test_a_database_that_goes_and_comes_back(shop: str, console: Make) -> None:
+    """While the database cannot be used, each page says so with a status that means it; then they are as ever."""
+    app, file = console(shop), Path(shop.removeprefix("sqlite:///"))
+    paths = ("/runs", "/runs/order-0003", "/inbox", "/inbox?state=decided", "/sessions", "/workers")
+    assert {ask(app, path).status for path in paths} == {200}
+    whole = file.read_bytes()
+    file.write_bytes(b"rubbish " * 10_000)
+    for path in paths:
+        page = ask(app, path)
+        assert (page.status, "cannot be used" in page.text) == (503, True), path
+    file.write_bytes(whole)
+    assert {ask(app, path).status for path in paths} == {200}
 
 
 def test_on_either_database(database_url: str, console: Make) -> None:

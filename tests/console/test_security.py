@@ -49,6 +49,7 @@ def test_no_page_under_a_foreign_name(shop: str, console: Make, path: str, host:
         ({"sec-fetch-site": "none"}, 403),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({}, 403),
         ({"origin": "http://127.0.0.1"}, 303),
         ({"sec-fetch-site": "same-origin"}, 303),

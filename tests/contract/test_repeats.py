@@ -156,3 +156,18 @@ def _approve_all(swarm: Any, agent: Agent) -> list[tuple[int, str, int | None]]:
                     swarm.approve(request.id)
         over.result()
     return list(asked.values())
+
+
+def test_a_result_that_no_parser_reads(make_swarm: MakeSwarm, run: Run) -> None:
+    """A result that looks like a handoff and is nested too deep for any parser counts as a result."""
+    result, entered = '{"assistant": ' + "[" * 100_000, list[str]()
+
+    @tool(repeat="reuse")
+    def nest() -> str:
+        entered.append("nest")
+        return result
+
+    agent = Agent(name=unique(), functions=[nest])
+    swarm = make_swarm(ScriptedModel([[("nest", "{}")], [("nest", "{}")], "Done"]))
+    assert tool_contents(run(swarm, agent, user())) == [result, result]
+    assert entered == ["nest"]

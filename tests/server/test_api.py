@@ -13,7 +13,9 @@ from starlette.testclient import TestClient
 from durable_swarm import Agent, ConfigurationError, ask_human, later, tool
 from durable_swarm.cli import main
 from durable_swarm.server import app
+from durable_swarm.server.backend import failed
 from durable_swarm.server.ids import encode_id
+from durable_swarm.service import Query, open_runs
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
 from tests.server.conftest import Serve
@@ -269,3 +271,13 @@ def test_unknown_doors_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match="no door 'apy'"):
         app(DurableSwarm(), doors=["apy"])
+
+
+def test_a_database_that_is_none_is_no_fault_of_the_request(tmp_path: Path) -> None:
+    """A database that cannot be used is answered with 503, so that a client asks again."""
+    (tmp_path / "runs.sqlite").write_bytes(b"rubbish " * 1000)
+    with pytest.raises(ConfigurationError) as raised, open_runs(f"sqlite:///{tmp_path}/runs.sqlite") as runs:
+        runs.list(Query())
+    answered = failed(raised.value)
+    assert answered.status_code == 503
+    assert json.loads(bytes(answered.body))["error"]["type"] == "ConfigurationError"

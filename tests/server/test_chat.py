@@ -131,6 +131,19 @@ def test_ends_other_than_an_answer(serve: Serve) -> None:
     assert send(client, agent, user("Hi"))[-1] == {"type": "error", "errorText": "ValueError: broken"}
 
 
+def test_arguments_that_no_parser_reads(serve: Serve) -> None:
+    """Arguments nested too deep are sent as the text that the model wrote."""
+
+    def look(what: str) -> str:
+        return f"saw {what}"
+
+    agent = Agent(name=unique(), functions=[look])
+    _, client = serve([[("look", "[" * 100_000)], "I could not."])
+    chunks = send(client, agent, user("Look"))
+    assert [chunk["input"] for chunk in chunks if chunk["type"] == "tool-input-available"] == ["[" * 100_000]
+    assert text_of(chunks) == "I could not."
+
+
 def test_void_text_is_left_out_of_what_comes_together() -> None:
     """Text before a reset is not sent, if it was not yet."""
 

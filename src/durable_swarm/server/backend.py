@@ -25,7 +25,7 @@ from durable_swarm.server.event_hub import EventHubs
 from durable_swarm.server.guard import OWN, USER
 from durable_swarm.server.ids import decode_id
 from durable_swarm.server.open_streams import OpenStreams
-from durable_swarm.service import NoRequest, Runs, open_runs
+from durable_swarm.service import NoRequest, Runs, is_unusable, open_runs
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -277,7 +277,8 @@ def failed(error: Exception) -> Response:
         return problem(error.status, error.kind, str(error))
     if isinstance(error, errors.DurableSwarmError):
         kind = next(kind for kind in type(error).__mro__ if kind in STATUSES)
-        return problem(STATUSES[kind], type(error).__name__, str(error))
+        status = 503 if is_unusable(error) else STATUSES[kind]
+        return problem(status, type(error).__name__, str(error))
     raise error
 
 

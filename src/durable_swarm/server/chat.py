@@ -243,7 +243,7 @@ def _result(call_id: str, result: Any) -> Told:
 def _parsed(arguments: Any) -> Any:
     try:
         return json.loads(arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
 
 

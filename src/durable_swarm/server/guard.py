@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -125,7 +125,7 @@ class Guard:
         if "sec-fetch-site" in headers:
             return headers["sec-fetch-site"] == "same-origin"
         if "origin" in headers:
-            return urlsplit(headers["origin"]).netloc.lower() == headers.get("host", "").lower() != ""
+            return headers["origin"].partition("://")[2].lower() == headers.get("host", "").lower() != ""
         return self._access.token is None or "cookie" not in headers
 
     async def _by_application(self, scope: Scope, request: Request) -> Response | None:

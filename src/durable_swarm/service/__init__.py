@@ -5,6 +5,7 @@ Nothing here executes a run or takes one over; programs that define agents do th
 """
 
 from durable_swarm.engine.api.inspector import NoRuns
+from durable_swarm.engine.database.diagnosis import is_unusable
 from durable_swarm.engine.history.export import read_document, renamed
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.storage.requests import NoRequest
@@ -50,6 +51,7 @@ __all__ = [
     "calls_of",
     "checkup",
     "import_run",
+    "is_unusable",
     "open_runs",
     "read_document",
     "remedy_of",

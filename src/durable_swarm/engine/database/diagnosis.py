@@ -28,6 +28,11 @@ def unusable(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
     return ConfigurationError(f"the database {where} cannot be used: {text}. {_remedy(url, text)}")
 
 
+def is_unusable(error: BaseException) -> bool:
+    """Return True for the error of `unusable`: the database is away, or cannot be used as it is."""
+    return isinstance(error, ConfigurationError) and isinstance(error.__cause__, SQLAlchemyError | OSError)
+
+
 def error_text(error: BaseException) -> str:
     """Return the text of a database error without the statement and its values, which are users' data."""
     line = str(getattr(error, "orig", None) or error).strip().partition("\n")[0][:500]

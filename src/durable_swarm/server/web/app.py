@@ -20,7 +20,7 @@ from durable_swarm.server.guard import Access, Guard, equal, signed_in
 from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.server.web import inbox, run, runs, status, stream
 from durable_swarm.server.web.site import TYPES, Site, form_of
-from durable_swarm.service import NoRequest, NoRuns, NoStep
+from durable_swarm.service import NoRequest, NoRuns, NoStep, is_unusable
 
 Page = Callable[[Site, Request], Awaitable[Response]]
 
@@ -28,8 +28,8 @@ PAGES: dict[str, Page] = {
     "/runs": runs.listed,
     "/runs/{id}": run.page,
     "/runs/{id}/events": stream.events,
-    "/runs/{id}/step/{number:int}": run.step,
-    "/runs/{id}/message/{number:int}": run.message,
+    "/runs/{id}/step/{number}": run.step,
+    "/runs/{id}/message/{number}": run.message,
     "/runs/{id}/export": run.export,
     "/runs/{id}/compare/{other}": runs.compared,
     "/runs/{id}/compare": runs.chosen,
@@ -151,6 +151,8 @@ class Console:
 
 def _explained(error: Exception) -> tuple[int, str, str]:
     """Return the status, the heading and the sentence of an error."""
+    if is_unusable(error):
+        return 503, "The database does not answer", str(error)
     if isinstance(error, errors.DurableSwarmError):
         kind = next(kind for kind in type(error).__mro__ if kind in STATUSES)
         return *STATUSES[kind], str(error)

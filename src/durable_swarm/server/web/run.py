@@ -16,9 +16,9 @@ from durable_swarm.errors import DurableSwarmError, RunNotFound
 from durable_swarm.runs import ENDED
 from durable_swarm.server.web.fields import Form
 from durable_swarm.server.web.live import Speech, is_still, replaced, seen_now
-from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in, number_in
+from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in, number_in, number_of
 from durable_swarm.server.web.words import crashes
-from durable_swarm.service import Query, RunDetail, Runs, RunView, calls_of, text_of, timeline, transcript
+from durable_swarm.service import Query, RunDetail, Runs, RunView, calls_of, is_unusable, text_of, timeline, transcript
 from durable_swarm.types import Message
 
 TURNS = 100
@@ -93,9 +93,10 @@ async def page(site: Site, request: Request) -> Response:
 
     try:
         shown, opened = await site.see(request, found)
-    except RunNotFound:
-        raise
-    except DurableSwarmError as error:  # What is stored is damaged, or of another version.
+    except DurableSwarmError as error:
+        if isinstance(error, RunNotFound) or is_unusable(error):
+            raise
+        # What is stored is damaged, or of another version.
         return site.page(request, "error.html", title=run_id, said=str(error))
     if shown is None:
         return Response(status_code=204)
@@ -108,14 +109,14 @@ async def page(site: Site, request: Request) -> Response:
 
 async def step(site: Site, request: Request) -> Response:
     """Return the whole outcome of one step as text."""
-    run_id, number = id_in(request), request.path_params["number"]
+    run_id, number = id_in(request), number_of(request)
     found = await site.use(request, lambda runs: runs.step(runs.exactly(run_id).id, number))
     return PlainTextResponse(found.error or value(found.output))
 
 
 async def message(site: Site, request: Request) -> Response:
     """Return one whole message as text."""
-    run_id, number = id_in(request), request.path_params["number"]
+    run_id, number = id_in(request), number_of(request)
     run = await site.use(request, lambda runs: runs.show(runs.exactly(run_id).id))
     found = [*run.asked, *run.messages][number : number + 1]
     if not found:

@@ -151,6 +151,14 @@ def number_in(query: Mapping[str, str], name: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else 0
 
 
+def number_of(request: Request) -> int:
+    """Return the number in a request's path. Raises `RunNotFound` if it is none."""
+    found = number_in(request.path_params, "number")
+    if str(found) != request.path_params["number"]:
+        raise RunNotFound("this address names nothing; it ends with a number")
+    return found
+
+
 def _visible(value: Any) -> Any:
     """Return a value as pages show it: what a model or a tool wrote has no invisible characters."""
     return harmless(value) if type(value) is str else value
