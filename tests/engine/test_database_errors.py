@@ -198,9 +198,10 @@ def _tool_that(act: Callable[[], Any]) -> Callable[[], str]:
     return work
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("team", TEAMS)
 def test_a_database_that_fails_under_a_run_with_children_fails_no_run(
-    team: str, make_anywhere: Make, database_url: str
+    team: str, count: int, make_anywhere: Make, database_url: str
 ) -> None:
     """Whichever statement fails under a run and its child, from the limits above them on, neither ends with that."""
 
@@ -218,7 +219,7 @@ def test_a_database_that_fails_under_a_run_with_children_fails_no_run(
     limits = Limits(requests=20, tool_calls=20)
     for number in range(1, MANY, EVERY if database_url.startswith("sqlite") else 3 * EVERY):
         run_id = uuid.uuid4().hex
-        with cutting(number, 2) as cuts:
+        with cutting(number, count) as cuts:
             _error_of(functools.partial(swarm.run, boss, user(), run_id=run_id, limits=limits))
         assert swarm.run(boss, user(), run_id=run_id, limits=limits).messages[-1]["content"] == "Done."
         run = swarm.get(run_id)

@@ -116,14 +116,16 @@ OVERRIDDEN = {
     "await_workflow_result_async",
     "check_operation_execution",
     "check_workflow_result",
+    "init_child_workflow",
     "init_workflow",
     "init_workflow_with_connection",
     "record_get_result",
+    "record_operation_result",
     "update_workflow_outcome",
 }
 """The methods of DBOS's database that our view of it has itself, and those that they call."""
 
-OURS = {"_database", "_enters", "_seen"}
+OURS = {"_checkpoints", "_database", "_enters", "_seen"}
 """Attributes of our own in the file that knows DBOS's inside."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy
@@ -35,6 +36,22 @@ LATE = launched()
 def host_database() -> tuple[str, Any]:
     """Return the URL of the launched DBOS's database, and its connections."""
     return instance()._config["system_database_url"], instance()._sys_db.engine
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tables of a launched DBOS: its connections, and the names of its schemas by those in `tables`."""
+
+    engine: sqlalchemy.Engine
+    tables: Any
+    schemas: dict[str | None, str | None]
+    application: str | None
+
+
+def layout_of(database: Any) -> Layout:
+    """Return the tables of a launched DBOS's database."""
+    schemas: dict[str | None, str | None] = {_schemas.SCHEMA_PLACEHOLDER: database.schema or "main"}
+    return Layout(database.engine, _schemas.system_database.SystemSchema, schemas, database.app_name)
 
 
 def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[dict[str, Any]]]) -> None:

@@ -46,7 +46,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -66,9 +68,10 @@ from dbos._sys_db import WorkflowStatusString
 
 from durable_swarm.codec import Place
 from durable_swarm.engine.backend import awaited_calls, patches
-from durable_swarm.engine.backend.launch import JSON, instance
+from durable_swarm.engine.backend.checkpoints import Checkpoints
+from durable_swarm.engine.backend.launch import JSON, instance, layout_of
 from durable_swarm.engine.backend.pools import run_threads, to_thread
-from durable_swarm.engine.backend.queues import _shared, executing
+from durable_swarm.engine.backend.queues import _queues, _shared, executing
 from durable_swarm.engine.database.diagnosis import error_text, is_transient
 from durable_swarm.engine.signals import Broken, RunHeld, engine_closed
 from durable_swarm.errors import ConfigurationError
@@ -80,8 +83,14 @@ class _Database:
     def __init__(self, database: Any) -> None:
         self._database = database
 
+    @functools.cached_property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(layout_of(self._database))
+
     def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
         """Read the record of a step. If there is none, the step is made only if this execution owns the run."""
+        if _beginning.get() == workflow_id:
+            return None  # The start of the call checks the owner.
         life = _lives.get((workflow_id, owner_of(workflow_id)))
         if life is not None and life.is_first and _patiently(life.check_ownership):
             return None
@@ -90,16 +99,52 @@ class _Database:
             _patiently(life.check_ownership)
         return found
 
+    def record_operation_result(self, result: Any, **more: Any) -> None:
+        """Record the outcome of a step, which is never an error: our steps return those of the user's code.
+
+        DBOS takes the failure to record a step of an async workflow for the step's own, and records that.
+        """
+        if result["error"] is not None:
+            raise _unrecorded(f"step {result['function_name']!r} of {result['workflow_uuid']!r}", sys.exception())
+        owner = owner_of(result["workflow_uuid"])
+        at = int(time.time() * 1000)
+        if more or owner is None or not self._checkpoints.record_step(result, at, owner):
+            self._database.record_operation_result(result, **{"completed_at_epoch_ms": at, **more})
+
+    def init_child_workflow(self, status: Any, *, parent_owner_xid: str | None = None, **more: Any) -> tuple[str, bool]:
+        """Record that a tool call begins; the call of an execution that lost its run is not made."""
+        parent, number, now = more["parent_workflow_id"], more["parent_function_id"], int(time.time() * 1000)
+        step = {
+            "workflow_uuid": parent,
+            "function_id": number,
+            "function_name": more["function_name"],
+            "child_workflow_id": status["workflow_uuid"],
+            "started_at_epoch_ms": more["started_at_epoch_ms"],
+            "completed_at_epoch_ms": now,
+            "retention_timestamp": now,
+            "application_name": status["application_name"],
+        }
+        owner = parent_owner_xid or owner_of(parent)
+        if owner is not None and self._checkpoints.begin_call(status, more["creator_xid"], step, parent, owner):
+            return status["status"], True
+        self._database.check_operation_execution(parent, number, more["function_name"])  # Raises that it is cancelled.
+        begun: tuple[str, bool] = self._database.init_child_workflow(status, parent_owner_xid=parent_owner_xid, **more)
+        return begun
+
     def record_get_result(self, *_: Any, **__: Any) -> None:
         """Record nothing: on replay DBOS reads a child's result from the child."""
 
     def update_workflow_outcome(self, workflow_id: str, status: str, **outcome: Any) -> bool:
         """Record a workflow's end, unless DBOS takes a failure to record its success for its own failure."""
+        if "owner_xid" in outcome:  # A workflow that cannot even be begun: its input cannot be read.
+            return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
         reason = sys.exception()
         if status == WorkflowStatusString.ERROR.value and not isinstance(reason, Broken):
-            text = error_text(reason) if reason else status
-            unrecorded = ConfigurationError(f"{workflow_id!r} could not be recorded: {text}")
-            raise RunHeld(unrecorded, passes=is_transient(reason))
+            raise _unrecorded(repr(workflow_id), reason)
+        owner = owner_of(workflow_id)
+        ended = outcome.get("output"), outcome.get("error")
+        if owner is not None and self._checkpoints.end(workflow_id, status, *ended, owner):
+            return True
         return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
 
     def await_workflow_result(
@@ -140,6 +185,11 @@ class _Database:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._database, name)
+
+
+def _unrecorded(what: str, reason: BaseException | None) -> RunHeld:
+    text = error_text(reason) if reason else "its end is an error"
+    return RunHeld(ConfigurationError(f"{what} could not be recorded: {text}"), passes=is_transient(reason))
 
 
 class _View:
@@ -251,6 +301,7 @@ class OwnershipCheck:
 
 
 _lives: dict[tuple[str, str | None], OwnershipCheck] = {}
+_beginning: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_beginning", default=None)
 _new: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_new", default=None)
 
 
@@ -263,6 +314,16 @@ def checked_by(workflow_id: str, life: OwnershipCheck) -> Iterator[None]:
         yield
     finally:
         del _lives[key]
+
+
+@contextlib.contextmanager
+def beginning_call(run_id: str) -> Iterator[None]:
+    """Begin calls of the run in this block without reading their records first: its first execution has left none."""
+    token = _beginning.set(run_id)
+    try:
+        yield
+    finally:
+        _beginning.reset(token)
 
 
 @_sys_db.db_retry()
@@ -280,7 +341,8 @@ def _execute_and_tell(dbos: Any, status: Any, owner: str) -> Any:
     token = _new.set(status["workflow_uuid"] if new else None)
     try:
         by_thread = new and _shared[status["queue_name"]]()
-        return _core.execute_dequeued_workflow(_BY_THREAD if by_thread else dbos, status, owner)
+        seen = _BY_THREAD if by_thread else _VIEW if status["queue_name"] in _queues else dbos
+        return _core.execute_dequeued_workflow(seen, status, owner)
     finally:
         _new.reset(token)
 

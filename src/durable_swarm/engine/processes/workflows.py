@@ -230,7 +230,7 @@ async def _tool(made: ToolCall, key: str, waits: Runtime) -> Record:
 def _in_thread(run: Execution) -> InThread:
     # A caller in whose thread the run is executed would gain nothing from its suspension.
     run.stays = beginning_here() is run
-    return InThread(_child_in_thread, run.seal)
+    return InThread(functools.partial(_child_in_thread, run), run.seal)
 
 
 def _on_loop(run: Execution) -> OnEventLoop:
@@ -249,14 +249,18 @@ class _Pool:
         return (homes[0] if homes else threads()).submit(function, *args)
 
 
-def _child_in_thread(key: str) -> Record:
-    with SetWorkflowID(key):
+def _child_in_thread(run: Execution, key: str) -> Record:
+    with SetWorkflowID(key), _beginning(run):
         record: Record = tool_in_thread()
     return record
 
 
 async def _child_on_loop(run: Execution, key: str) -> Record:
     expected = awaited_calls.Expected(run.check_ownership, functools.partial(current().strays.fetch_call, run, key))
-    with SetWorkflowID(key), awaited_calls.expecting(key, expected):
+    with SetWorkflowID(key), _beginning(run), awaited_calls.expecting(key, expected):
         record: Record = await tool_on_loop()
     return record
+
+
+def _beginning(run: Execution) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if run.recovered else backend_steps.beginning_call(run.run_id)

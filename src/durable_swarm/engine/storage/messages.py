@@ -20,6 +20,7 @@ from durable_swarm import codec, errors
 from durable_swarm.codec import Place, dumps, mended
 from durable_swarm.engine.database.connection import create_table, for_one_statement
 from durable_swarm.engine.database.diagnosis import unusable
+from durable_swarm.engine.database.prepared import Prepared
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.storage.ownership import UNFINISHED, now
@@ -60,8 +61,8 @@ class Messages:
         runs, rows = self._runs.c, self._rows.c
         run_id = bindparam("run_id", type_=Text)
         last = select(func.coalesce(func.max(rows.number), 0)).where(rows.run_id == run_id).scalar_subquery()
-        self._standing = select(runs.status, runs.owner_xid, last).where(runs.workflow_uuid == run_id)
-        """Compiled once, because it runs before each step and building it costs more than executing it."""
+        standing = select(runs.status, runs.owner_xid, last).where(runs.workflow_uuid == run_id)
+        self._standing = Prepared(engine, standing)
 
     def create(self) -> None:
         """Create the table if it does not exist."""
@@ -112,8 +113,8 @@ class Messages:
         Raises SQLAlchemy's errors: DBOS, which calls this before each step, waits for a lost database.
         """
         with for_one_statement(self._engine) as connection:
-            found = connection.execute(self._standing, {"run_id": run_id}).first()
-        return (None, None, 0) if found is None else (found[0], found[1], found[2])
+            found: Any = self._standing.execute(connection, {"run_id": run_id}).first()
+        return (None, None, 0) if found is None else tuple(found)
 
     def heard(self, run_id: str, after: int, seal: RecordCodec) -> list[Message]:
         """Return the messages after number `after`, in order."""

@@ -19,6 +19,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from sqlalchemy.engine.default import DefaultDialect
 
+from durable_swarm.engine.database.together import Together
 from durable_swarm.engine.records import names
 
 Side = Literal["before", "after"]
@@ -123,6 +124,9 @@ def watch() -> None:
 
     patched: Any = DefaultDialect
     patched.do_commit = watched
+    # Else the number of a boundary would depend on which writes happened to meet. What a kill can leave behind is the
+    # same: writes that are committed together are there together, as after the last of several commits.
+    Together.alone = True
     event.listen(Engine, "before_cursor_execute", _begin)
     event.listen(Engine, "after_cursor_execute", _note)
     event.listen(Engine, "rollback", lambda connection: connection.info.pop("durable_swarm_changed", None))
@@ -182,6 +186,8 @@ def _names_a_workflow(name: str, value: Any) -> bool:
 def _engine_label(tables: list[str], workflow: str, step: str) -> list[str]:
     called = names.is_call(workflow)
     what = f"tool call {workflow}" if called else f"run {workflow}"
+    if "workflow_input" in tables:
+        return [f"start of {what}"]
     if "operation_outputs" in tables:
         kind, colon, name = step.partition(":")
         if step == "durable_swarm.begun":
@@ -191,8 +197,6 @@ def _engine_label(tables: list[str], workflow: str, step: str) -> list[str]:
         return [f"checkpoint of the model call of agent {name}" if kind == "model" and colon else _of_step(kind, name)]
     if "workflow_output" in tables:
         return [f"checkpoint of {what}" if called else f"end of {what}"]
-    if "workflow_input" in tables:
-        return [f"start of {what}"]
     return []
 
 
