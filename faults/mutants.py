@@ -440,6 +440,42 @@ MUTANTS = [
         "unsettled = None",
         ("tests/contract/test_compaction.py",),
     ),
+    Mutant(
+        "reported-before-commit",
+        "who asked for a write learns of it when it is on disk, not before",
+        "engine/database/together.py",
+        "                made = [one.write(connection) for one in batch]\n",
+        """                made = [one.write(connection) for one in batch]
+                for one in batch:
+                    one.done, one.written = True, True
+                    one.turn.set()
+""",
+        ("tests/engine/test_checkpoints.py",),
+    ),
+    Mutant(
+        "one-of-a-batch-dropped",
+        "all writes that meet are made",
+        "engine/database/together.py",
+        "[one.write(connection) for one in batch]",
+        "[one.write(connection) for one in batch[:1]] + [True] * (len(batch) - 1)",
+        ("tests/engine/test_checkpoints.py",),
+    ),
+    Mutant(
+        "answers-of-a-batch-mixed",
+        "of writes that meet, each thread learns of its own",
+        "engine/database/together.py",
+        "written = made",
+        "written = made[::-1]",
+        ("tests/engine/test_checkpoints.py",),
+    ),
+    Mutant(
+        "step-of-a-lost-run",
+        "who has lost a run records nothing of it",
+        "engine/backend/checkpoints.py",
+        '.where(self._owned("workflow_uuid"))',
+        '.where(self._owned("workflow_uuid") | (self._runs.c.name != ""))',
+        ("tests/engine/test_checkpoints.py",),
+    ),
 ]
 
 

@@ -217,6 +217,24 @@ def test_writes_that_meet_are_one_transaction(notes: sqlalchemy.Engine) -> None:
     assert _noted(notes) == list(range(20))
 
 
+def test_nobody_is_told_before_the_commit(notes: sqlalchemy.Engine) -> None:
+    """When what met is about to be committed, no thread has been told yet that its write is made."""
+    together, commits, told = Together(notes), [], []
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(together.made, Meeting(together, 3))
+        others = [pool.submit(together.made, _noting(number)) for number in range(3)]
+
+        def about_to_commit(_connection: sqlalchemy.Connection) -> None:
+            commits.append(1)
+            if len(commits) == 2:
+                threading.Event().wait(0.1)  # Whoever was told is given the time to say so.
+                told.extend(one.done() for one in others)
+
+        sqlalchemy.event.listen(notes, "commit", about_to_commit)
+        assert [other.result(PATIENCE) for other in (first, *others)] == [True] * 4
+    assert told == [False] * 3
+
+
 def test_a_write_that_fails_is_reported_by_nobody_as_made(notes: sqlalchemy.Engine) -> None:
     """If one of those that meet fails, none is written, and each learns that it is not."""
     together = Together(notes)
