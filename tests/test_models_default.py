@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,10 +134,8 @@ def test_a_cancelled_run_ends_its_request(swarm: Any, provider: ScriptedServer) 
         async with asyncio.timeout(0.3):
             await swarm.run_async(Agent(), MESSAGES)
 
-    begin = time.monotonic()
     with pytest.raises(TimeoutError):
         asyncio.run(main())
-    assert time.monotonic() - begin < 5
 
 
 def test_started_runs_use_the_background_loop(provider: ScriptedServer) -> None:

@@ -202,21 +202,18 @@ def test_an_injected_reply_comes_first() -> None:
 
 def test_latency_comes_before_the_answer() -> None:
     """The model's latency precedes each reply, and a reply may have its own."""
-    model = ScriptedModel(["Hi", slowly("Ho", latency=0)], latency=1)
+    model = ScriptedModel([slowly("Hi", latency=0.2), slowly("Ho", latency=0)], latency=3600)
     began = time.monotonic()
     assert ask(model).choices[0].message.content == "Hi"
-    middle = time.monotonic()
+    assert time.monotonic() - began >= 0.2
     assert ask(model).choices[0].message.content == "Ho"
-    assert middle - began >= 1 > time.monotonic() - middle
 
 
 def test_a_requests_timeout_is_kept_to() -> None:
     """A request that waits no longer than its `timeout` ends then, as the real client's does."""
-    model = ScriptedModel(lambda _: "Hi", latency=5)
-    began = time.monotonic()
+    model = ScriptedModel(lambda _: "Hi", latency=3600)
     with pytest.raises(TimeoutError, match=r"timeout of 0\.05 s"):
         ask(model, timeout=0.05)
-    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
@@ -237,13 +234,12 @@ def test_the_async_model_is_awaited() -> None:
     model = AsyncScriptedModel([str(number) for number in range(8)], latency=0.5)
 
     async def main() -> list[str]:
-        asked = [model.chat.completions.create(messages=HELLO) for _ in range(8)]
+        asked = [asyncio.ensure_future(model.chat.completions.create(messages=HELLO)) for _ in range(8)]
+        await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        assert len(model.calls) == 8, "a request waited for the answer to another"
         return [answer.choices[0].message.content for answer in await asyncio.gather(*asked)]
 
-    began = time.monotonic()
     assert asyncio.run(main()) == list("01234567")
-    assert 0.5 <= time.monotonic() - began < 8 * 0.5
-    assert len(model.calls) == 8
 
 
 @pytest.mark.parametrize("on_loop", [False, True])

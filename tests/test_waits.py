@@ -162,7 +162,7 @@ def test_a_home_serves_one_call_at_a_time() -> None:
     assert done[1].result(0) == 2
     begin = time.monotonic()
     home.serve(0.05)
-    assert 0.05 <= time.monotonic() - begin < 10
+    assert time.monotonic() - begin >= 0.05
 
 
 def test_an_exception_in_a_home_stays_with_its_call() -> None:

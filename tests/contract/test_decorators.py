@@ -112,13 +112,11 @@ def test_timeout_of_a_plain_tool(make_swarm: MakeSwarm, run: Run) -> None:
         released.wait(PATIENCE)
         return "too late"
 
-    began = time.monotonic()
     try:
         with pytest.raises(TimeoutError, match=r"0\.05"):
             run(make_swarm(ScriptedModel([["slow"]])), Agent(functions=[slow]), user())
     finally:
         released.set()
-    assert time.monotonic() - began < PATIENCE / 2
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

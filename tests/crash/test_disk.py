@@ -150,11 +150,9 @@ def test_nothing_starts_on_a_full_disk(small_disk: Path) -> None:
     with DurableSwarm(ScriptedModel(["Done."]), database=f"sqlite:///{small_disk}/runs.sqlite") as swarm:
         swarm.runs()
         filler = fill(small_disk)
-        begun = time.monotonic()
         for start in (swarm.run, swarm.start):
             with pytest.raises(ConfigurationError, match=r"is full\. Free some space"):
                 start(agent, user("x" * 300_000), run_id="r")
-        assert time.monotonic() - begun < 5
         filler.unlink()
         assert swarm.run(agent, user("x" * 300_000), run_id="r").messages[-1]["content"] == "Done."
 

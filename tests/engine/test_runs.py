@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -131,9 +130,7 @@ def test_a_run_under_way(make_anywhere: Make, gate: Gate) -> None:
 def test_start_returns_before_the_end(make: Make, gate: Gate) -> None:
     """`start` returns as soon as the run is recorded; a second process could already see it."""
     swarm = make(ScriptedModel([["hold"], "Done"]))
-    begin = time.monotonic()
     run = swarm.start(Agent(functions=[gate.hold]), user())
-    assert time.monotonic() - begin < 5
     assert run.status == "running"
     assert [other.id for other in swarm.runs()] == [run.id]
     gate.opened.set()
@@ -144,10 +141,8 @@ def test_a_timeout_leaves_the_run_alone(make: Make, gate: Gate) -> None:
     """`result(timeout)` raises TimeoutError, names the run, and the run goes on."""
     run = make(ScriptedModel([["hold"], "Done"])).start(Agent(functions=[gate.hold]), user(), run_id="slow")
     for timeout in (0, 0.05):
-        begin = time.monotonic()
         with pytest.raises(TimeoutError, match="'slow'"):
             run.result(timeout)
-        assert time.monotonic() - begin < 2
     assert run.status == "running"
     gate.opened.set()
     assert run.result(PATIENCE).messages[-1]["content"] == "Done"
