@@ -235,13 +235,20 @@ def test_nobody_is_told_before_the_commit(notes: sqlalchemy.Engine) -> None:
     assert told == [False] * 3
 
 
-def test_a_write_that_fails_is_reported_by_nobody_as_made(notes: sqlalchemy.Engine) -> None:
+def _spoilt(_connection: sqlalchemy.Connection) -> bool:
+    raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "a half of a pair")
+
+
+@pytest.mark.parametrize("bad", [_noting(7), _spoilt], ids=["refused by the database", "refused by the driver"])
+def test_a_write_that_fails_is_reported_by_nobody_as_made(
+    bad: Callable[[sqlalchemy.Connection], bool], notes: sqlalchemy.Engine
+) -> None:
     """If one of those that meet fails, none is written, and each learns that it is not."""
     together = Together(notes)
     assert together.made(_noting(7))
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(together.made, Meeting(together, 3))
-        others = [pool.submit(together.made, _noting(number)) for number in (1, 7, 2)]
+        others = [pool.submit(together.made, write) for write in (_noting(1), bad, _noting(2))]
         assert first.result(PATIENCE)
         assert [other.result(PATIENCE) for other in others] == [False, False, False]
     assert _noted(notes) == [7]

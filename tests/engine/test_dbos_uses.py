@@ -29,7 +29,6 @@ PUBLIC = {
     "dbos.DBOS.destroy",
     "dbos.DBOS.executor_id",
     "dbos.DBOS.launch",
-    "dbos.DBOS.start_workflow_async",
     "dbos.DBOS.workflow_id",
     "dbos.DBOSClient",
     "dbos.DBOSClient.cancel_workflow",
@@ -54,6 +53,8 @@ PUBLIC = {
 
 PRIVATE = {
     "dbos.DBOS._configure_asyncio_thread_pool",
+    "dbos._context.DBOSContext",
+    "dbos._context.DBOSContext.create_start_workflow_child",
     "dbos._context._dbos_context_var",
     "dbos._context._dbos_context_var.set",
     "dbos._context.current_owner_xid",
@@ -65,6 +66,7 @@ PRIVATE = {
     "dbos._core.record_sleep",
     "dbos._core.run_step",
     "dbos._core.run_step_async",
+    "dbos._core.start_workflow_async",
     "dbos._dbos._dbos_global_instance",
     "dbos._dbos._get_or_create_dbos_registry",
     "dbos._dbos.startup_recovery_thread",
@@ -79,9 +81,6 @@ PRIVATE = {
     "dbos._serialization.WorkflowSerializationFormat",
     "dbos._serialization.WorkflowSerializationFormat.PORTABLE",
     "dbos._sys_db.SystemDatabase",
-    "dbos._sys_db.WorkflowStatusString",
-    "dbos._sys_db.WorkflowStatusString.ERROR",
-    "dbos._sys_db.WorkflowStatusString.ERROR.value",
     "dbos._sys_db.db_retry",
 }
 """What is used of DBOS's private modules."""

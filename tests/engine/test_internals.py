@@ -29,6 +29,7 @@ SIGNATURES: dict[Any, list[str]] = {
     _core.decorate_workflow: ["reg", "name", "max_recovery_attempts", "serialization_type"],
     _core.run_step: ["dbos", "step_ctx", "func", "options", "args", "kwargs"],
     _core.run_step_async: ["dbos", "step_ctx", "func", "options", "args", "kwargs"],
+    _core.start_workflow_async: ["dbos", "new_wf_ctx", "func", "args", "kwargs"],
     _context.snapshot_step_context: ["reserve_sleep_id"],
     _context.get_local_dbos_context: [],
     _dbos._get_or_create_dbos_registry: [],

@@ -21,7 +21,7 @@ from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.start import OpenedSwarm, RunStart
 from durable_swarm.engine.backend import steps
 from durable_swarm.engine.backend.admission import AlreadyRecorded, NotAdmitted, admitted_by
-from durable_swarm.engine.backend.public import DBOS, SetWorkflowAttributes, SetWorkflowID
+from durable_swarm.engine.backend.public import SetWorkflowAttributes, SetWorkflowID
 from durable_swarm.engine.database import diagnosis
 from durable_swarm.engine.execution.execution import Execution, beginning, watch
 from durable_swarm.engine.history.recorded_errors import child_failure
@@ -323,7 +323,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             if channel is not None:
                 live.feed.join(channel)
             try:
-                handle = await DBOS.start_workflow_async(workflows.run_on_loop, prepared.stored)
+                handle = await steps.start(workflows.run_on_loop, prepared.stored)
             except NotAdmitted as refusal:
                 raise refusal.reason from None
             except AlreadyRecorded:  # Another process recorded it first.

@@ -72,9 +72,9 @@ class Checkpoints:
         """Record the end of a workflow that the execution `owner` owns. PostgreSQL's is prepared by DBOS."""
         ended = {"new_status": status, "output": output, "error": error, "now": int(time.time() * 1000)}
         values = {"workflow_uuid": workflow_id, "owner": owner, **ended}
-        if not self._end:
-            return False
-        return self._made(lambda connection: all(_wrote(one, connection, values) for one in self._end))
+        return bool(self._end) and self._made(
+            lambda connection: all(_wrote(one, connection, values) for one in self._end)
+        )
 
     def _made(self, write: Write) -> bool:
         if self._together is not None:
@@ -125,9 +125,8 @@ class _Statements:
         kept = self._insert(self._inputs).from_select(["workflow_uuid", "inputs"], given)
         kept = kept.returning(self._inputs.c.workflow_uuid)
         step = self._insert(self._steps).from_select(_ASKED, asked).returning(self._steps.c.function_id)
-        return [
-            self._prepared(one) for one in ((began, kept, step) if self._lite else (step.add_cte(kept.cte("kept")),))
-        ]
+        made = (began, kept, step) if self._lite else (step.add_cte(kept.cte("kept")),)
+        return [self._prepared(one) for one in made]
 
     def end(self) -> list[Prepared]:
         """Return the statements that end a workflow on SQLite, if its owner is `owner`."""
@@ -149,7 +148,7 @@ class _Statements:
         return [bindparam(name, type_=table.c[name].type) for name in names]
 
     def _owned(self, of: str) -> ColumnElement[bool]:
-        """Return whether `owner` owns the workflow; on PostgreSQL its row is locked, so that it stays so."""
+        """Return the condition that `owner` owns the workflow; PostgreSQL locks its row, so that this stays true."""
         runs, owner = self._runs, bindparam("owner", type_=self._runs.c.owner_xid.type)
         this = runs.c.workflow_uuid == bindparam(of, type_=runs.c.workflow_uuid.type)
         if self._lite:

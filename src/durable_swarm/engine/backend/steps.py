@@ -13,6 +13,7 @@
   when a tool call ends in this process: an answer is not a second late, and a hundred waiting runs cost nothing.
 - `await_workflow_result`, and the async one: an execution that has lost a run, or finds it started by another, waits in
   DBOS for its end, though the other may die. Our execution leaves, and `Run.result` follows the run to any process.
+- `start_workflow_async`: the public one records the end of the workflow past our view.
 - `check_operation_execution`: before each step DBOS reads the run's status and a record of the step, but not the run's
   owner, so an execution that has lost the run would start a call that the owner is making. Our view reads the owner
   too, in one statement. A run that began in this execution has no records of other executions, so that statement is all
@@ -67,7 +68,6 @@ from dbos import (
     _sys_db,
 )
 from dbos import error as dbos_errors
-from dbos._sys_db import WorkflowStatusString
 
 from durable_swarm.codec import Place
 from durable_swarm.engine.backend import awaited_calls, patches
@@ -142,7 +142,7 @@ class _Database:
         if "owner_xid" in outcome:  # A workflow that cannot even be begun: its input cannot be read.
             return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
         reason = sys.exception()
-        if status == WorkflowStatusString.ERROR.value and not isinstance(reason, Broken):
+        if status == "ERROR" and not isinstance(reason, Broken):
             raise _unrecorded(repr(workflow_id), reason)
         owner = owner_of(workflow_id)
         ended = outcome.get("output"), outcome.get("error")
@@ -267,6 +267,12 @@ def workflow(name: str, *, recovers: bool) -> Callable[[Any], Any]:
         return made
 
     return decorated
+
+
+async def start(function: Any, *args: Any) -> Any:
+    """Start a workflow on the running event loop, and return DBOS's handle once it is recorded."""
+    context = _context.DBOSContext.create_start_workflow_child(_context.get_local_dbos_context())
+    return await _core.start_workflow_async(_VIEW, context, function, args, {})
 
 
 def executes(handle: Any) -> bool:

@@ -6,12 +6,14 @@ for meanwhile: their writes are one transaction. A thread that is alone waits fo
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import sqlalchemy
-from sqlalchemy.exc import SQLAlchemyError
+
+log = logging.getLogger("durable_swarm")
 
 Write = Callable[[sqlalchemy.Connection], bool]
 """Writes all that belongs together, or nothing; returns True if it has written."""
@@ -61,15 +63,17 @@ class Together:
 
     def _lead(self, mine: _Asked) -> None:
         with self._lock:
-            batch = [mine] if self.alone else list(self._asked)
+            batch = [mine] if self.alone else self._asked
             self._asked = [one for one in self._asked if one not in batch]
         written = [False] * len(batch)
         try:
             with self._engine.begin() as connection:
                 made = [one.write(connection) for one in batch]
             written = made
-        except SQLAlchemyError:
-            pass  # Nothing of the batch is written: each thread makes its own write in another way, and learns why.
+        except Exception:
+            # It may be another's: a text that cannot be encoded. Nothing of the batch is written; each thread makes its
+            # own write in another way, and learns why.
+            log.debug("writes that met are made singly", exc_info=True)
         finally:
             for one, is_written in zip(batch, written, strict=True):
                 one.done, one.written = True, is_written
