@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from sqlalchemy import text
 from durable_swarm import Agent, step
 from durable_swarm.engine.backend import launch
 from durable_swarm.engine.backend.checkpoints import Checkpoints
-from durable_swarm.engine.database.together import Together
+from durable_swarm.engine.database.together import Together, Write
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, connected, schema, unique, user
@@ -192,16 +192,27 @@ def _noted(engine: sqlalchemy.Engine) -> list[int]:
 
 
 class Meeting:
-    """Holds the thread that writes until as many others wait for it as should be written together."""
+    """A write that waits until as many others wait for it as should be written together."""
 
     def __init__(self, together: Together, others: int) -> None:
         self.together, self.others = together, others
-        self.commits: list[int] = []
+        self.begun = threading.Event()
 
-    def __call__(self, connection: sqlalchemy.Connection) -> bool:
+    def __call__(self, _connection: sqlalchemy.Connection) -> bool:
+        self.begun.set()
         while len(self.together._asked) < self.others:
             threading.Event().wait(0.001)
         return True
+
+
+def meeting(
+    pool: ThreadPoolExecutor, together: Together, writes: Sequence[Write], first: Write | None = None
+) -> tuple[Future[bool], list[Future[bool]]]:
+    """Ask for the writes while another thread writes; return that one's outcome, and theirs."""
+    meets = Meeting(together, len(writes))
+    leads = pool.submit(together.made, lambda connection: meets(connection) and (first is None or first(connection)))
+    assert meets.begun.wait(PATIENCE)
+    return leads, [pool.submit(together.made, write) for write in writes]
 
 
 def test_writes_that_meet_are_one_transaction(notes: sqlalchemy.Engine) -> None:
@@ -209,8 +220,7 @@ def test_writes_that_meet_are_one_transaction(notes: sqlalchemy.Engine) -> None:
     together, commits = Together(notes), []
     sqlalchemy.event.listen(notes, "commit", lambda _: commits.append(1))
     with ThreadPoolExecutor(21) as pool:
-        first = pool.submit(together.made, Meeting(together, 20))
-        others = [pool.submit(together.made, _noting(number)) for number in range(20)]
+        first, others = meeting(pool, together, [_noting(number) for number in range(20)])
         assert first.result(PATIENCE)
         assert [other.result(PATIENCE) for other in others] == [True] * 20
     assert len(commits) == 2
@@ -219,18 +229,19 @@ def test_writes_that_meet_are_one_transaction(notes: sqlalchemy.Engine) -> None:
 
 def test_nobody_is_told_before_the_commit(notes: sqlalchemy.Engine) -> None:
     """When what met is about to be committed, no thread has been told yet that its write is made."""
-    together, commits, told = Together(notes), [], []
+    together, commits, told, known = Together(notes), list[int](), list[bool](), threading.Event()
+
+    def about_to_commit(_connection: sqlalchemy.Connection) -> None:
+        commits.append(1)
+        if len(commits) == 2:
+            threading.Event().wait(0.1)  # Whoever was told is given the time to say so.
+            told.extend(one.done() for one in others)
+
+    sqlalchemy.event.listen(notes, "commit", about_to_commit)
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(together.made, Meeting(together, 3))
-        others = [pool.submit(together.made, _noting(number)) for number in range(3)]
-
-        def about_to_commit(_connection: sqlalchemy.Connection) -> None:
-            commits.append(1)
-            if len(commits) == 2:
-                threading.Event().wait(0.1)  # Whoever was told is given the time to say so.
-                told.extend(one.done() for one in others)
-
-        sqlalchemy.event.listen(notes, "commit", about_to_commit)
+        writes = [_noting(number) for number in range(3)]
+        first, others = meeting(pool, together, writes, lambda _: known.wait(PATIENCE))
+        known.set()
         assert [other.result(PATIENCE) for other in (first, *others)] == [True] * 4
     assert told == [False] * 3
 
@@ -247,8 +258,7 @@ def test_a_write_that_fails_is_reported_by_nobody_as_made(
     together = Together(notes)
     assert together.made(_noting(7))
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(together.made, Meeting(together, 3))
-        others = [pool.submit(together.made, write) for write in (_noting(1), bad, _noting(2))]
+        first, others = meeting(pool, together, [_noting(1), bad, _noting(2)])
         assert first.result(PATIENCE)
         assert [other.result(PATIENCE) for other in others] == [False, False, False]
     assert _noted(notes) == [7]
@@ -259,9 +269,7 @@ def test_a_write_that_found_nothing_to_write_spoils_no_other(notes: sqlalchemy.E
     """It returned False without an error: what meets with it is written all the same."""
     together = Together(notes)
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(together.made, Meeting(together, 2))
-        nothing = pool.submit(together.made, lambda _: False)
-        other = pool.submit(together.made, _noting(1))
+        first, [nothing, other] = meeting(pool, together, [lambda _: False, _noting(1)])
         assert first.result(PATIENCE)
         assert (nothing.result(PATIENCE), other.result(PATIENCE)) == (False, True)
     assert _noted(notes) == [1]
@@ -275,12 +283,10 @@ def test_a_thread_that_is_interrupted_while_it_writes_leaves_nobody_waiting(
     together = Together(notes)
 
     def broken(_connection: sqlalchemy.Connection) -> bool:
-        Meeting(together, 2)(_connection)
         raise error
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(together.made, broken)
-        others = [pool.submit(together.made, _noting(number)) for number in (1, 2)]
+        first, others = meeting(pool, together, [_noting(1), _noting(2)], broken)
         with pytest.raises(error):
             first.result(PATIENCE)
         assert [other.result(PATIENCE) for other in others] == [True, True]

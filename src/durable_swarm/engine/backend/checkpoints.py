@@ -1,8 +1,8 @@
 """The writes of every step and every tool call, as statements that are compiled once.
 
-Each does what a method of DBOS's database does where nothing stands against it: the execution owns the run, and there
-is no record yet. Otherwise it writes nothing and returns False. Then DBOS's own method is called, which finds the
-reason, and raises its error or waits for the database; so these writes have no errors of their own.
+Each writes what a method of DBOS's database writes in the ordinary case: the execution owns the run, and nothing is
+recorded yet. Otherwise it writes nothing and returns False. Then DBOS's own method is called, which finds the reason,
+and raises its error or waits for the database. So these writes have no errors of their own.
 """
 
 from __future__ import annotations

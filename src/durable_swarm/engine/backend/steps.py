@@ -287,7 +287,8 @@ def reserve() -> Any:
 
 def drawn() -> int:
     """Return how many numbers of steps the current workflow has drawn."""
-    return _context.assert_current_dbos_context().function_id
+    context: Any = _context.get_local_dbos_context()
+    return int(context.function_id)
 
 
 def place_of(reserved: Any, name: str) -> Place:
