@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp_types import ElicitRequestParams, ElicitResult
 
 from durable_swarm import Agent, DurableSwarm, Swarm, ask_human, tool
 from durable_swarm.mcp import mcp_tools
+from durable_swarm.server import app
 from durable_swarm.server.backend import MOST, Backend
 from durable_swarm.server.mcp import KEY, Mcp
 from durable_swarm.sub_agents import snake_case
@@ -148,3 +150,21 @@ def test_programs_are_served_over_stdio_and_http(tmp_path: Path) -> None:
         with Swarm(ScriptedModel([[("ask_clerk", {"message": "Hi"})], "Done"])) as other:
             assert tool_contents(other.run(agent, user())) == ["Hello"]
         tools.close()
+
+
+def test_the_first_requests_may_come_at_once(url: str) -> None:
+    """Requests that come while the door is being opened wait for it."""
+    agent = Agent(name=unique())
+    ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+    headers = {"accept": "application/json, text/event-stream"}
+
+    async def ask_all(served: Any) -> list[int]:
+        transport = httpx.ASGITransport(app=served, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            answers = await asyncio.gather(*(client.post("/mcp", json=ping, headers=headers) for _ in range(5)))
+        return [answer.status_code for answer in answers]
+
+    with DurableSwarm(ScriptedModel([]), database=url) as swarm:
+        served = app(swarm, agents=[agent], doors=["mcp"])
+        assert asyncio.run(ask_all(served)) == [200] * 5
+        served.close()

@@ -72,6 +72,7 @@ class Mcp:
         )
         self._manager: StreamableHTTPSessionManager | None = None
         self._work: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -98,10 +99,11 @@ class Mcp:
     async def _started(self) -> StreamableHTTPSessionManager:
         """Return the SDK's manager of connections, which works as long as this event loop."""
         if self._manager is None or self._work is None or self._work.done():
-            self._manager, ready = StreamableHTTPSessionManager(self.server, stateless=True), asyncio.Event()
-            self._work = asyncio.get_running_loop().create_task(_keep(self._manager, ready))
-            await ready.wait()
-        return self._manager
+            self._manager, self._ready = StreamableHTTPSessionManager(self.server, stateless=True), asyncio.Event()
+            self._work = asyncio.get_running_loop().create_task(_keep(self._manager, self._ready))
+        manager = self._manager
+        await self._ready.wait()  # Each of the first requests: several may come at once.
+        return manager
 
     async def serve_stdio(self) -> None:
         """Serve one client over stdin and stdout, until it leaves."""
