@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import secrets
 import socket
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.server.guard import LOOPBACK
 
 VARIABLE = "DURABLE_SWARM_SERVER_TOKEN"
+HEAD = 10.0
+"""Seconds in which the head of a request must come, from its first byte or the beginning of the connection."""
 LAST = 1
 """Seconds that requests in progress have when the server ends."""
 
@@ -58,6 +62,37 @@ class Served(Protocol):
         """End all streams."""
 
 
+class _Protocol(H11Protocol):
+    """A connection on which the head of a request must come in time: half a head would keep a connection for ever."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._due: asyncio.TimerHandle | None = None
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self._due is None and self._is_idle():
+            self._await_head()
+        super().data_received(data)
+        if self._due is not None and not self._is_idle():
+            self._due.cancel()
+            self._due = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        super().connection_lost(exc)
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _await_head(self) -> None:
+        self._due = self.loop.call_later(HEAD, self._close)
+
+    def _close(self) -> None:
+        self.transport.close()
+
+
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, stop: Callable[[], None]) -> None:
         super().__init__(config)
@@ -86,7 +121,7 @@ def serve(app: Served, host: str, port: int, root_path: str, ready: Callable[[in
         ) from error
     config = uvicorn.Config(
         app, log_level="error", access_log=False, root_path=root_path, timeout_graceful_shutdown=LAST,
-        server_header=False, date_header=False, proxy_headers=False, ws="none", lifespan="on",
+        server_header=False, date_header=False, proxy_headers=False, ws="none", lifespan="on", http=_Protocol,
     )  # fmt: skip
     with listener:
         gc.freeze()  # What was imported stays. A pass over it would cost each long page more than the page.
