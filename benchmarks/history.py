@@ -1,4 +1,4 @@
-"""Long histories stay cheap: time per turn at turn 10, 200 and 400, with the official client over real HTTP.
+"""Turns with the official client over real HTTP: time per turn at turn 10, 200 and 400, and of short runs.
 
 Ours is a durable run; the plain loop calls `chat.completions.create(messages=history)` and keeps nothing. Both talk to
 the same local server, in turn. "Our share" is a durable turn without the request itself.
@@ -8,6 +8,7 @@ Run: python benchmarks/history.py [DATABASE_URL]
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import statistics
@@ -43,15 +44,23 @@ while True:
 
 TEXT = "x" * 300
 USER = [{"role": "user", "content": TEXT}]
+SHORT = 50
 MARKS: list[float] = []
 ASKED: list[float] = []
 
 
-@step
 def stamp(number: int) -> str:
     """Stamp a number."""
     MARKS.append(time.perf_counter())
     return TEXT
+
+
+async def stamp_async(number: int) -> str:
+    """Stamp a number on the event loop."""
+    return TEXT
+
+
+stamp_async.__name__ = "stamp"  # The tool that the server's answers call.
 
 
 class TimedOpenAI(openai.OpenAI):
@@ -80,12 +89,34 @@ def plain(client: openai.OpenAI, turns: int) -> list[float]:
     return times
 
 
+def stamper(function: Any) -> Agent:
+    """Make the agent with this tool."""
+    return Agent(name=f"Stamper {id(function)}", instructions="Stamp.", model="m", functions=[function])
+
+
 def durable(swarm: DurableSwarm, turns: int) -> tuple[list[float], list[float]]:
     """Run the same durably; gives the seconds of each turn, and of the request in it."""
     MARKS.clear()
     ASKED.clear()
-    swarm.run(Agent(name="Stamper", instructions="Stamp.", model="m", functions=[stamp]), USER, max_turns=2 * turns)
+    swarm.run(stamper(step(stamp)), USER, max_turns=2 * turns)
     return [after - before for before, after in itertools.pairwise(MARKS)], ASKED[1:]
+
+
+def shorts(client: openai.OpenAI, swarm: DurableSwarm, rounds: int) -> dict[str, float]:
+    """Run four kinds of short runs beside the plain loop, in turn; gives the median ratio of each."""
+    on_thread = {"plain tool": stamper(stamp), "@step tool": stamper(step(stamp))}
+    on_loop = {"plain tool, async": stamper(stamp_async), "@step tool, async": stamper(step(stamp_async))}
+    ratios: dict[str, list[float]] = {kind: [] for kind in (*on_thread, *on_loop)}
+    for _ in range(rounds + 1):
+        for kind, values in ratios.items():
+            bare = sum(plain(client, SHORT))
+            begun = time.perf_counter()
+            if kind in on_thread:
+                swarm.run(on_thread[kind], USER, max_turns=2 * SHORT)
+            else:
+                asyncio.run(swarm.run_async(on_loop[kind], USER, max_turns=2 * SHORT))
+            values.append((time.perf_counter() - begun) / bare)
+    return {kind: statistics.median(values[1:]) for kind, values in ratios.items()}  # The first round warms up.
 
 
 def at(values: list[float], turn: int) -> float:
@@ -103,7 +134,7 @@ def main() -> None:
     assert server.stdout is not None
     base = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
     client = TimedOpenAI(base_url=base, api_key="sk-none")
-    turns, rows, first = 410, [], []
+    turns, rows = 410, []
     with tempfile.TemporaryDirectory() as folder:
         url = options.database or f"sqlite:///{Path(folder) / 'bench.sqlite'}"
         with DurableSwarm(client, database=url) as swarm:
@@ -112,15 +143,17 @@ def main() -> None:
                 ours, asked = durable(swarm, turns)
                 share = [turn - request for turn, request in zip(ours, asked, strict=False)]
                 rows.append([(at(bare, n), at(ours, n), at(share, n)) for n in (10, 200, 395)])
-                first.append(sum(ours[:50]) / sum(bare[:50]))
+            ratios = shorts(client, swarm, 2 * options.rounds)
     server.kill()
     print(f"{url.split(':')[0]}, medians of {options.rounds} rounds, milliseconds a turn")
     print("  turn   plain loop   ours, durable   ratio   our share without the request")
     medians = [[statistics.median(row[i][k] for row in rows) for k in range(3)] for i in range(3)]
     for turn, (bare_ms, ours_ms, share_ms) in zip((10, 200, 395), medians, strict=True):
         print(f"  {turn:4} {bare_ms:12.2f} {ours_ms:15.2f} {ours_ms / bare_ms:7.2f} {share_ms:15.2f}")
-    print(f"  the first 50 turns together: {statistics.median(first):.2f}x the plain loop")
     print(f"  our share grows {medians[2][2] / medians[0][2]:.2f}x from turn 10 to 395")
+    print(f"runs of {SHORT} turns, beside the plain loop")
+    for kind, ratio in ratios.items():
+        print(f"  {kind:18} {ratio:5.2f}x")
 
 
 if __name__ == "__main__":

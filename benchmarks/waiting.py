@@ -1,4 +1,4 @@
-"""Runs that wait: memory, idle CPU, how soon an answer wakes one, and how long a program with many takes to start.
+"""Runs that wait: memory, idle CPU, statements, how soon an answer wakes one, and how soon a program with many starts.
 
 python benchmarks/waiting.py [RUNS] [URL]
 """
@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from durable_swarm import Agent, DurableSwarm, ask_human, ask_human_async, sleep, tool
 from durable_swarm.testing import ScriptedModel
@@ -77,11 +79,20 @@ def resident() -> float:
     return psutil.Process().memory_info().rss / 1024
 
 
-def idle(seconds: float = 5.0) -> float:
-    """Give the part of a core that this process takes while nothing happens, in percent."""
+def idle(seconds: float = 10.0) -> str:
+    """Measure what this process takes while nothing happens: its part of a core, and its statements to the database."""
+    statements = 0
+
+    def count(*_: Any) -> None:
+        nonlocal statements
+        statements += 1
+
+    event.listen(Engine, "before_cursor_execute", count)
     before, began = time.process_time(), time.monotonic()
     time.sleep(seconds)
-    return 100 * (time.process_time() - before) / (time.monotonic() - began)
+    taken, elapsed = time.process_time() - before, time.monotonic() - began
+    event.remove(Engine, "before_cursor_execute", count)
+    return f"{100 * taken / elapsed:.1f} % of a core, {statements / elapsed:.1f} statements a second"
 
 
 def answers(swarm: DurableSwarm) -> list[float]:
@@ -110,12 +121,14 @@ def first(url: str, count: int) -> None:
     client = ScriptedModel(reply)
     with DurableSwarm(client, database=url) as swarm:
         swarm.run(AGENT, [{"role": "user", "content": "nothing"}], max_turns=0)
+        time.sleep(8)  # Shortly after a run has arrived, the queue is polled more often.
+        print(f"idle, no run: {idle()}")
         base, began = resident(), time.monotonic()
         fill(swarm, client, count)
         print(f"{count} runs wait after {time.monotonic() - began:.0f} s")
         time.sleep(3)
         print(f"memory: {(resident() - base) / count:.1f} KB a run over {base / 1024:.0f} MB")
-        print(f"idle: {idle():.1f} % of a core")
+        print(f"idle: {idle()}")
         report("this process", answers(swarm))
 
 
@@ -126,7 +139,7 @@ def again(url: str) -> None:
         swarm.recover()
         print(f"start with them in the database: {time.monotonic() - began:.2f} s")
         time.sleep(8)  # Those that waited in the memory of the process before are taken over, and wait in this one's.
-        print(f"idle after the start: {idle():.1f} % of a core")
+        print(f"idle after the start: {idle()}")
         report("the next process", answers(swarm))
 
 

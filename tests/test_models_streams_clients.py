@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from durable_swarm import ModelError
+from durable_swarm.models.call import Completion
 from durable_swarm.models.provider_errors import transient
 from durable_swarm.testing import ProviderError
 from durable_swarm.types import Usage
@@ -184,18 +185,50 @@ def test_other_errors_pass_and_take_back_what_was_shown(error: BaseException) ->
     assert (shown.resets, shown.deltas) == ([1], [])
 
 
-def test_an_error_event_over_the_wire() -> None:
+def over_the_wire(*streams: str) -> Callable[[httpx.Request], httpx.Response]:
+    """Answer one request after the other with these bodies, as a provider streams them."""
+    sent = iter(streams)
+    return lambda _: httpx.Response(200, content=next(sent), headers={"content-type": "text/event-stream"})
+
+
+def ask_over_the_wire(kind: str, answers: Callable[[httpx.Request], httpx.Response], shown: Shown) -> Completion:
+    """Make one streamed call with the real client of this kind."""
+    transport = httpx.MockTransport(answers)
+    if kind == "sync":
+        with openai.OpenAI(api_key="k", max_retries=1, http_client=httpx.Client(transport=transport)) as client:
+            return ask(client, show=shown)
+    on_loop = openai.AsyncOpenAI(api_key="k", max_retries=1, http_client=httpx.AsyncClient(transport=transport))
+    return ask(on_loop, show=shown, on_loop=True, close=on_loop.close)
+
+
+def on_wire(*chunks: object) -> str:
+    """Write chunks as server-sent events."""
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_an_error_event_over_the_wire(kind: str) -> None:
     """The real client's error for an error event on the wire is tried again."""
-    first, *rest = [f"data: {json.dumps(item)}\n\n" for item in stream_of("Hello")]
-    failure = 'data: {"error": {"message": "overloaded", "code": 502}}\n\n'
-    sent = iter([first + failure, "".join([first, *rest, "data: [DONE]\n\n"])])
-    transport = httpx.MockTransport(
-        lambda _: httpx.Response(200, content=next(sent), headers={"content-type": "text/event-stream"})
-    )
+    first, *rest = stream_of("Hello")
+    failure = {"error": {"message": "overloaded", "code": 502}}
+    whole = on_wire(first, *rest) + "data: [DONE]\n\n"
     shown = Shown()
-    with openai.OpenAI(api_key="k", max_retries=1, http_client=httpx.Client(transport=transport)) as client:
-        answer = ask(client, show=shown)
+    answer = ask_over_the_wire(kind, over_the_wire(on_wire(first, failure), whole), shown)
     assert (answer.message["content"], shown.text, shown.resets) == ("Hello", "Hello", [1])
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_fields_that_a_provider_leaves_out_are_null(kind: str) -> None:
+    """A stream without its nulls is read as one with them: a note has no choices, and an end is required."""
+    text = [{"choices": [{"delta": {"content": piece}}]} for piece in ("Hel", "lo")]
+    note, end = {"object": "ping"}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+    shown = Shown()
+    answer = ask_over_the_wire(kind, over_the_wire(on_wire(*text, note, end)), shown)
+    assert (answer.message["content"], shown.text, shown.resets) == ("Hello", "Hello", [])
+    shown = Shown()
+    cut_off, whole = on_wire(*text, note), json.dumps({"choices": [{"message": {"content": "Hello, Ada"}}]})
+    answer = ask_over_the_wire(kind, over_the_wire(cut_off, whole), shown)
+    assert (answer.message["content"], shown.text, shown.resets) == ("Hello, Ada", "Hello, Ada", [2])
 
 
 def test_mocks_are_understood() -> None:

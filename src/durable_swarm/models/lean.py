@@ -1,15 +1,17 @@
 """Calling a client: Swarm's own call, or a faster form for the official client.
 
-The official client walks every message of every request in Python, but sends `extra_body` as it is. A long history is
-therefore passed there, and only if nothing can notice: a wrapper that a program, a tracer or a guard has put around
-`create`, on the instance, on the class or in a subclass, is called as Swarm calls it and sees every message.
+The official client walks every message of every request in Python, but sends `extra_body` as it is; a long history is
+therefore passed there. Of every answer, and of every chunk of a stream, it makes a model, which takes longer than
+everything else about a chunk; they are therefore read as the plain data that was sent. Both only if nothing can notice:
+a wrapper that a program, a tracer or a guard has put around `create`, on the instance, on the class or in a subclass,
+is called as Swarm calls it, and sees every message and every model.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -74,7 +76,51 @@ def prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], 
     body.update(given.pop("extra_body", {}))
     # Without its own retries, over the same connections.
     bare = client.with_options(max_retries=0)
-    return bare.chat.completions.create, {**given, "messages": [], "extra_body": body}
+    create = _as_data(bare.chat.completions.with_raw_response.create, bool(given.get("stream")))
+    return create, {**given, "messages": [], "extra_body": body}
+
+
+def _as_data(create: Callable[..., Any], streamed: bool) -> Callable[..., Any]:
+    """Return the function that makes a request and returns the answer, or an iterator of its chunks, as plain data."""
+    from openai import AsyncStream, Stream
+
+    def ask(**arguments: Any) -> Any:
+        response = create(**arguments)
+        return _chunks(response.parse(to=Stream[object])) if streamed else response.parse(to=object)
+
+    async def ask_async(**arguments: Any) -> Any:
+        parsed = (await create(**arguments)).parse(to=AsyncStream[object] if streamed else object)
+        if inspect.isawaitable(parsed):  # As the client announces of its next major version.
+            parsed = await parsed
+        return _chunks_async(parsed) if streamed else parsed
+
+    return ask_async if inspect.iscoroutinefunction(create) else ask
+
+
+def _chunks(stream: Any) -> Iterator[Any]:
+    try:
+        for chunk in stream:
+            yield _with_fields(chunk)
+    finally:
+        stream.close()
+
+
+async def _chunks_async(stream: Any) -> AsyncIterator[Any]:
+    try:
+        async for chunk in stream:
+            yield _with_fields(chunk)
+    finally:
+        await stream.close()
+
+
+def _with_fields(chunk: Any) -> Any:
+    """Return a chunk with the fields that the client's models always have: what was not sent is None."""
+    if not isinstance(chunk, dict):
+        return chunk
+    choices = chunk.get("choices")
+    if isinstance(choices, list):
+        choices = [{"finish_reason": None, **one} if isinstance(one, Mapping) else one for one in choices]
+    return {**chunk, "choices": choices}
 
 
 def retries_itself(client: Any) -> bool:
