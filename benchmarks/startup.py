@@ -1,4 +1,4 @@
-"""Starting up: the cost of imports and of `--help`, and the time from a restart to the next model call of a killed run.
+"""Starting up: imports and `--help`, a first run beside a DBOS program written by hand, and a restart after a kill.
 
 Run: python benchmarks/startup.py [DATABASE_URL]
 """
@@ -27,7 +27,7 @@ def reply(request):
     if done == 3 and sys.argv[1] == "die":
         print("now", flush=True); time.sleep(60)
     if done == 3:
-        print(time.time() - imported, flush=True)
+        print(imported, time.time(), flush=True)
     return [call(sys.argv[2], number=done)] if done < 4 else "Goodbye."
 
 def plain(number: int) -> str:
@@ -47,6 +47,42 @@ else:
         run.result()
 """
 
+OURS = """
+import os, time
+from durable_swarm import Agent, DurableSwarm
+from durable_swarm.testing import ScriptedModel
+
+def reply(request):
+    print(time.time(), flush=True)
+    return "Hello"
+
+DurableSwarm(ScriptedModel(reply), database=os.environ["URL"]).run(Agent(name="A"), [{"role": "user", "content": "Hi"}])
+"""
+BY_HAND = """
+import os, time
+from dbos import DBOS
+from durable_swarm.testing import ScriptedModel
+
+def reply(request):
+    print(time.time(), flush=True)
+    return "Hello"
+
+client = ScriptedModel(reply)
+url = os.environ["URL"]
+DBOS(config={"name": "app", "system_database_url": url, "run_admin_server": False, "log_level": "ERROR"})
+
+@DBOS.step()
+def ask():
+    answer = client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": "Hi"}])
+    return answer.choices[0].message.content
+
+@DBOS.workflow()
+def loop():
+    return ask()
+
+DBOS.launch()
+loop()
+"""
 
 STARTS = {
     "import click": ["-c", "import click"],
@@ -80,17 +116,34 @@ def print_starts() -> None:
         print(f"{name}: {seconds:.3f} s of CPU beyond the interpreter's, {seconds / both:.1f}x click + pydantic")
 
 
-def restart_ms(url: str, tool: str, how: str, run: str) -> float:
-    """Kill a run in its fourth model call; give the milliseconds from the restart's imports to that call made again."""
+def cold_ms(program: str, url: str) -> float:
+    """Return the milliseconds from the start of a process to its first model call."""
+    begun = time.time()
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "URL": url}, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    asked = float(child.stdout.readline())
+    child.wait()
+    return (asked - begun) * 1000
+
+
+def restart_ms(url: str, tool: str, how: str, run: str) -> tuple[float, float]:
+    """Kill a run in its fourth model call.
+
+    Returns the milliseconds from the restart's imports, and from the kill, to that call made again.
+    """
     environment = {**os.environ, "URL": url, "RUN": run}
     command = [sys.executable, "-c", PROGRAM]
     first = subprocess.Popen([*command, "die", tool, "named"], env=environment, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     first.stdout.readline()
     first.send_signal(signal.SIGKILL)
+    killed = time.time()
     first.wait()
     second = subprocess.run([*command, "live", tool, how], env=environment, capture_output=True, text=True, check=True)
-    return float(second.stdout.splitlines()[0]) * 1000
+    imported, asked = map(float, second.stdout.splitlines()[0].split())
+    return (asked - imported) * 1000, (asked - killed) * 1000
 
 
 def main() -> None:
@@ -100,6 +153,10 @@ def main() -> None:
     options = parser.parse_args()
     print_starts()
     with tempfile.TemporaryDirectory() as folder:
+        for title, program in (("ours", OURS), ("DBOS by hand", BY_HAND)):
+            urls = [options.database or f"sqlite:///{Path(folder) / f'{title}-{index}.sqlite'}" for index in range(6)]
+            cold = [cold_ms(program, url) for url in urls]
+            print(f"cold start to first model call, {title}: {statistics.median(cold[1:]):.0f} ms")
         for tool in ("stepped", "plain"):
             for how in ("named", "by itself"):
                 times = []
@@ -107,9 +164,8 @@ def main() -> None:
                     name = f"{tool}-{how}-{index}"
                     url = options.database or f"sqlite:///{Path(folder) / f'{name}.sqlite'}"
                     times.append(restart_ms(url, tool, how.split()[0], f"{name}-{time.time()}"))
-                print(
-                    f"restart to first new model call, {tool} tools, continued {how}: {statistics.median(times):.0f} ms"
-                )
+                imports, kill = (statistics.median(column) for column in zip(*times, strict=True))
+                print(f"next model call, {tool} tools, continued {how}: {imports:.0f} ms, from the kill {kill:.0f} ms")
 
 
 if __name__ == "__main__":
