@@ -44,6 +44,7 @@ class Served:
     """A server with a run that has ended and one that waits, and the description of all its routes."""
 
     def __init__(self, swarm: DurableSwarm, client: Any, agent: Agent, streams: OpenStreams) -> None:
+        self.swarm = swarm
         self.client = client
         self.streams = streams
         self.agent = agent
@@ -153,6 +154,33 @@ def test_a_body_has_a_limit_at_every_door(served: Served) -> None:
         if method == "POST" and not path.startswith("/v1/responses/"):  # Whose body is not read.
             there = path.replace("{agent}", served.agent.name).replace("{id}", "r1").replace("{token}", "t")
             assert served.client.post(there, content=big).status_code == 413, path
+
+
+@pytest.mark.parametrize("path", [*sorted({path for method, path in ROUTES if method == "POST"}), "/runs/r1/cancel"])
+def test_a_client_that_leaves_within_its_body_is_no_error(served: Served, path: str) -> None:
+    """Half a body starts nothing, and is not reported: at every door, and on the pages of the console."""
+    there = path.replace("{agent}", served.agent.name).replace("{id}", "r1").replace("{token}", "t")
+    known = [run.id for run in served.swarm.runs()]
+    headers = [(b"host", b"testserver"), (b"content-length", b"100"), (b"sec-fetch-site", b"same-origin")]
+    scope = {
+        "type": "http", "method": "POST", "path": there, "raw_path": there.encode(), "query_string": b"",
+        "headers": headers, "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2), "root_path": "",
+    }  # fmt: skip
+
+    async def leave() -> None:
+        coming = iter([{"type": "http.request", "body": b'{"agent": ', "more_body": True}])
+
+        async def receive() -> Any:
+            return next(coming, {"type": "http.disconnect"})
+
+        async def send(_: Any) -> None:
+            return
+
+        await served.client.app(scope, receive, send)
+
+    served.client.portal.call(leave)
+    assert [run.id for run in served.swarm.runs()] == known
 
 
 def test_open_streams_have_a_limit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

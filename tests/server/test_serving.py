@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import socket
@@ -11,17 +12,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 
 from durable_swarm.server import serving
 
 
 class Served:
-    """An application that answers everything with "ok"."""
+    """An application that reads the body of a request, and answers with "ok"; at /busy it reads after a while."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            await PlainTextResponse("ok")(scope, receive, send)
+            if scope["path"] == "/busy":
+                await asyncio.sleep(1)
+            with contextlib.suppress(ClientDisconnect):
+                await Request(scope, receive).body()
+                await PlainTextResponse("ok")(scope, receive, send)
 
     def stop(self) -> None:
         """End all streams."""
@@ -29,8 +35,9 @@ class Served:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Serve, with half a second for the head of a request."""
+    """Serve, with half a second for the head of a request, as for its body."""
     monkeypatch.setattr(serving, "HEAD", 0.5)
+    monkeypatch.setattr(serving, "BODY", 0.5)
     servers: list[Any] = []
     monkeypatch.setattr(serving._Server, "startup", _noting(servers, serving._Server.startup))
     ready, found = threading.Event(), []
@@ -79,6 +86,32 @@ def test_half_a_head_is_not_waited_for(port: int, first: bytes) -> None:
                 answer += slow.recv(4096)
         slow.sendall(b"GET / HTTP/1.1\r\nx: ")
         assert is_closed(slow)
+
+
+@pytest.mark.parametrize("first", [b"", b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nab"])
+def test_half_a_body_is_not_waited_for(port: int, first: bytes) -> None:
+    """A body that comes byte by byte ends the connection, also after a request with one that was answered."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+        slow.sendall(first)
+        if first:
+            answer = b""
+            while not answer.endswith(b"ok"):
+                answer += slow.recv(4096)
+        slow.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        assert is_closed(slow)
+
+
+@pytest.mark.parametrize("path", ["/", "/busy"])
+def test_a_long_body_has_its_time(port: int, path: str) -> None:
+    """A body that comes at a fair pace is waited for, also where the application is slow to read it."""
+    body = b"x" * 200_000
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {10 * len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as fair:
+        fair.sendall(head.encode())
+        for _ in range(10):
+            fair.sendall(body)
+            time.sleep(0.1)
+        assert fair.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_a_connection_is_used_again(port: int) -> None:

@@ -7,6 +7,7 @@ to the guard by its application: static files, `/healthz`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import inspect
@@ -16,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -100,7 +101,8 @@ class Guard:
                 await send(message)
 
             answer = await self._check(scope, receive)
-            await (answer or self._app)(scope, receive, closed)
+            with contextlib.suppress(ClientDisconnect):  # Nobody is left to be answered.
+                await (answer or self._app)(scope, receive, closed)
 
     async def _check(self, scope: Scope, receive: Receive) -> Response | None:
         """Return the answer to a request that may not pass, or None."""

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import h11
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -22,6 +23,9 @@ from durable_swarm.server.guard import LOOPBACK
 VARIABLE = "DURABLE_SWARM_SERVER_TOKEN"
 HEAD = 10.0
 """Seconds in which the head of a request must come, from its first byte or the beginning of the connection."""
+BODY = 30.0
+"""Seconds in which the body of a request must come, and one more for each `SLOWEST` bytes that have come."""
+SLOWEST = 10_000
 LAST = 1
 """Seconds that requests in progress have when the server ends."""
 
@@ -63,34 +67,49 @@ class Served(Protocol):
 
 
 class _Protocol(H11Protocol):
-    """A connection on which the head of a request must come in time: half a head would keep a connection for ever."""
+    """A connection on which each request must come in time: half of one would keep a connection for ever."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._due: asyncio.TimerHandle | None = None
-        self._await_head()
+        self._receiving: Any = None
+        """The request whose body comes."""
+        self._began = 0.0
+        self._came = 0
+        """Bytes that have come since its head was whole."""
+        self._due: asyncio.TimerHandle | None = self.loop.call_later(HEAD, self._close)
 
     def data_received(self, data: bytes) -> None:
         if self._due is None and self._is_idle():
-            self._await_head()
+            self._due = self.loop.call_later(HEAD, self._close)
         super().data_received(data)
-        if self._due is not None and not self._is_idle():
-            self._due.cancel()
-            self._due = None
+        if not self._is_idle():
+            self._stop_timer()
+            if self.conn.their_state is h11.SEND_BODY:
+                self._await_body(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._due is not None:
-            self._due.cancel()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _await_head(self) -> None:
-        self._due = self.loop.call_later(HEAD, self._close)
+    def _await_body(self, came: int) -> None:
+        if self._receiving is not self.cycle:
+            self._receiving, self._began, self._came = self.cycle, self.loop.time(), 0
+        self._came += came
+        self._due = self.loop.call_at(self._began + BODY + self._came / SLOWEST, self._close)
+
+    def _stop_timer(self) -> None:
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
 
     def _close(self) -> None:
-        self.transport.close()
+        if self.flow.read_paused:  # The client waits for the application, which has not read what came.
+            self._due = self.loop.call_later(BODY, self._close)
+        else:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):
