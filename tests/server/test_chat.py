@@ -8,7 +8,7 @@ from typing import Any
 
 from durable_swarm import Agent, ask_human
 from durable_swarm.events import Event
-from durable_swarm.server.chat import without_void
+from durable_swarm.server.chat_shapes import without_void
 from tests.engine.helpers import unique
 from tests.server.conftest import Serve, pay
 

@@ -7,12 +7,14 @@ the next message to the task answers it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from a2a.server.context import ServerCallContext
+from a2a.server.jsonrpc_models import JSONParseError
 from a2a.server.request_handlers.request_handler import RequestHandler
-from a2a.server.request_handlers.response_helpers import agent_card_to_dict
+from a2a.server.request_handlers.response_helpers import agent_card_to_dict, build_error_response
 from a2a.server.routes.common import DefaultServerCallContextBuilder
 from a2a.server.routes.jsonrpc_dispatcher import JsonRpcDispatcher
 from a2a.types.a2a_pb2 import (
@@ -34,6 +36,7 @@ from a2a.types.a2a_pb2 import (
     TaskStatusUpdateEvent,
 )
 from a2a.utils.errors import (
+    InternalError,
     InvalidParamsError,
     PushNotificationNotSupportedError,
     TaskNotCancelableError,
@@ -47,12 +50,12 @@ from starlette.routing import Route
 from durable_swarm.engine.api.run import Run
 from durable_swarm.errors import DurableSwarmError, RunNotFound
 from durable_swarm.runs import ENDED
-from durable_swarm.server.a2a_shapes import Telling, take, task_of, text_of
-from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
+from durable_swarm.server.a2a_shapes import Telling, content_in, take, task_of
+from durable_swarm.server.backend import INVALID_JSON, Backend, Caller, Refused, id_in, served
 from durable_swarm.server.ids import encode_id
 from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import LOOK, Outcome, last_event, outcome_of, waits
-from durable_swarm.service import Query
+from durable_swarm.service import Query, is_unusable
 from durable_swarm.service.doctor import installed
 
 LARGEST_PAGE = 100
@@ -65,6 +68,7 @@ class A2A:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._dispatcher = JsonRpcDispatcher(_Tasks(backend), _Contexts(backend))
+        logging.getLogger(JsonRpcDispatcher.__module__).addFilter(_is_a_fault)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -84,7 +88,12 @@ class A2A:
     async def ask(self, request: Request) -> Response:
         """Answer one JSON-RPC request, whose body is not larger than others."""
         self._backend.agent(id_in(request, "agent"))
-        again = await self._backend.whole(request)
+        try:
+            again = await self._backend.whole(request)
+        except Refused as error:
+            if error.kind != INVALID_JSON:
+                raise
+            return JSONResponse(build_error_response(None, JSONParseError(message=str(error))))
         return await self._dispatcher.handle_requests(Request(request.scope, again))
 
     async def card(self, request: Request) -> Response:
@@ -99,11 +108,16 @@ class A2A:
             version=installed("durable-swarm") or "0",
             supported_interfaces=[AgentInterface(url=url, protocol_binding="JSONRPC", protocol_version="1.0")],
             capabilities=AgentCapabilities(streaming=True, push_notifications=False),
-            default_input_modes=["text/plain"],
+            default_input_modes=["text/plain", "image/*"],
             default_output_modes=["text/plain"],
             skills=[AgentSkill(id="ask", name=f"Ask {name}", description="Answers a message.", tags=["chat"])],
         )
         return JSONResponse(agent_card_to_dict(card))
+
+
+def _is_a_fault(record: logging.LogRecord) -> bool:
+    """Return False for the SDK's report of a wrong request: it is answered, and could fill the log."""
+    return not str(record.msg).startswith(("Failed to validate", "Failed to parse", "Request Error"))
 
 
 class _Contexts(DefaultServerCallContextBuilder):
@@ -150,7 +164,7 @@ class _Tasks(RequestHandler):
 
     async def on_list_tasks(self, params: ListTasksRequest, context: ServerCallContext) -> ListTasksResponse:
         caller: Caller = context.state["caller"]
-        size = min(params.page_size or 50, LARGEST_PAGE)
+        size = min(params.page_size if params.page_size > 0 else 50, LARGEST_PAGE)
         query = Query(agent=context.state["agent"], limit=size + 1, before=params.page_token or None)
         found = await self._call(lambda: caller.runs().list(query))
         page = found[:size]
@@ -184,7 +198,7 @@ class _Tasks(RequestHandler):
         except RunNotFound as error:
             raise TaskNotFoundError(str(error)) from None
         except DurableSwarmError as error:
-            raise InvalidParamsError(str(error)) from None
+            raise (InternalError if is_unusable(error) else InvalidParamsError)(str(error)) from None
 
     async def _run(self, task_id: str, context: ServerCallContext) -> Any:
         return await self._call(lambda: context.state["caller"].run(task_id))
@@ -208,7 +222,7 @@ class _Tasks(RequestHandler):
             seen = last_event(run) if waits(run) else 0
             take(caller, run, message)
             return run, seen
-        said = text_of(message)
+        said = content_in(message)
         if not said or not message.message_id:
             raise InvalidParamsError("a message needs an id and a part with text")
         agent = self._backend.agent(context.state["agent"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +18,15 @@ from a2a.types.a2a_pb2 import (
     TaskStatus,
     TaskStatusUpdateEvent,
 )
+from a2a.utils.errors import ContentTypeNotSupportedError
 
 from durable_swarm.engine.api.run import Run
 from durable_swarm.errors import InvalidAnswer, RunConflict
 from durable_swarm.events import Event
 from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED
-from durable_swarm.server.backend import Caller
+from durable_swarm.server.backend import Caller, Refused
+from durable_swarm.server.content import content_of, data_url, file_part, text_part
 from durable_swarm.server.outcome import Outcome
 
 STATES = {
@@ -95,12 +98,34 @@ def text_of(message: Message) -> str:
     return "\n".join(part.text for part in message.parts if part.text)
 
 
+def content_in(message: Message) -> str | list[dict[str, Any]]:
+    """Return what a message says to an agent. Raises `ContentTypeNotSupportedError`."""
+    try:
+        return content_of(map(_part, message.parts), between="\n")
+    except Refused as error:
+        raise ContentTypeNotSupportedError(str(error)) from None
+
+
+def _part(part: Part) -> dict[str, Any]:
+    match part.WhichOneof("content"):
+        case "raw":
+            return file_part(part.media_type, data_url(part.media_type, b64encode(part.raw).decode()))
+        case "url":
+            return file_part(part.media_type, part.url)
+        case "data":
+            return file_part("data", "")
+        case _:
+            return text_part(part.text)
+
+
 def take(caller: Caller, run: Run, message: Message) -> None:
     """Take a message to a task: as the decision of what its run asks, or as something said to it.
 
     Raises `RunConflict` for a run that has ended, `InvalidAnswer` for what does not decide.
     """
     fields, text = _fields(message), text_of(message)
+    if any(part.WhichOneof("content") in ("raw", "url") for part in message.parts):
+        raise ContentTypeNotSupportedError("a message to a task takes parts that are text or data")
     asked = [one for one in run.requests() if fields.get("request_id", one.id) == one.id]
     if not asked:
         if run.status in ENDED:

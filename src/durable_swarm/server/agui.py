@@ -21,6 +21,7 @@ from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.server.answer_form import answer_form
 from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
+from durable_swarm.server.content import Part, content_of, data_url, file_part, text_part
 from durable_swarm.server.openapi import EVENTS, Described
 from durable_swarm.server.outcome import LOOK, last_event, waits
 
@@ -144,10 +145,20 @@ class Telling:
 
 
 def _message(given: Told) -> Told:
-    content = given.get("content")
+    content = given["content"]
     if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        content = content_of(map(_part, content))
     return {"role": "user" if given["role"] == "user" else "system", "content": content}
+
+
+def _part(part: Told) -> Part:
+    if part["type"] == "text":
+        return text_part(part["text"])
+    source = part["source"]
+    kind = source.get("mimeType") or ("image/*" if part["type"] == "image" else part["type"])
+    if source["type"] == "file":
+        raise Refused(422, "InvalidBody", "messages: files that a provider keeps are not passed on; send data or a URL")
+    return file_part(kind, data_url(kind, source["value"]) if source["type"] == "data" else source["value"])
 
 
 def _interrupt(request: HumanRequest) -> Told:

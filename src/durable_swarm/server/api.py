@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from jsonschema import Draft202012Validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -17,7 +16,7 @@ from durable_swarm.errors import InvalidAnswer, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.runs import ENDED, STATES
 from durable_swarm.server.api_bodies import BODIES, limits_of
-from durable_swarm.server.backend import Backend, Refused, id_in, served
+from durable_swarm.server.backend import Backend, Refused, id_in, served, whole
 from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.service import Query, Runs, to_json
 
@@ -90,7 +89,7 @@ class Api:
 
     async def listed(self, request: Request) -> Response:
         asked = request.query_params
-        limit = _whole(asked.get("limit", "100"), "limit")
+        limit = whole(asked.get("limit", "100"), "limit")
         status = asked.get("status")
         if status is not None and status not in STATES:
             raise Refused(422, "InvalidQuery", f"status must be one of {', '.join(STATES)}")
@@ -107,7 +106,7 @@ class Api:
     async def events(self, request: Request) -> Response:
         run_id = id_in(request)
         seen = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
-        after = _whole(seen, "after", 0)
+        after = whole(seen, "after", 0)
         caller = self._backend.caller(request)
         run, over = await self._backend.call(lambda: _following(caller.run(run_id), after))
         if over:  # To a browser it says that there is nothing to connect to again.
@@ -187,12 +186,7 @@ class Api:
 
     async def _asked(self, request: Request, name: str) -> dict[str, Any]:
         """Return the body, which fits its schema. Raises `Refused`."""
-        given = await self._backend.body(request)
-        found = sorted(Draft202012Validator(BODIES[name]).iter_errors(given), key=lambda one: list(map(str, one.path)))
-        if found:
-            where = ".".join(map(str, found[0].absolute_path)) or "the body"
-            raise Refused(422, "InvalidBody", f"{where}: {found[0].message:.300}")
-        return given
+        return await self._backend.body(request, BODIES[name])
 
 
 OPERATIONS = [
@@ -226,12 +220,6 @@ def _is_known(runs: Runs, run_id: str) -> bool:
         runs.exactly(run_id)
         return True
     return False
-
-
-def _whole(text: str, name: str, least: int = 1) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 16) or int(text) < least:
-        raise Refused(422, "InvalidQuery", f"{name} must be a whole number of at least {least}")
-    return int(text)
 
 
 def _following(run: Any, after: int) -> tuple[Any, bool]:

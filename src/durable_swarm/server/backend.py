@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio
+from jsonschema import Draft202012Validator
+from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive
@@ -47,6 +48,7 @@ STATUSES: dict[type[Exception], int] = {
     errors.DurableSwarmError: 422,
 }
 
+INVALID_JSON = "InvalidJSON"
 STREAM = {"x-accel-buffering": "no", "cache-control": "no-store"}
 
 
@@ -127,14 +129,15 @@ class Backend:
 
     # Requests and answers
 
-    async def body(self, request: Request) -> dict[str, Any]:
-        """Return the JSON object in a body. Raises `Refused`."""
-        try:
-            given = json.loads(await self.raw(request) or b"{}")
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, "InvalidJSON", f"the body is not JSON: {error}") from None
+    async def body(self, request: Request, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the JSON object in a body, which fits its schema. Raises `Refused`."""
+        given = json_in(await self.raw(request) or b"{}")
         if not isinstance(given, dict):
             raise Refused(422, "InvalidBody", "the body must be a JSON object")
+        found = None if schema is None else next(Draft202012Validator(schema).iter_errors(given), None)
+        if found is not None:
+            where = ".".join(map(str, found.absolute_path)) or "the body"
+            raise Refused(422, "InvalidBody", f"{where}: {found.message:.300}")
         return given
 
     async def raw(self, request: Request) -> bytes:
@@ -147,8 +150,12 @@ class Backend:
         return bytes(taken)
 
     async def whole(self, request: Request) -> Receive:
-        """Return what gives a body again, and then what follows it, for an SDK that reads it. Raises `Refused`."""
+        """Return what gives a body again, and then what follows it, for an SDK that reads it as JSON.
+
+        Raises `Refused`, also for JSON which the SDK would take for an error of its own.
+        """
         body, given = await self.raw(request), False
+        json_in(body or b"{}")
 
         async def receive() -> Message:
             nonlocal given
@@ -259,6 +266,18 @@ class Caller:
         return self._swarm.complete(token, result, by=self.name)
 
 
+def json_in(raw: bytes) -> Any:
+    """Return the JSON in a body.
+
+    Raises `Refused` for text that is not JSON, and for what cannot be stored or sent back: half a surrogate pair, NaN,
+    numbers and levels without end.
+    """
+    try:
+        return from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refused(400, INVALID_JSON, f"the body is not JSON: {error}") from None
+
+
 def served(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
     """Return a handler that answers with errors as JSON."""
 
@@ -285,6 +304,14 @@ def failed(error: Exception) -> Response:
 def problem(status: int, kind: str, message: str) -> Response:
     """Return the answer of an error."""
     return JSONResponse({"error": {"type": kind, "message": message}}, status)
+
+
+def whole(text: str, name: str, least: int = 1) -> int:
+    """Return the whole number in a query. Raises `Refused`."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 16) or int(text) < least:
+        raise Refused(422, "InvalidQuery", f"{name} must be a whole number of at least {least}")
+    return int(text)
 
 
 def id_in(request: Request, name: str = "id") -> str:

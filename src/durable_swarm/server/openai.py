@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from durable_swarm import errors
 from durable_swarm.engine.api.run import Run
-from durable_swarm.server.backend import Backend, Caller, Refused, failed
+from durable_swarm.server.backend import Backend, Caller, Refused, failed, whole
 from durable_swarm.server.ids import decode_id, encode_id
 from durable_swarm.server.openai_chat import ChatStream, completion
 from durable_swarm.server.openai_input import messages_of
@@ -21,6 +21,33 @@ from durable_swarm.server.openai_responses import ResponseStream, response_of
 from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import LOOK, outcome_of, waits
 
+BOTH = (JSON, EVENTS)
+TEXT = {"type": ["string", "null"]}
+ASKED = {
+    "model": {"type": "string", "description": "the name of an agent"},
+    "conversation": {
+        "type": ["string", "object", "null"],
+        "properties": {"id": {"type": "string"}},
+        "required": ["id"],
+        "description": "the id of a session",
+    },
+    "metadata": {"type": ["object", "null"], "properties": {"run_id": TEXT, "session": TEXT}},
+    "stream_options": {"type": ["object", "null"]},
+}
+"""What both bodies have."""
+CHAT = {
+    "type": "object",
+    "required": ["model", "messages"],
+    "properties": {
+        **ASKED,
+        "messages": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}},
+    },
+}
+RESPONSE = {
+    "type": "object",
+    "required": ["model", "input"],
+    "properties": {**ASKED, "input": {}, "instructions": TEXT, "previous_response_id": TEXT},
+}
 MODELS = 1_700_000_000
 """When the models were made, which agents do not know, in seconds since 1970."""
 
@@ -45,20 +72,12 @@ class OpenAI:
     @classmethod
     def described(cls) -> Iterator[Described]:
         """Yield the description of each route."""
-        model, both = {"type": "string", "description": "the name of an agent"}, (JSON, EVENTS)
-        messages = {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}}
-        chat = {
-            "type": "object",
-            "required": ["model", "messages"],
-            "properties": {"model": model, "messages": messages},
-        }
-        response = {"type": "object", "required": ["model", "input"], "properties": {"model": model, "input": {}}}
         yield Described("GET", "/v1/models", "List the agents (OpenAI)")
         yield Described("GET", "/v1/models/{name}", "Return an agent (OpenAI)")
-        yield Described("POST", "/v1/chat/completions", "Ask an agent (OpenAI)", chat, media=both)
-        yield Described("POST", "/v1/responses", "Ask an agent (OpenAI)", response, media=both)
+        yield Described("POST", "/v1/chat/completions", "Ask an agent (OpenAI)", CHAT, media=BOTH)
+        yield Described("POST", "/v1/responses", "Ask an agent (OpenAI)", RESPONSE, media=BOTH)
         asked = ("stream", "starting_after")
-        yield Described("GET", "/v1/responses/{id}", "Read a response (OpenAI)", None, asked, media=both)
+        yield Described("GET", "/v1/responses/{id}", "Read a response (OpenAI)", None, asked, media=BOTH)
         yield Described("POST", "/v1/responses/{id}/cancel", "Cancel the run of a response (OpenAI)")
 
     # Models
@@ -75,16 +94,13 @@ class OpenAI:
     # Chat completions
 
     async def chat(self, request: Request) -> Response:
-        asked = await self._backend.body(request)
+        asked = await self._backend.body(request, CHAT)
         self._refuse_unfit(asked)
-        messages = asked.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise Refused(422, "InvalidBody", "messages must be a list of messages")
-        run = await self._start(self._backend.caller(request), asked, messages, _run_id(request, asked))
+        run = await self._start(self._backend.caller(request), asked, asked["messages"], _run_id(request, asked))
         if not asked.get("stream"):
             return JSONResponse(completion(await outcome_of(self._backend, run)))
         usage = (asked.get("stream_options") or {}).get("include_usage") is True
-        return self._backend.stream(self._chat_stream(run, ChatStream(run.id, str(asked["model"]), usage=usage)))
+        return self._backend.stream(self._chat_stream(run, ChatStream(run.id, asked["model"], usage=usage)))
 
     async def _chat_stream(self, run: Run, chat: ChatStream) -> AsyncGenerator[str]:
         async for events in self._backend.batches(run, 0, LOOK):
@@ -102,7 +118,7 @@ class OpenAI:
     # Responses
 
     async def respond(self, request: Request) -> Response:
-        asked = await self._backend.body(request)
+        asked = await self._backend.body(request, RESPONSE)
         self._refuse_unfit(asked)
         messages, run_id, caller = messages_of(asked), _run_id(request, asked), self._backend.caller(request)
         if asked.get("previous_response_id"):
@@ -117,8 +133,8 @@ class OpenAI:
     async def response(self, request: Request) -> Response:
         run = await self._known(request)
         if request.query_params.get("stream") == "true":
-            after = request.query_params.get("starting_after", "-1")
-            return self._backend.stream(self._response_stream(run, int(after) + 1 if after.isdigit() else 0))
+            after = whole(request.query_params.get("starting_after") or "-1", "starting_after", -1)
+            return self._backend.stream(self._response_stream(run, after + 1))
         return JSONResponse(response_of(_id_of(run.id), await outcome_of(self._backend, run, patience=0)))
 
     async def cancel(self, request: Request) -> Response:
@@ -144,20 +160,20 @@ class OpenAI:
         return await self._backend.call(lambda: caller.run(run_id))
 
     async def _start(self, caller: Caller, asked: dict[str, Any], messages: list[Any], run_id: str) -> Run:
-        name, session = asked.get("model"), asked.get("conversation")
-        session = session.get("id") if isinstance(session, dict) else session
+        name, session = asked["model"], asked.get("conversation")
+        session = session["id"] if isinstance(session, dict) else session
         if session is None:
             session = (asked.get("metadata") or {}).get("session")
 
         def begin() -> Run:
             try:
-                agent = self._backend.agent(str(name))
+                agent = self._backend.agent(name)
             except errors.UnknownAgent:
                 raise _no_model(name) from None
             if session is None:
                 return caller.start(agent, messages, run_id=run_id)
             # What the session knows is not sent again: clients of chat completions send all of it each time.
-            return caller.send(caller.session(str(session), agent), _new(messages), run_id=run_id)
+            return caller.send(caller.session(session, agent), _new(messages), run_id=run_id)
 
         return await self._backend.call(begin)
 
@@ -168,8 +184,6 @@ class OpenAI:
             raise Refused(422, "InvalidBody", "agents have tools of their own; tools of a client are not called")
         if asked.get("n") not in (None, 1):
             raise Refused(422, "InvalidBody", "n must be 1: a run has one answer")
-        if not isinstance(asked.get("model"), str):
-            raise Refused(422, "InvalidBody", "model must be the name of an agent")
 
 
 def _new(messages: list[Any]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from durable_swarm.server.backend import Refused
+from durable_swarm.server.content import Part, content_of, file_part, text_part
 
 TEXTS = ("input_text", "output_text", "text")
 
@@ -32,15 +33,13 @@ def _message(item: Any) -> dict[str, Any]:
 def _parts(content: Any) -> Any:
     if not isinstance(content, list):
         raise Refused(422, "InvalidBody", "the content of a message must be a text or a list of parts")
-    if all(isinstance(part, dict) and part.get("type") in TEXTS for part in content):
-        return "".join(str(part.get("text", "")) for part in content)
-    return [_part(part) for part in content]
+    return content_of(map(_part, content))
 
 
-def _part(part: Any) -> dict[str, Any]:
+def _part(part: Any) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in TEXTS:
-        return {"type": "text", "text": part.get("text", "")}
+        return text_part(str(part.get("text", "")))
     if kind == "input_image":
-        return {"type": "image_url", "image_url": {"url": part.get("image_url", "")}}
+        return file_part("image/*", part.get("image_url", ""))
     raise Refused(422, "InvalidBody", f"a part of the input is of type {kind!r}, which is not supported")
