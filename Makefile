@@ -51,8 +51,10 @@ check: $(VENV)/.installed-dev ## Check formatting, lint, types, layers, words an
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/house/test_words.py tests/house/test_sources.py tests/docs/test_contents.py
 
-peers: $(VENV)/.installed-dev ## Test the doors with the clients of others, which need Node: npm brings it
+peers: $(VENV)/.installed-dev ## Test the doors with the clients of others, on Node, which npm brings, and in Python
 	@mkdir -p .peers && cp scripts/peers/package.json .peers && cd .peers && npm install --no-audit --no-fund --silent
+	@test -d .peers/venv || "$(PYTHON)" -m venv .peers/venv
+	@.peers/venv/bin/python -m pip install --quiet --disable-pip-version-check -r scripts/peers/requirements.txt
 	DURABLE_SWARM_PEERS=$(CURDIR)/.peers $(BIN)/python -m pytest tests/server/test_peers.py $(ARGS)
 
 format: $(VENV)/.installed-dev ## Put the sources into shape

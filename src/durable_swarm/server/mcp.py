@@ -1,7 +1,8 @@
 """The door `mcp`: agents as tools of an MCP server, over streamable HTTP at /mcp, or over stdin and stdout.
 
-A call is a run. What the run asks a person is asked of the client, which ends the request: the answer may come later,
-from another connection, to another process of this server. A client that cannot be asked is sent the question as text.
+A call is a run, and for a client that knows tasks (`mcp_tasks.py`) a task. What the run asks a person is asked of the
+client, which ends the request: the answer may come later, from another connection, to another process of this server. A
+client that cannot be asked is sent the question as text.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED
 from durable_swarm.server.answer_form import answer_form
 from durable_swarm.server.backend import Backend, Caller, Refused, failed
+from durable_swarm.server.mcp_tasks import Tasks, knows_tasks
 from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import Outcome, outcome_of
 from durable_swarm.service.doctor import installed
@@ -67,9 +69,10 @@ class Mcp:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         version = installed("durable-swarm") or ""
-        self.server: Server[Any] = Server(
-            "durable-swarm", version=version, on_list_tools=self._tools, on_call_tool=self._called
-        )
+        self.server: Server[Any] = Server("durable-swarm", version=version, on_list_tools=self._tools)
+        # The type of `on_call_tool` has no results of extensions, which the handler may return.
+        self.server.add_request_handler("tools/call", CallToolRequestParams, self._called)
+        self._tasks = Tasks(backend, self.server, self._caller, self._decide, _elicitation, _result)
         self._manager: StreamableHTTPSessionManager | None = None
         self._work: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -126,10 +129,12 @@ class Mcp:
 
     async def _called(
         self, context: ServerRequestContext[Any], params: CallToolRequestParams
-    ) -> CallToolResult | InputRequiredResult:
+    ) -> CallToolResult | InputRequiredResult | dict[str, Any]:
         try:
             caller = self._caller(context)
             run = await self._run(caller, context, params)
+            if knows_tasks(context) and params.name != "get_run" and not params.request_state:
+                return await self._tasks.created(run)
             if params.input_responses:
                 await self._decide(caller, params.input_responses)
             outcome = await self._awaited(run)
