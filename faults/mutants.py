@@ -222,8 +222,8 @@ MUTANTS = [
     Mutant(
         "passed-round",
         "a worker does not take back at once what it has left to others",
-        "engine/processes/recovery.py",
-        "return time.monotonic() < until",
+        "engine/processes/local_runs.py",
+        "return time.monotonic() < self.until",
         "return False",
         ("tests/engine/test_queue.py",),
     ),

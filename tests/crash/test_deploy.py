@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from durable_swarm import DurableSwarm, Run
-from durable_swarm.engine.processes.recovery import DECLINE
+from durable_swarm.engine.processes.local_runs import DECLINE
 from durable_swarm.service import open_runs
 from tests.crash.workers import Workers
 from tests.engine.helpers import wait_until

@@ -41,6 +41,7 @@ from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.history.story import step_number
 from durable_swarm.engine.history.trace import collecting
 from durable_swarm.engine.processes.identity import Identity
+from durable_swarm.engine.processes.local_runs import LocalRuns
 from durable_swarm.engine.processes.lost_claims import LostClaims
 from durable_swarm.engine.processes.maintenance import CLOSING, FAST, KEEP, Job, MaintenanceLoop, Sweeper
 from durable_swarm.engine.processes.recovery import Recovery
@@ -65,7 +66,6 @@ from durable_swarm.loop import Start
 from durable_swarm.observing import observers_of
 from durable_swarm.requests import Request
 from durable_swarm.swarm.compaction import SessionHistory
-from durable_swarm.tools.calls import Cast
 
 log = logging.getLogger("durable_swarm")
 
@@ -86,8 +86,7 @@ class Process:
         self.held: dict[str, errors.DurableSwarmError] = {}
         self.homes: dict[str, list[CallerThreadExecutor]] = {}
         """Threads that wait for a run and execute its plain functions meanwhile, by the run's id."""
-        self.lent: dict[str, Cast] = {}
-        """Agents that runs use here when they continue: those given with a run's id, and those of suspended runs."""
+        self.local = LocalRuns()
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.orphans = Recovery(self, strangers=worker_id is not None or (self.hosted and launch.LATE))
@@ -229,7 +228,7 @@ class Process:
         swarm = self.swarms.named(name)
         if swarm is None:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
-        cast = self.lent.pop(run_id, {})
+        cast = self.local.take_cast(run_id)
         not_yet_read = Start("", [], {})
         root, debug = records_runs.root_of(run_id, record), record.get("debug") is True
         recovered = not steps.is_new(run_id)
@@ -256,7 +255,8 @@ class Process:
             run.homes = self.homes.setdefault(run_id, run.homes)
             self.runs[run_id] = run
             self.held.pop(run_id, None)
-            self.orphans.begun(run)
+            self.orphans.interrupted.discard(run_id)
+            self.local.begin(run)
 
     def check_ownership(self, run: Execution) -> bool:
         """Return True if a run is in progress and this execution owns it; also note the number of messages added to it.
@@ -366,7 +366,7 @@ class Process:
             # Last, because a reader that sees the hold, here or in the database, may resume the run at once.
             if self.runs.get(run_id) is execution:
                 self.held[run_id] = reason
-                self.orphans.decline(run_id)
+                self.local.decline(run_id)
         if not isinstance(reason, errors.AgentChanged):
             self.working.back_off()
 
@@ -377,7 +377,7 @@ class Process:
 
     def rest(self, run: Execution) -> None:
         """Suspend a run: it leaves memory until the database wakes it."""
-        self.lent[run.run_id] = run.cast  # Others may share their names, or the program may drop them.
+        self.local.lend(run.run_id, run.cast)  # Others may share their names, or the program may drop them.
         try:
             self.store.rest(run.run_id, run.owner, run.suspended_on, run.away)
         except errors.ConfigurationError as error:
@@ -410,7 +410,7 @@ class Process:
         """Make a recovered run of this id use this agent, even if other agents share its name."""
         live = self.runs.get(run_id)
         if live is None:
-            self.lent.setdefault(run_id, {})[agent.name] = agent
+            self.local.lend(run_id, {agent.name: agent})
             self.held.pop(run_id, None)
         else:
             live.cast.setdefault(agent.name, agent)

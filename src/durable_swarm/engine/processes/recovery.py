@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from durable_swarm import agents, errors
 from durable_swarm.engine.backend import queues
-from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.identity import SURE
 from durable_swarm.engine.records import names as records_names
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("durable_swarm")
 
-DECLINE, LONGEST = 60.0, 3600.0
-"""Seconds for which a worker leaves a run that it could not continue to others: the first time, and at most."""
 TOLD = 5
 """How many of the runs taken over from one process the log names."""
 
@@ -45,17 +42,10 @@ class Recovery:
         """Names of agents for which runs wait; defining one starts a look for them."""
         self.interrupted: set[str] = set()
         """Runs that stopped here without an outcome."""
-        self.stood: set[str] = set()
-        """Runs that were taken over from a living, paused process, and have not begun here."""
-        self._before: dict[str, Life] = {}
-        """The executions in other processes that ended with a takeover, by the runs that have not begun here."""
         self._doubtful = False
         """True if a process that has runs may turn out to be dead at the next look."""
         self._later: threading.Thread | None = None
         """Looks again, some time after the very first look."""
-        self._declined: dict[str, tuple[float, float]] = {}
-        """Runs that could not continue here: the time until which they are left to others, and the length of that
-        period."""
         self._tells_no_client = False
         """True if the lack of a model client in this process was logged."""
 
@@ -66,7 +56,7 @@ class Recovery:
         suspected process is certain or disproved; else the next look decides. Returns the ids of the runs taken over.
         """
         if not run_ids:
-            self._declined.clear()
+            self._process.local.decline_none()
         if sure and self._later is not None:
             self._later.join()
         taken = self._take(run_ids)
@@ -101,7 +91,7 @@ class Recovery:
             orphans = [row for row in rows if self._is_orphan(row)]
             self._strangers = False
             self._doubtful = here.identity.suspects({owner_of(row) for row in rows})
-            wanted = [row for row in orphans if row.workflow_id in run_ids or not (run_ids or self._declines(row))]
+            wanted = [row for row in orphans if row.workflow_id in run_ids or not (run_ids or self._is_declined(row))]
             runs = [row for row in wanted if self._can_run(row)]
             runs = self._without_queued(runs)
             return sorted(self._claim(runs)) if runs else []
@@ -118,7 +108,7 @@ class Recovery:
         for run_id in waiting:
             served[here.working.queue_of(queued[run_id])].append(queued[run_id])
         for row in served.pop("", []):
-            self.decline(row.workflow_id)
+            here.local.decline(row.workflow_id)
         for queue, rows in served.items():
             # Begun once: an execution without an outcome may have published events.
             here.store.claims.transfer(rows, queue, attempts=1)
@@ -143,21 +133,20 @@ class Recovery:
         try:
             still = {row.workflow_id: row for row in runs if here.identity.stands_still(owner_of(row))}
             notes = {run_id: {STOOD: _stood(row) + 1} for run_id, row in still.items()}
-            self.stood |= notes.keys()
             left = here.store.processes.left()
             ended = {row.workflow_id: self._ended_life(row, again, still, left) for row in runs}
             lives = {run_id: life for run_id, life in ended.items() if life is not None}
             for row in runs:
                 if (life := lives.get(row.workflow_id)) is not None:
                     notes[row.workflow_id] = notes.get(row.workflow_id, {}) | with_life(notes_on(row), life)
-            self._before |= lives
+            for run_id in ids:
+                here.local.expect(run_id, lives.get(run_id), stood=run_id in still)
             moved = here.store.claims.transfer(runs, here.queue, spared=spared, notes=notes)
         finally:
             self.interrupted |= again - moved
             self.taken -= ids - moved
-            self.stood -= ids - moved
             for run_id in ids - moved:
-                self._before.pop(run_id, None)
+                here.local.not_taken(run_id)
         for run_id in moved:
             here.held.pop(run_id, None)  # The waiters of the run wait for this execution.
         self._tell([row for row in runs if row.workflow_id in moved])
@@ -210,7 +199,7 @@ class Recovery:
     def _can_run(self, row: Any) -> bool:
         here, noted, run_id = self._process, notes_on(row), row.workflow_id
         agent, swarm = noted.get(NEEDS) or noted.get("agent", ""), noted.get("swarm", "")
-        known = agent in agents.names() or agent in here.lent.get(run_id, {})
+        known = agent in agents.names() or agent in here.local.of(run_id).cast
         opened = here.swarms.named(swarm)
         if known and opened is not None:
             return self._has_client(run_id, opened) and (not noted.get("waits_for") or self._forget_waiting(run_id))
@@ -220,7 +209,7 @@ class Recovery:
             news = known or (opened is not None and (noted.get(QUEUED) is not True or here.working.queue_of(row)))
             log.log(logging.WARNING if news else logging.DEBUG, "run %r waits: %s in this process", run_id, lack)
             self.wanted.add(agent)
-        self.decline(run_id)
+        here.local.decline(run_id)
         return False
 
     def _has_client(self, run_id: str, swarm: Settings) -> bool:
@@ -231,27 +220,13 @@ class Recovery:
             if not self._tells_no_client:
                 log.warning("run %r, and others, are not continued in this process: %s", run_id, error)
             self._tells_no_client = True
-            self.decline(run_id)
+            self._process.local.decline(run_id)
             return False
         self._tells_no_client = False
         return True
 
-    def begun(self, run: Execution) -> None:
-        """Note that the execution of a run begins here."""
-        self.interrupted.discard(run.run_id)
-        run.before = self._before.pop(run.run_id, None)
-        run.stood = run.run_id in self.stood
-        self.stood.discard(run.run_id)
-
-    def decline(self, run_id: str) -> None:
-        """Leave a run to others, longer each time, so that processes that lack something do not pass it around."""
-        _, before = self._declined.get(run_id, (0.0, DECLINE / 2))
-        pause = min(before * 2, LONGEST)
-        self._declined[run_id] = time.monotonic() + pause, pause
-
-    def _declines(self, row: Any) -> bool:
-        until, _ = self._declined.get(row.workflow_id, (0.0, 0.0))
-        return time.monotonic() < until
+    def _is_declined(self, row: Any) -> bool:
+        return self._process.local.of(row.workflow_id).is_declined
 
     def _forget_waiting(self, run_id: str) -> bool:
         try:
@@ -284,7 +259,7 @@ class Recovery:
         """Look for the runs that wait for an agent of this name, if any do."""
         if name in self.wanted:
             self.wanted.discard(name)
-            self._declined.clear()
+            self._process.local.decline_none()
             look = threading.Thread(
                 target=self._take_quietly, kwargs={"sure": True}, name="durable-swarm-take-over", daemon=True
             )
@@ -292,7 +267,7 @@ class Recovery:
 
     def look_at_unclaimed(self) -> None:
         """Take over runs that other processes left for any process that can continue them."""
-        if not all(self._declines(row) for row in self._process.store.unclaimed()):
+        if not all(self._is_declined(row) for row in self._process.store.unclaimed()):
             self._take_quietly()
 
     def look_for_dead(self) -> None:
