@@ -94,7 +94,7 @@ def test_runs_that_wait_leave_memory(database_url: str, monkeypatch: pytest.Monk
             for number, kind in enumerate(kinds)
         }
         requests = soon(lambda: len(found := swarm.requests()) == 8 and found)
-        soon(lambda: len(swarm._open().runs) <= 2 + 1 + 1)
+        soon(lambda: len(swarm._open().local.executions) <= 2 + 1 + 1)
         assert {run.status for run in runs.values()} <= {"waiting", "running", "done"}
         assert all(runs[request.run_id].status == "waiting" for request in requests)
         for request in requests:

@@ -75,7 +75,7 @@ def test_a_changed_agent_holds_its_run(agent: Agent, make: Make, caplog: pytest.
     version = caught.value.version
     assert caught.value.attributes == {"run_id": "r", "agent": agent.name, "turn": 0, "version": version}
     assert [message["content"] for message in run.messages()] == [None, "paid"]
-    wait_until(lambda: not here.current().runs)
+    wait_until(lambda: not here.current().local.executions)
     assert [swarm.recover(), swarm.recover()] == [[], []]
     with pytest.raises(AgentChanged):
         swarm.run(agent, user(), run_id="r")  # A program that asks once more is no person.
@@ -221,7 +221,7 @@ def test_released_from_memory_and_woken(agent: Agent, make_anywhere: Make, monke
     monkeypatch.setattr(waiting, "COROUTINES", 0)
     swarm = make_anywhere(ScriptedModel([[call("pay")], "Done."]), changed_agents="hold")
     run = swarm.start(agent, user())
-    wait_until(lambda: run.requests() and not here.current().runs)
+    wait_until(lambda: run.requests() and not here.current().local.executions)
     run.approve()
     assert words(run) == "Done."
 

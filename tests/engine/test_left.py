@@ -300,10 +300,10 @@ def test_a_program_that_ends_does_not_wait_for_what_never_leaves_it(
     over.set_result(None)
     assert executor is not None
     stuck: Any = SimpleNamespace(over=over, released=False, lost=False, response=None, error=None)
-    executor.runs[run.id] = stuck
+    executor.local.executions[run.id] = stuck
     monkeypatch.setattr(result, "exiting", lambda: True)
     try:
         with pytest.raises(ConfigurationError, match="program has ended"):
             run.result(PATIENCE)
     finally:
-        del executor.runs[run.id]
+        del executor.local.executions[run.id]

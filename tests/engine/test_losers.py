@@ -37,15 +37,15 @@ class Desk:
 
 def over(run: Run) -> bool:
     """Whether no execution of the run is under way here."""
-    return run.id not in here.current().runs and run.id not in queues.executing()
+    return run.id not in here.current().local.executions and run.id not in queues.executing()
 
 
 def cancel_and_resume(run: Run) -> None:
     """Have another execution of the run begin beside the one that is under way."""
-    before = here.current().runs[run.id]
+    before = here.current().local.executions[run.id]
     run.cancel()
     run.resume()
-    wait_until(lambda: here.current().runs.get(run.id, before) is not before)
+    wait_until(lambda: here.current().local.executions.get(run.id, before) is not before)
 
 
 def approved(desk: Desk) -> Callable[..., str]:
@@ -158,7 +158,7 @@ def test_who_has_lost_a_run_asks_nobody(make: Make) -> None:
         with pytest.raises(steps.OwnershipLost):
             change()
     inbox.decide(request.id, Decision("answered", value="yes"), "boss")
-    owner = here.current().runs["r"].owner
+    owner = here.current().local.executions["r"].owner
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
     with pytest.raises(steps.OwnershipLost):
         inbox.open(asked, "", None, owner)

@@ -211,7 +211,7 @@ def test_who_has_lost_a_run_is_told_while_its_tool_works(
     change(url, STEAL)
     change(url, "UPDATE {schema}workflow_status SET status = 'CANCELLED', owner_xid = NULL WHERE name = :tool",
            tool=names.TOOL)  # fmt: skip
-    executed: execution.Execution = here.current().runs["r"]
+    executed: execution.Execution = here.current().local.executions["r"]
     wait_until(executed.over.done)
     assert "continues elsewhere" in caplog.text
     assert executed.lost is True
@@ -227,7 +227,7 @@ def test_an_execution_that_was_replaced_holds_nothing(passes: bool, make_anywher
     run = make_anywhere(ScriptedModel([["hold"], "Done."])).start(agent, user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
     engine = here.current()
-    earlier = dataclasses.replace(engine.runs["r"])
+    earlier = dataclasses.replace(engine.local.executions["r"])
     engine.hold("r", RunHeld(ConfigurationError("the database is locked"), passes=passes), earlier)
     assert engine.take_over("r") == []
     assert run.waits_for is None
@@ -242,7 +242,7 @@ def test_a_call_that_nobody_executes_is_fetched(make_anywhere: Make, database_ur
     swarm = make_anywhere(ScriptedModel([["hold"], "Done."]))
     swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
-    claims, owner = here.current().store.claims, here.current().runs["r"].owner
+    claims, owner = here.current().store.claims, here.current().local.executions["r"].owner
     for call in OPEN.values():
         change(database_url, f"UPDATE {{schema}}workflow_status SET {call} WHERE workflow_uuid = 'r/0.0'")
         assert claims.fetch_call("r/0.0", "r", "another", "mine") is False

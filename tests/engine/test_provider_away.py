@@ -226,7 +226,7 @@ def test_a_wait_outlives_its_process(make_anywhere: Make) -> None:
     swarm.close()
     again = swarm.get(run.id)
     assert again.status == "waiting"
-    wait_until(lambda: again.id in current().runs)
+    wait_until(lambda: again.id in current().local.executions)
     assert again.waits_for == told
     assert len(model.calls) == tried
     model.back.set()

@@ -310,7 +310,7 @@ def test_runs_from_elsewhere_count(make: Make, url: str) -> None:
     swarm = make(model)
     swarm.runs()
     run = swarm.start(holder, user("hold"), run_id="h")
-    wait_until(lambda: run.status == "running" and here.current().runs)
+    wait_until(lambda: run.status == "running" and here.current().local.executions)
     here.current().working.serve(swarm, QueueLimits(1))
     time.sleep(1.5)
     assert desk.came == []
@@ -388,7 +388,7 @@ def test_a_run_that_lives_elsewhere_is_nobodys_to_leave(make: Make, url: str) ->
         ("handed", "ENQUEUED", "another", records_names.QUEUE + "another"),
     ):
         change(url, f"{claim} Where workflow_uuid = '{run_id}'", status=status, name=name, queue=queue)
-    engine.orphans.interrupted |= {"mine", "others", "handed"}
+        engine.local.move(run_id, "interrupted")
     engine.orphans.offer(["mine", "others", "handed"])
     assert {row[0] for row in rows(url, "workflow_uuid, queue_name") if row[1] == records_names.UNCLAIMED} == {"mine"}
 
@@ -457,7 +457,7 @@ def test_a_thread_does_not_wait_for_who_has_its_run(make: Make, url: str, monkey
     swarm.start(agent, user(), run_id="r", queue=True)
     wait_until(lambda: ended == ["r"])
     wait_until(lambda: not queues.executing())
-    assert (here.current().runs, here.current().orphans.interrupted) == ({}, set())
+    assert (here.current().local.executions, here.current().local.of("r").state) == ({}, "elsewhere")
 
 
 def test_what_waits_in_a_thread_leaves_it(make_anywhere: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,7 +99,7 @@ def test_a_run_that_waits_for_its_moment_stops(end: str, make: Make) -> None:
     assert f"model {name!r} may be asked in" in str(wait_until(lambda: run.waits_for))
     if end == "cancel":
         run.cancel()
-        wait_until(lambda: run.id not in here.current().runs)
+        wait_until(lambda: run.id not in here.current().local.executions)
     else:
         assert swarm.drain(PATIENCE) is True
     assert run.waits_for is None

@@ -62,7 +62,7 @@ def test_cancelled_while_it_is_taken_over(make_anywhere: Make, monkeypatch: pyte
         return found
 
     monkeypatch.setattr(store, "unfinished", look_and_cancel)
-    wait_until(lambda: run.id not in here.current().runs)
+    wait_until(lambda: run.id not in here.current().local.executions)
     swarm.answer("red", request.id)
     with pytest.raises(RunCancelled):
         run.result(PATIENCE)
@@ -82,7 +82,7 @@ def test_a_run_that_rested_has_its_own_agent(make: Make, monkeypatch: pytest.Mon
         return swarm.start(Agent(name=name, functions=[ask]), user())
 
     runs = [begun(number) for number in range(3)]
-    wait_until(lambda: len(swarm.requests()) == 3 and not here.current().runs)
+    wait_until(lambda: len(swarm.requests()) == 3 and not here.current().local.executions)
     for run in runs:
         run.answer("red")
     told = [run.result(PATIENCE).messages[1]["content"] for run in runs]
@@ -128,7 +128,7 @@ def test_a_question_that_is_another_one_now(make_anywhere: Make, monkeypatch: py
     agent = Agent(name=unique(), functions=[ask])
     run = swarm.start(agent, user())
     assert asked(swarm).question == "Delete a?"
-    wait_until(lambda: run.id not in here.current().runs)
+    wait_until(lambda: run.id not in here.current().local.executions)
     monkeypatch.setattr(waiting, "THREADS", 1)
     run.answer("yes")
     assert wait_until(swarm.requests)[0].question == "Delete b?"

@@ -106,11 +106,11 @@ def test_a_dispatch_that_comes_late_begins_nothing(make: Make, monkeypatch: pyte
     swarm.serve()
     run = swarm.start(agent, user(), run_id="r", queue=True)
     wait_until(lambda: asked)
-    live = here.current().runs["r"]
+    live = here.current().local.executions["r"]
     late[0]()
     time.sleep(0.5)
-    assert here.current().runs["r"] is live
-    assert here.current().orphans.interrupted == set()
+    assert here.current().local.executions["r"] is live
+    assert here.current().local.of("r").state == "running"
     answer.set()
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
     assert len(asked) == 1

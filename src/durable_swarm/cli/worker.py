@@ -97,7 +97,7 @@ def _drain(swarm: DurableSwarm, grace: float) -> None:
     """Finish the steps in progress, if that does not take too long; else end the process."""
     log.info("stopping: the steps in progress are finished, the rest is left to other workers")
     if not _within(grace + CLOSING, lambda: swarm.drain(grace)):
-        left = ", ".join(sorted(here.current().runs)) or "what is in progress"
+        left = ", ".join(sorted(here.current().local.executions)) or "what is in progress"
         log.warning("%s took longer than %g s, and is left to other workers, who make the step again", left, grace)
         _end(swarm)
 
@@ -207,7 +207,7 @@ class _Health(BaseHTTPRequestHandler):
             return
         process = here.current()
         works = not process.is_closed and process.outage.reason is None
-        told = {"worker": process.identity.name, "works": works, "runs": len(process.runs)}
+        told = {"worker": process.identity.name, "works": works, "runs": len(process.local.executions)}
         body = json.dumps({**told, "failing": process.keeper.errors()}).encode()
         self.send_response(200 if works else 503)
         self.send_header("Content-Type", "application/json")

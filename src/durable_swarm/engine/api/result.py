@@ -30,6 +30,7 @@ from durable_swarm.validation import check_seconds
 
 if TYPE_CHECKING:
     from durable_swarm.engine.execution.execution import Execution
+    from durable_swarm.engine.processes.local_runs import LocalRuns
 
 _PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
 """Seconds between polls of the database: for a run that ends here, for one elsewhere, and for a living process."""
@@ -38,9 +39,7 @@ _PAUSE, _LOOK, _LISTEN = 0.005, 0.25, 0.02
 class Executor(history_fork.Host, DecisionListener, Protocol):
     """The parts of the process that a handle needs, if the process can execute runs."""
 
-    runs: dict[str, Execution]
-    held: dict[str, errors.DurableSwarmError]
-    parked: dict[str, str]
+    local: LocalRuns
     loops: weakref.WeakSet[asyncio.AbstractEventLoop]
 
     @property
@@ -49,9 +48,6 @@ class Executor(history_fork.Host, DecisionListener, Protocol):
 
     def lives_elsewhere(self, row: Any) -> bool:
         """Return True if another living process executes the run of this row."""
-
-    def executor_in_this_thread(self, run_id: str) -> contextlib.AbstractContextManager[CallerThreadExecutor]:
-        """Let the run's plain functions use the calling thread."""
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over these runs if no living process executes them and their agents are defined here."""
@@ -148,7 +144,9 @@ class RunResult(RunRequests):
     def _home(self, *, lend: bool) -> contextlib.AbstractContextManager[CallerThreadExecutor]:
         """Return the executor with which this thread waits. With a timeout it runs no tool, which might outlast it."""
         executor = self._executor()
-        return CallerThreadExecutor() if executor is None or not lend else executor.executor_in_this_thread(self.id)
+        if executor is None or not lend:
+            return CallerThreadExecutor()
+        return executor.local.executor_in_this_thread(self.id)
 
     def _refuse_to_block(self, method: str) -> None:
         executor, loop = self._executor(), running_loop()
@@ -200,7 +198,7 @@ class RunResult(RunRequests):
     def live(self) -> Execution | None:
         """Return the run's current or last execution in this process, if there is one."""
         if (executor := self._executor()) is not None:
-            self._live = executor.runs.get(self.id, self._live)
+            self._live = executor.local.executions.get(self.id, self._live)
         return self._live
 
     def look(self, began: Executor | None = None) -> Response | None:
@@ -245,7 +243,7 @@ class RunResult(RunRequests):
     def _parked(self) -> bool:
         """True if the run waits because of a database error: it continues by itself."""
         executor = self._executor()
-        return executor is not None and self.id in executor.parked
+        return executor is not None and executor.local.of(self.id).outage is not None
 
     def lives_elsewhere(self) -> bool:
         """Return True if another living process executes the run."""
@@ -254,9 +252,9 @@ class RunResult(RunRequests):
     def _see_to_it(self) -> None:
         """Once a second: if the process that executes the run has died, take the run over."""
         executor, now = self._executor(), time.monotonic()
-        if executor is None or self.id in executor.held or now - self._seen < 1:
+        if executor is None or executor.local.of(self.id).held or now - self._seen < 1:
             return
-        is_here = self.id in executor.runs
+        is_here = self.id in executor.local.executions
         if is_here and not exiting():
             return
         looked_before, self._seen = self._seen > 0, now
@@ -270,7 +268,7 @@ class RunResult(RunRequests):
     def _raise_if_held(self) -> None:
         """Raise the reason of a hold, except for a missing agent, which may appear without a person's help."""
         executor = self._executor()
-        reason = executor.held.get(self.id) if executor else None
+        reason = executor.local.of(self.id).held if executor else None
         if reason is not None and not isinstance(reason, errors.UnknownAgent):
             raise refused(reason)
 

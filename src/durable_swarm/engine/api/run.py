@@ -201,7 +201,7 @@ class Run(RunResult, RunRelatives, RunLimits):
             executor = self._executor()
             self._store().cancel(self.id)
             if executor is not None:
-                executor.held.pop(self.id, None)
+                executor.local.move(self.id, "lifted")
 
     def resume(self) -> None:
         """Let a failed or cancelled run continue from its first unfinished step; nothing finished is repeated.
@@ -225,7 +225,7 @@ class Run(RunResult, RunRelatives, RunLimits):
             if store.resume(row, names.UNCLAIMED):
                 self._live = None
         if executor is not None and (stopped or held):
-            executor.held.pop(self.id, None)
+            executor.local.move(self.id, "lifted")
             executor.take_over(self.id)
 
     def fork(

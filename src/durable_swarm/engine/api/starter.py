@@ -144,7 +144,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             yield from self._stream_run(run, channel)
 
     def _stream_run(self, run: Run, channel: Channel) -> Iterator[Item]:
-        with self._open().executor_in_this_thread(run.id, PATIENCE) as home:
+        with self._open().local.executor_in_this_thread(run.id, PATIENCE) as home:
             yield from dictionaries(run, channel, home)
 
     async def _stream_async(self, asked: RunArguments, run_id: str | None) -> AsyncIterator[Item]:
@@ -375,7 +375,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             with beginning(live), SetWorkflowID(prepared.run_id), SetWorkflowAttributes(prepared.about), admission:
                 yield live
         except BaseException:
-            opened.stop(live)
+            opened.local.leave(live, "interrupted")
             raise
 
     def _handle_of(self, prepared: RunStart, live: Execution | None = None) -> Run:

@@ -144,6 +144,11 @@ class Execution:
         finally:
             self.asks -= 1
 
+    @property
+    def has_ended(self) -> bool:
+        """Return True if this execution has come to the run's end."""
+        return self.response is not None or self.error is not None
+
     def end(self) -> None:
         """End all waits for this execution."""
         with contextlib.suppress(InvalidStateError):

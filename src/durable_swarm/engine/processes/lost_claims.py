@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from durable_swarm.engine.backend import queues
 from durable_swarm.engine.backend.awaited_calls import LOOKS
+from durable_swarm.engine.processes.local_runs import INTERRUPTED
 from durable_swarm.engine.storage.ownership import UNFINISHED
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class LostClaims:
             return
         claims = here.store.claims.claims(here.identity.name)
         self._look_for_lost(set(claims))
-        executed = queues.executing() | here.runs.keys() | here.sessions.beginning | here.orphans.interrupted
+        interrupted = here.local.in_state(*INTERRUPTED).keys()
+        executed = queues.executing() | here.local.executions.keys() | here.sessions.beginning | interrupted
         self._seen = {claim: self._seen.get(claim, 0) + 1 for claim in claims if claim[0] not in executed}
         lost = {run_id for (run_id, _), looks in self._seen.items() if looks >= LOOKS}
         if lost:
@@ -46,7 +48,7 @@ class LostClaims:
     def _look_for_lost(self, claims: set[tuple[str, str]]) -> None:
         """Find the runs executed here that another execution owns: their tools may take long to notice."""
         here = self._process
-        for run in list(here.runs.values()):
+        for run in list(here.local.executions.values()):
             if run.entered and (run.run_id, str(run.owner)) not in claims:
                 status, owner, _ = here.store.mailbox.stand(run.run_id)
                 if status in UNFINISHED and owner != run.owner:
@@ -72,12 +74,14 @@ class LostClaims:
         here.store.claims.fetch_call(key, run.run_id, run.owner, here.queue)
 
     def _take(self, lost: set[str]) -> None:
-        orphans = self._process.orphans
+        orphans, local = self._process.orphans, self._process.local
         log.info("runs were claimed here and have not begun, and are taken once more: %s", ", ".join(sorted(lost)))
-        orphans.interrupted |= lost
+        for run_id in lost:
+            local.move(run_id, "interrupted")
         try:
             orphans.take(*lost)
             orphans.offer(lost)  # Calls that cannot continue here.
         except BaseException:
-            orphans.interrupted -= lost  # The next look finds them again.
+            for run_id in lost:
+                local.move(run_id, "offered")  # The next look finds them again.
             raise

@@ -10,17 +10,15 @@ import contextlib
 import functools
 import logging
 import os
-import threading
 import time
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy
 
 from durable_swarm import agents, errors
 from durable_swarm.background import background, background_loop
-from durable_swarm.concurrency import CallerThreadExecutor, running_loop
+from durable_swarm.concurrency import running_loop
 from durable_swarm.engine.backend import admission, launch, patches, pools, queues, steps
 from durable_swarm.engine.backend.public import DBOS, DBOSConfig
 from durable_swarm.engine.database import connection as database_connection
@@ -81,23 +79,16 @@ class Process:
         self.pid = os.getpid()
         self.hosted = launch.launched()
         self.desk = PendingCalls()
-        self.runs: dict[str, Execution] = {}
         self.swarms = Swarms()
-        self.held: dict[str, errors.DurableSwarmError] = {}
-        self.homes: dict[str, list[CallerThreadExecutor]] = {}
-        """Threads that wait for a run and execute its plain functions meanwhile, by the run's id."""
         self.local = LocalRuns()
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
         self.orphans = Recovery(self, strangers=worker_id is not None or (self.hosted and launch.LATE))
         self.strays = LostClaims(self)
-        self._lock = threading.RLock()
         self.is_closed = False
         """True if this engine is closed, or about to be: waiting here is then pointless."""
         self.working = QueueWorker(self)
         self.sessions = SessionTurns(self)
-        self.parked: dict[str, str] = {}
-        """Reasons for the wait of runs whose records could not be written; they are retried automatically."""
         self.outage = Outage(url, is_under_way)
         self.store = self._open_store()
         try:
@@ -207,12 +198,12 @@ class Process:
     def _see_off(self, waited: list[Execution]) -> None:
         """Allow runs that wait, or are about to, the time to leave; skip those whose own loop would block."""
         end = time.monotonic() + (0 if running_loop() in self.loops else SEE_OFF)
-        runs = [*waited, *(run for run in list(self.runs.values()) if run.asks)]
+        runs = [*waited, *(run for run in list(self.local.executions.values()) if run.asks)]
         while time.monotonic() < end and not all(self._has_left(run) for run in runs):
             time.sleep(0.005)
 
     def _has_left(self, run: Execution) -> bool:
-        return run.over.done() if run.watched else self.runs.get(run.run_id) is not run
+        return run.over.done() if run.watched else self.local.executions.get(run.run_id) is not run
 
     # Runs that this process executes
 
@@ -236,27 +227,22 @@ class Process:
 
     def may_be_late(self, run: Execution) -> bool:
         """Return True if the run may have been taken over before this execution began, perhaps by this process."""
-        return run is not beginning_here() and (run.recovered or run.run_id in self.runs)
+        return run is not beginning_here() and (run.recovered or run.run_id in self.local.executions)
 
     def enter(self, run: Execution, record: Record, history: SessionHistory) -> None:
         """Begin to execute a run; `history` has the messages of its session that precede its own."""
         run_id = run.run_id
-        with self._lock:
-            opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
-            run.start, run.place = records_runs.read_start(opened, history.sent), place_in(opened)
-            run.history, run.compaction = history, read_plan(opened)
-            run.streams, run.belongs_to = opened.get("stream") is True, opened.get(BELONGS_TO)
-            run.patience = records_runs.read_patience(opened, run.swarm.provider_patience)
-            run.budget = budget_of(self.store.ledger, run_id, run.owner, opened)
-            run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
-            if observers_of(run.swarm) and not run.recovered and "forked" not in opened:
-                run.trace = collecting(run_id, opened)
-            run.entered = True
-            run.homes = self.homes.setdefault(run_id, run.homes)
-            self.runs[run_id] = run
-            self.held.pop(run_id, None)
-            self.orphans.interrupted.discard(run_id)
-            self.local.begin(run)
+        opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
+        run.start, run.place = records_runs.read_start(opened, history.sent), place_in(opened)
+        run.history, run.compaction = history, read_plan(opened)
+        run.streams, run.belongs_to = opened.get("stream") is True, opened.get(BELONGS_TO)
+        run.patience = records_runs.read_patience(opened, run.swarm.provider_patience)
+        run.budget = budget_of(self.store.ledger, run_id, run.owner, opened)
+        run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
+        if observers_of(run.swarm) and not run.recovered and "forked" not in opened:
+            run.trace = collecting(run_id, opened)
+        run.entered = True
+        self.local.begin(run)
 
     def check_ownership(self, run: Execution) -> bool:
         """Return True if a run is in progress and this execution owns it; also note the number of messages added to it.
@@ -277,7 +263,7 @@ class Process:
 
         Raises `OwnershipLost`, `Cancelled`, and `RunHeld` if the database cannot answer.
         """
-        if run.lost or self.runs.get(run.run_id, run) is not run:
+        if run.lost or self.local.executions.get(run.run_id, run) is not run:
             raise steps.OwnershipLost(run.run_id)
         with engines_code(f"the state of run {run.run_id!r}"):
             check_ownership = self.check_ownership(run)
@@ -286,40 +272,11 @@ class Process:
 
     def leave(self, run: Execution, *, lost: bool = False) -> None:
         """End executing a run, whatever its outcome; if ownership was lost, another execution continues it."""
-        with self._lock:
-            if self.runs.get(run.run_id) is run:
-                del self.runs[run.run_id]
-                if not run.homes:
-                    self.homes.pop(run.run_id, None)
-                if run.response is not None or run.error is not None:
-                    self.parked.pop(run.run_id, None)
-                elif not lost:
-                    self.orphans.interrupted.add(run.run_id)
+        self.local.leave(run)
         if not lost:
             self.sessions.left(run)
         if not run.watched:
             run.end()
-
-    @contextlib.contextmanager
-    def executor_in_this_thread(self, run_id: str, patience: float | None = None) -> Iterator[CallerThreadExecutor]:
-        """Let the calling thread execute a run's plain functions for as long as it waits for the run."""
-        homes = self.homes.setdefault(run_id, [])
-        with CallerThreadExecutor(patience) as home:
-            homes.append(home)
-            try:
-                yield home
-            finally:
-                homes.remove(home)
-                if not homes and run_id not in self.runs:
-                    self.homes.pop(run_id, None)
-
-    def stop(self, run: Execution) -> None:
-        """Note that starting a run was interrupted here: if it is recorded, it may be taken over again."""
-        with self._lock:
-            if self.runs.get(run.run_id, run) is run:
-                self.runs.pop(run.run_id, None)
-                if run.response is None and run.error is None:
-                    self.orphans.interrupted.add(run.run_id)
 
     def still_wanted(self, run: Execution) -> None:
         """Check that this execution of a run is to continue: a run may be resumed while an earlier one is in a tool.
@@ -327,7 +284,7 @@ class Process:
         Raises `RunHeld` if this engine was closed, and DBOS's own signal if a later execution owns the run.
         """
         self.still_open()
-        if run.lost or self.runs.get(run.run_id, run) is not run:
+        if run.lost or self.local.executions.get(run.run_id, run) is not run:
             raise steps.OwnershipLost(run.run_id)
 
     def still_open(self) -> None:
@@ -348,25 +305,21 @@ class Process:
 
         `run` is its execution that stops; None if it did not come to exist.
         """
-        reason, execution = held.reason, self.runs.get(run_id)
+        reason, execution = held.reason, self.local.executions.get(run_id)
         replaced = run is not None and run.entered and execution is not None and execution is not run
         if self.is_closed or replaced:  # A later execution in this process is in progress, and not held.
             return
-        self.orphans.interrupted.add(run_id)
         if held.passes:
             # Logged once, an outage once for all runs. Not noted in the database, which could not be written just now.
-            if self.parked.get(run_id) != str(reason) and not (noted(held) or noted(reason)):
+            if self.local.of(run_id).outage != str(reason) and not (noted(held) or noted(reason)):
                 log.warning("run %r waits: %s", run_id, reason)
-            self.parked[run_id] = str(reason)
+            self.local.retry(run_id, str(reason))
             return
         self.orphans.tell_held(run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
             self.store.note_waiting(run_id, reason)
-        with self._lock:
-            # Last, because a reader that sees the hold, here or in the database, may resume the run at once.
-            if self.runs.get(run_id) is execution:
-                self.held[run_id] = reason
-                self.local.decline(run_id)
+        # Last, because a reader that sees the hold, here or in the database, may resume the run at once.
+        self.local.hold(run_id, reason, execution)
         if not isinstance(reason, errors.AgentChanged):
             self.working.back_off()
 
@@ -382,6 +335,8 @@ class Process:
             self.store.rest(run.run_id, run.owner, run.suspended_on, run.away)
         except errors.ConfigurationError as error:
             self.hold(run.run_id, RunHeld(error, passes=True), run)
+        else:
+            self.local.leave(run, "suspended")
 
     def decided(self, request: Request) -> None:
         """Let the run that waited for this request continue at once, if it is executed here."""
@@ -390,10 +345,10 @@ class Process:
 
     def waits_for(self, run_id: str) -> str | None:
         """Return why a run does not continue in this process, or None."""
-        if run_id in self.held:
-            return str(self.held[run_id])
-        live = self.runs.get(run_id)
-        return self.parked.get(run_id) if live is None else self.outage.reason or live.rated
+        known, live = self.local.of(run_id), self.local.executions.get(run_id)
+        if known.held is not None:
+            return str(known.held)
+        return known.outage if live is None else self.outage.reason or live.rated
 
     # Takeover
 
@@ -408,10 +363,9 @@ class Process:
 
     def lend(self, run_id: str, agent: Any) -> None:
         """Make a recovered run of this id use this agent, even if other agents share its name."""
-        live = self.runs.get(run_id)
+        live = self.local.executions.get(run_id)
         if live is None:
             self.local.lend(run_id, {agent.name: agent})
-            self.held.pop(run_id, None)
         else:
             live.cast.setdefault(agent.name, agent)
 
@@ -452,5 +406,5 @@ class Process:
 
     def _retry(self) -> None:
         """Take over the runs that stopped here because the database could not be written."""
-        if self.parked and (stopped := self.parked.keys() & self.orphans.interrupted):
+        if stopped := self.local.in_state("retrying"):
             self.orphans.take(*stopped)

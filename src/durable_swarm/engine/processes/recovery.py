@@ -13,6 +13,7 @@ from durable_swarm import agents, errors
 from durable_swarm.engine.backend import queues
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.identity import SURE
+from durable_swarm.engine.processes.local_runs import INTERRUPTED
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.lives import DIED, HANDED, STOPPED, Life, read_lives, with_life
 from durable_swarm.engine.storage.ownership import now
@@ -40,8 +41,6 @@ class Recovery:
         """Runs that were ever taken over here."""
         self.wanted: set[str] = set()
         """Names of agents for which runs wait; defining one starts a look for them."""
-        self.interrupted: set[str] = set()
-        """Runs that stopped here without an outcome."""
         self._doubtful = False
         """True if a process that has runs may turn out to be dead at the next look."""
         self._later: threading.Thread | None = None
@@ -126,29 +125,23 @@ class Recovery:
         for key in at_desk.keys() - spared.keys():
             here.desk.void(key)
         here.keeper.expect()
-        again = ids & self.interrupted
-        self.interrupted -= ids
-        self.taken |= ids
+        again = {run_id for run_id in ids if here.local.of(run_id).is_interrupted}
+        still = {row.workflow_id: row for row in runs if here.identity.stands_still(owner_of(row))}
+        notes = {run_id: {STOOD: _stood(row) + 1} for run_id, row in still.items()}
+        left = here.store.processes.left()
+        ended = {row.workflow_id: self._ended_life(row, again, still, left) for row in runs}
+        for row in runs:
+            if (life := ended[row.workflow_id]) is not None:
+                notes[row.workflow_id] = notes.get(row.workflow_id, {}) | with_life(notes_on(row), life)
+        # Before the transfer, after which a run may begin here at once.
+        taking = {run_id for run_id, life in ended.items() if here.local.take(run_id, life, stood=run_id in still)}
         moved: set[str] = set()
         try:
-            still = {row.workflow_id: row for row in runs if here.identity.stands_still(owner_of(row))}
-            notes = {run_id: {STOOD: _stood(row) + 1} for run_id, row in still.items()}
-            left = here.store.processes.left()
-            ended = {row.workflow_id: self._ended_life(row, again, still, left) for row in runs}
-            lives = {run_id: life for run_id, life in ended.items() if life is not None}
-            for row in runs:
-                if (life := lives.get(row.workflow_id)) is not None:
-                    notes[row.workflow_id] = notes.get(row.workflow_id, {}) | with_life(notes_on(row), life)
-            for run_id in ids:
-                here.local.expect(run_id, lives.get(run_id), stood=run_id in still)
             moved = here.store.claims.transfer(runs, here.queue, spared=spared, notes=notes)
         finally:
-            self.interrupted |= again - moved
-            self.taken -= ids - moved
-            for run_id in ids - moved:
-                here.local.not_taken(run_id)
-        for run_id in moved:
-            here.held.pop(run_id, None)  # The waiters of the run wait for this execution.
+            for run_id in taking - moved:
+                here.local.give_back(run_id)
+        self.taken |= moved
         self._tell([row for row in runs if row.workflow_id in moved])
         return moved
 
@@ -190,10 +183,11 @@ class Recovery:
             return queue == records_names.UNCLAIMED or (queue != owner and identity.is_dead(owner, _stood(row)))
         if row.executor_id == identity.name:
             run_id = row.workflow_id
-            if isinstance(self._process.held.get(run_id), errors.AgentChanged):
+            known = self._process.local.of(run_id)
+            if isinstance(known.held, errors.AgentChanged):
                 return False  # A person lets it continue.
-            seen = queues.executing() | self._process.runs.keys()
-            return run_id in self.interrupted or (self._strangers and run_id not in seen)
+            seen = queues.executing() | self._process.local.executions.keys()
+            return known.is_interrupted or (self._strangers and run_id not in seen)
         return identity.is_dead(row.executor_id, _stood(row))
 
     def _can_run(self, row: Any) -> bool:
@@ -243,10 +237,12 @@ class Recovery:
         """
         here = self._process
         with here.identity.alone():
-            left = self.interrupted.intersection(run_ids) - here.runs.keys()  # Not those taken back meanwhile.
+            # Not those taken back meanwhile.
+            left = here.local.in_state(*INTERRUPTED).keys() & set(run_ids) - here.local.executions.keys()
             rows = [row for row in here.store.unfinished(here.version) if self._is_left(row, left, handed)]
             here.store.claims.transfer(rows, records_names.UNCLAIMED)
-            self.interrupted -= left
+            for run_id in left:
+                here.local.move(run_id, "offered")
 
     def _is_left(self, row: Any, left: set[str], handed: bool) -> bool:
         """Return True if this process may leave a run to others: another may have taken it over meanwhile."""

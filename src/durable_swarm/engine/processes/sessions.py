@@ -102,7 +102,7 @@ class SessionTurns:
             sent = run.start.messages[len(run.history.sent) :]
             messages = answered([*sent, *copy.deepcopy(run.response.messages)])
             self._keep(place.session, Known(run.run_id, run.history.grown(messages, run.tokens), run.conversation))
-        if (run.response is not None or run.error is not None) and not self._process.is_closed:
+        if run.has_ended and not self._process.is_closed:
             with contextlib.suppress(RuntimeError):  # The interpreter ends: another process passes the turn.
                 looking = threads().submit(self._soon, place.session, run.run_id)
                 self._looking.add(looking)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from durable_swarm import agents, errors
 from durable_swarm.engine.backend import queues
 from durable_swarm.engine.execution.swarms import QueueLimits, Settings
+from durable_swarm.engine.processes.local_runs import INTERRUPTED
 from durable_swarm.engine.processes.maintenance import CLOSING
 from durable_swarm.engine.processes.report import ProcessReport
 from durable_swarm.engine.records import names
@@ -72,7 +73,7 @@ class QueueWorker:
         for queue, concurrency in list(self._served.values()):
             suspended_on = time.monotonic() < self._until or self._process.trials.is_alone
             most = 0 if suspended_on else concurrency
-            queues.limit_queue(queue, most, len(self._process.runs))
+            queues.limit_queue(queue, most, len(self._process.local.executions))
 
     def back_off(self) -> None:
         """Back off, longer each time: a run cannot continue here, and more may follow."""
@@ -110,11 +111,9 @@ class QueueWorker:
     def _offer(self) -> None:
         """Leave runs to workers that have what they need: another program, another key."""
         here = self._process
-        for_others = {run_id for run_id, why in list(here.held.items()) if self._is_for_others(why)}
-        if stopped := for_others & here.orphans.interrupted:
-            here.orphans.offer(stopped)
-            for run_id in stopped:
-                here.held.pop(run_id, None)
+        held = here.local.in_state("held")
+        if for_others := {run_id for run_id, run in held.items() if run.held and self._is_for_others(run.held)}:
+            here.orphans.offer(for_others)
 
     def _is_for_others(self, reason: errors.DurableSwarmError) -> bool:
         """Return True if another process may have what a held run lacks here: only workers leave all held runs."""
@@ -130,17 +129,17 @@ class QueueWorker:
         queues.stop_queues(CLOSING)
         end = time.monotonic() + seconds
         self._leave()
-        while here.runs and time.monotonic() < end:
+        while here.local.executions and time.monotonic() < end:
             time.sleep(0.05)
-            if here.orphans.interrupted:
+            if here.local.in_state(*INTERRUPTED):
                 self._leave()
-        return not here.runs
+        return not here.local.executions
 
     def _leave(self) -> None:
         """Leave the runs that have stopped here to others, without waiting for the end of this process."""
-        orphans = self._process.orphans
+        here = self._process
         with contextlib.suppress(errors.ConfigurationError, SQLAlchemyError):
-            orphans.offer(set(orphans.interrupted), handed=True)
+            here.orphans.offer(here.local.in_state(*INTERRUPTED), handed=True)
 
     def stop(self, swarm: Settings) -> None:
         """Stop beginning queued runs of a swarm, which is closed."""
