@@ -220,6 +220,14 @@ MUTANTS = [
         ("tests/engine/test_strays.py",),
     ),
     Mutant(
+        "the-earlier-one-says",
+        "an execution whose place another one has taken does not say what becomes of the run",
+        "engine/processes/local_runs.py",
+        "if self.executions.get(run.run_id, run) is run:",
+        "if True:",
+        ("tests/engine/test_local_runs.py",),
+    ),
+    Mutant(
         "passed-round",
         "a worker does not take back at once what it has left to others",
         "engine/processes/local_runs.py",

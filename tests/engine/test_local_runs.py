@@ -172,11 +172,10 @@ def test_an_execution_gets_what_was_kept_for_it() -> None:
     with runs.executor_in_this_thread("r") as home:
         run = execution()
         runs.begin(run)
-        assert (run.before, run.stood, run.homes) == (life, True, [home])
-        assert list(runs.take_cast("r")) == ["A"]
+        assert (run.before, run.stood, run.homes, list(run.cast)) == (life, True, [home], ["A"])
     later = execution()
     runs.begin(later)
-    assert (later.before, later.stood, later.homes, runs.take_cast("r")) == (None, False, [], {})
+    assert (later.before, later.stood, later.homes, later.cast) == (None, False, [], {})
 
 
 def test_a_run_is_left_to_others_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,11 +150,12 @@ class LocalRuns:
     # Executions
 
     def begin(self, run: Execution) -> None:
-        """Note that an execution of a run begins here, in the place of an earlier one."""
+        """Note that an execution begins here, in the place of an earlier one; it gets what was kept for the run."""
         with self._entry(run.run_id) as known:
             known.move("begun")
             run.homes, run.before, run.stood = known.homes, known.before, known.stood
-            known.before, known.stood = None, False
+            run.cast = known.cast | run.cast
+            known.before, known.stood, known.cast = None, False, {}
             self.executions[run.run_id] = run
 
     def leave(self, run: Execution, event: Event = "left") -> None:
@@ -199,12 +200,6 @@ class LocalRuns:
         with self._entry(run_id) as known:
             known.cast = known.cast | cast
             known.move("lifted")
-
-    def take_cast(self, run_id: str) -> Cast:
-        """Return the agents kept for a run, for the execution that uses them."""
-        with self._entry(run_id) as known:
-            cast, known.cast = known.cast, {}
-        return cast
 
     def decline(self, run_id: str) -> None:
         """Leave a run to others for a time."""

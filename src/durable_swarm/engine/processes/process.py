@@ -219,11 +219,10 @@ class Process:
         swarm = self.swarms.named(name)
         if swarm is None:
             raise errors.ConfigurationError(f"run {run_id!r} belongs to a swarm named {name!r}, which is not open here")
-        cast = self.local.take_cast(run_id)
         not_yet_read = Start("", [], {})
         root, debug = records_runs.root_of(run_id, record), record.get("debug") is True
         recovered = not steps.is_new(run_id)
-        return Execution(run_id, not_yet_read, swarm, root, debug=debug, cast=cast, recovered=recovered)
+        return Execution(run_id, not_yet_read, swarm, root, debug=debug, recovered=recovered)
 
     def may_be_late(self, run: Execution) -> bool:
         """Return True if the run may have been taken over before this execution began, perhaps by this process."""
