@@ -84,13 +84,11 @@ class LocalRun:
     until: float = 0.0
     """The time until which it is left to others, by the monotonic clock."""
 
-    def move(self, event: Event) -> bool:
-        """Change the state as the table says, and return True if it changed."""
+    def move(self, event: Event) -> None:
+        """Change the state as the table says."""
         sources, to = MOVES[event]
-        if self.state not in sources:
-            return False
-        self.state, self.earlier = to or self.earlier, self.state
-        return True
+        if self.state in sources:
+            self.state, self.earlier = to or self.earlier, self.state
 
     def decline(self) -> None:
         """Leave the run to others, longer each time, so that processes that lack something do not pass it around."""
@@ -142,10 +140,10 @@ class LocalRuns:
                 if known == LocalRun():
                     del self._known[run_id]
 
-    def move(self, run_id: str, event: Event) -> bool:
-        """Change the state of a run as the table says, and return True if it changed."""
+    def move(self, run_id: str, event: Event) -> None:
+        """Change the state of a run as the table says."""
         with self._entry(run_id) as known:
-            return known.move(event)
+            known.move(event)
 
     # Executions
 
@@ -183,11 +181,11 @@ class LocalRuns:
 
     # Takeovers
 
-    def take(self, run_id: str, before: Life | None, *, stood: bool) -> bool:
+    def take(self, run_id: str, before: Life | None, *, stood: bool) -> None:
         """Note that a run is about to be taken over, and keep for its execution what ends with that."""
         with self._entry(run_id) as known:
             known.before, known.stood = before or known.before, stood or known.stood
-            return known.move("taken")
+            known.move("taken")
 
     def give_back(self, run_id: str) -> None:
         """Note that a run was not taken over after all."""

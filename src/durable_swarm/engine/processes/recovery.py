@@ -133,13 +133,13 @@ class Recovery:
         for row in runs:
             if (life := ended[row.workflow_id]) is not None:
                 notes[row.workflow_id] = notes.get(row.workflow_id, {}) | with_life(notes_on(row), life)
-        # Before the transfer, after which a run may begin here at once.
-        taking = {run_id for run_id, life in ended.items() if here.local.take(run_id, life, stood=run_id in still)}
+        for run_id, life in ended.items():  # Before the transfer, after which a run may begin here at once.
+            here.local.take(run_id, life, stood=run_id in still)
         moved: set[str] = set()
         try:
             moved = here.store.claims.transfer(runs, here.queue, spared=spared, notes=notes)
         finally:
-            for run_id in taking - moved:
+            for run_id in ids - moved:
                 here.local.give_back(run_id)
         self.taken |= moved
         self._tell([row for row in runs if row.workflow_id in moved])
