@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,5 +180,6 @@ def _live(
     try:
         report: Report = ("ended", function(*args), tuple(PROBE.passed))
     except BaseException as error:
-        report = ("failed", f"{type(error).__name__}: {error}", tuple(PROBE.passed))
+        told = f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+        report = ("failed", told, tuple(PROBE.passed))
     leave(answer, report)

@@ -210,7 +210,7 @@ def flood(url: str) -> tuple[int, int]:
 
 @pytest.mark.slow
 def test_many_runs_share_few_threads(lives: Lives, tmp_path: Path) -> None:
-    """Three hundred runs under way need a fixed number of threads: 32 for tools, 32 of the engine, and a few."""
+    """Three hundred runs under way need a fixed number of threads: 32 for tools, 64 of the engine, and a few."""
     ended, most = lives.live(flood, f"sqlite:///{tmp_path}/runs.sqlite", ledger=tmp_path / "ledger").value
     assert ended == 300
-    assert most <= 32 + 32 + 20
+    assert most <= 32 + 64 + 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,7 +126,9 @@ def test_senders_of_two_processes_are_answered_one_after_the_other(
 
 def die_between(url: str) -> None:
     """A program that dies when a run has ended, before the next one begins."""
-    swarm, agent = program(url)
+    both = threading.Event()  # The first run ends when both are started.
+    swarm = DurableSwarm(ScriptedModel(lambda request: both.wait(60) and reply(request)), database=url)
+    agent = Agent(name="SessionWorker", functions=[work])
     advance, ended = SessionTurns.advance, []
 
     def die(turns: SessionTurns, session: str) -> None:
@@ -137,6 +140,7 @@ def die_between(url: str) -> None:
     SessionTurns.advance = die  # type: ignore[method-assign]
     session = swarm.session("between", agent)
     ended += [session.start(text, run_id=f"run-{text}") for text in ("one", "two")]
+    both.set()
     hear()
 
 

@@ -183,7 +183,7 @@ CHILD = {
 
 @pytest.mark.parametrize("child", CHILD.values(), ids=CHILD)
 def test_a_child_that_outlives_its_killed_parent_keeps_no_lock(child: str, tmp_path: Path) -> None:
-    """A fork inherits descriptors and not the name: when the parent is killed the name is free at once."""
+    """A fork inherits descriptors and not the name: when the parent is killed the name is free."""
     path = tmp_path / "lock"
     code = f"""
         import multiprocessing, os, subprocess, sys, threading, time
@@ -203,7 +203,7 @@ def test_a_child_that_outlives_its_killed_parent_keeps_no_lock(child: str, tmp_p
         parent.send_signal(signal.SIGKILL)
         parent.wait(20)
         os.killpg(parent.pid, 0)  # The child lives.
-        assert take(path) is True
+        wait_until(lambda: take(path))  # It gives the lock up when it first runs, which may be after the kill.
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.communicate()

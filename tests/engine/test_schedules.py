@@ -13,7 +13,7 @@ import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
 from durable_swarm.cli import main
-from durable_swarm.engine.records.occurrences import Timing
+from durable_swarm.engine.records.occurrences import CatchUp, Timing
 from durable_swarm.testing import ScriptedModel
 from tests.contract.helpers import user
 from tests.crash.conftest import lives
@@ -101,6 +101,21 @@ def test_a_time_comes(url: str) -> None:
         assert run.result(30).messages[-1]["content"] == "Good morning"
         soon(lambda: schedule.next is None)
         assert [one.name for one in swarm.schedules()] == ["morning"]
+
+
+@pytest.mark.parametrize(
+    ("ago", "catch_up", "begins"),
+    [(0.5, "skip", True), (7200, "one", True), (7200, "all", True), (7200, "skip", False)],
+)
+def test_a_time_that_has_passed_begins_once(url: str, ago: float, catch_up: CatchUp, begins: bool) -> None:
+    """A schedule may be made after its time: its run begins at once, or never if it is missed and such are skipped."""
+    agent = Agent(name=unique())
+    with DurableSwarm(ScriptedModel(lambda _: "Good morning"), database=url) as swarm:
+        at = datetime.now(UTC) - timedelta(seconds=ago)
+        for _ in range(2):  # Made again, it is the same.
+            schedule = swarm.schedule("morning", agent, user("Report"), at=at, catch_up=catch_up)
+            soon(lambda schedule=schedule: schedule.next is None)
+            assert [run.result(30).messages[-1]["content"] for run in schedule.runs()] == ["Good morning"] * begins
 
 
 def test_it_is_kept_paused_and_deleted(url: str) -> None:

@@ -96,6 +96,10 @@ class Timing:
             while True:
                 yield times.get_next(datetime).astimezone(UTC)
 
+    def first(self, made: datetime) -> datetime | None:
+        """Return the first occurrence of a schedule made at a moment: `at`, though it may have passed by then."""
+        return self.next_after(made) if self.at is None else datetime.fromisoformat(self.at)
+
     def next_after(self, moment: datetime) -> datetime | None:
         """Return the first occurrence after a moment, or None."""
         return next(self.after(moment), None)

@@ -61,7 +61,7 @@ class Schedules(OwnTable):
         rows, found = self._rows, self.found(name)
         values: dict[str, Any] = {"swarm": swarm, "agent": agent, "stored": json.dumps(stored)}
         if found is None or not found.timing.same_as(timing):
-            values |= {"timing": json.dumps(timing.record()), "next_at": _stored(timing.next_after(moment(now())))}
+            values |= {"timing": json.dumps(timing.record()), "next_at": _stored(timing.first(moment(now())))}
         with reporting_errors(self._url), self._engine.begin() as connection:
             if found is None:
                 fresh = rows.insert().values(name=name, paused=False, created_at=now(), **values)
