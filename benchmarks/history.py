@@ -21,7 +21,7 @@ from typing import Any
 
 import openai
 
-from durable_swarm import Agent, DurableSwarm, step
+from durable_swarm import Agent, DurableSwarm, Limits, step
 
 SERVER = """
 import socket, json
@@ -63,15 +63,17 @@ async def stamp_async(number: int) -> str:
 stamp_async.__name__ = "stamp"  # The tool that the server's answers call.
 
 
-class TimedOpenAI(openai.OpenAI):
-    """The official client, noting how long each request took."""
+def timed_client(base: str) -> openai.OpenAI:
+    """Return the official client, which notes how long each request took, without what `create` does before it."""
 
-    def post(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the request and note its time, without what `create` does before it."""
-        begun = time.perf_counter()
-        answer = super().post(*args, **kwargs)
-        ASKED.append(time.perf_counter() - begun)
-        return answer
+    def note(response: Any) -> None:
+        ASKED.append(time.perf_counter() - response.request.extensions["begun"])
+
+    def begin(request: Any) -> None:
+        request.extensions["begun"] = time.perf_counter()
+
+    connections = openai.DefaultHttpxClient(event_hooks={"request": [begin], "response": [note]})
+    return openai.OpenAI(base_url=base, api_key="sk-none", http_client=connections)
 
 
 def plain(client: openai.OpenAI, turns: int) -> list[float]:
@@ -98,7 +100,8 @@ def durable(swarm: DurableSwarm, turns: int) -> tuple[list[float], list[float]]:
     """Run the same durably; gives the seconds of each turn, and of the request in it."""
     MARKS.clear()
     ASKED.clear()
-    swarm.run(stamper(step(stamp)), USER, max_turns=2 * turns)
+    limits = Limits(requests=turns + 1)
+    swarm.run(stamper(step(stamp)), USER, max_turns=2 * turns, limits=limits)
     return [after - before for before, after in itertools.pairwise(MARKS)], ASKED[1:]
 
 
@@ -133,7 +136,7 @@ def main() -> None:
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     base = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
-    client = TimedOpenAI(base_url=base, api_key="sk-none")
+    client = timed_client(base)
     turns, rows = 410, []
     with tempfile.TemporaryDirectory() as folder:
         url = options.database or f"sqlite:///{Path(folder) / 'bench.sqlite'}"

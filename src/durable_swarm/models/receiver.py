@@ -17,8 +17,10 @@ from durable_swarm.awaitables import is_async
 from durable_swarm.models.reply import Answer, read_message
 from durable_swarm.models.stream import ReplyBuilder, whole
 
-EAGER, SELDOM = 8, 25
-"""Yield to other tasks after each of the first `EAGER` chunks, then after every `SELDOM`-th."""
+FIRST, EAGER, SELDOM = 4, 8, 25
+"""Pause after each of the first `FIRST` chunks; yield to others after each of `EAGER`, then after every `SELDOM`-th."""
+PAUSE = 0.001
+"""Seconds of a pause. A reader in another thread gets its turn then, not only when this thread must let it run."""
 
 
 _marks: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
@@ -139,8 +141,8 @@ class StreamReceiver:
         pieces = ReplyBuilder()
         try:
             for chunk in stream:
-                if self._take(pieces, chunk):
-                    time.sleep(0)
+                if (pause := self._take(pieces, chunk)) is not None:
+                    time.sleep(pause)
         finally:
             # An error of the stream says more than the error of closing it.
             with contextlib.suppress(Exception):
@@ -151,8 +153,8 @@ class StreamReceiver:
         pieces = ReplyBuilder()
         try:
             async for chunk in stream:
-                if self._take(pieces, chunk):
-                    await asyncio.sleep(0)
+                if (pause := self._take(pieces, chunk)) is not None:
+                    await asyncio.sleep(pause)
         finally:
             with contextlib.suppress(Exception):
                 closed = _closing(stream)()
@@ -166,14 +168,16 @@ class StreamReceiver:
             self._shown.delta(rest)
         return answer
 
-    def _take(self, pieces: ReplyBuilder, chunk: Any) -> bool:
-        """Add a chunk; return True if its reader should now get a turn, since available chunks leave it none."""
+    def _take(self, pieces: ReplyBuilder, chunk: Any) -> float | None:
+        """Add a chunk; return the seconds for which its reader should now get a turn: chunks at hand leave it none."""
         delta = pieces.add(chunk)
         if delta is None:
-            return False
+            return None
         self._shown.delta(delta)
         self._count += 1
-        return self._count <= EAGER or self._count % SELDOM == 0
+        if self._count <= FIRST:
+            return PAUSE
+        return 0 if self._count <= EAGER or self._count % SELDOM == 0 else None
 
 
 def is_stream(begun: Any, way: str) -> bool:
