@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy
 
-from durable_swarm import Agent, DurableSwarm, step
+from durable_swarm import Agent, DurableSwarm, Limits, step
 from durable_swarm.testing import ScriptedModel, call
 
 USER = [{"role": "user", "content": "Go on until you are done."}]
@@ -54,11 +54,11 @@ def measure(url: str, tool: Any, turns: int) -> tuple[float, float]:
     runs = 10
     with DurableSwarm(scripted(turns), database=url) as swarm:
         agent = Agent(name="Stamper", functions=[tool])
-        swarm.run(agent, USER)
+        swarm.run(agent, USER, limits=Limits(requests=turns + 1))
         engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
         before = size(engine)
         for _ in range(runs):
-            response = swarm.run(agent, USER)
+            response = swarm.run(agent, USER, limits=Limits(requests=turns + 1))
         after = size(engine)
         engine.dispose()
     messages = sum(len(json.dumps(message)) for message in response.messages)
