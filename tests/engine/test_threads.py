@@ -20,6 +20,8 @@ from tests.engine.helpers import PATIENCE, unique, user, wait_until
 
 MANY = CROWD + 8
 """How many tools wait at once: more than any pool of threads here keeps."""
+CROWDED = 4 * PATIENCE
+"""Seconds for twice as many threads to meet: under load they took longer than others wait."""
 
 
 def leaf() -> str:
@@ -132,14 +134,14 @@ def test_tools_of_queued_runs_that_wait_starve_nobody(make: Make) -> None:
 
     def delegate() -> str:
         """Have a helper do it, when all are there."""
-        hurdle.wait(PATIENCE)
-        return last_tool(swarms[0].start(helper, user("sub")).result(PATIENCE))
+        hurdle.wait(CROWDED)
+        return last_tool(swarms[0].start(helper, user("sub")).result(CROWDED))
 
     boss = Agent(name=unique("Boss"), functions=[delegate])
     for swarm in swarms:
         swarm.serve(CROWD)
     runs = [swarm.start(boss, user(), queue=True) for swarm in swarms for _ in range(CROWD)]
-    assert [last_tool(run.result(PATIENCE)) for run in runs] == ["leaf"] * 2 * CROWD
+    assert [last_tool(run.result(CROWDED)) for run in runs] == ["leaf"] * 2 * CROWD
 
 
 def asks() -> str:
