@@ -75,8 +75,21 @@ def is_closed(slow: socket.socket) -> bool:
     return False
 
 
-@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"])
-def test_half_a_head_is_not_waited_for(port: int, first: bytes) -> None:
+HALF_A_HEAD = b"GET / HTTP/1.1\r\nx: "
+HALF_A_BODY = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("half", "first"),
+    [
+        (HALF_A_HEAD, b""),
+        (HALF_A_HEAD, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"),
+        (HALF_A_BODY, b""),
+        (HALF_A_BODY, b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nab"),
+    ],
+    ids=["head", "head after a request", "body", "body after a request"],
+)
+def test_half_a_request_is_not_waited_for(port: int, half: bytes, first: bytes) -> None:
     """A connection on which a request begins and does not go on is closed, also after a request that was answered."""
     with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
         slow.sendall(first)
@@ -84,20 +97,7 @@ def test_half_a_head_is_not_waited_for(port: int, first: bytes) -> None:
             answer = b""
             while not answer.endswith(b"ok"):
                 answer += slow.recv(4096)
-        slow.sendall(b"GET / HTTP/1.1\r\nx: ")
-        assert is_closed(slow)
-
-
-@pytest.mark.parametrize("first", [b"", b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nab"])
-def test_half_a_body_is_not_waited_for(port: int, first: bytes) -> None:
-    """A body that comes byte by byte ends the connection, also after a request with one that was answered."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
-        slow.sendall(first)
-        if first:
-            answer = b""
-            while not answer.endswith(b"ok"):
-                answer += slow.recv(4096)
-        slow.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n")
+        slow.sendall(half)
         assert is_closed(slow)
 
 
