@@ -7,17 +7,17 @@ and raises its error or waits for the database. So these writes have no errors o
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import ColumnElement, bindparam, exists, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm.engine.backend.launch import Layout
-from durable_swarm.engine.database.connection import for_one_statement
+from durable_swarm.engine.database.connection import for_one_statement, insert_into
 from durable_swarm.engine.database.prepared import Prepared
 from durable_swarm.engine.database.together import Together, Write
 
@@ -99,7 +99,7 @@ class _Statements:
         self._steps, self._outputs = tables.operation_outputs, tables.workflow_output
         self._engine, self._schemas = layout.engine, layout.schemas
         self._lite = self._engine.dialect.name == "sqlite"
-        self._insert: Any = (sqlite if self._lite else postgresql).insert
+        self._insert: Any = functools.partial(insert_into, self._engine)
 
     def step(self) -> Prepared:
         """Return the insert of a step, if its workflow's owner is `owner`."""

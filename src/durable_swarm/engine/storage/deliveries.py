@@ -15,9 +15,9 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Integer, Text, column, literal, select, table, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
+from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
@@ -111,7 +111,7 @@ class Deliveries(OwnTable):
             return at
 
     def _insert(self) -> Any:
-        return (sqlite if self._lite else postgresql).insert(self._rows)
+        return insert_into(self._engine, self._rows)
 
     def _ended(self, url: str, swarm: str, events: list[str], since: int) -> Iterator[tuple[str, str, str, int]]:
         runs, told = self._runs.c, self._rows.alias()

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Self
 
 import sqlalchemy
 from sqlalchemy import JSON, Column, ColumnElement, Connection, Index, Text, column, select, table
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
+from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
-from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.storage.own_table import OwnTable
@@ -78,7 +78,7 @@ class Family(OwnTable):
 
     def add(self, link: ChildLink) -> None:
         """Store who starts a run, before the run itself is recorded. The first one to start it counts."""
-        insert = (sqlite if is_sqlite(self._url) else postgresql).insert(self._rows)
+        insert = insert_into(self._engine, self._rows)
         values = {"run_id": link.run_id, "parent": link.parent, "root": link.root, "call": link.call}
         self.create()
         with reporting_errors(self._url), self._engine.begin() as connection:

@@ -11,11 +11,11 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Integer, Text, delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
+from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
-from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import now
 
@@ -70,7 +70,7 @@ class ProcessTable(OwnTable):
         )
         names = ("name", "host", "pid", "version", "started_at", "seen_at")
         values = {**{name: getattr(facts, name) for name in names}, "facts": served}
-        insert = (sqlite if is_sqlite(self._url) else postgresql).insert(rows).values(values)
+        insert = insert_into(self._engine, rows).values(values)
         with reporting_errors(self._url), self._engine.begin() as connection:
             connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
             connection.execute(delete(rows).where(rows.c.seen_at < now() - KEPT))

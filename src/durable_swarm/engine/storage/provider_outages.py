@@ -28,10 +28,9 @@ from sqlalchemy import (
     table,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
-from durable_swarm.engine.database.connection import for_one_statement
+from durable_swarm.engine.database.connection import for_one_statement, insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
@@ -161,7 +160,7 @@ class ProviderOutages(OwnTable):
         first = round(1000 * (_pause(1, 1) if failure.retry_after is None else failure.retry_after))
         plan = {"next_at": at + first, "planned_at": at}
         values = {"model": provider.model, "since": at, **plan, "failures": 1, "elected": ""}
-        insert = (sqlite if self._lite else postgresql).insert(rows)
+        insert = insert_into(self._engine, rows)
         new = insert.values(key=provider.key, **values, reason=failure.reason, status=failure.status)
         later = {**plan, "reason": failure.reason, "status": failure.status}
         wished = new.on_conflict_do_update(

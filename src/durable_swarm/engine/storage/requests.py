@@ -17,10 +17,11 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Index, Text, column, func, or_, select, table, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import dumps, storable
+from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
@@ -129,7 +130,7 @@ class Inbox(OwnTable):
         lasting = asked.timeout is None or asked.timeout > LONGEST
         expires = None if lasting else at + round((asked.timeout or 0) * 1000)
         rows = self._rows
-        insert = (sqlite if self._lite else postgresql).insert(rows).values(
+        insert = insert_into(self._engine, rows).values(
             id=asked.id, run_id=asked.run_id, call=asked.call, kind=asked.kind, state="open", swarm=swarm,
             request=stored, created_at=at, expires_at=expires,
         )  # fmt: skip
@@ -231,7 +232,7 @@ class Inbox(OwnTable):
         Raises `AlreadyAnswered`, `ConfigurationError`.
         """
         request_id, rows = TOKEN + token, self._rows
-        early = (sqlite if self._lite else postgresql).insert(rows).values(
+        early = insert_into(self._engine, rows).values(
             id=request_id, run_id="", call="", kind="result", state="open", swarm=swarm, created_at=now()
         )  # fmt: skip
         self.create()

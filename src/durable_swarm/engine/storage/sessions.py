@@ -15,11 +15,11 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import JSON, BigInteger, Column, Connection, Index, Integer, Text, column, func, select, table, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
 from durable_swarm import errors
 from durable_swarm.codec import dumps, storable
+from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
@@ -277,7 +277,7 @@ class Sessions(OwnTable):
                 "context": self._closed(sent.swarm, sent.session, sent.context),
             }
             values |= {"last": 0, "created_at": now(), "updated_at": now()}
-            new = (sqlite if self._lite else postgresql).insert(self._rows).values(**values)
+            new = insert_into(self._engine, self._rows).values(**values)
             connection.execute(new.on_conflict_do_nothing())
             state = self._locked(connection, sent.session)  # Another process may have made it first.
         if state is None:
@@ -417,7 +417,7 @@ class Sessions(OwnTable):
         same = [sqlalchemy.literal(session), *[places.c[name] for name in columns[1:]]]
         with self._writing() as connection:
             self._locked(connection, state.id)
-            new = (sqlite if self._lite else postgresql).insert(rows).values(**values).on_conflict_do_nothing()
+            new = insert_into(self._engine, rows).values(**values).on_conflict_do_nothing()
             # psycopg drops the row count of an INSERT unless it is asked to keep it.
             if connection.execute(new.execution_options(preserve_rowcount=True)).rowcount != 1:
                 raise errors.RunConflict(f"session {session!r} exists already; give the fork another id")
