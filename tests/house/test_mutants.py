@@ -1,4 +1,4 @@
-"""The wrong engines of `faults/mutants.py` can still be made."""
+"""The wrong engines of `faults/mutants/` can still be made."""
 
 from __future__ import annotations
 
