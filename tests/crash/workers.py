@@ -154,10 +154,11 @@ class Workers:
         return any(fell <= first.at and fell - 1 <= event.at <= woke + HURRY for fell, woke in naps)
 
 
-def enqueue(swarm: DurableSwarm, count: int) -> list[Run]:
-    """Queue so many runs, in a program that has no agent."""
+def enqueue(swarm: DurableSwarm, count: int, first: int = 0) -> list[Run]:
+    """Queue so many runs, numbered from `first` on, in a program that has no agent."""
     return [
-        swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id=f"r{number}") for number in range(count)
+        swarm.enqueue("Clerk", [{"role": "user", "content": "Go."}], run_id=f"r{number}")
+        for number in range(first, first + count)
     ]
 
 

@@ -71,7 +71,8 @@ def test_what_waited_for_a_person_is_made_once(kind: Callable[[Desk], Any], make
     """A run that is cancelled and resumed while it waits has one execution that goes on with the answer."""
     desk = Desk()
     swarm = make_anywhere(ScriptedModel(lambda request: _reply(request, [("refund", {})])))
-    run = swarm.start(Agent(name=unique(), functions=[kind(desk)]), user())
+    clerk = Agent(name=unique(), functions=[kind(desk)])
+    run = swarm.start(clerk, user())
     wait_until(run.requests)
     cancel_and_resume(run)
     wait_until(run.requests)
@@ -134,8 +135,11 @@ def test_a_step_of_a_tool_is_made_by_one(make: Make) -> None:
         desk.wait()
         return pay()
 
-    swarm = make(ScriptedModel(lambda request: _reply(request, [("work", {})])))
-    run = swarm.start(Agent(name=unique(), functions=[work]), user(), run_id="r")
+    clerk, swarm = (
+        Agent(name=unique(), functions=[work]),
+        make(ScriptedModel(lambda request: _reply(request, [("work", {})]))),
+    )
+    run = swarm.start(clerk, user(), run_id="r")
     wait_until(lambda: desk.came == 1)
     cancel_and_resume(run)
     wait_until(lambda: desk.came == 2)

@@ -119,9 +119,9 @@ def test_one_run_asks_for_all(released: bool, make_anywhere: Make, monkeypatch: 
 
 def test_patience_ends(make_anywhere: Make) -> None:
     """A run that has waited as long as it was told fails with how long that was, and `resume` continues it."""
-    model = Provided()
+    model, agent = Provided(), Agent(name=unique())
     swarm = make_anywhere(model, provider_patience=FAR)
-    run = swarm.start(Agent(name=unique()), user(), provider_patience=0.3)
+    run = swarm.start(agent, user(), provider_patience=0.3)
     with pytest.raises(ModelError, match=r"was away for \d+ s.*provider_patience.*rate limit reached") as caught:
         run.result(PATIENCE)
     assert caught.value.status == 429
@@ -192,9 +192,9 @@ def test_a_waiting_run_can_be_cancelled(released: bool, make: Make, monkeypatch:
     """A run that waits for its provider is cancelled at once, wherever it is; resumed, it waits anew."""
     if released:
         monkeypatch.setattr(waiting, "COROUTINES", 0)
-    model = Provided()
+    model, agent = Provided(), Agent(name=unique())
     swarm = make(model)
-    run = swarm.start(Agent(name=unique()), user())
+    run = swarm.start(agent, user())
     wait_until(lambda: waits(run))
     run.cancel()
     with pytest.raises(RunCancelled):

@@ -41,7 +41,7 @@ def serve_queue(
 
 
 def limit_queue(queue: Any, most: int, executing: int) -> None:
-    """Limit the queue so that this process executes at most `most` runs at once, over all its queues."""
+    """Limit the queue so that this process executes at most `most` of its swarm's runs at once, of `executing` now."""
     active = instance()._active_workflows_set.count_for_queue(queue.name) if launched() else 0
     queue._worker_concurrency = max(0, most - max(0, executing - active))
 

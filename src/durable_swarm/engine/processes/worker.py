@@ -70,10 +70,11 @@ class QueueWorker:
 
     def look(self) -> None:
         """Begin fewer runs from the queues while more come from elsewhere, or while runs cannot continue here."""
-        for queue, concurrency in list(self._served.values()):
+        for swarm, (queue, concurrency) in list(self._served.items()):
             suspended_on = time.monotonic() < self._until or self._process.trials.is_alone
             most = 0 if suspended_on else concurrency
-            queues.limit_queue(queue, most, len(self._process.local.executions))
+            executing = sum(run.swarm.name == swarm.name for run in list(self._process.local.executions.values()))
+            queues.limit_queue(queue, most, executing)
 
     def back_off(self) -> None:
         """Back off, longer each time: a run cannot continue here, and more may follow."""
