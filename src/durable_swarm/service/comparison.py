@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm import codec
+from durable_swarm.display import as_call
 from durable_swarm.runs import StepInfo, without_answer
 from durable_swarm.service.views import RunDetail
 from durable_swarm.types import Message
@@ -103,7 +104,7 @@ def _lines(step: StepInfo) -> Iterator[str]:
     if step.kind == "model" and isinstance(step.output, dict):
         yield from (f"{name}: {line}" for line in _text(step.output.get("content") or "").splitlines())
         for call in step.output.get("tool_calls") or []:
-            yield f"{name} calls {call['function']['name']}({call['function']['arguments']})"
+            yield f"{name} calls {as_call(call['function']['name'], call['function']['arguments'])}"
     elif step.status == "running":
         yield f"{name} is in progress"
     else:

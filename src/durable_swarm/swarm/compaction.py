@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from durable_swarm.codec import dumps
+from durable_swarm.display import as_call
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.fields import named_fields
 from durable_swarm.types import Message
@@ -158,5 +159,5 @@ def _line(message: Message) -> str:
     said = message.get("content")
     text = said if isinstance(said, str) else "" if said is None else dumps(said)
     calls = [call.get("function", {}) for call in message.get("tool_calls") or []]
-    made = [f"[calls {call.get('name')}({call.get('arguments')})]" for call in calls]
+    made = [f"[calls {as_call(str(call.get('name')), call.get('arguments'))}]" for call in calls]
     return f"{who}: {' '.join(part for part in (text, *made) if part)}"
