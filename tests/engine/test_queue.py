@@ -324,28 +324,6 @@ def _call_of(request: Any) -> Any:
     return "hold" if said == "hold" else ("visit", {"who": said})
 
 
-def test_a_swarm_that_is_full_leaves_the_others_their_places(make: Make) -> None:
-    """Of two swarms that a process serves, each executes as many runs as it may, however many the other executes."""
-    full, other, gate = unique("s"), unique("s"), threading.Event()
-
-    def wait() -> str:
-        """Wait."""
-        assert gate.wait(PATIENCE)
-        return "waited"
-
-    agent = Agent(name=unique(), functions=[wait])
-    swarms = [make(ScriptedModel([["wait"], "Done."]), name=name) for name in (full, other)]
-    for swarm in swarms:
-        swarm.serve(1)
-    busy = swarms[0].start(agent, user(), queue=True)
-    wait_until(lambda: busy.id in here.current().local.executions)
-    here.current().working.look()
-    second = swarms[1].start(agent, user(), queue=True)
-    wait_until(lambda: second.id in here.current().local.executions)
-    gate.set()
-    assert [run.result(PATIENCE).messages[-1]["content"] for run in (busy, second)] == ["Done."] * 2
-
-
 def test_a_process_that_stops_takes_nothing_over(make: Make, url: str) -> None:
     """Who drains looks on no more: what is woken then goes to processes that stay."""
     swarm, name = make(ScriptedModel([])), unique()

@@ -14,6 +14,7 @@ import pytest
 
 from durable_swarm import Agent, DurableSwarm, Swarm, ask_human, tool
 from durable_swarm.background import CROWD
+from durable_swarm.engine.processes import here
 from durable_swarm.testing import AsyncScriptedModel, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, unique, user, wait_until
@@ -142,6 +143,28 @@ def test_tools_of_queued_runs_that_wait_starve_nobody(make: Make) -> None:
         swarm.serve(CROWD)
     runs = [swarm.start(boss, user(), queue=True) for swarm in swarms for _ in range(CROWD)]
     assert [last_tool(run.result(CROWDED)) for run in runs] == ["leaf"] * 2 * CROWD
+
+
+def test_a_swarm_that_is_full_leaves_the_others_their_places(make: Make) -> None:
+    """Of two swarms that a process serves, each executes as many runs as it may, however many the other executes."""
+    full, other, gate = unique("s"), unique("s"), threading.Event()
+
+    def wait() -> str:
+        """Wait."""
+        assert gate.wait(PATIENCE)
+        return "waited"
+
+    agent = Agent(name=unique(), functions=[wait])
+    swarms = [make(ScriptedModel([["wait"], "Done."]), name=name) for name in (full, other)]
+    for swarm in swarms:
+        swarm.serve(1)
+    busy = swarms[0].start(agent, user(), queue=True)
+    wait_until(lambda: busy.id in here.current().local.executions)
+    here.current().working.look()
+    second = swarms[1].start(agent, user(), queue=True)
+    wait_until(lambda: second.id in here.current().local.executions)
+    gate.set()
+    assert [run.result(PATIENCE).messages[-1]["content"] for run in (busy, second)] == ["Done."] * 2
 
 
 def asks() -> str:
