@@ -10,7 +10,8 @@ from typing import Any
 from durable_swarm.engine.history.export import Exported
 from durable_swarm.engine.history.export_redaction import Redact, redacted
 from durable_swarm.errors import AmbiguousAgent, ConfigurationError, ReplayMismatch
-from durable_swarm.testing.replay import GOLDEN, VERSION, Recording, Replaying, document, replay
+from durable_swarm.testing.recording import GOLDEN, VERSION, Recording, document
+from durable_swarm.testing.replay import Replaying, replay
 
 
 def record_golden(
