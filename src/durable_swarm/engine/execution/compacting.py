@@ -11,12 +11,12 @@ from durable_swarm import codec
 from durable_swarm.concurrency import LoopRuntime, Runtime, in_thread
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.execution.performer import Durable
-from durable_swarm.engine.execution.publisher import now
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.compactions import CompactionPlan, Summary, read_summary, summary_record
 from durable_swarm.engine.signals import RunHeld
 from durable_swarm.engine.storage.ledger import BEFORE_TURNS
+from durable_swarm.engine.storage.ownership import now
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.models.call import Gate, ModelCall
 from durable_swarm.models.client import client_for

@@ -30,13 +30,13 @@ from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.guard_steps import GuardSteps
 from durable_swarm.engine.execution.limit_requests import LimitRequests
 from durable_swarm.engine.execution.provider_waits import PatientCall, ProviderWaits
-from durable_swarm.engine.execution.publisher import now
 from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
 from durable_swarm.engine.records import names, runs
 from durable_swarm.engine.records.agent_versions import Answered, changed, mark
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.signals import RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.messages import Messages
+from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.provider_outages import Provider
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.run_state import BY_TOOL
