@@ -260,7 +260,7 @@ EXECUTED = [
     Mutant(
         "live-context-for-all",
         "calls made together see nothing of each other's changes, in memory too",
-        "swarm/memory.py",
+        "swarm/memory_performer.py",
         "change, context = Change.watch(effect.context, is_stored=False)",
         "change, context = Change.watch(effect.context, is_stored=False)[0], effect.context",
         ("tests/contract/test_changes.py",),

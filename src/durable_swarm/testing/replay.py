@@ -16,20 +16,7 @@ from durable_swarm import agents, codec
 from durable_swarm.concurrency import BlockingRuntime, finish
 from durable_swarm.errors import ConfigurationError, InvalidOutput, ReplayMismatch, UnknownAgent
 from durable_swarm.guardrails import guarded_turns
-from durable_swarm.loop import (
-    NOT_MADE,
-    Ask,
-    Call,
-    Close,
-    Effect,
-    Ending,
-    Guard,
-    Outcome,
-    Reply,
-    Verdict,
-    drive,
-    known,
-)
+from durable_swarm.loop import NOT_MADE, Ask, Call, Close, Effect, Ending, Guard, Outcome, Reply, Verdict, drive, known
 from durable_swarm.models.call import ModelCall, complete
 from durable_swarm.models.choice import choose_model
 from durable_swarm.models.client import Clients
