@@ -16,21 +16,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from durable_swarm import agents, codec, errors
-from durable_swarm.concurrency import (
-    CallerThreadExecutor,
-    LoopRuntime,
-    Runtime,
-    beside,
-    in_thread,
-)
-from durable_swarm.engine.execution.child_calls import CallGuard, ToolCall
-from durable_swarm.engine.execution.colours import Colour, InThread, OnEventLoop
+from durable_swarm.concurrency import LoopRuntime, Runtime, in_thread
+from durable_swarm.engine.execution.colours import Colour
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.guard_steps import GuardSteps
 from durable_swarm.engine.execution.limit_requests import LimitRequests
 from durable_swarm.engine.execution.provider_waits import PatientCall, ProviderWaits
-from durable_swarm.engine.execution.tool_call import CallRequests, ToolCallExecution
+from durable_swarm.engine.execution.tool_batch import CallServices, ToolBatch
 from durable_swarm.engine.records import names, runs
 from durable_swarm.engine.records.agent_versions import Answered, changed, mark
 from durable_swarm.engine.records.base import Record
@@ -41,7 +34,7 @@ from durable_swarm.engine.storage.provider_outages import Provider
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.run_state import BY_TOOL
 from durable_swarm.guardrails import output_guardrails
-from durable_swarm.loop import NOT_MADE, Ask, Call, CallAll, Effect, Guard, Outcome, Reply, absorb
+from durable_swarm.loop import Ask, CallAll, Effect, Guard, Outcome, Reply
 from durable_swarm.models.call import Completion, Gate, ModelCall, complete
 from durable_swarm.models.choice import ModelChoice, choose_model
 from durable_swarm.models.client import client_for, provider_of
@@ -49,10 +42,9 @@ from durable_swarm.models.memo import Memo
 from durable_swarm.models.prices import cost_of, refuse_unpriced
 from durable_swarm.models.verdict import judge
 from durable_swarm.observing import executing
-from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
+from durable_swarm.tools.batch import runs_together
 from durable_swarm.tools.calls import load_tools, plan_calls, written_call
-from durable_swarm.tools.changes import warn_of_lost_updates
-from durable_swarm.tools.repeats import failing_in_a_row, same_before
+from durable_swarm.tools.repeats import failing_in_a_row
 from durable_swarm.types import Block, Message
 
 REFUSED = (401, 403)
@@ -67,18 +59,11 @@ class Durable:
 
     run: Execution
     colour: Colour
-    on_loop: Callable[[Execution], Colour]
-    """Returns the colour for a batch that runs concurrently beside a blocked thread."""
-    place_call: Callable[[str, ToolCall], None]
-    """Places an undecorated tool call where its child workflow finds it."""
+    calls: CallServices
     still_wanted: Callable[[Execution], None]
     """Stops an execution that is over: the process's engine was closed, or a later execution owns the run."""
-    trials: CallGuard
-    """Counts the calls that are executed again after a crash."""
     mailbox: Messages
     rates: Rates
-    people: Callable[[ToolCall, str], CallRequests]
-    """Returns the handler of the requests of a tool call."""
     more: LimitRequests
     """Asks for more of what a limit permits."""
     accepted: Callable[[str], str | None]
@@ -94,7 +79,7 @@ class Durable:
     """The limit that did not permit a tool call, so that the next model call is the run's last."""
 
     def __post_init__(self) -> None:
-        self.guards = GuardSteps(self.run, self.agent, self.trials)
+        self.guards = GuardSteps(self.run, self.agent, self.calls.trials)
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
         self.still_wanted(self.run)
@@ -191,7 +176,7 @@ class Durable:
         call = self.providers.call(self.run, Provider(provider_of(client), model), step, turn, waits)
 
         async def attempt() -> T:
-            async with reserved(), self.trials.execution(f"{self.run.run_id}/{turn}", waits):
+            async with reserved(), self.calls.trials.execution(f"{self.run.run_id}/{turn}", waits):
                 with users_code(step), self.run.budget.work.working():
                     return await ask(_Gate(self, call, waits))
 
@@ -363,93 +348,11 @@ class Durable:
         # Looked up once, because a handoff in the batch may bring another agent of the same name.
         agent = self.agent(effect.agent)
         await self._load(agent, self.colour.waits)
-        if not effect.together:
-            return await self._in_order(agent, effect)
-        if isinstance(self.colour, InThread):
-            outcomes = self._beside(agent, effect)
-        else:
-            outcomes = await call_together(effect.calls, self._maker(agent, effect, self.colour))
-        run = self.run
-        if any(run.feed.has_stamped(names.call_key(run.run_id, effect.turn, call.index)) for call in effect.calls):
-            warn_of_lost_updates(run.run_id, effect.calls, outcomes)
-        return outcomes
-
-    def _beside(self, agent: Any, effect: CallAll) -> list[Outcome]:
-        """Run the batch on the background loop, while this thread makes the calls of plain functions."""
-        home = CallerThreadExecutor()
-        self.run.homes.append(home)
-        try:
-            return beside(
-                lambda _: call_together(effect.calls, self._maker(agent, effect, self.on_loop(self.run))), home
-            )
-        finally:
-            self.run.homes.remove(home)
-
-    def _maker(self, agent: Any, effect: CallAll, colour: Colour) -> Callable[[Call], Awaitable[Outcome]]:
-        lane = ConcurrencyLimit(self.run.swarm.tool_concurrency)
-        return lambda call: self._make(agent, effect, call, effect.context, colour, lane)
-
-    async def _in_order(self, agent: Any, effect: CallAll) -> list[Outcome]:
-        context = dict(effect.context)
-        if len(effect.calls) > 1:
-            await self._announce(agent, effect)
-
-        async def one(call: Call) -> Outcome:
-            outcome = await self._make(agent, effect, call, context, self.colour, None)
-            absorb(context, outcome)
-            return outcome
-
-        return await call_in_order(effect.calls, one)
-
-    async def _announce(self, agent: Any, effect: CallAll) -> None:
-        """Open the requests for the approval of a batch at once, though its calls are made one after the other."""
-        for call in effect.calls:
-            if call.approval:
-                key = names.call_key(self.run.run_id, effect.turn, call.index)
-                made = self._call(agent, effect, call, effect.context, None)
-                await ToolCallExecution(made, key, None, self.colour.waits, self.people(made, key)).announce()
-
-    def _call(
-        self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], lane: ConcurrencyLimit | None
-    ) -> ToolCall:
         attempt = 2 if self.run.recovered and self.replayed else 1
-        new = effect.history[len(self.run.start.messages) :] if call.approval else []
-        same = same_before(new, call.index) if call.approval else None
-        position = sum(other.plan not in NOT_MADE for other in effect.calls[: call.index])
-        refused = partial(self.run.budget.refused_call, effect.turn, position)
-        return ToolCall(self.run, agent, effect.turn, call, context, attempt, lane, self.trials, refused, same)
-
-    async def _alone(self, made: ToolCall, key: str, waits: Runtime) -> Record:
-        return await ToolCallExecution(made, key, None, waits, self.people(made, key)).record()
-
-    async def _make(
-        self,
-        agent: Any,
-        effect: CallAll,
-        call: Call,
-        context: dict[str, Any],
-        colour: Colour,
-        lane: ConcurrencyLimit | None,
-    ) -> Outcome:
-        """Make one tool call as planned."""
-        if call.plan == "tell":
-            return Outcome(call.text)
-        run, key = self.run, names.call_key(self.run.run_id, effect.turn, call.index)
-        made, started = self._call(agent, effect, call, context, lane), time.time()
-        counted = contextlib.nullcontext() if made.attempt == 1 else self.trials.until_recorded(key)
-        with engines_code(f"tool call {key!r}"), counted:
-            if call.plan == "step":
-                record = await colour.step(names.tool_step(call.tool), lambda waits: self._alone(made, key, waits))
-            else:
-                self.place_call(key, made)
-                awaited = isinstance(colour, OnEventLoop)
-                record = await (made.wait.end(lambda: colour.child(key)) if awaited else colour.child(key))
-            outcome = runs.read_outcome(record)
+        outcomes = await ToolBatch(self.calls, self.run, self.colour, agent, effect, attempt).outcomes()
+        for outcome in outcomes:
             self.finishes = outcome.limit or self.finishes
-            run.feed.returned(call.index, record)
-            if run.trace is not None:
-                run.trace.called(call, key, started, outcome.text)
-            return outcome
+        return outcomes
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from durable_swarm.engine.execution.execution import Execution, beginning_here
 from durable_swarm.engine.execution.limit_requests import LimitRequests
 from durable_swarm.engine.execution.model_memo import RunMemo
 from durable_swarm.engine.execution.performer import Durable
+from durable_swarm.engine.execution.tool_batch import CallServices
 from durable_swarm.engine.execution.tool_call import ToolCallExecution
 from durable_swarm.engine.execution.tool_steps import StepRecorder
 from durable_swarm.engine.history.projection import Row, numbers_in
@@ -123,13 +124,10 @@ async def _performed(process: Process, run: Execution, colour: Callable[[Executi
         performer = Durable(
             run,
             colour(run),
-            _on_loop,
-            process.desk.put,
+            CallServices(_on_loop, process.desk.put, process.trials, process.at_call),
             process.still_wanted,
-            process.trials,
             process.store.mailbox,
             process.rates,
-            process.at_call,
             LimitRequests(process.store.inbox, process.room),
             process.store.accepted,
             process.providers,
