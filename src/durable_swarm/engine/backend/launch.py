@@ -1,4 +1,4 @@
-"""The launched DBOS of this process, its database, and its serializer."""
+"""Launches the DBOS of this process, and finds the one that is launched: its database, and its serializer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy
-from dbos import (
-    DBOSPortableJSONSerializer,
-    _dbos,
-    _schemas,
-)
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, _dbos, _schemas
 
-from durable_swarm.engine.database import urls
+from durable_swarm.engine.backend import patches, pools
+from durable_swarm.engine.database import diagnosis, urls
+from durable_swarm.engine.records import names
 
 JSON = DBOSPortableJSONSerializer()
 POLL = 0.02
@@ -31,6 +29,31 @@ def launched() -> bool:
 
 LATE = launched()
 """True if this package was imported after DBOS was launched: DBOS's own recovery then ran without our workflows."""
+
+
+def launch_dbos(url: sqlalchemy.URL, engine: sqlalchemy.Engine, executor_id: str, threads: int) -> None:
+    """Launch DBOS on a database, with at most so many threads. Raises `ConfigurationError` if that is not possible."""
+    patches.silence()
+    config: DBOSConfig = {
+        "name": "durable-swarm",
+        "system_database_url": url.render_as_string(hide_password=False),
+        "system_database_engine": engine,
+        "application_version": names.WIRE,
+        "executor_id": executor_id,
+        "serializer": JSON,
+        "log_level": "CRITICAL",
+        "max_executor_threads": threads,
+        "notification_listener_polling_interval_sec": POLL,
+    }
+    try:
+        patches.shorten_pauses()
+        DBOS(config=config)
+        with patches.recovering_nothing():
+            DBOS.launch()
+        pools.keep_apart()
+    except Exception as error:
+        DBOS.destroy()
+        raise diagnosis.unusable(url, error) from error
 
 
 def host_database() -> tuple[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dbos import DBOS, DBOSConfig, SetWorkflowAttributes, SetWorkflowID, error
+from dbos import DBOS, SetWorkflowAttributes, SetWorkflowID, error
 
 DBOSAwaitedWorkflowCancelledError = error.DBOSAwaitedWorkflowCancelledError
 DBOSBaseException = error.DBOSBaseException
@@ -13,7 +13,6 @@ __all__ = [
     "DBOS",
     "DBOSAwaitedWorkflowCancelledError",
     "DBOSBaseException",
-    "DBOSConfig",
     "DBOSUnexpectedStepError",
     "DBOSWorkflowCancelledError",
     "SetWorkflowAttributes",

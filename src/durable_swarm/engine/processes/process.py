@@ -20,9 +20,9 @@ from durable_swarm import agents, errors
 from durable_swarm.background import background, background_loop
 from durable_swarm.concurrency import running_loop
 from durable_swarm.engine.backend import admission, launch, patches, pools, queues, steps
-from durable_swarm.engine.backend.public import DBOS, DBOSConfig
+from durable_swarm.engine.backend.public import DBOS
 from durable_swarm.engine.database import connection as database_connection
-from durable_swarm.engine.database import diagnosis, urls
+from durable_swarm.engine.database import urls
 from durable_swarm.engine.database.locks import open_locks
 from durable_swarm.engine.database.outages import Outage, noted
 from durable_swarm.engine.execution.budget import budget_of
@@ -138,36 +138,13 @@ class Process:
             patches.refuse_pickle(everywhere=not self.hosted)
             steps.note_claims()
             if not self.hosted:
-                self._launch_dbos()
+                launch.launch_dbos(self.url, self.store.engine, self.identity.name, 2 * IN_THREADS)
+                self.outage.watch(self.store.engine)
             admission.install()
         except BaseException:
             patches.restore()
             locks.close()
             raise
-
-    def _launch_dbos(self) -> None:
-        patches.silence()
-        config: DBOSConfig = {
-            "name": "durable-swarm",
-            "system_database_url": self.url.render_as_string(hide_password=False),
-            "system_database_engine": self.store.engine,
-            "application_version": names.WIRE,
-            "executor_id": self.identity.name,
-            "serializer": launch.JSON,
-            "log_level": "CRITICAL",
-            "max_executor_threads": 2 * IN_THREADS,
-            "notification_listener_polling_interval_sec": launch.POLL,
-        }
-        try:
-            patches.shorten_pauses()
-            DBOS(config=config)
-            with patches.recovering_nothing():
-                DBOS.launch()
-            pools.keep_apart()
-        except Exception as error:
-            DBOS.destroy()
-            raise diagnosis.unusable(self.url, error) from error
-        self.outage.watch(self.store.engine)
 
     def close(self) -> None:
         """Release all resources. Runs in progress stay unfinished in the database."""
