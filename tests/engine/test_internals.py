@@ -16,7 +16,7 @@ from dbos import DBOSClient, _context, _core, _dbos, _queue, _serialization, _sy
 
 import durable_swarm
 from durable_swarm import Agent
-from durable_swarm.engine.backend import launch, patches, queues, steps
+from durable_swarm.engine.backend import launch, ownership, patches, queues, steps
 from durable_swarm.engine.signals import Broken, RunHeld
 from durable_swarm.engine.storage.run_state import STATES_OF
 from durable_swarm.testing import ScriptedModel
@@ -224,17 +224,17 @@ def test_who_has_lost_a_run_begins_no_step(first: bool) -> None:
 
     def goes_on() -> bool:
         looks.append("looked")
-        raise steps.OwnershipLost("r")
+        raise ownership.OwnershipLost("r")
 
     def check(*_: Any) -> str | None:
         return found[-1]
 
     database = steps._Database(SimpleNamespace(check_operation_execution=check))
-    with steps.checked_by("r", steps.OwnershipCheck(goes_on, first)):
+    with ownership.checked_by("r", ownership.OwnershipCheck(goes_on, first)):
         if not first:
             assert (database.check_operation_execution("r", 1, "step"), looks) == ("record", [])
         found.pop()
-        with pytest.raises(steps.OwnershipLost):
+        with pytest.raises(ownership.OwnershipLost):
             database.check_operation_execution("r", 1, "step")
     assert database.check_operation_execution("r", 1, "step") is None
 

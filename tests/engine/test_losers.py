@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, Run, ask_human, step, tool
-from durable_swarm.engine.backend import queues, steps
+from durable_swarm.engine.backend import ownership, queues
 from durable_swarm.engine.execution import execution
 from durable_swarm.engine.processes import here
 from durable_swarm.requests import Decision, RequestSpec
@@ -159,12 +159,12 @@ def test_who_has_lost_a_run_asks_nobody(make: Make) -> None:
     inbox = here.current().store.inbox
     asked = RequestSpec(request.id, "r", "r/0.0", "question", "Clerk", "refund", question="Other words?")
     for change in (lambda: inbox.open(asked, "", None, "another"), lambda: inbox.reopen(asked, "", "no", "another")):
-        with pytest.raises(steps.OwnershipLost):
+        with pytest.raises(ownership.OwnershipLost):
             change()
     inbox.decide(request.id, Decision("answered", value="yes"), "boss")
     owner = here.current().local.executions["r"].owner
     assert run.result(PATIENCE).messages[-1]["content"] == "Done."
-    with pytest.raises(steps.OwnershipLost):
+    with pytest.raises(ownership.OwnershipLost):
         inbox.open(asked, "", None, owner)
     assert run.requests(all=True)[0].answered_by == "boss"
 

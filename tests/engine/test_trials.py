@@ -13,7 +13,7 @@ import pytest
 
 from durable_swarm import Agent
 from durable_swarm.concurrency import LoopRuntime
-from durable_swarm.engine.backend.steps import OwnershipLost
+from durable_swarm.engine.backend.ownership import OwnershipLost
 from durable_swarm.engine.execution import crash_guard
 from durable_swarm.engine.execution.child_calls import OpenCall
 from durable_swarm.engine.execution.crash_guard import CrashLoopGuard

@@ -19,7 +19,7 @@ from durable_swarm.concurrency import in_thread, running_loop
 from durable_swarm.engine.api.live_stream import dictionaries, dictionaries_async
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.start import OpenedSwarm, RunStart
-from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend import ownership, steps
 from durable_swarm.engine.backend.admission import AlreadyRecorded, NotAdmitted, admitted_by
 from durable_swarm.engine.backend.public import SetWorkflowAttributes, SetWorkflowID
 from durable_swarm.engine.database import diagnosis
@@ -85,7 +85,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
                     raise refused(held.reason) from None
             except SQLAlchemyError as error:
                 raise diagnosis.unusable(self._open().url, error) from error
-            except steps.OwnershipLost:
+            except ownership.OwnershipLost:
                 live.lose()
             except NotAdmitted as refusal:
                 raise refusal.reason from None

@@ -1,4 +1,11 @@
-"""Launches the DBOS of this process, and finds the one that is launched: its database, and its serializer."""
+"""Launches the DBOS of this process, and finds the one that is launched: its database, and its serializer.
+
+Beyond DBOS's public interface:
+
+- `_schemas.system_database.SystemSchema`: the tables, to import runs that have ended elsewhere. DBOS has no way to do
+  so.
+- `_config`, `_sys_db.engine`: the database of a DBOS that the program launched.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Changes to DBOS itself, each with a test. They are made when a database is opened, and undone when it is closed."""
+"""Changes to DBOS itself, each with a test. They are made when a database is opened, and undone when it is closed.
+
+Beyond DBOS's public interface:
+
+- `startup_recovery_thread`: DBOS hands the unfinished runs of a process of this name to a queue that every process
+  polls, and counts each time as an attempt, of which it allows a hundred. We take over ourselves.
+- `db_retry`: DBOS's pauses after a lost connection double up to 90 s, which is too long for a run to wait.
+- `DBOSDefaultSerializer`: rows marked as pickle are unpickled with any serializer; a database must not run code.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +17,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from dbos import (
-    _dbos,
-    _serialization,
-    _sys_db,
-)
+from dbos import _dbos, _serialization, _sys_db
 
 from durable_swarm.errors import ConfigurationError
 

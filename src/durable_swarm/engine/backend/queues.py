@@ -1,14 +1,21 @@
-"""Queues that DBOS serves in this process: serving, limiting, stopping and removing them."""
+"""Queues that DBOS serves in this process: serving, limiting, stopping and removing them.
+
+Beyond DBOS's public interface:
+
+- `_register_internal_queue`: a queue in memory, served only by processes that declare it. Public queues are rows that
+  every process polls, so another program would take over runs whose agents it does not have.
+- `_active_workflows_set`, `_worker_concurrency`: DBOS limits the executions of one queue in a process; we limit those
+  of all queues.
+- `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
+  that claim runs for it have ended. A run claimed at that moment is then never started, with a warning.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from dbos import (
-    _dbos,
-    _queue,
-)
+from dbos import _dbos, _queue
 
 from durable_swarm.engine.backend.launch import instance, launched
 

@@ -1,6 +1,6 @@
-"""The parts of DBOS that this package uses beyond its public interface, each with its reason.
+"""Workflows and their steps, which DBOS executes with our view of it and of its database.
 
-`tests/engine/test_internals.py` fails when DBOS changes one of them.
+Beyond DBOS's public interface:
 
 - `decorate_workflow`, `run_step`, `run_step_async` with a `DBOS` of our own view: the public decorators write step
   results with the serializer of the program that launched DBOS, which is pickle by default. They also record the result
@@ -24,55 +24,32 @@
 - `execute_dequeued_workflow`: reports whether DBOS claims a run from the queue of workers for the first time. If so, it
   is executed in a thread where possible: on an event loop DBOS changes the thread twice for each access to the
   database.
-- `startup_recovery_thread`: DBOS hands the unfinished runs of a process of this name to a queue that every process
-  polls, and counts each time as an attempt, of which it allows a hundred. We take over ourselves.
 - `record_sleep`: the public `DBOS.sleep` cannot be interrupted.
 - `WorkflowHandleAsyncTask`: the handle that distinguishes a workflow started here from one that existed already.
 - `snapshot_step_context`: draws a step's number before anything is awaited, also where `DBOS.reserve_step` refuses
   (plain functions on a thread that has an event loop). Its `workflow_id` and `function_id` are the place of the record,
   to which an encryption binds it.
+- `db_retry`: the check of the owner is repeated after a lost connection, as DBOS's own statements are.
 - `_dbos_context_var`: a run started by a tool is an independent run; DBOS refuses a workflow inside a step.
-- `_register_internal_queue`: a queue in memory, served only by processes that declare it. Public queues are rows that
-  every process polls, so another program would take over runs whose agents it does not have.
-- `_active_workflows_set`, `_worker_concurrency`: DBOS limits the executions of one queue in a process; we limit those
-  of all queues.
-- `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
-  that claim runs for it have ended. A run claimed at that moment is then never started, with a warning.
-- `_schemas.system_database.SystemSchema`: the tables, to import runs that have ended elsewhere. DBOS has no way to do
-  so.
-- `_config`, `_sys_db.engine`: the database of a DBOS that the program launched.
-- `db_retry`: DBOS's pauses after a lost connection double up to 90 s, which is too long for a run to wait.
-- `DBOSDefaultSerializer`: rows marked as pickle are unpickled with any serializer; a database must not run code.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from dbos import (
-    DBOS,
-    _context,
-    _core,
-    _dbos,
-    _outcome,
-    _queue,
-    _serialization,
-    _sys_db,
-)
-from dbos import error as dbos_errors
+from dbos import _context, _core, _dbos, _outcome, _queue, _serialization, _sys_db
 
 from durable_swarm.codec import Place
 from durable_swarm.engine.backend import awaited_calls, patches
 from durable_swarm.engine.backend.checkpoints import Checkpoints
 from durable_swarm.engine.backend.launch import JSON, instance, layout_of
+from durable_swarm.engine.backend.ownership import OwnershipLost, check_of, is_beginning_call, owner_of
 from durable_swarm.engine.backend.pools import run_threads, to_thread
 from durable_swarm.engine.backend.queues import _queues, _shared, executing
 from durable_swarm.engine.database.diagnosis import error_text, is_transient
@@ -92,9 +69,9 @@ class _Database:
 
     def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
         """Read the record of a step. If there is none, the step is made only if this execution owns the run."""
-        if _beginning.get() == workflow_id:
+        if is_beginning_call(workflow_id):
             return None  # The start of the call checks the owner.
-        life = _lives.get((workflow_id, owner_of(workflow_id)))
+        life = check_of(workflow_id)
         if life is not None and life.is_first and _patiently(life.check_ownership):
             return None
         found = self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
@@ -296,44 +273,7 @@ def place_of(reserved: Any, name: str) -> Place:
     return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))
 
 
-@dataclass(frozen=True)
-class OwnershipCheck:
-    """An execution of a run, or of a tool call, in progress in this process.
-
-    `check_ownership` is called before each step that has no record. It returns True if the run is in progress and owned
-    by this execution, and raises `lost` if another execution owns it. If it returns False, DBOS's own check raises the
-    reason.
-    """
-
-    check_ownership: Callable[[], bool] = lambda: False
-    is_first: bool = False
-    """True if no earlier execution can have left a record."""
-
-
-_lives: dict[tuple[str, str | None], OwnershipCheck] = {}
-_beginning: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_beginning", default=None)
 _new: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_new", default=None)
-
-
-@contextlib.contextmanager
-def checked_by(workflow_id: str, life: OwnershipCheck) -> Iterator[None]:
-    """Allow the steps of the current workflow, which has that id, only if its execution's check passes."""
-    key = workflow_id, owner_of(workflow_id)
-    _lives[key] = life
-    try:
-        yield
-    finally:
-        del _lives[key]
-
-
-@contextlib.contextmanager
-def beginning_call(run_id: str) -> Iterator[None]:
-    """Begin calls of the run in this block without reading their records first: its first execution has left none."""
-    token = _beginning.set(run_id)
-    try:
-        yield
-    finally:
-        _beginning.reset(token)
 
 
 @_sys_db.db_retry()
@@ -360,17 +300,6 @@ def _execute_and_tell(dbos: Any, status: Any, owner: str) -> Any:
 def note_claims() -> None:
     """Make executions that DBOS's queues begin know whether they are their run's first (`is_new`)."""
     patches.change(_queue, "execute_dequeued_workflow", _execute_and_tell)
-
-
-OwnershipLost = dbos_errors.DBOSWorkflowConflictIDError
-"""Ends an execution that no longer owns the run; DBOS then waits for the owner. Constructed from the run's id."""
-Cancelled = dbos_errors.DBOSWorkflowCancelledError
-"""Ends an execution that was cancelled. Constructed from a text."""
-
-
-def owner_of(run_id: str) -> str | None:
-    """Return DBOS's token of the current execution, by which it refuses writes of a former owner of the run."""
-    return _context.current_owner_xid(run_id)
 
 
 def run_step(name: str, body: Callable[[], Any], reserved: Any = None) -> Any:
@@ -402,6 +331,3 @@ def outside() -> contextvars.Context:
     copy = contextvars.copy_context()
     copy.run(_context._dbos_context_var.set, None)
     return copy
-
-
-__all__ = ["DBOS", "JSON"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from durable_swarm.concurrency import Runtime
-from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend import ownership
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.signals import engine_closed
@@ -138,7 +138,7 @@ class PendingCalls:
             place = self._places.pop(key, None)
             self._owners.pop(key, None)
             if place is not None and not place.done():
-                place.set_exception(steps.OwnershipLost(key))
+                place.set_exception(ownership.OwnershipLost(key))
 
     def put(self, key: str, call: ToolCall) -> None:
         """Place the call, replacing the entry of an interrupted execution."""

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from durable_swarm import ends, errors
 from durable_swarm.concurrency import Runtime, in_thread
-from durable_swarm.engine.backend.steps import OwnershipLost
+from durable_swarm.engine.backend.ownership import OwnershipLost
 from durable_swarm.engine.execution.child_calls import OpenCall
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.records import names

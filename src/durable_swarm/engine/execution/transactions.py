@@ -20,7 +20,7 @@ from sqlalchemy import Column, Text, column, event, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from durable_swarm.codec import dumps
-from durable_swarm.engine.backend import patches, steps
+from durable_swarm.engine.backend import ownership, patches
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.database.diagnosis import is_transient, unusable
@@ -155,7 +155,7 @@ class ToolDatabase:
                 record = _made(body, connection)
             self._record(connection, call, record)
             if not (still_owns() if self._calls is None else self._owns(connection, call, owner)):
-                raise steps.OwnershipLost(call)
+                raise ownership.OwnershipLost(call)
             return record
 
     def _record(self, connection: sqlalchemy.Connection, call: str, record: Record) -> None:
@@ -211,7 +211,7 @@ class Transactions:
             raise RunHeld(unusable(url, error), passes=is_transient(error)) from error
 
     def _tried(self, place: ToolDatabase, call: str, body: Body) -> Record:
-        owner, pause = steps.owner_of(call), PAUSE
+        owner, pause = ownership.owner_of(call), PAUSE
         for tries_left in reversed(range(TRIES)):
             try:
                 return place.once(call, owner, body, lambda: self._owner_of(call) == owner)

@@ -17,7 +17,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 from durable_swarm.concurrency import LoopRuntime, Runtime, block, in_thread
-from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend import ownership
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.signals import RunSuspended, engine_closed
 from durable_swarm.engine.storage.ownership import now
@@ -156,7 +156,7 @@ class WaitingCalls:
         if waiting:
             self.tell(*self._inbox.decided(one.request for one in waiting if one.request is not None))
             cancelled = self._inbox.cancelled({one.key for one in waiting})
-            self._end(lambda one: one.key in cancelled, lambda: steps.Cancelled("the tool call was cancelled"))
+            self._end(lambda one: one.key in cancelled, lambda: ownership.Cancelled("the tool call was cancelled"))
 
     def close(self) -> list[Execution]:
         """End all waits here, and return the runs that waited; they stay unfinished."""

@@ -19,7 +19,7 @@ import sqlalchemy
 from durable_swarm import agents, errors
 from durable_swarm.background import background, background_loop
 from durable_swarm.concurrency import running_loop
-from durable_swarm.engine.backend import admission, launch, patches, pools, queues, steps
+from durable_swarm.engine.backend import admission, launch, ownership, patches, pools, queues, steps
 from durable_swarm.engine.backend.public import DBOS
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import urls
@@ -188,7 +188,7 @@ class Process:
         """Return an execution of a run: with its own objects if it started here, else with those found by name."""
         begun = beginning_here()
         run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
-        run.owner, run.keeper, run.process = steps.owner_of(run_id), self, self.identity.name
+        run.owner, run.keeper, run.process = ownership.owner_of(run_id), self, self.identity.name
         return run
 
     def _recovered(self, run_id: str, record: Record) -> Execution:
@@ -228,7 +228,7 @@ class Process:
         asked_at = time.time()
         status, owner, run.said = self.store.mailbox.stand(run.run_id)
         if status in UNFINISHED and owner != run.owner:
-            raise steps.OwnershipLost(run.run_id)
+            raise ownership.OwnershipLost(run.run_id)
         run.sure_at = asked_at if status in UNFINISHED else 0.0
         if run.answered and not run.recovered:
             self.working.fit()
@@ -240,11 +240,11 @@ class Process:
         Raises `OwnershipLost`, `Cancelled`, and `RunHeld` if the database cannot answer.
         """
         if run.lost or self.local.executions.get(run.run_id, run) is not run:
-            raise steps.OwnershipLost(run.run_id)
+            raise ownership.OwnershipLost(run.run_id)
         with engines_code(f"the state of run {run.run_id!r}"):
             check_ownership = self.check_ownership(run)
         if not check_ownership:
-            raise steps.Cancelled(f"run {run.run_id!r} was cancelled")
+            raise ownership.Cancelled(f"run {run.run_id!r} was cancelled")
 
     def leave(self, run: Execution, *, lost: bool = False) -> None:
         """End executing a run, whatever its outcome; if ownership was lost, another execution continues it."""
@@ -261,7 +261,7 @@ class Process:
         """
         self.still_open()
         if run.lost or self.local.executions.get(run.run_id, run) is not run:
-            raise steps.OwnershipLost(run.run_id)
+            raise ownership.OwnershipLost(run.run_id)
 
     def still_open(self) -> None:
         """Check that this engine was not closed. Raises `RunHeld`."""

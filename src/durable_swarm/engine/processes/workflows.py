@@ -19,7 +19,7 @@ from typing import Any
 from durable_swarm import agents
 from durable_swarm.background import threads
 from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, finish, in_thread
-from durable_swarm.engine.backend import awaited_calls, patches
+from durable_swarm.engine.backend import awaited_calls, ownership, patches
 from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.backend.public import DBOS, SetWorkflowID
 from durable_swarm.engine.execution.child_calls import ToolCall
@@ -68,7 +68,7 @@ async def run_on_loop(record: Record) -> Record:
 def tool_in_thread() -> Record:
     """Execute an undecorated tool call in the calling thread."""
     key = _own_id()
-    made = current().desk.place(key, backend_steps.owner_of(key)).result()
+    made = current().desk.place(key, ownership.owner_of(key)).result()
     return finish(_tool(made, key, BlockingRuntime()))
 
 
@@ -77,7 +77,7 @@ async def tool_on_loop() -> Record:
     """Execute an undecorated tool call on the running event loop, when its run has come to it."""
     key = _own_id()
     process = await wait_for_current()
-    made = await asyncio.wrap_future(process.desk.place(key, backend_steps.owner_of(key)))
+    made = await asyncio.wrap_future(process.desk.place(key, ownership.owner_of(key)))
     return await _tool(made, key, _on_loop(made.run).waits)
 
 
@@ -108,7 +108,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
         if run is not None:
             await in_thread(process.rest, run)
         raise
-    except backend_steps.OwnershipLost:
+    except ownership.OwnershipLost:
         lost = True
         if run is not None:
             process.strays.lose(run)
@@ -119,8 +119,8 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
 
 
 async def _performed(process: Process, run: Execution, colour: Callable[[Execution], Colour]) -> Ending:
-    life = backend_steps.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
-    with patches.reading(), backend_steps.checked_by(run.run_id, life):
+    life = ownership.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
+    with patches.reading(), ownership.checked_by(run.run_id, life):
         performer = Durable(
             run,
             colour(run),
@@ -136,7 +136,7 @@ async def _performed(process: Process, run: Execution, colour: Callable[[Executi
         try:
             await compact(performer, run.compaction)
             ending = await drive(guarded_turns(run.start), performer)
-        except backend_steps.Cancelled:
+        except ownership.Cancelled:
             await _tell(process, run, RunEnd("cancelled", time.time()))
             raise
         return replace(ending, usage=total([run.summarizing, ending.usage]))
@@ -211,8 +211,8 @@ async def _tool(made: ToolCall, key: str, waits: Runtime) -> Record:
     desk = process.desk  # Read now, because the process may be closed when the tool ends.
     try:
         people = process.at_call(made, key)
-        life = backend_steps.OwnershipCheck(made.run.check_ownership, is_first=made.attempt == 1)
-        with backend_steps.checked_by(key, life):
+        life = ownership.OwnershipCheck(made.run.check_ownership, is_first=made.attempt == 1)
+        with ownership.checked_by(key, life):
             recorder = StepRecorder(made.run, key, people)
             record = await ToolCallExecution(made, key, recorder, waits, people).record()
             recorder.trace_steps()
@@ -261,4 +261,4 @@ async def _child_on_loop(run: Execution, key: str) -> Record:
 
 
 def _beginning(run: Execution) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if run.recovered else backend_steps.beginning_call(run.run_id)
+    return contextlib.nullcontext() if run.recovered else ownership.beginning_call(run.run_id)
