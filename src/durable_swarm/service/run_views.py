@@ -178,7 +178,7 @@ def _told(records: Snapshot, row: Any) -> tuple[Start, list[TurnRecords], RunHis
 
 def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
     """Return why an unfinished run does not continue, preferably in the words of the process that held it."""
-    recorded = reason_noted(row) or store.reason_below(row)
+    recorded = reason_noted(row) or store.waits.reason_below(row)
     if recorded or not idle:
         return recorded
     agent, swarm = _about(row, "agent"), _about(row, "swarm")

@@ -88,7 +88,7 @@ class RunResult(RunRequests):
         executor = self._executor()
         here = executor.waits_for(self.id) if executor else None
         row = self._row(waits=True)
-        return here or reason_noted(row) or self._store().reason_below(row)
+        return here or reason_noted(row) or self._store().waits.reason_below(row)
 
     def result(self, timeout: float | None = None) -> Response:
         """Wait for the run's end and return its response.

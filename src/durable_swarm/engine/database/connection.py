@@ -203,8 +203,8 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
     )
     event.listen(engine, "checkout", lambda connection, *_: connection.use())
     event.listen(engine, "checkin", lambda connection, _: connection is not None and connection.leave())
-    with engine.begin() as connection:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    with writing(engine):
+        pass
     return engine
 
 
@@ -307,6 +307,15 @@ def for_one_statement(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connecti
     else:
         with engine.connect() as connection:
             yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+@contextlib.contextmanager
+def writing(engine: sqlalchemy.Engine) -> Iterator[sqlalchemy.Connection]:
+    """Open a transaction that writes. SQLite locks its file at once: it would refuse a lock after a first read."""
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
 
 
 IDLE = 1.0

@@ -21,7 +21,8 @@ from durable_swarm.engine.backend import ownership
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.signals import RunSuspended, engine_closed
 from durable_swarm.engine.storage.ownership import now
-from durable_swarm.engine.storage.requests import LONGEST, Inbox
+from durable_swarm.engine.storage.requests import LONGEST
+from durable_swarm.engine.storage.runs import Store
 
 COROUTINES, THREADS = 100, 16
 """Maximum waits in memory: those that hold no thread, and plain tools and others, which hold one of the pool."""
@@ -57,8 +58,8 @@ class WaitingCall:
 class WaitingCalls:
     """The tool calls that wait here, those that have waited longest first."""
 
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._lock = threading.RLock()
         self._waiting: list[WaitingCall] = []
         self._closed = False
@@ -154,8 +155,8 @@ class WaitingCalls:
                 if self.patience is not None and one.may_leave and time.monotonic() - one.since > self.patience:
                     self._release(one.run)
         if waiting:
-            self.tell(*self._inbox.decided(one.request for one in waiting if one.request is not None))
-            cancelled = self._inbox.cancelled({one.key for one in waiting})
+            self.tell(*self._store.inbox.decided(one.request for one in waiting if one.request is not None))
+            cancelled = self._store.claims.cancelled({one.key for one in waiting})
             self._end(lambda one: one.key in cancelled, lambda: ownership.Cancelled("the tool call was cancelled"))
 
     def close(self) -> list[Execution]:

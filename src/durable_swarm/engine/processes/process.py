@@ -117,7 +117,7 @@ class Process:
             self.identity.leases = Leases(self.url, self.store.engine)
             self.identity.leases.renew(self.identity.name)
         self.trials = CrashLoopGuard(self.store, self.still_open)
-        self.room = WaitingCalls(self.store.inbox)
+        self.room = WaitingCalls(self.store)
         self.providers = ProviderWaits(self.store, self.room)
         self.rates = Rates(self.url, self.store.engine)
         self.transactions = Transactions(self.url, self.store.claims.owner)

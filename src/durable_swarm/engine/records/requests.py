@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place
-from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.base import Record, reading
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable
-from durable_swarm.requests import Decision, Kind, Request, RequestSpec, Status
+from durable_swarm.requests import Decision, Kind, Request, RequestSpec, Status, read_decision
 
 
 def place_of(request_id: str) -> Place:
@@ -55,7 +55,39 @@ def differ(known: Record, now: Record) -> bool:
     return any(known.get(field) != now.get(field) for field in ("question", "choices"))
 
 
-def request_of(row: Any, record: Record, decision: Decision | None) -> Request:
+def question_of(row: Any, seal: RecordCodec) -> Record:
+    """Return the record of the question in a row; an empty one for a result that came before it was asked for."""
+    if row.request is None:
+        return {"v": 1}
+    return seal.open(json.loads(row.request), place_of(row.id), f"request {row.id!r}")
+
+
+def read_request(row: Any, seal: RecordCodec, closed: str | None = None) -> Request:
+    """Return a request from its row; `closed` replaces data that this process cannot decode, or that is damaged.
+
+    Without it `Unreadable` or `ReplayMismatch` is raised.
+    """
+    try:
+        with reading(f"request {row.id!r}"):
+            return _request(row, question_of(row, seal), _decision(row, seal))
+    except Unreadable:
+        if closed is None:
+            raise
+        return _request(row, {"question": closed}, None)
+    except errors.ReplayMismatch as error:
+        if closed is None:
+            raise
+        # One damaged row must not hide all the others.
+        return Request(row.id, row.run_id, row.kind, "", "", f"({error})", moment(0), row.state)
+
+
+def _decision(row: Any, seal: RecordCodec) -> Decision | None:
+    if row.decision is None:
+        return Decision("expired") if row.state == "expired" else None
+    return read_decision(seal.open(json.loads(row.decision), decision_of(row.id), f"the answer to request {row.id!r}"))
+
+
+def _request(row: Any, record: Record, decision: Decision | None) -> Request:
     """Return a request from its row and its records. Raises ValueError, KeyError or TypeError if they are damaged."""
     why = codec.decode(record.get("why", ""))
     question = codec.decode(record.get("question", ""))

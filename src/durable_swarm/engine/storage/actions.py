@@ -8,7 +8,6 @@ import sqlalchemy
 from sqlalchemy import BigInteger, Column, Index, Text, select
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records.requests import moment
 from durable_swarm.engine.storage.own_table import OwnTable
@@ -35,9 +34,6 @@ class Actions(OwnTable):
     def of(self, run_ids: Iterable[str]) -> list[Action]:
         """Return what was done to these runs, oldest first."""
         rows = self._rows.c
-        if not self.exists():
-            return []
         wanted = select(rows.run_id, rows.action, rows.by, rows.at).where(rows.run_id.in_(list(run_ids)))
-        with reporting_errors(self._url):
-            found = read(self._engine, wanted.order_by(rows.at))
+        found = self._read(wanted.order_by(rows.at))
         return [Action(run_id, action, by, moment(at)) for run_id, action, by, at in found]

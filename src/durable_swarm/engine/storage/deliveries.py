@@ -181,12 +181,9 @@ class Deliveries(OwnTable):
             connection.execute(update(self._rows).where(this).values(**values))
 
     def _listed(self, where: ColumnElement[bool], limit: int | None = None) -> list[Delivery]:
-        if not self.exists():
-            return []
         rows = self._rows.c
         wanted = select(*(rows[name] for name in Delivery.__dataclass_fields__)).where(where)
-        with reporting_errors(self._url):
-            return [Delivery(*row) for row in read(self._engine, wanted.order_by(rows.at, rows.id).limit(limit))]
+        return [Delivery(*row) for row in self._read(wanted.order_by(rows.at, rows.id).limit(limit))]
 
 
 def _mark(swarm: str) -> str:

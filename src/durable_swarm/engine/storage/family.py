@@ -16,7 +16,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record
@@ -92,7 +91,7 @@ class Family(OwnTable):
         return link.parent if (link := self._link(run_id)) is not None else names.parent_in(run_id)
 
     def _link(self, run_id: str) -> ChildLink | None:
-        return next(iter(self._read(self._wanted().where(self._rows.c.run_id == run_id))), None)
+        return next(iter(self._links(self._wanted().where(self._rows.c.run_id == run_id))), None)
 
     def children(self, run_ids: Iterable[str], *, open_calls: bool = False) -> list[ChildLink]:
         """Return the recorded child runs of these runs, in the order of the calls, without grandchildren.
@@ -103,7 +102,7 @@ class Family(OwnTable):
         recorded = self._wanted().join(self._runs, runs.workflow_uuid == rows.run_id)
         if open_calls:
             recorded = recorded.where(~self._call_ended())
-        links = self._read(recorded.where(rows.parent.in_(list(run_ids))).order_by(runs.created_at))
+        links = self._links(recorded.where(rows.parent.in_(list(run_ids))).order_by(runs.created_at))
         return sorted(links, key=lambda link: names.place_in(link.run_id))
 
     def below(self, run_ids: Iterable[str], *, open_calls: bool = False) -> list[ChildLink]:
@@ -124,10 +123,9 @@ class Family(OwnTable):
         asked, links = set(run_ids), dict[str, tuple[str, Any]]()
         rows, runs = self._rows.c, self._runs.c
         level = set(asked)
-        while level and self.exists():
+        while level:
             wanted = select(rows.run_id, rows.parent, runs.attributes).where(rows.run_id.in_(level))
-            with reporting_errors(self._url):
-                found = read(self._engine, wanted.join(self._runs, runs.workflow_uuid == rows.parent))
+            found = self._read(wanted.join(self._runs, runs.workflow_uuid == rows.parent))
             level = {parent for _, parent, _ in found} - links.keys()
             links |= {run_id: (parent, noted) for run_id, parent, noted in found}
         return {run_id: _line(run_id, links) for run_id in asked}
@@ -135,7 +133,7 @@ class Family(OwnTable):
     def relatives(self, run_ids: Iterable[str]) -> dict[str, Relatives]:
         """Return the parent and the children of each of these runs."""
         ids = list(run_ids)
-        up = self._read(self._wanted().where(self._rows.c.run_id.in_(ids)))
+        up = self._links(self._wanted().where(self._rows.c.run_id.in_(ids)))
         parents = {link.run_id: link.parent for link in up}
         children: dict[str, list[str]] = {}
         for link in self.children(ids):
@@ -162,8 +160,5 @@ class Family(OwnTable):
         ended = (calls.c.workflow_uuid == self._rows.c.call) & calls.c.status.not_in([*UNFINISHED, "CANCELLED"])
         return select(calls.c.workflow_uuid).where(ended).exists()
 
-    def _read(self, wanted: sqlalchemy.Select[Any]) -> list[ChildLink]:
-        if not self.exists():
-            return []
-        with reporting_errors(self._url):
-            return [ChildLink(*row) for row in read(self._engine, wanted)]
+    def _links(self, wanted: sqlalchemy.Select[Any]) -> list[ChildLink]:
+        return [ChildLink(*row) for row in self._read(wanted)]

@@ -30,8 +30,6 @@ import sqlalchemy
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Text, case, column, select, table, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED
@@ -141,9 +139,7 @@ class Ledger(OwnTable):
     def _writing(self) -> Iterator[sqlalchemy.Connection]:
         if not self._there:
             self.create()
-        with reporting_errors(self._url), self._engine.begin() as connection:
-            if self._lite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with super()._writing() as connection:
             yield connection
 
     def _where(self, key: Key) -> sqlalchemy.ColumnElement[bool]:
@@ -165,10 +161,7 @@ class Ledger(OwnTable):
 
     def read(self, key: Key) -> Account | None:
         """Return an account, or None."""
-        if not self.exists():
-            return None
-        with reporting_errors(self._url):
-            found = next(iter(read(self._engine, select(self._rows).where(self._where(key)))), None)
+        found = next(iter(self._read(select(self._rows).where(self._where(key)))), None)
         return None if found is None else account_of(found)
 
     # A run without children

@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place, dumps, mended
-from durable_swarm.engine.database.connection import create_table, for_one_statement
+from durable_swarm.engine.database.connection import create_table, for_one_statement, writing
 from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.prepared import Prepared
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
@@ -89,9 +89,7 @@ class Messages:
 
     def _write(self, run_id: str, messages: list[Message], swarm: str) -> None:
         rows, runs = self._rows, self._runs
-        with self._engine.begin() as connection:
-            if self._lite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with writing(self._engine) as connection:
             status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == run_id)).scalar()
             last = self._last(connection, run_id)
             if status not in UNFINISHED or (last is not None and last.message is None):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import sqlalchemy
 
-from durable_swarm.engine.database.connection import create_table, has_table
+from durable_swarm.engine.database.connection import create_table, has_table, writing
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import persistently
+from durable_swarm.engine.database.reconnecting import persistently, read
 
 
 class OwnTable:
@@ -20,6 +24,19 @@ class OwnTable:
         self._engine = engine
         self._rows = rows
         self._there = False
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlalchemy.Connection]:
+        """Open a transaction that writes."""
+        with reporting_errors(self._url), writing(self._engine) as connection:
+            yield connection
+
+    def _read(self, wanted: sqlalchemy.Executable) -> Sequence[Any]:
+        """Return the rows of a statement that changes nothing, none if the table does not exist."""
+        if not self.exists():
+            return []
+        with reporting_errors(self._url):
+            return read(self._engine, wanted)
 
     def create(self) -> None:
         """Create the table if it does not exist."""

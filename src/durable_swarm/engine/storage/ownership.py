@@ -12,9 +12,10 @@ import sqlalchemy
 from sqlalchemy import JSON, ColumnElement, Connection, column, delete, func, literal, or_, select, table, update
 from sqlalchemy.dialects.postgresql import JSONB
 
+from durable_swarm.engine.database.connection import writing
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
-from durable_swarm.engine.database.urls import is_sqlite, schema_of
+from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records import names as records_names
 
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
@@ -44,9 +45,7 @@ class Claims:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
         """Open a transaction. It changes a run's row before those of its calls, so that none interleave."""
-        with reporting_errors(self._url), self._engine.begin() as connection:
-            if is_sqlite(self._url):
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with reporting_errors(self._url), writing(self._engine) as connection:
             yield connection
 
     def _calls_of(self, run_id: str) -> ColumnElement[bool]:
@@ -161,6 +160,15 @@ class Claims:
                 found = [one for one in within if one not in family]
                 family.update(found)
         return True
+
+    def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
+        """Return the runs and tool calls among these that were cancelled."""
+        ids, runs = list(workflow_ids), self._runs
+        if not ids:
+            return []
+        cancelled = select(runs.c.workflow_uuid).where(runs.c.workflow_uuid.in_(ids), runs.c.status == "CANCELLED")
+        with reporting_errors(self._url), self._engine.connect() as connection:
+            return list(connection.execute(cancelled).scalars())
 
     def fetch_call(self, call: str, run_id: str, owner: str | None, queue: str) -> bool:
         """Hand a call that no process executes to those that serve `queue`, if the execution `owner` owns its run."""

@@ -14,7 +14,6 @@ from sqlalchemy import BigInteger, Column, Integer, Text, delete, select
 
 from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import now
@@ -84,11 +83,7 @@ class ProcessTable(OwnTable):
 
     def all(self) -> list[ProcessFacts]:
         """Return the facts about all processes, oldest first, without those that have ended and left nothing."""
-        if not self.exists():
-            return []
-        with reporting_errors(self._url):
-            found = read(self._engine, select(self._rows).order_by(self._rows.c.started_at))
-        return [_facts(row) for row in found]
+        return [_facts(row) for row in self._read(select(self._rows).order_by(self._rows.c.started_at))]
 
     def left(self) -> set[str]:
         """Return the names of the processes that ended in order, with unfinished runs."""

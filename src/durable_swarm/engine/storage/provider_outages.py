@@ -32,7 +32,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from durable_swarm.engine.database.connection import for_one_statement, insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.own_table import OwnTable
@@ -143,9 +142,7 @@ class ProviderOutages(OwnTable):
         """Return the outages by key: all, or those of these keys."""
         rows = self._rows
         wanted = select(rows) if keys is None else select(rows).where(rows.c.key.in_(list(keys)))
-        with reporting_errors(self._url):
-            found = read(self._engine, wanted) if self.exists() else []
-        return {row.key: ProviderOutage(**row._mapping) for row in found}
+        return {row.key: ProviderOutage(**row._mapping) for row in self._read(wanted)}
 
     def sentences(self, notes: dict[str, Any]) -> dict[str, str]:
         """Return for each of these runs that waits for a provider, by the notes on them, why it waits."""
@@ -189,8 +186,7 @@ class ProviderOutages(OwnTable):
         """Plan the next try, if the run was elected for the one that failed."""
         rows, at = self._rows, now()
         mine = (rows.c.key == key) & (rows.c.elected == run_id)
-        with reporting_errors(self._url), self._engine.begin() as connection:
-            self._lock(connection)
+        with self._writing() as connection:
             failures = connection.execute(select(rows.c.failures).where(mine)).scalar()
             if failures is None:
                 return
@@ -224,8 +220,7 @@ class ProviderOutages(OwnTable):
         """Note that these providers answer again, and wake the suspended runs that wait for them."""
         rows, runs, ended = self._rows, self._runs, sorted(keys)
         awake = moved("ENQUEUED", records_names.UNCLAIMED) | {"delay_until_epoch_ms": None}
-        with reporting_errors(self._url), self._engine.begin() as connection:
-            self._lock(connection)
+        with self._writing() as connection:
             # The row first: a run that is about to be suspended locks it, and is found here or finds it gone.
             connection.execute(delete(rows).where(rows.c.key.in_(ended)))
             for key in ended:
@@ -234,8 +229,7 @@ class ProviderOutages(OwnTable):
     def suspended(self, key: str) -> str | None:
         """Return the suspended run that was started first among those that wait for a provider, or None."""
         oldest = select(self._runs.c.workflow_uuid).where(self._suspended(key)).order_by(self._runs.c.created_at)
-        with reporting_errors(self._url):
-            return next((str(row[0]) for row in read(self._engine, oldest.limit(1))), None)
+        return next((str(row[0]) for row in self._read(oldest.limit(1))), None)
 
     def may_rest(self, connection: Connection, key: str, run_id: str) -> bool:
         """Return True if an outage lasts and the run is not elected; it does not end before this transaction does."""
@@ -245,10 +239,6 @@ class ProviderOutages(OwnTable):
 
     def _is_due(self, at: int) -> Any:
         return (self._rows.c.next_at <= at) | (self._rows.c.planned_at > at + SET_BACK)
-
-    def _lock(self, connection: Connection) -> None:
-        if self._lite:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def _waits_for(self, key: str) -> Any:
         runs = self._runs

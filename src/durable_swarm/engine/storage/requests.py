@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,27 +20,24 @@ from sqlalchemy.dialects import postgresql
 from durable_swarm import codec, errors
 from durable_swarm.codec import dumps, storable
 from durable_swarm.engine.database.connection import insert_into
-from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
-from durable_swarm.engine.records import base
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import ENCRYPTED, RecordCodec, Unreadable
+from durable_swarm.engine.records.encoding import ENCRYPTED, RecordCodec
 from durable_swarm.engine.records.requests import (
     asked_record,
     decision_of,
     differ,
     misread,
-    moment,
     place_of,
-    request_of,
+    question_of,
+    read_request,
 )
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.engine.storage.visible import seen_by
-from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record, read_decision
+from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record
 from durable_swarm.validation import check_text
 
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
@@ -84,9 +79,6 @@ class Inbox(OwnTable):
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
         noted: Any = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
-        self._steps = table(
-            "operation_outputs", column("workflow_uuid"), column("function_name"), column("output"), schema=schema
-        )
 
     def seen_by(self, person: str) -> Inbox:
         """Return this inbox without the requests of runs that belong to others."""
@@ -103,10 +95,8 @@ class Inbox(OwnTable):
 
         Raises `OwnershipLost` if `owner` is given and the run is not in progress or another execution owns it.
         """
-        with reporting_errors(self._url), self._engine.begin() as connection:
-            if self._lite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            elif run_id:
+        with super()._writing() as connection:
+            if run_id and not self._lite:
                 locked = select(self._runs.c.workflow_uuid).where(self._runs.c.workflow_uuid == run_id)
                 connection.execute(locked.with_for_update())
             runs = self._runs.c
@@ -145,7 +135,7 @@ class Inbox(OwnTable):
                 f"the token {asked.id.removeprefix(TOKEN)!r} belongs to the tool call {row.call!r}; each call of "
                 "later() needs a token of its own"
             )
-        return self._read(row)
+        return self._request(row)
 
     def _ask_again(self, connection: sqlalchemy.Connection, asked: RequestSpec, swarm: str, record: Record) -> None:
         """Update an existing request to the current question. An answer to a different question does not count."""
@@ -154,7 +144,7 @@ class Inbox(OwnTable):
         early = row.run_id == ""  # Completed before it was opened.
         if not early and row.call != asked.call:
             return
-        known = misread(row, seal) if early else self._open(row)
+        known = misread(row, seal) if early else question_of(row, self._seal_for(row.swarm))
         changed = row.state == "answered" and row.kind == "question" and differ(known, seal.settle(record, place))
         changed = changed or (early and "why" in known)
         if early or changed or row.state == "open":
@@ -171,7 +161,7 @@ class Inbox(OwnTable):
             over = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
             connection.execute(over.values(state="expired", answered_at=now()))
             row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
-        return self._read(row)
+        return self._request(row)
 
     def reopen(self, asked: RequestSpec, swarm: str, why: str, owner: str | None = None) -> None:
         """Reopen a request whose decision does not fit: it shows the reason, and the current question."""
@@ -182,31 +172,21 @@ class Inbox(OwnTable):
 
     def kept(self, call: str) -> tuple[Request, Record] | None:
         """Return the request for a result that this tool call has opened, and the data stored with it; or None."""
-        if not self.exists():
-            return None
         rows = self._rows
-        with reporting_errors(self._url), self._engine.connect() as connection:
-            row = connection.execute(select(rows).where(rows.c.call == call, rows.c.kind == "result")).first()
-        return None if row is None else (self._read(row), self._open(row).get("kept", {}))
+        for row in self._read(select(rows).where(rows.c.call == call, rows.c.kind == "result")):
+            return self._request(row), question_of(row, self._seal_for(row.swarm)).get("kept", {})
+        return None
 
     def asks(self, call: str) -> bool:
         """Return True if a tool call has an open request."""
         rows = self._rows
-        with reporting_errors(self._url), self._engine.connect() as connection:
-            return (
-                connection.execute(select(rows.c.id).where(rows.c.call == call, rows.c.state == "open")).first()
-                is not None
-            )
+        return bool(self._read(select(rows.c.id).where(rows.c.call == call, rows.c.state == "open")))
 
     def decided(self, request_ids: Iterable[str]) -> list[str]:
         """Return the requests among these that are no longer open."""
         ids, rows = list(request_ids), self._rows
-        if not ids:
-            return []
-        with reporting_errors(self._url), self._engine.connect() as connection:
-            return list(
-                connection.execute(select(rows.c.id).where(rows.c.id.in_(ids), rows.c.state != "open")).scalars()
-            )
+        wanted = select(rows.c.id).where(rows.c.id.in_(ids), rows.c.state != "open")
+        return [row[0] for row in self._read(wanted)] if ids else []
 
     # Who answers
 
@@ -226,7 +206,7 @@ class Inbox(OwnTable):
                 check(request)
             row = self._write(connection, request_id, decision, by)
             self._wake(connection, run_id)
-        return self._read(row)
+        return self._request(row)
 
     def complete(self, token: str, decision: Decision, by: str | None, swarm: str) -> bool:
         """Store the result of a call that returned or will return `later(token)`; return True if a run waits for it.
@@ -251,7 +231,7 @@ class Inbox(OwnTable):
     def _undecided(self, connection: sqlalchemy.Connection, request_id: str) -> Request:
         rows, runs = self._rows, self._runs
         row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
-        request = self._read(row)
+        request = self._request(row)
         if row.state == "answered":
             raise _answered(request_id, row.answered_by)
         if row.state == "expired" or (row.expires_at is not None and row.expires_at <= now()):
@@ -321,27 +301,15 @@ class Inbox(OwnTable):
         values = moved(after, records_names.UNCLAIMED) | {"delay_until_epoch_ms": until}
         connection.execute(update(runs).where(ours, runs.c.status == before).values(**values))
 
-    def cancelled(self, workflow_ids: Iterable[str]) -> list[str]:
-        """Return the runs and tool calls among these that were cancelled."""
-        ids, runs = list(workflow_ids), self._runs
-        if not ids:
-            return []
-        cancelled = select(runs.c.workflow_uuid).where(runs.c.workflow_uuid.in_(ids), runs.c.status == "CANCELLED")
-        with reporting_errors(self._url), self._engine.connect() as connection:
-            return list(connection.execute(cancelled).scalars())
-
     # Looking
 
     def found(self, request_id: str) -> Request:
         """Return a request. Raises `NoRequest` if the id does not exist."""
-        row = None
-        if storable(request_id) and self.exists():
-            with reporting_errors(self._url):
-                wanted = select(self._rows).where(self._rows.c.id == request_id, self._seen)
-                row = next(iter(read(self._engine, wanted)), None)
+        wanted = select(self._rows).where(self._rows.c.id == request_id, self._seen)
+        row = next(iter(self._read(wanted)), None) if storable(request_id) else None
         if row is None:
             raise NoRequest(f"there is no request {request_id!r} in this database")
-        return self._read(row)
+        return self._request(row)
 
     def of_runs(self, run_ids: Iterable[str]) -> list[Request]:
         """Return all requests of these runs, oldest first."""
@@ -383,37 +351,24 @@ class Inbox(OwnTable):
     def count_open(self, run_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of open requests of each of these runs that has any."""
         rows, runs, ids = self._rows, self._runs, list(run_ids)
-        if not ids or not self.exists():
+        if not ids:
             return {}
         wanted = select(rows.c.run_id, func.count()).join(runs, runs.c.workflow_uuid == rows.c.run_id)
         wanted = wanted.where(self._asked_still(), runs.c.status.in_(UNFINISHED), rows.c.run_id.in_(ids))
-        with reporting_errors(self._url):
-            found = read(self._engine, wanted.group_by(rows.c.run_id))
-        return {str(run_id): int(count) for run_id, count in found}
+        return {str(run_id): int(count) for run_id, count in self._read(wanted.group_by(rows.c.run_id))}
 
     def mark(self, run_id: str | None = None) -> tuple[Any, ...]:
         """Return values that differ if a request was opened or decided: of all runs, or of one."""
         rows = self._rows.c
-        if not self.exists():
-            return ()
         wanted = select(func.count(), func.max(rows.created_at)).where(rows.state == "open")
-        with reporting_errors(self._url):
-            return tuple(read(self._engine, wanted if run_id is None else wanted.where(rows.run_id == run_id))[0])
+        found = self._read(wanted if run_id is None else wanted.where(rows.run_id == run_id))
+        return tuple(found[0]) if found else ()
 
-    def waiting(self, run_ids: list[str]) -> set[str]:
-        """Return the runs among these that have an open request, or a tool that sleeps."""
-        rows, runs, steps = self._rows, self._runs, self._steps
-        if not run_ids:
-            return set()
-        asking = select(rows.c.run_id).where(rows.c.run_id.in_(run_ids), self._asked_still()).distinct()
-        slept = select(runs.c.parent_workflow_id, steps.c.output).join(
-            steps, (steps.c.workflow_uuid == runs.c.workflow_uuid) & (steps.c.function_name == "DBOS.sleep")
-        )
-        slept = slept.where(runs.c.parent_workflow_id.in_(run_ids), runs.c.status.in_(UNFINISHED))
-        with reporting_errors(self._url):
-            asks = {row[0] for row in read(self._engine, asking)} if self.exists() else set()
-            ends = read(self._engine, slept)
-        return asks | {run_id for run_id, end in ends if _is_later(end)}
+    def asking(self, run_ids: list[str]) -> set[str]:
+        """Return the runs among these that have an open request."""
+        rows = self._rows
+        wanted = select(rows.c.run_id).where(rows.c.run_id.in_(run_ids), self._asked_still()).distinct()
+        return {row[0] for row in self._read(wanted)} if run_ids else set()
 
     def _asked_still(self) -> ColumnElement[bool]:
         """True for an open, unexpired request whose tool call has not ended without it by a timeout."""
@@ -424,50 +379,15 @@ class Inbox(OwnTable):
 
     def _listed(self, wanted: sqlalchemy.Select[Any], *order: ColumnElement[Any]) -> list[Request]:
         """Return the requests of a query, oldest first if no order is given."""
-        if not self.exists():
-            return []
         rows = self._rows
-        with reporting_errors(self._url):
-            found = read(self._engine, wanted.order_by(*(order or (rows.c.created_at, rows.c.id))))
+        found = self._read(wanted.order_by(*(order or (rows.c.created_at, rows.c.id))))
         above = self._family.above({row.run_id for row in found})
-        return [replace(self._read(row, closed=ENCRYPTED), parents=above[row.run_id]) for row in found]
+        return [replace(self._request(row, closed=ENCRYPTED), parents=above[row.run_id]) for row in found]
 
-    def _open(self, row: Any) -> Record:
-        if row.request is None:
-            return {"v": 1}
-        return self._seal_for(row.swarm).open(json.loads(row.request), place_of(row.id), f"request {row.id!r}")
-
-    def _decision(self, row: Any) -> Decision | None:
-        if row.decision is None:
-            return Decision("expired") if row.state == "expired" else None
-        stored = json.loads(row.decision)
-        what = f"the answer to request {row.id!r}"
-        return read_decision(self._seal_for(row.swarm).open(stored, decision_of(row.id), what))
-
-    def _read(self, row: Any, closed: str | None = None) -> Request:
-        """Return a request from its row; `closed` replaces data that this process cannot decode."""
-        try:
-            with base.reading(f"request {row.id!r}"):
-                return request_of(row, self._open(row), self._decision(row))
-        except Unreadable:
-            if closed is None:
-                raise
-            return request_of(row, {"question": closed}, None)
-        except errors.ReplayMismatch as error:
-            if closed is None:
-                raise
-            # One damaged row must not hide all the others.
-            return Request(row.id, row.run_id, row.kind, "", "", f"({error})", moment(0), row.state)
+    def _request(self, row: Any, closed: str | None = None) -> Request:
+        return read_request(row, self._seal_for(row.swarm), closed)
 
 
 def _answered(request_id: str, by: str | None) -> errors.AlreadyAnswered:
     text = f"request {request_id!r} was answered already{f' by {by}' if by else ''}"
     return errors.AlreadyAnswered(text, request_id=request_id)
-
-
-def _is_later(moment: Any) -> bool:
-    """Return True if this is the recorded end of a sleep, in seconds since 1970, and in the future."""
-    try:
-        return float(moment) > time.time()
-    except (TypeError, ValueError):
-        return False

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Connection, column, delete, select, table
 
+from durable_swarm.engine.database.connection import writing
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
@@ -95,9 +96,7 @@ class Retention:
         return self._store.sessions.expired(self._before, swarm=self._swarm, lasting=lasting)
 
     def _delete_some(self, most: int) -> int:
-        with self._store.engine.begin() as connection:
-            if is_sqlite(self._store.url):
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+        with writing(self._store.engine) as connection:
             runs = self._old(connection, most)
             if runs:
                 _forget(self._store, connection, runs, self._there)
@@ -141,9 +140,7 @@ def _silent(_deleted: int) -> None:
 def delete_session(store: Store, session: str) -> None:
     """Delete a session with its runs, except those that a fork of it has. Raises `SessionBusy`."""
     there = _tables(store)
-    with reporting_errors(store.url), store.engine.begin() as connection:
-        if is_sqlite(store.url):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+    with reporting_errors(store.url), writing(store.engine) as connection:
         runs = store.sessions.remove(connection, session)
         for first in range(0, len(runs), BATCH):
             some = runs[first : first + BATCH]

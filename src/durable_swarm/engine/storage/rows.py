@@ -7,6 +7,7 @@ loads only the columns that are used, and leaves a pickled row, which could run 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.names import PORTABLE, RUN, TOOL
+from durable_swarm.engine.storage.ownership import UNFINISHED
 
 INDEX = "durable_swarm_runs"
 """Name of an index of this package on DBOS's table of workflows: the runs, by the time of their start."""
@@ -200,6 +202,16 @@ class RowReader:
         with reporting_errors(self._url):
             return _in_order([_step_row(row) for row in read(self._engine, query)])
 
+    def sleeping(self, run_ids: Sequence[str]) -> set[str]:
+        """Return the runs among these that have a tool call in progress which sleeps."""
+        steps, runs = self._steps, self.runs
+        query = select(runs.c.parent_workflow_id, steps.c.output).join(
+            steps, (steps.c.workflow_uuid == runs.c.workflow_uuid) & (steps.c.function_name == "DBOS.sleep")
+        )
+        query = query.where(runs.c.parent_workflow_id.in_(run_ids), runs.c.status.in_(UNFINISHED))
+        with reporting_errors(self._url):
+            return {run_id for run_id, end in read(self._engine, query) if _is_later(end)} if run_ids else set()
+
     def steps(self, workflow_id: str, *, after: int = 0) -> list[StepRow]:
         """Return the recorded steps of a run or a tool call, in order, without the first `after` ones."""
         steps = self._steps
@@ -248,3 +260,11 @@ def _error(text: str | None, serialization: str | None) -> RecordedError | str |
     if isinstance(found, dict) and isinstance(found.get("name"), str):
         return RecordedError(found["name"], str(found.get("message", "")), found.get("data"))
     return text
+
+
+def _is_later(moment: Any) -> bool:
+    """Return True if this is the recorded end of a sleep, in seconds since 1970, and in the future."""
+    try:
+        return float(moment) > time.time()
+    except (TypeError, ValueError):
+        return False

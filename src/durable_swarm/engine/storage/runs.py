@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,13 @@ import sqlalchemy
 from sqlalchemy import ColumnElement
 
 from durable_swarm import errors
-from durable_swarm.codec import Codec, Place, storable
+from durable_swarm.codec import Codec, storable
 from durable_swarm.engine.database.connection import let_go
 from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
-from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
+from durable_swarm.engine.records.encoding import is_sealed
 from durable_swarm.engine.records.lives import Life, with_life
-from durable_swarm.engine.records.runs import read_reply
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.storage.actions import Actions
 from durable_swarm.engine.storage.changes import Changes
@@ -34,7 +34,8 @@ from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.process_facts import ProcessTable
 from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages, wait_noted
 from durable_swarm.engine.storage.requests import Inbox
-from durable_swarm.engine.storage.rows import RecordedError, RowReader, RunRow, StepRow
+from durable_swarm.engine.storage.rows import RowReader, RunRow, StepRow
+from durable_swarm.engine.storage.run_records import RunRecords, no_codec, stored_start
 from durable_swarm.engine.storage.run_state import (
     NEEDS,
     STATES_OF,
@@ -43,14 +44,13 @@ from durable_swarm.engine.storage.run_state import (
     UNFINISHED,
     notes_on,
     owner_of,
-    reason_noted,
     state_of,
 )
+from durable_swarm.engine.storage.run_waits import RunWaits
 from durable_swarm.engine.storage.schedules import Schedules
 from durable_swarm.engine.storage.sessions import Sessions
 from durable_swarm.engine.storage.tallies import Tallies
 from durable_swarm.engine.storage.visible import seen_by
-from durable_swarm.loop import Reply
 from durable_swarm.runs import State
 
 if TYPE_CHECKING:
@@ -63,37 +63,25 @@ PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
 
 
-def _argument(row: RunRow | None) -> Any:
-    """Return a run's start record as it is stored, or None if there is none."""
-    return row.input[0] if row is not None and isinstance(row.input, list) and row.input else None
+class Store(RunRecords):
+    """The runs of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
-
-def _no_codec(_swarm: str) -> None:
-    return None
-
-
-class Store:
-    """The runs of one database. Every method raises `ConfigurationError` if the database cannot be used.
-
-    `codec_for` returns the codec of the swarm of a name. Methods that decode records raise `Unreadable` if it does not
-    decode them. `guesses` says that this codec may differ from the program's: new records are then written in the form
-    of the existing ones.
-    """
+    _whole: Store | None = None
+    """The store of which this is a view."""
 
     def __init__(
         self,
         url: sqlalchemy.URL,
         engine: sqlalchemy.Engine,
-        codec_for: Callable[[str], Codec | None] = _no_codec,
+        codec_for: Callable[[str], Codec | None] = no_codec,
         *,
         owns: bool = True,
         guesses: bool = False,
     ) -> None:
+        super().__init__(codec_for, guesses=guesses)
         self.url = url
         self.engine = engine
-        self._codec_for = codec_for
         self._owns = owns
-        self._guesses = guesses
         self.events = EventLog(url, engine)
         """The rows of events of its runs."""
         self.family = Family(url, engine)
@@ -101,11 +89,11 @@ class Store:
         self.claims = Claims(url, engine)
         self.ledger = Ledger(url, engine)
         """What its runs may spend and have spent, where that does not follow from their records."""
-        self.inbox = Inbox(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)), self.family)
+        self.inbox = Inbox(url, engine, self.seal_for, self.family)
         """The requests of its runs."""
-        self.mailbox = Messages(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
+        self.mailbox = Messages(url, engine, self.seal_for)
         """The messages to its runs."""
-        self.sessions = Sessions(url, engine, lambda swarm: RecordCodec(self._codec_for(swarm)))
+        self.sessions = Sessions(url, engine, self.seal_for)
         """Its sessions."""
         self.outages = ProviderOutages(url, engine)
         """The providers for which its runs wait."""
@@ -123,7 +111,8 @@ class Store:
         self.columns = self._runs = self._rows.runs.c
         """The columns of the rows of runs, for conditions."""
         self._is_run, self._is_call = self._rows.is_run, self._runs.name == names.TOOL
-        self._whole: Store | None = None
+        self.waits = RunWaits(self._rows, self._is_run, self.inbox, self.family, self.outages)
+        """Which of its runs wait."""
 
     def seen_by(self, person: str) -> Store:
         """Return this store without the runs, requests and sessions that belong to others than this person.
@@ -134,6 +123,7 @@ class Store:
         seen._whole = self
         seen._is_run = self._is_run & seen_by(person, self._runs.attributes, lite=is_sqlite(self.url))
         seen.inbox, seen.sessions = self.inbox.seen_by(person), self.sessions.seen_by(person)
+        seen.waits = replace(self.waits, is_run=seen._is_run, inbox=seen.inbox)
         return seen
 
     @cached_property
@@ -162,7 +152,7 @@ class Store:
             return None
         this = self._runs.workflow_uuid == run_id
         rows = self._rows.read(self._is_run, this, load_input=True, load_output=load_output)
-        return next(iter(self._asking(rows) if waits else rows), None)
+        return next(iter(self.waits.note(rows) if waits else rows), None)
 
     def found(self, run_id: str, *, load_output: bool = True, waits: bool = False) -> RunRow:
         """Return the row of a run, as `row` does. Raises `RunNotFound`."""
@@ -203,7 +193,7 @@ class Store:
             wanted += ["PENDING", "ENQUEUED", "DELAYED"]
         begins = [] if prefix is None else [self._runs.workflow_uuid.startswith(prefix, autoescape=True)]
         chosen = (self._is_run, self._runs.status.in_(wanted), *begins)
-        return self._asking(self._rows.read(*chosen, newest=True, limit=limit))
+        return self.waits.note(self._rows.read(*chosen, newest=True, limit=limit))
 
     def page(
         self, *wanted: ColumnElement[bool], limit: int, by_index: bool = False
@@ -214,42 +204,8 @@ class Store:
         more. Runs of a status that this version does not know are left out.
         """
         rows = self._rows.read(self._is_run, *wanted, newest=True, limit=limit, by_index=by_index)
-        known = self._asking([row for row in rows if row.status in STATES_OF])
+        known = self.waits.note([row for row in rows if row.status in STATES_OF])
         return known, rows[-1] if len(rows) == limit else None
-
-    def _asking(self, rows: list[RunRow]) -> list[RunRow]:
-        """Note on the rows of unfinished runs whether they wait for a decision, a time or a provider: `waiting` ones.
-
-        So is a run with an open call that waits for such a run.
-        """
-        open_runs = {row.workflow_id for row in rows if row.status in UNFINISHED}
-        links = self.family.below(open_runs, open_calls=True)
-        these = self._runs.workflow_uuid.in_([link.run_id for link in links])
-        below = self._rows.read(self._is_run, these) if links else []
-        asking = self.inbox.waiting([*open_runs, *(row.workflow_id for row in below if row.status in UNFINISHED)])
-        unended = [row for row in [*rows, *below] if row.status in (*UNFINISHED, "DELAYED")]
-        away = self.outages.sentences({row.workflow_id: notes_on(row).get(AWAY) for row in unended})
-        for row in [*rows, *below]:
-            row.away = away.get(row.workflow_id)
-            row.asks = row.workflow_id in asking or row.away is not None
-        waiting = {row.workflow_id: row for row in below if state_of(row) == "waiting"}
-        for link in reversed(links):  # From the bottom up, so that what waits reaches every run above it.
-            if link.run_id in waiting:
-                waiting.setdefault(link.parent, waiting[link.run_id])
-        for row in rows:
-            if not row.asks and row.workflow_id in open_runs & waiting.keys():
-                row.asks, row.asks_below = True, waiting[row.workflow_id]
-        return rows
-
-    def reason_below(self, row: RunRow) -> str | None:
-        """Return in a sentence which run below an unfinished run it waits for, and why that waits, or None."""
-        below = row.asks_below
-        if below is None:
-            return None
-        run_id, agent = below.workflow_id, notes_on(below).get("agent", "")
-        asked = self.inbox.open_requests([run_id], 1)
-        why = reason_noted(below) or (f"it has an open request ({asked[0].kind})" if asked else "for a time")
-        return f"child run {run_id!r} of agent {agent!r} waits: {why}"
 
     def ends(self, rows: list[RunRow]) -> dict[str, RunRow]:
         """Return the rows of the done or failed runs among these by id, with the output or error that ended them."""
@@ -291,67 +247,12 @@ class Store:
         """Return the recorded steps of a run's undecorated tool calls, those of each in order."""
         return self._rows.steps_in_calls(run_id)
 
-    def seal(self, row: Any) -> RecordCodec:
-        """Return the codec of a run's records, by its row."""
-        return RecordCodec(self._codec_for(notes_on(row).get("swarm", "")))
-
-    def start_record(self, row: Any) -> base.Record:
-        """Return a run's input."""
-        run_id = row.workflow_id
-        stored = _argument(row)
-        if stored is None:
-            raise errors.ReplayMismatch(f"the input of run {run_id!r} cannot be read", run_id=run_id)
-        return self.seal(row).open(stored, input_of(run_id), f"the input of run {run_id!r}")
-
-    def step_record(self, step: Any, row: Any) -> base.Record:
-        """Return the record of a step of a run or of an undecorated tool call in it; `row` is the run's."""
-        place = Place(step.workflow_id, step.function_name, step.function_id)
-        what = f"step {step.function_id} ({step.function_name}) of run {step.workflow_id!r}"
-        return self.seal(row).open(step.output, place, what)
-
-    def reply(self, step: Any, row: Any) -> Reply:
-        """Return the reply in the record of a model's step."""
-        return read_reply(self.step_record(step, row))
-
-    def output_record(self, child: Any, row: Any) -> base.Record:
-        """Return the output of an undecorated tool call; `row` is its run's."""
-        call = child.workflow_id
-        return self.seal(row).open(child.output, output_of(call), f"tool call {call!r}")
-
-    def failure_record(self, row: Any) -> base.Record | None:
-        """Return the error that ended a failed run; None if it is not a record of this package."""
-        data = row.error.data if isinstance(row.error, RecordedError) else None
-        if not isinstance(data, dict) or not isinstance(data.get("type"), str):
-            return None
-        run_id = row.workflow_id
-        record = self.seal(row).open({"v": 1, **data}, failure_of(run_id), f"the error of run {run_id!r}")
-        return {"run_id": run_id, **record}
-
     def holds_sealed(self, swarm: str) -> bool:
         """Return True if a swarm's newest run among the newest 100 runs is readable only with its codec."""
         for row in self.rows(limit=100):
             if isinstance(row.attributes, dict) and row.attributes.get("swarm") == swarm:
-                return is_sealed(_argument(self.row(row.workflow_id, load_output=False)))
+                return is_sealed(stored_start(self.row(row.workflow_id, load_output=False)))
         return False
-
-    def closed_like(self, row: Any, run_id: str, record: base.Record, swarm: str) -> base.Record:
-        """Return the start record of a fork as it is stored: by its swarm's codec, in the form of its source in `row`.
-
-        Raises `ConfigurationError` if the source is encoded and the fork would not be.
-        """
-        sealed = is_sealed(_argument(row))
-        seal = RecordCodec(None if self._guesses and not sealed else self._codec_for(swarm))
-        stored = seal.close(record, input_of(run_id))
-        if sealed and not is_sealed(stored):
-            raise errors.ConfigurationError(
-                f"run {row.workflow_id!r} was stored through a codec, such as encryption, and its fork would be stored "
-                f"in the clear, since swarm {swarm!r} has no such codec; fork it with the DurableSwarm it belongs to"
-            )
-        return stored
-
-    def settled(self, run_id: str, record: base.Record, swarm: str) -> base.Record:
-        """Return a run's start record as it will be read back through the swarm's codec."""
-        return RecordCodec(self._codec_for(swarm)).settle(record, input_of(run_id))
 
     def enqueue(
         self,

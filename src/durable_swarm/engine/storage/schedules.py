@@ -12,7 +12,6 @@ import sqlalchemy
 from sqlalchemy import BigInteger, Boolean, Column, Text, select
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.occurrences import Timing
@@ -112,16 +111,12 @@ class Schedules(OwnTable):
             connection.execute(self._rows.update().where(self._rows.c.name == name, *conditions).values(**values))
 
     def _listed(self, *conditions: Any) -> list[ScheduleRow]:
-        if not self.exists():
-            return []
-        with reporting_errors(self._url):
-            found = read(self._engine, select(self._rows).where(*conditions).order_by(self._rows.c.name))
         return [
             ScheduleRow(
                 row.name, row.swarm, row.agent, Timing.read(json.loads(row.timing)), json.loads(row.stored),
                 None if row.next_at is None else moment(row.next_at), row.paused, moment(row.created_at),
             )
-            for row in found
+            for row in self._read(select(self._rows).where(*conditions).order_by(self._rows.c.name))
         ]  # fmt: skip
 
 
