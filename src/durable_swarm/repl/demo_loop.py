@@ -375,7 +375,7 @@ def _newest_turns(process: Process, agent: str, swarm: str) -> Iterator[RunRow]:
     for state in sessions.beginning(prefix(agent), LOOK_BACK):
         first = process.store.row(f"{state.id}/1", load_output=False)
         ours = state.swarm == swarm and first is not None and notes_on(first).get("agent") == agent
-        for _, run_id in sessions.run_ids(state.id, states=(BEGUN, LEFT_OUT), limit=1) if ours else ():
+        for _, run_id in sessions.runs.ids(state.id, states=(BEGUN, LEFT_OUT), limit=1) if ours else ():
             row = process.store.row(run_id, load_output=False)
             if row is not None and re.fullmatch(rf"{re.escape(state.id)}/[0-9]+", run_id):
                 yield row

@@ -46,7 +46,7 @@ class SessionList:
         """
         state = self._found(session)
         messages, context, closed = self._told(state)
-        counts = self._store.sessions.usages(state.id)
+        counts = self._store.sessions.runs.usages(state.id)
         usages = [Usage(**count) for count in counts]
         rows = {row.workflow_id: row for row in self._store.some(self._run_ids(state))}
         return SessionDetail(
@@ -73,7 +73,7 @@ class SessionList:
         return some[0]
 
     def _run_ids(self, state: SessionState) -> list[str]:
-        found = self._store.sessions.run_ids(state.id, states=(BEGUN, LEFT_OUT, WAITS))
+        found = self._store.sessions.runs.ids(state.id, states=(BEGUN, LEFT_OUT, WAITS))
         return [run_id for _, run_id in reversed(found)]
 
     def _facts(self, state: SessionState) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class SessionList:
             "agent": state.agent,
             "swarm": state.swarm,
             "runs": len(self._run_ids(state)),
-            "waiting": len(self._store.sessions.run_ids(state.id, states=(WAITS,))),
+            "waiting": len(self._store.sessions.runs.ids(state.id, states=(WAITS,))),
             "created_at": moment(state.created_at),
             "updated_at": moment(state.updated_at),
         }

@@ -70,7 +70,7 @@ class DurableSession(Session):
     @property
     def usage(self) -> Usage | None:
         state, store = self._state(), self._swarm._store()
-        found = [Usage(**counts) for counts in store.sessions.usages(self.id)]
+        found = [Usage(**counts) for counts in store.sessions.runs.usages(self.id)]
         if state is not None and state.ahead is not None and (now := self._run(state.ahead.run_id).usage) is not None:
             found.append(now)
         return total(found)
@@ -96,7 +96,7 @@ class DurableSession(Session):
 
     def runs(self) -> list[Run]:
         """Return the runs in the order of their messages, those that wait for their turn last."""
-        found = self._swarm._store().sessions.run_ids(self.id, states=(BEGUN, LEFT_OUT, WAITS))
+        found = self._swarm._store().sessions.runs.ids(self.id, states=(BEGUN, LEFT_OUT, WAITS))
         return [self._run(run_id) for _, run_id in reversed(found)]
 
     def _run(self, run_id: str) -> Run:
@@ -308,7 +308,7 @@ class DurableSession(Session):
             raise busy(self.id, ahead.run_id, FORK_LATER)
         number, left = state.last if ahead is None else ahead.number - 1, None
         if last is not None:
-            number = store.sessions.number_of(self.id, last)
+            number = store.sessions.runs.number_of(self.id, last)
             row = store.found(last)
             if state_of(row) not in ENDED:
                 raise busy(self.id, last)

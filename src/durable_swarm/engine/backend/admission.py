@@ -20,6 +20,7 @@ from dbos import _sys_db
 from sqlalchemy import Connection
 
 from durable_swarm.engine.backend.launch import instance
+from durable_swarm.engine.database.connection import writing
 from durable_swarm.engine.records.sessions import Admission
 from durable_swarm.errors import DurableSwarmError
 
@@ -81,7 +82,7 @@ class _Recorder:
 
 @_sys_db.db_retry()
 def _admitted(database: Any, status: dict[str, Any], admit: Admit, creator_xid: str | None) -> tuple[Any, bool]:
-    with database.engine.begin() as connection:
+    with writing(database.engine) as connection:
         try:
             admission = admit(connection)
         except DurableSwarmError as error:

@@ -34,7 +34,7 @@ def messages_of(store: Rows, row: Any) -> list[Message]:
 
 def newest_first(store: Store, session: str, before: int | None = None) -> Iterator[tuple[RunRow, list[Message]]]:
     """Yield row and messages of the runs of a session whose messages count, the newest first, read by pages."""
-    while page := store.sessions.run_ids(session, before=before, limit=PAGE):
+    while page := store.sessions.runs.ids(session, before=before, limit=PAGE):
         these = _Page(store, [run_id for _, run_id in page])
         for row in these.rows:
             yield row, messages_of(these, row)
@@ -108,7 +108,7 @@ def standalone(store: Rows, row: Any) -> Record:
     if place is None or not isinstance(store, Store):
         return record
     # A fork of its session keeps the run when the session is deleted.
-    there = store.sessions.holding(row.workflow_id) or place.session
+    there = store.sessions.runs.session_of(row.workflow_id) or place.session
     history = history_before(store, replace(place, session=there), None, SessionHistory())
     summary = summary_of(store, row)
     if summary is not None:

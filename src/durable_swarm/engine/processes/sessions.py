@@ -131,7 +131,7 @@ class SessionTurns:
         while (state := sessions.look(session)) is not None:
             if state.ahead is not None and not state.ahead.over:
                 return
-            waiting = sessions.first_waiting(session)
+            waiting = sessions.runs.first_waiting(session)
             if state.ahead is None and waiting is None and not sweeps:
                 return
             left = self._left(state)
@@ -163,7 +163,7 @@ class SessionTurns:
         """Return the runs in progress of the sessions in which these runs wait for their turn."""
         found, sessions = [], self._process.store.sessions
         for run_id in run_ids:
-            session = sessions.waits_in(run_id)
+            session = sessions.runs.waits_in(run_id)
             if session is not None:
                 self._process.keeper.expect()  # A process that passes the turn to this one cannot tell it.
                 self.advance(session)

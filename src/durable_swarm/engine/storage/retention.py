@@ -119,7 +119,7 @@ class Retention:
         )
         if self._store.sessions.exists():
             # Later runs of a session stand on the earlier ones: they are deleted together.
-            wanted = wanted.where(runs.c.workflow_uuid.not_in(self._store.sessions.with_session()))
+            wanted = wanted.where(runs.c.workflow_uuid.not_in(self._store.sessions.runs.all_ids()))
         if CHILDREN in self._there:  # A child run is deleted with the run above it.
             above, children = runs.alias(), _children_table(self._store)
             has_parent = select(children.c.run_id).where(children.c.run_id == runs.c.workflow_uuid)
@@ -174,7 +174,7 @@ def _families(
         below = select(children.c.run_id, children.c.parent, runs.c.status)
         below = below.join(runs, runs.c.workflow_uuid == children.c.run_id).where(children.c.parent.in_(level))
         if store.sessions.exists():
-            below = below.where(runs.c.workflow_uuid.not_in(store.sessions.with_session()))
+            below = below.where(runs.c.workflow_uuid.not_in(store.sessions.runs.all_ids()))
         if lock and not is_sqlite(store.url):
             below = below.with_for_update(of=runs)
         level = []

@@ -7,10 +7,9 @@ next are one transaction. A run that waits for its turn is recorded at once, on 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import sqlalchemy
@@ -20,8 +19,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 from durable_swarm import errors
 from durable_swarm.codec import dumps, storable
 from durable_swarm.engine.database.connection import insert_into
-from durable_swarm.engine.database.diagnosis import reporting_errors
-from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
@@ -29,11 +26,11 @@ from durable_swarm.engine.records.encoding import RecordCodec, arguments_text, c
 from durable_swarm.engine.records.sessions import Admission, SessionPlace
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
+from durable_swarm.engine.storage.session_runs import SessionChanged, SessionRuns
 from durable_swarm.engine.storage.session_state import (
     BEGUN,
     LEFT_OUT,
     WAITS,
-    WITHDRAWN,
     Arrival,
     Following,
     Left,
@@ -52,32 +49,27 @@ class Sessions(OwnTable):
         self._seal_for = seal_for
         self._lite = is_sqlite(url)
         schema = schema_of(url)
+        self.runs = SessionRuns(url, engine)
+        """The runs in them."""
+        self._places = self.runs.table
         texts = ("swarm", "agent", "context", "base")
         times = ("created_at", "updated_at")
         numbers = [Column("last", Integer), Column("ahead", Integer)]
         rows = sqlalchemy.Table(
             "durable_swarm_sessions",
-            sqlalchemy.MetaData(schema=schema),
+            self._places.metadata,
             Column("id", Text, primary_key=True),
             *[Column(name, Text) for name in texts],
             *numbers,
             *[Column(name, BigInteger) for name in times],
         )
-        self._places = sqlalchemy.Table(
-            "durable_swarm_session_runs",
-            rows.metadata,
-            Column("session", Text, primary_key=True),
-            Column("number", Integer, primary_key=True, autoincrement=False),
-            *[Column(name, Text) for name in ("run_id", "state", "queue", "usage")],
-        )
-        Index("durable_swarm_session_runs_run", self._places.c.run_id)
         Index("durable_swarm_sessions_updated", rows.c.updated_at)
         super().__init__(url, engine, rows)
         self._seen: sqlalchemy.ColumnElement[bool] = sqlalchemy.true()
         columns = ("workflow_uuid", "status", "queue_name", "completed_at", "updated_at", "owner_xid")
         more = ("recovery_attempts", "started_at_epoch_ms")
         noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
-        self._runs = table("workflow_status", *map(column, (*columns, *more)), noted, schema=schema)
+        self._workflows = table("workflow_status", *map(column, (*columns, *more)), noted, schema=schema)
         self._inputs = table("workflow_input", column("workflow_uuid"), column("inputs"), schema=schema)
 
     def seen_by(self, person: str) -> Sessions:
@@ -88,26 +80,14 @@ class Sessions(OwnTable):
 
     def is_hidden(self, session: str) -> bool:
         """Return True if there is a session of this id, which is left out here."""
-        if not storable(session) or not self.exists():
-            return False
         this = select(self._rows.c.id).where(self._rows.c.id == session, ~self._seen)
-        with reporting_errors(self._url):
-            return bool(read(self._engine, this))
+        return storable(session) and bool(self._read(this))
 
     def _theirs(self, person: str) -> sqlalchemy.ColumnElement[bool]:
         """True for the row of a session of which a run belongs to somebody else than this person."""
-        rows, places, runs = self._rows, self._places.alias(), self._runs.alias()
+        rows, places, runs = self._rows, self._places.alias(), self._workflows.alias()
         there = (places.c.session == rows.c.id) & (places.c.run_id == runs.c.workflow_uuid)
         return select(places.c.run_id).where(there, ~seen_by(person, runs.c.attributes, lite=self._lite)).exists()
-
-    # The tables
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with reporting_errors(self._url), self._engine.begin() as connection:
-            if self._lite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
 
     def _locked(self, connection: Connection, session: str) -> SessionState | None:
         """Lock the row of a session, if there is one, and return its state. SQLite has locked the whole file."""
@@ -127,7 +107,7 @@ class Sessions(OwnTable):
     def _states(
         self, where: sqlalchemy.ColumnElement[bool], connection: Connection | None = None, limit: int | None = None
     ) -> list[SessionState]:
-        rows, places, runs = self._rows, self._places, self._runs
+        rows, places, runs = self._rows, self._places, self._workflows
         ahead = rows.outerjoin(places, (places.c.session == rows.c.id) & (places.c.number == rows.c.ahead))
         ahead = ahead.outerjoin(runs, runs.c.workflow_uuid == places.c.run_id)
         wanted = (
@@ -136,12 +116,8 @@ class Sessions(OwnTable):
             .where(where, self._seen)
         )
         wanted = wanted.order_by(rows.c.updated_at.desc(), rows.c.id).limit(limit)
-        if connection is not None:
-            return [state_of_session(row) for row in connection.execute(wanted)]
-        if not self.exists():
-            return []
-        with reporting_errors(self._url):
-            return [state_of_session(row) for row in read(self._engine, wanted)]
+        found = self._read(wanted) if connection is None else connection.execute(wanted)
+        return [state_of_session(row) for row in found]
 
     def listed(self, agent: str | None = None, limit: int | None = None) -> list[SessionState]:
         """Return sessions, the one with the latest change first: all, or those whose agent is `agent`."""
@@ -154,9 +130,7 @@ class Sessions(OwnTable):
 
     def unsettled(self, swarms: set[str]) -> list[str]:
         """Return the sessions of these swarms whose run in progress has ended, or that wait though none is."""
-        if not self.exists():
-            return []
-        rows, places, runs = self._rows, self._places, self._runs
+        rows, places, runs = self._rows, self._places, self._workflows
         here = (places.c.session == rows.c.id) & (places.c.number == rows.c.ahead)
         goes_on = select(runs.c.workflow_uuid).where(
             here, runs.c.workflow_uuid == places.c.run_id, runs.c.status.in_(UNFINISHED)
@@ -165,72 +139,7 @@ class Sessions(OwnTable):
         over = select(rows.c.id).where(ours, rows.c.ahead.is_not(None), ~goes_on.exists())
         waits = select(places.c.session).where(places.c.session == rows.c.id, places.c.state == WAITS)
         idle = select(rows.c.id).where(ours, rows.c.ahead.is_(None), waits.exists())
-        with reporting_errors(self._url):
-            return [row[0] for row in read(self._engine, sqlalchemy.union(over, idle))]
-
-    def first_waiting(self, session: str) -> tuple[int, str, str] | None:
-        """Return number, id and queue of the first run that waits for its turn, or None."""
-        places, runs = self._places, self._runs
-        wanted = select(places.c.number, places.c.run_id, places.c.queue).join(
-            runs, runs.c.workflow_uuid == places.c.run_id
-        )
-        wanted = wanted.where(places.c.session == session, places.c.state == WAITS, runs.c.status == "DELAYED")
-        with reporting_errors(self._url):
-            found = read(self._engine, wanted.order_by(places.c.number).limit(1))
-        return (found[0][0], found[0][1], found[0][2]) if found else None
-
-    def waits_in(self, run_id: str) -> str | None:
-        """Return the session in which a run waits for its turn, or None."""
-        if not self.exists():
-            return None
-        places, runs = self._places, self._runs
-        wanted = select(places.c.session).join(runs, runs.c.workflow_uuid == places.c.run_id)
-        wanted = wanted.where(places.c.run_id == run_id, places.c.state == WAITS, runs.c.status == "DELAYED")
-        with reporting_errors(self._url):
-            found = read(self._engine, wanted)
-        return found[0][0] if found else None
-
-    def run_ids(
-        self, session: str, *, before: int | None = None, states: Iterable[str] = (BEGUN,), limit: int | None = None
-    ) -> list[tuple[int, str]]:
-        """Return the runs of a session as (number, id), the newest first; with `before`, those of lower numbers."""
-        if not self.exists():
-            return []
-        places = self._places
-        wanted = select(places.c.number, places.c.run_id).where(
-            places.c.session == session, places.c.state.in_(list(states))
-        )
-        if before is not None:
-            wanted = wanted.where(places.c.number < before)
-        with reporting_errors(self._url):
-            found = read(self._engine, wanted.order_by(places.c.number.desc()).limit(limit))
-        return [(row[0], row[1]) for row in found]
-
-    def number_of(self, session: str, run_id: str) -> int:
-        """Return the number of a run whose turn has come in a session. Raises `ConfigurationError` for any other."""
-        places = self._places
-        this = (places.c.session == session) & (places.c.run_id == run_id) & places.c.state.in_([BEGUN, LEFT_OUT])
-        with reporting_errors(self._url):
-            found = read(self._engine, select(places.c.number).where(this))
-        if not found:
-            raise errors.ConfigurationError(f"run {run_id!r} is not part of session {session!r}; `runs()` has those")
-        return int(found[0][0])
-
-    def holding(self, run_id: str) -> str | None:
-        """Return a session that has a run, or None."""
-        if not self.exists():
-            return None
-        places = self._places
-        with reporting_errors(self._url):
-            found = read(self._engine, select(places.c.session).where(places.c.run_id == run_id).limit(1))
-        return found[0][0] if found else None
-
-    def usages(self, session: str) -> list[dict[str, int]]:
-        """Return the tokens of the ended runs of a session that counted some."""
-        places = self._places
-        wanted = select(places.c.usage).where(places.c.session == session, places.c.usage.is_not(None))
-        with reporting_errors(self._url):
-            return [json.loads(row[0]) for row in read(self._engine, wanted)] if self.exists() else []
+        return [row[0] for row in self._read(sqlalchemy.union(over, idle))]
 
     def context(self, state: SessionState) -> Record:
         """Return the context variables of a session, encoded. Raises `Unreadable` if its codec is missing here."""
@@ -245,27 +154,25 @@ class Sessions(OwnTable):
     # Sending
 
     def admit(self, connection: Connection, sent: Arrival) -> Admission:
-        """Give a run its number, in the transaction that records the run, and return how it is recorded.
+        """Give a run its number, in the transaction that records the run (`writing`); return how it is recorded.
 
         Raises `SessionBusy` if it may not wait, and `ConfigurationError` if the session belongs to another swarm.
         """
-        if self._lite:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
         state = self._found_or_new(connection, sent)
         self._refuse_others(connection, sent)
-        again = self._known(connection, sent)
-        if again is not None:
-            return again
-        waits = state.ahead is not None or self._any_waits(connection, sent.session)
+        again = self.runs.row_of(connection, sent.session, sent.run_id)
+        if again is not None:  # An attempt whose answer was lost has admitted it already.
+            return _admission(again.number, sent, waits=again.state == WAITS)
+        waits = state.ahead is not None or self.runs.any_waits(connection, sent.session)
         if waits and not sent.may_wait and not (state.ahead is not None and state.ahead.over):
             raise busy(sent.session, None if state.ahead is None else state.ahead.run_id, SEND_LATER)
         waits = waits or not _as_expected(state, sent.expected)
         number = state.last + 1
-        self._insert(connection, sent.session, number, sent.run_id, WAITS if waits else BEGUN, sent.queue)
+        self.runs.add(connection, sent.session, number, sent.run_id, WAITS if waits else BEGUN, sent.queue)
         ahead = {} if waits else {"ahead": number}
         this = self._rows.c.id == sent.session
         connection.execute(update(self._rows).where(this).values(last=number, updated_at=now(), **ahead))
-        return self._admission(number, sent, waits=waits)
+        return _admission(number, sent, waits=waits)
 
     def _found_or_new(self, connection: Connection, sent: Arrival) -> SessionState:
         state = self._locked(connection, sent.session)
@@ -296,28 +203,6 @@ class Sessions(OwnTable):
             if connection.execute(select(self._rows.c.id).where(this, self._theirs(sent.belongs_to))).first():
                 raise no_session(sent.session)
 
-    def _known(self, connection: Connection, sent: Arrival) -> Admission | None:
-        """Return how the run was admitted already: an attempt whose answer was lost has done so."""
-        places = self._places
-        this = (places.c.session == sent.session) & (places.c.run_id == sent.run_id)
-        row = connection.execute(select(places.c.number, places.c.state).where(this)).first()
-        return None if row is None else self._admission(row.number, sent, waits=row.state == WAITS)
-
-    def _any_waits(self, connection: Connection, session: str) -> bool:
-        places = self._places
-        wanted = select(places.c.number).where(places.c.session == session, places.c.state == WAITS).limit(1)
-        return connection.execute(wanted).first() is not None
-
-    def _insert(
-        self, connection: Connection, session: str, number: int, run_id: str, state: str, queue: str = ""
-    ) -> None:
-        values = {"session": session, "number": number, "run_id": run_id, "state": state, "queue": queue}
-        connection.execute(sqlalchemy.insert(self._places).values(**values))
-
-    def _admission(self, number: int, sent: Arrival, *, waits: bool) -> Admission:
-        queue = ("DELAYED", records_names.TURNS) if waits else ("ENQUEUED", sent.queue) if sent.is_shared else None
-        return Admission(queue, {"session": sent.session, "number": number}, sent.priority)
-
     # Whose turn it is
 
     def pass_turn(self, state: SessionState, left: Left | None, following: Following | None) -> bool:
@@ -329,73 +214,54 @@ class Sessions(OwnTable):
             with self._writing() as connection:
                 present = self._locked(connection, state.id)
                 if present is None or (present.ahead, present.base) != (state.ahead, state.base):
-                    raise _Changed
+                    raise SessionChanged
                 # Not the present, because the end may be noted long after it.
                 ended = 0 if state.ahead is None else state.ahead.completed_at or 0
                 values: dict[str, Any] = {"updated_at": max(state.updated_at, ended), "ahead": None}
                 if left is not None and state.ahead is not None:
                     context = self._closed(state.swarm, state.id, left.context)
                     values |= {"agent": left.agent, "context": context, "base": left.base}
-                    self._note_end(connection, state.id, state.ahead.number, left)
+                    self.runs.note_end(connection, state.id, state.ahead.number, left)
                 if following is not None:
                     values |= {"ahead": following.number, "updated_at": now()}
                     self._begin(connection, state.id, following)
-                self._withdraw(connection, state.id, values["ahead"])
+                self.runs.withdraw(connection, state.id, values["ahead"])
                 connection.execute(update(self._rows).where(self._rows.c.id == state.id).values(**values))
-        except _Changed:
+        except SessionChanged:
             return False
         return True
 
-    def _note_end(self, connection: Connection, session: str, number: int, left: Left) -> None:
-        usage = None if left.usage is None else dumps(left.usage)
-        noted = {"state": BEGUN if left.counts else LEFT_OUT, "usage": usage}
-        connection.execute(self._place(session, number).values(**noted))
-
-    def _place(self, session: str, number: int) -> sqlalchemy.Update:
-        return update(self._places).where(self._places.c.session == session, self._places.c.number == number)
-
     def _begin(self, connection: Connection, session: str, following: Following) -> None:
         """Begin a run that waits for its turn."""
-        runs, this = self._runs, self._runs.c.workflow_uuid == following.run_id
+        runs, this = self._workflows, self._workflows.c.workflow_uuid == following.run_id
         waits = this & (runs.c.status == "DELAYED") & (runs.c.queue_name == records_names.TURNS)
         if connection.execute(update(runs).where(waits).values(**moved("ENQUEUED", following.queue))).rowcount != 1:
-            raise _Changed
+            raise SessionChanged
         noted = connection.execute(select(runs.c.attributes).where(this)).scalar()
         about = {**(noted if isinstance(noted, dict) else {}), "agent": following.agent}
         connection.execute(update(runs).where(this).values(attributes=about))
         inputs, text = self._inputs, arguments_text([following.stored])
         connection.execute(update(inputs).where(inputs.c.workflow_uuid == following.run_id).values(inputs=text))
-        connection.execute(self._place(session, following.number).values(state=BEGUN))
-
-    def _withdraw(self, connection: Connection, session: str, before: int | None) -> None:
-        """Note that the runs before a number, or all, were cancelled before their turn; none of them may wait still."""
-        places, runs = self._places, self._runs
-        waiting = (places.c.session == session) & (places.c.state == WAITS)
-        waiting = waiting if before is None else waiting & (places.c.number < before)
-        still = select(places.c.number).join(runs, runs.c.workflow_uuid == places.c.run_id)
-        if connection.execute(still.where(waiting, runs.c.status == "DELAYED").limit(1)).first() is not None:
-            raise _Changed
-        connection.execute(update(places).where(waiting).values(state=WITHDRAWN))
+        self.runs.set_state(connection, session, following.number, BEGUN)
 
     def reopen(self, connection: Connection, place: SessionPlace, run_id: str) -> bool:
         """Let an ended run continue in its session; return False if its turn has not come, so that it waits for it.
 
         Raises `RunConflict` if newer runs stand on it.
         """
-        rows, places, session = self._rows, self._places, place.session
+        rows, session = self._rows, place.session
         self._locked(connection, session)
-        this = (places.c.session == session) & (places.c.run_id == run_id)
-        found = connection.execute(select(places).where(this)).first()
+        found = self.runs.row_of(connection, session, run_id)
         if found is None:  # Its session was deleted.
             return True
-        if self._is_built_on(connection, session, found.number, run_id):
+        if self.runs.is_built_on(connection, session, found.number, run_id):
             raise errors.RunConflict(
                 f"session {session!r} has continued after run {run_id!r}, which therefore cannot be resumed; fork the "
                 "run, or the session",
                 run_id=run_id,
             )
         begun = found.state in (BEGUN, LEFT_OUT)
-        connection.execute(self._place(session, found.number).values(state=BEGUN if begun else WAITS))
+        self.runs.set_state(connection, session, found.number, BEGUN if begun else WAITS)
         if begun:
             values = {"ahead": found.number, "base": place.base, "updated_at": now()}
             connection.execute(update(rows).where(rows.c.id == session).values(**values))
@@ -406,40 +272,31 @@ class Sessions(OwnTable):
 
         Raises `RunConflict` if it exists.
         """
-        rows, places = self._rows, self._places
         agent, base, context = state.agent, state.base, self.context(state) if left is None else left.context
         if left is not None:
             agent, base = left.agent, left.base
         values = {"id": session, "swarm": state.swarm, "agent": agent, "base": base, "last": number}
         values |= {"context": self._closed(state.swarm, session, context), "created_at": now(), "updated_at": now()}
-        kept = (places.c.session == state.id) & (places.c.number <= number) & places.c.state.in_([BEGUN, LEFT_OUT])
-        columns = [column.name for column in places.c]
-        same = [sqlalchemy.literal(session), *[places.c[name] for name in columns[1:]]]
         with self._writing() as connection:
             self._locked(connection, state.id)
-            new = insert_into(self._engine, rows).values(**values).on_conflict_do_nothing()
+            new = insert_into(self._engine, self._rows).values(**values).on_conflict_do_nothing()
             # psycopg drops the row count of an INSERT unless it is asked to keep it.
             if connection.execute(new.execution_options(preserve_rowcount=True)).rowcount != 1:
                 raise errors.RunConflict(f"session {session!r} exists already; give the fork another id")
-            connection.execute(sqlalchemy.insert(places).from_select(columns, select(*same).where(kept)))
+            self.runs.copy(connection, state.id, number, session)
 
     def remove(self, connection: Connection, session: str) -> list[str]:
         """Delete the rows of a session, and return its runs that no other session has.
 
         Raises `SessionBusy` while one is in progress or waits.
         """
-        rows, places = self._rows, self._places
         state = self._locked(connection, session)
         if state is None:
             return []
-        if (state.ahead is not None and not state.ahead.over) or self._any_waits(connection, session):
+        if (state.ahead is not None and not state.ahead.over) or self.runs.any_waits(connection, session):
             raise busy(session, None if state.ahead is None else state.ahead.run_id)
-        other = places.alias()
-        shared = select(other.c.run_id).where(other.c.run_id == places.c.run_id, other.c.session != session)
-        alone = select(places.c.run_id).where(places.c.session == session, ~shared.exists())
-        found = list(connection.execute(alone).scalars())
-        connection.execute(sqlalchemy.delete(places).where(places.c.session == session))
-        connection.execute(sqlalchemy.delete(rows).where(rows.c.id == session))
+        found = self.runs.remove(connection, session)
+        connection.execute(sqlalchemy.delete(self._rows).where(self._rows.c.id == session))
         return found
 
     def expired(self, before: int, *, swarm: str | None, lasting: Iterable[str]) -> list[tuple[str, int]]:
@@ -447,9 +304,7 @@ class Sessions(OwnTable):
 
         `lasting` are states of runs that keep their session.
         """
-        if not self.exists():
-            return []
-        rows, places, runs = self._rows, self._places, self._runs
+        rows, places, runs = self._rows, self._places, self._workflows
         here = places.c.session == rows.c.id
         kept = select(runs.c.workflow_uuid).where(
             here, runs.c.workflow_uuid == places.c.run_id, runs.c.status.in_([*lasting, *UNFINISHED])
@@ -458,22 +313,7 @@ class Sessions(OwnTable):
         old = select(rows.c.id, counted).where(rows.c.updated_at < before, ~kept.exists())
         if swarm is not None:
             old = old.where(rows.c.swarm == swarm)
-        with reporting_errors(self._url):
-            return [(row[0], row[1]) for row in read(self._engine, old.order_by(rows.c.updated_at))]
-
-    def with_session(self) -> sqlalchemy.Select[Any]:
-        """Return a query of the runs of all sessions."""
-        return select(self._places.c.run_id)
-
-    def _is_built_on(self, connection: Connection, session: str, number: int, run_id: str) -> bool:
-        places = self._places
-        newer = (places.c.session == session) & (places.c.number > number) & (places.c.state != WITHDRAWN)
-        forked = (places.c.session != session) & (places.c.run_id == run_id)
-        return connection.execute(select(places.c.number).where(newer | forked).limit(1)).first() is not None
-
-
-class _Changed(Exception):
-    """The session is not as it was read: what was to be written must not be."""
+        return [(row[0], row[1]) for row in self._read(old.order_by(rows.c.updated_at))]
 
 
 def _as_expected(state: SessionState, expected: SessionState | None) -> bool:
@@ -481,3 +321,8 @@ def _as_expected(state: SessionState, expected: SessionState | None) -> bool:
     if expected is None:
         return state.last == 0
     return (state.last, state.base) == (expected.last, expected.base) and state.context == expected.context
+
+
+def _admission(number: int, sent: Arrival, *, waits: bool) -> Admission:
+    queue = ("DELAYED", records_names.TURNS) if waits else ("ENQUEUED", sent.queue) if sent.is_shared else None
+    return Admission(queue, {"session": sent.session, "number": number}, sent.priority)
