@@ -25,7 +25,7 @@ from durable_swarm.tools.repeats import same_before
 
 @dataclass(frozen=True)
 class CallServices:
-    """What a process has for the tool calls of its runs."""
+    """The services of a process for the tool calls of its runs."""
 
     on_loop: Callable[[Execution], Colour]
     """Returns the colour for a batch that runs concurrently beside a blocked thread."""

@@ -173,9 +173,10 @@ class Inbox(OwnTable):
     def kept(self, call: str) -> tuple[Request, Record] | None:
         """Return the request for a result that this tool call has opened, and the data stored with it; or None."""
         rows = self._rows
-        for row in self._read(select(rows).where(rows.c.call == call, rows.c.kind == "result")):
-            return self._request(row), question_of(row, self._seal_for(row.swarm)).get("kept", {})
-        return None
+        found = self._read(select(rows).where(rows.c.call == call, rows.c.kind == "result"))
+        if not found:
+            return None
+        return self._request(found[0]), question_of(found[0], self._seal_for(found[0].swarm)).get("kept", {})
 
     def asks(self, call: str) -> bool:
         """Return True if a tool call has an open request."""

@@ -26,7 +26,7 @@ def stored_start(row: RunRow | None) -> Any:
 
 
 class RunRecords:
-    """Decodes the records of runs, and encodes their start records. What decodes raises `Unreadable` if it cannot.
+    """Decodes the records of runs, which may raise `Unreadable`, and encodes their start records.
 
     `codec_for` returns the codec of the swarm of a name. `guesses` says that this codec may differ from the program's:
     new records are then written in the form of the existing ones.

@@ -22,7 +22,7 @@ class SessionChanged(Exception):
 
 
 class SessionRuns(OwnTable):
-    """The runs of the sessions of one database. What takes a connection is a part of its transaction."""
+    """The runs of the sessions of one database. Methods that take a connection work in its transaction."""
 
     def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine) -> None:
         schema = schema_of(url)
