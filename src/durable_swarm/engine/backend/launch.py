@@ -39,7 +39,7 @@ LATE = launched()
 
 
 def launch_dbos(url: sqlalchemy.URL, engine: sqlalchemy.Engine, executor_id: str, threads: int) -> None:
-    """Launch DBOS on a database, with at most `threads` threads. Raises `ConfigurationError` if that is not possible."""
+    """Launch DBOS on a database, with at most `threads` threads. Raises `ConfigurationError` if that fails."""
     patches.silence()
     config: DBOSConfig = {
         "name": "durable-swarm",
