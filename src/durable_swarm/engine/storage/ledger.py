@@ -223,9 +223,8 @@ class Ledger(OwnTable):
             row = self._locked(connection, key, None, opened=False)
             mine = (runs.workflow_uuid == run_id) & (runs.owner_xid == owner) & runs.status.in_(UNFINISHED)
             if connection.execute(select(runs.status).where(mine)).first() is None:
-                from durable_swarm.engine.backend.ownership import (
-                    OwnershipLost,  # With DBOS, which reading does without.
-                )
+                # Not above, because it imports DBOS, which reading does without.
+                from durable_swarm.engine.backend.ownership import OwnershipLost
 
                 raise OwnershipLost(run_id)
             if row.opened:

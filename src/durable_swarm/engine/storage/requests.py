@@ -102,9 +102,8 @@ class Inbox(OwnTable):
             runs = self._runs.c
             mine = (runs.workflow_uuid == run_id) & (runs.owner_xid == owner) & runs.status.in_(UNFINISHED)
             if owner is not None and connection.execute(select(runs.status).where(mine)).first() is None:
-                from durable_swarm.engine.backend.ownership import (
-                    OwnershipLost,  # With DBOS, which reading does without.
-                )
+                # Not above, because it imports DBOS, which reading does without.
+                from durable_swarm.engine.backend.ownership import OwnershipLost
 
                 raise OwnershipLost(run_id)
             yield connection
