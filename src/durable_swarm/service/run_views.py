@@ -7,13 +7,14 @@ from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import Inspector
+from durable_swarm.engine.history.recorded_errors import shown_failure
 from durable_swarm.engine.history.snapshot import Snapshot
 from durable_swarm.engine.history.spending import limits_now, spending
 from durable_swarm.engine.history.story import step_infos, story, usage_with_children
 from durable_swarm.engine.records import runs
-from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.records.encoding import Unreadable
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
-from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_state import moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.engine.storage.tallies import Tally
@@ -94,7 +95,7 @@ def _noted_failure(store: Store, row: RunRow | None) -> str | None:
     return failure_of(store, row).line if row is not None and state_of(row) == "failed" else None
 
 
-def _origin(row: Any) -> dict[str, Any]:
+def _origin(row: RunRow) -> dict[str, Any]:
     noted = notes_on(row)
     turn = noted.get("turn")
     return {
@@ -105,7 +106,7 @@ def _origin(row: Any) -> dict[str, Any]:
     }
 
 
-def _about(row: Any, name: str) -> str:
+def _about(row: RunRow, name: str) -> str:
     """Return a text that was noted on the run, or ''."""
     return str(notes_on(row).get(name) or "")
 
@@ -156,17 +157,19 @@ def requests_of(store: Store, row: RunRow) -> list[Request]:
     return store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)])
 
 
-def _budget(store: Store, row: Any, records: Snapshot, turns: list[TurnRecords], closed: str | None) -> dict[str, Any]:
+def _budget(
+    store: Store, row: RunRow, records: Snapshot, turns: list[TurnRecords], closed: str | None
+) -> dict[str, Any]:
     return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row, records, turns)}
 
 
-def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
+def _ended_by(row: RunRow, state: State, told: RunHistory) -> EndedBy | None:
     if state != "done":
         return None
     return runs.read_end(row.output) if told.ending is None else told.ending.ended_by
 
 
-def _told(records: Snapshot, row: Any) -> tuple[Start, list[TurnRecords], RunHistory, str | None]:
+def _told(records: Snapshot, row: RunRow) -> tuple[Start, list[TurnRecords], RunHistory, str | None]:
     """Return the run's input, turns and history; empty ones and a sentence with the reason if they are not readable."""
     try:
         record = records.start_record(row)
@@ -176,7 +179,7 @@ def _told(records: Snapshot, row: Any) -> tuple[Start, list[TurnRecords], RunHis
         return Start("", [], {}), [], RunHistory([], None), why_closed(error)
 
 
-def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
+def _waits_for(store: Store, row: RunRow, idle: bool) -> str | None:
     """Return why an unfinished run does not continue, preferably in the words of the process that held it."""
     recorded = reason_noted(row) or store.reason_below(row)
     if recorded or not idle:
@@ -186,12 +189,9 @@ def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
     return f"no running process owns it; start a program that defines agent {agent!r}{named}, and it continues"
 
 
-def failure_of(store: Store, row: Any) -> Failure:
+def failure_of(store: Store, row: RunRow) -> Failure:
     """Return the error that ended a failed run."""
-    try:
-        record = store.failure_record(row)
-    except Unreadable:
-        return Failure(row.error.data["type"], ENCRYPTED, str(row.error.data.get("step", "")))
+    record = shown_failure(store, row)
     if record is None:
         return Failure(type(row.error).__name__, f"run {row.workflow_id!r} failed: {row.error}")
     return Failure(

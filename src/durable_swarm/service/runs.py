@@ -20,9 +20,9 @@ from durable_swarm.engine.history.export import Exported, export
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.history.follower import EventReader, check_after
 from durable_swarm.engine.history.trace import trace_of
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.changes import Mark
 from durable_swarm.engine.storage.retention import Retention
-from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_list import Query, listed
 from durable_swarm.engine.storage.run_state import moment, notes_on, state_of
 from durable_swarm.engine.storage.runs import Store
@@ -330,7 +330,7 @@ class Runs:
         """Return a run as a document, as `DurableSwarm.export` does."""
         found = find_run(self._store, run_id)
         with opened(f"run {found!r}"):
-            return export(self._store, self._store.row(found, waits=True), redact)
+            return export(self._store, self._store.found(found, waits=True), redact)
 
     def load(self, document: Any) -> RunView:
         """Put an exported run into the database, as `DurableSwarm.import_run` does, and return its new state."""

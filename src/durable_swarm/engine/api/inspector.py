@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy
@@ -23,7 +22,8 @@ from durable_swarm.engine.database.urls import shown
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.records import names as records_names
-from durable_swarm.engine.storage.run_state import owner_of, state_of
+from durable_swarm.engine.records.rows import RunRow
+from durable_swarm.engine.storage.run_state import owner_of, state_of, stored_state
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ConfigurationError
 
@@ -54,7 +54,7 @@ class Inspector:
         with self._identity.alone():
             yield self._identity
 
-    def idle(self, rows: Iterable[Any]) -> set[str]:
+    def idle(self, rows: Iterable[RunRow]) -> set[str]:
         """Return the ids of the running runs among these that no living process executes."""
         found = [row for row in rows if state_of(row) == "running"]
         dead = {"", *self.dead(owner for owner in map(owner_of, found) if owner)}
@@ -194,7 +194,7 @@ def _counts(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str,
     formats: dict[str, int] = {}
     runs = select(*groups, func.count()).where(flows.c.name == records_names.RUN).group_by(*groups)
     for status, queue, version, count in connection.execute(runs):
-        state = state_of(SimpleNamespace(status=status, queue_name=queue))
+        state = stored_state(status, queue)
         states[state] = states.get(state, 0) + count
         formats[str(version)] = formats.get(str(version), 0) + count
     ours = select(flows.c.workflow_uuid).where(flows.c.name.in_([records_names.RUN, records_names.TOOL]))

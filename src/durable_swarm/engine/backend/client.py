@@ -38,7 +38,14 @@ class Client:
             return persistently(write)
 
     def enqueue(
-        self, run_id: str, stored: Record, about: dict[str, Any], queue: str, version: str, priority: int, delay: float
+        self,
+        run_id: str,
+        stored: Record,
+        about: dict[str, Any],
+        queue: str,
+        version: str | None,
+        priority: int,
+        delay: float,
     ) -> bool:
         """Record a new run for those that serve `queue`, after `delay` seconds. Return False if the id is taken."""
         options: Any = {

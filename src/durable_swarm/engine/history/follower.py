@@ -7,8 +7,10 @@ from typing import Any, Literal, Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.history.projection import EventProjection
+from durable_swarm.engine.history.recorded_errors import shown_failure
 from durable_swarm.engine.records import base, names, runs
-from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.records.encoding import Unreadable
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import TurnRecords, turns_in
 from durable_swarm.engine.storage.events import NewRow, place_of
 from durable_swarm.engine.storage.run_state import state_of
@@ -70,7 +72,7 @@ class RecordedEvents:
         found, self._found[:] = list(self._found), []
         return found
 
-    def _turns(self, row: Any) -> tuple[dict[int, TurnRecords], tuple[int, int]]:
+    def _turns(self, row: RunRow) -> tuple[dict[int, TurnRecords], tuple[int, int]]:
         """Return the turns from the last open one on, and the numbers of steps and turns that precede them."""
         if self._loop is None:
             start = self._store.start_record(row)
@@ -141,7 +143,7 @@ class RecordedEvents:
             return None
         return runs.outcomes_of(effect.calls, found)
 
-    def _ending(self, row: Any, state: str) -> tuple[EventType, dict[str, Any]]:
+    def _ending(self, row: RunRow, state: str) -> tuple[EventType, dict[str, Any]]:
         if state == "done":
             written = {"written": self._narrator.written} if self._narrator.written else {}
             return "run.finished", {"agent": self._agent, "ended_by": self._ended_by, **written}
@@ -149,11 +151,8 @@ class RecordedEvents:
             return "run.cancelled", {}
         return "run.failed", self._failure(row)
 
-    def _failure(self, row: Any) -> dict[str, Any]:
-        try:
-            record = self._store.failure_record(row)
-        except Unreadable:
-            return {"error_type": row.error.data["type"], "error_message": ENCRYPTED}
+    def _failure(self, row: RunRow) -> dict[str, Any]:
+        record = shown_failure(self._store, row)
         if record is None:
             return {"error_type": type(row.error).__name__, "error_message": str(row.error)}
         return {"error_type": record["type"], "error_message": codec.decode(record.get("message", ""))}

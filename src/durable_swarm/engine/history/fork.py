@@ -17,6 +17,7 @@ from durable_swarm.agents import remember
 from durable_swarm.engine.history.conversation import standalone
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.owners import BELONGS_TO, person
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.run_state import notes_on
 from durable_swarm.engine.storage.runs import Store
@@ -84,7 +85,7 @@ class Planned:
         return {**notes, "forked_from": forked["run"], "turn": forked["turn"]}
 
 
-def fork(store: Store, host: Host | None, row: Any, asked: ForkArguments, swarm: str | None) -> str:
+def fork(store: Store, host: Host | None, row: RunRow, asked: ForkArguments, swarm: str | None) -> str:
     """Record a fork of the run in `row`, to be executed where its agent is defined, and return its id.
 
     Raises `ConfigurationError` for a turn that cannot be forked at, `RunConflict` for an id that is taken.
@@ -116,7 +117,9 @@ def _inner_id() -> str | None:
     return here.next_id() if steps.in_workflow() else None
 
 
-def _record(store: Store, host: Host | None, fork_id: str, planned: Planned, stored: base.Record, version: str) -> None:
+def _record(
+    store: Store, host: Host | None, fork_id: str, planned: Planned, stored: base.Record, version: str | None
+) -> None:
     about = planned.about()
     queue = names.UNCLAIMED if host is None else host.queue_for(planned.agent, about["swarm"])
     if store.enqueue(fork_id, stored, about, queue, version if host is None else host.version):
@@ -129,7 +132,7 @@ def _record(store: Store, host: Host | None, fork_id: str, planned: Planned, sto
 
 def _check_same(store: Store, fork_id: str, planned: Planned) -> None:
     """Check that the existing run of this id is the requested fork."""
-    recorded = store.start_record(store.row(fork_id))
+    recorded = store.start_record(store.found(fork_id))
     if _asked(recorded) != _asked(store.settled(fork_id, planned.record, planned.about()["swarm"])):
         raise errors.RunConflict(
             f"run {fork_id!r} exists already, and is not this fork; use a new run_id, or none", run_id=fork_id
@@ -140,7 +143,7 @@ def _asked(record: base.Record) -> str:
     return codec.dumps({key: value for key, value in record.items() if key not in ("v", "at", "swarm", "debug")})
 
 
-def plan(store: Rows, row: Any, asked: ForkArguments, swarm: str) -> Planned:
+def plan(store: Rows, row: RunRow, asked: ForkArguments, swarm: str) -> Planned:
     """Return the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
     start, turn = standalone(store, row), asked.turn
     told = recorded_turns(store, row, start)

@@ -15,6 +15,7 @@ from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.history.export import Exported, export, is_record
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.encoding import RecordCodec, arguments_text, failure_of, input_of, output_of
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.engine.signals import Broken
 from durable_swarm.engine.storage.family import ChildLink
 from durable_swarm.engine.storage.runs import Store
@@ -106,7 +107,7 @@ class _Rows:
             "operation_outputs": [self._step(step) for step in steps],
         }
 
-    def _status(self, row: Any, **more: Any) -> dict[str, Any]:
+    def _status(self, row: RunRow, **more: Any) -> dict[str, Any]:
         return {
             "workflow_uuid": row.workflow_id,
             "status": row.status,
@@ -119,12 +120,12 @@ class _Rows:
             "recovery_attempts": 1,
             "priority": 0,
             "serialization": names.PORTABLE,
-            "attributes": getattr(row, "attributes", None),
+            "attributes": row.attributes,
             "parent_workflow_id": None,
             **more,
         }
 
-    def _call_status(self, call: Any) -> dict[str, Any]:
+    def _call_status(self, call: RunRow) -> dict[str, Any]:
         return self._status(call, name=names.TOOL, parent_workflow_id=self._run.data.id)
 
     def _start(self) -> base.Record:
@@ -143,14 +144,14 @@ class _Rows:
             error = _text({"name": "Broken", "message": str(broken), "code": None, "data": broken.data})
         return self._payload(run.id, output=output, error=error)
 
-    def _output(self, call: Any) -> dict[str, Any]:
-        key = call.workflow_id
-        return self._payload(key, output=_text(self._seal.close(call.output, output_of(key))), error=None)
+    def _output(self, call: RunRow) -> dict[str, Any]:
+        key, output = call.workflow_id, self._run.output_record(call, self._run.row)
+        return self._payload(key, output=_text(self._seal.close(output, output_of(key))), error=None)
 
     def _payload(self, key: str, **columns: Any) -> dict[str, Any]:
         return {"workflow_uuid": key, "retention_timestamp": self._now, **columns}
 
-    def _step(self, step: Any) -> dict[str, Any]:
+    def _step(self, step: StepRow) -> dict[str, Any]:
         output = step.output
         if is_record(output):
             output = self._seal.close(output, Place(step.workflow_id, step.function_name, step.function_id))
@@ -159,7 +160,7 @@ class _Rows:
             "function_id": step.function_id,
             "function_name": step.function_name,
             "output": None if output is None else _text(output),
-            "error": None if step.error is None else _text({"name": "Exception", "message": step.error}),
+            "error": None if step.error is None else _text({"name": "Exception", "message": str(step.error)}),
             "child_workflow_id": step.child_workflow_id,
             "started_at_epoch_ms": step.started_at_epoch_ms,
             "completed_at_epoch_ms": step.completed_at_epoch_ms,

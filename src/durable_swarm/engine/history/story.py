@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from durable_swarm import codec, errors
+from durable_swarm.engine.history.recorded_errors import shown_failure
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.compactions import Summary, read_summary
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.failures import raised_text
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.engine.records.turns import (
     Rows,
     TurnRecords,
@@ -29,7 +31,7 @@ from durable_swarm.tools.repeats import FAILED, Place, key_of
 from durable_swarm.types import Block, Usage
 
 
-def story(store: Rows, row: Any, turns: list[TurnRecords] | None = None) -> RunHistory:
+def story(store: Rows, row: RunRow, turns: list[TurnRecords] | None = None) -> RunHistory:
     """Return the run's history as far as it is recorded; `turns` are its records by turn, if they were read already."""
     record = store.start_record(row)
     start, told = runs.read_start(record), recorded_turns(store, row, record) if turns is None else turns
@@ -56,7 +58,7 @@ def story(store: Rows, row: Any, turns: list[TurnRecords] | None = None) -> RunH
     return told_by_run if summary is None else replace(told_by_run, usage=total([summary.usage, told_by_run.usage]))
 
 
-def summary_of(store: Rows, row: Any) -> Summary | None:
+def summary_of(store: Rows, row: RunRow) -> Summary | None:
     """Return the summary of its session that a run has written, or None."""
     if "compaction" not in store.start_record(row):
         return None
@@ -66,7 +68,7 @@ def summary_of(store: Rows, row: Any) -> Summary | None:
     return None
 
 
-def usage_with_children(store: Store, row: Any, own: RunHistory | None = None) -> Usage | None:
+def usage_with_children(store: Store, row: RunRow, own: RunHistory | None = None) -> Usage | None:
     """Return the tokens of a run and of all runs below it, or None if no provider counts any.
 
     `own` is the history of the run itself, if that was read already.
@@ -77,7 +79,7 @@ def usage_with_children(store: Store, row: Any, own: RunHistory | None = None) -
     return total([first.usage, *(story(store, one).usage for one in rows)])
 
 
-def step_infos(store: Rows, row: Any, failure: base.Record | None = None) -> list[StepInfo]:
+def step_infos(store: Rows, row: RunRow, failure: base.Record | None = None) -> list[StepInfo]:
     """Return the run's steps in the order in which they were begun, numbered from 1; steps kept by a fork come first.
 
     `failure` is the error that ends the run, if it is not recorded yet.
@@ -87,7 +89,7 @@ def step_infos(store: Rows, row: Any, failure: base.Record | None = None) -> lis
         start = _opened(lambda of, _: store.start_record(of), row, row)
         first = len(start.get("kept", []))
         own = list(_in_turns(_fields(store, row, makes_calls=start.get("execute_tools", True)), first))
-        fields = _with_failure([*kept_steps(start), *own], failure or _failure(store, row))
+        fields = _with_failure([*kept_steps(start), *own], failure or shown_failure(store, row))
         _mark_repeated(fields)
         return [StepInfo(number, **step) for number, step in enumerate(fields, 1)]
 
@@ -122,13 +124,6 @@ def _mark_repeated(fields: list[dict[str, Any]]) -> None:
             twins.setdefault(key, number)
 
 
-def _failure(store: Rows, row: Any) -> base.Record | None:
-    try:
-        return store.failure_record(row)
-    except Unreadable:
-        return {**row.error.data, "message": ENCRYPTED}
-
-
 def _with_failure(fields: list[dict[str, Any]], failure: base.Record | None) -> list[dict[str, Any]]:
     """Add the step that ended the run: it has no record of its own, because it is to be repeated."""
     if failure is None or not failure.get("step"):
@@ -151,7 +146,7 @@ def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str
         yield step
 
 
-def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, Any]]:
+def _fields(store: Rows, row: RunRow, *, makes_calls: bool) -> Iterator[dict[str, Any]]:
     rows, children = store.steps(row.workflow_id), calls_of(store, row)
     # The calls of the last reply by the numbers of their steps, the calls that are not made, and the texts of the
     # others.
@@ -168,7 +163,7 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
         elif step.function_name.startswith(names.GUARDRAIL):
             yield _guardrail(step, _opened(store.step_record, step, row))
         elif step.function_name == names.TOOL:
-            key = step.child_workflow_id
+            key = step.child_workflow_id or ""
             fields = _tool(store, row, step, children.get(key), ENCRYPTED if call is None else call.tool)
             yield _noted(fields, call, texts)
             inside = (inner for inner in store.steps(key) if inner.function_name != names.BEGUN)
@@ -203,7 +198,7 @@ def _unmade(call: Call, texts: dict[int, Any]) -> dict[str, Any]:
     return {**told_step(call, str(text)), **({"status": "running", "output": None} if text is None else {})}
 
 
-def _opened(read: Callable[[Any, Any], base.Record], stored: Any, row: Any) -> base.Record:
+def _opened(read: Callable[[Any, Any], base.Record], stored: Any, row: RunRow) -> base.Record:
     """Return as much of a record as can be read: a non-record has no fields, an encoded one is marked as such."""
     try:
         return read(stored, row)
@@ -213,7 +208,7 @@ def _opened(read: Callable[[Any, Any], base.Record], stored: Any, row: Any) -> b
         return {}
 
 
-def _times(step: Any) -> dict[str, datetime | None]:
+def _times(step: StepRow) -> dict[str, datetime | None]:
     return {"started_at": _time(step.started_at_epoch_ms), "finished_at": _time(step.completed_at_epoch_ms)}
 
 
@@ -225,7 +220,7 @@ def _value(record: base.Record, field: str, default: Any = None) -> Any:
     return ENCRYPTED if record.get("closed") else codec.decode(record.get(field, default))
 
 
-def _done(step: Any, record: base.Record) -> dict[str, Any]:
+def _done(step: StepRow, record: base.Record) -> dict[str, Any]:
     kind = step.function_name.partition(":")[0]
     return {
         "name": step.function_name,
@@ -240,13 +235,13 @@ def _done(step: Any, record: base.Record) -> dict[str, Any]:
     }
 
 
-def _guardrail(step: Any, record: base.Record) -> dict[str, Any]:
+def _guardrail(step: StepRow, record: base.Record) -> dict[str, Any]:
     verdict = _value(record, "blocked", "") if record.get("closed") or not record.get("passed") else None
     text = "passed" if verdict is None else f"blocked: {verdict}"
     return {"name": step.function_name, "kind": "guardrail", "status": "done", "output": text, **_times(step)}
 
 
-def _tool(store: Rows, row: Any, step: Any, child: Any, name: str) -> dict[str, Any]:
+def _tool(store: Rows, row: RunRow, step: StepRow, child: RunRow | None, name: str) -> dict[str, Any]:
     fields = {
         "name": names.tool_step(name),
         "kind": "tool",
@@ -259,7 +254,7 @@ def _tool(store: Rows, row: Any, step: Any, child: Any, name: str) -> dict[str, 
     return fields
 
 
-def _inner(step: Any, record: base.Record) -> dict[str, Any]:
+def _inner(step: StepRow, record: base.Record) -> dict[str, Any]:
     stored = step.output if isinstance(step.output, dict) else {}
     failed = bool(step.error) or "failed" in stored or "raised" in stored
     return {
@@ -273,7 +268,7 @@ def _inner(step: Any, record: base.Record) -> dict[str, Any]:
     }
 
 
-def _error(step: Any, record: base.Record) -> str:
+def _error(step: StepRow, record: base.Record) -> str:
     raised = record.get("raised")
     if raised:
         return raised_text(raised)

@@ -11,6 +11,7 @@ from durable_swarm.engine.history.story import step_infos
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.names import call_key, model_step, tool_step
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
 from durable_swarm.engine.storage.family import ChildLink
 from durable_swarm.engine.storage.run_state import moment, notes_on, started_at, state_of
@@ -69,7 +70,7 @@ def collecting(run_id: str, start: Record) -> CollectedTrace:
     )
 
 
-def _end(store: Store, row: Any) -> RunEnd | None:
+def _end(store: Store, row: RunRow) -> RunEnd | None:
     status = state_of(row)
     if status not in ENDED:
         return None
@@ -144,7 +145,7 @@ def _waits(store: Store, run_id: str) -> list[WaitTrace]:
     ]
 
 
-def _resumed(store: Store, row: Any) -> list[float]:
+def _resumed(store: Store, row: RunRow) -> list[float]:
     rows = store.events.read(row.workflow_id, store.seal(row))
     return sorted(stored["ended"][0] / 1000 for _, stored in rows if "ended" in stored)
 

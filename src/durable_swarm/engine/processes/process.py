@@ -53,6 +53,7 @@ from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.compactions import read_plan
 from durable_swarm.engine.records.encoding import input_of
 from durable_swarm.engine.records.owners import BELONGS_TO
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.signals import RunHeld, engine_closed
 from durable_swarm.engine.storage.heartbeats import Leases
@@ -377,7 +378,7 @@ class Process:
         self.orphans.wanted.add(agent)
         return names.UNCLAIMED
 
-    def lives_elsewhere(self, row: Any) -> bool:
+    def lives_elsewhere(self, row: RunRow) -> bool:
         """Return True if another process executes the run of this row, and nothing suggests that it has died."""
         owner = owner_of(row)
         with self.identity.alone():

@@ -16,6 +16,7 @@ from durable_swarm.engine.processes.local_runs import INTERRUPTED
 from durable_swarm.engine.processes.maintenance import CLOSING
 from durable_swarm.engine.processes.report import ProcessReport
 from durable_swarm.engine.records import names
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.run_state import QUEUED, notes_on
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class QueueWorker:
         self._works = True
         self._process.room.patience = PATIENCE
 
-    def queue_of(self, row: Any) -> str:
+    def queue_of(self, row: RunRow) -> str:
         """Return the queue for which a run was started, if it is served here, else ''."""
         noted = notes_on(row)
         served = any(swarm.name == noted.get("swarm") for swarm in self._served)

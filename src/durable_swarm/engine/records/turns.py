@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from durable_swarm import codec
 from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.loop import NOT_MADE, Call, GuardKind, Reply
 from durable_swarm.tools.repeats import FAILED
 from durable_swarm.types import Block
@@ -16,25 +17,25 @@ from durable_swarm.types import Block
 class Rows(Protocol):
     """A source of rows and decoded records: a database, or the file of an exported run."""
 
-    def steps(self, workflow_id: str) -> list[Any]:
+    def steps(self, workflow_id: str) -> list[StepRow]:
         """Return the recorded steps of a run or a tool call, in order."""
 
-    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+    def children(self, run_id: str, *, load_output: bool = False) -> list[RunRow]:
         """Return the rows of a run's undecorated tool calls."""
 
-    def start_record(self, row: Any) -> base.Record:
+    def start_record(self, row: RunRow) -> base.Record:
         """Return a run's input."""
 
-    def step_record(self, step: Any, row: Any) -> base.Record:
+    def step_record(self, step: StepRow, row: RunRow) -> base.Record:
         """Return the record of a step of a run or of an undecorated tool call in it."""
 
-    def reply(self, step: Any, row: Any) -> Reply:
+    def reply(self, step: StepRow, row: RunRow) -> Reply:
         """Return the reply in the record of a model's step."""
 
-    def output_record(self, child: Any, row: Any) -> base.Record:
+    def output_record(self, child: RunRow, row: RunRow) -> base.Record:
         """Return the output of an undecorated tool call."""
 
-    def failure_record(self, row: Any) -> base.Record | None:
+    def failure_record(self, row: RunRow) -> base.Record | None:
         """Return the error that ended a failed run, if it is a record of this package."""
 
 
@@ -71,19 +72,19 @@ class TurnRecords:
         return all(record is not None or call.plan in NOT_MADE for call, record in made)
 
 
-def calls_of(store: Rows, row: Any) -> dict[str, Any]:
+def calls_of(store: Rows, row: RunRow) -> dict[str, RunRow]:
     """Return the rows of the run's undecorated tool calls by id."""
     return {child.workflow_id: child for child in store.children(row.workflow_id, load_output=True)}
 
 
-def recorded_turns(store: Rows, row: Any, start: base.Record) -> list[TurnRecords]:
+def recorded_turns(store: Rows, row: RunRow, start: base.Record) -> list[TurnRecords]:
     """Return the records of a run started with `start`, by turn."""
     with base.reading("a kept turn"):
         kept = [TurnRecords(turn["agent"], turn["reply"], turn["outcomes"]) for turn in start.get("kept", [])]
     return kept + turns_in(store.steps(row.workflow_id), calls_of(store, row), store, row, len(kept))
 
 
-def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, first: int) -> list[TurnRecords]:
+def turns_in(rows: list[StepRow], calls: dict[str, RunRow], store: Rows, row: RunRow, first: int) -> list[TurnRecords]:
     """Return the records of the turns in these steps of a run, starting at turn `first`; `calls` are by id."""
     tools = {step.function_id: step for step in rows if step.function_name.startswith("tool:")}
     judged = {step.function_id: step for step in rows if step.function_name.startswith(names.GUARDRAIL)}
@@ -91,11 +92,13 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
     def outcome(turn: int, call: Call, number: int) -> base.Record | None:
         if call.plan == "step":
             step = tools.get(number)
-            known = step is not None and step.function_name == names.tool_step(call.tool)
-            return store.step_record(step, row) if known else None
+            if step is None or step.function_name != names.tool_step(call.tool):
+                return None
+            return store.step_record(step, row)
         child = calls.get(names.call_key(row.workflow_id, turn, call.index))
-        ended = call.plan not in NOT_MADE and child is not None and child.status == "SUCCESS"
-        return store.output_record(child, row) if ended else None
+        if call.plan in NOT_MADE or child is None or child.status != "SUCCESS":
+            return None
+        return store.output_record(child, row)
 
     turns: list[TurnRecords] = []
     for step in rows:
@@ -110,7 +113,7 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
 
 
 def _guards(
-    judged: dict[int, Any], reply: Reply, number: int, store: Rows, row: Any
+    judged: dict[int, StepRow], reply: Reply, number: int, store: Rows, row: RunRow
 ) -> dict[GuardKind, list[base.Record | None]]:
     """Return the records of a reply's guardrails; the reply is the run's step `number`.
 

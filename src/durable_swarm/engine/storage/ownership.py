@@ -16,6 +16,7 @@ from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.records.rows import RunRow
 
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 """DBOS's states of an unfinished run; a suspended run is DELAYED."""
@@ -36,7 +37,7 @@ class Claims:
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "name", "updated_at", "parent_workflow_id")
         more = ("recovery_attempts", "created_at", "started_at_epoch_ms", "executor_id", "completed_at")
         ends = ("error", "output")
-        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*names, *more, *ends)), noted, schema=schema)
         self._steps = table("operation_outputs", column("workflow_uuid"), column("function_id"), schema=schema)
         self._outputs = table("workflow_output", column("workflow_uuid"), schema=schema)
@@ -54,7 +55,7 @@ class Claims:
 
     def transfer(
         self,
-        rows: Iterable[Any],
+        rows: Iterable[RunRow],
         queue: str,
         attempts: int = 0,
         *,
@@ -105,7 +106,7 @@ class Claims:
 
     def resume(
         self,
-        row: Any,
+        row: RunRow,
         queue: str,
         forget: Mapping[str, int],
         forgive: Callable[[str], bool],

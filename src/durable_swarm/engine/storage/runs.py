@@ -21,6 +21,7 @@ from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import RecordCodec, failure_of, input_of, is_sealed, output_of
 from durable_swarm.engine.records.lives import Life, with_life
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.engine.records.runs import read_reply
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.storage.actions import Actions
@@ -34,7 +35,7 @@ from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.process_facts import ProcessTable
 from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages, wait_noted
 from durable_swarm.engine.storage.requests import Inbox
-from durable_swarm.engine.storage.rows import RecordedError, RowReader, RunRow, StepRow
+from durable_swarm.engine.storage.rows import RowReader
 from durable_swarm.engine.storage.run_state import (
     NEEDS,
     STATES_OF,
@@ -63,7 +64,7 @@ PROGRAM = "durable_swarm.program"
 """Name of the row that holds notes about a program; it is never executed."""
 
 
-def _argument(row: RunRow | None) -> Any:
+def _argument(row: RunRow | None) -> object:
     """Return a run's start record as it is stored, or None if there is none."""
     return row.input[0] if row is not None and isinstance(row.input, list) and row.input else None
 
@@ -291,11 +292,11 @@ class Store:
         """Return the recorded steps of a run's undecorated tool calls, those of each in order."""
         return self._rows.steps_in_calls(run_id)
 
-    def seal(self, row: Any) -> RecordCodec:
+    def seal(self, row: RunRow) -> RecordCodec:
         """Return the codec of a run's records, by its row."""
         return RecordCodec(self._codec_for(notes_on(row).get("swarm", "")))
 
-    def start_record(self, row: Any) -> base.Record:
+    def start_record(self, row: RunRow) -> base.Record:
         """Return a run's input."""
         run_id = row.workflow_id
         stored = _argument(row)
@@ -303,28 +304,27 @@ class Store:
             raise errors.ReplayMismatch(f"the input of run {run_id!r} cannot be read", run_id=run_id)
         return self.seal(row).open(stored, input_of(run_id), f"the input of run {run_id!r}")
 
-    def step_record(self, step: Any, row: Any) -> base.Record:
+    def step_record(self, step: StepRow, row: RunRow) -> base.Record:
         """Return the record of a step of a run or of an undecorated tool call in it; `row` is the run's."""
         place = Place(step.workflow_id, step.function_name, step.function_id)
         what = f"step {step.function_id} ({step.function_name}) of run {step.workflow_id!r}"
         return self.seal(row).open(step.output, place, what)
 
-    def reply(self, step: Any, row: Any) -> Reply:
+    def reply(self, step: StepRow, row: RunRow) -> Reply:
         """Return the reply in the record of a model's step."""
         return read_reply(self.step_record(step, row))
 
-    def output_record(self, child: Any, row: Any) -> base.Record:
+    def output_record(self, child: RunRow, row: RunRow) -> base.Record:
         """Return the output of an undecorated tool call; `row` is its run's."""
         call = child.workflow_id
         return self.seal(row).open(child.output, output_of(call), f"tool call {call!r}")
 
-    def failure_record(self, row: Any) -> base.Record | None:
+    def failure_record(self, row: RunRow) -> base.Record | None:
         """Return the error that ended a failed run; None if it is not a record of this package."""
-        data = row.error.data if isinstance(row.error, RecordedError) else None
-        if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+        stored, run_id = row.failure, row.workflow_id
+        if stored is None:
             return None
-        run_id = row.workflow_id
-        record = self.seal(row).open({"v": 1, **data}, failure_of(run_id), f"the error of run {run_id!r}")
+        record = self.seal(row).open({"v": 1, **stored}, failure_of(run_id), f"the error of run {run_id!r}")
         return {"run_id": run_id, **record}
 
     def holds_sealed(self, swarm: str) -> bool:
@@ -334,7 +334,7 @@ class Store:
                 return is_sealed(_argument(self.row(row.workflow_id, load_output=False)))
         return False
 
-    def closed_like(self, row: Any, run_id: str, record: base.Record, swarm: str) -> base.Record:
+    def closed_like(self, row: RunRow, run_id: str, record: base.Record, swarm: str) -> base.Record:
         """Return the start record of a fork as it is stored: by its swarm's codec, in the form of its source in `row`.
 
         Raises `ConfigurationError` if the source is encoded and the fork would not be.
@@ -359,7 +359,7 @@ class Store:
         stored: base.Record,
         about: dict[str, Any],
         queue: str,
-        version: str,
+        version: str | None,
         priority: int = 0,
         delay: float = 0.0,
     ) -> bool:
@@ -369,7 +369,7 @@ class Store:
         """
         return self._writer.enqueue(run_id, stored, about, queue, version, priority, delay)
 
-    def annotate(self, run_id: str, **attributes: Any) -> None:
+    def annotate(self, run_id: str, **attributes: object) -> None:
         """Add JSON values to the notes on a run."""
         self._writer.annotate(run_id, attributes)
 
@@ -383,7 +383,7 @@ class Store:
         """Return the change of an agent that a person has accepted for a run."""
         return notes_on(self.found(run_id, load_output=False)).get(ACCEPTED)
 
-    def accept(self, row: Any) -> None:
+    def accept(self, row: RunRow) -> None:
         """Accept the change for which a run is held. The process that holds an unfinished run continues it."""
         change, owner = notes_on(row).get(HELD_FOR), owner_of(row)
         self.annotate(row.workflow_id, **{ACCEPTED: change, HELD_FOR: None, "waits_for": None})
@@ -403,7 +403,7 @@ class Store:
             run_id, owner, asked, until, lambda held: away is None or self.outages.may_rest(held, away, run_id)
         )
 
-    def try_now(self, row: Any) -> None:
+    def try_now(self, row: RunRow) -> None:
         """Make the next try due, if the run waits for its provider, or has ended while it did."""
         waits = wait_noted(notes_on(row).get(AWAY))
         if waits is not None:
@@ -413,7 +413,7 @@ class Store:
         """Cancel a run, its tool calls in progress and its child runs; an ended run is unchanged."""
         self.claims.cancel(run_id, self.family.within)
 
-    def resume(self, row: Any, queue: str) -> bool:
+    def resume(self, row: RunRow, queue: str) -> bool:
         """Let a cancelled or failed run continue from its first unfinished step, on `queue`, with its open calls.
 
         Return False if its row changed since it was read, because another caller resumed it first. Raises `RunConflict`
