@@ -329,7 +329,7 @@ def _try_idle_ones(engine: sqlalchemy.Engine) -> None:
                 raise InvalidatePoolError("the connection was lost while it was idle") from error
 
 
-def insert_into(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> sqlite.Insert | postgresql.Insert:
+def insert_into(engine: sqlalchemy.Engine, rows: sqlalchemy.TableClause) -> sqlite.Insert | postgresql.Insert:
     """Return an insert that can say what happens in a conflict, which each database has in its own form."""
     return sqlite.insert(rows) if engine.dialect.name == "sqlite" else postgresql.insert(rows)
 

@@ -5,13 +5,34 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import NamedTuple, get_args
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable
 from durable_swarm.requests import Decision, Kind, Request, RequestSpec, Status
+
+
+class RequestRow(NamedTuple):
+    """The row of a request, in the order of its table's columns. Times are in milliseconds since 1970.
+
+    A result that was posted before its call asked for it has no `request` yet, and '' for `run_id` and `call`. In a
+    damaged row, `kind` and `state` may be any text.
+    """
+
+    id: str
+    run_id: str
+    call: str
+    kind: Kind
+    state: Status
+    swarm: str
+    request: str | None
+    decision: str | None
+    answered_by: str | None
+    created_at: int
+    expires_at: int | None
+    answered_at: int | None
 
 
 def place_of(request_id: str) -> Place:
@@ -40,10 +61,10 @@ def asked_record(asked: RequestSpec, kept: Record | None) -> Record:
     return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
 
 
-def misread(row: Any, seal: RecordCodec) -> Record:
+def misread(row: RequestRow, seal: RecordCodec) -> Record:
     """Return the reason why a result posted before its call asked for it is wrong, or an empty record."""
     try:
-        seal.open(json.loads(row.decision), decision_of(row.id), "it")
+        seal.open(json.loads(row.decision or "null"), decision_of(row.id), "it")
     except (Unreadable, errors.ReplayMismatch):
         why = "a result that was posted early cannot be read here; post it again, with the codec of this swarm"
         return {"why": codec.encode(why)}
@@ -55,7 +76,7 @@ def differ(known: Record, now: Record) -> bool:
     return any(known.get(field) != now.get(field) for field in ("question", "choices"))
 
 
-def request_of(row: Any, record: Record, decision: Decision | None) -> Request:
+def request_of(row: RequestRow, record: Record, decision: Decision | None) -> Request:
     """Return a request from its row and its records. Raises ValueError, KeyError or TypeError if they are damaged."""
     why = codec.decode(record.get("why", ""))
     question = codec.decode(record.get("question", ""))

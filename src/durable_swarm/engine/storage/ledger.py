@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Text, case, column, select, table, update
-from sqlalchemy.dialects import postgresql, sqlite
 
+from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
@@ -63,6 +63,33 @@ class Key(NamedTuple):
 
     kind: str
     id: str
+
+
+class AccountRow(NamedTuple):
+    """The row of an account, in the order of its table's columns, which the module's docstring explains."""
+
+    kind: str
+    id: str
+    opened: bool
+    requests: int
+    answered: int
+    counted: int
+    tool_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    milliseconds: int
+    cost: int | None
+    allowed: str | None
+    at_first: str | None
+    free_turn: int | None
+    settled: int
+    turn: int | None
+    granted: int
+    asked: int
 
 
 class Account(NamedTuple):
@@ -149,17 +176,17 @@ class Ledger(OwnTable):
     def _where(self, key: Key) -> sqlalchemy.ColumnElement[bool]:
         return (self._rows.c.kind == key.kind) & (self._rows.c.id == key.id)
 
-    def _locked(self, connection: sqlalchemy.Connection, key: Key, first: Limits | None, *, opened: bool) -> Any:
+    def _locked(self, connection: sqlalchemy.Connection, key: Key, first: Limits | None, *, opened: bool) -> AccountRow:
         """Return the row of an account, locked; it is made if it does not exist, with these limits."""
         stored = json.dumps(limits_record(first)) if first is not None else None
         values = {"kind": key.kind, "id": key.id, "opened": opened, "allowed": stored, "at_first": stored}
-        made = (sqlite.insert if self._lite else postgresql.insert)(self._rows).values(**values)
+        made = insert_into(self._engine, self._rows).values(**values)
         wanted = select(self._rows).where(self._where(key)).with_for_update()
         row = connection.execute(wanted).first()
         if row is None:
             connection.execute(made.on_conflict_do_nothing())
             row = connection.execute(wanted).one()
-        return row
+        return AccountRow(*row)
 
     # Looking
 
@@ -169,7 +196,7 @@ class Ledger(OwnTable):
             return None
         with reporting_errors(self._url):
             found = next(iter(read(self._engine, select(self._rows).where(self._where(key)))), None)
-        return None if found is None else account_of(found)
+        return None if found is None else account_of(AccountRow(*found))
 
     # A run without children
 
@@ -186,7 +213,7 @@ class Ledger(OwnTable):
                 free = rows.c.free_turn.is_not_distinct_from(turn)
                 values = {"requests": rows.c.requests + case((free, 0), else_=1), "free_turn": None}
                 connection.execute(update(rows).where(self._where(key)).values(**values))
-            return account_of(connection.execute(select(rows).where(self._where(key))).one())
+            return account_of(AccountRow(*connection.execute(select(rows).where(self._where(key))).one()))
 
     def free(self, run_id: str, turn: int) -> None:
         """Note that the model call of a turn is not in flight: it failed, or was not made."""
@@ -367,7 +394,7 @@ class Ledger(OwnTable):
             connection.execute(update(self._rows).where(self._where(run)).values(asked=number + 1))
 
 
-def account_of(row: Any) -> Account:
+def account_of(row: AccountRow) -> Account:
     """Return an account from its row."""
     usage = Usage(requests=row.counted, **{name: getattr(row, name) for name in TOKENS})
     cost = None if row.cost is None else Decimal(row.cost) / PICO

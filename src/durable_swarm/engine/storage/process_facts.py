@@ -88,23 +88,22 @@ class ProcessTable(OwnTable):
             return []
         with reporting_errors(self._url):
             found = read(self._engine, select(self._rows).order_by(self._rows.c.started_at))
-        return [_facts(row) for row in found]
+        return [_facts(*row) for row in found]
 
     def left(self) -> set[str]:
         """Return the names of the processes that ended in order, with unfinished runs."""
         return {facts.name for facts in self.all() if facts.left_at is not None}
 
 
-def _facts(row: Any) -> ProcessFacts:
-    """Return the facts in a row; what another version wrote in another form counts as nothing."""
+def _facts(name: str, host: str, version: str, facts: str, pid: int, started_at: int, seen_at: int) -> ProcessFacts:
+    """Return the facts in the columns of a row; what another version wrote in another form counts as nothing."""
     try:
-        served = json.loads(row.facts)
+        served = json.loads(facts)
         swarms, queues = [str(name) for name in served["swarms"]], dict(served["queues"])
         assert all(isinstance(queue["places"], int) for queue in queues.values())
         failing = {str(job): str(error) for job, error in dict(served.get("failing", {})).items()}
         left = served.get("left_at")
     except (ValueError, TypeError, LookupError, AssertionError, AttributeError):
         swarms, queues, failing, left = [], {}, {}, None
-    times = row.started_at, row.seen_at
     at = left if isinstance(left, int) else None
-    return ProcessFacts(row.name, row.host, row.pid, row.version, *times, swarms, queues, failing, at)
+    return ProcessFacts(name, host, pid, version, started_at, seen_at, swarms, queues, failing, at)

@@ -30,6 +30,7 @@ from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import ENCRYPTED, RecordCodec, Unreadable
 from durable_swarm.engine.records.requests import (
+    RequestRow,
     asked_record,
     decision_of,
     differ,
@@ -47,7 +48,7 @@ from durable_swarm.validation import check_text
 
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
 TIMES = ("created_at", "expires_at", "answered_at")
-_UNDECIDED: dict[str, Any] = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
+_UNDECIDED: dict[str, str | None] = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
 
 LONGEST = 1_000_000_000
 """Seconds; a longer wait never ends."""
@@ -82,7 +83,7 @@ class Inbox(OwnTable):
         self._seen: ColumnElement[bool] = sqlalchemy.true()
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
-        noted: Any = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
         self._steps = table(
             "operation_outputs", column("workflow_uuid"), column("function_name"), column("output"), schema=schema
@@ -137,7 +138,7 @@ class Inbox(OwnTable):
         with self._writing(asked.run_id, owner) as connection:
             if connection.execute(insert.on_conflict_do_nothing()).rowcount != 1:
                 self._ask_again(connection, asked, swarm, record)
-            row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
+            row = RequestRow(*connection.execute(select(rows).where(rows.c.id == asked.id)).one())
         if row.call != asked.call:
             raise TokenTaken(
                 f"the token {asked.id.removeprefix(TOKEN)!r} belongs to the tool call {row.call!r}; each call of "
@@ -148,7 +149,7 @@ class Inbox(OwnTable):
     def _ask_again(self, connection: sqlalchemy.Connection, asked: RequestSpec, swarm: str, record: Record) -> None:
         """Update an existing request to the current question. An answer to a different question does not count."""
         rows, seal, place = self._rows, self._seal_for(swarm), place_of(asked.id)
-        row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
+        row = RequestRow(*connection.execute(select(rows).where(rows.c.id == asked.id)).one())
         early = row.run_id == ""  # Completed before it was opened.
         if not early and row.call != asked.call:
             return
@@ -158,7 +159,7 @@ class Inbox(OwnTable):
         if early or changed or row.state == "open":
             why = {"why": known["why"]} if "why" in known else {}
             stored = dumps(seal.close({**record, **why}, place))
-            values: dict[str, Any] = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
+            values: dict[str, object] = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
             undecided = _UNDECIDED if changed else {}
             connection.execute(update(rows).where(rows.c.id == asked.id).values(**values, **undecided))
 
@@ -168,7 +169,7 @@ class Inbox(OwnTable):
         with self._writing() as connection:
             over = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
             connection.execute(over.values(state="expired", answered_at=now()))
-            row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+            row = RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
         return self._read(row)
 
     def reopen(self, asked: RequestSpec, swarm: str, why: str, owner: str | None = None) -> None:
@@ -184,8 +185,11 @@ class Inbox(OwnTable):
             return None
         rows = self._rows
         with reporting_errors(self._url), self._engine.connect() as connection:
-            row = connection.execute(select(rows).where(rows.c.call == call, rows.c.kind == "result")).first()
-        return None if row is None else (self._read(row), self._open(row).get("kept", {}))
+            found = connection.execute(select(rows).where(rows.c.call == call, rows.c.kind == "result")).first()
+        if found is None:
+            return None
+        row = RequestRow(*found)
+        return self._read(row), self._open(row).get("kept", {})
 
     def asks(self, call: str) -> bool:
         """Return True if a tool call has an open request."""
@@ -248,7 +252,7 @@ class Inbox(OwnTable):
 
     def _undecided(self, connection: sqlalchemy.Connection, request_id: str) -> Request:
         rows, runs = self._rows, self._runs
-        row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+        row = RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
         request = self._read(row)
         if row.state == "answered":
             raise _answered(request_id, row.answered_by)
@@ -264,7 +268,7 @@ class Inbox(OwnTable):
 
     def _write(
         self, connection: sqlalchemy.Connection, request_id: str, decision: Decision, by: str | None
-    ) -> sqlalchemy.Row[Any]:
+    ) -> RequestRow:
         rows = self._rows
         if by is not None:
             check_text("by", by)
@@ -274,7 +278,7 @@ class Inbox(OwnTable):
         values = {"state": "answered", "decision": stored, "answered_by": by, "answered_at": now()}
         if connection.execute(taken.values(**values)).rowcount != 1:
             raise errors.AlreadyAnswered(f"request {request_id!r} was answered already", request_id=request_id)
-        return connection.execute(select(rows).where(rows.c.id == request_id)).one()
+        return RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
 
     # Rest and waking
 
@@ -339,7 +343,7 @@ class Inbox(OwnTable):
                 row = next(iter(read(self._engine, wanted)), None)
         if row is None:
             raise NoRequest(f"there is no request {request_id!r} in this database")
-        return self._read(row)
+        return self._read(RequestRow(*row))
 
     def of_runs(self, run_ids: Iterable[str]) -> list[Request]:
         """Return all requests of these runs, oldest first."""
@@ -389,7 +393,7 @@ class Inbox(OwnTable):
             found = read(self._engine, wanted.group_by(rows.c.run_id))
         return {str(run_id): int(count) for run_id, count in found}
 
-    def mark(self, run_id: str | None = None) -> tuple[Any, ...]:
+    def mark(self, run_id: str | None = None) -> tuple[object, ...]:
         """Return values that differ if a request was opened or decided: of all runs, or of one."""
         rows = self._rows.c
         if not self.exists():
@@ -426,23 +430,26 @@ class Inbox(OwnTable):
             return []
         rows = self._rows
         with reporting_errors(self._url):
-            found = read(self._engine, wanted.order_by(*(order or (rows.c.created_at, rows.c.id))))
+            found = [
+                RequestRow(*row)
+                for row in read(self._engine, wanted.order_by(*(order or (rows.c.created_at, rows.c.id))))
+            ]
         above = self._family.above({row.run_id for row in found})
         return [replace(self._read(row, closed=ENCRYPTED), parents=above[row.run_id]) for row in found]
 
-    def _open(self, row: Any) -> Record:
+    def _open(self, row: RequestRow) -> Record:
         if row.request is None:
             return {"v": 1}
         return self._seal_for(row.swarm).open(json.loads(row.request), place_of(row.id), f"request {row.id!r}")
 
-    def _decision(self, row: Any) -> Decision | None:
+    def _decision(self, row: RequestRow) -> Decision | None:
         if row.decision is None:
             return Decision("expired") if row.state == "expired" else None
         stored = json.loads(row.decision)
         what = f"the answer to request {row.id!r}"
         return read_decision(self._seal_for(row.swarm).open(stored, decision_of(row.id), what))
 
-    def _read(self, row: Any, closed: str | None = None) -> Request:
+    def _read(self, row: RequestRow, closed: str | None = None) -> Request:
         """Return a request from its row; `closed` replaces data that this process cannot decode."""
         try:
             with base.reading(f"request {row.id!r}"):
@@ -463,9 +470,9 @@ def _answered(request_id: str, by: str | None) -> errors.AlreadyAnswered:
     return errors.AlreadyAnswered(text, request_id=request_id)
 
 
-def _is_later(moment: Any) -> bool:
+def _is_later(moment: object) -> bool:
     """Return True if this is the recorded end of a sleep, in seconds since 1970, and in the future."""
     try:
-        return float(moment) > time.time()
-    except (TypeError, ValueError):
+        return isinstance(moment, str | float | int) and float(moment) > time.time()
+    except ValueError:
         return False

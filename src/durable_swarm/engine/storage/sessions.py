@@ -37,6 +37,7 @@ from durable_swarm.engine.storage.session_state import (
     Arrival,
     Following,
     Left,
+    SessionRow,
     SessionState,
     no_session,
     state_of_session,
@@ -76,7 +77,7 @@ class Sessions(OwnTable):
         self._seen: sqlalchemy.ColumnElement[bool] = sqlalchemy.true()
         columns = ("workflow_uuid", "status", "queue_name", "completed_at", "updated_at", "owner_xid")
         more = ("recovery_attempts", "started_at_epoch_ms")
-        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*columns, *more)), noted, schema=schema)
         self._inputs = table("workflow_input", column("workflow_uuid"), column("inputs"), schema=schema)
 
@@ -137,11 +138,11 @@ class Sessions(OwnTable):
         )
         wanted = wanted.order_by(rows.c.updated_at.desc(), rows.c.id).limit(limit)
         if connection is not None:
-            return [state_of_session(row) for row in connection.execute(wanted)]
+            return [state_of_session(SessionRow(*row)) for row in connection.execute(wanted)]
         if not self.exists():
             return []
         with reporting_errors(self._url):
-            return [state_of_session(row) for row in read(self._engine, wanted)]
+            return [state_of_session(SessionRow(*row)) for row in read(self._engine, wanted)]
 
     def listed(self, agent: str | None = None, limit: int | None = None) -> list[SessionState]:
         """Return sessions, the one with the latest change first: all, or those whose agent is `agent`."""
