@@ -4,14 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from datetime import datetime
+from typing import Literal, Protocol, Required, TypedDict
 
 from durable_swarm import codec
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.loop import NOT_MADE, Call, GuardKind, Reply
+from durable_swarm.runs import StepKind, StepStatus
 from durable_swarm.tools.repeats import FAILED
 from durable_swarm.types import Block
+
+
+class StepFields(TypedDict, total=False):
+    """The fields of a `StepInfo`, without its number."""
+
+    name: Required[str]
+    kind: Required[StepKind]
+    status: Required[StepStatus]
+    started_at: datetime | None
+    finished_at: datetime | None
+    output: object
+    error: str | None
+    version: str | None
+    turn: int | None
+    kept: bool
+    finish: str | None
+    index: int | None
+    same_as: int | None
+    written: str | None
+    misfit: str | None
+
+
+StepWithCall = tuple[StepFields, Call | None]
+"""A step, and the tool call that it is, if it is one that a recorded reply makes."""
 
 
 class Rows(Protocol):
@@ -143,27 +169,29 @@ def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
         following += {"step": 1, "tell": 0, "same": 0}.get(call.plan, 2)
 
 
-def told_step(call: Call, text: str) -> dict[str, Any]:
+def told_step(call: Call, text: str) -> StepFields:
     """Return the fields of a tool's step from the text the model received; `failed` if the call was refused."""
     refused = call.plan == "tell" and text.startswith(FAILED)
-    ended = {"status": "failed", "error": text} if refused else {"status": "done"}
-    return {"name": names.tool_step(call.tool), "kind": "tool", "output": text, "call": call, **ended}
+    step: StepFields = {"name": names.tool_step(call.tool), "kind": "tool", "status": "done", "output": text}
+    return {**step, "status": "failed", "error": text} if refused else step
 
 
-def kept_steps(start: base.Record) -> Iterator[dict[str, Any]]:
+def kept_steps(start: base.Record) -> Iterator[StepWithCall]:
     """Return the steps of the turns that a fork keeps from another run. Steps inside their tools are not copied."""
     for turn, record in enumerate(start.get("kept", [])):
-        common = {"status": "done", "turn": turn, "kept": True}
         reply = record["reply"]
         read = runs.read_reply(reply)
         output = codec.decode(reply["message"])
-        yield {
+        step: StepFields = {
             "name": names.model_step(record["agent"]),
             "kind": "model",
+            "status": "done",
             "output": output,
             "version": reply.get("version"),
             "finish": codec.decode(reply.get("finish")),
-            **common,
+            "turn": turn,
+            "kept": True,
         }
+        yield step, None
         for call, outcome in zip(read.calls, runs.outcomes_of(read.calls, record["outcomes"]), strict=True):
-            yield {**common, **told_step(call, outcome.text)}
+            yield {**told_step(call, outcome.text), "turn": turn, "kept": True}, call
