@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from durable_swarm.concurrency import Runtime
@@ -23,6 +23,7 @@ from durable_swarm.loop import (
     Guard,
     GuardKind,
     Start,
+    Turns,
     Verdict,
     total,
     turns,
@@ -32,7 +33,7 @@ from durable_swarm.types import Block, Message
 _SUBJECT: dict[GuardKind, str] = {"input": "messages", "output": "output"}
 
 
-def guarded_turns(start: Start) -> Generator[Effect, Any, Ending]:
+def guarded_turns(start: Start) -> Turns:
     """Run the agents as `turns` does, as far as guardrails let it.
 
     The input guardrails run beside the first model call. Until they have passed, nothing follows it but calls of tools

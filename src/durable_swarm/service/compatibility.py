@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from durable_swarm import agents
 from durable_swarm.engine.api.durable import DurableSwarm
@@ -21,7 +20,7 @@ from durable_swarm.engine.records.turns import recorded_turns
 from durable_swarm.engine.storage.run_state import notes_on, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import AgentChanged, DurableSwarmError
-from durable_swarm.loop import NOT_MADE, Ask, CallAll
+from durable_swarm.loop import NOT_MADE, Ask, CallAll, Effect
 from durable_swarm.runs import State
 from durable_swarm.tools.calls import find_tool
 
@@ -78,7 +77,7 @@ def _fit(store: Store, row: RunRow, *, holds: bool) -> Compatibility:
         return Compatibility(run_id, "running", agent, str(error))
 
 
-def _problems(store: Store, row: RunRow, following: Any) -> Iterator[str]:
+def _problems(store: Store, row: RunRow, following: Effect | None) -> Iterator[str]:
     if not isinstance(following, Ask | CallAll):
         return
     agent = agents.find(following.agent)

@@ -67,7 +67,7 @@ def open_runs(url: str | None) -> Iterator[Runs]:
         yield Runs(visitor)
 
 
-def import_run(url: str | None, document: Any) -> RunView:
+def import_run(url: str | None, document: object) -> RunView:
     """Put an exported run into a database, which is created if it does not exist; return the run's new state.
 
     Raises `ConfigurationError` if the document is not an exported run, and `RunConflict` if its id belongs to another
@@ -332,11 +332,11 @@ class Runs:
         with opened(f"run {found!r}"):
             return export(self._store, self._store.found(found, waits=True), redact)
 
-    def load(self, document: Any) -> RunView:
+    def load(self, document: object) -> RunView:
         """Put an exported run into the database, as `DurableSwarm.import_run` does, and return its new state."""
         return self._seen(self._run(importing.import_run(self._store, document)))
 
-    def _after(self, run: Run, change: Callable[[Run], Any], action: str, by: str | None) -> RunView:
+    def _after(self, run: Run, change: Callable[[Run], object], action: str, by: str | None) -> RunView:
         change(run)
         self._store.actions.add(run.id, action, by)
         return self._seen(run)

@@ -7,7 +7,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from durable_swarm import errors
 from durable_swarm.agents import find_or_none
@@ -80,7 +80,7 @@ class RunResult(RunRequests):
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
 
-    def _row(self, *, load_output: bool = False, waits: bool = False) -> Any:
+    def _row(self, *, load_output: bool = False, waits: bool = False) -> RunRow:
         return self._store().found(self.id, load_output=load_output, waits=waits)
 
     @property

@@ -54,7 +54,7 @@ def layout_of(database: Any) -> Layout:
     return Layout(database.engine, _schemas.system_database.SystemSchema, schemas, database.app_name)
 
 
-def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[dict[str, Any]]]) -> None:
+def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[dict[str, object]]]) -> None:
     """Write rows of DBOS's tables, all or none; `schema` contains the tables."""
     tables = _schemas.system_database.SystemSchema
     mapped = engine.execution_options(schema_translate_map={_schemas.SCHEMA_PLACEHOLDER: schema})

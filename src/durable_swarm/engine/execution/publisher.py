@@ -243,7 +243,7 @@ class EventPublisher:
             if self._narrator.in_pieces:
                 self._say(None)
 
-    def waiting(self, event: EventType, **data: Any) -> None:
+    def waiting(self, event: EventType, **data: object) -> None:
         """Publish an event of a model call that waits, for its provider or for a decision, after it is stored.
 
         An event of a request is published once across all executions.
@@ -315,7 +315,7 @@ class EventPublisher:
         """Publish that the run was taken over, before the call `key` is made, once stored."""
         self._add(key, codec.encode(data), ["run.recovered"])
 
-    def _add(self, key: str, encoded: Any, kind: list[EventType]) -> None:
+    def _add(self, key: str, encoded: object, kind: list[EventType]) -> None:
         with self._lock:
             if key in self._stamped or self._over:
                 return

@@ -95,7 +95,7 @@ _MISFITS: tuple[type[Exception], ...] = (
 class Exported:
     """The one run of a document, read like rows of a database. Raises `ConfigurationError` for any other document."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: object) -> None:
         self.data = _checked(data)
         self.row = self._row()
         try:
@@ -241,7 +241,7 @@ def _wrong(reason: str) -> errors.ConfigurationError:
     )
 
 
-def _checked(data: Any) -> RunData:
+def _checked(data: object) -> RunData:
     if isinstance(data, str | bytes | os.PathLike):
         raise errors.ConfigurationError(
             "a run is given here as its document, a dictionary; of a file that is json.loads(Path(...).read_text())"

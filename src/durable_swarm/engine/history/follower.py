@@ -17,7 +17,7 @@ from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.events import Event, EventType
 from durable_swarm.guardrails import guarded_turns
-from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Guard, Outcome
+from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Guard, Outcome, Turns
 from durable_swarm.runs import ENDED
 from durable_swarm.types import Block, EndedBy
 
@@ -33,7 +33,7 @@ class RecordedEvents:
         self._run_id = run_id
         self._found: list[Event] = []
         self._narrator = EventProjection(self._found.append)
-        self._loop: Any = None
+        self._loop: Turns | None = None
         self._effect: Effect | None = None
         self._agent = ""
         self._ended_by: EndedBy = "answer"
@@ -105,6 +105,7 @@ class RecordedEvents:
             self._go_on(answer)
 
     def _go_on(self, answer: Any) -> None:
+        assert self._loop is not None  # Begun by the first read.
         try:
             self._effect = self._loop.send(answer)
             self._agent = getattr(self._effect, "agent", self._agent)

@@ -170,7 +170,7 @@ def _is_answer(reply: Reply) -> bool:
     return not reply.calls and not correction(reply)
 
 
-def _plain_data(messages: Sequence[Message]) -> list[Any]:
+def _plain_data(messages: Sequence[Message]) -> list[base.Record]:
     return [codec.encode(codec.mended(plain(message)), f"messages[{index}]") for index, message in enumerate(messages)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from datetime import datetime
 
 from durable_swarm import codec
 from durable_swarm.engine.history.snapshot import Snapshot
@@ -16,7 +16,7 @@ from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
 from durable_swarm.engine.storage.family import ChildLink
 from durable_swarm.engine.storage.run_state import moment, notes_on, started_at, state_of
 from durable_swarm.engine.storage.runs import Store
-from durable_swarm.loop import NOT_MADE
+from durable_swarm.loop import NOT_MADE, Call
 from durable_swarm.observing import CallTrace, RunEnd, RunTrace, StepTrace, TurnTrace, WaitTrace
 from durable_swarm.runs import ENDED, StepInfo
 from durable_swarm.swarm.collected_trace import CollectedTrace
@@ -106,7 +106,7 @@ def _turns(
 
 
 def _calls(
-    run_id: str, turn: int, made: dict[int, Any], own: list[StepInfo], stop: float | None
+    run_id: str, turn: int, made: dict[int, Call], own: list[StepInfo], stop: float | None
 ) -> Iterator[CallTrace]:
     for place, step in enumerate(own):
         call = None if step.index is None else made.get(step.index)
@@ -150,5 +150,5 @@ def _resumed(store: Store, row: RunRow) -> list[float]:
     return sorted(stored["ended"][0] / 1000 for _, stored in rows if "ended" in stored)
 
 
-def _seconds(time: Any) -> float | None:
-    return None if time is None else float(time.timestamp())
+def _seconds(time: datetime | None) -> float | None:
+    return None if time is None else time.timestamp()

@@ -128,7 +128,7 @@ class Recovery:
         here.keeper.expect()
         again = {run_id for run_id in ids if here.local.of(run_id).is_interrupted}
         still = {row.workflow_id: row for row in runs if here.identity.stands_still(owner_of(row))}
-        notes = {run_id: {STOOD: _stood(row) + 1} for run_id, row in still.items()}
+        notes = {run_id: dict[str, object]({STOOD: _stood(row) + 1}) for run_id, row in still.items()}
         left = here.store.processes.left()
         ended = {row.workflow_id: self._ended_life(row, again, still, left) for row in runs}
         for row in runs:

@@ -17,6 +17,7 @@ from durable_swarm.engine.processes.maintenance import CLOSING
 from durable_swarm.engine.processes.report import ProcessReport
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.rows import RunRow
+from durable_swarm.engine.storage.process_facts import QueueFacts
 from durable_swarm.engine.storage.run_state import QUEUED, notes_on
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class QueueWorker:
         with contextlib.suppress(errors.ConfigurationError, SQLAlchemyError):
             self._report.end()
 
-    def _queues(self) -> dict[str, dict[str, Any]]:
+    def _queues(self) -> dict[str, QueueFacts]:
         """Return the queues that are served here, by the names of their swarms, as they are reported."""
         return {
             swarm.name: {"places": limits.concurrency, "everywhere": limits.queue_concurrency, "rate": limits.rate}

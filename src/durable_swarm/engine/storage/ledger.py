@@ -337,9 +337,9 @@ class Ledger(OwnTable):
             connection.execute(own.values(turn=turn, granted=before + more))
         return before + more, refusal
 
-    def _added(self, more: Spent) -> dict[str, Any]:
+    def _added(self, more: Spent) -> dict[str, object]:
         rows = self._rows.c
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "answered": rows.answered + (more.requests - more.uncertain),
             "counted": rows.counted + more.usage.requests,
             "tool_calls": rows.tool_calls + more.tool_calls,
@@ -352,13 +352,13 @@ class Ledger(OwnTable):
 
     # People
 
-    def extend(self, key: Key, at_first: Limits | None, more: Mapping[str, Any], session: Key | None = None) -> None:
+    def extend(self, key: Key, at_first: Limits | None, more: Mapping[str, object], session: Key | None = None) -> None:
         """Add amounts to the limits of a run's account, and to those of its session, where they are limited.
 
         `at_first` are the limits of a run that has no row yet. Raises `ConfigurationError` for what neither limits.
         """
         with self._writing() as connection:
-            shared: dict[str, Any] = {}
+            shared: dict[str, object] = {}
             if session is not None:
                 limited = account_of(self._locked(connection, session, None, opened=True)).allowed
                 shared = {name: amount for name, amount in more.items() if getattr(limited, name, None) is not None}
@@ -370,7 +370,7 @@ class Ledger(OwnTable):
                 self._extend(connection, key, at_first, rest)
 
     def _extend(
-        self, connection: sqlalchemy.Connection, key: Key, at_first: Limits | None, more: Mapping[str, Any]
+        self, connection: sqlalchemy.Connection, key: Key, at_first: Limits | None, more: Mapping[str, object]
     ) -> None:
         row = self._locked(connection, key, at_first, opened=False)
         after = extended(account_of(row).allowed or at_first, more, key.id)
@@ -378,7 +378,9 @@ class Ledger(OwnTable):
         values = {"allowed": json.dumps(limits_record(after)), "at_first": first}
         connection.execute(update(self._rows).where(self._where(key)).values(**values))
 
-    def decide(self, run: Key, number: int, key: Key, at_first: Limits | None, more: Mapping[str, Any] | None) -> None:
+    def decide(
+        self, run: Key, number: int, key: Key, at_first: Limits | None, more: Mapping[str, object] | None
+    ) -> None:
         """Apply the decision about a run's request for more, once: `more` is added to the account; None rejects.
 
         `number` counts the requests of the run, whose own account remembers how many are decided.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Integer, Text, bindparam, column, func, select, table
@@ -115,8 +114,8 @@ class Messages:
         Raises SQLAlchemy's errors: DBOS, which calls this before each step, waits for a lost database.
         """
         with for_one_statement(self._engine) as connection:
-            found: Any = self._standing.execute(connection, {"run_id": run_id}).first()
-        return (None, None, 0) if found is None else tuple(found)
+            found = self._standing.execute(connection, {"run_id": run_id}).first()
+        return (None, None, 0) if found is None else (found[0], found[1], found[2])
 
     def heard(self, run_id: str, after: int, seal: RecordCodec) -> list[Message]:
         """Return the messages after number `after`, in order."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Integer, Text, delete, select
@@ -21,6 +21,14 @@ from durable_swarm.engine.storage.ownership import now
 
 KEPT = 7 * 86_400_000
 """Milliseconds for which the facts about a process that left unfinished runs are kept: their executions name it."""
+
+
+class QueueFacts(TypedDict):
+    """How one process serves a queue, as `ProcessFacts` explains it. From a row, the pair in `rate` is a list."""
+
+    places: int
+    everywhere: NotRequired[int | None]
+    rate: NotRequired[tuple[int, float] | list[float] | None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class ProcessFacts:
     started_at: int
     seen_at: int
     swarms: list[str]
-    queues: dict[str, dict[str, Any]]
+    queues: dict[str, QueueFacts]
     failing: dict[str, str]
     left_at: int | None = None
 

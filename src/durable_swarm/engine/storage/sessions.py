@@ -271,7 +271,7 @@ class Sessions(OwnTable):
     def _found_or_new(self, connection: Connection, sent: Arrival) -> SessionState:
         state = self._locked(connection, sent.session)
         if state is None:
-            values: dict[str, Any] = {
+            values: dict[str, object] = {
                 "id": sent.session,
                 "swarm": sent.swarm,
                 "agent": sent.agent,
@@ -333,7 +333,7 @@ class Sessions(OwnTable):
                     raise _Changed
                 # Not the present, because the end may be noted long after it.
                 ended = 0 if state.ahead is None else state.ahead.completed_at or 0
-                values: dict[str, Any] = {"updated_at": max(state.updated_at, ended), "ahead": None}
+                values: dict[str, object] = {"updated_at": max(state.updated_at, ended), "ahead": None}
                 if left is not None and state.ahead is not None:
                     context = self._closed(state.swarm, state.id, left.context)
                     values |= {"agent": left.agent, "context": context, "base": left.base}
@@ -341,7 +341,7 @@ class Sessions(OwnTable):
                 if following is not None:
                     values |= {"ahead": following.number, "updated_at": now()}
                     self._begin(connection, state.id, following)
-                self._withdraw(connection, state.id, values["ahead"])
+                self._withdraw(connection, state.id, None if following is None else following.number)
                 connection.execute(update(self._rows).where(self._rows.c.id == state.id).values(**values))
         except _Changed:
             return False
