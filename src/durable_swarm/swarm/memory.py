@@ -60,7 +60,7 @@ from durable_swarm.tools.changes import Change, warn_of_lost_updates
 from durable_swarm.tools.context import CurrentCall, Inside, calling
 from durable_swarm.tools.inside import MemoryRecorder
 from durable_swarm.tools.repeats import failing_in_a_row, same_before, step_number
-from durable_swarm.types import Block, Message, Response, Usage
+from durable_swarm.types import AgentLike, Block, Message, Response, Usage
 from durable_swarm.validation import LONGEST_ID, check_name, check_whole
 
 StreamedRun = Callable[[Runtime, Any, Channel], Coroutine[Any, Any, Response]]
@@ -127,7 +127,7 @@ class Swarm(Runner):
         return await self._run(asked, run_id, LoopRuntime(), self.clients.get(asyncio.get_running_loop()))
 
     async def run_child(
-        self, agent: Any, message: str, context_variables: dict[str, Any], limits: Limits | None = None
+        self, agent: AgentLike, message: str, context_variables: dict[str, Any], limits: Limits | None = None
     ) -> Response:
         """Run the agent for the tool call in progress and return its response. Raises `RunFailed`."""
         asked = RunArguments(agent, [{"role": "user", "content": message}], context_variables, limits=limits)
@@ -425,7 +425,7 @@ class _InMemory:
         warn_of_lost_updates(self.run_id, effect.calls, outcomes)
         return outcomes
 
-    async def _call_together(self, agent: Any, effect: CallAll) -> list[Outcome]:
+    async def _call_together(self, agent: AgentLike, effect: CallAll) -> list[Outcome]:
         width = self.swarm.tool_concurrency
         lane = ConcurrencyLimit(width)
 
@@ -447,19 +447,21 @@ class _InMemory:
             self.turn.results[call.index] = outcome.text
         return outcome
 
-    def _announce(self, agent: Any, effect: CallAll) -> None:
+    def _announce(self, agent: AgentLike, effect: CallAll) -> None:
         """Open the approval requests of a batch at once, although its calls are made one after the other."""
         for call in effect.calls:
             if call.approval:
                 function = find_tool(agent, call.tool)
                 self.swarm.inbox.open(self._approval(function, effect, call))
 
-    async def _call_apart(self, agent: Any, effect: CallAll, call: Call, waits: Runtime) -> Outcome:
+    async def _call_apart(self, agent: AgentLike, effect: CallAll, call: Call, waits: Runtime) -> Outcome:
         """Make a call of a batch made together: its changes of the context reach the other calls after the batch."""
         change, context = Change.watch(effect.context, is_stored=False)
         return change.read(await self._call(agent, effect, call, context, waits), context)
 
-    async def _call(self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], waits: Runtime) -> Outcome:
+    async def _call(
+        self, agent: AgentLike, effect: CallAll, call: Call, context: dict[str, Any], waits: Runtime
+    ) -> Outcome:
         function = find_tool(agent, call.tool)
         if call.plan == "tell" or function is None:
             return Outcome(call.text)

@@ -19,6 +19,7 @@ from durable_swarm.engine.storage.ledger import Refusal
 from durable_swarm.loop import Call
 from durable_swarm.tools.batch import ConcurrencyLimit
 from durable_swarm.tools.repeats import Place
+from durable_swarm.types import AgentLike
 
 
 class OpenCall(NamedTuple):
@@ -95,7 +96,7 @@ class ToolCall:
     """One undecorated tool call in progress, with the data that its child workflow needs."""
 
     run: Execution
-    agent: Any
+    agent: AgentLike
     turn: int
     call: Call
     context: dict[str, Any]

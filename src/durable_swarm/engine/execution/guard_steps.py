@@ -21,7 +21,7 @@ from durable_swarm.engine.signals import RunHeld, StepFailed
 from durable_swarm.guardrails import ask_guardrail, blocked, first_block, guardrails_of
 from durable_swarm.loop import Ask, Guard, GuardKind
 from durable_swarm.models.verdict import judged_output
-from durable_swarm.types import Block
+from durable_swarm.types import AgentLike, Block
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class GuardSteps:
     """The guardrails of one run that are being asked."""
 
     run: Execution
-    agent: Callable[[str], Any]
+    agent: Callable[[str], AgentLike]
     """Returns the agent of a name."""
     trials: CallGuard
     names: list[str] = field(default_factory=list)

@@ -53,7 +53,7 @@ from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_toge
 from durable_swarm.tools.calls import load_tools, plan_calls, written_call
 from durable_swarm.tools.changes import warn_of_lost_updates
 from durable_swarm.tools.repeats import failing_in_a_row, same_before
-from durable_swarm.types import Block, Message
+from durable_swarm.types import AgentLike, Block, Message
 
 REFUSED = (401, 403)
 """HTTP statuses with which a provider refuses a key. Where no key has worked yet, they prove nothing about the run."""
@@ -197,12 +197,12 @@ class Durable:
 
         return await call.result(attempt)
 
-    async def _load(self, agent: Any, waits: Runtime) -> None:
+    async def _load(self, agent: AgentLike, waits: Runtime) -> None:
         """Read the agent's tools that are still to be read; if that fails, the run is held."""
         with engines_code(f"the tools of agent {agent.name!r}"):
             await load_tools(agent, waits)
 
-    async def _check_change(self, agent: Any) -> None:
+    async def _check_change(self, agent: AgentLike) -> None:
         """Hold the run if its swarm says so and the agent has changed since its last answer without being accepted."""
         run = self.run
         holds = run.swarm.changed_agents == "hold"
@@ -241,7 +241,7 @@ class Durable:
                 await in_thread(partial(budget.reserve, failing, again=again, forced=True))
         return self.finishes
 
-    async def _reply(self, client: Any, agent: Any, effect: Ask, gate: Gate, waits: Runtime, last: str) -> Record:
+    async def _reply(self, client: Any, agent: AgentLike, effect: Ask, gate: Gate, waits: Runtime, last: str) -> Record:
         """Ask the model and return the record of its reply, which is the last one if a limit is named in `last`."""
         run, heard = self.run, await self._heard()
         try:
@@ -280,7 +280,7 @@ class Durable:
         )  # fmt: skip
         return self._recorded(agent, completion, reply, cost)
 
-    def _recorded(self, agent: Any, completion: Completion, reply: Reply, cost: Decimal | None) -> Record:
+    def _recorded(self, agent: AgentLike, completion: Completion, reply: Reply, cost: Decimal | None) -> Record:
         """Return the record of a reply, with what it has cost."""
         return runs.reply_record(
             reply,
@@ -301,11 +301,11 @@ class Durable:
         budget.answered(completion.usage, cost)
         return cost
 
-    def choice(self, agent: Any) -> ModelChoice:
+    def choice(self, agent: AgentLike) -> ModelChoice:
         """Return the model of an agent in this run."""
         return choose_model(agent, self.run.start.model_override, self.run.swarm.default_model)
 
-    async def _call_of(self, agent: Any, effect: Ask, heard: list[Message]) -> ModelCall:
+    async def _call_of(self, agent: AgentLike, effect: Ask, heard: list[Message]) -> ModelCall:
         """Return the model call, with what is kept of it; not of a request in which the model is told more."""
         run, last = self.run, self.run.answered.get(effect.agent)
         place = f"{effect.turn}.{len(effect.history) + len(heard)}"
@@ -348,7 +348,7 @@ class Durable:
             await self.providers.room.wait_outside_calls(self.run, waits, seconds=seconds, stays=True)
         self.still_wanted(self.run)
 
-    def agent(self, name: str) -> Any:
+    def agent(self, name: str) -> AgentLike:
         """Return the agent of that name: the object this run has met, or after a crash the one found by name."""
         if name not in self.run.cast:
             try:
@@ -374,7 +374,7 @@ class Durable:
             warn_of_lost_updates(run.run_id, effect.calls, outcomes)
         return outcomes
 
-    def _beside(self, agent: Any, effect: CallAll) -> list[Outcome]:
+    def _beside(self, agent: AgentLike, effect: CallAll) -> list[Outcome]:
         """Run the batch on the background loop, while this thread makes the calls of plain functions."""
         home = CallerThreadExecutor()
         self.run.homes.append(home)
@@ -385,11 +385,11 @@ class Durable:
         finally:
             self.run.homes.remove(home)
 
-    def _maker(self, agent: Any, effect: CallAll, colour: Colour) -> Callable[[Call], Awaitable[Outcome]]:
+    def _maker(self, agent: AgentLike, effect: CallAll, colour: Colour) -> Callable[[Call], Awaitable[Outcome]]:
         lane = ConcurrencyLimit(self.run.swarm.tool_concurrency)
         return lambda call: self._make(agent, effect, call, effect.context, colour, lane)
 
-    async def _in_order(self, agent: Any, effect: CallAll) -> list[Outcome]:
+    async def _in_order(self, agent: AgentLike, effect: CallAll) -> list[Outcome]:
         context = dict(effect.context)
         if len(effect.calls) > 1:
             await self._announce(agent, effect)
@@ -401,7 +401,7 @@ class Durable:
 
         return await call_in_order(effect.calls, one)
 
-    async def _announce(self, agent: Any, effect: CallAll) -> None:
+    async def _announce(self, agent: AgentLike, effect: CallAll) -> None:
         """Open the requests for the approval of a batch at once, though its calls are made one after the other."""
         for call in effect.calls:
             if call.approval:
@@ -410,7 +410,7 @@ class Durable:
                 await ToolCallExecution(made, key, None, self.colour.waits, self.people(made, key)).announce()
 
     def _call(
-        self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], lane: ConcurrencyLimit | None
+        self, agent: AgentLike, effect: CallAll, call: Call, context: dict[str, Any], lane: ConcurrencyLimit | None
     ) -> ToolCall:
         attempt = 2 if self.run.recovered and self.replayed else 1
         new = effect.history[len(self.run.start.messages) :] if call.approval else []
@@ -424,7 +424,7 @@ class Durable:
 
     async def _make(
         self,
-        agent: Any,
+        agent: AgentLike,
         effect: CallAll,
         call: Call,
         context: dict[str, Any],

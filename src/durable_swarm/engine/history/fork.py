@@ -25,7 +25,7 @@ from durable_swarm.guardrails import guarded_turns
 from durable_swarm.loop import Ask, CallAll, Close, Guard, Reply, Start, correction
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain
 from durable_swarm.tools.context import calling
-from durable_swarm.types import Message
+from durable_swarm.types import AgentLike, Message
 from durable_swarm.validation import check_name, check_whole
 
 
@@ -36,7 +36,7 @@ class Host(Protocol):
     def version(self) -> str:
         """The application version of the runs that DBOS executes here."""
 
-    def lend(self, run_id: str, agent: Any) -> None:
+    def lend(self, run_id: str, agent: AgentLike) -> None:
         """Bind a run id to this agent object, even if other agents share its name."""
 
     def queue_for(self, agent: str, swarm: str) -> str:

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 import weakref
-from typing import Any
 
 import sqlalchemy
 
@@ -65,6 +64,7 @@ from durable_swarm.loop import Start
 from durable_swarm.observing import observers_of
 from durable_swarm.requests import Request
 from durable_swarm.swarm.compaction import SessionHistory
+from durable_swarm.types import AgentLike
 
 log = logging.getLogger("durable_swarm")
 
@@ -361,7 +361,7 @@ class Process:
         """The application version whose runs DBOS executes here."""
         return DBOS.application_version
 
-    def lend(self, run_id: str, agent: Any) -> None:
+    def lend(self, run_id: str, agent: AgentLike) -> None:
         """Make a recovered run of this id use this agent, even if other agents share its name."""
         live = self.local.executions.get(run_id)
         if live is None:
