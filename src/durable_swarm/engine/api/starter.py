@@ -330,7 +330,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
                 handle = None
             except SQLAlchemyError as error:
                 raise diagnosis.unusable(self._open().url, error) from error
-        if not steps.executes(handle):
+        if handle is None or not steps.executes(handle):
             return await in_thread(self._started, prepared, live)
         live.entered = True
         live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))

@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy
 from dbos import (
+    DBOS,
     DBOSPortableJSONSerializer,
     _dbos,
     _schemas,
@@ -19,23 +20,31 @@ POLL = 0.02
 """Seconds between DBOS's polls for notifications, which is about how long closing waits. It costs 0.3 % of a core."""
 
 
-def instance() -> Any:
+def instance() -> DBOS | None:
     """Return the process's DBOS object, or None."""
     return _dbos._dbos_global_instance
 
 
+def launched_instance() -> DBOS | None:
+    """Return the process's DBOS object if it is launched, or None."""
+    dbos = instance()
+    return dbos if dbos is not None and dbos._launched else None
+
+
 def launched() -> bool:
     """Return True if this process has a launched DBOS."""
-    return instance() is not None and instance()._launched
+    return launched_instance() is not None
 
 
 LATE = launched()
 """True if this package was imported after DBOS was launched: DBOS's own recovery then ran without our workflows."""
 
 
-def host_database() -> tuple[str, Any]:
+def host_database() -> tuple[str, sqlalchemy.Engine]:
     """Return the URL of the launched DBOS's database, and its connections."""
-    return instance()._config["system_database_url"], instance()._sys_db.engine
+    dbos = instance()
+    assert dbos is not None
+    return str(dbos._config["system_database_url"]), dbos._sys_db.engine
 
 
 @dataclass(frozen=True)

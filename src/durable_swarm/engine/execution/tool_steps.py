@@ -78,7 +78,9 @@ class StepRecorder:
             done = step_done(self._seal.open(record, place, f"the record of step {name!r}"))
         return _given(done) if done.awaited else done.value()
 
-    async def _on_loop(self, place: Place, body: Callable[[], Awaitable[object]], reserved: Any) -> Any:
+    async def _on_loop(
+        self, place: Place, body: Callable[[], Awaitable[object]], reserved: backend_steps.Reserved | None
+    ) -> Any:
         async def recorded() -> Record:
             try:
                 with patches.trusting():

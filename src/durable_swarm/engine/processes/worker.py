@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -36,7 +36,7 @@ class QueueWorker:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._served: dict[Settings, tuple[Any, int]] = {}
+        self._served: dict[Settings, tuple[queues.ServedQueue, int]] = {}
         """The queues of swarms, and how many runs are executed at once."""
         self._works = False
         """True if a queue was ever served here: the last runs claimed from it may be unable to continue, too."""
@@ -51,7 +51,9 @@ class QueueWorker:
 
     def serve(self, swarm: Settings, limits: QueueLimits) -> None:
         """Execute the queued runs of a swarm from now on, and those of dead processes."""
-        rate = None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
+        rate: queues.QueueRate | None = (
+            None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
+        )
         queue = queues.serve_queue(
             names.work_queue(swarm.name),
             POLL,
