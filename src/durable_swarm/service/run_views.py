@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from decimal import Decimal
+from typing import TypedDict
 
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import Inspector
@@ -27,6 +29,32 @@ from durable_swarm.service.views import Failure, RunDetail, RunView
 from durable_swarm.types import EndedBy
 
 
+class _Facts(TypedDict):
+    """The fields of a `RunView` that its row, and that alone, tells."""
+
+    id: str
+    status: State
+    agent: str
+    swarm: str
+    created_at: datetime
+    updated_at: datetime
+    idle: bool
+    waits_for: str | None
+    forked_from: str | None
+    turn: int | None
+    session: str | None
+    number: int | None
+
+
+class _Amounts(TypedDict):
+    """The fields of a `RunView` that count."""
+
+    turns: int
+    tokens: int | None
+    cost: Decimal | None
+    open_requests: int
+
+
 def run_views(visitor: Inspector, rows: Sequence[RunRow]) -> list[RunView]:
     """Return runs as lists show them, in the order of their rows."""
     store, ids = visitor.store, [row.workflow_id for row in rows]
@@ -38,7 +66,8 @@ def run_views(visitor: Inspector, rows: Sequence[RunRow]) -> list[RunView]:
             **totals.of(row),
             ended_by=_noted_end(ends.get(row.workflow_id)),
             failure=_noted_failure(store, ends.get(row.workflow_id)),
-            **families[row.workflow_id]._asdict(),
+            parent=families[row.workflow_id].parent,
+            children=families[row.workflow_id].children,
         )
         for row in rows
     ]
@@ -59,7 +88,7 @@ class _Totals:
         self._tallies = store.tallies.of(everyone)
         self._open = store.inbox.count_open(everyone)
 
-    def of(self, row: RunRow) -> dict[str, Any]:
+    def of(self, row: RunRow) -> _Amounts:
         """Return the totals of a run, as fields of its view."""
         family = dict.fromkeys(self._families[row.workflow_id])
         own, kept = self._tallies.get(row.workflow_id, Tally()), notes_on(row).get("turn")
@@ -72,8 +101,9 @@ class _Totals:
         }
 
 
-def _facts(store: Store, row: RunRow, idle: bool) -> dict[str, Any]:
-    created = started_at(row)
+def _facts(store: Store, row: RunRow, idle: bool) -> _Facts:
+    created, noted = started_at(row), notes_on(row)
+    turn = noted.get("turn")
     return {
         "id": row.workflow_id,
         "status": state_of(row),
@@ -83,7 +113,10 @@ def _facts(store: Store, row: RunRow, idle: bool) -> dict[str, Any]:
         "updated_at": max(created, moment(row.updated_at)),
         "idle": idle,
         "waits_for": _waits_for(store, row, idle),
-        **_origin(row),
+        "forked_from": _about(row, "forked_from") or None,
+        "turn": turn if isinstance(turn, int) else None,
+        "session": noted.get("session"),
+        "number": noted.get("number"),
     }
 
 
@@ -93,17 +126,6 @@ def _noted_end(row: RunRow | None) -> EndedBy | None:
 
 def _noted_failure(store: Store, row: RunRow | None) -> str | None:
     return failure_of(store, row).line if row is not None and state_of(row) == "failed" else None
-
-
-def _origin(row: RunRow) -> dict[str, Any]:
-    noted = notes_on(row)
-    turn = noted.get("turn")
-    return {
-        "forked_from": _about(row, "forked_from") or None,
-        "turn": turn if isinstance(turn, int) else None,
-        "session": noted.get("session"),
-        "number": noted.get("number"),
-    }
 
 
 def _about(row: RunRow, name: str) -> str:
@@ -119,10 +141,13 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
     start, turns, told, closed = _told(records, row)
     error = failure_of(store, row) if state == "failed" else None
     steps = step_infos(records, row)
-    created = started_at(row)
-    moments = [created, moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
+    moments = [started_at(row), moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
+    facts = _facts(store, row, idle)
+    facts["agent"], facts["updated_at"] = facts["agent"] or start.agent, max(moments)
+    family = store.family.relatives([row.workflow_id])[row.workflow_id]
+    limits, spent = (None, None) if closed else (limits_now(store, row), spending(store, row, records, turns))
     return RunDetail(
-        **{**_facts(store, row, idle), "agent": _about(row, "agent") or start.agent, "updated_at": max(moments)},
+        **facts,
         **_Totals(store, [row]).of(row),
         worker=worker_of(row),
         asked=start.messages,
@@ -132,7 +157,8 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
         messages=told.messages,
         steps=steps,
         usage=told.usage if closed else usage_with_children(store, row, told),
-        **_budget(store, row, records, turns, closed),
+        limits=limits,
+        spent=spent,
         last_agent=None if told.ending is None else told.ending.agent,
         ended_by=_ended_by(row, state, told),
         error=error,
@@ -142,7 +168,8 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
         requests=requests_of(store, row),
         actions=store.actions.of([row.workflow_id]),
         executions=executions(store, row, steps, idle),
-        **store.family.relatives([row.workflow_id])[row.workflow_id]._asdict(),
+        parent=family.parent,
+        children=family.children,
     )
 
 
@@ -155,12 +182,6 @@ def requests_of(store: Store, row: RunRow) -> list[Request]:
     """Return all requests of a run and of the runs below it, oldest first."""
     below = store.family.below([row.workflow_id])
     return store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)])
-
-
-def _budget(
-    store: Store, row: RunRow, records: Snapshot, turns: list[TurnRecords], closed: str | None
-) -> dict[str, Any]:
-    return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row, records, turns)}
 
 
 def _ended_by(row: RunRow, state: State, told: RunHistory) -> EndedBy | None:

@@ -127,7 +127,7 @@ class _Text:
             self._shown = max(self._shown, done[-1].seq + self._ahead)
         return done
 
-    def rest(self, content: Any) -> Record | None:
+    def rest(self, content: object) -> Record | None:
         """Return the unconfirmed pieces, in the form recorded with the reply, which has that content.
 
         Returns None if nothing was shown at all. For pieces of the content the length is enough.
@@ -259,7 +259,7 @@ class EventPublisher:
                 self._text = _Text(last + 1, last, ahead=0)
             self._say({"event": event, **data})
 
-    def said(self, content: Any) -> Record | None:
+    def said(self, content: object) -> Record | None:
         """Return how the end of the reply came in, to be recorded with it because no row follows.
 
         The reply has that content.

@@ -321,7 +321,7 @@ class ToolCallExecution:
             return Outcome(f"Error: this call failed{f': {decision.reason}' if decision.reason else '.'}")
         return read_result(decision.value, self.made.run.cast)
 
-    async def _checked(self, check: Any, call: Call) -> Any:
+    async def _checked(self, check: Callable[..., Any], call: Call) -> Any:
         arguments = {**check_arguments(self.function, call.arguments), "context_variables": self.context}
         body = functools.partial(check, **accepted(check, self.function, arguments))
         return await self.waits.call(

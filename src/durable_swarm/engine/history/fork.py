@@ -77,10 +77,15 @@ class Planned:
     record: base.Record
     agent: str
 
-    def about(self) -> dict[str, Any]:
+    @property
+    def swarm(self) -> str:
+        """The name of its swarm."""
+        return str(self.record.get("swarm", ""))
+
+    def about(self) -> dict[str, object]:
         """Return the notes on the run, readable without the codec."""
         forked = self.record["forked"]
-        notes = {"agent": self.agent, "swarm": self.record.get("swarm", ""), "at": self.record["at"]}
+        notes = {"agent": self.agent, "swarm": self.swarm, "at": self.record["at"]}
         notes |= {BELONGS_TO: self.record[BELONGS_TO]} if BELONGS_TO in self.record else {}
         return {**notes, "forked_from": forked["run"], "turn": forked["turn"]}
 
@@ -121,7 +126,7 @@ def _record(
     store: Store, host: Host | None, fork_id: str, planned: Planned, stored: base.Record, version: str | None
 ) -> None:
     about = planned.about()
-    queue = names.UNCLAIMED if host is None else host.queue_for(planned.agent, about["swarm"])
+    queue = names.UNCLAIMED if host is None else host.queue_for(planned.agent, planned.swarm)
     if store.enqueue(fork_id, stored, about, queue, version if host is None else host.version):
         return
     if store.row(fork_id, load_output=False) is None:
@@ -133,7 +138,7 @@ def _record(
 def _check_same(store: Store, fork_id: str, planned: Planned) -> None:
     """Check that the existing run of this id is the requested fork."""
     recorded = store.start_record(store.found(fork_id))
-    if _asked(recorded) != _asked(store.settled(fork_id, planned.record, planned.about()["swarm"])):
+    if _asked(recorded) != _asked(store.settled(fork_id, planned.record, planned.swarm)):
         raise errors.RunConflict(
             f"run {fork_id!r} exists already, and is not this fork; use a new run_id, or none", run_id=fork_id
         )

@@ -357,7 +357,7 @@ class Store:
         self,
         run_id: str,
         stored: base.Record,
-        about: dict[str, Any],
+        about: dict[str, object],
         queue: str,
         version: str | None,
         priority: int = 0,
@@ -451,7 +451,7 @@ class Store:
         rows = self._rows.read(self._runs.workflow_uuid == program, self._runs.name == PROGRAM)
         return notes_on(rows[0]) if rows else {}
 
-    def note(self, program: str, notes: dict[str, Any]) -> None:
+    def note(self, program: str, notes: dict[str, object]) -> None:
         """Store notes about a program as plain JSON data, in place of the earlier ones."""
         self._writer.note(PROGRAM, program, notes)
 
