@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.history.projection import EventProjection
@@ -17,7 +17,7 @@ from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.events import Event, EventType
 from durable_swarm.guardrails import guarded_turns
-from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Guard, Outcome, Turns
+from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Guard, Outcome, Reply, Turns
 from durable_swarm.runs import ENDED
 from durable_swarm.types import Block, EndedBy
 
@@ -96,6 +96,7 @@ class RecordedEvents:
     def _advance(self, told: dict[int, TurnRecords], *, over: bool) -> None:
         """Emit events as far as the records reach."""
         while self._effect is not None:
+            answer: Reply | list[Outcome] | Block | bool | None
             if isinstance(self._effect, Close):
                 answer = True if self._effect.turn + 1 in told else False if over else None
             else:
@@ -104,7 +105,7 @@ class RecordedEvents:
                 return
             self._go_on(answer)
 
-    def _go_on(self, answer: Any) -> None:
+    def _go_on(self, answer: object) -> None:
         assert self._loop is not None  # Begun by the first read.
         try:
             self._effect = self._loop.send(answer)
@@ -112,7 +113,9 @@ class RecordedEvents:
         except StopIteration as end:
             self._effect, self._agent, self._ended_by = None, end.value.agent, end.value.ended_by
 
-    def _answer(self, effect: Ask | CallAll | Guard, told: TurnRecords | None) -> Any:
+    def _answer(
+        self, effect: Ask | CallAll | Guard, told: TurnRecords | None
+    ) -> Reply | list[Outcome] | Block | Literal[False] | None:
         if isinstance(effect, CallAll):
             return self._outcomes(effect, told)
         if isinstance(effect, Guard):
@@ -144,7 +147,7 @@ class RecordedEvents:
             return None
         return runs.outcomes_of(effect.calls, found)
 
-    def _ending(self, row: RunRow, state: str) -> tuple[EventType, dict[str, Any]]:
+    def _ending(self, row: RunRow, state: str) -> tuple[EventType, dict[str, object]]:
         if state == "done":
             written = {"written": self._narrator.written} if self._narrator.written else {}
             return "run.finished", {"agent": self._agent, "ended_by": self._ended_by, **written}
@@ -152,7 +155,7 @@ class RecordedEvents:
             return "run.cancelled", {}
         return "run.failed", self._failure(row)
 
-    def _failure(self, row: RunRow) -> dict[str, Any]:
+    def _failure(self, row: RunRow) -> dict[str, object]:
         record = shown_failure(self._store, row)
         if record is None:
             return {"error_type": type(row.error).__name__, "error_message": str(row.error)}

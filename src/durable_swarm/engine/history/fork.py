@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.agents import remember
@@ -48,7 +48,7 @@ class ForkArguments:
     """The checked arguments of one `fork`. Raises `ConfigurationError` with the argument and the remedy."""
 
     turn: int
-    agent: Any = None
+    agent: AgentLike | str | None = None
     messages: Sequence[Message] | None = None
     run_id: str | None = None
 
