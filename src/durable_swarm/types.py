@@ -31,7 +31,7 @@ Message = dict[str, Any]
 
 
 class AgentLike(Protocol):
-    """What every agent has: an `Agent`, one of OpenAI's Swarm, or any other object with these attributes."""
+    """The attributes of every agent: an `Agent`, one of OpenAI's Swarm, or any other object that has them."""
 
     @property
     def name(self) -> str:
