@@ -29,7 +29,7 @@ from durable_swarm.service.views import Failure, RunDetail, RunView
 from durable_swarm.types import EndedBy
 
 
-class _Facts(TypedDict):
+class _RunFields(TypedDict):
     """The fields of a `RunView` that its row, and that alone, tells."""
 
     id: str
@@ -46,7 +46,7 @@ class _Facts(TypedDict):
     number: int | None
 
 
-class _Amounts(TypedDict):
+class _RunCounts(TypedDict):
     """The fields of a `RunView` that count."""
 
     turns: int
@@ -88,7 +88,7 @@ class _Totals:
         self._tallies = store.tallies.of(everyone)
         self._open = store.inbox.count_open(everyone)
 
-    def of(self, row: RunRow) -> _Amounts:
+    def of(self, row: RunRow) -> _RunCounts:
         """Return the totals of a run, as fields of its view."""
         family = dict.fromkeys(self._families[row.workflow_id])
         own, kept = self._tallies.get(row.workflow_id, Tally()), notes_on(row).get("turn")
@@ -101,7 +101,7 @@ class _Totals:
         }
 
 
-def _facts(store: Store, row: RunRow, idle: bool) -> _Facts:
+def _facts(store: Store, row: RunRow, idle: bool) -> _RunFields:
     created, noted = started_at(row), notes_on(row)
     turn = noted.get("turn")
     return {

@@ -24,7 +24,7 @@ CANDIDATES = 5
 """How many sessions the error for an ambiguous id lists."""
 
 
-class _Facts(TypedDict):
+class _SessionFields(TypedDict):
     """The fields of a `SessionView`."""
 
     id: str
@@ -90,7 +90,7 @@ class SessionList:
         found = self._store.sessions.run_ids(state.id, states=(BEGUN, LEFT_OUT, WAITS))
         return [run_id for _, run_id in reversed(found)]
 
-    def _facts(self, state: SessionState) -> _Facts:
+    def _facts(self, state: SessionState) -> _SessionFields:
         ahead = None if state.ahead is None or state.ahead.over else self._store.row(state.ahead.run_id, waits=True)
         return {
             "id": state.id,
