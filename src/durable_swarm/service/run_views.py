@@ -30,7 +30,7 @@ from durable_swarm.types import EndedBy
 
 
 class _RunFields(TypedDict):
-    """The fields of a `RunView` that its row, and that alone, tells."""
+    """The fields of a `RunView` that follow from its row, and from who executes it."""
 
     id: str
     status: State
