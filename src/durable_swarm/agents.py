@@ -22,10 +22,10 @@ from durable_swarm.errors import AmbiguousAgent, UnknownAgent
 from durable_swarm.schema import tool_schema
 from durable_swarm.schema.output import output_type_of
 from durable_swarm.toolsets import Toolset, functions_of
-from durable_swarm.types import agent_defined
+from durable_swarm.types import AgentLike, agent_defined
 
 _sources: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-_live: dict[int, Callable[[], Any]] = {}
+_live: dict[int, Callable[[], AgentLike | None]] = {}
 _watchers: list[Callable[[str], None]] = []
 _lock = threading.Lock()
 
@@ -40,7 +40,7 @@ class RemoteAgent:
     functions: tuple[Any, ...] = ()
 
 
-def remember(agent: Any) -> None:
+def remember(agent: AgentLike) -> None:
     """Register the agent as long as it exists, and notify the watchers of its name."""
     if isinstance(agent, RemoteAgent):
         return
@@ -56,7 +56,7 @@ def remember(agent: Any) -> None:
         watcher(str(agent.name))
 
 
-def _reference(agent: Any, key: int) -> Callable[[], Any]:
+def _reference(agent: AgentLike, key: int) -> Callable[[], AgentLike | None]:
     try:
         return weakref.ref(agent, lambda _: _live.pop(key, None))
     except TypeError:
@@ -90,7 +90,7 @@ def toolsets() -> list[Toolset]:
     return list({id(entry): entry for entry in found}.values())
 
 
-def find(name: str) -> Any:
+def find(name: str) -> AgentLike:
     """Return the registered agent called `name`.
 
     Several agents of one name are allowed if they are defined alike; the newest is returned. Raises `UnknownAgent` and
@@ -113,15 +113,15 @@ def find(name: str) -> Any:
     return found[-1]
 
 
-def _named(name: str) -> list[Any]:
+def _named(name: str) -> list[AgentLike]:
     return [agent for agent in _agents() if agent.name == name]
 
 
-def _differ(agents: list[Any]) -> bool:
+def _differ(agents: list[AgentLike]) -> bool:
     return len({fingerprint(agent) for agent in agents}) > 1
 
 
-def find_or_none(name: str) -> Any | None:
+def find_or_none(name: str) -> AgentLike | None:
     """Return the agent as `find` does, or None if there is not exactly one."""
     try:
         return find(name)
@@ -129,15 +129,15 @@ def find_or_none(name: str) -> Any | None:
         return None
 
 
-def _agents() -> list[Any]:
+def _agents() -> list[AgentLike]:
     # Copied in one operation, because agents can be collected at any moment and in any thread.
     alive = [reference() for reference in list(_live.values())]
     return [agent for agent in alive if agent is not None]
 
 
-def fingerprint(agent: Any) -> str:
+def fingerprint(agent: AgentLike) -> str:
     """Return twelve hex digits that change when the agent's prompt, tools, model, settings or output type change."""
-    definition = [
+    definition: list[object] = [
         agent.name,
         agent.model,
         _source(agent.instructions),

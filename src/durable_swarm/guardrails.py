@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from durable_swarm.concurrency import Runtime
@@ -23,16 +23,17 @@ from durable_swarm.loop import (
     Guard,
     GuardKind,
     Start,
+    Turns,
     Verdict,
     total,
     turns,
 )
-from durable_swarm.types import Block, Message
+from durable_swarm.types import AgentLike, Block, Message
 
 _SUBJECT: dict[GuardKind, str] = {"input": "messages", "output": "output"}
 
 
-def guarded_turns(start: Start) -> Generator[Effect, Any, Ending]:
+def guarded_turns(start: Start) -> Turns:
     """Run the agents as `turns` does, as far as guardrails let it.
 
     The input guardrails run beside the first model call. Until they have passed, nothing follows it but calls of tools
@@ -89,12 +90,12 @@ def answer_of(block: Block, agent: str) -> dict[str, Any]:
     return {"role": "assistant", "content": block.reply, "tool_calls": None, "sender": agent}
 
 
-def guardrails_of(agent: Any, kind: GuardKind) -> dict[str, Callable[..., Any]]:
+def guardrails_of(agent: AgentLike, kind: GuardKind) -> dict[str, Callable[..., Any]]:
     """Return an agent's guardrails by name."""
     return {guardrail_name(function): function for function in getattr(agent, f"{kind}_guardrails", None) or ()}
 
 
-def output_guardrails(agent: Any, message: Message, verdict: Verdict | None) -> list[str]:
+def output_guardrails(agent: AgentLike, message: Message, verdict: Verdict | None) -> list[str]:
     """Return the names of the guardrails that judge a reply before a run ends with it.
 
     None judge tool calls, an answer that does not fit the agent's type, or one that was cut and has no value.
@@ -113,7 +114,7 @@ def guardrail_name(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def check_guardrails(agent: Any) -> None:
+def check_guardrails(agent: AgentLike) -> None:
     """Check that an agent's guardrails are functions with names of their own. Raises `ConfigurationError`."""
     for kind in _SUBJECT:
         given = getattr(agent, f"{kind}_guardrails", None) or []

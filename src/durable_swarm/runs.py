@@ -56,6 +56,10 @@ STATES: tuple[State, ...] = get_args(State)
 ENDED: frozenset[State] = frozenset({"done", "failed", "cancelled"})
 
 
+StepKind = Literal["model", "tool", "step", "guardrail"]
+StepStatus = Literal["done", "failed", "running"]
+
+
 @dataclass(frozen=True)
 class StepInfo:
     """One recorded effect of a run, in the order in which they were begun.
@@ -75,8 +79,8 @@ class StepInfo:
 
     number: int
     name: str
-    kind: Literal["model", "tool", "step", "guardrail"]
-    status: Literal["done", "failed", "running"]
+    kind: StepKind
+    status: StepStatus
     started_at: datetime | None = None
     finished_at: datetime | None = None
     output: Any = None

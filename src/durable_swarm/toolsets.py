@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from durable_swarm.types import AgentLike
+
 
 class Toolset(ABC):
     """Several tools in the place of one, read from elsewhere at the first turn of an agent that has it."""
@@ -32,7 +34,7 @@ class Toolset(ABC):
         raise TypeError(f"{self!r} is a set of tools and cannot be called; give it to an agent, in functions=[...]")
 
 
-def functions_of(agent: Any) -> list[Any]:
+def functions_of(agent: AgentLike) -> list[Any]:
     """Return the agent's tools, those of its sets in their place."""
     found: list[Any] = []
     for function in agent.functions:
@@ -40,6 +42,6 @@ def functions_of(agent: Any) -> list[Any]:
     return found
 
 
-def to_load(agent: Any) -> list[Toolset]:
+def to_load(agent: AgentLike) -> list[Toolset]:
     """Return the agent's sets whose tools are still to be read."""
     return [entry for entry in agent.functions if isinstance(entry, Toolset) and not entry.is_loaded]

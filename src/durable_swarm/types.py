@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypeVar
@@ -29,7 +29,28 @@ log = logging.getLogger("durable_swarm")
 Message = dict[str, Any]
 """One chat message as the provider's API spells it, plus Swarm's `sender` and `tool_name`."""
 
-agent_defined: list[Callable[[Any], None]] = []
+
+class AgentLike(Protocol):
+    """The attributes of every agent: an `Agent`, one of OpenAI's Swarm, or any other object that has them."""
+
+    @property
+    def name(self) -> str:
+        """The name by which a run finds it again."""
+
+    @property
+    def model(self) -> str:
+        """The model that answers."""
+
+    @property
+    def instructions(self) -> str | Callable[..., Any]:
+        """The system prompt, or the function of the context variables that returns it."""
+
+    @property
+    def functions(self) -> Sequence[Callable[..., Any]]:
+        """Its tools."""
+
+
+agent_defined: list[Callable[[AgentLike], None]] = []
 """Called with every `Agent` that is constructed; the registry of agents adds itself here."""
 
 

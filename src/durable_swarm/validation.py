@@ -6,7 +6,6 @@ import math
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from durable_swarm.codec import storable
 from durable_swarm.errors import ConfigurationError
@@ -25,22 +24,26 @@ def check_threads() -> None:
         )
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
+def check_whole(name: str, value: object, least: int) -> None:
     """Check that it is a whole number from `least` up, and not above the database's limit."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
         upper = f", {LARGEST} at most" if isinstance(value, int) and value > LARGEST else ""
         raise ConfigurationError(f"{name} must be a whole number from {least} up{upper}, not {value!r:.40}")
 
 
-def check_seconds(name: str, value: Any, *, above_zero: bool = False) -> None:
-    """Check that it is a number of seconds: 0 or more, or more than 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-    if not number or value < 0 or (above_zero and value == 0):
-        least = "above 0" if above_zero else "from 0 up"
+def check_seconds(name: str, value: object, *, above_zero: bool = False) -> float:
+    """Check that it is a number of seconds, 0 or more, or more than 0, and return it."""
+    least = "above 0" if above_zero else "from 0 up"
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (value > 0 or (value == 0 and not above_zero))
+    ):
         raise ConfigurationError(f"{name} must be a number of seconds {least}, not {value!r:.40}")
+    return value
 
 
-def check_rate(name: str, value: Any, what: str) -> None:
+def check_rate(name: str, value: object, what: str) -> None:
     """Check that it is a number of `what` per number of seconds: a tuple (number, seconds)."""
     if not isinstance(value, tuple) or len(value) != 2:
         raise ConfigurationError(f"{name} must be ({what}, seconds), not {value!r:.80}")
@@ -50,7 +53,7 @@ def check_rate(name: str, value: Any, what: str) -> None:
         raise ConfigurationError(f"{name}: seconds must not be infinite")
 
 
-def check_model_rates(rates: Any) -> None:
+def check_model_rates(rates: object) -> None:
     """Check that it maps model names to rates, each as (calls, seconds)."""
     if not isinstance(rates, Mapping):
         raise ConfigurationError(f'model_rates must be like {{"gpt-4o": (500, 60)}}, not {rates!r:.80}')
@@ -58,14 +61,14 @@ def check_model_rates(rates: Any) -> None:
         check_rate(f"model_rates[{check_name('the model of a rate', model)!r}]", rate, "calls")
 
 
-def check_changed_agents(value: Any) -> str:
+def check_changed_agents(value: object) -> str:
     """Check the policy for runs whose agents have changed, and return it."""
     if value not in ("continue", "hold"):
         raise ConfigurationError(f"changed_agents must be 'continue' or 'hold', not {value!r:.40}")
     return str(value)
 
 
-def check_queue(queue: Any, priority: Any) -> bool:
+def check_queue(queue: object, priority: object) -> bool:
     """Check how a run is to be queued; return True if it is."""
     if not isinstance(queue, bool):
         raise ConfigurationError(f"queue must be True or False, not {queue!r:.80}")
@@ -75,7 +78,7 @@ def check_queue(queue: Any, priority: Any) -> bool:
     return queue
 
 
-def check_delay(delay: Any, at: Any) -> float:
+def check_delay(delay: object, at: object) -> float:
     """Return the seconds after which a run is to begin. Raises `ConfigurationError`."""
     if delay is not None and at is not None:
         raise ConfigurationError("give delay or at, not both")
@@ -83,12 +86,10 @@ def check_delay(delay: Any, at: Any) -> float:
         if not isinstance(at, datetime) or at.tzinfo is None:
             raise ConfigurationError(f"at must be an aware datetime, such as datetime.now(UTC) + ..., not {at!r:.80}")
         return max(0.0, (at - datetime.now(UTC)).total_seconds())
-    if delay is not None:
-        check_seconds("delay", delay)
-    return float(delay or 0)
+    return 0.0 if delay is None else float(check_seconds("delay", delay))
 
 
-def check_codec(codec: Any) -> None:
+def check_codec(codec: object) -> None:
     """Check that it is a codec (an object with `encode` and `decode`) or None."""
     if isinstance(codec, type):
         raise ConfigurationError(f"codec must be a codec, not the class {codec.__name__}; make one of it")
@@ -99,7 +100,7 @@ def check_codec(codec: Any) -> None:
         )
 
 
-def check_text(name: str, value: Any) -> str:
+def check_text(name: str, value: object) -> str:
     """Check that it is a non-empty string that a database can store, and return it."""
     if not isinstance(value, str) or not value.strip() or not storable(value):
         raise ConfigurationError(
@@ -113,7 +114,7 @@ LONGEST_NAME, LONGEST_ID = 500, 1000
 """Maximum bytes in UTF-8. An index of PostgreSQL holds 2,700, and ids of calls and requests extend these names."""
 
 
-def check_name(name: str, value: Any, longest: int = LONGEST_NAME) -> str:
+def check_name(name: str, value: object, longest: int = LONGEST_NAME) -> str:
     """Check that it is a text that a database can store and find again by an index, and return it."""
     text = check_text(name, value)
     if (size := len(text.encode())) > longest:

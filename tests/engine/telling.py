@@ -15,8 +15,9 @@ from durable_swarm.engine.execution.event_writer import Source
 from durable_swarm.engine.execution.publisher import EventPublisher
 from durable_swarm.engine.history.follower import RecordedEvents
 from durable_swarm.engine.history.projection import numbers_in
-from durable_swarm.engine.records import base, runs
+from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.encoding import RecordCodec
+from durable_swarm.engine.records.rows import RecordedError, RunRow, StepRow
 from durable_swarm.engine.storage.events import NewRow
 from durable_swarm.events import Event
 from durable_swarm.loop import Call, Outcome, Reply
@@ -42,7 +43,7 @@ class Tables:
         self.owner: str | None = None
         self.status, self.completed_at = "PENDING", 0
         self.rows: dict[int, base.Record] = {}
-        self.recorded: dict[int, Any] = {}
+        self.recorded: dict[int, StepRow] = {}
         self.events = SimpleNamespace(read=self._read, keep=lambda row: self.write([row]))
 
     def write(self, rows: list[NewRow]) -> bool:
@@ -59,38 +60,37 @@ class Tables:
         """Give the number of the step of a turn's model call."""
         return 1 + sum(1 + plan.calls for plan in self.plans[:turn])
 
-    def found(self, run_id: str) -> Any:
-        error = SimpleNamespace(data={"type": "Oops", "message": "oops"})
-        return SimpleNamespace(
-            workflow_id=RUN, status=self.status, queue_name=None, completed_at=self.completed_at, error=error
-        )
+    def found(self, run_id: str) -> RunRow:
+        error = RecordedError("Oops", "oops", {"type": "Oops", "message": "oops"})
+        at, ended = 0, self.completed_at
+        return RunRow(RUN, names.RUN, self.status, None, None, None, None, at, at, ended, None, error=error)
 
-    def start_record(self, row: Any) -> base.Record:
+    def start_record(self, row: RunRow) -> base.Record:
         return self.start
 
-    def steps(self, run_id: str, *, after: int = 0) -> list[Any]:
+    def steps(self, run_id: str, *, after: int = 0) -> list[StepRow]:
         return [self.recorded[number] for number in sorted(self.recorded)][after:]
 
-    def calls(self, keys: set[str]) -> list[Any]:
+    def calls(self, keys: set[str]) -> list[RunRow]:
         return []
 
-    def step_record(self, step: Any, row: Any) -> base.Record:
+    def step_record(self, step: StepRow, row: RunRow) -> base.Record:
         record: base.Record = step.output
         return record
 
-    def reply(self, step: Any, row: Any) -> Reply:
+    def reply(self, step: StepRow, row: RunRow) -> Reply:
         return runs.read_reply(step.output)
 
-    def failure_record(self, row: Any) -> base.Record:
+    def failure_record(self, row: RunRow) -> base.Record:
         record: base.Record = row.error.data
         return record
 
-    def seal(self, row: Any) -> RecordCodec:
+    def seal(self, row: RunRow) -> RecordCodec:
         return RecordCodec(None)
 
     def record(self, number: int, name: str, output: base.Record) -> None:
         """Record a step."""
-        self.recorded[number] = SimpleNamespace(function_id=number, function_name=name, output=output)
+        self.recorded[number] = StepRow(RUN, number, name, output, None, None, None, None)
 
 
 class Desk:

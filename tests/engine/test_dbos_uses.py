@@ -37,6 +37,8 @@ PUBLIC = {
     "dbos.DBOSClient.update_workflow_attributes",
     "dbos.DBOSConfig",
     "dbos.DBOSPortableJSONSerializer",
+    "dbos.EnqueueOptions",
+    "dbos.Queue",
     "dbos.SetWorkflowAttributes",
     "dbos.SetWorkflowID",
     "dbos.WorkflowSerializationFormat",

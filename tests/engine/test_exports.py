@@ -318,6 +318,14 @@ def test_a_step_begins_a_call_of_this_run(make: Make, url: str, key: str) -> Non
         make(ScriptedModel([])).import_run(document)
 
 
+def test_a_step_that_begins_a_call_names_it(make: Make, url: str) -> None:
+    """A step of a tool call without the call is refused: nobody could find its result."""
+    document = made(url, bank())
+    del next(step for step in document["steps"] if "call" in step)["call"]
+    with pytest.raises(ConfigurationError, match="begins no tool call"):
+        make(ScriptedModel([])).import_run(document)
+
+
 def test_importing_makes_the_database(tmp_path: Path) -> None:
     """A run is imported into a database that does not exist yet, but a wrong document makes none."""
     first, second = tmp_path / "first.sqlite", tmp_path / "second.sqlite"

@@ -12,7 +12,8 @@ from durable_swarm import Agent, ToolError, step
 from durable_swarm.engine.backend import launch
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.records.names import PORTABLE
-from durable_swarm.engine.storage.rows import RecordedError, RowReader
+from durable_swarm.engine.records.rows import RecordedError
+from durable_swarm.engine.storage.rows import RowReader
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
 from tests.engine.helpers import unique, user

@@ -50,7 +50,7 @@ from durable_swarm.models.retry import DEFAULT_RETRIES, _model_error
 from durable_swarm.models.stream import Unmarked, whole
 from durable_swarm.models.wire import Conversation, with_origin
 from durable_swarm.schema.output import OutputType, output_type_of
-from durable_swarm.types import Message, Usage
+from durable_swarm.types import AgentLike, Message, Usage
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Completion:
 
 async def complete(
     client: Any,
-    agent: Any,
+    agent: AgentLike,
     history: list[Message],
     context: dict[str, Any],
     *,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
-from durable_swarm.types import Agent
+from durable_swarm.types import Agent, AgentLike
 
 BUILT_IN_MODEL = "gpt-4o"
 """The model of an agent that names none, if no setting names one."""
@@ -22,7 +21,7 @@ class ModelChoice:
     remedy: str
 
 
-def choose_model(agent: Any, override: str | None, default: str | None) -> ModelChoice:
+def choose_model(agent: AgentLike, override: str | None, default: str | None) -> ModelChoice:
     """Return the model to ask: the run's own, the agent's, the swarm's default, the environment's, or `gpt-4o`."""
     if override is not None:
         return ModelChoice(override, "it was given as model_override=; give the name of a model that the provider has")
@@ -38,7 +37,7 @@ def choose_model(agent: Any, override: str | None, default: str | None) -> Model
     return ModelChoice(agent.model, remedy)
 
 
-def names_model(agent: Any) -> bool:
+def names_model(agent: AgentLike) -> bool:
     """Return True if an agent names its model: at construction, later, or in its class."""
     if not isinstance(agent, Agent):
         return True

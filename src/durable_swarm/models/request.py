@@ -10,10 +10,10 @@ from durable_swarm.codec import mended
 from durable_swarm.concurrency import Runtime
 from durable_swarm.schema import tool_schemas
 from durable_swarm.schema.output import output_type_of
-from durable_swarm.types import Message
+from durable_swarm.types import AgentLike, Message
 
 
-async def instructions(agent: Any, context: dict[str, Any], waits: Runtime) -> str:
+async def instructions(agent: AgentLike, context: dict[str, Any], waits: Runtime) -> str:
     """Return the agent's prompt. A callable gets the context variables, in which a missing one reads as ''."""
     if not callable(agent.instructions):
         return str(agent.instructions)
@@ -23,7 +23,7 @@ async def instructions(agent: Any, context: dict[str, Any], waits: Runtime) -> s
 
 
 def build_request(
-    agent: Any, messages: list[Message], model: str, *, streamed: bool = False, offers_tools: bool = True
+    agent: AgentLike, messages: list[Message], model: str, *, streamed: bool = False, offers_tools: bool = True
 ) -> dict[str, Any]:
     """Return the keyword arguments of `chat.completions.create`, the same as Swarm's; `streamed` counts tokens too.
 

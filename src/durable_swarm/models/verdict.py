@@ -8,10 +8,10 @@ from durable_swarm.errors import InvalidOutput
 from durable_swarm.loop import CUT, Reply, Verdict
 from durable_swarm.schema.arguments import decoded
 from durable_swarm.schema.output import VALUE, BadOutput, output_type_of, read_type
-from durable_swarm.types import Message
+from durable_swarm.types import AgentLike, Message
 
 
-def judge(agent: Any, message: Message, finish: str, misfits: int) -> Verdict | None:
+def judge(agent: AgentLike, message: Message, finish: str, misfits: int) -> Verdict | None:
     """Return the judgement of a reply; None for one that is not an answer, or of an agent that answers in text.
 
     `misfits` answers before it did not fit. Raises `InvalidOutput` if the agent's `output_retries` are used up, and
@@ -65,7 +65,7 @@ def output_of(message: Message, verdict: Verdict | None, given: Any) -> Any:
         return data
 
 
-def judged_output(reply: Reply, agent: Any) -> Any:
+def judged_output(reply: Reply, agent: AgentLike) -> Any:
     """Return what an output guardrail judges of a reply: the value, or the text if the agent has no output type."""
     if reply.verdict is None:
         return text_of(reply.message)

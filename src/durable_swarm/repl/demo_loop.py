@@ -24,7 +24,7 @@ from durable_swarm.engine.history.conversation import newest_first
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import names
-from durable_swarm.engine.storage.rows import RunRow
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.run_state import notes_on, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, RunNotFound, safe_text
@@ -381,9 +381,9 @@ def _newest_turns(process: Process, agent: str, swarm: str) -> Iterator[RunRow]:
                 yield row
 
 
-def _lives_elsewhere(here: Process, row: Any) -> bool:
+def _lives_elsewhere(here: Process, row: RunRow) -> bool:
     """Return True if another living process owns the conversation of this turn. Call it inside `alone`."""
     queue = row.queue_name or ""
-    executor = queue.removeprefix(names.QUEUE) if row.status == "ENQUEUED" else row.executor_id
+    executor = queue.removeprefix(names.QUEUE) if row.status == "ENQUEUED" else row.executor_id or ""
     holder = notes_on(row).get("held_by") or executor
     return holder != here.identity.name and not here.identity.is_dead(holder)

@@ -24,7 +24,7 @@ from durable_swarm.schema.descriptions import Adapters, adapters_of, describe
 from durable_swarm.schema.given import GivenReader, checked_schema
 from durable_swarm.schema.signatures import Signature
 from durable_swarm.toolsets import functions_of
-from durable_swarm.types import TOOL_NAME, tool_name
+from durable_swarm.types import TOOL_NAME, AgentLike, tool_name
 
 __all__ = [
     "BadArguments",
@@ -97,7 +97,7 @@ def accepted(rule: Callable[..., Any], f: Callable[..., Any], arguments: dict[st
     return {name: value for name, value in given.items() if name in takes}
 
 
-def tool_schemas(agent: Any) -> list[dict[str, Any]]:
+def tool_schemas(agent: AgentLike) -> list[dict[str, Any]]:
     """Return the schemas of the agent's tools, each as `tool_schema` returns it.
 
     Raises `ConfigurationError` for functions that cannot be an agent's tools: names that providers refuse, two of one

@@ -18,6 +18,7 @@ from durable_swarm.errors import ConfigurationError
 from durable_swarm.schema.arguments import cut, decoded, reasons
 from durable_swarm.schema.descriptions import Schemas, lenient_adapter
 from durable_swarm.schema.strict import DEFINITIONS, strict_schema
+from durable_swarm.types import AgentLike
 
 VALUE = "value"
 """The key of a wrapped value."""
@@ -82,7 +83,7 @@ class OutputType:
         )
 
 
-def output_type_of(agent: Any) -> OutputType | None:
+def output_type_of(agent: AgentLike) -> OutputType | None:
     """Return the type of an agent's answers, or None if it answers in text.
 
     Raises `ConfigurationError` for a type that has no JSON schema.

@@ -6,7 +6,6 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.display import as_call
@@ -149,7 +148,7 @@ def _end(run: RunDetail) -> list[str]:
     return [f"{run.status} ({why})" if why else run.status, *([run.failure] if run.failure else [])]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(codec.encode(value), ensure_ascii=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from durable_swarm import agents
 from durable_swarm.engine.api.durable import DurableSwarm
@@ -16,11 +15,12 @@ from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.story import story
 from durable_swarm.engine.records.agent_versions import ACCEPTED, Answered, changed, mark
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import recorded_turns
 from durable_swarm.engine.storage.run_state import notes_on, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import AgentChanged, DurableSwarmError
-from durable_swarm.loop import NOT_MADE, Ask, CallAll
+from durable_swarm.loop import NOT_MADE, Ask, CallAll, Effect
 from durable_swarm.runs import State
 from durable_swarm.tools.calls import find_tool
 
@@ -63,7 +63,7 @@ def unchecked_runs(swarm: DurableSwarm) -> Counter[str]:
     return names
 
 
-def _fit(store: Store, row: Any, *, holds: bool) -> Compatibility:
+def _fit(store: Store, row: RunRow, *, holds: bool) -> Compatibility:
     run_id, agent = row.workflow_id, notes_on(row).get("agent", "")
     try:
         row, state = store.found(run_id), state_of(row)
@@ -77,7 +77,7 @@ def _fit(store: Store, row: Any, *, holds: bool) -> Compatibility:
         return Compatibility(run_id, "running", agent, str(error))
 
 
-def _problems(store: Store, row: Any, following: Any) -> Iterator[str]:
+def _problems(store: Store, row: RunRow, following: Effect | None) -> Iterator[str]:
     if not isinstance(following, Ask | CallAll):
         return
     agent = agents.find(following.agent)
@@ -88,7 +88,7 @@ def _problems(store: Store, row: Any, following: Any) -> Iterator[str]:
                 yield f"agent {agent.name!r} has no tool {call.tool!r} any more, but a call of it is open"
 
 
-def _change(store: Store, row: Any, agent: str) -> AgentChanged | None:
+def _change(store: Store, row: RunRow, agent: str) -> AgentChanged | None:
     start = store.start_record(row)
     told = list(enumerate(recorded_turns(store, row, start)))[len(start.get("kept", [])) :]
     answered = [Answered(turn, record.reply.get("version", "")) for turn, record in told if record.agent == agent]

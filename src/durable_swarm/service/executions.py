@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from durable_swarm.engine.records.lives import DIED, HANDED, read_lives
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.process_facts import ProcessFacts
-from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_state import moment, notes_on, owner_of, started_at, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.runs import ENDED, StepInfo

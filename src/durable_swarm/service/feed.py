@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from durable_swarm.engine.history.follower import EventReader
 from durable_swarm.engine.records.encoding import Unreadable
+from durable_swarm.engine.storage.changes import Mark
 from durable_swarm.engine.storage.run_list import Query, listed
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ReplayMismatch, RunNotFound
 from durable_swarm.events import Event
+from durable_swarm.runs import State
 
 MOST = 1000
 """The number of runs of one status that a feed follows at once: the newest."""
@@ -25,7 +26,7 @@ SOON, LATE = 0.25, 2.0
 @dataclass
 class _Reader:
     events: EventReader
-    mark: Any = None
+    mark: Mark | None = None
     last: int = 0
     """The number of the last event that was read."""
 
@@ -39,7 +40,7 @@ class Feed:
         self._readers: dict[str, _Reader] = {}
         self._over: dict[str, int] = {}
         """The runs that have ended, with the number of the last event."""
-        self._mark: Any = None
+        self._mark: Mark | None = None
         self._due = 0.0
         for run_id in self._in_progress():
             list(self._news(run_id, self._take(run_id)))
@@ -81,7 +82,7 @@ class Feed:
         return reader
 
     def _in_progress(self) -> list[str]:
-        states: tuple[Any, ...] = ("running", "waiting", "queued")
+        states: tuple[State, ...] = ("running", "waiting", "queued")
         return [row.workflow_id for state in states for row in listed(self._store, Query(state, limit=MOST))]
 
     def _begun(self) -> list[str]:

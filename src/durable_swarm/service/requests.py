@@ -59,7 +59,7 @@ class Inbox:
         with opened(f"request {request_id!r}"):
             return self._store.inbox.found(request_id)
 
-    def answer(self, name: str, value: Any, by: str | None, check: Check | None = None) -> Request:
+    def answer(self, name: str, value: object, by: str | None, check: Check | None = None) -> Request:
         """Answer a question, or supply the result of a call that happened; return the updated request."""
         return self._decide(name, answer(value), by, check)
 
@@ -73,7 +73,7 @@ class Inbox:
         """Reject a call, and return the updated request."""
         return self._decide(name, reject(reason), by, check)
 
-    def complete(self, token: str, result: Any, by: str | None) -> Request | None:
+    def complete(self, token: str, result: object, by: str | None) -> Request | None:
         """Post the result of a call that has returned `later(token)`, or will.
 
         Returns the updated request, or None if no run waits for the result yet.

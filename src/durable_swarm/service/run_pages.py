@@ -13,7 +13,7 @@ from durable_swarm.engine.history.snapshot import Snapshot
 from durable_swarm.engine.history.story import step_infos
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.encoding import Unreadable
-from durable_swarm.engine.storage.rows import RunRow
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.loop import Start
 from durable_swarm.requests import Action, Request

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from decimal import Decimal
+from typing import TypedDict
 
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import Inspector
+from durable_swarm.engine.history.recorded_errors import shown_failure
 from durable_swarm.engine.history.snapshot import Snapshot
 from durable_swarm.engine.history.spending import limits_now, spending
 from durable_swarm.engine.history.story import step_infos, story, usage_with_children
 from durable_swarm.engine.records import runs
-from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.records.encoding import Unreadable
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
-from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_state import moment, notes_on, owner_of, reason_noted, started_at, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.engine.storage.tallies import Tally
@@ -24,6 +27,32 @@ from durable_swarm.service.executions import executions
 from durable_swarm.service.unreadable import why_closed
 from durable_swarm.service.views import Failure, RunDetail, RunView
 from durable_swarm.types import EndedBy
+
+
+class _RunFields(TypedDict):
+    """The fields of a `RunView` that follow from its row, and from who executes it."""
+
+    id: str
+    status: State
+    agent: str
+    swarm: str
+    created_at: datetime
+    updated_at: datetime
+    idle: bool
+    waits_for: str | None
+    forked_from: str | None
+    turn: int | None
+    session: str | None
+    number: int | None
+
+
+class _RunCounts(TypedDict):
+    """The fields of a `RunView` that count."""
+
+    turns: int
+    tokens: int | None
+    cost: Decimal | None
+    open_requests: int
 
 
 def run_views(visitor: Inspector, rows: Sequence[RunRow]) -> list[RunView]:
@@ -37,7 +66,8 @@ def run_views(visitor: Inspector, rows: Sequence[RunRow]) -> list[RunView]:
             **totals.of(row),
             ended_by=_noted_end(ends.get(row.workflow_id)),
             failure=_noted_failure(store, ends.get(row.workflow_id)),
-            **families[row.workflow_id]._asdict(),
+            parent=families[row.workflow_id].parent,
+            children=families[row.workflow_id].children,
         )
         for row in rows
     ]
@@ -58,7 +88,7 @@ class _Totals:
         self._tallies = store.tallies.of(everyone)
         self._open = store.inbox.count_open(everyone)
 
-    def of(self, row: RunRow) -> dict[str, Any]:
+    def of(self, row: RunRow) -> _RunCounts:
         """Return the totals of a run, as fields of its view."""
         family = dict.fromkeys(self._families[row.workflow_id])
         own, kept = self._tallies.get(row.workflow_id, Tally()), notes_on(row).get("turn")
@@ -71,8 +101,9 @@ class _Totals:
         }
 
 
-def _facts(store: Store, row: RunRow, idle: bool) -> dict[str, Any]:
-    created = started_at(row)
+def _facts(store: Store, row: RunRow, idle: bool) -> _RunFields:
+    created, noted = started_at(row), notes_on(row)
+    turn = noted.get("turn")
     return {
         "id": row.workflow_id,
         "status": state_of(row),
@@ -82,7 +113,10 @@ def _facts(store: Store, row: RunRow, idle: bool) -> dict[str, Any]:
         "updated_at": max(created, moment(row.updated_at)),
         "idle": idle,
         "waits_for": _waits_for(store, row, idle),
-        **_origin(row),
+        "forked_from": _about(row, "forked_from") or None,
+        "turn": turn if isinstance(turn, int) else None,
+        "session": noted.get("session"),
+        "number": noted.get("number"),
     }
 
 
@@ -94,18 +128,7 @@ def _noted_failure(store: Store, row: RunRow | None) -> str | None:
     return failure_of(store, row).line if row is not None and state_of(row) == "failed" else None
 
 
-def _origin(row: Any) -> dict[str, Any]:
-    noted = notes_on(row)
-    turn = noted.get("turn")
-    return {
-        "forked_from": _about(row, "forked_from") or None,
-        "turn": turn if isinstance(turn, int) else None,
-        "session": noted.get("session"),
-        "number": noted.get("number"),
-    }
-
-
-def _about(row: Any, name: str) -> str:
+def _about(row: RunRow, name: str) -> str:
     """Return a text that was noted on the run, or ''."""
     return str(notes_on(row).get(name) or "")
 
@@ -118,10 +141,13 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
     start, turns, told, closed = _told(records, row)
     error = failure_of(store, row) if state == "failed" else None
     steps = step_infos(records, row)
-    created = started_at(row)
-    moments = [created, moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
+    moments = [started_at(row), moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
+    facts = _facts(store, row, idle)
+    facts["agent"], facts["updated_at"] = facts["agent"] or start.agent, max(moments)
+    family = store.family.relatives([row.workflow_id])[row.workflow_id]
+    limits, spent = (None, None) if closed else (limits_now(store, row), spending(store, row, records, turns))
     return RunDetail(
-        **{**_facts(store, row, idle), "agent": _about(row, "agent") or start.agent, "updated_at": max(moments)},
+        **facts,
         **_Totals(store, [row]).of(row),
         worker=worker_of(row),
         asked=start.messages,
@@ -131,7 +157,8 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
         messages=told.messages,
         steps=steps,
         usage=told.usage if closed else usage_with_children(store, row, told),
-        **_budget(store, row, records, turns, closed),
+        limits=limits,
+        spent=spent,
         last_agent=None if told.ending is None else told.ending.agent,
         ended_by=_ended_by(row, state, told),
         error=error,
@@ -141,7 +168,8 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
         requests=requests_of(store, row),
         actions=store.actions.of([row.workflow_id]),
         executions=executions(store, row, steps, idle),
-        **store.family.relatives([row.workflow_id])[row.workflow_id]._asdict(),
+        parent=family.parent,
+        children=family.children,
     )
 
 
@@ -156,17 +184,13 @@ def requests_of(store: Store, row: RunRow) -> list[Request]:
     return store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)])
 
 
-def _budget(store: Store, row: Any, records: Snapshot, turns: list[TurnRecords], closed: str | None) -> dict[str, Any]:
-    return {} if closed else {"limits": limits_now(store, row), "spent": spending(store, row, records, turns)}
-
-
-def _ended_by(row: Any, state: State, told: RunHistory) -> EndedBy | None:
+def _ended_by(row: RunRow, state: State, told: RunHistory) -> EndedBy | None:
     if state != "done":
         return None
     return runs.read_end(row.output) if told.ending is None else told.ending.ended_by
 
 
-def _told(records: Snapshot, row: Any) -> tuple[Start, list[TurnRecords], RunHistory, str | None]:
+def _told(records: Snapshot, row: RunRow) -> tuple[Start, list[TurnRecords], RunHistory, str | None]:
     """Return the run's input, turns and history; empty ones and a sentence with the reason if they are not readable."""
     try:
         record = records.start_record(row)
@@ -176,7 +200,7 @@ def _told(records: Snapshot, row: Any) -> tuple[Start, list[TurnRecords], RunHis
         return Start("", [], {}), [], RunHistory([], None), why_closed(error)
 
 
-def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
+def _waits_for(store: Store, row: RunRow, idle: bool) -> str | None:
     """Return why an unfinished run does not continue, preferably in the words of the process that held it."""
     recorded = reason_noted(row) or store.waits.reason_below(row)
     if recorded or not idle:
@@ -186,12 +210,9 @@ def _waits_for(store: Store, row: Any, idle: bool) -> str | None:
     return f"no running process owns it; start a program that defines agent {agent!r}{named}, and it continues"
 
 
-def failure_of(store: Store, row: Any) -> Failure:
+def failure_of(store: Store, row: RunRow) -> Failure:
     """Return the error that ended a failed run."""
-    try:
-        record = store.failure_record(row)
-    except Unreadable:
-        return Failure(row.error.data["type"], ENCRYPTED, str(row.error.data.get("step", "")))
+    record = shown_failure(store, row)
     if record is None:
         return Failure(type(row.error).__name__, f"run {row.workflow_id!r} failed: {row.error}")
     return Failure(

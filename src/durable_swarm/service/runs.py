@@ -20,9 +20,9 @@ from durable_swarm.engine.history.export import Exported, export
 from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.history.follower import EventReader, check_after
 from durable_swarm.engine.history.trace import trace_of
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.changes import Mark
 from durable_swarm.engine.storage.retention import Retention
-from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_list import Query, listed
 from durable_swarm.engine.storage.run_state import moment, notes_on, state_of
 from durable_swarm.engine.storage.runs import Store
@@ -67,7 +67,7 @@ def open_runs(url: str | None) -> Iterator[Runs]:
         yield Runs(visitor)
 
 
-def import_run(url: str | None, document: Any) -> RunView:
+def import_run(url: str | None, document: object) -> RunView:
     """Put an exported run into a database, which is created if it does not exist; return the run's new state.
 
     Raises `ConfigurationError` if the document is not an exported run, and `RunConflict` if its id belongs to another
@@ -330,13 +330,13 @@ class Runs:
         """Return a run as a document, as `DurableSwarm.export` does."""
         found = find_run(self._store, run_id)
         with opened(f"run {found!r}"):
-            return export(self._store, self._store.row(found, waits=True), redact)
+            return export(self._store, self._store.found(found, waits=True), redact)
 
-    def load(self, document: Any) -> RunView:
+    def load(self, document: object) -> RunView:
         """Put an exported run into the database, as `DurableSwarm.import_run` does, and return its new state."""
         return self._seen(self._run(importing.import_run(self._store, document)))
 
-    def _after(self, run: Run, change: Callable[[Run], Any], action: str, by: str | None) -> RunView:
+    def _after(self, run: Run, change: Callable[[Run], object], action: str, by: str | None) -> RunView:
         change(run)
         self._store.actions.add(run.id, action, by)
         return self._seen(run)

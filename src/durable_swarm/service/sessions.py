@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, TypedDict
 
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import Inspector
@@ -21,6 +22,19 @@ IDLE = "idle"
 """The status of a session without a run in progress."""
 CANDIDATES = 5
 """How many sessions the error for an ambiguous id lists."""
+
+
+class _SessionFields(TypedDict):
+    """The fields of a `SessionView`."""
+
+    id: str
+    status: str
+    agent: str
+    swarm: str
+    runs: int
+    waiting: int
+    created_at: datetime
+    updated_at: datetime
 
 
 class SessionList:
@@ -76,7 +90,7 @@ class SessionList:
         found = self._store.sessions.runs.ids(state.id, states=(BEGUN, LEFT_OUT, WAITS))
         return [run_id for _, run_id in reversed(found)]
 
-    def _facts(self, state: SessionState) -> dict[str, Any]:
+    def _facts(self, state: SessionState) -> _SessionFields:
         ahead = None if state.ahead is None or state.ahead.over else self._store.row(state.ahead.run_id, waits=True)
         return {
             "id": state.id,

@@ -131,7 +131,7 @@ class SessionDetail(SessionView):
     closed: str | None = None
 
 
-def to_json(view: Any) -> Any:
+def to_json(view: object) -> Any:
     """Return a view as plain JSON data: times as ISO 8601 in UTC, values of tools in their stored form."""
     if is_dataclass(view) and not isinstance(view, type):
         return {one.name: to_json(getattr(view, one.name)) for one in fields(view)}

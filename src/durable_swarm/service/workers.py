@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records.names import QUEUE, UNCLAIMED, work_queue
 from durable_swarm.engine.storage.heartbeats import LEASE, Leases
 from durable_swarm.engine.storage.ownership import now
-from durable_swarm.engine.storage.process_facts import ProcessFacts
+from durable_swarm.engine.storage.process_facts import ProcessFacts, QueueFacts
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.run_state import STATES_OF, moment
 from durable_swarm.engine.storage.runs import Store
@@ -145,7 +144,7 @@ def _queues(loads: list[tuple[str, str | None, str | None, int, int]], living: l
         if status == "ENQUEUED" and queue is not None and queue.startswith(prefix):
             before = waiting.get(queue, (0, oldest))
             waiting[queue] = before[0] + count, min(before[1], oldest)
-    served: dict[str, list[dict[str, Any]]] = {}
+    served: dict[str, list[QueueFacts]] = {}
     for facts in living:
         for swarm, limits in facts.queues.items():
             served.setdefault(swarm, []).append(limits)
@@ -153,8 +152,8 @@ def _queues(loads: list[tuple[str, str | None, str | None, int, int]], living: l
     return [_queue(swarm, *waiting.get(work_queue(swarm), (0, 0)), served.get(swarm, [])) for swarm in swarms]
 
 
-def _queue(swarm: str, waiting: int, oldest: int, served: list[dict[str, Any]]) -> QueueView:
-    last = served[-1] if served else {}
+def _queue(swarm: str, waiting: int, oldest: int, served: list[QueueFacts]) -> QueueView:
+    last: QueueFacts = served[-1] if served else {"places": 0}
     rate = last.get("rate")
     return QueueView(
         swarm=swarm,
@@ -162,5 +161,5 @@ def _queue(swarm: str, waiting: int, oldest: int, served: list[dict[str, Any]]) 
         oldest_at=moment(oldest) if waiting else None,
         places=sum(limits["places"] for limits in served),
         everywhere=last.get("everywhere"),
-        rate=(rate[0], rate[1]) if isinstance(rate, list) and len(rate) == 2 else None,
+        rate=(int(rate[0]), rate[1]) if isinstance(rate, list) and len(rate) == 2 else None,
     )

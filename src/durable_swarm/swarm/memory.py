@@ -42,7 +42,7 @@ from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySessio
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.swarm.session import Session, check_session
 from durable_swarm.tools.context import calling
-from durable_swarm.types import Response
+from durable_swarm.types import AgentLike, Response
 from durable_swarm.validation import LONGEST_ID, check_name, check_whole
 
 StreamedRun = Callable[[Runtime, Any, Channel], Coroutine[Any, Any, Response]]
@@ -109,7 +109,7 @@ class Swarm(Runner):
         return await self._run(asked, run_id, LoopRuntime(), self.clients.get(asyncio.get_running_loop()))
 
     async def run_child(
-        self, agent: Any, message: str, context_variables: dict[str, Any], limits: Limits | None = None
+        self, agent: AgentLike, message: str, context_variables: dict[str, Any], limits: Limits | None = None
     ) -> Response:
         """Run the agent for the tool call in progress and return its response. Raises `RunFailed`."""
         asked = RunArguments(agent, [{"role": "user", "content": message}], context_variables, limits=limits)

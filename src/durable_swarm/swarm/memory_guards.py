@@ -11,7 +11,7 @@ from durable_swarm.loop import Guard, GuardKind
 from durable_swarm.models.verdict import judged_output
 from durable_swarm.streaming import Channel
 from durable_swarm.tools.changes import Change
-from durable_swarm.types import Block
+from durable_swarm.types import AgentLike, Block
 
 
 class MemoryGuards:
@@ -21,7 +21,7 @@ class MemoryGuards:
         self._channel = channel
         self._beside: Beside | None = None
 
-    def begin(self, agent: Any, kind: GuardKind, names: list[str], subject: Any, context: dict[str, Any]) -> None:
+    def begin(self, agent: AgentLike, kind: GuardKind, names: list[str], subject: Any, context: dict[str, Any]) -> None:
         """Begin to ask guardrails of an agent about the subject."""
         known, waits = guardrails_of(agent, kind), LoopRuntime()
 
@@ -31,7 +31,7 @@ class MemoryGuards:
 
         self._beside = Beside(together([ask(name) for name in names])) if names else None
 
-    async def verdict(self, effect: Guard, agent: Any) -> Block | bool:
+    async def verdict(self, effect: Guard, agent: AgentLike) -> Block | bool:
         """Wait for the guardrails of a reply. Raises `Blocked`, and what a guardrail raised."""
         if effect.kind == "output":
             self.begin(agent, "output", effect.names, judged_output(effect.reply, agent), effect.context)

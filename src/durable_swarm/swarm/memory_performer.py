@@ -39,7 +39,7 @@ from durable_swarm.tools.changes import Change, warn_of_lost_updates
 from durable_swarm.tools.context import CurrentCall, Inside
 from durable_swarm.tools.inside import MemoryRecorder
 from durable_swarm.tools.repeats import failing_in_a_row, same_before, step_number
-from durable_swarm.types import Block, Message, Usage
+from durable_swarm.types import AgentLike, Block, Message, Usage
 
 if TYPE_CHECKING:
     from durable_swarm.swarm.memory import Swarm
@@ -213,7 +213,7 @@ class InMemory:
         warn_of_lost_updates(self.run_id, effect.calls, outcomes)
         return outcomes
 
-    async def _call_together(self, agent: Any, effect: CallAll) -> list[Outcome]:
+    async def _call_together(self, agent: AgentLike, effect: CallAll) -> list[Outcome]:
         width = self.swarm.tool_concurrency
         lane = ConcurrencyLimit(width)
 
@@ -235,19 +235,21 @@ class InMemory:
             self.turn.results[call.index] = outcome.text
         return outcome
 
-    def _announce(self, agent: Any, effect: CallAll) -> None:
+    def _announce(self, agent: AgentLike, effect: CallAll) -> None:
         """Open the approval requests of a batch at once, although its calls are made one after the other."""
         for call in effect.calls:
             if call.approval:
                 function = find_tool(agent, call.tool)
                 self.swarm.inbox.open(self._approval(function, effect, call))
 
-    async def _call_apart(self, agent: Any, effect: CallAll, call: Call, waits: Runtime) -> Outcome:
+    async def _call_apart(self, agent: AgentLike, effect: CallAll, call: Call, waits: Runtime) -> Outcome:
         """Make a call of a batch made together: its changes of the context reach the other calls after the batch."""
         change, context = Change.watch(effect.context, is_stored=False)
         return change.read(await self._call(agent, effect, call, context, waits), context)
 
-    async def _call(self, agent: Any, effect: CallAll, call: Call, context: dict[str, Any], waits: Runtime) -> Outcome:
+    async def _call(
+        self, agent: AgentLike, effect: CallAll, call: Call, context: dict[str, Any], waits: Runtime
+    ) -> Outcome:
         function = find_tool(agent, call.tool)
         if call.plan == "tell" or function is None:
             return Outcome(call.text)

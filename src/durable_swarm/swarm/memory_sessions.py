@@ -23,7 +23,7 @@ from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.swarm.compaction import SessionHistory
 from durable_swarm.swarm.memory_limits import MemorySpending
 from durable_swarm.swarm.session import FORK_LATER, SEND_LATER, Sent, Session, answered, busy, newest
-from durable_swarm.types import Message, Response, Usage
+from durable_swarm.types import AgentLike, Message, Response, Usage
 from durable_swarm.validation import LONGEST_ID, check_name
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class MemoryTurn:
 class MemoryConversation:
     """A session of a `Swarm`."""
 
-    agent: Any
+    agent: AgentLike
     context: dict[str, Any]
     turns: list[MemoryTurn] = field(default_factory=list)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))

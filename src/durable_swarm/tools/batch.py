@@ -10,6 +10,7 @@ from durable_swarm.awaitables import is_async
 from durable_swarm.concurrency import together
 from durable_swarm.loop import NOT_MADE, Call, Outcome, known
 from durable_swarm.tools.calls import find_tool
+from durable_swarm.types import AgentLike
 
 
 class ConcurrencyLimit:
@@ -39,7 +40,7 @@ async def call_together(calls: list[Call], one: Callable[[Call], Awaitable[Outco
     return await together(one(call) for call in calls)
 
 
-def runs_together(agent: Any, calls: list[Call], tool_concurrency: int) -> bool:
+def runs_together(agent: AgentLike, calls: list[Call], tool_concurrency: int) -> bool:
     """Return True if a batch runs together: several calls, one of them async or plain functions may overlap."""
     made = [call for call in calls if call.plan not in NOT_MADE]
     if len(made) < 2 or any(call.plan == "same" for call in calls):

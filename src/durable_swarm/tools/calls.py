@@ -28,16 +28,16 @@ from durable_swarm.tools.attempts import retrying
 from durable_swarm.tools.context import Inside
 from durable_swarm.tools.repeats import Made, key_of, succeeded
 from durable_swarm.toolsets import functions_of, to_load
-from durable_swarm.types import Message, Repeat, Result, ToolSettings, settings_of, tool_name
+from durable_swarm.types import AgentLike, Message, Repeat, Result, ToolSettings, settings_of, tool_name
 from durable_swarm.validation import check_name
 
 
-def find_tool(agent: Any, name: str) -> Any | None:
+def find_tool(agent: AgentLike, name: str) -> Any | None:
     """Return the agent's tool of that name, the last one if there are several, or None."""
     return next((function for function in reversed(functions_of(agent)) if tool_name(function) == name), None)
 
 
-async def load_tools(agent: Any, waits: Runtime) -> None:
+async def load_tools(agent: AgentLike, waits: Runtime) -> None:
     """Read the agent's tools that are still to be read. Raises `ConfigurationError`."""
     for toolset in to_load(agent):
         await waits.call(toolset.load)
@@ -56,7 +56,12 @@ _CUT_BY = {"length": "at its token limit", "content_filter": "by the provider's 
 
 
 async def plan_calls(
-    agent: Any, message: Message, waits: Runtime, finish: str = "", before: Sequence[Message] = (), limit: str = ""
+    agent: AgentLike,
+    message: Message,
+    waits: Runtime,
+    finish: str = "",
+    before: Sequence[Message] = (),
+    limit: str = "",
 ) -> list[Call]:
     """Decide how each tool call of a reply is made, by the code as it is now.
 
@@ -90,7 +95,7 @@ async def plan_calls(
     return planned
 
 
-def _repeat_of(agent: Any, call: Call) -> Repeat:
+def _repeat_of(agent: AgentLike, call: Call) -> Repeat:
     return settings_of(find_tool(agent, call.tool)).repeat
 
 
@@ -105,7 +110,7 @@ def _again(repeat: Repeat, made: Made | None, twin: int | None) -> dict[str, Any
     return {"plan": "tell", "text": f"Error: {told}. Its result was: {text}"}
 
 
-def written_call(agent: Any, message: Message) -> str:
+def written_call(agent: AgentLike, message: Message) -> str:
     """Return the tool whose call seems to be written in the text of a reply without calls, or ''."""
     text = message.get("content")
     if message.get("tool_calls") or not isinstance(text, str) or len(text) > LONGEST_WRITTEN:
@@ -135,7 +140,7 @@ def _named(call: dict[str, Any]) -> dict[str, Any]:
     return {"tool": call["function"]["name"], "arguments": call["function"]["arguments"]}
 
 
-async def _plan(agent: Any, call: dict[str, Any], waits: Runtime) -> dict[str, Any]:
+async def _plan(agent: AgentLike, call: dict[str, Any], waits: Runtime) -> dict[str, Any]:
     name = call["function"]["name"]
     function = find_tool(agent, name)
     if function is None:
@@ -151,7 +156,7 @@ async def _plan(agent: Any, call: dict[str, Any], waits: Runtime) -> dict[str, A
     return {"plan": "step" if alone else "flow", "effect": settings.effect, "approval": approval, "why": why}
 
 
-def _offered(agent: Any) -> str:
+def _offered(agent: AgentLike) -> str:
     """Return a sentence that names the agent's tools, because a small model learns nothing from less."""
     names = list(dict.fromkeys(map(tool_name, functions_of(agent))))
     if not names:
@@ -160,7 +165,7 @@ def _offered(agent: Any) -> str:
     return f"Your tools are: {shown}."
 
 
-Cast = dict[str, Any]
+Cast = dict[str, AgentLike]
 """Agents that a run has met in this process, by name: the first one, and those that tools returned."""
 
 
@@ -246,7 +251,7 @@ def _has(value: Any, *names: str) -> bool:
     return not isinstance(value, type) and all(hasattr(value, name) for name in names)
 
 
-def _handoff(agent: Any, cast: Cast) -> str | None:
+def _handoff(agent: AgentLike, cast: Cast) -> str | None:
     if agent is None:
         return None
     cast[check_name("the name of the agent that the tool returned", agent.name)] = agent

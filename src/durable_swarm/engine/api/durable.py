@@ -291,7 +291,7 @@ class DurableSwarm(ScheduledSwarm):
         return Run(run_id, self._store, self._open, live, self.name)
 
 
-def _check_database(database: Any) -> str:
+def _check_database(database: object) -> str:
     if isinstance(database, os.PathLike):
         raise errors.ConfigurationError(f"database must be a URL, not a path; use 'sqlite:///{database}'")
     return validation.check_text("database", database)

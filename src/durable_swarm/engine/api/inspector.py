@@ -6,9 +6,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy
@@ -23,7 +22,8 @@ from durable_swarm.engine.database.urls import shown
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.records import names as records_names
-from durable_swarm.engine.storage.run_state import owner_of, state_of
+from durable_swarm.engine.records.rows import RunRow
+from durable_swarm.engine.storage.run_state import owner_of, state_of, stored_state
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.errors import ConfigurationError
 
@@ -54,7 +54,7 @@ class Inspector:
         with self._identity.alone():
             yield self._identity
 
-    def idle(self, rows: Iterable[Any]) -> set[str]:
+    def idle(self, rows: Iterable[RunRow]) -> set[str]:
         """Return the ids of the running runs among these that no living process executes."""
         found = [row for row in rows if state_of(row) == "running"]
         dead = {"", *self.dead(owner for owner in map(owner_of, found) if owner)}
@@ -74,7 +74,7 @@ class Inspector:
         url = self.store.url
         with diagnosis.reporting_errors(url), self.store.engine.connect() as connection:
             here = _sqlite(connection) if urls.is_sqlite(url) else _postgres(connection, url)
-            return Facts(**here, **_counts(connection, url))
+            return _counted(here, connection, url)
 
 
 @contextlib.contextmanager
@@ -145,20 +145,20 @@ class Facts:
     pickles: int = 0
 
 
-def _sqlite(connection: sqlalchemy.Connection) -> dict[str, Any]:
+def _sqlite(connection: sqlalchemy.Connection) -> Facts:
     def pragma(name: str) -> Any:
         return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
 
     levels = {0: "off", 1: "normal", 2: "full", 3: "extra"}
     found = str(pragma("quick_check(1)"))
-    return {
-        "kind": "SQLite",
-        "version": connection.exec_driver_sql("SELECT sqlite_version()").scalar(),
-        "size": pragma("page_count") * pragma("page_size"),
-        "settings": {"journal_mode": pragma("journal_mode"), "synchronous": levels[pragma("synchronous")]},
-        "damage": "" if found == "ok" else found.strip(),
-        "tables": {} if found != "ok" else _sqlite_tables(connection),
-    }
+    return Facts(
+        kind="SQLite",
+        version=connection.exec_driver_sql("SELECT sqlite_version()").scalar_one(),
+        size=pragma("page_count") * pragma("page_size"),
+        settings={"journal_mode": pragma("journal_mode"), "synchronous": levels[pragma("synchronous")]},
+        damage="" if found == "ok" else found.strip(),
+        tables={} if found != "ok" else _sqlite_tables(connection),
+    )
 
 
 def _sqlite_tables(connection: sqlalchemy.Connection) -> dict[str, int]:
@@ -172,20 +172,21 @@ def _sqlite_tables(connection: sqlalchemy.Connection) -> dict[str, int]:
         return {}
 
 
-def _postgres(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str, Any]:
+def _postgres(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> Facts:
     tables = "SELECT relname, pg_total_relation_size(relid) FROM pg_stat_user_tables WHERE schemaname = %s"
-    return {
-        "kind": "PostgreSQL",
-        "version": connection.exec_driver_sql("SHOW server_version").scalar(),
-        "size": connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar(),
-        "settings": {
-            name: connection.exec_driver_sql(f"SHOW {name}").scalar() for name in ("synchronous_commit", "fsync")
+    return Facts(
+        kind="PostgreSQL",
+        version=connection.exec_driver_sql("SHOW server_version").scalar_one(),
+        size=connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one(),
+        settings={
+            name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in ("synchronous_commit", "fsync")
         },
-        "tables": {str(name): int(size) for name, size in connection.exec_driver_sql(tables, (urls.schema_of(url),))},
-    }
+        tables={str(name): int(size) for name, size in connection.exec_driver_sql(tables, (urls.schema_of(url),))},
+    )
 
 
-def _counts(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str, Any]:
+def _counted(facts: Facts, connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> Facts:
+    """Return the facts with the numbers of runs and of pickles."""
     names = ("workflow_uuid", "name", "status", "queue_name", "application_version", "serialization")
     flows = table("workflow_status", *map(column, names), schema=urls.schema_of(url))
     steps = table("operation_outputs", column("workflow_uuid"), column("serialization"), schema=urls.schema_of(url))
@@ -194,7 +195,7 @@ def _counts(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str,
     formats: dict[str, int] = {}
     runs = select(*groups, func.count()).where(flows.c.name == records_names.RUN).group_by(*groups)
     for status, queue, version, count in connection.execute(runs):
-        state = state_of(SimpleNamespace(status=status, queue_name=queue))
+        state = stored_state(status, queue)
         states[state] = states.get(state, 0) + count
         formats[str(version)] = formats.get(str(version), 0) + count
     ours = select(flows.c.workflow_uuid).where(flows.c.name.in_([records_names.RUN, records_names.TOOL]))
@@ -202,8 +203,5 @@ def _counts(connection: sqlalchemy.Connection, url: sqlalchemy.URL) -> dict[str,
         select(func.count()).where(rows.c.serialization == "py_pickle", rows.c.workflow_uuid.in_(ours))
         for rows in (flows, steps)
     ]
-    return {
-        "states": states,
-        "formats": formats,
-        "pickles": sum(connection.execute(query).scalar_one() for query in pickles),
-    }
+    found = sum(connection.execute(query).scalar_one() for query in pickles)
+    return replace(facts, states=states, formats=formats, pickles=found)

@@ -109,7 +109,7 @@ def _goes_on(store: Store, about: dict[str, Any]) -> bool:
     return any(row is not None and state_of(row) not in ("failed", "cancelled") for row in rows)
 
 
-def _digest(data: Any) -> str:
+def _digest(data: object) -> str:
     return hashlib.sha256(codec.dumps(data).encode()).hexdigest()[:12]
 
 

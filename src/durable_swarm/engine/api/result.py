@@ -7,7 +7,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from durable_swarm import errors
 from durable_swarm.agents import find_or_none
@@ -18,6 +18,7 @@ from durable_swarm.engine.history import fork as history_fork
 from durable_swarm.engine.history.recorded_errors import cancelled, error_of
 from durable_swarm.engine.history.story import story
 from durable_swarm.engine.records.agent_versions import HELD_FOR
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.signals import Closed, look_aside, program_ended, refused
 from durable_swarm.engine.storage.run_state import notes_on, reason_noted, state_of
 from durable_swarm.engine.storage.runs import Store
@@ -46,7 +47,7 @@ class Executor(history_fork.Host, DecisionListener, Protocol):
     def is_closed(self) -> bool:
         """Return True if the engine is closed."""
 
-    def lives_elsewhere(self, row: Any) -> bool:
+    def lives_elsewhere(self, row: RunRow) -> bool:
         """Return True if another living process executes the run of this row."""
 
     def take_over(self, *run_ids: str) -> list[str]:
@@ -79,7 +80,7 @@ class RunResult(RunRequests):
     def __repr__(self) -> str:
         return f"Run({self.id!r})"
 
-    def _row(self, *, load_output: bool = False, waits: bool = False) -> Any:
+    def _row(self, *, load_output: bool = False, waits: bool = False) -> RunRow:
         return self._store().found(self.id, load_output=load_output, waits=waits)
 
     @property
@@ -228,7 +229,7 @@ class RunResult(RunRequests):
             raise self._change(row)
         return None
 
-    def _change(self, row: Any) -> errors.AgentChanged:
+    def _change(self, row: RunRow) -> errors.AgentChanged:
         """Return the change for which another process holds the run, from its notes."""
         following = story(self._store(), row).following
         turn, _, version = str(notes_on(row).get(HELD_FOR, "")).partition(":")
@@ -272,7 +273,7 @@ class RunResult(RunRequests):
         if reason is not None and not isinstance(reason, errors.UnknownAgent):
             raise refused(reason)
 
-    def _end(self, row: Any, live: Execution | None) -> Response | BaseException:
+    def _end(self, row: RunRow, live: Execution | None) -> Response | BaseException:
         """Return the result of the run: its response, or the error it ended with."""
         state = state_of(row)
         if state == "cancelled":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from durable_swarm.concurrency import in_thread
 from durable_swarm.engine.history.spending import spending
@@ -25,7 +24,7 @@ class RunLimits:
         store = self._store()
         return spending(store, store.found(self.id, load_output=False))
 
-    def extend(self, **more: Any) -> None:
+    def extend(self, **more: object) -> None:
         """Add amounts to the limits of the run and its session, as in `extend(requests=50, cost=2)`; they hold at once.
 
         A run that has failed with `LimitReached` continues after `resume`. What a run may spend is never less after a
@@ -37,6 +36,6 @@ class RunLimits:
         session = next((Key(*key) for key in above if key[0] == "session"), None)
         store.ledger.extend(Key("run", self.id), limits, more, session)
 
-    async def extend_async(self, **more: Any) -> None:
+    async def extend_async(self, **more: object) -> None:
         """Extend as `extend` does, on the event loop."""
         await in_thread(lambda: self.extend(**more))

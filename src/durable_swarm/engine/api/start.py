@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.agents import RemoteAgent
@@ -151,7 +151,7 @@ class RunStart:
         return self.run_id if self.child is None else self.child.link.root
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The notes on the run."""
         queued = {QUEUED: True} if self.queued else {}
         belongs = {} if self.belongs_to is None else {BELONGS_TO: self.belongs_to}

@@ -37,7 +37,7 @@ from durable_swarm.streaming import PATIENCE, Channel, Item
 from durable_swarm.swarm.arguments import RunArguments
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.tools.context import calling
-from durable_swarm.types import Message, Response
+from durable_swarm.types import AgentLike, Message, Response
 
 log = logging.getLogger("durable_swarm")
 
@@ -110,7 +110,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
             return await run.result_async()
 
     async def run_child(
-        self, agent: Any, message: str, context_variables: dict[str, Any], limits: Limits | None = None
+        self, agent: AgentLike, message: str, context_variables: dict[str, Any], limits: Limits | None = None
     ) -> Response:
         """Run the agent as a child run of the tool call in progress and return its response.
 
@@ -330,7 +330,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
                 handle = None
             except SQLAlchemyError as error:
                 raise diagnosis.unusable(self._open().url, error) from error
-        if not steps.executes(handle):
+        if handle is None or not steps.executes(handle):
             return await in_thread(self._started, prepared, live)
         live.entered = True
         live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))

@@ -59,7 +59,9 @@ def admitted_by(workflow_id: str, admit: Admit | None) -> Iterator[None]:
 
 def install() -> None:
     """Let the launched DBOS record workflows as they are admitted."""
-    database: Any = instance()._sys_db_field
+    dbos = instance()
+    assert dbos is not None
+    database: Any = dbos._sys_db_field
     if not isinstance(database.init_workflow, _Recorder):
         database.init_workflow = _Recorder(database, database.init_workflow)
 

@@ -21,7 +21,7 @@ from durable_swarm.engine.database.connection import for_one_statement, insert_i
 from durable_swarm.engine.database.prepared import Prepared
 from durable_swarm.engine.database.together import Together, Write
 
-Values = Mapping[str, Any]
+Values = Mapping[str, object]
 
 _STEP = (
     "workflow_uuid", "function_id", "function_name", "started_at_epoch_ms", "completed_at_epoch_ms", "output", "error",
@@ -99,7 +99,7 @@ class _Statements:
         self._steps, self._outputs = tables.operation_outputs, tables.workflow_output
         self._engine, self._schemas = layout.engine, layout.schemas
         self._lite = self._engine.dialect.name == "sqlite"
-        self._insert: Any = functools.partial(insert_into, self._engine)
+        self._insert = functools.partial(insert_into, self._engine)
 
     def step(self) -> Prepared:
         """Return the insert of a step, if its workflow's owner is `owner`."""
@@ -113,17 +113,17 @@ class _Statements:
 
         On PostgreSQL they are one statement. SQLite has none that writes to several tables.
         """
-        began = self._insert(self._runs).from_select(
+        record = self._insert(self._runs).from_select(
             _CALL, select(*self._given(self._runs, _CALL)).where(self._owned("parent"))
         )
-        began = began.on_conflict_do_nothing().returning(self._runs.c.workflow_uuid)
+        began = record.on_conflict_do_nothing().returning(self._runs.c.workflow_uuid)
         given = select(*self._given(self._inputs, ("workflow_uuid", "inputs")))
         asked = select(*(bindparam(f"step_{name}", type_=self._steps.c[name].type) for name in _ASKED))
         new = began.cte("new")
         if not self._lite:
             given, asked = given.select_from(new), asked.select_from(new)
-        kept = self._insert(self._inputs).from_select(["workflow_uuid", "inputs"], given)
-        kept = kept.returning(self._inputs.c.workflow_uuid)
+        stored = self._insert(self._inputs).from_select(["workflow_uuid", "inputs"], given)
+        kept = stored.returning(self._inputs.c.workflow_uuid)
         step = self._insert(self._steps).from_select(_ASKED, asked).returning(self._steps.c.function_id)
         made = (began, kept, step) if self._lite else (step.add_cte(kept.cte("kept")),)
         return [self._prepared(one) for one in made]
@@ -156,5 +156,5 @@ class _Statements:
         locked = select(runs.c.owner_xid).where(this).with_for_update(key_share=True).cte("locked")
         return exists(select(1).select_from(locked).where(locked.c.owner_xid == owner))
 
-    def _prepared(self, statement: Any) -> Prepared:
+    def _prepared(self, statement: sqlalchemy.ClauseElement) -> Prepared:
         return Prepared(self._engine, statement, self._schemas)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy
-from dbos import DBOSClient, WorkflowSerializationFormat
+from dbos import DBOSClient, EnqueueOptions, WorkflowSerializationFormat
 from dbos import error as dbos_errors
 
 from durable_swarm import errors
@@ -38,19 +38,28 @@ class Client:
             return persistently(write)
 
     def enqueue(
-        self, run_id: str, stored: Record, about: dict[str, Any], queue: str, version: str, priority: int, delay: float
+        self,
+        run_id: str,
+        stored: Record,
+        about: dict[str, object],
+        queue: str,
+        version: str | None,
+        priority: int,
+        delay: float,
     ) -> bool:
         """Record a new run for those that serve `queue`, after `delay` seconds. Return False if the id is taken."""
-        options: Any = {
+        options: EnqueueOptions = {
             "workflow_name": names.RUN,
             "queue_name": queue,
             "workflow_id": run_id,
             "workflow_id_reuse_policy": "reject",
-            "app_version": version,
-            "priority": priority or None,
             "attributes": about,
             "serialization_type": WorkflowSerializationFormat.PORTABLE,
         }
+        if version is not None:
+            options["app_version"] = version
+        if priority:
+            options["priority"] = priority
         if delay > 0:
             options["delay_seconds"] = delay
         try:
@@ -59,16 +68,16 @@ class Client:
             return False
         return True
 
-    def annotate(self, run_id: str, attributes: dict[str, Any]) -> None:
+    def annotate(self, run_id: str, attributes: dict[str, object]) -> None:
         """Add JSON values to the notes on a run. Raises `RunNotFound` for one that was deleted meanwhile."""
         try:
             self._ask(lambda: self._client.update_workflow_attributes(run_id, attributes, merge=True))
         except dbos_errors.DBOSNonExistentWorkflowError as error:
             raise errors.RunNotFound("the run is not in this database any more: it was deleted") from error
 
-    def note(self, kind: str, name: str, notes: dict[str, Any]) -> None:
+    def note(self, kind: str, name: str, notes: dict[str, object]) -> None:
         """Store notes in a row of a workflow that is never executed, in place of the earlier ones."""
-        options: Any = {"workflow_name": kind, "queue_name": kind, "workflow_id": name}
+        options: EnqueueOptions = {"workflow_name": kind, "queue_name": kind, "workflow_id": name}
         self._ask(lambda: self._client.enqueue(options))
         self._ask(lambda: self._client.cancel_workflow(name))
         self._ask(lambda: self._client.update_workflow_attributes(name, notes))

@@ -24,14 +24,20 @@ POLL = 0.02
 """Seconds between DBOS's polls for notifications, which is about how long closing waits. It costs 0.3 % of a core."""
 
 
-def instance() -> Any:
+def instance() -> DBOS | None:
     """Return the process's DBOS object, or None."""
     return _dbos._dbos_global_instance
 
 
+def launched_instance() -> DBOS | None:
+    """Return the process's DBOS object if it is launched, or None."""
+    dbos = instance()
+    return dbos if dbos is not None and dbos._launched else None
+
+
 def launched() -> bool:
     """Return True if this process has a launched DBOS."""
-    return instance() is not None and instance()._launched
+    return launched_instance() is not None
 
 
 LATE = launched()
@@ -63,9 +69,11 @@ def launch_dbos(url: sqlalchemy.URL, engine: sqlalchemy.Engine, executor_id: str
         raise diagnosis.unusable(url, error) from error
 
 
-def host_database() -> tuple[str, Any]:
+def host_database() -> tuple[str, sqlalchemy.Engine]:
     """Return the URL of the launched DBOS's database, and its connections."""
-    return instance()._config["system_database_url"], instance()._sys_db.engine
+    dbos = instance()
+    assert dbos is not None
+    return str(dbos._config["system_database_url"]), dbos._sys_db.engine
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def layout_of(database: Any) -> Layout:
     return Layout(database.engine, _schemas.system_database.SystemSchema, schemas, database.app_name)
 
 
-def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[dict[str, Any]]]) -> None:
+def insert(engine: sqlalchemy.Engine, schema: str | None, rows: dict[str, list[dict[str, object]]]) -> None:
     """Write rows of DBOS's tables, all or none; `schema` contains the tables."""
     tables = _schemas.system_database.SystemSchema
     mapped = engine.execution_options(schema_translate_map={_schemas.SCHEMA_PLACEHOLDER: schema})

@@ -15,7 +15,6 @@ import contextvars
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from dbos import _dbos, _serialization, _sys_db
 
@@ -24,7 +23,7 @@ from durable_swarm.errors import ConfigurationError
 _undo: list[Callable[[], object]] = []
 
 
-def change(where: Any, name: str, value: Any) -> None:
+def change(where: object, name: str, value: object) -> None:
     """Change an attribute of a module or object of DBOS until `restore`."""
     names = vars(where)
     if names.get(name) is not value:
@@ -74,7 +73,7 @@ _refusing: contextvars.ContextVar[bool] = contextvars.ContextVar("durable_swarm_
 _owns_dbos = False
 
 
-def _guarded(text: str) -> Any:
+def _guarded(text: str) -> object:
     if _owns_dbos or _refusing.get():
         raise ConfigurationError("a row of the database is a pickle, which is never read: it could run any code")
     return _unpickle(text)

@@ -13,13 +13,24 @@ Beyond DBOS's public interface:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
-from dbos import _dbos, _queue
+from dbos import Queue, _dbos, _queue
 
-from durable_swarm.engine.backend.launch import instance, launched
+from durable_swarm.engine.backend.launch import instance, launched_instance
 
-_queues: dict[str, Any] = {}
+ServedQueue = Queue
+"""A queue that DBOS serves in this process."""
+
+
+class QueueRate(TypedDict):
+    """How many runs of a queue begin, at most, within how many seconds."""
+
+    limit: int
+    period: float
+
+
+_queues: dict[str, ServedQueue] = {}
 _shared: dict[str, Callable[[], bool]] = {}
 
 
@@ -29,9 +40,9 @@ def serve_queue(
     *,
     worker_concurrency: int | None = None,
     global_concurrency: int | None = None,
-    limiter: Any = None,
+    limiter: QueueRate | None = None,
     by_thread: Callable[[], bool] = lambda: False,
-) -> Any:
+) -> ServedQueue:
     """Serve a queue from now on: one of this process alone, or with `worker_concurrency`, a shared one.
 
     For each run claimed for the first time from a shared queue, `by_thread` returns True if a thread is to execute it.
@@ -47,18 +58,20 @@ def serve_queue(
     return queue
 
 
-def limit_queue(queue: Any, most: int, executing: int) -> None:
+def limit_queue(queue: ServedQueue, most: int, executing: int) -> None:
     """Limit the queue so that this process executes at most `most` of its swarm's runs at once, of `executing` now."""
-    active = instance()._active_workflows_set.count_for_queue(queue.name) if launched() else 0
+    dbos = launched_instance()
+    active = 0 if dbos is None else dbos._active_workflows_set.count_for_queue(queue.name)
     queue._worker_concurrency = max(0, most - max(0, executing - active))
 
 
 def executing() -> set[str]:
     """Return the ids of the workflows that this process is executing."""
-    return set(instance()._active_workflows_set.activeList()) if launched() else set()
+    dbos = launched_instance()
+    return set() if dbos is None else set(dbos._active_workflows_set.activeList())
 
 
-def set_poll(queue: Any, seconds: float) -> None:
+def set_poll(queue: ServedQueue, seconds: float) -> None:
     """Set the queue's poll interval, from the next poll on."""
     queue._polling_interval_sec = seconds
 
@@ -73,7 +86,7 @@ def stop_queues(seconds: float) -> None:
             thread.join(seconds)
 
 
-def forget_queue(queue: Any) -> None:
+def forget_queue(queue: ServedQueue) -> None:
     """Start nothing more from the queue, and do not serve it after the next launch."""
     queue._worker_concurrency = 0
     _dbos._get_or_create_dbos_registry().internal_queue_map.pop(queue.name, None)

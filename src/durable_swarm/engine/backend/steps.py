@@ -40,8 +40,9 @@ import contextvars
 import functools
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from dbos import _context, _core, _dbos, _outcome, _queue, _serialization, _sys_db
 
@@ -56,11 +57,15 @@ from durable_swarm.engine.database.diagnosis import error_text, is_transient
 from durable_swarm.engine.signals import Broken, RunHeld, engine_closed
 from durable_swarm.errors import ConfigurationError
 
+T = TypeVar("T")
+Status = Literal["PENDING", "SUCCESS", "ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED", "CANCELLED", "ENQUEUED", "DELAYED"]
+"""DBOS's states of a workflow."""
+
 
 class _Database:
     """The launched DBOS's database, without a second record of a child workflow's result."""
 
-    def __init__(self, database: Any) -> None:
+    def __init__(self, database: _sys_db.SystemDatabase) -> None:
         self._database = database
 
     @functools.cached_property
@@ -114,7 +119,7 @@ class _Database:
     def record_get_result(self, *_: Any, **__: Any) -> None:
         """Record nothing: on replay DBOS reads a child's result from the child."""
 
-    def update_workflow_outcome(self, workflow_id: str, status: str, **outcome: Any) -> bool:
+    def update_workflow_outcome(self, workflow_id: str, status: Status, **outcome: Any) -> bool:
         """Record a workflow's end, unless DBOS takes a failure to record its success for its own failure."""
         if "owner_xid" in outcome:  # A workflow that cannot even be begun: its input cannot be read.
             return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
@@ -179,8 +184,9 @@ class _View:
     _seen: _Database | None = None
 
     @property
-    def _sys_db(self) -> Any:
-        database = instance() and instance()._sys_db_field
+    def _sys_db(self) -> _Database:
+        dbos = instance()
+        database = None if dbos is None else dbos._sys_db_field
         if database is None:
             raise engine_closed()
         if self._seen is None or self._seen._database is not database:
@@ -222,7 +228,7 @@ class _ByThread(_View):
     def _executor(self) -> Any:
         return self
 
-    def submit(self, function: Callable[..., Any], /, *args: Any) -> Any:
+    def submit(self, function: Callable[..., T], /, *args: object) -> Future[T]:
         """Call the function in a thread, in this context."""
         return run_threads.submit(function, *args, context=contextvars.copy_context())
 
@@ -246,29 +252,41 @@ def workflow(name: str, *, recovers: bool) -> Callable[[Any], Any]:
     return decorated
 
 
-async def start(function: Any, *args: Any) -> Any:
+class StartedWorkflow(Protocol):
+    """DBOS's handle of a workflow, as far as it is used."""
+
+    async def get_result(self) -> object:
+        """Wait for its end, and return its result or raise its error."""
+
+
+Reserved = _context.DBOSContext
+"""The number that was drawn for a step, with its workflow."""
+
+
+async def start(function: Callable[..., Coroutine[Any, Any, object]], *args: object) -> StartedWorkflow:
     """Start a workflow on the running event loop, and return DBOS's handle once it is recorded."""
     context = _context.DBOSContext.create_start_workflow_child(_context.get_local_dbos_context())
     return await _core.start_workflow_async(_VIEW, context, function, args, {})
 
 
-def executes(handle: Any) -> bool:
+def executes(handle: object) -> bool:
     """Return True if the handle is of a workflow that this process started just now, not of an existing one."""
     return isinstance(handle, _core.WorkflowHandleAsyncTask)
 
 
-def reserve() -> Any:
+def reserve() -> Reserved | None:
     """Draw the number of the next step of the current workflow."""
     return _context.snapshot_step_context()
 
 
 def drawn() -> int:
     """Return how many numbers of steps the current workflow has drawn."""
-    context: Any = _context.get_local_dbos_context()
+    context = _context.get_local_dbos_context()
+    assert context is not None  # As in every workflow.
     return int(context.function_id)
 
 
-def place_of(reserved: Any, name: str) -> Place:
+def place_of(reserved: Reserved | None, name: str) -> Place:
     """Return the place of a step whose number was drawn; outside of workflows nothing is recorded."""
     return Place("", name) if reserved is None else Place(str(reserved.workflow_id), name, int(reserved.function_id))
 
@@ -277,7 +295,7 @@ _new: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm
 
 
 @_sys_db.db_retry()
-def _patiently(ask: Callable[[], Any]) -> Any:
+def _patiently(ask: Callable[[], T]) -> T:
     return ask()
 
 
@@ -302,17 +320,16 @@ def note_claims() -> None:
     patches.change(_queue, "execute_dequeued_workflow", _execute_and_tell)
 
 
-def run_step(name: str, body: Callable[[], Any], reserved: Any = None) -> Any:
+def run_step(name: str, body: Callable[[], T], reserved: Reserved | None = None) -> T:
     """Run a step in this thread."""
-    options: Any = {"name": name}
-    return _core.run_step(_VIEW, reserved or reserve(), body, options, (), {})
+    return _core.run_step(_VIEW, reserved or reserve(), body, {"name": name}, (), {})
 
 
-def run_step_async(name: str, body: Callable[[], Awaitable[Any]], reserved: Any = None) -> Awaitable[Any]:
+def run_step_async(
+    name: str, body: Callable[[], Coroutine[Any, Any, T]], reserved: Reserved | None = None
+) -> Awaitable[T]:
     """Run a step on the event loop; its number is drawn at once."""
-    options: Any = {"name": name}
-    function: Any = body
-    return _core.run_step_async(_VIEW, reserved or reserve(), function, options, (), {})
+    return _core.run_step_async(_VIEW, reserved or reserve(), body, {"name": name}, (), {})
 
 
 def record_sleep(seconds: float) -> float:

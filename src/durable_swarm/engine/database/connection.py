@@ -218,7 +218,7 @@ def empty_journal(engine: sqlalchemy.Engine) -> None:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> object:
     """Return the value of a JSON column, None if it is damaged: one row must not prevent reading the others."""
     try:
         return json.loads(text)
@@ -266,7 +266,7 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
     )
 
     @event.listens_for(engine, "connect")
-    def end_frozen_transactions(connection: Any, _record: Any) -> None:
+    def end_frozen_transactions(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET idle_in_transaction_session_timeout = 60000")
         connection.commit()
@@ -326,11 +326,11 @@ def _try_idle_ones(engine: sqlalchemy.Engine) -> None:
     """Make a pool skip connections lost while idle, without a round trip for those in use."""
 
     @event.listens_for(engine, "checkin")
-    def given_back(_connection: Any, record: Any) -> None:
+    def given_back(_connection: object, record: Any) -> None:
         record.info["idle_since"] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
-    def taken(connection: Any, record: Any, _proxy: Any) -> None:
+    def taken(connection: Any, record: Any, _proxy: object) -> None:
         if time.monotonic() - record.info.get("idle_since", math.inf) > IDLE:
             try:
                 engine.dialect.do_ping(connection)
@@ -338,7 +338,7 @@ def _try_idle_ones(engine: sqlalchemy.Engine) -> None:
                 raise InvalidatePoolError("the connection was lost while it was idle") from error
 
 
-def insert_into(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> sqlite.Insert | postgresql.Insert:
+def insert_into(engine: sqlalchemy.Engine, rows: sqlalchemy.TableClause) -> sqlite.Insert | postgresql.Insert:
     """Return an insert that can say what happens in a conflict, which each database has in its own form."""
     return sqlite.insert(rows) if engine.dialect.name == "sqlite" else postgresql.insert(rows)
 

@@ -21,7 +21,7 @@ def reporting_errors(url: sqlalchemy.URL) -> Iterator[None]:
         raise unusable(url, error) from error
 
 
-def unusable(url: sqlalchemy.URL, error: Exception) -> ConfigurationError:
+def unusable(url: sqlalchemy.URL, error: BaseException) -> ConfigurationError:
     """Return the one clear error for a database that cannot be used."""
     text = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
     where = shown(url)

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class Prepared:
@@ -23,13 +24,14 @@ class Prepared:
     ) -> None:
         # With names, for SQLite too: who watches an engine's statements looks for values by name.
         dialect = sqlite.dialect(paramstyle="named") if engine.dialect.name == "sqlite" else engine.dialect
-        compiled: Any = statement.compile(
+        compiled = statement.compile(
             dialect=dialect, schema_translate_map=schemas, render_schema_translate=schemas is not None
         )
+        assert isinstance(compiled, SQLCompiler)  # What statements are compiled by.
         self.text = str(compiled)
         self._given: list[str] = []
-        self._constants: dict[str, Any] = {}
-        self._processors: dict[str, Callable[[Any], Any]] = {}
+        self._constants: dict[str, object] = {}
+        self._processors: dict[str, Callable[[object], object]] = {}
         for bind, name in compiled.bind_names.items():
             if bind.required:
                 self._given.append(name)
@@ -38,7 +40,9 @@ class Prepared:
             if (processor := bind.type.dialect_impl(dialect).bind_processor(dialect)) is not None:
                 self._processors[name] = processor
 
-    def execute(self, connection: sqlalchemy.Connection, values: Mapping[str, Any]) -> sqlalchemy.CursorResult[Any]:
+    def execute(
+        self, connection: sqlalchemy.Connection, values: Mapping[str, object]
+    ) -> sqlalchemy.CursorResult[*tuple[Any, ...]]:
         """Execute it with values by the names of its parameters; others are left out.
 
         Values read are as the driver returns them.

@@ -56,10 +56,10 @@ def persistently(ask: Callable[[], T]) -> T:
     return ask()
 
 
-def read(engine: sqlalchemy.Engine, wanted: sqlalchemy.Executable) -> Sequence[Any]:
+def read(engine: sqlalchemy.Engine, wanted: sqlalchemy.Executable) -> Sequence[Sequence[Any]]:
     """Return the rows of a statement that changes nothing. Raises SQLAlchemy's errors."""
 
-    def ask() -> Sequence[Any]:
+    def ask() -> Sequence[Sequence[Any]]:
         with engine.connect() as connection:
             return connection.execute(wanted).all()
 

@@ -19,6 +19,7 @@ from durable_swarm.engine.storage.ledger import Refusal
 from durable_swarm.loop import Call
 from durable_swarm.tools.batch import ConcurrencyLimit
 from durable_swarm.tools.repeats import Place
+from durable_swarm.types import AgentLike
 
 
 class OpenCall(NamedTuple):
@@ -53,7 +54,7 @@ class ChildWait:
     """
 
     def __init__(self) -> None:
-        self._task: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[object] | None = None
         self._error: BaseException | None = None
 
     async def end(self, child: Callable[[], Awaitable[Record]]) -> Record:
@@ -78,12 +79,12 @@ class ChildWait:
         if self._error is not None and task is not None:
             task.get_loop().call_soon_threadsafe(self._interrupt, task)
 
-    def _interrupt(self, task: asyncio.Task[Any]) -> None:
+    def _interrupt(self, task: asyncio.Task[object]) -> None:
         if self._task is task:
             task.cancel()
 
 
-def _running_task() -> asyncio.Task[Any] | None:
+def _running_task() -> asyncio.Task[object] | None:
     try:
         return asyncio.current_task()
     except RuntimeError:
@@ -95,7 +96,7 @@ class ToolCall:
     """One undecorated tool call in progress, with the data that its child workflow needs."""
 
     run: Execution
-    agent: Any
+    agent: AgentLike
     turn: int
     call: Call
     context: dict[str, Any]

@@ -255,13 +255,13 @@ def _name(key: str) -> str:
     return TRIED + key.rpartition("/")[2]
 
 
-def _is_tried(noted: Any) -> TypeGuard[list[Any]]:
+def _is_tried(noted: object) -> TypeGuard[list[Any]]:
     if not isinstance(noted, list) or not 2 <= len(noted) <= 3:
         return False
     return all(type(number) is int for number in noted[:2]) and all(type(flag) is bool for flag in noted[2:])
 
 
-def _later(moment: Any) -> bool:
+def _later(moment: object) -> bool:
     return isinstance(moment, int | float) and moment > time.time()
 
 

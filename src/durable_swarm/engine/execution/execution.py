@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from durable_swarm.concurrency import CallerThreadExecutor
 from durable_swarm.engine.backend import steps
+from durable_swarm.engine.backend.steps import StartedWorkflow
 from durable_swarm.engine.execution.budget import Budget
 from durable_swarm.engine.execution.publisher import EventPublisher
 from durable_swarm.engine.execution.swarms import Settings
@@ -212,7 +213,7 @@ def beginning(run: Execution) -> Iterator[None]:
         _beginning.reset(token)
 
 
-async def watch(handle: Any, live: Execution) -> None:
+async def watch(handle: StartedWorkflow, live: Execution) -> None:
     """Note when the run's end is recorded, whatever its kind; `handle` is DBOS's handle of the run."""
     try:
         await handle.get_result()

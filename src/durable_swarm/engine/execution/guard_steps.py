@@ -21,7 +21,7 @@ from durable_swarm.engine.signals import RunHeld, StepFailed
 from durable_swarm.guardrails import ask_guardrail, blocked, first_block, guardrails_of
 from durable_swarm.loop import Ask, Guard, GuardKind
 from durable_swarm.models.verdict import judged_output
-from durable_swarm.types import Block
+from durable_swarm.types import AgentLike, Block
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Judged:
     kind: GuardKind
     turn: int
     agent: str
-    subject: Callable[[Any], Any]
+    subject: Callable[[AgentLike], object]
     """Returns it, given the agent: an answer's type is the agent's."""
     context: dict[str, Any]
 
@@ -41,7 +41,7 @@ class GuardSteps:
     """The guardrails of one run that are being asked."""
 
     run: Execution
-    agent: Callable[[str], Any]
+    agent: Callable[[str], AgentLike]
     """Returns the agent of a name."""
     trials: CallGuard
     names: list[str] = field(default_factory=list)
@@ -90,10 +90,10 @@ class GuardSteps:
         if self._beside is not None:
             self._beside.cancel()
 
-    async def _ask_all(self, reserved: Sequence[Any], judged: Judged) -> list[Block | None]:
+    async def _ask_all(self, reserved: Sequence[steps.Reserved | None], judged: Judged) -> list[Block | None]:
         return await together(self._ask(name, one, judged) for name, one in zip(self.names, reserved, strict=True))
 
-    async def _ask(self, name: str, reserved: Any, judged: Judged) -> Block | None:
+    async def _ask(self, name: str, reserved: steps.Reserved | None, judged: Judged) -> Block | None:
         run, step = self.run, f"{names.GUARDRAIL}{name}"
         place: Place = steps.place_of(reserved, step)
 

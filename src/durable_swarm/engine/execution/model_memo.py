@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.storage.run_state import MODEL_CALL, notes_on
@@ -22,14 +21,14 @@ class RunMemo:
     call: str
     note: str = MODEL_CALL
 
-    def read(self) -> Any:
+    def read(self) -> object:
         """Return what was kept of this call, or None."""
         with engines_code(f"what is kept of a model call of run {self.run_id!r}"):
             noted = notes_on(self.store.found(self.run_id, load_output=False)).get(self.note)
         same = isinstance(noted, list) and len(noted) == 2 and noted[0] == self.call
         return noted[1] if isinstance(noted, list) and same else None
 
-    def write(self, value: Any) -> None:
+    def write(self, value: object) -> None:
         """Keep a value of plain data."""
         with engines_code(f"what is kept of a model call of run {self.run_id!r}"):
             self.store.annotate(self.run_id, **{self.note: [self.call, value]})

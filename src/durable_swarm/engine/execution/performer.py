@@ -45,7 +45,7 @@ from durable_swarm.observing import executing
 from durable_swarm.tools.batch import runs_together
 from durable_swarm.tools.calls import load_tools, plan_calls, written_call
 from durable_swarm.tools.repeats import failing_in_a_row
-from durable_swarm.types import Block, Message
+from durable_swarm.types import AgentLike, Block, Message
 
 REFUSED = (401, 403)
 """HTTP statuses with which a provider refuses a key. Where no key has worked yet, they prove nothing about the run."""
@@ -182,12 +182,12 @@ class Durable:
 
         return await call.result(attempt)
 
-    async def _load(self, agent: Any, waits: Runtime) -> None:
+    async def _load(self, agent: AgentLike, waits: Runtime) -> None:
         """Read the agent's tools that are still to be read; if that fails, the run is held."""
         with engines_code(f"the tools of agent {agent.name!r}"):
             await load_tools(agent, waits)
 
-    async def _check_change(self, agent: Any) -> None:
+    async def _check_change(self, agent: AgentLike) -> None:
         """Hold the run if its swarm says so and the agent has changed since its last answer without being accepted."""
         run = self.run
         holds = run.swarm.changed_agents == "hold"
@@ -226,7 +226,7 @@ class Durable:
                 await in_thread(partial(budget.reserve, failing, again=again, forced=True))
         return self.finishes
 
-    async def _reply(self, client: Any, agent: Any, effect: Ask, gate: Gate, waits: Runtime, last: str) -> Record:
+    async def _reply(self, client: Any, agent: AgentLike, effect: Ask, gate: Gate, waits: Runtime, last: str) -> Record:
         """Ask the model and return the record of its reply, which is the last one if a limit is named in `last`."""
         run, heard = self.run, await self._heard()
         try:
@@ -265,7 +265,7 @@ class Durable:
         )  # fmt: skip
         return self._recorded(agent, completion, reply, cost)
 
-    def _recorded(self, agent: Any, completion: Completion, reply: Reply, cost: Decimal | None) -> Record:
+    def _recorded(self, agent: AgentLike, completion: Completion, reply: Reply, cost: Decimal | None) -> Record:
         """Return the record of a reply, with what it has cost."""
         return runs.reply_record(
             reply,
@@ -286,11 +286,11 @@ class Durable:
         budget.answered(completion.usage, cost)
         return cost
 
-    def choice(self, agent: Any) -> ModelChoice:
+    def choice(self, agent: AgentLike) -> ModelChoice:
         """Return the model of an agent in this run."""
         return choose_model(agent, self.run.start.model_override, self.run.swarm.default_model)
 
-    async def _call_of(self, agent: Any, effect: Ask, heard: list[Message]) -> ModelCall:
+    async def _call_of(self, agent: AgentLike, effect: Ask, heard: list[Message]) -> ModelCall:
         """Return the model call, with what is kept of it; not of a request in which the model is told more."""
         run, last = self.run, self.run.answered.get(effect.agent)
         place = f"{effect.turn}.{len(effect.history) + len(heard)}"
@@ -333,7 +333,7 @@ class Durable:
             await self.providers.room.wait_outside_calls(self.run, waits, seconds=seconds, stays=True)
         self.still_wanted(self.run)
 
-    def agent(self, name: str) -> Any:
+    def agent(self, name: str) -> AgentLike:
         """Return the agent of that name: the object this run has met, or after a crash the one found by name."""
         if name not in self.run.cast:
             try:

@@ -125,7 +125,7 @@ class EventPublisher:
             if self._narrator.in_pieces:
                 self._say(None)
 
-    def waiting(self, event: EventType, **data: Any) -> None:
+    def waiting(self, event: EventType, **data: object) -> None:
         """Publish an event of a model call that waits, for its provider or for a decision, after it is stored.
 
         An event of a request is published once across all executions.
@@ -141,7 +141,7 @@ class EventPublisher:
                 self._text = StreamedText(last + 1, last, ahead=0)
             self._say({"event": event, **data})
 
-    def said(self, content: Any) -> Record | None:
+    def said(self, content: object) -> Record | None:
         """Return how the end of the reply came in, to be recorded with it because no row follows.
 
         The reply has that content.
@@ -197,7 +197,7 @@ class EventPublisher:
         """Publish that the run was taken over, before the call `key` is made, once stored."""
         self._add(key, codec.encode(data), ["run.recovered"])
 
-    def _add(self, key: str, encoded: Any, kind: list[EventType]) -> None:
+    def _add(self, key: str, encoded: object, kind: list[EventType]) -> None:
         with self._lock:
             if key in self._stamped or self._over:
                 return

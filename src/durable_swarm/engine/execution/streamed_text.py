@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.codec import storable
@@ -106,7 +105,7 @@ class StreamedText:
             self._shown = max(self._shown, done[-1].seq + self._ahead)
         return done
 
-    def rest(self, content: Any) -> Record | None:
+    def rest(self, content: object) -> Record | None:
         """Return the unconfirmed pieces, in the form recorded with the reply, which has that content.
 
         Returns None if nothing was shown at all. For pieces of the content the length is enough.

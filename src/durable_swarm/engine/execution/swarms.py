@@ -13,7 +13,7 @@ from durable_swarm.engine.storage.schedules import ScheduleRow
 from durable_swarm.limits import Limits
 from durable_swarm.models.client import Clients
 from durable_swarm.models.prices import Prices
-from durable_swarm.types import Response
+from durable_swarm.types import AgentLike, Response
 from durable_swarm.validation import check_rate, check_whole
 from durable_swarm.webhooks import Webhook
 
@@ -40,7 +40,7 @@ class Settings(Protocol):
         """Record the run of a time of a schedule, unless it is recorded."""
 
     async def run_child(
-        self, agent: Any, message: str, context_variables: dict[str, Any], limits: Limits | None = None
+        self, agent: AgentLike, message: str, context_variables: dict[str, Any], limits: Limits | None = None
     ) -> Response:
         """Run the agent as a child run of the tool call in progress."""
 

@@ -21,6 +21,7 @@ from durable_swarm.loop import NOT_MADE, Call, CallAll, Outcome, absorb
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together
 from durable_swarm.tools.changes import warn_of_lost_updates
 from durable_swarm.tools.repeats import same_before
+from durable_swarm.types import AgentLike
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ToolBatch:
     services: CallServices
     run: Execution
     colour: Colour
-    agent: Any
+    agent: AgentLike
     effect: CallAll
     attempt: int
     """2 if an earlier execution may have begun these calls, else 1."""

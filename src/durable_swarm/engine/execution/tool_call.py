@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import sqlalchemy
+
 from durable_swarm import codec, ends, errors
 from durable_swarm.awaitables import is_async, is_awaitable
 from durable_swarm.concurrency import BlockingRuntime, Runtime, finish, in_thread
@@ -58,7 +60,9 @@ class CallRequests:
     holds_thread: bool = False
     """True if waiting blocks a thread: the tool's own, if it is a plain function."""
 
-    async def wait(self, asked: RequestSpec, unfit: Any = None, kept: Record | None = None) -> Decision:
+    async def wait(
+        self, asked: RequestSpec, unfit: Callable[[Decision], str] | None = None, kept: Record | None = None
+    ) -> Decision:
         """Open the request, unless it exists, and wait for the decision; an invalid decision reopens the request."""
         with engines_code(f"request {asked.id!r}"), self.made.run.asking():
             while True:
@@ -101,10 +105,10 @@ class CallRequests:
         if not self.made.run.ownership_is_fresh:
             await in_thread(self.made.run.verify_ownership)
 
-    def _tell(self, kind: EventType, request: Request, **more: Any) -> None:
+    def _tell(self, kind: EventType, request: Request, **more: object) -> None:
         self.note(kind, request_id=request.id, kind=request.kind, **more)
 
-    def note(self, event: EventType, **data: Any) -> None:
+    def note(self, event: EventType, **data: object) -> None:
         """Publish an event of the call, once."""
         call = self.made.call
         about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id}
@@ -122,7 +126,7 @@ def _left(asked: RequestSpec, request: Request) -> float | None:
 class _NoWaits(BlockingRuntime):
     """Calls a transactional tool, whose transaction belongs to this thread."""
 
-    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def call(self, function: Callable[..., Any], *args: object, **kwargs: object) -> object:
         result = function(*args, **kwargs)
         if not is_awaitable(result):
             return result
@@ -248,7 +252,7 @@ class ToolCallExecution:
         """Call the tool in a transaction that contains its record, too; the record of an earlier execution counts."""
         run, place = self.made.run, output_of(self.key)
 
-        def body(connection: Any) -> Record:
+        def body(connection: sqlalchemy.Connection) -> Record:
             given = {"connection": connection} if wants_connection(self.function) else {}
             change, context = Change.watch(self.made.context, is_stored=True)
             here = Inside(self.current, None, self.people, emit=self._emit, owner=run)
@@ -270,7 +274,7 @@ class ToolCallExecution:
             self.current, self.recorder, people, emit=self._emit, owner=run, swarm=run.swarm, limited_by=limited_by
         )
 
-    def _emit(self, attempt: int, data: Any) -> None:
+    def _emit(self, attempt: int, data: object) -> None:
         call = self.made.call
         about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id}
         self.made.run.feed.progress(self.key, {**about, "attempt": attempt, "progress": data})
@@ -317,7 +321,7 @@ class ToolCallExecution:
             return Outcome(f"Error: this call failed{f': {decision.reason}' if decision.reason else '.'}")
         return read_result(decision.value, self.made.run.cast)
 
-    async def _checked(self, check: Any, call: Call) -> Any:
+    async def _checked(self, check: Callable[..., Any], call: Call) -> Any:
         arguments = {**check_arguments(self.function, call.arguments), "context_variables": self.context}
         body = functools.partial(check, **accepted(check, self.function, arguments))
         return await self.waits.call(

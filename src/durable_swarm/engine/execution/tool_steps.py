@@ -29,12 +29,12 @@ from durable_swarm.observing import StepTrace
 class Begun(BaseException):
     """A step whose function looked plain has returned an awaitable; not an `Exception`, so not recorded."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: object) -> None:
         super().__init__()
         self.value = value
 
 
-async def _given(done: Done) -> Any:
+async def _given(done: Done) -> object:
     return done.value()
 
 
@@ -65,7 +65,7 @@ class StepRecorder:
             await marked
         return new
 
-    def step(self, name: str, body: Callable[[], Any]) -> Any:
+    def step(self, name: str, body: Callable[[], object]) -> Any:
         reserved = backend_steps.reserve()
         place = backend_steps.place_of(reserved, name)
         if inspect.iscoroutinefunction(body):
@@ -78,7 +78,9 @@ class StepRecorder:
             done = step_done(self._seal.open(record, place, f"the record of step {name!r}"))
         return _given(done) if done.awaited else done.value()
 
-    async def _on_loop(self, place: Place, body: Callable[[], Awaitable[Any]], reserved: Any) -> Any:
+    async def _on_loop(
+        self, place: Place, body: Callable[[], Awaitable[object]], reserved: backend_steps.Reserved | None
+    ) -> Any:
         async def recorded() -> Record:
             try:
                 with patches.trusting():
@@ -96,7 +98,7 @@ class StepRecorder:
             done = step_done(self._seal.open(record, place, f"the record of step {place.step!r}"))
         return done.value()
 
-    def _recorded(self, place: Place, body: Callable[[], Any]) -> Record:
+    def _recorded(self, place: Place, body: Callable[[], object]) -> Record:
         started = time.time()
         try:
             with patches.trusting():

@@ -13,7 +13,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Column, Text, column, event, select, table
@@ -76,7 +75,7 @@ def _is_conflict(error: BaseException | None) -> bool:
     return _sqlstate(error) in CONFLICTS
 
 
-def _sqlstate(error: BaseException | None) -> Any:
+def _sqlstate(error: BaseException | None) -> object:
     return getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
 
 
@@ -87,11 +86,15 @@ def _kept_open(connection: sqlalchemy.Connection) -> Iterator[None]:
     def refuse(_: sqlalchemy.Connection) -> None:
         raise ConfigurationError(ENDED)
 
-    def refuse_words(_: sqlalchemy.Connection, __: Any, statement: str, *___: Any) -> None:
+    def refuse_words(_: sqlalchemy.Connection, __: object, statement: str, *___: object) -> None:
         if ENDS.match(statement):
             raise ConfigurationError(ENDED)
 
-    listeners: dict[str, Any] = {"commit": refuse, "rollback": refuse, "before_cursor_execute": refuse_words}
+    listeners: dict[str, Callable[..., None]] = {
+        "commit": refuse,
+        "rollback": refuse,
+        "before_cursor_execute": refuse_words,
+    }
     for name, listener in listeners.items():
         event.listen(connection, name, listener)
     try:
@@ -177,12 +180,14 @@ class ToolDatabase:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlalchemy.Connection]:
-        options: Any = {} if self._lite else {"isolation_level": "SERIALIZABLE"}
-        with self.engine.connect().execution_options(**options) as connection, connection.begin():
-            if self._lite:
-                # Before any read, because SQLite's driver would begin at the first write only.
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
+        with self.engine.connect() as connection:
+            if not self._lite:
+                connection.execution_options(isolation_level="SERIALIZABLE")
+            with connection.begin():
+                if self._lite:
+                    # Before any read, because SQLite's driver would begin at the first write only.
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                yield connection
 
 
 class Transactions:

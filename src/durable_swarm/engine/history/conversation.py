@@ -11,9 +11,9 @@ from durable_swarm import codec
 from durable_swarm.engine.history.story import story, summary_of
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.engine.records.sessions import SessionPlace, place_in, without_place
 from durable_swarm.engine.records.turns import Rows, recorded_turns
-from durable_swarm.engine.storage.rows import RunRow
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.engine.storage.session_state import Left
@@ -27,7 +27,7 @@ PAGE = 50
 """The number of runs that are read at once."""
 
 
-def messages_of(store: Rows, row: Any) -> list[Message]:
+def messages_of(store: Rows, row: RunRow) -> list[Message]:
     """Return the messages of one run in its session: those it was sent, and its own so far."""
     return answered([*runs.read_start(store.start_record(row)).messages, *story(store, row).messages])
 
@@ -47,7 +47,7 @@ class _Page:
     def __init__(self, store: Store, run_ids: list[str]) -> None:
         found = {row.workflow_id: row for row in store.some(run_ids)}
         self.rows = [found[run_id] for run_id in run_ids if run_id in found]
-        self._steps, self._calls = defaultdict[str, list[Any]](list), defaultdict[str, list[Any]](list)
+        self._steps, self._calls = defaultdict[str, list[StepRow]](list), defaultdict[str, list[RunRow]](list)
         steps, calls = store.parts_of(run_ids)
         for step in steps:
             self._steps[step.workflow_id].append(step)
@@ -56,11 +56,11 @@ class _Page:
         self.start_record, self.step_record, self.reply = store.start_record, store.step_record, store.reply
         self.output_record, self.failure_record = store.output_record, store.failure_record
 
-    def steps(self, workflow_id: str) -> list[Any]:
+    def steps(self, workflow_id: str) -> list[StepRow]:
         """Return the recorded steps of a run."""
         return self._steps[workflow_id]
 
-    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+    def children(self, run_id: str, *, load_output: bool = False) -> list[RunRow]:
         """Return the rows of a run's undecorated tool calls."""
         return self._calls[run_id]
 
@@ -94,14 +94,14 @@ def _in_order(found: list[list[Message]]) -> list[Message]:
     return [message for messages in reversed(found) for message in messages]
 
 
-def tokens_of(store: Store, row: Any) -> int:
+def tokens_of(store: Store, row: RunRow) -> int:
     """Return what the provider counted for the last model call of a run, or 0."""
     told = recorded_turns(store, row, store.start_record(row))
     usage = told[-1].read().usage if told else None
     return 0 if usage is None else usage.total_tokens
 
 
-def standalone(store: Rows, row: Any) -> Record:
+def standalone(store: Rows, row: RunRow) -> Record:
     """Return the start record of a run with all messages that its first request had, as if it were in no session."""
     record = store.start_record(row)
     place = place_in(record)
@@ -116,7 +116,7 @@ def standalone(store: Rows, row: Any) -> Record:
     return {**without_place(record), "messages": [*codec.encode(history.sent), *record["messages"]]}
 
 
-def left_by(store: Store, row: Any) -> Left:
+def left_by(store: Store, row: RunRow) -> Left:
     """Return what an ended run leaves to its session. A run that was too long for its model is left out."""
     record = store.start_record(row)
     failure = store.failure_record(row) if state_of(row) == "failed" else None

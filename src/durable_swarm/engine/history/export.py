@@ -10,8 +10,7 @@ import json
 import os
 import re
 from importlib import metadata
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +20,7 @@ from durable_swarm.engine.history.export_redaction import Redact, redacted
 from durable_swarm.engine.history.story import step_infos, story
 from durable_swarm.engine.records import base, failures, runs
 from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.records.rows import RecordedError, RunRow, StepRow
 from durable_swarm.engine.records.turns import Rows, calls_of, numbered
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
@@ -95,7 +95,7 @@ _MISFITS: tuple[type[Exception], ...] = (
 class Exported:
     """The one run of a document, read like rows of a database. Raises `ConfigurationError` for any other document."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: object) -> None:
         self.data = _checked(data)
         self.row = self._row()
         try:
@@ -103,19 +103,24 @@ class Exported:
         except _MISFITS as error:
             raise _wrong(f"{error!s:.300}") from error
 
-    def _row(self) -> Any:
+    def _row(self) -> RunRow:
         data = self.data
         about = {"agent": data.agent, "swarm": data.swarm, "at": data.at}
         if data.forked_from is not None:
             about |= {"forked_from": data.forked_from, "turn": data.turn}
-        return SimpleNamespace(
+        return RunRow(
             workflow_id=data.id,
+            name=records_names.RUN,
             status=_STATUS.get(data.status, "CANCELLED"),
+            executor_id=None,
             queue_name=None,
-            attributes=about,
+            app_version=records_names.WIRE,
+            parent_workflow_id=None,
             created_at=data.started,
             updated_at=data.finished or data.started,
-            error=None if data.failure is None else SimpleNamespace(data=data.failure),
+            completed_at=data.finished,
+            attributes=about,
+            error=None if data.failure is None else RecordedError("Broken", "", data.failure),
         )
 
     def _check(self) -> None:
@@ -153,6 +158,8 @@ class Exported:
             if key not in children:
                 raise ValueError(f"no recorded reply makes the tool call {key}")
         for step in self.data.steps:
+            if step.name == records_names.TOOL and step.call is None:
+                raise ValueError(f"step {step.number} begins no tool call")
             if step.name.startswith("tool:") and steps.get(step.number) != step.name:
                 raise ValueError(f"no recorded reply makes the tool call of step {step.number} ({step.name[:40]!r})")
 
@@ -164,14 +171,14 @@ class Exported:
         """Return the run as plain JSON data."""
         return self.data.model_dump(mode="json", exclude_none=True)
 
-    def steps(self, workflow_id: str) -> list[Any]:
+    def steps(self, workflow_id: str) -> list[StepRow]:
         """Return the recorded steps of the run or of a tool call, in order."""
         call = self.data.calls.get(workflow_id.removeprefix(f"{self.data.id}/"))
         steps = self.data.steps if workflow_id == self.data.id else [] if call is None else call.steps
         return [self._step(workflow_id, step) for step in sorted(steps, key=lambda step: step.number)]
 
-    def _step(self, workflow_id: str, step: StepData) -> Any:
-        return SimpleNamespace(
+    def _step(self, workflow_id: str, step: StepData) -> StepRow:
+        return StepRow(
             workflow_id=workflow_id,
             function_id=step.number,
             function_name=step.name,
@@ -182,37 +189,43 @@ class Exported:
             completed_at_epoch_ms=step.finished,
         )
 
-    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+    def children(self, run_id: str, *, load_output: bool = False) -> list[RunRow]:
         """Return the rows of the run's undecorated tool calls."""
         return [
-            SimpleNamespace(
+            RunRow(
                 workflow_id=f"{run_id}/{key}",
+                name=records_names.TOOL,
                 status="CANCELLED" if call.output is None else "SUCCESS",
-                output=call.output if load_output else None,
+                executor_id=None,
+                queue_name=None,
+                app_version=records_names.WIRE,
+                parent_workflow_id=run_id,
                 created_at=call.started,
-                completed_at=call.finished,
                 updated_at=call.finished or call.started,
+                completed_at=call.finished,
+                attributes=None,
+                output=call.output if load_output else None,
             )
             for key, call in self.data.calls.items()
         ]
 
-    def start_record(self, row: Any) -> base.Record:
+    def start_record(self, row: RunRow) -> base.Record:
         """Return the run's input."""
         return base.read(self.data.start, f"the input of run {self.data.id!r}")
 
-    def step_record(self, step: Any, row: Any) -> base.Record:
+    def step_record(self, step: StepRow, row: RunRow) -> base.Record:
         """Return the record of a step."""
         return base.read(step.output, f"step {step.function_id} of run {self.data.id!r}")
 
-    def reply(self, step: Any, row: Any) -> Reply:
+    def reply(self, step: StepRow, row: RunRow) -> Reply:
         """Return the reply in the record of a model's step."""
         return runs.read_reply(self.step_record(step, row))
 
-    def output_record(self, child: Any, row: Any) -> base.Record:
+    def output_record(self, child: RunRow, row: RunRow) -> base.Record:
         """Return the output of an undecorated tool call."""
         return base.read(child.output, f"tool call {child.workflow_id!r}")
 
-    def failure_record(self, row: Any) -> base.Record | None:
+    def failure_record(self, row: RunRow) -> base.Record | None:
         """Return the error that ended the run."""
         return None if self.data.failure is None else {"run_id": self.data.id, **self.data.failure}
 
@@ -228,7 +241,7 @@ def _wrong(reason: str) -> errors.ConfigurationError:
     )
 
 
-def _checked(data: Any) -> RunData:
+def _checked(data: object) -> RunData:
     if isinstance(data, str | bytes | os.PathLike):
         raise errors.ConfigurationError(
             "a run is given here as its document, a dictionary; of a file that is json.loads(Path(...).read_text())"
@@ -264,7 +277,7 @@ def read_document(text: str | bytes) -> Any:
         raise _wrong(f"it is not JSON ({error!s:.100})") from None
 
 
-def export(store: Store, row: Any, redact: Redact | None = None) -> dict[str, Any]:
+def export(store: Store, row: RunRow, redact: Redact | None = None) -> dict[str, Any]:
     """Return a run as a document. Raises `Unreadable` if its records cannot be decoded here."""
     start, about = standalone(store, row), row.attributes if isinstance(row.attributes, dict) else {}
     state = state_of(row)
@@ -317,7 +330,7 @@ def _package() -> str | None:
         return None
 
 
-def _step(store: Rows, row: Any, step: Any) -> StepData:
+def _step(store: Rows, row: RunRow, step: StepRow) -> StepData:
     record = value = None
     if is_record(step.output):
         record = runs.without_numbers(store.step_record(step, row))
@@ -340,12 +353,12 @@ def _whole(milliseconds: float | None) -> int | None:
     return None if milliseconds is None else int(milliseconds)
 
 
-def is_record(output: Any) -> bool:
+def is_record(output: object) -> TypeGuard[base.Record]:
     """Return True if a step's output is one of our records. Steps of DBOS and of the program have none."""
     return isinstance(output, dict) and isinstance(output.get("v"), int)
 
 
-def _call(store: Rows, row: Any, child: Any) -> CallData:
+def _call(store: Rows, row: RunRow, child: RunRow) -> CallData:
     ended = child.status == "SUCCESS"
     return CallData(
         output=runs.without_numbers(store.output_record(child, row)) if ended else None,

@@ -50,7 +50,7 @@ def _masked_call(call: dict[str, Any], path: str, redact: Redact) -> dict[str, A
 def _steps(steps: list[dict[str, Any]], path: str, redact: Redact) -> list[dict[str, Any]]:
     masked = []
     for index, step in enumerate(steps):
-        own: dict[str, Any] = {
+        own: dict[str, object] = {
             key: _value(step[key], f"{path}[{index}].{key}", redact) for key in ("value", "error") if key in step
         }
         if "record" in step:
@@ -63,13 +63,13 @@ def _fields(record: dict[str, Any], path: str, redact: Redact) -> dict[str, Any]
     return {key: _field(key, value, f"{path}.{key}", redact) for key, value in record.items()}
 
 
-def _field(key: str, value: Any, path: str, redact: Redact) -> Any:
+def _field(key: str, value: object, path: str, redact: Redact) -> object:
     if key in _FACTS:
         return value
     return _ours(value, path, redact) if key in _OURS else _value(value, path, redact)
 
 
-def _ours(value: Any, path: str, redact: Redact) -> Any:
+def _ours(value: object, path: str, redact: Redact) -> object:
     """Mask messages, turns and failures, but not the fields that contain names."""
     if value is None:
         return None
@@ -87,7 +87,7 @@ def _ours(value: Any, path: str, redact: Redact) -> Any:
 _USERS = frozenset({"context", "updates", "changed", "text", "args", "state", "attributes"})
 
 
-def _member(key: str, item: Any, path: str, redact: Redact) -> Any:
+def _member(key: str, item: object, path: str, redact: Redact) -> object:
     if key == "arguments" and isinstance(item, str):
         return _arguments(item, path, redact)
     if key in _NAMES:
@@ -95,7 +95,7 @@ def _member(key: str, item: Any, path: str, redact: Redact) -> Any:
     return _value(item, path, redact) if key in _USERS else _ours(item, path, redact)
 
 
-def _arguments(text: str, path: str, redact: Redact) -> Any:
+def _arguments(text: str, path: str, redact: Redact) -> object:
     """Mask the arguments of a tool call, which are JSON if the model made no mistake."""
     try:
         given = json.loads(text)
@@ -105,11 +105,11 @@ def _arguments(text: str, path: str, redact: Redact) -> Any:
     return text if masked == given else json.dumps(masked)
 
 
-def _value(value: Any, path: str, redact: Redact) -> Any:
+def _value(value: object, path: str, redact: Redact) -> object:
     return codec.encode(_walk(codec.decode(value), path, redact), path)
 
 
-def _walk(value: Any, path: str, redact: Redact) -> Any:
+def _walk(value: object, path: str, redact: Redact) -> object:
     if isinstance(value, dict):
         return {key: _walk(item, f"{path}.{key}", redact) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.history.projection import EventProjection
+from durable_swarm.engine.history.recorded_errors import shown_failure
 from durable_swarm.engine.records import base, names, runs
-from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.records.encoding import Unreadable
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import TurnRecords, turns_in
 from durable_swarm.engine.storage.events import NewRow, place_of
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.events import Event, EventType
 from durable_swarm.guardrails import guarded_turns
-from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Guard, Outcome
+from durable_swarm.loop import NOT_MADE, Ask, CallAll, Close, Effect, Guard, Outcome, Reply, Turns
 from durable_swarm.runs import ENDED
 from durable_swarm.types import Block, EndedBy
 
@@ -31,7 +33,7 @@ class RecordedEvents:
         self._run_id = run_id
         self._found: list[Event] = []
         self._narrator = EventProjection(self._found.append)
-        self._loop: Any = None
+        self._loop: Turns | None = None
         self._effect: Effect | None = None
         self._agent = ""
         self._ended_by: EndedBy = "answer"
@@ -70,7 +72,7 @@ class RecordedEvents:
         found, self._found[:] = list(self._found), []
         return found
 
-    def _turns(self, row: Any) -> tuple[dict[int, TurnRecords], tuple[int, int]]:
+    def _turns(self, row: RunRow) -> tuple[dict[int, TurnRecords], tuple[int, int]]:
         """Return the turns from the last open one on, and the numbers of steps and turns that precede them."""
         if self._loop is None:
             start = self._store.start_record(row)
@@ -94,6 +96,7 @@ class RecordedEvents:
     def _advance(self, told: dict[int, TurnRecords], *, over: bool) -> None:
         """Emit events as far as the records reach."""
         while self._effect is not None:
+            answer: Reply | list[Outcome] | Block | bool | None
             if isinstance(self._effect, Close):
                 answer = True if self._effect.turn + 1 in told else False if over else None
             else:
@@ -102,14 +105,17 @@ class RecordedEvents:
                 return
             self._go_on(answer)
 
-    def _go_on(self, answer: Any) -> None:
+    def _go_on(self, answer: object) -> None:
+        assert self._loop is not None  # Begun by the first read.
         try:
             self._effect = self._loop.send(answer)
             self._agent = getattr(self._effect, "agent", self._agent)
         except StopIteration as end:
             self._effect, self._agent, self._ended_by = None, end.value.agent, end.value.ended_by
 
-    def _answer(self, effect: Ask | CallAll | Guard, told: TurnRecords | None) -> Any:
+    def _answer(
+        self, effect: Ask | CallAll | Guard, told: TurnRecords | None
+    ) -> Reply | list[Outcome] | Block | Literal[False] | None:
         if isinstance(effect, CallAll):
             return self._outcomes(effect, told)
         if isinstance(effect, Guard):
@@ -141,7 +147,7 @@ class RecordedEvents:
             return None
         return runs.outcomes_of(effect.calls, found)
 
-    def _ending(self, row: Any, state: str) -> tuple[EventType, dict[str, Any]]:
+    def _ending(self, row: RunRow, state: str) -> tuple[EventType, dict[str, object]]:
         if state == "done":
             written = {"written": self._narrator.written} if self._narrator.written else {}
             return "run.finished", {"agent": self._agent, "ended_by": self._ended_by, **written}
@@ -149,11 +155,8 @@ class RecordedEvents:
             return "run.cancelled", {}
         return "run.failed", self._failure(row)
 
-    def _failure(self, row: Any) -> dict[str, Any]:
-        try:
-            record = self._store.failure_record(row)
-        except Unreadable:
-            return {"error_type": row.error.data["type"], "error_message": ENCRYPTED}
+    def _failure(self, row: RunRow) -> dict[str, object]:
+        record = shown_failure(self._store, row)
         if record is None:
             return {"error_type": type(row.error).__name__, "error_message": str(row.error)}
         return {"error_type": record["type"], "error_message": codec.decode(record.get("message", ""))}

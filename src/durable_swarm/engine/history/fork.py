@@ -10,13 +10,14 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from durable_swarm import codec, errors
 from durable_swarm.agents import remember
 from durable_swarm.engine.history.conversation import standalone
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.owners import BELONGS_TO, person
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.run_state import notes_on
 from durable_swarm.engine.storage.runs import Store
@@ -24,7 +25,7 @@ from durable_swarm.guardrails import guarded_turns
 from durable_swarm.loop import Ask, CallAll, Close, Guard, Reply, Start, correction
 from durable_swarm.swarm.arguments import check_agent, check_messages, plain
 from durable_swarm.tools.context import calling
-from durable_swarm.types import Message
+from durable_swarm.types import AgentLike, Message
 from durable_swarm.validation import check_name, check_whole
 
 
@@ -35,7 +36,7 @@ class Host(Protocol):
     def version(self) -> str:
         """The application version of the runs that DBOS executes here."""
 
-    def lend(self, run_id: str, agent: Any) -> None:
+    def lend(self, run_id: str, agent: AgentLike) -> None:
         """Bind a run id to this agent object, even if other agents share its name."""
 
     def queue_for(self, agent: str, swarm: str) -> str:
@@ -47,7 +48,7 @@ class ForkArguments:
     """The checked arguments of one `fork`. Raises `ConfigurationError` with the argument and the remedy."""
 
     turn: int
-    agent: Any = None
+    agent: AgentLike | str | None = None
     messages: Sequence[Message] | None = None
     run_id: str | None = None
 
@@ -76,15 +77,20 @@ class Planned:
     record: base.Record
     agent: str
 
-    def about(self) -> dict[str, Any]:
+    @property
+    def swarm(self) -> str:
+        """The name of its swarm."""
+        return str(self.record.get("swarm", ""))
+
+    def about(self) -> dict[str, object]:
         """Return the notes on the run, readable without the codec."""
         forked = self.record["forked"]
-        notes = {"agent": self.agent, "swarm": self.record.get("swarm", ""), "at": self.record["at"]}
+        notes = {"agent": self.agent, "swarm": self.swarm, "at": self.record["at"]}
         notes |= {BELONGS_TO: self.record[BELONGS_TO]} if BELONGS_TO in self.record else {}
         return {**notes, "forked_from": forked["run"], "turn": forked["turn"]}
 
 
-def fork(store: Store, host: Host | None, row: Any, asked: ForkArguments, swarm: str | None) -> str:
+def fork(store: Store, host: Host | None, row: RunRow, asked: ForkArguments, swarm: str | None) -> str:
     """Record a fork of the run in `row`, to be executed where its agent is defined, and return its id.
 
     Raises `ConfigurationError` for a turn that cannot be forked at, `RunConflict` for an id that is taken.
@@ -116,9 +122,11 @@ def _inner_id() -> str | None:
     return here.next_id() if steps.in_workflow() else None
 
 
-def _record(store: Store, host: Host | None, fork_id: str, planned: Planned, stored: base.Record, version: str) -> None:
+def _record(
+    store: Store, host: Host | None, fork_id: str, planned: Planned, stored: base.Record, version: str | None
+) -> None:
     about = planned.about()
-    queue = names.UNCLAIMED if host is None else host.queue_for(planned.agent, about["swarm"])
+    queue = names.UNCLAIMED if host is None else host.queue_for(planned.agent, planned.swarm)
     if store.enqueue(fork_id, stored, about, queue, version if host is None else host.version):
         return
     if store.row(fork_id, load_output=False) is None:
@@ -129,8 +137,8 @@ def _record(store: Store, host: Host | None, fork_id: str, planned: Planned, sto
 
 def _check_same(store: Store, fork_id: str, planned: Planned) -> None:
     """Check that the existing run of this id is the requested fork."""
-    recorded = store.start_record(store.row(fork_id))
-    if _asked(recorded) != _asked(store.settled(fork_id, planned.record, planned.about()["swarm"])):
+    recorded = store.start_record(store.found(fork_id))
+    if _asked(recorded) != _asked(store.settled(fork_id, planned.record, planned.swarm)):
         raise errors.RunConflict(
             f"run {fork_id!r} exists already, and is not this fork; use a new run_id, or none", run_id=fork_id
         )
@@ -140,7 +148,7 @@ def _asked(record: base.Record) -> str:
     return codec.dumps({key: value for key, value in record.items() if key not in ("v", "at", "swarm", "debug")})
 
 
-def plan(store: Rows, row: Any, asked: ForkArguments, swarm: str) -> Planned:
+def plan(store: Rows, row: RunRow, asked: ForkArguments, swarm: str) -> Planned:
     """Return the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
     start, turn = standalone(store, row), asked.turn
     told = recorded_turns(store, row, start)
@@ -167,7 +175,7 @@ def _is_answer(reply: Reply) -> bool:
     return not reply.calls and not correction(reply)
 
 
-def _plain_data(messages: Sequence[Message]) -> list[Any]:
+def _plain_data(messages: Sequence[Message]) -> list[base.Record]:
     return [codec.encode(codec.mended(plain(message)), f"messages[{index}]") for index, message in enumerate(messages)]
 
 

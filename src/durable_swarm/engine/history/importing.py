@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
 
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -15,6 +14,7 @@ from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.history.export import Exported, export, is_record
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.encoding import RecordCodec, arguments_text, failure_of, input_of, output_of
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.engine.signals import Broken
 from durable_swarm.engine.storage.family import ChildLink
 from durable_swarm.engine.storage.runs import Store
@@ -23,7 +23,7 @@ _OUTSIDE = frozenset({"package", "status", "finished"})
 """Fields that may differ between two exports of one run: the exporting package, and the run's state at that time."""
 
 
-def import_run(store: Store, data: Any) -> str:
+def import_run(store: Store, data: object) -> str:
     """Store an exported run and return its id; importing the same run again changes nothing.
 
     A child run is again the child of its parent, whichever of the two is imported first.
@@ -90,7 +90,7 @@ class _Rows:
         self._seal = seal
         self._now = now
 
-    def tables(self) -> dict[str, list[dict[str, Any]]]:
+    def tables(self) -> dict[str, list[dict[str, object]]]:
         """Return the rows by table."""
         run = self._run.data.id
         calls = self._run.children(run, load_output=True)
@@ -106,7 +106,7 @@ class _Rows:
             "operation_outputs": [self._step(step) for step in steps],
         }
 
-    def _status(self, row: Any, **more: Any) -> dict[str, Any]:
+    def _status(self, row: RunRow, **more: object) -> dict[str, object]:
         return {
             "workflow_uuid": row.workflow_id,
             "status": row.status,
@@ -119,21 +119,21 @@ class _Rows:
             "recovery_attempts": 1,
             "priority": 0,
             "serialization": names.PORTABLE,
-            "attributes": getattr(row, "attributes", None),
+            "attributes": row.attributes,
             "parent_workflow_id": None,
             **more,
         }
 
-    def _call_status(self, call: Any) -> dict[str, Any]:
+    def _call_status(self, call: RunRow) -> dict[str, object]:
         return self._status(call, name=names.TOOL, parent_workflow_id=self._run.data.id)
 
     def _start(self) -> base.Record:
         return self._seal.close(self._run.start_record(self._run.row), input_of(self._run.data.id))
 
-    def _input(self, key: str, arguments: list[Any]) -> dict[str, Any]:
+    def _input(self, key: str, arguments: list[base.Record]) -> dict[str, object]:
         return self._payload(key, inputs=arguments_text(arguments))
 
-    def _outcome(self) -> dict[str, Any]:
+    def _outcome(self) -> dict[str, object]:
         run, output, error = self._run.data, None, None
         if run.status == "done":
             ending = self._run.story().ending
@@ -143,14 +143,14 @@ class _Rows:
             error = _text({"name": "Broken", "message": str(broken), "code": None, "data": broken.data})
         return self._payload(run.id, output=output, error=error)
 
-    def _output(self, call: Any) -> dict[str, Any]:
-        key = call.workflow_id
-        return self._payload(key, output=_text(self._seal.close(call.output, output_of(key))), error=None)
+    def _output(self, call: RunRow) -> dict[str, object]:
+        key, output = call.workflow_id, self._run.output_record(call, self._run.row)
+        return self._payload(key, output=_text(self._seal.close(output, output_of(key))), error=None)
 
-    def _payload(self, key: str, **columns: Any) -> dict[str, Any]:
+    def _payload(self, key: str, **columns: object) -> dict[str, object]:
         return {"workflow_uuid": key, "retention_timestamp": self._now, **columns}
 
-    def _step(self, step: Any) -> dict[str, Any]:
+    def _step(self, step: StepRow) -> dict[str, object]:
         output = step.output
         if is_record(output):
             output = self._seal.close(output, Place(step.workflow_id, step.function_name, step.function_id))
@@ -159,7 +159,7 @@ class _Rows:
             "function_id": step.function_id,
             "function_name": step.function_name,
             "output": None if output is None else _text(output),
-            "error": None if step.error is None else _text({"name": "Exception", "message": step.error}),
+            "error": None if step.error is None else _text({"name": "Exception", "message": str(step.error)}),
             "child_workflow_id": step.child_workflow_id,
             "started_at_epoch_ms": step.started_at_epoch_ms,
             "completed_at_epoch_ms": step.completed_at_epoch_ms,
@@ -168,6 +168,6 @@ class _Rows:
         }
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Return JSON as pure ASCII, which every database accepts."""
     return json.dumps(value, separators=(",", ":"))

@@ -213,13 +213,13 @@ class EventProjection:
         self._follow("tool.finished", **self._about(call), result=text)
         return True
 
-    def _about(self, call: Call) -> dict[str, Any]:
+    def _about(self, call: Call) -> dict[str, int | str]:
         return {"turn": self._turn, "tool": call.tool, "call_id": call.id}
 
-    def _place(self, seq: int | None, at: int, kind: EventType, **data: Any) -> None:
+    def _place(self, seq: int | None, at: int, kind: EventType, **data: object) -> None:
         self.journal.place(self.journal.last + 1 if seq is None else seq, kind, data, at)
 
-    def _follow(self, kind: EventType, **data: Any) -> None:
+    def _follow(self, kind: EventType, **data: object) -> None:
         self.journal.follow(kind, data, self._time)
 
 

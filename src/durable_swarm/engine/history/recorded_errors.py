@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.records import failures
+from durable_swarm.engine.records.base import Record
+from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
+from durable_swarm.engine.records.rows import RunRow
+from durable_swarm.engine.records.turns import Rows
 from durable_swarm.engine.storage.run_state import moment, notes_on, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.sub_agents import failed_child
 
 
-def error_of(store: Store, row: Any) -> Exception:
+def error_of(store: Store, row: RunRow) -> Exception:
     """Return the error that ended a failed run, from its row, with the recorded attributes."""
     record = store.failure_record(row)
     if record is not None:
@@ -28,6 +31,18 @@ def error_of(store: Store, row: Any) -> Exception:
         remedy = f"When the cause is fixed: {resume_command(row.workflow_id)}"
     error.args = (f"{str(error).rstrip('.')} ({note}. {remedy})",)
     return error
+
+
+def shown_failure(store: Rows, row: RunRow) -> Record | None:
+    """Return the record of the error that ended a failed run, or None if it is not one of this package.
+
+    If it cannot be decoded here, it says so in place of the message.
+    """
+    try:
+        return store.failure_record(row)
+    except Unreadable:
+        stored = row.failure or {}
+        return {"type": stored.get("type"), "step": stored.get("step", ""), "message": ENCRYPTED}
 
 
 def child_failure(store: Store, run_id: str) -> Exception | None:

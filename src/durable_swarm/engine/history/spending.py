@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any
 
 from durable_swarm.engine.history.story import summary_of
 from durable_swarm.engine.records import base
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.runs import read_limits_of, seconds_worked
 from durable_swarm.engine.records.turns import Rows, TurnRecords, recorded_turns
 from durable_swarm.engine.storage.ledger import Key, of_lone_run
@@ -16,7 +16,7 @@ from durable_swarm.loop import NOT_MADE, total
 from durable_swarm.types import Usage
 
 
-def spending(store: Store, row: Any, records: Rows | None = None, turns: list[TurnRecords] | None = None) -> Spent:
+def spending(store: Store, row: RunRow, records: Rows | None = None, turns: list[TurnRecords] | None = None) -> Spent:
     """Return what a run and its child runs have spent so far. Turns that a fork keeps do not count.
 
     `records` is the source of the run's own records, and `turns` are these by turn, if they were read already.
@@ -33,7 +33,7 @@ def spending(store: Store, row: Any, records: Rows | None = None, turns: list[Tu
     return own if account is None else of_lone_run(account, own)
 
 
-def limits_now(store: Store, row: Any) -> Limits | None:
+def limits_now(store: Store, row: RunRow) -> Limits | None:
     """Return the limits of a run, with their extensions; None for a run without limits."""
     account = store.ledger.read(Key("run", row.workflow_id))
     extended = None if account is None else account.allowed

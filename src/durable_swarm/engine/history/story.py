@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from durable_swarm import codec, errors
+from durable_swarm.engine.history.recorded_errors import shown_failure
 from durable_swarm.engine.records import base, names, runs
 from durable_swarm.engine.records.compactions import Summary, read_summary
 from durable_swarm.engine.records.encoding import ENCRYPTED, Unreadable
 from durable_swarm.engine.records.failures import raised_text
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.engine.records.turns import (
     Rows,
+    StepFields,
+    StepWithCall,
     TurnRecords,
     calls_of,
     kept_steps,
@@ -24,12 +28,14 @@ from durable_swarm.engine.records.turns import (
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.loop import NOT_MADE, Call, Guard, Outcome, Reply, total
-from durable_swarm.runs import ENDED, RunHistory, StepInfo, follow
+from durable_swarm.runs import ENDED, RunHistory, StepInfo, StepKind, follow
 from durable_swarm.tools.repeats import FAILED, Place, key_of
 from durable_swarm.types import Block, Usage
 
+Stored = TypeVar("Stored")
 
-def story(store: Rows, row: Any, turns: list[TurnRecords] | None = None) -> RunHistory:
+
+def story(store: Rows, row: RunRow, turns: list[TurnRecords] | None = None) -> RunHistory:
     """Return the run's history as far as it is recorded; `turns` are its records by turn, if they were read already."""
     record = store.start_record(row)
     start, told = runs.read_start(record), recorded_turns(store, row, record) if turns is None else turns
@@ -56,7 +62,7 @@ def story(store: Rows, row: Any, turns: list[TurnRecords] | None = None) -> RunH
     return told_by_run if summary is None else replace(told_by_run, usage=total([summary.usage, told_by_run.usage]))
 
 
-def summary_of(store: Rows, row: Any) -> Summary | None:
+def summary_of(store: Rows, row: RunRow) -> Summary | None:
     """Return the summary of its session that a run has written, or None."""
     if "compaction" not in store.start_record(row):
         return None
@@ -66,7 +72,7 @@ def summary_of(store: Rows, row: Any) -> Summary | None:
     return None
 
 
-def usage_with_children(store: Store, row: Any, own: RunHistory | None = None) -> Usage | None:
+def usage_with_children(store: Store, row: RunRow, own: RunHistory | None = None) -> Usage | None:
     """Return the tokens of a run and of all runs below it, or None if no provider counts any.
 
     `own` is the history of the run itself, if that was read already.
@@ -77,7 +83,7 @@ def usage_with_children(store: Store, row: Any, own: RunHistory | None = None) -
     return total([first.usage, *(story(store, one).usage for one in rows)])
 
 
-def step_infos(store: Rows, row: Any, failure: base.Record | None = None) -> list[StepInfo]:
+def step_infos(store: Rows, row: RunRow, failure: base.Record | None = None) -> list[StepInfo]:
     """Return the run's steps in the order in which they were begun, numbered from 1; steps kept by a fork come first.
 
     `failure` is the error that ends the run, if it is not recorded yet.
@@ -86,10 +92,10 @@ def step_infos(store: Rows, row: Any, failure: base.Record | None = None) -> lis
     with base.reading(f"a step of run {row.workflow_id!r}"):
         start = _opened(lambda of, _: store.start_record(of), row, row)
         first = len(start.get("kept", []))
-        own = list(_in_turns(_fields(store, row, makes_calls=start.get("execute_tools", True)), first))
-        fields = _with_failure([*kept_steps(start), *own], failure or _failure(store, row))
-        _mark_repeated(fields)
-        return [StepInfo(number, **step) for number, step in enumerate(fields, 1)]
+        own = list(_in_turns(_recorded(store, row, makes_calls=start.get("execute_tools", True)), first))
+        steps = _with_failure([*kept_steps(start), *own], failure or shown_failure(store, row))
+        _mark_repeated(steps)
+        return [StepInfo(number, **step) for number, (step, _) in enumerate(steps, 1)]
 
 
 def step_number(store: Store, run_id: str, place: Place) -> int | None:
@@ -103,14 +109,13 @@ def step_number(store: Store, run_id: str, place: Place) -> int | None:
     return None if reply is None else reply + 1 + place[1]
 
 
-def _mark_repeated(fields: list[dict[str, Any]]) -> None:
+def _mark_repeated(steps: list[StepWithCall]) -> None:
     """Note on each call that succeeded before, or occurs earlier in its reply, the number of that step."""
     succeeded: dict[str, int] = {}
     twins: dict[str, int] = {}
-    for number, step in enumerate(fields, 1):
+    for number, (step, call) in enumerate(steps, 1):
         if step["kind"] == "model":
             twins = {}
-        call: Call | None = step.pop("call", None)
         if call is None:
             continue
         step["index"], key = call.index, key_of(call.tool, call.arguments)
@@ -122,40 +127,34 @@ def _mark_repeated(fields: list[dict[str, Any]]) -> None:
             twins.setdefault(key, number)
 
 
-def _failure(store: Rows, row: Any) -> base.Record | None:
-    try:
-        return store.failure_record(row)
-    except Unreadable:
-        return {**row.error.data, "message": ENCRYPTED}
-
-
-def _with_failure(fields: list[dict[str, Any]], failure: base.Record | None) -> list[dict[str, Any]]:
+def _with_failure(steps: list[StepWithCall], failure: base.Record | None) -> list[StepWithCall]:
     """Add the step that ended the run: it has no record of its own, because it is to be repeated."""
     if failure is None or not failure.get("step"):
-        return fields
-    ended = {"status": "failed", "error": raised_text(failure)}
-    for step in reversed(fields):
-        if step["name"] == failure["step"] and (step["status"] == "running" or step["kind"] == "guardrail"):
-            step.update(ended)
-            return fields
-    kind = "step" if failure["step"].startswith(names.COMPACT) else failure["step"].partition(":")[0]
-    return [*fields, {"name": failure["step"], "kind": kind, **ended}]
+        return steps
+    name, error = failure["step"], raised_text(failure)
+    for step, _ in reversed(steps):
+        if step["name"] == name and (step["status"] == "running" or step["kind"] == "guardrail"):
+            step["status"], step["error"] = "failed", error
+            return steps
+    kind: StepKind = next((kind for kind in get_args(StepKind) if kind == name.partition(":")[0]), "step")
+    return [*steps, ({"name": name, "kind": kind, "status": "failed", "error": error}, None)]
 
 
-def _in_turns(fields: Iterator[dict[str, Any]], first: int) -> Iterator[dict[str, Any]]:
+def _in_turns(steps: Iterator[StepWithCall], first: int) -> Iterator[StepWithCall]:
     turn = first - 1
-    for step in fields:
+    for step, call in steps:
         turn += step["kind"] == "model"
         # Input guardrails are begun before their model call.
         step["turn"] = max(turn, first)
-        yield step
+        yield step, call
 
 
-def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, Any]]:
+def _recorded(store: Rows, row: RunRow, *, makes_calls: bool) -> Iterator[StepWithCall]:
+    """Yield the steps that the run has begun itself, those inside a tool after it."""
     rows, children = store.steps(row.workflow_id), calls_of(store, row)
     # The calls of the last reply by the numbers of their steps, the calls that are not made, and the texts of the
     # others.
-    calls, unmade, texts = dict[int, Call](), list[tuple[int, Call]](), dict[int, Any]()
+    calls, unmade, texts = dict[int, Call](), list[tuple[int, Call]](), dict[int, object]()
     for step in rows:
         while unmade and unmade[0][0] <= step.function_id:
             yield _unmade(unmade.pop(0)[1], texts)
@@ -164,19 +163,19 @@ def _fields(store: Rows, row: Any, *, makes_calls: bool) -> Iterator[dict[str, A
             texts, record = {}, _opened(store.step_record, step, row)
             readable = makes_calls and "message" in record
             calls, unmade = _planned(store.reply(step, row), step.function_id) if readable else ({}, [])
-            yield _done(step, record)
+            yield _reply(step, record), None
         elif step.function_name.startswith(names.GUARDRAIL):
-            yield _guardrail(step, _opened(store.step_record, step, row))
+            yield _guardrail(step, _opened(store.step_record, step, row)), None
         elif step.function_name == names.TOOL:
-            key = step.child_workflow_id
+            key = step.child_workflow_id or ""
             fields = _tool(store, row, step, children.get(key), ENCRYPTED if call is None else call.tool)
             yield _noted(fields, call, texts)
             inside = (inner for inner in store.steps(key) if inner.function_name != names.BEGUN)
-            yield from (_inner(inner, _opened(store.step_record, inner, row)) for inner in inside)
+            yield from ((_inner(inner, _opened(store.step_record, inner, row)), None) for inner in inside)
         elif step.function_name.startswith(names.COMPACT):
-            yield {**_done(step, _opened(store.step_record, step, row)), "kind": "step"}
+            yield _done(step, _opened(store.step_record, step, row), "step"), None
         elif step.function_name.startswith("tool:"):
-            yield _noted(_done(step, _opened(store.step_record, step, row)), call, texts)
+            yield _noted(_done(step, _opened(store.step_record, step, row), "tool"), call, texts)
     yield from (_unmade(call, texts) for _, call in unmade)
 
 
@@ -187,23 +186,22 @@ def _planned(reply: Reply, number: int) -> tuple[dict[int, Call], list[tuple[int
     return made, [(at, call) for call, at in placed if call.plan in NOT_MADE]
 
 
-def _noted(fields: dict[str, Any], call: Call | None, texts: dict[int, Any]) -> dict[str, Any]:
-    if call is None:
-        return fields
-    texts[call.index] = fields.get("output")
-    fields["call"] = call
-    return fields
+def _noted(fields: StepFields, call: Call | None, texts: dict[int, object]) -> StepWithCall:
+    if call is not None:
+        texts[call.index] = fields.get("output")
+    return fields, call
 
 
-def _unmade(call: Call, texts: dict[int, Any]) -> dict[str, Any]:
+def _unmade(call: Call, texts: dict[int, object]) -> StepWithCall:
     """Return the step of a call that was not made: it was refused, or answered with the result of another."""
     if call.twin is None:
-        return told_step(call, call.text)
+        return told_step(call, call.text), call
     text = texts.get(call.twin)
-    return {**told_step(call, str(text)), **({"status": "running", "output": None} if text is None else {})}
+    told = told_step(call, str(text))
+    return {**told, "status": "running", "output": None} if text is None else told, call
 
 
-def _opened(read: Callable[[Any, Any], base.Record], stored: Any, row: Any) -> base.Record:
+def _opened(read: Callable[[Stored, RunRow], base.Record], stored: Stored, row: RunRow) -> base.Record:
     """Return as much of a record as can be read: a non-record has no fields, an encoded one is marked as such."""
     try:
         return read(stored, row)
@@ -213,67 +211,78 @@ def _opened(read: Callable[[Any, Any], base.Record], stored: Any, row: Any) -> b
         return {}
 
 
-def _times(step: Any) -> dict[str, datetime | None]:
-    return {"started_at": _time(step.started_at_epoch_ms), "finished_at": _time(step.completed_at_epoch_ms)}
-
-
 def _time(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def _value(record: base.Record, field: str, default: Any = None) -> Any:
+def _value(record: base.Record, field: str, default: object = None) -> Any:
     return ENCRYPTED if record.get("closed") else codec.decode(record.get(field, default))
 
 
-def _done(step: Any, record: base.Record) -> dict[str, Any]:
-    kind = step.function_name.partition(":")[0]
+def _done(step: StepRow, record: base.Record, kind: StepKind) -> StepFields:
     return {
         "name": step.function_name,
         "kind": kind,
         "status": "done",
-        "output": _value(record, "message") if kind == "model" else _value(record, "text", ""),
+        "started_at": _time(step.started_at_epoch_ms),
+        "finished_at": _time(step.completed_at_epoch_ms),
+        "output": _value(record, "text", ""),
         "version": step.output.get("version") if isinstance(step.output, dict) else None,
-        "finish": codec.decode(record.get("finish")) if kind == "model" else None,
-        "written": codec.decode(record.get("written")) if kind == "model" else None,
-        "misfit": codec.decode(record.get("verdict", {}).get("tell")) if kind == "model" else None,
-        **_times(step),
     }
 
 
-def _guardrail(step: Any, record: base.Record) -> dict[str, Any]:
+def _reply(step: StepRow, record: base.Record) -> StepFields:
+    return {
+        **_done(step, record, "model"),
+        "output": _value(record, "message"),
+        "finish": codec.decode(record.get("finish")),
+        "written": codec.decode(record.get("written")),
+        "misfit": codec.decode(record.get("verdict", {}).get("tell")),
+    }
+
+
+def _guardrail(step: StepRow, record: base.Record) -> StepFields:
     verdict = _value(record, "blocked", "") if record.get("closed") or not record.get("passed") else None
     text = "passed" if verdict is None else f"blocked: {verdict}"
-    return {"name": step.function_name, "kind": "guardrail", "status": "done", "output": text, **_times(step)}
+    return {
+        "name": step.function_name,
+        "kind": "guardrail",
+        "status": "done",
+        "started_at": _time(step.started_at_epoch_ms),
+        "finished_at": _time(step.completed_at_epoch_ms),
+        "output": text,
+    }
 
 
-def _tool(store: Rows, row: Any, step: Any, child: Any, name: str) -> dict[str, Any]:
-    fields = {
+def _tool(store: Rows, row: RunRow, step: StepRow, child: RunRow | None, name: str) -> StepFields:
+    fields: StepFields = {
         "name": names.tool_step(name),
         "kind": "tool",
         "status": "running",
         "started_at": _time(step.started_at_epoch_ms),
     }
     if child is not None and child.status == "SUCCESS":
-        text = _value(_opened(store.output_record, child, row), "text", "")
-        fields |= {"status": "done", "output": text, "finished_at": _time(child.completed_at or child.updated_at)}
+        fields["status"], fields["finished_at"] = "done", _time(child.completed_at or child.updated_at)
+        fields["output"] = _value(_opened(store.output_record, child, row), "text", "")
     return fields
 
 
-def _inner(step: Any, record: base.Record) -> dict[str, Any]:
+def _inner(step: StepRow, record: base.Record) -> StepFields:
     stored = step.output if isinstance(step.output, dict) else {}
     failed = bool(step.error) or "failed" in stored or "raised" in stored
     return {
         "name": step.function_name,
         "kind": "step",
         "status": "failed" if failed else "done",
+        "started_at": _time(step.started_at_epoch_ms),
+        "finished_at": _time(step.completed_at_epoch_ms),
         # A step of DBOS's own, such as a sleep, is not one of our records.
         "output": _value(record, "value") if record else step.output,
         "error": _error(step, record) if failed else None,
-        **_times(step),
     }
 
 
-def _error(step: Any, record: base.Record) -> str:
+def _error(step: StepRow, record: base.Record) -> str:
     raised = record.get("raised")
     if raised:
         return raised_text(raised)

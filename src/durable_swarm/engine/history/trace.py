@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from datetime import datetime
 
 from durable_swarm import codec
 from durable_swarm.engine.history.snapshot import Snapshot
@@ -11,11 +11,12 @@ from durable_swarm.engine.history.story import step_infos
 from durable_swarm.engine.records import runs
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.names import call_key, model_step, tool_step
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.turns import TurnRecords, recorded_turns
 from durable_swarm.engine.storage.family import ChildLink
 from durable_swarm.engine.storage.run_state import moment, notes_on, started_at, state_of
 from durable_swarm.engine.storage.runs import Store
-from durable_swarm.loop import NOT_MADE
+from durable_swarm.loop import NOT_MADE, Call
 from durable_swarm.observing import CallTrace, RunEnd, RunTrace, StepTrace, TurnTrace, WaitTrace
 from durable_swarm.runs import ENDED, StepInfo
 from durable_swarm.swarm.collected_trace import CollectedTrace
@@ -69,7 +70,7 @@ def collecting(run_id: str, start: Record) -> CollectedTrace:
     )
 
 
-def _end(store: Store, row: Any) -> RunEnd | None:
+def _end(store: Store, row: RunRow) -> RunEnd | None:
     status = state_of(row)
     if status not in ENDED:
         return None
@@ -105,7 +106,7 @@ def _turns(
 
 
 def _calls(
-    run_id: str, turn: int, made: dict[int, Any], own: list[StepInfo], stop: float | None
+    run_id: str, turn: int, made: dict[int, Call], own: list[StepInfo], stop: float | None
 ) -> Iterator[CallTrace]:
     for place, step in enumerate(own):
         call = None if step.index is None else made.get(step.index)
@@ -144,10 +145,10 @@ def _waits(store: Store, run_id: str) -> list[WaitTrace]:
     ]
 
 
-def _resumed(store: Store, row: Any) -> list[float]:
+def _resumed(store: Store, row: RunRow) -> list[float]:
     rows = store.events.read(row.workflow_id, store.seal(row))
     return sorted(stored["ended"][0] / 1000 for _, stored in rows if "ended" in stored)
 
 
-def _seconds(time: Any) -> float | None:
-    return None if time is None else float(time.timestamp())
+def _seconds(time: datetime | None) -> float | None:
+    return None if time is None else time.timestamp()

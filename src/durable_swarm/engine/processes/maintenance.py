@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -58,7 +57,7 @@ class MaintenanceLoop:
     `is_away` returns True while the database cannot be used, which ends a round: the other jobs would wait for it, too.
     """
 
-    def __init__(self, queue: Any, jobs: Sequence[Job], is_away: Callable[[], bool]) -> None:
+    def __init__(self, queue: queues.ServedQueue, jobs: Sequence[Job], is_away: Callable[[], bool]) -> None:
         self._queue = queue
         self._jobs = jobs
         self._is_away = is_away

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 import weakref
-from typing import Any
 
 import sqlalchemy
 
@@ -53,6 +52,7 @@ from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.compactions import read_plan
 from durable_swarm.engine.records.encoding import input_of
 from durable_swarm.engine.records.owners import BELONGS_TO
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.signals import RunHeld, engine_closed
 from durable_swarm.engine.storage.heartbeats import Leases
@@ -64,6 +64,7 @@ from durable_swarm.loop import Start
 from durable_swarm.observing import observers_of
 from durable_swarm.requests import Request
 from durable_swarm.swarm.compaction import SessionHistory
+from durable_swarm.types import AgentLike
 
 log = logging.getLogger("durable_swarm")
 
@@ -337,7 +338,7 @@ class Process:
         """The application version whose runs DBOS executes here."""
         return DBOS.application_version
 
-    def lend(self, run_id: str, agent: Any) -> None:
+    def lend(self, run_id: str, agent: AgentLike) -> None:
         """Make a recovered run of this id use this agent, even if other agents share its name."""
         live = self.local.executions.get(run_id)
         if live is None:
@@ -354,7 +355,7 @@ class Process:
         self.orphans.wanted.add(agent)
         return names.UNCLAIMED
 
-    def lives_elsewhere(self, row: Any) -> bool:
+    def lives_elsewhere(self, row: RunRow) -> bool:
         """Return True if another process executes the run of this row, and nothing suggests that it has died."""
         owner = owner_of(row)
         with self.identity.alone():

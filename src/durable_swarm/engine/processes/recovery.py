@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Container, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from durable_swarm import agents, errors
 from durable_swarm.engine.backend import queues
@@ -16,6 +16,7 @@ from durable_swarm.engine.processes.identity import SURE
 from durable_swarm.engine.processes.local_runs import INTERRUPTED
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.lives import DIED, HANDED, STOPPED, Life, read_lives, with_life
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.ownership import now
 from durable_swarm.engine.storage.run_state import NEEDS, QUEUED, STOOD, notes_on, owner_of
 from durable_swarm.runs import ENDED
@@ -95,7 +96,7 @@ class Recovery:
             runs = self._without_queued(runs)
             return sorted(self._claim(runs)) if runs else []
 
-    def _without_queued(self, runs: list[Any]) -> list[Any]:
+    def _without_queued(self, runs: list[RunRow]) -> list[RunRow]:
         """Return the runs without the queued ones left by others before their first step: only a worker begins those.
 
         The worker puts them on the queue again, where its limits apply.
@@ -113,7 +114,7 @@ class Recovery:
             here.store.claims.transfer(rows, queue, attempts=1)
         return [row for row in runs if row.workflow_id not in waiting]
 
-    def _claim(self, runs: list[Any]) -> set[str]:
+    def _claim(self, runs: list[RunRow]) -> set[str]:
         """Take the runs over with their calls.
 
         A call whose execution waits among the pending calls here, for a run that was held, is still in progress and
@@ -127,7 +128,7 @@ class Recovery:
         here.keeper.expect()
         again = {run_id for run_id in ids if here.local.of(run_id).is_interrupted}
         still = {row.workflow_id: row for row in runs if here.identity.stands_still(owner_of(row))}
-        notes = {run_id: {STOOD: _stood(row) + 1} for run_id, row in still.items()}
+        notes = {run_id: dict[str, object]({STOOD: _stood(row) + 1}) for run_id, row in still.items()}
         left = here.store.processes.left()
         ended = {row.workflow_id: self._ended_life(row, again, still, left) for row in runs}
         for row in runs:
@@ -145,19 +146,19 @@ class Recovery:
         self._tell([row for row in runs if row.workflow_id in moved])
         return moved
 
-    def _ended_life(self, row: Any, again: set[str], still: Container[str], left: Container[str]) -> Life | None:
+    def _ended_life(self, row: RunRow, again: set[str], still: Container[str], left: Container[str]) -> Life | None:
         """Return the execution in another process that ends with this takeover, or None if there was none."""
         me, run_id, at = self._process.identity.name, row.workflow_id, now()
-        owner = owner_of(row)
-        if run_id in again or (not owner and row.executor_id in (None, me)):
+        owner, last = owner_of(row), row.executor_id
+        if run_id in again:
             return None
         if not owner:  # Left by its process, or resumed by a person after its end, which is noted already.
             known = read_lives(notes_on(row))
-            resumed = bool(known) and known[-1].process == row.executor_id and known[-1].how in ENDED
-            return None if resumed else Life(row.executor_id, at, HANDED)
+            resumed = bool(known) and known[-1].process == last and known[-1].how in ENDED
+            return None if last is None or last == me or resumed else Life(last, at, HANDED)
         return Life(owner, at, STOPPED if run_id in still else HANDED if owner in left else DIED)
 
-    def _tell(self, taken: list[Any]) -> None:
+    def _tell(self, taken: list[RunRow]) -> None:
         """Log the runs taken over from each dead process."""
         left = defaultdict(list)
         for row in taken:
@@ -175,7 +176,7 @@ class Recovery:
             self.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run_id, reason)
 
-    def _is_orphan(self, row: Any) -> bool:
+    def _is_orphan(self, row: RunRow) -> bool:
         identity = self._process.identity
         if row.status == "ENQUEUED":
             queue = row.queue_name or ""
@@ -188,9 +189,9 @@ class Recovery:
                 return False  # A person lets it continue.
             seen = queues.executing() | self._process.local.executions.keys()
             return known.is_interrupted or (self._strangers and run_id not in seen)
-        return identity.is_dead(row.executor_id, _stood(row))
+        return identity.is_dead(owner_of(row), _stood(row))
 
-    def _can_run(self, row: Any) -> bool:
+    def _can_run(self, row: RunRow) -> bool:
         here, noted, run_id = self._process, notes_on(row), row.workflow_id
         agent, swarm = noted.get(NEEDS) or noted.get("agent", ""), noted.get("swarm", "")
         known = agent in agents.names() or agent in here.local.of(run_id).cast
@@ -219,7 +220,7 @@ class Recovery:
         self._tells_no_client = False
         return True
 
-    def _is_declined(self, row: Any) -> bool:
+    def _is_declined(self, row: RunRow) -> bool:
         return self._process.local.of(row.workflow_id).is_declined
 
     def _forget_waiting(self, run_id: str) -> bool:
@@ -244,7 +245,7 @@ class Recovery:
             for run_id in left:
                 here.local.move(run_id, "offered")
 
-    def _is_left(self, row: Any, left: set[str], handed: bool) -> bool:
+    def _is_left(self, row: RunRow, left: set[str], handed: bool) -> bool:
         """Return True if this process may leave a run to others: another may have taken it over meanwhile."""
         if row.status == "ENQUEUED" and row.queue_name == self._process.queue:
             return handed or row.workflow_id in left
@@ -293,6 +294,6 @@ class Recovery:
             return []
 
 
-def _stood(row: Any) -> int:
+def _stood(row: RunRow) -> int:
     """Return how often a run was taken over from a paused process."""
     return int(notes_on(row).get(STOOD, 0))

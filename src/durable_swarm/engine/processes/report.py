@@ -8,10 +8,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
-from typing import Any
 
 from durable_swarm.engine.storage.ownership import now
-from durable_swarm.engine.storage.process_facts import ProcessFacts
+from durable_swarm.engine.storage.process_facts import ProcessFacts, QueueFacts
 from durable_swarm.engine.storage.runs import Store
 
 AGAIN = 3600.0
@@ -26,7 +25,7 @@ class ProcessReport:
         self._facts = ProcessFacts(name, socket.gethostname(), os.getpid(), _version(), now(), 0, [], {}, {})
         self._written: tuple[float, ProcessFacts] | None = None
 
-    def look(self, swarms: list[str], queues: Mapping[str, dict[str, Any]], failing: dict[str, str]) -> None:
+    def look(self, swarms: list[str], queues: Mapping[str, QueueFacts], failing: dict[str, str]) -> None:
         """Write the facts, if they have changed."""
         facts = replace(self._facts, swarms=swarms, queues=dict(queues), failing=failing)
         if self._written is not None and self._written[1] == facts and time.monotonic() - self._written[0] < AGAIN:

@@ -11,7 +11,6 @@ import logging
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -110,7 +109,7 @@ def message(store: Store, one: Delivery) -> bytes:
     """Return the body of a message, the same at each try. Raises `RunNotFound`."""
     row = store.found(one.run_id)
     noted = notes_on(row)
-    data: dict[str, Any] = {"run_id": one.run_id, "agent": noted.get("agent", ""), "swarm": noted.get("swarm", "")}
+    data: dict[str, object] = {"run_id": one.run_id, "agent": noted.get("agent", ""), "swarm": noted.get("swarm", "")}
     data |= {"session": noted.get("session")}
     if one.event == OPENED:
         asked = store.inbox.found(one.subject)

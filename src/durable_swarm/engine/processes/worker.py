@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,6 +16,8 @@ from durable_swarm.engine.processes.local_runs import INTERRUPTED
 from durable_swarm.engine.processes.maintenance import CLOSING
 from durable_swarm.engine.processes.report import ProcessReport
 from durable_swarm.engine.records import names
+from durable_swarm.engine.records.rows import RunRow
+from durable_swarm.engine.storage.process_facts import QueueFacts
 from durable_swarm.engine.storage.run_state import QUEUED, notes_on
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ class QueueWorker:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._served: dict[Settings, tuple[Any, int]] = {}
+        self._served: dict[Settings, tuple[queues.ServedQueue, int]] = {}
         """The queues of swarms, and how many runs are executed at once."""
         self._works = False
         """True if a queue was ever served here: the last runs claimed from it may be unable to continue, too."""
@@ -49,7 +51,9 @@ class QueueWorker:
 
     def serve(self, swarm: Settings, limits: QueueLimits) -> None:
         """Execute the queued runs of a swarm from now on, and those of dead processes."""
-        rate = None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
+        rate: queues.QueueRate | None = (
+            None if limits.rate is None else {"limit": limits.rate[0], "period": limits.rate[1]}
+        )
         queue = queues.serve_queue(
             names.work_queue(swarm.name),
             POLL,
@@ -62,7 +66,7 @@ class QueueWorker:
         self._works = True
         self._process.room.patience = PATIENCE
 
-    def queue_of(self, row: Any) -> str:
+    def queue_of(self, row: RunRow) -> str:
         """Return the queue for which a run was started, if it is served here, else ''."""
         noted = notes_on(row)
         served = any(swarm.name == noted.get("swarm") for swarm in self._served)
@@ -102,7 +106,7 @@ class QueueWorker:
         with contextlib.suppress(errors.ConfigurationError, SQLAlchemyError):
             self._report.end()
 
-    def _queues(self) -> dict[str, dict[str, Any]]:
+    def _queues(self) -> dict[str, QueueFacts]:
         """Return the queues that are served here, by the names of their swarms, as they are reported."""
         return {
             swarm.name: {"places": limits.concurrency, "everywhere": limits.queue_concurrency, "rate": limits.rate}

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 from durable_swarm import agents
 from durable_swarm.background import threads
@@ -235,13 +235,16 @@ def _on_loop(run: Execution) -> OnEventLoop:
     return OnEventLoop(functools.partial(_child_on_loop, run), run.seal, LoopRuntime(_Pool(run)))
 
 
+T = TypeVar("T")
+
+
 class _Pool:
     """Runs a run's plain functions: in the thread that waits for the run if there is one, else in a pool."""
 
     def __init__(self, run: Execution) -> None:
         self._run = run
 
-    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., T], /, *args: object) -> Future[T]:
         alone = self._run.swarm.tool_concurrency == 1
         homes = self._run.homes[-1:] if alone else []
         return (homes[0] if homes else threads()).submit(function, *args)

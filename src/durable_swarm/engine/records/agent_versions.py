@@ -7,9 +7,10 @@ database is read only when a different version is about to answer.
 from __future__ import annotations
 
 import shlex
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from durable_swarm import agents, errors
+from durable_swarm.types import AgentLike
 
 HELD_FOR, ACCEPTED = "held_for", "accepted"
 """Notes on a run: the change that holds it, and the change that a person accepted by resuming it."""
@@ -26,7 +27,7 @@ class Answered(NamedTuple):
     by_tool: bool = False
 
 
-def changed(run_id: str, agent: Any, last: Answered | None) -> errors.AgentChanged | None:
+def changed(run_id: str, agent: AgentLike, last: Answered | None) -> errors.AgentChanged | None:
     """Return the error to raise if another version of the agent would answer now; None if the agent never answered."""
     if last is None:
         return None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.records.names import VERSION
 
 Record = dict[str, Any]
 
+T = TypeVar("T")
 
-def read(record: Any, where: str) -> Record:
+
+def read(record: object, where: str) -> Record:
     """Check that this is a record of a version this package can read, and return it."""
     if not isinstance(record, dict) or not isinstance(record.get("v"), int):
         raise errors.ReplayMismatch(f"{where} is not a record of durable-swarm")
@@ -24,7 +26,7 @@ def read(record: Any, where: str) -> Record:
     return record
 
 
-def _slim(**fields: Any) -> Record:
+def _slim(**fields: object) -> Record:
     """Return a record without the empty fields."""
     return {"v": VERSION, **{key: value for key, value in fields.items() if value not in (None, {}, [], "")}}
 
@@ -50,18 +52,18 @@ def reading(what: str) -> Iterator[None]:
         raise errors.ReplayMismatch(f"the record of {what} is damaged: {reason}") from error
 
 
-def _checked(value: Any, *kinds: type) -> Any:
+def _checked(value: object, *kinds: type[T]) -> T:
     """Return the value if it is of one of these types, as everything written here is."""
     if not isinstance(value, kinds):
         raise TypeError(f"a {type(value).__name__} where {' or '.join(kind.__name__ for kind in kinds)} was written")
     return value
 
 
-def _each(values: Any, kind: type) -> list[Any]:
+def _each(values: object, kind: type[T]) -> list[T]:
     return [value if isinstance(value, kind) else _checked(value, kind) for value in _checked(values, list)]
 
 
-def _values(data: Any) -> dict[str, Any]:
+def _values(data: object) -> dict[str, Any]:
     """Return values by name, in the form in which context variables are stored."""
     decoded: dict[str, Any] = _checked(codec.decode(data), dict)
     for name in decoded:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 from types import NoneType
-from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.engine.records.base import Record, _checked, _slim, reading
@@ -51,7 +50,7 @@ class Summary:
 
 def plan_record(compaction: Compaction) -> Record:
     """Return what a run's start record says of the compaction of its session."""
-    kept: dict[str, Any] = {
+    kept: Record = {
         "at_tokens": compaction.at_tokens,
         "at_messages": compaction.at_messages,
         "keep_last": compaction.keep_last,
@@ -69,10 +68,10 @@ def read_plan(start: Record) -> CompactionPlan | None:
     with reading("the compaction of a session"):
         found = _checked(start["compaction"], dict)
         text = _checked(codec.decode(found.get("instructions")), str, NoneType)
-        numbers = {name: _checked(found.get(name), int, NoneType) for name in ("at_tokens", "at_messages")}
+        tokens, messages = (_checked(found.get(name), int, NoneType) for name in ("at_tokens", "at_messages"))
         keep_last, model = _checked(found.get("keep_last", 8), int), _checked(found.get("model"), str, NoneType)
         named = _checked(found.get("function"), str, NoneType)
-        return CompactionPlan(Compaction(**numbers, keep_last=keep_last, model=model, instructions=text), named)
+        return CompactionPlan(Compaction(tokens, messages, keep_last, model, text), named)
 
 
 def summary_record(summary: Summary, at: int) -> Record:

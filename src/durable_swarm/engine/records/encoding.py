@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from durable_swarm import ends, errors
 from durable_swarm.codec import Codec, Place
@@ -39,7 +38,7 @@ class Unreadable(errors.ConfigurationError):
     """A record cannot be decoded here: the codec is missing, has another key, or refuses the record."""
 
 
-def is_sealed(stored: Any) -> bool:
+def is_sealed(stored: object) -> bool:
     """Return True if the record was encoded, so that it cannot be read without the codec."""
     return isinstance(stored, dict) and SEALED in stored
 
@@ -64,7 +63,7 @@ def context_of(session: str) -> Place:
     return Place(session, "session")
 
 
-def arguments_text(arguments: list[Any]) -> str:
+def arguments_text(arguments: list[Record]) -> str:
     """Return a workflow's arguments as its row has them: JSON as pure ASCII, which every database accepts."""
     return json.dumps({"namedArgs": {}, "positionalArgs": arguments}, separators=(",", ":"))
 
@@ -81,7 +80,7 @@ class RecordCodec:
             return record
         beside, data = _divide(record)
         with self._trying("could not encode", f"{place.step!r} of {place.run_id!r}"):
-            stored: Any = self.codec.encode(data, replace(place, beside=beside))
+            stored: object = self.codec.encode(data, replace(place, beside=beside))
         if isinstance(stored, str):
             return {**beside, SEALED: stored}
         if not isinstance(stored, dict) or stored.keys() != data.keys():
@@ -102,7 +101,7 @@ class RecordCodec:
         """Return the record as it will be read back, for a codec that changes what it stores."""
         return record if self.codec is None else self.open(self.close(record, place), place, "what was just encoded")
 
-    def open(self, stored: Any, place: Place, what: str) -> Record:
+    def open(self, stored: object, place: Place, what: str) -> Record:
         """Return the decoded record; `what` names it in errors. Raises `ReplayMismatch`, `Unreadable`."""
         record = read(stored, what)
         if self.codec is None:
@@ -115,7 +114,7 @@ class RecordCodec:
         beside, data = _divide(record)
         closed = data.get(SEALED)
         with self._trying("cannot open", what):
-            opened: Any = self.codec.decode(data if closed is None else closed, replace(place, beside=beside))
+            opened: object = self.codec.decode(data if closed is None else closed, replace(place, beside=beside))
         if not isinstance(opened, dict):
             raise Unreadable(
                 f"the codec's decode() gave a {type(opened).__name__} for {what}; it must give a dictionary"

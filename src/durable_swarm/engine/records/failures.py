@@ -17,7 +17,7 @@ from durable_swarm.errors import qualified_name, safe_text
 log = logging.getLogger("durable_swarm")
 
 
-def step_record(value: Any) -> Record:
+def step_record(value: object) -> Record:
     """Return the record of a `@step`'s return value. Raises `NotSerializable`."""
     return {"v": 1, "value": codec.encode(value, "the step's result")}
 

@@ -6,8 +6,8 @@ writes nothing for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
-from typing import Any
 
 LIVES = "lives"
 """Note on a run: its ended executions, oldest first, as lists of process, time and the way in which each ended."""
@@ -31,16 +31,16 @@ class Life:
     how: str
 
 
-def read_lives(notes: dict[str, Any]) -> list[Life]:
+def read_lives(notes: Mapping[str, object]) -> list[Life]:
     """Return the ended executions that are noted on a run, without notes of an unexpected form."""
     noted = notes.get(LIVES)
     return [Life(*entry) for entry in noted if _is_life(entry)] if isinstance(noted, list) else []
 
 
-def _is_life(entry: Any) -> bool:
+def _is_life(entry: object) -> bool:
     return isinstance(entry, list) and [type(part) for part in entry] == [str, int, str] and entry[1] >= 0
 
 
-def with_life(notes: dict[str, Any], life: Life) -> dict[str, Any]:
+def with_life(notes: Mapping[str, object], life: Life) -> dict[str, object]:
     """Return the note with one more ended execution."""
     return {LIVES: [list(astuple(known)) for known in [*read_lives(notes), life][-MOST:]]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from durable_swarm import errors
 from durable_swarm.validation import LONGEST_ID, check_name
@@ -92,7 +91,7 @@ def is_call(workflow_id: str) -> bool:
     return re.search(r"/\d+\.\d+$", workflow_id) is not None
 
 
-def check_id(run_id: Any) -> str:
+def check_id(run_id: object) -> str:
     """Check that the id is valid for a run, and return it. Raises `ConfigurationError`."""
     text = check_name("run_id", run_id, LONGEST_ID)
     if is_call(text):

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, Literal, Self, get_args
+from typing import Literal, Self, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from durable_swarm.engine.records.base import Record
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.validation import check_text
 
@@ -64,11 +65,11 @@ class Timing:
         return cls(cron, every, once, timezone, catch_up, _whole(now).isoformat())
 
     @classmethod
-    def read(cls, record: dict[str, Any]) -> Self:
+    def read(cls, record: Record) -> Self:
         """Return the times from their record."""
         return cls(**{one.name: record[one.name] for one in fields(cls) if one.name in record})
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """Return the record of the times."""
         return asdict(self)
 
@@ -136,11 +137,11 @@ def _zone(name: str) -> ZoneInfo:
         ) from error
 
 
-def _check_cron(expression: Any) -> None:
+def _check_cron(expression: object) -> None:
     from croniter import croniter
 
-    check_text("schedule: cron", expression)
-    if len(expression.split()) != 5 or not croniter.is_valid(expression):
+    cron = check_text("schedule: cron", expression)
+    if len(cron.split()) != 5 or not croniter.is_valid(cron):
         raise ConfigurationError(
-            f"schedule: cron must have five fields, such as '0 9 * * mon-fri' for nine on weekdays, not {expression!r}"
+            f"schedule: cron must have five fields, such as '0 9 * * mon-fri' for nine on weekdays, not {cron!r}"
         )

@@ -5,13 +5,34 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import NamedTuple, get_args
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place
 from durable_swarm.engine.records.base import Record, reading
 from durable_swarm.engine.records.encoding import RecordCodec, Unreadable
 from durable_swarm.requests import Decision, Kind, Request, RequestSpec, Status, read_decision
+
+
+class RequestRow(NamedTuple):
+    """The row of a request, in the order of its table's columns. Times are in milliseconds since 1970.
+
+    A result that was posted before its call asked for it has no `request` yet, and '' for `run_id` and `call`. In a
+    damaged row, `kind` and `state` may be any text.
+    """
+
+    id: str
+    run_id: str
+    call: str
+    kind: Kind
+    state: Status
+    swarm: str
+    request: str | None
+    decision: str | None
+    answered_by: str | None
+    created_at: int
+    expires_at: int | None
+    answered_at: int | None
 
 
 def place_of(request_id: str) -> Place:
@@ -40,10 +61,10 @@ def asked_record(asked: RequestSpec, kept: Record | None) -> Record:
     return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
 
 
-def misread(row: Any, seal: RecordCodec) -> Record:
+def misread(row: RequestRow, seal: RecordCodec) -> Record:
     """Return the reason why a result posted before its call asked for it is wrong, or an empty record."""
     try:
-        seal.open(json.loads(row.decision), decision_of(row.id), "it")
+        seal.open(json.loads(row.decision or "null"), decision_of(row.id), "it")
     except (Unreadable, errors.ReplayMismatch):
         why = "a result that was posted early cannot be read here; post it again, with the codec of this swarm"
         return {"why": codec.encode(why)}
@@ -55,14 +76,14 @@ def differ(known: Record, now: Record) -> bool:
     return any(known.get(field) != now.get(field) for field in ("question", "choices"))
 
 
-def question_of(row: Any, seal: RecordCodec) -> Record:
+def question_of(row: RequestRow, seal: RecordCodec) -> Record:
     """Return the record of the question in a row; an empty one for a result that came before it was asked for."""
     if row.request is None:
         return {"v": 1}
     return seal.open(json.loads(row.request), place_of(row.id), f"request {row.id!r}")
 
 
-def read_request(row: Any, seal: RecordCodec, closed: str | None = None) -> Request:
+def read_request(row: RequestRow, seal: RecordCodec, closed: str | None = None) -> Request:
     """Return a request from its row; `closed` replaces data that this process cannot decode, or that is damaged.
 
     Without it `Unreadable` or `ReplayMismatch` is raised.
@@ -81,13 +102,13 @@ def read_request(row: Any, seal: RecordCodec, closed: str | None = None) -> Requ
         return Request(row.id, row.run_id, row.kind, "", "", f"({error})", moment(0), row.state)
 
 
-def _decision(row: Any, seal: RecordCodec) -> Decision | None:
+def _decision(row: RequestRow, seal: RecordCodec) -> Decision | None:
     if row.decision is None:
         return Decision("expired") if row.state == "expired" else None
     return read_decision(seal.open(json.loads(row.decision), decision_of(row.id), f"the answer to request {row.id!r}"))
 
 
-def _request(row: Any, record: Record, decision: Decision | None) -> Request:
+def _request(row: RequestRow, record: Record, decision: Decision | None) -> Request:
     """Return a request from its row and its records. Raises ValueError, KeyError or TypeError if they are damaged."""
     why = codec.decode(record.get("why", ""))
     question = codec.decode(record.get("question", ""))

@@ -129,7 +129,7 @@ def read_patience(record: Record, default: float) -> float:
         return float(_checked(record.get("patience", default), int, float))
 
 
-def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], **fields: Any) -> Record:
+def fork_record(start: Record, kept: list[Record], detours: dict[str, Record], **fields: object) -> Record:
     """Return the input of a fork, made from the source run's input and its kept turns."""
     same = {key: value for key, value in start.items() if key not in _OWN}
     return {**same, **_slim(kept=kept, detours=detours, **fields)}
@@ -161,7 +161,7 @@ def outcomes_of(calls: list[Call], made: list[Record | None]) -> list[Outcome]:
     return outcomes
 
 
-def detour_record(agent: str | None, messages: list[Any]) -> Record:
+def detour_record(agent: str | None, messages: list[Record]) -> Record:
     """Return the record of a fork's change before a turn; `messages` are encoded already."""
     return _slim(agent=agent, messages=messages)
 
@@ -303,8 +303,8 @@ def _reply(record: Record) -> Reply:
     return Reply(message, calls, usage, together, heard, finish, written, verdict, limit, *guards)
 
 
-def _read_call(index: int, call: dict[str, Any], plan: Any) -> Call:
-    made = plan if isinstance(plan, dict) else {"make": plan}
+def _read_call(index: int, call: Record, plan: object) -> Call:
+    made: Record = plan if isinstance(plan, dict) else {"make": plan}
     kind, text = ("tell", codec.decode(made["tell"])) if "tell" in made else (made["make"], "")
     effect, why = made.get("effect", "idempotent"), codec.decode(made.get("why", ""))
     function = call["function"]
@@ -321,7 +321,7 @@ def end_record(ending: Ending) -> Record:
     return {"v": VERSION, "agent": ending.agent, "ended_by": ending.ended_by}
 
 
-def read_end(record: Any) -> EndedBy | None:
+def read_end(record: object) -> EndedBy | None:
     """Return what ended a run, from its output; None where that is not recorded, as in runs of earlier versions."""
     noted = record.get("ended_by") if isinstance(record, dict) else None
     return next((known for known in get_args(EndedBy) if known == noted), None)

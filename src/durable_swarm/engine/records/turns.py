@@ -4,37 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from datetime import datetime
+from typing import Literal, Protocol, Required, TypedDict
 
 from durable_swarm import codec
 from durable_swarm.engine.records import base, names, runs
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.loop import NOT_MADE, Call, GuardKind, Reply
+from durable_swarm.runs import StepKind, StepStatus
 from durable_swarm.tools.repeats import FAILED
 from durable_swarm.types import Block
+
+
+class StepFields(TypedDict, total=False):
+    """The fields of a `StepInfo`, without its number."""
+
+    name: Required[str]
+    kind: Required[StepKind]
+    status: Required[StepStatus]
+    started_at: datetime | None
+    finished_at: datetime | None
+    output: object
+    error: str | None
+    version: str | None
+    turn: int | None
+    kept: bool
+    finish: str | None
+    index: int | None
+    same_as: int | None
+    written: str | None
+    misfit: str | None
+
+
+StepWithCall = tuple[StepFields, Call | None]
+"""A step, and the tool call that it is, if it is one that a recorded reply makes."""
 
 
 class Rows(Protocol):
     """A source of rows and decoded records: a database, or the file of an exported run."""
 
-    def steps(self, workflow_id: str) -> list[Any]:
+    def steps(self, workflow_id: str) -> list[StepRow]:
         """Return the recorded steps of a run or a tool call, in order."""
 
-    def children(self, run_id: str, *, load_output: bool = False) -> list[Any]:
+    def children(self, run_id: str, *, load_output: bool = False) -> list[RunRow]:
         """Return the rows of a run's undecorated tool calls."""
 
-    def start_record(self, row: Any) -> base.Record:
+    def start_record(self, row: RunRow) -> base.Record:
         """Return a run's input."""
 
-    def step_record(self, step: Any, row: Any) -> base.Record:
+    def step_record(self, step: StepRow, row: RunRow) -> base.Record:
         """Return the record of a step of a run or of an undecorated tool call in it."""
 
-    def reply(self, step: Any, row: Any) -> Reply:
+    def reply(self, step: StepRow, row: RunRow) -> Reply:
         """Return the reply in the record of a model's step."""
 
-    def output_record(self, child: Any, row: Any) -> base.Record:
+    def output_record(self, child: RunRow, row: RunRow) -> base.Record:
         """Return the output of an undecorated tool call."""
 
-    def failure_record(self, row: Any) -> base.Record | None:
+    def failure_record(self, row: RunRow) -> base.Record | None:
         """Return the error that ended a failed run, if it is a record of this package."""
 
 
@@ -71,19 +98,19 @@ class TurnRecords:
         return all(record is not None or call.plan in NOT_MADE for call, record in made)
 
 
-def calls_of(store: Rows, row: Any) -> dict[str, Any]:
+def calls_of(store: Rows, row: RunRow) -> dict[str, RunRow]:
     """Return the rows of the run's undecorated tool calls by id."""
     return {child.workflow_id: child for child in store.children(row.workflow_id, load_output=True)}
 
 
-def recorded_turns(store: Rows, row: Any, start: base.Record) -> list[TurnRecords]:
+def recorded_turns(store: Rows, row: RunRow, start: base.Record) -> list[TurnRecords]:
     """Return the records of a run started with `start`, by turn."""
     with base.reading("a kept turn"):
         kept = [TurnRecords(turn["agent"], turn["reply"], turn["outcomes"]) for turn in start.get("kept", [])]
     return kept + turns_in(store.steps(row.workflow_id), calls_of(store, row), store, row, len(kept))
 
 
-def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, first: int) -> list[TurnRecords]:
+def turns_in(rows: list[StepRow], calls: dict[str, RunRow], store: Rows, row: RunRow, first: int) -> list[TurnRecords]:
     """Return the records of the turns in these steps of a run, starting at turn `first`; `calls` are by id."""
     tools = {step.function_id: step for step in rows if step.function_name.startswith("tool:")}
     judged = {step.function_id: step for step in rows if step.function_name.startswith(names.GUARDRAIL)}
@@ -91,11 +118,13 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
     def outcome(turn: int, call: Call, number: int) -> base.Record | None:
         if call.plan == "step":
             step = tools.get(number)
-            known = step is not None and step.function_name == names.tool_step(call.tool)
-            return store.step_record(step, row) if known else None
+            if step is None or step.function_name != names.tool_step(call.tool):
+                return None
+            return store.step_record(step, row)
         child = calls.get(names.call_key(row.workflow_id, turn, call.index))
-        ended = call.plan not in NOT_MADE and child is not None and child.status == "SUCCESS"
-        return store.output_record(child, row) if ended else None
+        if call.plan in NOT_MADE or child is None or child.status != "SUCCESS":
+            return None
+        return store.output_record(child, row)
 
     turns: list[TurnRecords] = []
     for step in rows:
@@ -110,7 +139,7 @@ def turns_in(rows: list[Any], calls: dict[str, Any], store: Rows, row: Any, firs
 
 
 def _guards(
-    judged: dict[int, Any], reply: Reply, number: int, store: Rows, row: Any
+    judged: dict[int, StepRow], reply: Reply, number: int, store: Rows, row: RunRow
 ) -> dict[GuardKind, list[base.Record | None]]:
     """Return the records of a reply's guardrails; the reply is the run's step `number`.
 
@@ -140,27 +169,29 @@ def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
         following += {"step": 1, "tell": 0, "same": 0}.get(call.plan, 2)
 
 
-def told_step(call: Call, text: str) -> dict[str, Any]:
+def told_step(call: Call, text: str) -> StepFields:
     """Return the fields of a tool's step from the text the model received; `failed` if the call was refused."""
     refused = call.plan == "tell" and text.startswith(FAILED)
-    ended = {"status": "failed", "error": text} if refused else {"status": "done"}
-    return {"name": names.tool_step(call.tool), "kind": "tool", "output": text, "call": call, **ended}
+    step: StepFields = {"name": names.tool_step(call.tool), "kind": "tool", "status": "done", "output": text}
+    return {**step, "status": "failed", "error": text} if refused else step
 
 
-def kept_steps(start: base.Record) -> Iterator[dict[str, Any]]:
+def kept_steps(start: base.Record) -> Iterator[StepWithCall]:
     """Return the steps of the turns that a fork keeps from another run. Steps inside their tools are not copied."""
     for turn, record in enumerate(start.get("kept", [])):
-        common = {"status": "done", "turn": turn, "kept": True}
         reply = record["reply"]
         read = runs.read_reply(reply)
         output = codec.decode(reply["message"])
-        yield {
+        step: StepFields = {
             "name": names.model_step(record["agent"]),
             "kind": "model",
+            "status": "done",
             "output": output,
             "version": reply.get("version"),
             "finish": codec.decode(reply.get("finish")),
-            **common,
+            "turn": turn,
+            "kept": True,
         }
+        yield step, None
         for call, outcome in zip(read.calls, runs.outcomes_of(read.calls, record["outcomes"]), strict=True):
-            yield {**common, **told_step(call, outcome.text)}
+            yield {**told_step(call, outcome.text), "turn": turn, "kept": True}, call

@@ -5,8 +5,6 @@ A page that is open asks every few seconds, and most times nothing has happened.
 
 from __future__ import annotations
 
-from typing import Any
-
 import sqlalchemy
 from sqlalchemy import column, func, literal, select, table
 
@@ -16,7 +14,7 @@ from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.storage.events import KEY
 from durable_swarm.engine.storage.requests import Inbox
 
-Mark = tuple[Any, ...]
+Mark = tuple[object, ...]
 """Two marks are equal if nothing has changed between them. They mean nothing else."""
 
 

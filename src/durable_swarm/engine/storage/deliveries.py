@@ -11,11 +11,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Integer, Text, column, literal, select, table, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects import postgresql, sqlite
 
 from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
@@ -72,7 +71,7 @@ class Deliveries(OwnTable):
         made = sqlalchemy.MetaData(schema=schema)
         rows = sqlalchemy.Table("durable_swarm_deliveries", made, *key, *texts, *numbers, Column("attempts", Integer))
         super().__init__(url, engine, rows)
-        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
         facts = ("workflow_uuid", "name", "status", "completed_at")
         self._runs = table("workflow_status", *map(column, facts), noted, schema=schema)
         asked = ("id", "run_id", "swarm", "created_at")
@@ -110,7 +109,7 @@ class Deliveries(OwnTable):
                 connection.execute(first.on_conflict_do_nothing())
             return at
 
-    def _insert(self) -> Any:
+    def _insert(self) -> sqlite.Insert | postgresql.Insert:
         return insert_into(self._engine, self._rows)
 
     def _ended(self, url: str, swarm: str, events: list[str], since: int) -> Iterator[tuple[str, str, str, int]]:
@@ -123,9 +122,10 @@ class Deliveries(OwnTable):
             ~select(self._children.c.run_id).where(self._children.c.run_id == runs.workflow_uuid).exists(),
         )  # fmt: skip
         with reporting_errors(self._url):
-            for row in read(self._engine, wanted.order_by(runs.completed_at).limit(BATCH)) if event_of else []:
-                if isinstance(row.attributes, dict) and row.attributes.get("swarm", "") == swarm:
-                    yield event_of[row.status], row.workflow_uuid, row.workflow_uuid, int(row.completed_at)
+            found = read(self._engine, wanted.order_by(runs.completed_at).limit(BATCH)) if event_of else []
+            for run_id, status, ended, noted in found:
+                if isinstance(noted, dict) and noted.get("swarm", "") == swarm:
+                    yield event_of[status], run_id, run_id, int(ended)
 
     def _opened(self, url: str, swarm: str, events: list[str], since: int) -> Iterator[tuple[str, str, str, int]]:
         asked, told = self._requests.c, self._rows.alias()
@@ -135,8 +135,9 @@ class Deliveries(OwnTable):
             ~select(told.c.id).where(known).exists(),
         )  # fmt: skip
         with reporting_errors(self._url):
-            for row in read(self._engine, wanted.order_by(asked.created_at).limit(BATCH)) if OPENED in events else []:
-                yield OPENED, row.id, row.run_id, int(row.created_at)
+            found = read(self._engine, wanted.order_by(asked.created_at).limit(BATCH)) if OPENED in events else []
+            for request_id, run_id, opened in found:
+                yield OPENED, request_id, run_id, int(opened)
 
     def take(self, urls: list[str], limit: int) -> list[Delivery]:
         """Take messages that are due, for the time that sending takes; no other process sends them meanwhile."""
@@ -175,7 +176,7 @@ class Deliveries(OwnTable):
         with reporting_errors(self._url), self._engine.begin() as connection:
             connection.execute(self._rows.delete().where(old | older))
 
-    def _set(self, one: Delivery, **values: Any) -> None:
+    def _set(self, one: Delivery, **values: object) -> None:
         this = (self._rows.c.id == one.id) & (self._rows.c.url == one.url)
         with reporting_errors(self._url), self._engine.begin() as connection:
             connection.execute(update(self._rows).where(this).values(**values))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
 
 import sqlalchemy
 from sqlalchemy import column, select, table, update
@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from durable_swarm import errors
 from durable_swarm.codec import Place, dumps
+from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
@@ -96,18 +97,18 @@ class EventLog:
         # As DBOS checks it: the rows stay locked until the commit, so that no takeover happens in between.
         runs = self._runs.c
         here = runs.workflow_uuid.in_(sorted(owned))
-        locking: Any
+        locking: sqlalchemy.Executable
         if self._lite:
-            locking = update(self._runs).where(here).values(owner_xid=runs.owner_xid)
-            locking = locking.returning(runs.workflow_uuid, runs.owner_xid)
+            unchanged = update(self._runs).where(here).values(owner_xid=runs.owner_xid)
+            locking = unchanged.returning(runs.workflow_uuid, runs.owner_xid)
         else:
-            locking = select(runs.workflow_uuid, runs.owner_xid).where(here).order_by(runs.workflow_uuid)
-            locking = locking.with_for_update(key_share=True)
+            found = select(runs.workflow_uuid, runs.owner_xid).where(here).order_by(runs.workflow_uuid)
+            locking = found.with_for_update(key_share=True)
         now = {row[0]: row[1] for row in connection.execute(locking)}
         return {run_id for run_id, owner in owned.items() if now.get(run_id) != owner}
 
-    def _insert(self, *, replace: bool = True) -> Any:
-        insert: Any = (sqlite.insert if self._lite else postgresql.insert)(self._rows)
+    def _insert(self, *, replace: bool = True) -> sqlite.Insert | postgresql.Insert:
+        insert = insert_into(self._engine, self._rows)
         if not replace:
             return insert.on_conflict_do_nothing()
         # A write reported as lost may have succeeded: writing the same row again replaces it.
@@ -115,7 +116,7 @@ class EventLog:
             index_elements=["workflow_uuid", "key", "offset"], set_={"value": insert.excluded.value}
         )
 
-    def _values(self, row: NewRow) -> dict[str, Any]:
+    def _values(self, row: NewRow) -> dict[str, object]:
         return {
             "workflow_uuid": row.run_id,
             "key": KEY,
@@ -155,7 +156,7 @@ def _is_sound(row: Record) -> bool:
     )
 
 
-def _have(items: Any, *kinds: Any) -> bool:
+def _have(items: object, *kinds: type | UnionType) -> bool:
     return isinstance(items, list) and all(
         isinstance(item, list) and len(item) == len(kinds) and all(map(isinstance, item, kinds)) for item in items
     )

@@ -54,7 +54,7 @@ class Relatives(NamedTuple):
     children: list[str]
 
 
-def _line(run_id: str, links: dict[str, tuple[str, Any]]) -> list[Ancestor]:
+def _line(run_id: str, links: dict[str, tuple[str, object]]) -> list[Ancestor]:
     found: list[Ancestor] = []
     while run_id in links and len(found) <= len(links):
         run_id, noted = links[run_id]
@@ -71,7 +71,7 @@ class Family(OwnTable):
         rows = sqlalchemy.Table("durable_swarm_children", sqlalchemy.MetaData(schema=schema), *columns)
         Index("durable_swarm_children_parent", rows.c.parent)
         super().__init__(url, engine, rows)
-        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         more = ("created_at", "status")
         self._runs = table("workflow_status", *map(column, ("workflow_uuid", *more)), noted, schema=schema)
 
@@ -120,7 +120,7 @@ class Family(OwnTable):
 
     def above(self, run_ids: Iterable[str]) -> dict[str, list[Ancestor]]:
         """Return for each of these runs the runs above it, the top one first."""
-        asked, links = set(run_ids), dict[str, tuple[str, Any]]()
+        asked, links = set(run_ids), dict[str, tuple[str, object]]()
         rows, runs = self._rows.c, self._runs.c
         level = set(asked)
         while level:

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Text, case, column, select, table, update
-from sqlalchemy.dialects import postgresql, sqlite
 
+from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED
@@ -61,6 +61,33 @@ class Key(NamedTuple):
 
     kind: str
     id: str
+
+
+class AccountRow(NamedTuple):
+    """The row of an account, in the order of its table's columns, which the module's docstring explains."""
+
+    kind: str
+    id: str
+    opened: bool
+    requests: int
+    answered: int
+    counted: int
+    tool_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    reasoning_tokens: int
+    milliseconds: int
+    cost: int | None
+    allowed: str | None
+    at_first: str | None
+    free_turn: int | None
+    settled: int
+    turn: int | None
+    granted: int
+    asked: int
 
 
 class Account(NamedTuple):
@@ -145,24 +172,24 @@ class Ledger(OwnTable):
     def _where(self, key: Key) -> sqlalchemy.ColumnElement[bool]:
         return (self._rows.c.kind == key.kind) & (self._rows.c.id == key.id)
 
-    def _locked(self, connection: sqlalchemy.Connection, key: Key, first: Limits | None, *, opened: bool) -> Any:
+    def _locked(self, connection: sqlalchemy.Connection, key: Key, first: Limits | None, *, opened: bool) -> AccountRow:
         """Return the row of an account, locked; it is made if it does not exist, with these limits."""
         stored = json.dumps(limits_record(first)) if first is not None else None
         values = {"kind": key.kind, "id": key.id, "opened": opened, "allowed": stored, "at_first": stored}
-        made = (sqlite.insert if self._lite else postgresql.insert)(self._rows).values(**values)
+        made = insert_into(self._engine, self._rows).values(**values)
         wanted = select(self._rows).where(self._where(key)).with_for_update()
         row = connection.execute(wanted).first()
         if row is None:
             connection.execute(made.on_conflict_do_nothing())
             row = connection.execute(wanted).one()
-        return row
+        return AccountRow(*row)
 
     # Looking
 
     def read(self, key: Key) -> Account | None:
         """Return an account, or None."""
         found = next(iter(self._read(select(self._rows).where(self._where(key)))), None)
-        return None if found is None else account_of(found)
+        return None if found is None else account_of(AccountRow(*found))
 
     # A run without children
 
@@ -179,7 +206,7 @@ class Ledger(OwnTable):
                 free = rows.c.free_turn.is_not_distinct_from(turn)
                 values = {"requests": rows.c.requests + case((free, 0), else_=1), "free_turn": None}
                 connection.execute(update(rows).where(self._where(key)).values(**values))
-            return account_of(connection.execute(select(rows).where(self._where(key))).one())
+            return account_of(AccountRow(*connection.execute(select(rows).where(self._where(key))).one()))
 
     def free(self, run_id: str, turn: int) -> None:
         """Note that the model call of a turn is not in flight: it failed, or was not made."""
@@ -304,9 +331,9 @@ class Ledger(OwnTable):
             connection.execute(own.values(turn=turn, granted=before + more))
         return before + more, refusal
 
-    def _added(self, more: Spent) -> dict[str, Any]:
+    def _added(self, more: Spent) -> dict[str, object]:
         rows = self._rows.c
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "answered": rows.answered + (more.requests - more.uncertain),
             "counted": rows.counted + more.usage.requests,
             "tool_calls": rows.tool_calls + more.tool_calls,
@@ -319,13 +346,13 @@ class Ledger(OwnTable):
 
     # People
 
-    def extend(self, key: Key, at_first: Limits | None, more: Mapping[str, Any], session: Key | None = None) -> None:
+    def extend(self, key: Key, at_first: Limits | None, more: Mapping[str, object], session: Key | None = None) -> None:
         """Add amounts to the limits of a run's account, and to those of its session, where they are limited.
 
         `at_first` are the limits of a run that has no row yet. Raises `ConfigurationError` for what neither limits.
         """
         with self._writing() as connection:
-            shared: dict[str, Any] = {}
+            shared: dict[str, object] = {}
             if session is not None:
                 limited = account_of(self._locked(connection, session, None, opened=True)).allowed
                 shared = {name: amount for name, amount in more.items() if getattr(limited, name, None) is not None}
@@ -337,7 +364,7 @@ class Ledger(OwnTable):
                 self._extend(connection, key, at_first, rest)
 
     def _extend(
-        self, connection: sqlalchemy.Connection, key: Key, at_first: Limits | None, more: Mapping[str, Any]
+        self, connection: sqlalchemy.Connection, key: Key, at_first: Limits | None, more: Mapping[str, object]
     ) -> None:
         row = self._locked(connection, key, at_first, opened=False)
         after = extended(account_of(row).allowed or at_first, more, key.id)
@@ -345,7 +372,9 @@ class Ledger(OwnTable):
         values = {"allowed": json.dumps(limits_record(after)), "at_first": first}
         connection.execute(update(self._rows).where(self._where(key)).values(**values))
 
-    def decide(self, run: Key, number: int, key: Key, at_first: Limits | None, more: Mapping[str, Any] | None) -> None:
+    def decide(
+        self, run: Key, number: int, key: Key, at_first: Limits | None, more: Mapping[str, object] | None
+    ) -> None:
         """Apply the decision about a run's request for more, once: `more` is added to the account; None rejects.
 
         `number` counts the requests of the run, whose own account remembers how many are decided.
@@ -361,7 +390,7 @@ class Ledger(OwnTable):
             connection.execute(update(self._rows).where(self._where(run)).values(asked=number + 1))
 
 
-def account_of(row: Any) -> Account:
+def account_of(row: AccountRow) -> Account:
     """Return an account from its row."""
     usage = Usage(requests=row.counted, **{name: getattr(row, name) for name in TOKENS})
     cost = None if row.cost is None else Decimal(row.cost) / PICO

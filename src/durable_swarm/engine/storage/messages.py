@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Integer, Text, bindparam, column, func, select, table
@@ -91,19 +90,21 @@ class Messages:
         rows, runs = self._rows, self._runs
         with writing(self._engine) as connection:
             status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == run_id)).scalar()
-            last = self._last(connection, run_id)
-            if status not in UNFINISHED or (last is not None and last.message is None):
+            last, closed = self._last(connection, run_id)
+            if status not in UNFINISHED or closed:
                 raise HasEnded(f"run {run_id!r} has ended, and hears nothing more")
-            for number, message in enumerate(messages, 1 if last is None else last.number + 1):
+            for number, message in enumerate(messages, last + 1):
                 record = {"v": 1, "said": codec.encode(message)}
                 stored = dumps(self._seal_for(swarm).close(record, place_of(run_id, number)))
                 values = {"run_id": run_id, "number": number, "message": stored, "created_at": now()}
                 connection.execute(sqlalchemy.insert(rows).values(**values))
 
-    def _last(self, connection: sqlalchemy.Connection, run_id: str) -> Any:
-        rows = self._rows
-        wanted = select(rows).where(rows.c.run_id == run_id).order_by(rows.c.number.desc()).limit(1)
-        return connection.execute(wanted).first()
+    def _last(self, connection: sqlalchemy.Connection, run_id: str) -> tuple[int, bool]:
+        """Return the number of the last message to a run, or 0, and True if the run hears nothing more."""
+        rows = self._rows.c
+        wanted = select(rows.number, rows.message).where(rows.run_id == run_id).order_by(rows.number.desc()).limit(1)
+        found = connection.execute(wanted).first()
+        return (0, False) if found is None else (found[0], found[1] is None)
 
     def stand(self, run_id: str) -> tuple[str | None, str | None, int]:
         """Return a run's status, its owner's token, and the number of its last message, or 0.
@@ -111,8 +112,8 @@ class Messages:
         Raises SQLAlchemy's errors: DBOS, which calls this before each step, waits for a lost database.
         """
         with for_one_statement(self._engine) as connection:
-            found: Any = self._standing.execute(connection, {"run_id": run_id}).first()
-        return (None, None, 0) if found is None else tuple(found)
+            found = self._standing.execute(connection, {"run_id": run_id}).first()
+        return (None, None, 0) if found is None else (found[0], found[1], found[2])
 
     def heard(self, run_id: str, after: int, seal: RecordCodec) -> list[Message]:
         """Return the messages after number `after`, in order."""

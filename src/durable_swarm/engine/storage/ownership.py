@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import JSON, ColumnElement, Connection, column, delete, func, literal, or_, select, table, update
@@ -17,6 +16,7 @@ from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records import names as records_names
+from durable_swarm.engine.records.rows import RunRow
 
 UNFINISHED = ("PENDING", "ENQUEUED", "DELAYED")
 """DBOS's states of an unfinished run; a suspended run is DELAYED."""
@@ -37,7 +37,7 @@ class Claims:
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "name", "updated_at", "parent_workflow_id")
         more = ("recovery_attempts", "created_at", "started_at_epoch_ms", "executor_id", "completed_at")
         ends = ("error", "output")
-        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*names, *more, *ends)), noted, schema=schema)
         self._steps = table("operation_outputs", column("workflow_uuid"), column("function_id"), schema=schema)
         self._outputs = table("workflow_output", column("workflow_uuid"), schema=schema)
@@ -53,12 +53,12 @@ class Claims:
 
     def transfer(
         self,
-        rows: Iterable[Any],
+        rows: Iterable[RunRow],
         queue: str,
         attempts: int = 0,
         *,
         spared: Mapping[str, str | None] = MappingProxyType({}),
-        notes: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+        notes: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
     ) -> set[str]:
         """Hand runs over to the processes that serve `queue`, with their open calls; return the ids of these runs.
 
@@ -92,25 +92,29 @@ class Claims:
         return taken
 
     def _note(
-        self, connection: Connection, run_id: str, more: dict[str, Any], drop: Callable[[str], bool] = lambda _: False
+        self,
+        connection: Connection,
+        run_id: str,
+        more: Mapping[str, object],
+        drop: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """Change the notes on a run whose row this transaction has locked."""
         this = self._runs.c.workflow_uuid == run_id
         noted = connection.execute(select(self._runs.c.attributes).where(this)).scalar()
         before = noted if isinstance(noted, dict) else {}
-        after = {name: value for name, value in before.items() if not drop(name)} | more
+        after = {name: value for name, value in before.items() if not drop(name)} | {**more}
         if after != before:
             connection.execute(update(self._runs).where(this).values(attributes=after))
 
     def resume(
         self,
-        row: Any,
+        row: RunRow,
         queue: str,
         forget: Mapping[str, int],
         forgive: Callable[[str], bool],
         *,
         reopen: Callable[[Connection], bool] | None = None,
-        notes: dict[str, Any],
+        notes: Mapping[str, object],
     ) -> bool:
         """Let an ended run continue on `queue`, with its open calls; return False if its row changed since it was read.
 
@@ -254,7 +258,7 @@ class _NotAsRead(Exception):
     """The row of a run is not as it was read: what was written for it must not be."""
 
 
-def moved(status: str, queue: str | None, attempts: int = 0) -> dict[str, Any]:
+def moved(status: str, queue: str | None, attempts: int = 0) -> dict[str, object]:
     """Return the columns of a run that no process executes, and whose next execution starts anew."""
     return {
         "status": status,

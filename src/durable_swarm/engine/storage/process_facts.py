@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Integer, Text, delete, select
@@ -20,6 +20,14 @@ from durable_swarm.engine.storage.ownership import now
 
 KEPT = 7 * 86_400_000
 """Milliseconds for which the facts about a process that left unfinished runs are kept: their executions name it."""
+
+
+class QueueFacts(TypedDict):
+    """How one process serves a queue, as `ProcessFacts` explains it. From a row, the pair in `rate` is a list."""
+
+    places: int
+    everywhere: NotRequired[int | None]
+    rate: NotRequired[tuple[int, float] | list[float] | None]
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class ProcessFacts:
     started_at: int
     seen_at: int
     swarms: list[str]
-    queues: dict[str, dict[str, Any]]
+    queues: dict[str, QueueFacts]
     failing: dict[str, str]
     left_at: int | None = None
 
@@ -83,23 +91,22 @@ class ProcessTable(OwnTable):
 
     def all(self) -> list[ProcessFacts]:
         """Return the facts about all processes, oldest first, without those that have ended and left nothing."""
-        return [_facts(row) for row in self._read(select(self._rows).order_by(self._rows.c.started_at))]
+        return [_facts(*row) for row in self._read(select(self._rows).order_by(self._rows.c.started_at))]
 
     def left(self) -> set[str]:
         """Return the names of the processes that ended in order, with unfinished runs."""
         return {facts.name for facts in self.all() if facts.left_at is not None}
 
 
-def _facts(row: Any) -> ProcessFacts:
-    """Return the facts in a row; what another version wrote in another form counts as nothing."""
+def _facts(name: str, host: str, version: str, facts: str, pid: int, started_at: int, seen_at: int) -> ProcessFacts:
+    """Return the facts in the columns of a row; what another version wrote in another form counts as nothing."""
     try:
-        served = json.loads(row.facts)
+        served = json.loads(facts)
         swarms, queues = [str(name) for name in served["swarms"]], dict(served["queues"])
         assert all(isinstance(queue["places"], int) for queue in queues.values())
         failing = {str(job): str(error) for job, error in dict(served.get("failing", {})).items()}
         left = served.get("left_at")
     except (ValueError, TypeError, LookupError, AssertionError, AttributeError):
         swarms, queues, failing, left = [], {}, {}, None
-    times = row.started_at, row.seen_at
     at = left if isinstance(left, int) else None
-    return ProcessFacts(row.name, row.host, row.pid, row.version, *times, swarms, queues, failing, at)
+    return ProcessFacts(name, host, pid, version, started_at, seen_at, swarms, queues, failing, at)

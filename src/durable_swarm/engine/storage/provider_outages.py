@@ -7,16 +7,16 @@ when the lease ends. A success deletes the row and wakes the suspended runs, in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import (
     JSON,
     BigInteger,
     Column,
+    ColumnElement,
     Connection,
     Integer,
     Text,
@@ -101,7 +101,7 @@ class ProviderOutage:
         return f"the provider of model {self.model!r} has been away since {_clock(since)} ({self.reason}); {due}"
 
 
-def wait_noted(note: Any) -> tuple[str, int] | None:
+def wait_noted(note: object) -> tuple[str, int] | None:
     """Return what a run's note says: the key of the outage, and the time since when the run waits; None if nothing."""
     if not isinstance(note, dict):
         return None
@@ -135,16 +135,16 @@ class ProviderOutages(OwnTable):
         super().__init__(url, engine, rows)
         names = ("workflow_uuid", "name", "status", "queue_name", "owner_xid", "recovery_attempts", "created_at")
         more = ("started_at_epoch_ms", "updated_at", "delay_until_epoch_ms")
-        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
 
     def known(self, keys: Iterable[str] | None = None) -> dict[str, ProviderOutage]:
         """Return the outages by key: all, or those of these keys."""
         rows = self._rows
         wanted = select(rows) if keys is None else select(rows).where(rows.c.key.in_(list(keys)))
-        return {row.key: ProviderOutage(**row._mapping) for row in self._read(wanted)}
+        return {outage.key: outage for outage in (ProviderOutage(*row) for row in self._read(wanted))}
 
-    def sentences(self, notes: dict[str, Any]) -> dict[str, str]:
+    def sentences(self, notes: Mapping[str, object]) -> dict[str, str]:
         """Return for each of these runs that waits for a provider, by the notes on them, why it waits."""
         waits = {run_id: wait for run_id, note in notes.items() if (wait := wait_noted(note)) is not None}
         known = self.known({of for of, _ in waits.values()}) if waits else {}
@@ -237,17 +237,18 @@ class ProviderOutages(OwnTable):
         locked = row if self._lite else row.with_for_update(read=True, key_share=True)
         return connection.execute(locked).first() is not None
 
-    def _is_due(self, at: int) -> Any:
+    def _is_due(self, at: int) -> ColumnElement[bool]:
         return (self._rows.c.next_at <= at) | (self._rows.c.planned_at > at + SET_BACK)
 
-    def _waits_for(self, key: str) -> Any:
+    def _waits_for(self, key: str) -> ColumnElement[bool]:
         runs = self._runs
         of = runs.c.attributes[(AWAY, "of")].as_string()
         if self._lite:  # Where a damaged row would make the statement fail.
             of = case((func.json_valid(runs.c.attributes) == 1, of))
-        return (runs.c.name == records_names.RUN) & (of == key)
+        waits: ColumnElement[bool] = of == key
+        return (runs.c.name == records_names.RUN) & waits
 
-    def _suspended(self, key: str) -> Any:
+    def _suspended(self, key: str) -> ColumnElement[bool]:
         runs = self._runs
         resting = (runs.c.status == "DELAYED") & (runs.c.queue_name == records_names.UNCLAIMED)
         return resting & self._waits_for(key)

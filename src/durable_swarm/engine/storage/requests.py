@@ -25,6 +25,7 @@ from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import ENCRYPTED, RecordCodec
 from durable_swarm.engine.records.requests import (
+    RequestRow,
     asked_record,
     decision_of,
     differ,
@@ -42,7 +43,7 @@ from durable_swarm.validation import check_text
 
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
 TIMES = ("created_at", "expires_at", "answered_at")
-_UNDECIDED: dict[str, Any] = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
+_UNDECIDED: dict[str, str | None] = {"state": "open", "decision": None, "answered_by": None, "answered_at": None}
 
 LONGEST = 1_000_000_000
 """Seconds; a longer wait never ends."""
@@ -77,7 +78,7 @@ class Inbox(OwnTable):
         self._seen: ColumnElement[bool] = sqlalchemy.true()
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
-        noted: Any = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
         self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
 
     def seen_by(self, person: str) -> Inbox:
@@ -128,7 +129,7 @@ class Inbox(OwnTable):
         with self._writing(asked.run_id, owner) as connection:
             if connection.execute(insert.on_conflict_do_nothing()).rowcount != 1:
                 self._ask_again(connection, asked, swarm, record)
-            row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
+            row = RequestRow(*connection.execute(select(rows).where(rows.c.id == asked.id)).one())
         if row.call != asked.call:
             raise TokenTaken(
                 f"the token {asked.id.removeprefix(TOKEN)!r} belongs to the tool call {row.call!r}; each call of "
@@ -139,7 +140,7 @@ class Inbox(OwnTable):
     def _ask_again(self, connection: sqlalchemy.Connection, asked: RequestSpec, swarm: str, record: Record) -> None:
         """Update an existing request to the current question. An answer to a different question does not count."""
         rows, seal, place = self._rows, self._seal_for(swarm), place_of(asked.id)
-        row = connection.execute(select(rows).where(rows.c.id == asked.id)).one()
+        row = RequestRow(*connection.execute(select(rows).where(rows.c.id == asked.id)).one())
         early = row.run_id == ""  # Completed before it was opened.
         if not early and row.call != asked.call:
             return
@@ -149,7 +150,7 @@ class Inbox(OwnTable):
         if early or changed or row.state == "open":
             why = {"why": known["why"]} if "why" in known else {}
             stored = dumps(seal.close({**record, **why}, place))
-            values: dict[str, Any] = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
+            values: dict[str, object] = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
             undecided = _UNDECIDED if changed else {}
             connection.execute(update(rows).where(rows.c.id == asked.id).values(**values, **undecided))
 
@@ -159,7 +160,7 @@ class Inbox(OwnTable):
         with self._writing() as connection:
             over = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
             connection.execute(over.values(state="expired", answered_at=now()))
-            row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+            row = RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
         return self._request(row)
 
     def reopen(self, asked: RequestSpec, swarm: str, why: str, owner: str | None = None) -> None:
@@ -175,7 +176,8 @@ class Inbox(OwnTable):
         found = self._read(select(rows).where(rows.c.call == call, rows.c.kind == "result"))
         if not found:
             return None
-        return self._request(found[0]), question_of(found[0], self._seal_for(found[0].swarm)).get("kept", {})
+        row = RequestRow(*found[0])
+        return self._request(row), question_of(row, self._seal_for(row.swarm)).get("kept", {})
 
     def asks(self, call: str) -> bool:
         """Return True if a tool call has an open request."""
@@ -230,7 +232,7 @@ class Inbox(OwnTable):
 
     def _undecided(self, connection: sqlalchemy.Connection, request_id: str) -> Request:
         rows, runs = self._rows, self._runs
-        row = connection.execute(select(rows).where(rows.c.id == request_id)).one()
+        row = RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
         request = self._request(row)
         if row.state == "answered":
             raise _answered(request_id, row.answered_by)
@@ -246,7 +248,7 @@ class Inbox(OwnTable):
 
     def _write(
         self, connection: sqlalchemy.Connection, request_id: str, decision: Decision, by: str | None
-    ) -> sqlalchemy.Row[Any]:
+    ) -> RequestRow:
         rows = self._rows
         if by is not None:
             check_text("by", by)
@@ -256,7 +258,7 @@ class Inbox(OwnTable):
         values = {"state": "answered", "decision": stored, "answered_by": by, "answered_at": now()}
         if connection.execute(taken.values(**values)).rowcount != 1:
             raise errors.AlreadyAnswered(f"request {request_id!r} was answered already", request_id=request_id)
-        return connection.execute(select(rows).where(rows.c.id == request_id)).one()
+        return RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
 
     # Rest and waking
 
@@ -309,7 +311,7 @@ class Inbox(OwnTable):
         row = next(iter(self._read(wanted)), None) if storable(request_id) else None
         if row is None:
             raise NoRequest(f"there is no request {request_id!r} in this database")
-        return self._request(row)
+        return self._request(RequestRow(*row))
 
     def of_runs(self, run_ids: Iterable[str]) -> list[Request]:
         """Return all requests of these runs, oldest first."""
@@ -357,7 +359,7 @@ class Inbox(OwnTable):
         wanted = wanted.where(self._asked_still(), runs.c.status.in_(UNFINISHED), rows.c.run_id.in_(ids))
         return {str(run_id): int(count) for run_id, count in self._read(wanted.group_by(rows.c.run_id))}
 
-    def mark(self, run_id: str | None = None) -> tuple[Any, ...]:
+    def mark(self, run_id: str | None = None) -> tuple[object, ...]:
         """Return values that differ if a request was opened or decided: of all runs, or of one."""
         rows = self._rows.c
         wanted = select(func.count(), func.max(rows.created_at)).where(rows.state == "open")
@@ -380,11 +382,11 @@ class Inbox(OwnTable):
     def _listed(self, wanted: sqlalchemy.Select[Any], *order: ColumnElement[Any]) -> list[Request]:
         """Return the requests of a query, oldest first if no order is given."""
         rows = self._rows
-        found = self._read(wanted.order_by(*(order or (rows.c.created_at, rows.c.id))))
+        found = [RequestRow(*row) for row in self._read(wanted.order_by(*(order or (rows.c.created_at, rows.c.id))))]
         above = self._family.above({row.run_id for row in found})
         return [replace(self._request(row, closed=ENCRYPTED), parents=above[row.run_id]) for row in found]
 
-    def _request(self, row: Any, closed: str | None = None) -> Request:
+    def _request(self, row: RequestRow, closed: str | None = None) -> Request:
         return read_request(row, self._seal_for(row.swarm), closed)
 
 

@@ -10,10 +10,9 @@ import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, column, delete, select, table
+from sqlalchemy import ColumnClause, Connection, column, delete, select, table
 
 from durable_swarm.engine.database.connection import writing
 from durable_swarm.engine.database.diagnosis import reporting_errors
@@ -201,7 +200,7 @@ def _forget(store: Store, connection: Connection, run_ids: list[str], there: set
     called = runs.c.parent_workflow_id.in_(run_ids) & (runs.c.name == records_names.TOOL)
     calls = select(runs.c.workflow_uuid).where(called)
     for name in there & BELONGINGS.keys():
-        belongs: Any = column(BELONGINGS[name])
+        belongs: ColumnClause[str] = column(BELONGINGS[name])
         rows = table(name, belongs, schema=None if name == TRANSACTIONS else schema_of(store.url))
         connection.execute(delete(rows).where(belongs.in_(run_ids) | belongs.in_(calls)))
     if LEDGER in there:
@@ -211,7 +210,7 @@ def _forget(store: Store, connection: Connection, run_ids: list[str], there: set
     connection.execute(delete(runs).where(runs.c.workflow_uuid.in_(run_ids)))
 
 
-def _swarm_of(attributes: Any) -> Any:
+def _swarm_of(attributes: object) -> object:
     try:
         noted = json.loads(attributes) if isinstance(attributes, str) else attributes
     except ValueError:

@@ -1,4 +1,4 @@
-"""The rows of runs, of undecorated tool calls and of their steps, as they are read.
+"""Reads the rows of runs, of undecorated tool calls and of their steps.
 
 DBOS wrote them, and has readers of its own. They are read with our statements instead: reading needs no import of DBOS,
 loads only the columns that are used, and leaves a pickled row, which could run any code, the text that it is.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy
-from sqlalchemy import JSON, ColumnElement, Select, and_, column, func, literal, null, select, table
+from sqlalchemy import JSON, ColumnElement, FromClause, Select, and_, column, func, literal, null, select, table
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
@@ -21,6 +20,7 @@ from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.names import PORTABLE, RUN, TOOL
+from durable_swarm.engine.records.rows import RecordedError, RunRow, StepRow
 from durable_swarm.engine.storage.ownership import UNFINISHED
 
 INDEX = "durable_swarm_runs"
@@ -37,59 +37,6 @@ FACTS = (
 """The columns of a run's row that are read as they are, in the order of `RunRow`."""
 
 
-@dataclass(frozen=True)
-class RecordedError:
-    """An error as DBOS stores it: the class's name, the message, and the record of this package in `data`, if any."""
-
-    name: str
-    message: str
-    data: Any = None
-
-    def __str__(self) -> str:
-        return self.message
-
-
-@dataclass
-class RunRow:
-    """The row of a run, or of an undecorated tool call. Times are in milliseconds since 1970.
-
-    `input` is the list of arguments. What was not loaded is None; an `input`, `output` or `error` that is not JSON is a
-    text. `asks` says that the run waits for a decision, a time or a provider (`away` says why): itself, or the run
-    `asks_below`.
-    """
-
-    workflow_id: str
-    name: str
-    status: str
-    executor_id: str | None
-    queue_name: str | None
-    app_version: str | None
-    parent_workflow_id: str | None
-    created_at: int
-    updated_at: int
-    completed_at: int | None
-    attributes: Any
-    input: Any = None
-    output: Any = None
-    error: RecordedError | str | None = None
-    asks: bool = False
-    asks_below: RunRow | None = None
-    away: str | None = None
-
-
-class StepRow(NamedTuple):
-    """The row of a recorded step of a run or a tool call: number, name, and its output or error."""
-
-    workflow_id: str
-    function_id: int
-    function_name: str
-    output: Any
-    error: RecordedError | str | None
-    child_workflow_id: str | None
-    started_at_epoch_ms: int | None
-    completed_at_epoch_ms: int | None
-
-
 class RowReader:
     """Reads rows. Raises `ConfigurationError` if the database cannot be used."""
 
@@ -97,7 +44,7 @@ class RowReader:
         self._url = url
         self._engine = engine
         schema = schema_of(url)
-        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         stored = ("inputs", "output", "error", "serialization")
         kept = ("function_id", "function_name", "child_workflow_id", "started_at_epoch_ms", "completed_at_epoch_ms")
         self.runs = table("workflow_status", *map(column, (*FACTS, *stored)), noted, schema=schema)
@@ -175,9 +122,9 @@ class RowReader:
 
     def _loading(self, load_input: bool, load_output: bool) -> Select[Any]:
         runs, inputs, outputs = self.runs, self._inputs, self._outputs
-        source: Any = runs
-        given: Any = null()
-        ended: Any = (null(), null())
+        source: FromClause = runs
+        given: ColumnElement[Any] = null()
+        ended: tuple[ColumnElement[Any], ...] = (null(), null())
         if load_input:
             given = func.coalesce(inputs.c.inputs, runs.c.inputs)
             source = source.outerjoin(inputs, inputs.c.workflow_uuid == runs.c.workflow_uuid)
@@ -228,7 +175,7 @@ def _in_order(steps: list[StepRow]) -> list[StepRow]:
     return sorted(steps, key=lambda step: step.function_id)
 
 
-def _run_row(row: Any) -> RunRow:
+def _run_row(row: Sequence[Any]) -> RunRow:
     run_id, name, status, executor, queue, version, parent, created, updated, ended, notes, *stored, kind = row
     given, output, error = stored  # As `_loading` selects them.
     asked = _decoded(given, kind)
@@ -240,12 +187,12 @@ def _run_row(row: Any) -> RunRow:
     )
 
 
-def _step_row(row: Any) -> StepRow:
+def _step_row(row: Sequence[Any]) -> StepRow:
     run_id, number, name, child, begun, ended, output, error, kind = row  # In the order of the table's columns.
     return StepRow(run_id, number, name, _decoded(output, kind), _error(error, kind), child, begun, ended)
 
 
-def _decoded(text: str | None, serialization: str | None) -> Any:
+def _decoded(text: str | None, serialization: str | None) -> object:
     """Return the value of a stored text; the text itself if it is not JSON."""
     if text is None or serialization != PORTABLE:
         return text

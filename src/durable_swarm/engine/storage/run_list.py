@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, literal, literal_column
+from sqlalchemy import ColumnClause, ColumnElement, and_, case, func, literal, literal_column
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from durable_swarm import errors
 from durable_swarm.codec import storable
 from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records.names import QUEUE
-from durable_swarm.engine.storage.rows import FORKED, RunRow
+from durable_swarm.engine.records.rows import RunRow
+from durable_swarm.engine.storage.rows import FORKED
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import PAGE, Store
 from durable_swarm.runs import STATES, State
@@ -106,7 +108,7 @@ def _milliseconds(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _may_be(runs: Any, status: State) -> ColumnElement[bool]:
+def _may_be(runs: ReadOnlyColumnCollection[str, ColumnClause[Any]], status: State) -> ColumnElement[bool]:
     """True for the rows that can be those of runs of a status: of unfinished ones, their row alone does not say it."""
     ours = runs.queue_name.startswith(QUEUE, autoescape=True)
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement
 
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages
 from durable_swarm.engine.storage.requests import Inbox
-from durable_swarm.engine.storage.rows import RowReader, RunRow
+from durable_swarm.engine.storage.rows import RowReader
 from durable_swarm.engine.storage.run_state import UNFINISHED, notes_on, reason_noted, state_of
 
 

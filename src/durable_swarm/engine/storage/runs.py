@@ -22,6 +22,7 @@ from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import is_sealed
 from durable_swarm.engine.records.lives import Life, with_life
+from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.storage.actions import Actions
 from durable_swarm.engine.storage.changes import Changes
@@ -34,7 +35,7 @@ from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.process_facts import ProcessTable
 from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages, wait_noted
 from durable_swarm.engine.storage.requests import Inbox
-from durable_swarm.engine.storage.rows import RowReader, RunRow, StepRow
+from durable_swarm.engine.storage.rows import RowReader
 from durable_swarm.engine.storage.run_records import RunRecords, no_codec, stored_start
 from durable_swarm.engine.storage.run_state import (
     NEEDS,
@@ -258,9 +259,9 @@ class Store(RunRecords):
         self,
         run_id: str,
         stored: base.Record,
-        about: dict[str, Any],
+        about: dict[str, object],
         queue: str,
-        version: str,
+        version: str | None,
         priority: int = 0,
         delay: float = 0.0,
     ) -> bool:
@@ -270,7 +271,7 @@ class Store(RunRecords):
         """
         return self._writer.enqueue(run_id, stored, about, queue, version, priority, delay)
 
-    def annotate(self, run_id: str, **attributes: Any) -> None:
+    def annotate(self, run_id: str, **attributes: object) -> None:
         """Add JSON values to the notes on a run."""
         self._writer.annotate(run_id, attributes)
 
@@ -284,7 +285,7 @@ class Store(RunRecords):
         """Return the change of an agent that a person has accepted for a run."""
         return notes_on(self.found(run_id, load_output=False)).get(ACCEPTED)
 
-    def accept(self, row: Any) -> None:
+    def accept(self, row: RunRow) -> None:
         """Accept the change for which a run is held. The process that holds an unfinished run continues it."""
         change, owner = notes_on(row).get(HELD_FOR), owner_of(row)
         self.annotate(row.workflow_id, **{ACCEPTED: change, HELD_FOR: None, "waits_for": None})
@@ -304,7 +305,7 @@ class Store(RunRecords):
             run_id, owner, asked, until, lambda held: away is None or self.outages.may_rest(held, away, run_id)
         )
 
-    def try_now(self, row: Any) -> None:
+    def try_now(self, row: RunRow) -> None:
         """Make the next try due, if the run waits for its provider, or has ended while it did."""
         waits = wait_noted(notes_on(row).get(AWAY))
         if waits is not None:
@@ -314,7 +315,7 @@ class Store(RunRecords):
         """Cancel a run, its tool calls in progress and its child runs; an ended run is unchanged."""
         self.claims.cancel(run_id, self.family.within)
 
-    def resume(self, row: Any, queue: str) -> bool:
+    def resume(self, row: RunRow, queue: str) -> bool:
         """Let a cancelled or failed run continue from its first unfinished step, on `queue`, with its open calls.
 
         Return False if its row changed since it was read, because another caller resumed it first. Raises `RunConflict`
@@ -352,7 +353,7 @@ class Store(RunRecords):
         rows = self._rows.read(self._runs.workflow_uuid == program, self._runs.name == PROGRAM)
         return notes_on(rows[0]) if rows else {}
 
-    def note(self, program: str, notes: dict[str, Any]) -> None:
+    def note(self, program: str, notes: dict[str, object]) -> None:
         """Store notes about a program as plain JSON data, in place of the earlier ones."""
         self._writer.note(PROGRAM, program, notes)
 

@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import sqlalchemy
-from sqlalchemy import BigInteger, Boolean, Column, Text, select
+from sqlalchemy import BigInteger, Boolean, Column, ColumnElement, Text, select
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.urls import schema_of
@@ -58,7 +57,7 @@ class Schedules(OwnTable):
         """Record a schedule. One that asks for the same times keeps them; other times begin now."""
         self.create()
         rows, found = self._rows, self.found(name)
-        values: dict[str, Any] = {"swarm": swarm, "agent": agent, "stored": json.dumps(stored)}
+        values: dict[str, object] = {"swarm": swarm, "agent": agent, "stored": json.dumps(stored)}
         if found is None or not found.timing.same_as(timing):
             values |= {"timing": json.dumps(timing.record()), "next_at": _stored(timing.first(moment(now())))}
         with reporting_errors(self._url), self._engine.begin() as connection:
@@ -106,17 +105,18 @@ class Schedules(OwnTable):
             with reporting_errors(self._url), self._engine.begin() as connection:
                 connection.execute(self._rows.delete().where(self._rows.c.name == name))
 
-    def _change(self, name: str, *conditions: Any, **values: Any) -> None:
+    def _change(self, name: str, *conditions: ColumnElement[bool], **values: object) -> None:
         with reporting_errors(self._url), self._engine.begin() as connection:
             connection.execute(self._rows.update().where(self._rows.c.name == name, *conditions).values(**values))
 
-    def _listed(self, *conditions: Any) -> list[ScheduleRow]:
+    def _listed(self, *conditions: ColumnElement[bool]) -> list[ScheduleRow]:
+        found = self._read(select(self._rows).where(*conditions).order_by(self._rows.c.name))
         return [
             ScheduleRow(
-                row.name, row.swarm, row.agent, Timing.read(json.loads(row.timing)), json.loads(row.stored),
-                None if row.next_at is None else moment(row.next_at), row.paused, moment(row.created_at),
+                name, swarm, agent, Timing.read(json.loads(timing)), json.loads(stored),
+                None if next_at is None else moment(next_at), paused, moment(created_at),
             )
-            for row in self._read(select(self._rows).where(*conditions).order_by(self._rows.c.name))
+            for name, swarm, agent, timing, stored, next_at, paused, created_at in found
         ]  # fmt: skip
 
 

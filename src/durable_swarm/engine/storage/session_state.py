@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from durable_swarm import errors
 from durable_swarm.engine.records.base import Record
@@ -91,8 +91,25 @@ class Following:
     stored: Record
 
 
-def state_of_session(row: Any) -> SessionState:
-    """Return the state of a session from its row, with the one of its run in progress."""
+class SessionRow(NamedTuple):
+    """The row of a session, in the order of its table's columns, with those of its run in progress, if it has one."""
+
+    id: str
+    swarm: str
+    agent: str
+    context: str
+    base: str | None
+    last: int
+    ahead: int | None
+    created_at: int
+    updated_at: int
+    run_id: str | None
+    status: str | None
+    completed_at: int | None
+
+
+def state_of_session(row: SessionRow) -> SessionState:
+    """Return the state of a session from its row."""
     over = row.status not in UNFINISHED
     ahead = None if row.ahead is None else Ahead(row.ahead, row.run_id or "", over, row.completed_at)
     return SessionState(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import sqlalchemy
 from sqlalchemy import JSON, BigInteger, Column, Connection, Index, Integer, Text, column, func, select, table, update
@@ -34,6 +33,7 @@ from durable_swarm.engine.storage.session_state import (
     Arrival,
     Following,
     Left,
+    SessionRow,
     SessionState,
     no_session,
     state_of_session,
@@ -68,7 +68,7 @@ class Sessions(OwnTable):
         self._seen: sqlalchemy.ColumnElement[bool] = sqlalchemy.true()
         columns = ("workflow_uuid", "status", "queue_name", "completed_at", "updated_at", "owner_xid")
         more = ("recovery_attempts", "started_at_epoch_ms")
-        noted: Any = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
         self._workflows = table("workflow_status", *map(column, (*columns, *more)), noted, schema=schema)
         self._inputs = table("workflow_input", column("workflow_uuid"), column("inputs"), schema=schema)
 
@@ -117,7 +117,7 @@ class Sessions(OwnTable):
         )
         wanted = wanted.order_by(rows.c.updated_at.desc(), rows.c.id).limit(limit)
         found = self._read(wanted) if connection is None else connection.execute(wanted)
-        return [state_of_session(row) for row in found]
+        return [state_of_session(SessionRow(*row)) for row in found]
 
     def listed(self, agent: str | None = None, limit: int | None = None) -> list[SessionState]:
         """Return sessions, the one with the latest change first: all, or those whose agent is `agent`."""
@@ -177,7 +177,7 @@ class Sessions(OwnTable):
     def _found_or_new(self, connection: Connection, sent: Arrival) -> SessionState:
         state = self._locked(connection, sent.session)
         if state is None:
-            values: dict[str, Any] = {
+            values: dict[str, object] = {
                 "id": sent.session,
                 "swarm": sent.swarm,
                 "agent": sent.agent,
@@ -217,7 +217,7 @@ class Sessions(OwnTable):
                     raise SessionChanged
                 # Not the present, because the end may be noted long after it.
                 ended = 0 if state.ahead is None else state.ahead.completed_at or 0
-                values: dict[str, Any] = {"updated_at": max(state.updated_at, ended), "ahead": None}
+                values: dict[str, object] = {"updated_at": max(state.updated_at, ended), "ahead": None}
                 if left is not None and state.ahead is not None:
                     context = self._closed(state.swarm, state.id, left.context)
                     values |= {"agent": left.agent, "context": context, "base": left.base}
@@ -225,7 +225,7 @@ class Sessions(OwnTable):
                 if following is not None:
                     values |= {"ahead": following.number, "updated_at": now()}
                     self._begin(connection, state.id, following)
-                self.runs.withdraw(connection, state.id, values["ahead"])
+                self.runs.withdraw(connection, state.id, None if following is None else following.number)
                 connection.execute(update(self._rows).where(self._rows.c.id == state.id).values(**values))
         except SessionChanged:
             return False

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Text, case, func
 from durable_swarm.engine.records.owners import BELONGS_TO
 
 
-def seen_by(person: str, notes: Any, *, lite: bool) -> ColumnElement[bool]:
+def seen_by(person: str, notes: ColumnElement[Any], *, lite: bool) -> ColumnElement[bool]:
     """True for the row of a run that a person sees; `notes` is its column of notes."""
     # A damaged row must not fail a list.
     owner = (
