@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from durable_swarm import codec
-from durable_swarm.errors import InvalidAnswer
+from durable_swarm.errors import AlreadyAnswered, InvalidAnswer, RequestExpired
 
 TOKEN = "token:"
 """Prefix of a request's id if its result is posted under a token."""
@@ -117,6 +117,16 @@ class Request:
     schema: dict[str, Any] | None = field(default=None, repr=False)
     same_as: int | None = None
     parents: list[Ancestor] = field(default_factory=list)
+
+
+def why_closed(request: Request) -> AlreadyAnswered | RequestExpired | None:
+    """Return the error for a decision about a request that takes none any more, or None if it is open."""
+    if request.status == "answered":
+        by = f" by {request.answered_by}" if request.answered_by else ""
+        return AlreadyAnswered(f"request {request.id!r} was answered already{by}", request_id=request.id)
+    if request.status == "expired" or (request.expires_at is not None and request.expires_at <= datetime.now(UTC)):
+        return RequestExpired(f"request {request.id!r} has expired", request_id=request.id)
+    return None
 
 
 def check_decision(asked: RequestSpec | Request, decision: Decision) -> None:

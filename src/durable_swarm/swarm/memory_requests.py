@@ -10,8 +10,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from durable_swarm.errors import AlreadyAnswered, ConfigurationError, RequestExpired
-from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision
+from durable_swarm.errors import ConfigurationError
+from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, why_closed
 from durable_swarm.tools.worktime import WorkTime
 from durable_swarm.validation import check_text
 
@@ -96,10 +96,8 @@ class MemoryInbox:
             request = self._requests.get(request_id)
             if request is None:
                 raise ConfigurationError(f"there is no request {request_id!r}")
-            if request.status == "answered":
-                raise AlreadyAnswered(f"request {request_id!r} was answered already", request_id=request_id)
-            if request.status == "expired":
-                raise RequestExpired(f"request {request_id!r} has expired", request_id=request_id)
+            if (closed := why_closed(request)) is not None:
+                raise closed
             check_decision(request, decision)
             if check is not None:
                 check(request)

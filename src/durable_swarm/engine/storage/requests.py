@@ -38,7 +38,7 @@ from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.engine.storage.visible import seen_by
-from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record
+from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record, why_closed
 from durable_swarm.validation import check_text
 
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
@@ -234,10 +234,8 @@ class Inbox(OwnTable):
         rows, runs = self._rows, self._runs
         row = RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
         request = self._request(row)
-        if row.state == "answered":
-            raise _answered(request_id, row.answered_by)
-        if row.state == "expired" or (row.expires_at is not None and row.expires_at <= now()):
-            raise errors.RequestExpired(f"request {request_id!r} has expired", request_id=request_id)
+        if (closed := why_closed(request)) is not None:
+            raise closed
         status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == row.run_id)).scalar()
         if status not in UNFINISHED:
             raise errors.ConfigurationError(f"run {row.run_id!r} has ended; its request {request_id!r} is closed")
@@ -321,10 +319,8 @@ class Inbox(OwnTable):
     def none_open(self, run_id: str) -> errors.DurableSwarmError:
         """Return the error for a decision about a run's one open request if there is none."""
         known = self.of_runs([run_id])
-        if known and known[-1].status == "answered":
-            return _answered(known[-1].id, known[-1].answered_by)
-        if known and known[-1].expires_at is not None:
-            return errors.RequestExpired(f"request {known[-1].id!r} has expired", request_id=known[-1].id)
+        if known and (closed := why_closed(known[-1])) is not None:
+            return closed
         return NoRequest(f"run {run_id!r} has no open request; `durable-swarm inbox` lists those of all runs")
 
     def open_requests(self, run_ids: Iterable[str] | None = None, limit: int | None = None) -> list[Request]:
@@ -388,8 +384,3 @@ class Inbox(OwnTable):
 
     def _request(self, row: RequestRow, closed: str | None = None) -> Request:
         return read_request(row, self._seal_for(row.swarm), closed)
-
-
-def _answered(request_id: str, by: str | None) -> errors.AlreadyAnswered:
-    text = f"request {request_id!r} was answered already{f' by {by}' if by else ''}"
-    return errors.AlreadyAnswered(text, request_id=request_id)
