@@ -142,5 +142,6 @@ def _check_cron(expression: Any) -> None:
     check_text("schedule: cron", expression)
     if len(expression.split()) != 5 or not croniter.is_valid(expression):
         raise ConfigurationError(
-            f"schedule: cron must have five fields, such as '0 9 * * mon-fri' for nine on weekdays, not {expression!r}"
+            "schedule: cron must have five fields (minute, hour, day, month, weekday), each within its bounds, "
+            f"such as '0 9 * * mon-fri' for nine on weekdays, not {expression!r}"
         )
