@@ -151,6 +151,4 @@ def test_a_worker_without_agents() -> None:
     command = [sys.executable, "-m", "durable_swarm", "worker", "empty_app:swarm"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert ended.returncode == 2
-    assert ended.stderr == (
-        "empty_app:swarm defines no agent, so this worker could execute nothing; import them in its module.\n"
-    )
+    assert ended.stderr == ("Error: empty_app:swarm defines no agent to execute; import its agents in its module.\n")

@@ -63,9 +63,10 @@ class Webhook:
             raise ConfigurationError("the URL of a webhook cannot have a name or a password; the secret signs messages")
         if not isinstance(self.secret, str) or not self.secret.removeprefix("whsec_"):
             raise ConfigurationError("a webhook needs a secret, such as 'whsec_' and 32 random bytes in base64")
-        if isinstance(self.events, str) or (unknown := [one for one in self.events if one not in KINDS]):
-            said = self.events if isinstance(self.events, str) else unknown[0]
-            raise ConfigurationError(f"a webhook cannot tell {said!r}; its events are {', '.join(KINDS)}")
+        if isinstance(self.events, str):
+            raise ConfigurationError(f"the events of a webhook are a list, such as [{self.events!r}]")
+        if unknown := [one for one in self.events if one not in KINDS]:
+            raise ConfigurationError(f"a webhook cannot tell {unknown[0]!r}; its events are {', '.join(KINDS)}")
         if not self.allow_private and _is_private_name(parts.hostname):
             raise ConfigurationError(
                 f"{parts.hostname!r} is a private address; Webhook(..., allow_private=True) allows it"
@@ -122,6 +123,8 @@ class Webhook:
 
 def check_webhooks(given: Iterable[Webhook]) -> tuple[Webhook, ...]:
     """Return the webhooks of a swarm. Raises `ConfigurationError` for what is none, and for an address named twice."""
+    if isinstance(given, Webhook):
+        raise ConfigurationError("webhooks must be a list: [Webhook(...)]")
     hooks = tuple(given)
     if wrong := [hook for hook in hooks if not isinstance(hook, Webhook)]:
         raise ConfigurationError(f"webhooks must be a list of durable_swarm.server.Webhook, and has {wrong[0]!r:.80}")

@@ -103,7 +103,7 @@ def test_a_message_is_a_text_a_dictionary_or_a_list(make_swarm: MakeSwarm, plain
     plain_run(session, {"role": "user", "content": "two"})
     plain_run(session, [{"role": "user", "content": "three"}, {"role": "user", "content": "four"}])
     assert said(model.calls[-1]) == ["one", "re: one", "two", "re: two", "three", "four"]
-    bad: list[Any] = [[], 3, None, {"content": "no role"}, ["text in a list"]]
+    bad: list[Any] = [[], 3, None, {"content": "no role"}, {"role": "user"}, ["text in a list"]]
     for message in bad:
         with pytest.raises(ConfigurationError, match="message"):
             plain_run(session, message)

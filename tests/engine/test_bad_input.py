@@ -39,6 +39,7 @@ RUN_ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "messages: strings": ("messages[0]", {"messages": ["Hi"]}),
     "messages: None inside": ("messages[1]", {"messages": [*user(), None]}),
     "messages: no role": ("messages[0]", {"messages": [{"content": "Hi"}]}),
+    "messages: no content": ("messages[0] is the user's", {"messages": [{"role": "user", "contnet": "Hi"}]}),
     "messages: role is a number": ("messages[0]", {"messages": [{"role": 1, "content": "Hi"}]}),
     "context_variables: a list": ("context_variables", {"context_variables": [1]}),
     "context_variables: a string": ("context_variables", {"context_variables": "x"}),

@@ -473,3 +473,14 @@ def test_a_fork_is_executed_by_another_process_when_this_one_dies(url: str) -> N
     with DurableSwarm(ScriptedModel(["Late."]), database=url) as swarm:
         wait_until(lambda: swarm.get("two").status == "done")
         assert contents(swarm.get("two").messages())[-1] == "Late."
+
+
+def test_a_run_without_a_whole_turn_is_forked_at_its_beginning(make_anywhere: Make) -> None:
+    """A wrong turn is refused with the only one that there is."""
+    shop = Shop()
+    shop.broken = True
+    swarm = make_anywhere(ScriptedModel([[call("pay")]]))
+    with pytest.raises(ValueError, match="no money"):
+        swarm.run(shop.clerk, user(), run_id="one")
+    with pytest.raises(ConfigurationError, match=r"turn 0 is not finished; take 0$"):
+        swarm.get("one").fork(1)

@@ -398,8 +398,8 @@ def test_who_waits_in_vain_is_told_for_what(make: Make) -> None:
     run = make(ScriptedModel([]), name="shop").enqueue("Clerk", user())
     with pytest.raises(TimeoutError, match=r"within 0\.1 s; it waits for a worker of a swarm named 'shop'"):
         run.result(0.1)
-    with pytest.raises(TimeoutError, match="it waits for a worker of a swarm named 'shop'"):
-        asyncio.run(run.result_async(0.1))
+    with pytest.raises(TimeoutError, match="it waits for a worker of a swarm without a name"):
+        asyncio.run(make(ScriptedModel([])).enqueue("Clerk", user()).result_async(0.1))
 
 
 def test_a_priority_has_a_bound(make: Make) -> None:

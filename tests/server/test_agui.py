@@ -76,6 +76,44 @@ def test_an_interrupt_is_answered_by_the_next_request(serve: Serve) -> None:
     assert client.post(f"/agui/{agent.name}", json=late).status_code == 409
 
 
+def test_a_payload_that_says_nothing_decides_nothing(serve: Serve) -> None:
+    """A misspelt field is no rejection and no empty answer: it is refused, and the request stays open."""
+
+    @tool(approval=True)
+    def pay(amount: int) -> str:
+        return f"paid {amount}"
+
+    def colour() -> str:
+        return ask_human("Which colour?")
+
+    agent = Agent(name=unique(), functions=[pay, colour])
+    swarm, client = serve([[("pay", {"amount": 5})], ["colour"], "Done."])
+    told = ask(client, agent.name, "r1")
+    for number, (wrong, right) in enumerate([({"aprove": True}, {"approve": True}), ({"anser": "x"}, {"answer": "x"})]):
+        [asked] = told[-1]["outcome"]["interrupts"]
+        body = {"threadId": "t1", "runId": f"x{number}", "messages": [], "tools": [], "context": []}
+        for payload in (wrong, {}, {"approve": "yes"}):
+            entry = {"interruptId": asked["id"], "status": "resolved", "payload": payload}
+            answer = client.post(f"/agui/{agent.name}", json={**body, "resume": [entry]})
+            assert (answer.status_code, answer.json()["error"]["type"]) == (422, "InvalidAnswer"), payload
+        assert [one.status for one in swarm.get("r1").requests()] == ["open"]
+        entry = {"interruptId": asked["id"], "status": "resolved", "payload": right}
+        told = ask(client, agent.name, f"r{number + 2}", resume=[entry])
+    assert text_of(told) == "Done."
+
+
+def test_a_name_with_a_space_is_told_how_to_be_written(serve: Serve) -> None:
+    """An address with `%20` is refused with the one to write, which leads to the agent."""
+    agent = Agent(name=f"{unique()} desk")
+    _, client = serve(["Hello"])
+    body = {"threadId": "t", "runId": "r", "messages": [{"id": "1", "role": "user", "content": "Hi"}]}
+    body |= {"tools": [], "context": [], "state": {}, "forwardedProps": {}}
+    refused = client.post(f"/agui/{agent.name}", json=body)
+    assert refused.status_code == 404
+    written = refused.json()["error"]["message"].rpartition(" is ")[2].strip("'")
+    assert client.post(f"/agui/{written}", json=body).status_code == 200
+
+
 def test_a_thread_is_a_session(serve: Serve) -> None:
     """The next run of a thread knows the one before it; a failed one ends with an error."""
     agent = Agent(name=unique())

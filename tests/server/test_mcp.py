@@ -100,6 +100,23 @@ def test_what_a_run_asks_is_asked_of_the_client(serve: Serve) -> None:
     assert told == ["paid 5", "blue"]
 
 
+def test_an_accepted_form_without_its_field_decides_nothing(serve: Serve) -> None:
+    """A misspelt `approve` is no rejection: the call is an error, and the request stays open."""
+
+    @tool(approval=True)
+    def pay(amount: int) -> str:
+        return f"paid {amount}"
+
+    swarm, server, name, _agent = serve([[("pay", {"amount": 5})], "Done"], pay)
+
+    def answers(_params: Any) -> ElicitResult:
+        return ElicitResult(action="accept", content={"aprove": True})
+
+    told = ask(server, name, {"message": "Hi"}, answers, {KEY: "r1"})
+    assert told.startswith("Error: InvalidAnswer: request 'r1/0.0/approval' takes")
+    assert [one.status for one in swarm.get("r1").requests()] == ["open"]
+
+
 def test_a_client_that_cannot_be_asked_is_told(serve: Serve) -> None:
     """It gets the question and the request's id; once it is answered, `get_run` has the answer."""
     swarm, server, name, _agent = serve([["colour"], "Blue it is."], lambda: None)

@@ -199,7 +199,7 @@ def test_redirections_are_not_followed(receiver: Receiver) -> None:
         (("https://u:p@example.com", SECRET), "name or a password"),
         (("https://example.com", ""), "secret"),
         (("https://example.com", SECRET, ("run.started",)), "cannot tell 'run.started'"),
-        (("https://example.com", SECRET, "run.finished"), "cannot tell"),
+        (("https://example.com", SECRET, "run.finished"), r"a list, such as \['run.finished'\]"),
     ],
 )
 def test_wrong_webhooks_are_refused(arguments: Any, said: str) -> None:
@@ -209,6 +209,8 @@ def test_wrong_webhooks_are_refused(arguments: Any, said: str) -> None:
     twice = [Webhook("https://example.com/a", SECRET)] * 2
     with pytest.raises(ConfigurationError, match="same url"):
         DurableSwarm(ScriptedModel([]), webhooks=twice)
+    with pytest.raises(ConfigurationError, match=r"must be a list: \[Webhook"):
+        DurableSwarm(ScriptedModel([]), webhooks=twice[0])  # type: ignore[arg-type]
     assert SECRET not in repr(twice)
 
 

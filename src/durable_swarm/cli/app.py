@@ -59,6 +59,18 @@ class _Commands(click.Group):
         command: click.Command = getattr(module, COMMANDS[cmd_name].function or cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # Click compares with commands that are imported, and these are not.
+        name = args[0]
+        if name not in COMMANDS and not ctx.resilient_parsing:
+            import difflib
+
+            if near := difflib.get_close_matches(name, COMMANDS, 1):
+                raise click.UsageError(f"No such command {name!r}. Did you mean {near[0]!r}?", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
@@ -120,6 +132,7 @@ def _plainly(message: str) -> str:
     if "unexpected extra argument" in message:
         message = f"{message.rstrip('.')}; put a text with spaces in quotes"
     message = message.replace("is not a valid integer range", "is not a whole number")
+    message = message.replace("is not a valid float range", "is not a number")
     return message if message.endswith((".", "?", "!")) else f"{message}."
 
 

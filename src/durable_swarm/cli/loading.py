@@ -34,9 +34,11 @@ def load(settings: Settings, target: str) -> DurableSwarm:
     if not isinstance(swarm, DurableSwarm):
         swarms = [key for key, value in vars(module).items() if isinstance(value, DurableSwarm)]
         there = f"it has {', '.join(swarms)}" if swarms else "it has none"
-        raise Problem(f"{target!r} is not a DurableSwarm; {there}.", 2)
+        raise Problem(f"Error: {target!r} is not a DurableSwarm; {there}.", 2)
     if settings.database is not None and swarm.database not in (None, settings.database):
-        raise Problem(f"{target} names its database itself; take --database away, or database= out of the code.", 2)
+        raise Problem(
+            f"Error: {target} names its database itself; take --database away, or database= out of the code.", 2
+        )
     return swarm
 
 
@@ -48,7 +50,7 @@ def _imported(name: str) -> Any:
         raise
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
-            text = f"There is no module {name!r} here; run this where it can be imported."
+            text = f"there is no module {name!r} here; run this where it can be imported."
         else:
-            text = f"The module {name!r} cannot be imported: {type(error).__name__}: {error}. --debug shows where."
-        raise Problem(text, 2) from error
+            text = f"the module {name!r} cannot be imported: {type(error).__name__}: {error}. --debug shows where."
+        raise Problem(f"Error: {text}", 2) from error

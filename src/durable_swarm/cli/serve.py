@@ -62,7 +62,7 @@ def _loaded(settings: Settings, target: str) -> DurableSwarm:
     """Return the program's swarm. Raises `Problem` if the program defines no agent."""
     swarm = load(settings, target)
     if not agents.names():
-        raise Problem(f"{target} defines no agent, so there is nothing to serve; import them in its module.", 2)
+        raise Problem(f"Error: {target} defines no agent, so there is nothing to serve; import them in its module.", 2)
     return swarm
 
 

@@ -74,7 +74,7 @@ def worker(
     limits = QueueLimits(concurrency, queue_concurrency, _rate(rate))
     swarm = load(settings, target)
     if not agents.names():
-        raise Problem(f"{target} defines no agent, so this worker could execute nothing; import them in its module.", 2)
+        raise Problem(f"Error: {target} defines no agent to execute; import its agents in its module.", 2)
     _log_to_stderr()
     stop = threading.Event()
     with swarm, _stopping(stop), _health(healthz):

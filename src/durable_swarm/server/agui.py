@@ -19,7 +19,7 @@ from starlette.routing import Route
 from durable_swarm.engine.api.run import Run
 from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
-from durable_swarm.server.answer_form import answer_form
+from durable_swarm.server.answer_form import answer_form, answer_in, verdict_in
 from durable_swarm.server.backend import Backend, Caller, Refused, id_in, served
 from durable_swarm.server.content import Part, content_of, data_url, file_part, text_part
 from durable_swarm.server.openapi import EVENTS, Described
@@ -173,9 +173,9 @@ def _decide(caller: Caller, request: HumanRequest, entry: Any) -> None:
     if entry.status == "cancelled":
         caller.reject(request.id, "cancelled") if request.kind != "question" else caller.answer(request.id, "")
     elif request.kind == "question":
-        plain = fields.get("answer", "") if request.schema is None and isinstance(given, dict) else given
-        caller.answer(request.id, plain)
-    elif given is True or fields.get("approve") is True or fields.get("approved") is True:
+        plain = request.schema is None and isinstance(given, dict)
+        caller.answer(request.id, answer_in(request, fields) if plain else given)
+    elif given is True or (given is not False and verdict_in(request, fields)):
         caller.approve(request.id, fields.get("arguments"))
     else:
         caller.reject(request.id, str(fields.get("reason") or ""))

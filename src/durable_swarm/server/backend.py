@@ -24,7 +24,7 @@ from durable_swarm.events import Event
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.server.event_hub import EventHubs
 from durable_swarm.server.guard import OWN, USER
-from durable_swarm.server.ids import decode_id
+from durable_swarm.server.ids import decode_id, encode_rest
 from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.service import NoRequest, Runs, is_unusable, open_runs
 
@@ -316,7 +316,11 @@ def whole(text: str, name: str, least: int = 1) -> int:
 
 def id_in(request: Request, name: str = "id") -> str:
     """Return the id in a request's path. Raises `RunNotFound` if it is none."""
-    found = decode_id(request.path_params[name])
+    segment = request.path_params[name]
+    found = decode_id(segment)
     if found is None:
-        raise errors.RunNotFound("ids in addresses are written with ~XX for all but letters, digits, - and _")
+        raise errors.RunNotFound(
+            "ids and names in addresses are written with ~XX for all but letters, digits, - and _: "
+            f"{segment!r} is {encode_rest(segment)!r}"
+        )
     return found

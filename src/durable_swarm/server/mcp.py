@@ -40,7 +40,7 @@ from durable_swarm.engine.records.names import is_call
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, DurableSwarmError, RequestExpired
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED
-from durable_swarm.server.answer_form import answer_form
+from durable_swarm.server.answer_form import answer_form, answer_in, verdict_in
 from durable_swarm.server.backend import Backend, Caller, Refused, failed
 from durable_swarm.server.mcp_tasks import Tasks, knows_tasks
 from durable_swarm.server.openapi import EVENTS, JSON, Described
@@ -187,12 +187,11 @@ def _answer(caller: Caller, request_id: str, said: Any) -> None:
     request, fields = caller.request(request_id), said.content or {} if isinstance(said, ElicitResult) else {}
     accepted = isinstance(said, ElicitResult) and said.action == "accept"
     if request.kind == "question":
-        value: Any = fields if request.schema is not None else fields.get("answer", "")
         if accepted:
-            caller.answer(request.id, value)
+            caller.answer(request.id, answer_in(request, fields) if request.schema is None else fields)
         elif request.schema is not None:
             caller.reject(request.id)
-    elif accepted and fields.get("approve") is True:
+    elif accepted and verdict_in(request, fields):
         caller.approve(request.id)
     else:
         caller.reject(request.id, str(fields.get("reason") or ""))

@@ -104,6 +104,9 @@ def check_messages(messages: Any) -> None:
             raise ConfigurationError(f"messages[{index}] must be a dictionary with 'role' and 'content'")
         if isinstance(message, Mapping) and not isinstance(message.get("role"), str):
             raise ConfigurationError(f"messages[{index}] has no 'role'")
+        # Providers refuse it, and a session would send it again with each later message.
+        if isinstance(message, Mapping) and message["role"] == "user" and message.get("content") is None:
+            raise ConfigurationError(f"messages[{index}] is the user's and has no 'content'")
 
 
 def plain(message: Any) -> Message:

@@ -175,7 +175,8 @@ class RunResult(RunRequests):
             if why is not None:
                 how = f"it waits: {why}"
             elif state_of(row) == "queued":
-                how = f"it waits for a worker of a swarm named {notes_on(row).get('swarm', '')!r}"
+                name = notes_on(row).get("swarm", "")
+                how = f"it waits for a worker of a swarm {f'named {name!r}' if name else 'without a name'}"
         return f"run {self.id!r} has not ended within {timeout:g} s; {how}"
 
     async def _end_of_run(self) -> Response:

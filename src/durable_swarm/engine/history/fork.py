@@ -185,7 +185,8 @@ def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> li
     if turn > whole:
         open_ = "is not finished" if calls else "has tool calls that were not made (execute_tools=False)"
         reason = f"turn {whole} {open_}" if whole < len(told) else f"it has {len(told)} turns, counted from 0"
-        raise errors.ConfigurationError(f"run {run_id!r} cannot be forked at turn {turn}: {reason}; take 0 to {whole}")
+        take = f"0 to {whole}" if whole else "0"
+        raise errors.ConfigurationError(f"run {run_id!r} cannot be forked at turn {turn}: {reason}; take {take}")
     return [runs.turn_record(record.agent, record.reply, record.outcomes) for record in told[:turn]]
 
 

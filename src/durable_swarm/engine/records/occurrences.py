@@ -143,5 +143,6 @@ def _check_cron(expression: object) -> None:
     cron = check_text("schedule: cron", expression)
     if len(cron.split()) != 5 or not croniter.is_valid(cron):
         raise ConfigurationError(
-            f"schedule: cron must have five fields, such as '0 9 * * mon-fri' for nine on weekdays, not {cron!r}"
+            "schedule: cron must have five fields (minute, hour, day, month, weekday), each within its bounds, "
+            f"such as '0 9 * * mon-fri' for nine on weekdays, not {cron!r}"
         )
