@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from durable_swarm import Agent, ModelError, Swarm, tool
+from durable_swarm import Agent, DurableSwarm, ModelError, Swarm, tool
 from durable_swarm.background import background_loop
 from durable_swarm.models.call import Completion
 from durable_swarm.testing import (
@@ -27,6 +29,7 @@ from durable_swarm.testing import (
 )
 from durable_swarm.types import Usage
 from tests.support.model_calls import Naps, ask
+from tests.support.raw import DONE, RawServer
 
 KINDS = ["sync", "sync on a loop", "async", "async in a thread"]
 KEY = "canary-key-0815"
@@ -285,6 +288,78 @@ def test_broken_arguments_are_sent_mended_and_shown_as_they_were() -> None:
         {"name": "f_g_hinzu", "arguments": '{"a": 1}'},
     ]
     assert [message["content"][:6] for message in response.messages[1:4]] == ["Error:"] * 3
+
+
+HELLO = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
+HELLO_IN_CHUNKS = [{"choices": [{"index": 0, "delta": {"content": "Hello"}, "finish_reason": "stop"}]}, DONE]
+
+
+def _whole(message: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"choices": {"0": "Hi"}},
+        {"choices": True},
+        {"choices": 5},
+        _whole("Hi"),
+        _whole(["Hi"]),
+        _whole({"role": "assistant", "tool_calls": 5}),
+        _whole({"role": "assistant", "tool_calls": {"id": "c"}}),
+        _whole({"role": "assistant", "tool_calls": [None]}),
+        "[" * 100_000,
+        '{"choices": ' + "9" * 5_000 + "}",
+    ],
+    ids=lambda odd: str(odd)[:60],
+)
+def test_an_answer_that_is_none_is_asked_for_again(odd: Any, asynchronous: bool) -> None:
+    """What is JSON, but no answer, is the provider's fault and no error of the program."""
+    with RawServer(odd, HELLO) as provider:
+        kind: Any = openai.AsyncOpenAI if asynchronous else openai.OpenAI
+        client = kind(base_url=provider.base_url, api_key=KEY, max_retries=1)
+        assert ask(client).message["content"] == "Hello"
+    assert len(provider.requests) == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("odd", ["[" * 100_000, "9" * 5_000], ids=["deep", "long"])
+def test_a_chunk_that_cannot_be_read_breaks_its_stream(odd: str, asynchronous: bool) -> None:
+    """The same in a stream: it is asked for again."""
+    with RawServer([f"data: {odd}", DONE], HELLO_IN_CHUNKS) as provider:
+        kind: Any = openai.AsyncOpenAI if asynchronous else openai.OpenAI
+        client = kind(base_url=provider.base_url, api_key=KEY, max_retries=1)
+        swarm = Swarm(client)
+        shown = list(swarm.run(Agent(), [{"role": "user", "content": "Hi"}], stream=True))
+        assert shown[-1]["response"].messages[-1]["content"] == "Hello"
+    assert len(provider.requests) == 2
+
+
+DEEP: list[Any] = []
+for _ in range(200):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("odd", [float("nan"), [{"score": float("inf")}], DEEP], ids=["nan", "infinite", "deep"])
+def test_a_field_that_is_not_sent_back_spoils_no_run(odd: Any, streamed: bool, tmp_path: Path) -> None:
+    """A provider's own field holds what JSON does not, or no end of lists: it is null where it cannot be kept."""
+    calls = [{"index": 0, "id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]
+    message = {"role": "assistant", "content": "So", "tool_calls": calls, "reasoning_details": odd}
+    chunks = [{"choices": [{"index": 0, "delta": message, "finish_reason": "tool_calls"}]}, DONE]
+    first, then = (chunks, HELLO_IN_CHUNKS) if streamed else (_whole(message), HELLO)
+    agent = Agent(name="Odd fields", functions=[add])
+    with RawServer(first, then) as provider:
+        client = openai.OpenAI(base_url=provider.base_url, api_key=KEY, max_retries=0)
+        with DurableSwarm(client, database=f"sqlite:///{tmp_path / 'runs.sqlite'}") as swarm:
+            if streamed:
+                response = swarm.start(agent, [{"role": "user", "content": "Hi"}]).result()
+            else:
+                response = swarm.run(agent, [{"role": "user", "content": "Hi"}])
+    assert response.messages[-1]["content"] == "Hello"
+    assert json.loads(json.dumps(response.messages, allow_nan=False)) == response.messages
 
 
 def test_an_odd_subclass_of_the_client(provider: ScriptedServer) -> None:

@@ -153,6 +153,14 @@ def test_ids_are_unique_on_the_wire(given: Any) -> None:
     assert json.dumps(Conversation().request("s", [*history, *turn("b")])) == json.dumps(second)
 
 
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_arguments_that_only_python_reads_are_not_sent(name: str) -> None:
+    """A provider that reads them as JSON would refuse the history for ever."""
+    function = {"name": "look_up", "arguments": f'{{"price":{name}}}'}
+    sent = to_wire({"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": function}]})
+    assert sent["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
 def test_custom_calls_come_back() -> None:
     """A call of another type is kept as it is, and goes back as it came."""
     custom = {"id": "c", "type": "custom", "custom": {"name": "shell", "input": "ls"}}

@@ -37,8 +37,22 @@ ALLOWED = {
         "interrupted": "stopped",
         "over": "elsewhere",
     },
-    "suspended": {"taken": "taken", "begun": "running", "outage": "retrying", "held": "held", "offered": "elsewhere"},
-    "retrying": {"taken": "taken", "begun": "running", "outage": "retrying", "held": "held", "offered": "elsewhere"},
+    "suspended": {
+        "taken": "taken",
+        "begun": "running",
+        "outage": "retrying",
+        "held": "held",
+        "offered": "elsewhere",
+        "gone": "elsewhere",
+    },
+    "retrying": {
+        "taken": "taken",
+        "begun": "running",
+        "outage": "retrying",
+        "held": "held",
+        "offered": "elsewhere",
+        "gone": "elsewhere",
+    },
     "held": {
         "taken": "taken",
         "begun": "running",
@@ -46,8 +60,16 @@ ALLOWED = {
         "held": "held",
         "lifted": "stopped",
         "offered": "elsewhere",
+        "gone": "elsewhere",
     },
-    "stopped": {"taken": "taken", "begun": "running", "outage": "retrying", "held": "held", "offered": "elsewhere"},
+    "stopped": {
+        "taken": "taken",
+        "begun": "running",
+        "outage": "retrying",
+        "held": "held",
+        "offered": "elsewhere",
+        "gone": "elsewhere",
+    },
 }
 """Every allowed move by state and event, written down a second time; a run that is taken was stopped before."""
 

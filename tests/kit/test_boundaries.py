@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy
 from dbos._schemas.system_database import SystemSchema
 
-from durable_swarm.testing.crash.boundaries import _ENGINE, _labels
+from durable_swarm.testing.crash.boundaries import _ENGINE, _forget, _labels
 
 SWEEP = (
     "WITH late AS (SELECT workflow_uuid FROM dbos.workflow_status WHERE status = 'PENDING' LIMIT 100 FOR UPDATE{how}) "
@@ -43,3 +43,18 @@ def test_every_table_of_the_engine_is_known() -> None:
     tables = [table.name for table in vars(SystemSchema).values() if isinstance(table, sqlalchemy.Table)]
     assert len(tables) > 5
     assert [table for table in tables if not _ENGINE.fullmatch(table)] == []
+
+
+def test_a_lost_connection_shows_as_what_it_is() -> None:
+    """The kit's look at a transaction that is undone hides no lost connection: the engine would not try again."""
+    engine = sqlalchemy.create_engine("sqlite://")
+    sqlalchemy.event.listen(engine, "rollback", _forget)
+
+    def lose_it() -> None:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("SELECT 1"))
+            connection.invalidate()
+            raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        lose_it()

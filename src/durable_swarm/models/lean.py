@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from types import FunctionType, MethodType
 from typing import Any
 
+from durable_swarm.models.stream import reading
+
 _BELOW = ("post", "request", "_build_request", "copy", "with_options")
 """Methods that the official client calls on itself on the way to the provider, and those it is copied with."""
 
@@ -86,12 +88,15 @@ def _as_data(create: Callable[..., Any], streamed: bool) -> Callable[..., Any]:
 
     def ask(**arguments: Any) -> Any:
         response = create(**arguments)
-        return _chunks(response.parse(to=Stream[object])) if streamed else response.parse(to=object)
+        with reading():
+            return _chunks(response.parse(to=Stream[object])) if streamed else response.parse(to=object)
 
     async def ask_async(**arguments: Any) -> Any:
-        parsed = (await create(**arguments)).parse(to=AsyncStream[object] if streamed else object)
-        if inspect.isawaitable(parsed):  # As the client announces of its next major version.
-            parsed = await parsed
+        response = await create(**arguments)
+        with reading():
+            parsed = response.parse(to=AsyncStream[object] if streamed else object)
+            if inspect.isawaitable(parsed):  # As the client announces of its next major version.
+                parsed = await parsed
         return _chunks_async(parsed) if streamed else parsed
 
     return ask_async if inspect.iscoroutinefunction(create) else ask
@@ -99,16 +104,18 @@ def _as_data(create: Callable[..., Any], streamed: bool) -> Callable[..., Any]:
 
 def _chunks(stream: Any) -> Iterator[Any]:
     try:
-        for chunk in stream:
-            yield _with_fields(chunk)
+        with reading():
+            for chunk in stream:
+                yield _with_fields(chunk)
     finally:
         stream.close()
 
 
 async def _chunks_async(stream: Any) -> AsyncIterator[Any]:
     try:
-        async for chunk in stream:
-            yield _with_fields(chunk)
+        with reading():
+            async for chunk in stream:
+                yield _with_fields(chunk)
     finally:
         await stream.close()
 

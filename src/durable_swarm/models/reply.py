@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +12,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from durable_swarm.codec import mended
+from durable_swarm.codec import MAX_DEPTH, mended
 from durable_swarm.types import Message, Usage
+
+DATA = (str, bytes, int, float, list, tuple, set, type(None))
+"""Types without fields, which cannot be a message, a chunk or a tool call."""
+
+_NO_LIST = (str, bytes, int, float, Mapping)
 
 
 class EmptyReply(Exception):
@@ -41,14 +47,21 @@ def checked(answer: Any) -> Answer:
     """Return the relevant parts of a completion. Raises `EmptyReply` if it has no message."""
     refuse_error(answer)
     choices = field(answer, "choices")
-    choice = choices[0] if choices else None
+    choice = choices[0] if choices and not isinstance(choices, _NO_LIST) else None
     message = field(choice, "message")
-    if message is None:
+    if isinstance(message, DATA) or not _are_calls(field(message, "tool_calls")):
         refuse_error(choice)
         raise EmptyReply(f"the provider's answer has no message{_instead(answer)}")
     found = Answer(message, field(answer, "usage"), field(choice, "finish_reason"))
     refuse_broken(found, choice)
     return found
+
+
+def _are_calls(calls: Any) -> bool:
+    """Return True unless something that was sent as the tool calls of a message cannot be any."""
+    if isinstance(calls, list | tuple):
+        return not any(isinstance(call, DATA) for call in calls)
+    return not (calls and isinstance(calls, _NO_LIST))
 
 
 def refuse_error(part: Any) -> None:
@@ -124,14 +137,28 @@ def read_message(message: Any, turn: int) -> Message:
     Accepts mappings, pydantic models and any object with `content` and `tool_calls`. Null fields are left out; a call
     without an id gets one, because some providers send none but require it back.
     """
-    data = _as_dict(message)
-    data = mended(data)
+    data = sendable(mended(_as_dict(message)))
     calls = [_read_call(call, turn, index) for index, call in enumerate(data.pop("tool_calls", None) or [])]
     rest = {key: value for key, value in data.items() if value is not None and key not in ("role", "content", "sender")}
     content = data.get("content")
     if content is not None and not isinstance(content, str | list):
         content = json.dumps(content, default=str)
     return {"role": "assistant", "content": content, **rest, "tool_calls": calls or None}
+
+
+def sendable(value: Any, depth: int = MAX_DEPTH - 10) -> Any:
+    """Return what a provider sent with null for what cannot be kept and sent back: NaN, infinity, and endless nesting.
+
+    Python reads them in JSON. The records around a message are nested, too.
+    """
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind is dict:
+        return {key: sendable(item, depth - 1) for key, item in value.items()} if depth else None
+    if kind is list:
+        return [sendable(item, depth - 1) for item in value] if depth else None
+    return value
 
 
 def dumped(model: BaseModel) -> dict[str, Any]:

@@ -6,10 +6,11 @@ calls may arrive whole or letter by letter, with an index or without.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from itertools import chain, groupby
@@ -18,11 +19,18 @@ from typing import Any
 from pydantic import BaseModel
 
 from durable_swarm.codec import mended_text
-from durable_swarm.models.reply import Answer, beside, checked, dumped, field, refuse_broken, refuse_error
+from durable_swarm.models.reply import (
+    DATA,
+    Answer,
+    beside,
+    checked,
+    dumped,
+    field,
+    refuse_broken,
+    refuse_error,
+    sendable,
+)
 from durable_swarm.types import Message
-
-_DATA = (str, bytes, int, float, list, tuple, set, type(None))
-"""Types without fields, which cannot be part of a chunk."""
 
 _OURS = ("sender", "delim", "response")
 """Keys of Swarm's own dictionaries; a provider's fields must not be mistaken for them."""
@@ -38,6 +46,17 @@ class Unmarked(BrokenStream):
     """A stream without an end mark: it was cut, or its provider never marks the end."""
 
 
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Read a provider's JSON in this block; `BrokenStream` is raised for what only Python refuses in it."""
+    try:
+        yield
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except (RecursionError, ValueError) as error:  # Nested too deep, or a number of thousands of digits.
+        raise BrokenStream(f"the provider's answer cannot be read: {error}") from error
+
+
 def whole(answer: Any) -> Answer:
     """Return the relevant parts of an answer that was not streamed; some servers stream without being asked.
 
@@ -48,7 +67,7 @@ def whole(answer: Any) -> Answer:
     if not isinstance(answer, str):
         return checked(answer)
     if answer.lstrip().startswith("{"):
-        return checked(json.loads(answer))
+        return checked(_decoded(answer))
     events = [line[5:].strip() for line in answer.splitlines() if line.startswith("data:")]
     if not events:
         return checked(answer)
@@ -57,8 +76,13 @@ def whole(answer: Any) -> Answer:
         if data == "[DONE]":
             pieces.mark()
             break
-        pieces.add(json.loads(data))
+        pieces.add(_decoded(data))
     return pieces.answer()
+
+
+def _decoded(text: str) -> Any:
+    with reading():
+        return json.loads(text)
 
 
 class ReplyBuilder:
@@ -166,7 +190,7 @@ def _first_choice(chunk: Any) -> Any:
     if choices is not None and not isinstance(choices, list | tuple):
         raise BrokenStream(f"the provider's stream contains something that is not a chunk: {_shortly(chunk)}")
     for choice in choices or ():
-        if isinstance(choice, _DATA):
+        if isinstance(choice, DATA):
             raise BrokenStream(f"the provider's stream contains something that is not a choice: {_shortly(choice)}")
         index = field(choice, "index")
         if not isinstance(index, int) or index == 0:
@@ -181,7 +205,7 @@ def _fields(delta: Any) -> Iterable[tuple[str, Any]]:
         return (fields | delta.model_extra if delta.model_extra else fields).items()
     if isinstance(delta, Mapping):
         return ((str(name), value) for name, value in delta.items())
-    if isinstance(delta, _DATA):
+    if isinstance(delta, DATA):
         raise BrokenStream(f"the provider's stream contains something that is not a delta: {_shortly(delta)}")
     # A mock has every attribute, so only types that can be part of a message count.
     own = {name: value for name, value in getattr(delta, "__dict__", {}).items() if isinstance(value, str)}
@@ -191,7 +215,7 @@ def _fields(delta: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    return dumped(value) if isinstance(value, BaseModel) else value
+    return dumped(value) if isinstance(value, BaseModel) else sendable(value)
 
 
 def _text(value: Any) -> str | list[Any]:
@@ -312,7 +336,7 @@ class _Calls:
         return [shown for fragment in fragments if len(shown := self._add(fragment)) > 1]
 
     def _add(self, fragment: Any) -> dict[str, Any]:
-        if isinstance(fragment, _DATA):
+        if isinstance(fragment, DATA):
             raise BrokenStream(
                 f"the provider's stream contains something that is not a tool call: {_shortly(fragment)}"
             )

@@ -11,7 +11,7 @@ import json
 import re
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from durable_swarm.codec import mended
 from durable_swarm.types import Message
@@ -152,10 +152,14 @@ def _repaired(call: dict[str, Any]) -> dict[str, Any]:
     arguments = function.get("arguments")
     try:
         arguments = json.dumps(arguments) if isinstance(arguments, Mapping) else arguments
-        sound = isinstance(json.loads(arguments or ""), dict)
+        sound = isinstance(json.loads(arguments or "", parse_constant=_no_constant), dict)
     except (TypeError, ValueError, RecursionError):
         sound = False
     return {**call, "function": {**function, "name": name, "arguments": arguments if sound else "{}"}}
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON, though Python reads it")
 
 
 class _Ids:

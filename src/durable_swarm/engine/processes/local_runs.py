@@ -37,7 +37,18 @@ State = Literal["elsewhere", "taken", "running", "suspended", "retrying", "held"
 - stopped: interrupted here: this process or another may take it over
 """
 Event = Literal[
-    "taken", "not_taken", "begun", "suspended", "outage", "held", "lifted", "left", "interrupted", "over", "offered"
+    "taken",
+    "not_taken",
+    "begun",
+    "suspended",
+    "outage",
+    "held",
+    "lifted",
+    "left",
+    "interrupted",
+    "over",
+    "offered",
+    "gone",
 ]
 
 INTERRUPTED: tuple[State, ...] = ("suspended", "retrying", "held", "stopped")
@@ -56,6 +67,7 @@ MOVES: dict[Event, tuple[tuple[State, ...], State | None]] = {
     "interrupted": (("elsewhere", "taken", "running"), "stopped"),
     "over": (("running",), "elsewhere"),  # Its end is recorded, or another execution owns it.
     "offered": (INTERRUPTED, "elsewhere"),
+    "gone": (INTERRUPTED, "elsewhere"),  # It has ended, or another process has it.
 }
 """The states from which each event leads, and to which; None is the state before. From others, it changes nothing."""
 
@@ -198,6 +210,17 @@ class LocalRuns:
         with self._entry(run_id) as known:
             known.cast = known.cast | cast
             known.move("lifted")
+
+    def forget(self, run_id: str, *, ended: bool) -> None:
+        """Note that a run was found to have ended, or to be with another process, unless it is executed here."""
+        with self._entry(run_id) as known:
+            if ended and known.is_interrupted:
+                known.cast = {}
+            known.move("gone")
+            if known.state == "elsewhere":
+                known.outage = None
+                if ended:
+                    known.pause = known.until = 0.0
 
     def decline(self, run_id: str) -> None:
         """Leave a run to others for a time."""

@@ -1,6 +1,6 @@
 """Runs that this process has claimed but does not execute: the claim was committed, its confirmation was lost.
 
-And the reverse: runs that this process executes while another execution owns them.
+And the reverse: runs that this process executes, or remembers as interrupted, while another execution owns them.
 
 DBOS claims a queued run in one transaction, then executes it. If the connection breaks during the commit, DBOS takes
 the claim for failed. But the run's row names a living process, so no other process would ever look at it.
@@ -9,6 +9,7 @@ the claim for failed. But the run's row names a living process, so no other proc
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING
 
 from durable_swarm.engine.backend import queues
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from durable_swarm.engine.processes.process import Process
 
 log = logging.getLogger("durable_swarm")
+
+AT_ONCE = 200
+"""How many of the suspended and the declined runs are looked for at once."""
 
 
 class LostClaims:
@@ -38,6 +42,7 @@ class LostClaims:
             return
         claims = here.store.claims.claims(here.identity.name)
         self._look_for_lost(set(claims))
+        self._forget_gone({run_id for run_id, _ in claims})
         interrupted = here.local.in_state(*INTERRUPTED).keys()
         executed = queues.executing() | here.local.executions.keys() | here.sessions.beginning | interrupted
         self._seen = {claim: self._seen.get(claim, 0) + 1 for claim in claims if claim[0] not in executed}
@@ -53,6 +58,16 @@ class LostClaims:
                 status, owner, _ = here.store.mailbox.stand(run.run_id)
                 if status in UNFINISHED and owner != run.owner:
                     self.lose(run)
+
+    def _forget_gone(self, claimed: set[str]) -> None:
+        """Forget the interrupted and the declined runs that have ended, or that another process has."""
+        here = self._process
+        some = here.local.in_state("held", "retrying", "stopped").keys() - claimed
+        # Of these there may be many, and nobody is told anything wrong for as long as they are remembered.
+        others = sorted(here.local.in_state("elsewhere", "suspended").keys() - claimed)
+        some |= set(random.sample(others, min(AT_ONCE, len(others))))
+        for run_id, ended in here.store.claims.elsewhere(some, here.identity.name).items():
+            here.local.forget(run_id, ended=ended)
 
     def lose(self, run: Execution) -> None:
         """Report that another execution owns a run, and make its waiters here follow it there."""

@@ -215,6 +215,25 @@ class Claims:
             found = read(self._engine, select(runs.c.workflow_uuid, runs.c.owner_xid).where(mine))
             return [(str(run_id), str(owner)) for run_id, owner in found]
 
+    def elsewhere(self, run_ids: Iterable[str], name: str) -> dict[str, bool]:
+        """Return the runs among these that the process of this name neither has nor can take, with True if ended."""
+        runs, ids = self._runs.c, set(run_ids)
+        wanted = select(runs.workflow_uuid, runs.status, runs.executor_id, runs.queue_name)
+        with reporting_errors(self._url):
+            found = read(self._engine, wanted.where(runs.workflow_uuid.in_(ids))) if ids else []
+        gone = dict.fromkeys(ids, True)
+        for run_id, status, process, queue in found:
+            owner = process
+            if status != "PENDING":
+                is_handed = status == "ENQUEUED" and queue != records_names.UNCLAIMED
+                handed = str(queue).removeprefix(records_names.QUEUE)
+                owner = handed if is_handed and handed != queue else name
+            if status in UNFINISHED:
+                gone[run_id] = False
+                if owner == name:
+                    del gone[run_id]
+        return gone
+
     def owners(self) -> set[str]:
         """Return the names of the processes that own unfinished runs."""
         runs, queue, a_run = self._runs, self._runs.c.queue_name, self._runs.c.name == records_names.RUN

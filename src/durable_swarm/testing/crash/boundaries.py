@@ -129,7 +129,7 @@ def watch() -> None:
     Together.alone = True
     event.listen(Engine, "before_cursor_execute", _begin)
     event.listen(Engine, "after_cursor_execute", _note)
-    event.listen(Engine, "rollback", lambda connection: connection.info.pop("durable_swarm_changed", None))
+    event.listen(Engine, "rollback", _forget)
 
 
 def _begin(connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool) -> None:
@@ -151,6 +151,11 @@ def _note(connection: Any, cursor: Any, statement: str, parameters: Any, context
         labels = _labels(statement, _named(parameters, context))
         if labels:
             connection.info.setdefault("durable_swarm_changed", []).extend(labels)
+
+
+def _forget(connection: Any) -> None:
+    if not connection.invalidated:  # Else asking for its info raises an error that hides the loss of the connection.
+        connection.info.pop("durable_swarm_changed", None)
 
 
 def _commits_itself(connection: Any) -> bool:
