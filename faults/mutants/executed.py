@@ -9,12 +9,12 @@ EXECUTED = [
         "late-ids",
         "step numbers follow the model's order, not the order in which calls get their turn",
         "engine/execution/colours.py",
-        "        return self.seal.open(await self.start_child(key)",
+        "        return self.record_codec.open(await self.start_child(key)",
         """        import asyncio
         import random
 
         await asyncio.sleep(random.random() / 50)
-        return self.seal.open(await self.start_child(key)""",
+        return self.record_codec.open(await self.start_child(key)""",
         (f"{MATRIX}[together_async]",),
     ),
     Mutant(
@@ -151,7 +151,7 @@ EXECUTED = [
         "engine/processes/lost_claims.py",
         "        if lost:",
         "        if False:",
-        ("tests/engine/test_strays.py",),
+        ("tests/engine/test_lost_claims.py",),
     ),
     Mutant(
         "the-earlier-one-says",
@@ -183,7 +183,7 @@ EXECUTED = [
         "engine/processes/workflows.py",
         "if process.may_be_late(run):",
         "if False:",
-        ("tests/engine/test_strays.py::test_a_dispatch_that_comes_late_begins_nothing",),
+        ("tests/engine/test_lost_claims.py::test_a_dispatch_that_comes_late_begins_nothing",),
     ),
     Mutant(
         "anybodys-to-leave",
@@ -207,15 +207,15 @@ EXECUTED = [
         "engine/processes/identity.py",
         "        return self._has_been_silent(name, last[0])\n",
         "        return True\n",
-        ("tests/engine/test_signs.py",),
+        ("tests/engine/test_heartbeats.py",),
     ),
     Mutant(
         "still-is-dead",
         "a process that stood still has not died of its tool",
         "engine/execution/crash_guard.py",
-        "        if again.stood:\n",
+        "        if again.was_paused:\n",
         "        if False:\n",
-        ("tests/engine/test_trials.py::test_who_stood_still_has_not_died",),
+        ("tests/engine/test_crash_guard.py::test_who_stood_still_has_not_died",),
     ),
     Mutant(
         "only-exceptions-fail",

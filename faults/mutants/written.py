@@ -49,7 +49,7 @@ WRITTEN = [
         "the-loser-goes-on",
         "who has lost a run that it recovered makes no further call of it",
         "engine/backend/steps.py",
-        "if found is None and life is not None and not life.is_first:",
+        "if found is None and check is not None and not check.is_first:",
         "if False:",
         ("tests/engine/test_internals.py::test_who_has_lost_a_run_begins_no_step",),
     ),
@@ -104,7 +104,7 @@ WRITTEN = [
         "engine/database/byte_locks.py",
         "self.outlives_readers = self._has_own_locks()",
         "self.outlives_readers = False",
-        ("tests/engine/test_guard.py::test_reading_the_lock_file_frees_nothing",),
+        ("tests/engine/test_file_guard.py::test_reading_the_lock_file_frees_nothing",),
     ),
     Mutant(
         "twins-are-forgotten",
@@ -120,7 +120,7 @@ WRITTEN = [
         "engine/database/connection.py",
         "pool_size=0,",
         "pool_size=4, max_overflow=0,",
-        ("tests/engine/test_guard.py::test_who_writes_waits_for_nobody_that_waits_to_write",),
+        ("tests/engine/test_file_guard.py::test_who_writes_waits_for_nobody_that_waits_to_write",),
     ),
     Mutant(
         "reported-before-commit",

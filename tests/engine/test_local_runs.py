@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.processes import local_runs
 from durable_swarm.engine.processes.local_runs import INTERRUPTED, Event, LocalRun, LocalRuns, State
-from durable_swarm.engine.records.lives import Life
+from durable_swarm.engine.records.executions import EndedExecution
 from durable_swarm.errors import UnknownAgent
 from durable_swarm.loop import Start
 from durable_swarm.types import Agent, Response
@@ -129,7 +129,7 @@ def test_a_run_is_running_only_while_an_execution_is_here(actions: list[tuple[st
             case "hold":
                 runs.hold("r", held(), last)
             case "take":
-                runs.take("r", None, stood=False)
+                runs.take("r", None, was_paused=False)
             case "give_back":
                 runs.give_back("r")
             case "lend":
@@ -159,7 +159,7 @@ def test_a_hold_that_was_lifted_before_its_execution_left_is_not_undone() -> Non
     runs.begin(run)
     runs.hold("r", held(), run)
     runs.move("r", "lifted")
-    runs.take("r", None, stood=False)
+    runs.take("r", None, was_paused=False)
     runs.leave(run)
     assert runs.of("r").state == "taken"
 
@@ -169,7 +169,7 @@ def test_nothing_is_kept_of_a_run_that_is_over(lost: bool) -> None:
     """A run that has ended here, or that another process has, leaves no entry, whatever it went through."""
     runs, run = LocalRuns(), execution()
     runs.retry("r", "away")
-    runs.take("r", None, stood=False)
+    runs.take("r", None, was_paused=False)
     assert runs.of("r").outage == "away"
     runs.begin(run)
     run.lost, run.response = lost, None if lost else Response()
@@ -188,17 +188,17 @@ def test_an_outage_is_not_the_reason_for_the_wait_of_a_suspended_run() -> None:
 
 def test_an_execution_gets_what_was_kept_for_it() -> None:
     """What ended with a takeover, the agents lent to a run, and the threads that wait for it, go to one execution."""
-    runs, life = LocalRuns(), Life("other", 0, "died")
-    runs.take("r", life, stood=True)
-    runs.take("r", None, stood=False)
+    runs, life = LocalRuns(), EndedExecution("other", 0, "died")
+    runs.take("r", life, was_paused=True)
+    runs.take("r", None, was_paused=False)
     runs.lend("r", {"A": Agent(name="A")})
     with runs.executor_in_this_thread("r") as home:
         run = execution()
         runs.begin(run)
-        assert (run.before, run.stood, run.homes, list(run.cast)) == (life, True, [home], ["A"])
+        assert (run.before, run.was_paused, run.caller_threads, list(run.cast)) == (life, True, [home], ["A"])
     later = execution()
     runs.begin(later)
-    assert (later.before, later.stood, later.homes, later.cast) == (None, False, [], {})
+    assert (later.before, later.was_paused, later.caller_threads, later.cast) == (None, False, [], {})
 
 
 def test_a_run_is_left_to_others_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:

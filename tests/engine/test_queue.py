@@ -311,7 +311,7 @@ def test_runs_from_elsewhere_count(make: Make, url: str) -> None:
     swarm.runs()
     run = swarm.start(holder, user("hold"), run_id="h")
     wait_until(lambda: run.status == "running" and here.current().local.executions)
-    here.current().working.serve(swarm, QueueLimits(1))
+    here.current().worker.serve(swarm, QueueLimits(1))
     time.sleep(1.5)
     assert desk.came == []
     opened.set()
@@ -389,7 +389,7 @@ def test_a_run_that_lives_elsewhere_is_nobodys_to_leave(make: Make, url: str) ->
     ):
         change(url, f"{claim} Where workflow_uuid = '{run_id}'", status=status, name=name, queue=queue)
         engine.local.move(run_id, "interrupted")
-    engine.orphans.offer(["mine", "others", "handed"])
+    engine.recovery.offer(["mine", "others", "handed"])
     assert {row[0] for row in rows(url, "workflow_uuid, queue_name") if row[1] == records_names.UNCLAIMED} == {"mine"}
 
 

@@ -160,7 +160,7 @@ def test_a_swarm_that_is_full_leaves_the_others_their_places(make: Make) -> None
         swarm.serve(1)
     busy = swarms[0].start(agent, user(), queue=True)
     wait_until(lambda: busy.id in here.current().local.executions)
-    here.current().working.look()
+    here.current().worker.look()
     second = swarms[1].start(agent, user(), queue=True)
     wait_until(lambda: second.id in here.current().local.executions)
     gate.set()

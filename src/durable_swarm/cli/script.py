@@ -132,8 +132,8 @@ def _problem(settings: Settings, program: Program, error: Exception, run_id: str
     trace = _own_part(error, program.path)
     error.__traceback__ = trace or error.__traceback__
     line = f" (line {trace.tb_lineno})" if trace else ""
-    told = without_secrets(safe_text(error))
-    text = f"Error: {program.name}{line}: {type(error).__name__}: {told}".rstrip(": ").rstrip(".")
+    reason = without_secrets(safe_text(error))
+    text = f"Error: {program.name}{line}: {type(error).__name__}: {reason}".rstrip(": ").rstrip(".")
     if isinstance(error, RunFailed) and error.run_id and run_id is None:
         return Problem(f"{text}. Fix it, then `{settings.command('resume', error.run_id)}`.")
     if run_id is None:
@@ -149,11 +149,11 @@ def _problem(settings: Settings, program: Program, error: Exception, run_id: str
 def _finish(settings: Settings) -> None:
     """Wait for the runs of earlier starts that this one has taken over, and report those that did not finish."""
     for run in programs.taken_over():
-        trouble, told = _trouble(run), False
+        trouble, shown = _trouble(run), False
         while trouble is None and run.status not in ENDED:
-            if not told:
+            if not shown:
                 _say(f"Waiting for run {run.id} of an earlier start; Ctrl+C leaves it for the next.")
-                told = True
+                shown = True
             trouble = _trouble(run)
         if trouble is not None:
             _say(f"Run {run.id} of an earlier start is not done: {trouble}. See `{settings.command('show', run.id)}`.")

@@ -222,18 +222,18 @@ class _Teller:
 
     def _end(self, event: Event) -> None:
         state = event.type.removeprefix("run.").replace("finished", "done")
-        told = state
+        text = state
         if ended := without_answer(event.data.get("ended_by")):
-            told = f"done, without an answer: {ended}"
-            self._line(told, "yellow")
+            text = f"done, without an answer: {ended}"
+            self._line(text, "yellow")
             return
         if state == "done" and not self._spoke:
             self._line("(empty reply)", DIM)
         if written := event.data.get("written"):
             self._line(written_as_text(written), "yellow")
         if state == "failed":
-            told = f"failed: {event.data['error_type']}: {event.data['error_message']}"
-        self._line(told.rstrip(": "), STYLES[state])
+            text = f"failed: {event.data['error_type']}: {event.data['error_message']}"
+        self._line(text.rstrip(": "), STYLES[state])
 
 
 def _write(text: str) -> None:

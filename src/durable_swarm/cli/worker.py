@@ -103,12 +103,12 @@ def _drain(swarm: DurableSwarm, grace: float) -> None:
 
 
 def _told(limits: QueueLimits) -> str:
-    told = f"{limits.concurrency} runs at once"
+    text = f"{limits.concurrency} runs at once"
     if limits.queue_concurrency is not None:
-        told += f", {limits.queue_concurrency} in all workers"
+        text += f", {limits.queue_concurrency} in all workers"
     if limits.rate is not None:
-        told += f", of which all begin {limits.rate[0]} in {limits.rate[1]:g} s"
-    return told
+        text += f", of which all begin {limits.rate[0]} in {limits.rate[1]:g} s"
+    return text
 
 
 def _log_to_stderr() -> None:
@@ -207,8 +207,8 @@ class _Health(BaseHTTPRequestHandler):
             return
         process = here.current()
         works = not process.is_closed and process.outage.reason is None
-        told = {"worker": process.identity.name, "works": works, "runs": len(process.local.executions)}
-        body = json.dumps({**told, "failing": process.keeper.errors()}).encode()
+        facts = {"worker": process.identity.name, "works": works, "runs": len(process.local.executions)}
+        body = json.dumps({**facts, "failing": process.maintenance.errors()}).encode()
         self.send_response(200 if works else 503)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -353,8 +353,8 @@ def _continue(swarm: DurableSwarm, talk: DemoConversation, agent: Any) -> None:
 
 def _before(process: Process, session: str, run_id: str) -> list[Message]:
     """Return the messages of a session before its newest run."""
-    told = [messages for row, messages in newest_first(process.store, session) if row.workflow_id != run_id]
-    return [message for messages in reversed(told) for message in messages]
+    histories = [messages for row, messages in newest_first(process.store, session) if row.workflow_id != run_id]
+    return [message for messages in reversed(histories) for message in messages]
 
 
 def _claim(process: Process, agent: str, swarm: str) -> str | None:

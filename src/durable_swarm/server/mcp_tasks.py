@@ -70,14 +70,14 @@ class Tasks:
         run = await self._run(context, params)
         outcome = await outcome_of(self._backend, run, patience=0)
         state = STATES.get(outcome.status, "input_required" if outcome.waits_for else "working")
-        told = await self._backend.call(lambda: _about(run, state))
+        answer = await self._backend.call(lambda: _about(run, state))
         if state == "completed":
-            told["result"] = _plain(self._result(outcome))
+            answer["result"] = _plain(self._result(outcome))
         elif state == "failed":
-            told["error"] = {"code": FAILED, "message": outcome.error}
+            answer["error"] = {"code": FAILED, "message": outcome.error}
         elif state == "input_required":
-            told["inputRequests"] = {request.id: _plain(self._asked(request)) for request in outcome.waits_for}
-        return told
+            answer["inputRequests"] = {request.id: _plain(self._asked(request)) for request in outcome.waits_for}
+        return answer
 
     async def _update(self, context: ServerRequestContext[Any], params: UpdateParams) -> dict[str, Any]:
         await self._run(context, params)

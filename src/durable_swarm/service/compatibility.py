@@ -90,6 +90,6 @@ def _problems(store: Store, row: RunRow, following: Effect | None) -> Iterator[s
 
 def _change(store: Store, row: RunRow, agent: str) -> AgentChanged | None:
     start = store.start_record(row)
-    told = list(enumerate(recorded_turns(store, row, start)))[len(start.get("kept", [])) :]
-    answered = [Answered(turn, record.reply.get("version", "")) for turn, record in told if record.agent == agent]
+    turns = list(enumerate(recorded_turns(store, row, start)))[len(start.get("kept", [])) :]
+    answered = [Answered(turn, record.reply.get("version", "")) for turn, record in turns if record.agent == agent]
     return changed(row.workflow_id, agents.find(agent), answered[-1] if answered else None)

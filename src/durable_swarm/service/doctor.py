@@ -166,8 +166,8 @@ def _contents(facts: Facts) -> Iterator[Check]:
     yield Check("runs", "warn" if failed else "ok", f"{states or 'none'}{remedy if failed else ''}")
     if facts.tables:
         largest = sorted(facts.tables.items(), key=lambda table: -table[1])[:LARGEST]
-        told = ", ".join(f"{name} {size(count)}" for name, count in largest)
-        yield Check("largest tables", "ok", f"{told}; `durable-swarm gc` deletes old runs")
+        text = ", ".join(f"{name} {size(count)}" for name, count in largest)
+        yield Check("largest tables", "ok", f"{text}; `durable-swarm gc` deletes old runs")
     yield _formats(facts)
     if facts.pickles:
         text = (
@@ -198,14 +198,14 @@ def _queue(visitor: Inspector) -> Check:
     if not rows:
         return Check("queue", "ok", "empty: no run waits for a worker")
     waiting = Counter(str(notes_on(row).get("swarm", "")) for row in rows)
-    told = ", ".join(
+    text = ", ".join(
         f"{count} of {f'swarm {name!r}' if name else 'the swarm without a name'}"
         for name, count in sorted(waiting.items())
     )
     oldest = (datetime.now(UTC) - min(started_at(row) for row in rows)).total_seconds()
     late = oldest > LATE
     remedy = "; is a worker running whose swarm has that name, and the same database?" if late else ""
-    return Check("queue", "warn" if late else "ok", f"{told}, the oldest for {oldest:.0f} s{remedy}")
+    return Check("queue", "warn" if late else "ok", f"{text}, the oldest for {oldest:.0f} s{remedy}")
 
 
 def _webhooks(visitor: Inspector) -> Iterator[Check]:

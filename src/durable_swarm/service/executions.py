@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from durable_swarm.engine.records.lives import DIED, HANDED, read_lives
+from durable_swarm.engine.records.executions import DIED, HANDED, read_ended
 from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.process_facts import ProcessFacts
 from durable_swarm.engine.storage.run_state import moment, notes_on, owner_of, started_at, state_of
@@ -48,15 +48,15 @@ def _spans(
     row: RunRow, steps: Sequence[StepInfo], idle: bool, known: Mapping[str, ProcessFacts]
 ) -> Iterator[tuple[str, datetime, datetime | None, str | None]]:
     moments = sorted(at for step in steps for at in (step.started_at, step.finished_at) if at is not None)
-    lives, began = read_lives(notes_on(row)), next(iter(moments), started_at(row))
-    for life in lives:
-        until = moment(life.until)
+    ended, began = read_ended(notes_on(row)), next(iter(moments), started_at(row))
+    for one in ended:
+        until = moment(one.until)
         seen = max((at for at in moments if began <= at <= until), default=began)
-        yield life.process, began, until if life.how in ENDED else seen, life.how
-        began = next((at for at in moments if at > until), until) if life.how in ENDED else until
+        yield one.process, began, until if one.how in ENDED else seen, one.how
+        began = next((at for at in moments if at > until), until) if one.how in ENDED else until
     last = owner_of(row) or row.executor_id
     waits = (
-        bool(lives) and lives[-1].process == last and lives[-1].how in ENDED and not any(at > began for at in moments)
+        bool(ended) and ended[-1].process == last and ended[-1].how in ENDED and not any(at > began for at in moments)
     )
     if not last or (waits and not owner_of(row)):
         return  # Nobody has begun it, or nobody since it was resumed.

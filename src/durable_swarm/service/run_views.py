@@ -138,7 +138,7 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
     store, idle = visitor.store, bool(visitor.idle([row]))
     state = state_of(row)
     records = Snapshot(store, row)
-    start, turns, told, closed = _told(records, row)
+    start, turns, history, closed = _told(records, row)
     error = failure_of(store, row) if state == "failed" else None
     steps = step_infos(records, row)
     moments = [started_at(row), moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
@@ -151,16 +151,16 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
         **_Totals(store, [row]).of(row),
         worker=worker_of(row),
         asked=start.messages,
-        context_variables=start.context if told.ending is None else told.ending.context,
+        context_variables=start.context if history.ending is None else history.ending.context,
         model_override=start.model_override,
         max_turns=start.max_turns,
-        messages=told.messages,
+        messages=history.messages,
         steps=steps,
-        usage=told.usage if closed else usage_with_children(store, row, told),
+        usage=history.usage if closed else usage_with_children(store, row, history),
         limits=limits,
         spent=spent,
-        last_agent=None if told.ending is None else told.ending.agent,
-        ended_by=_ended_by(row, state, told),
+        last_agent=None if history.ending is None else history.ending.agent,
+        ended_by=_ended_by(row, state, history),
         error=error,
         failure=None if error is None else error.line,
         added={str(turn): detour.messages for turn, detour in sorted(start.detours.items()) if detour.messages},
@@ -184,10 +184,10 @@ def requests_of(store: Store, row: RunRow) -> list[Request]:
     return store.inbox.of_runs([row.workflow_id, *(link.run_id for link in below)])
 
 
-def _ended_by(row: RunRow, state: State, told: RunHistory) -> EndedBy | None:
+def _ended_by(row: RunRow, state: State, history: RunHistory) -> EndedBy | None:
     if state != "done":
         return None
-    return runs.read_end(row.output) if told.ending is None else told.ending.ended_by
+    return runs.read_end(row.output) if history.ending is None else history.ending.ended_by
 
 
 def _told(records: Snapshot, row: RunRow) -> tuple[Start, list[TurnRecords], RunHistory, str | None]:

@@ -109,5 +109,5 @@ class SessionList:
             context = self._store.sessions.context(state)
         except Unreadable as error:
             return [], {}, why_closed(error)
-        told = [message for messages in reversed(found) for message in messages]
-        return told, {name: codec.decode(value) for name, value in context.items()}, None
+        all_messages = [message for messages in reversed(found) for message in messages]
+        return all_messages, {name: codec.decode(value) for name, value in context.items()}, None

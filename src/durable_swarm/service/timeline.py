@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
 
-from durable_swarm.engine.records.lives import DIED, STOPPED
+from durable_swarm.engine.records.executions import DIED, STOPPED
 from durable_swarm.runs import StepInfo
 from durable_swarm.service.executions import ExecutionView
 

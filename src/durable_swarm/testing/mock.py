@@ -76,8 +76,8 @@ def answer(request: dict[str, Any], seed: int = 0) -> Any:
     schema = _schema(request)
     if schema is not None:
         return json.dumps(examples.value(schema))
-    told = f" The last tool said: {_sentence(result)}" if result else ""
-    return f"(mock answer) You said: {_sentence(said or 'nothing')}{told}"
+    text = f" The last tool said: {_sentence(result)}" if result else ""
+    return f"(mock answer) You said: {_sentence(said or 'nothing')}{text}"
 
 
 def _sentence(text: str) -> str:
@@ -115,8 +115,8 @@ def _next(said: str, instructions: str, tools: list[dict[str, Any]], called: set
         return next((tool["name"] for tool in tools if _is_named(tool["name"], instructions)), None)
     if len(said.split()) < REQUEST:
         return None
-    told = _words(instructions)
-    return _best(tools, lambda tool: _shared(told, _words(tool["name"])))
+    words = _words(instructions)
+    return _best(tools, lambda tool: _shared(words, _words(tool["name"])))
 
 
 def _best(tools: list[dict[str, Any]], score: Callable[[dict[str, Any]], int]) -> str | None:

@@ -123,9 +123,9 @@ class DurableSwarm(ScheduledSwarm):
             else:
                 self._process = opening.open_for(self, self.database, self._worker_id)
                 if self._limits is not None:
-                    self._process.working.serve(self, self._limits)
+                    self._process.worker.serve(self, self._limits)
                 self._taken, self._earlier = [], []
-                self._process.orphans.begin(self._taken, self._earlier)
+                self._process.recovery.begin(self._taken, self._earlier)
             return self._process
 
     def serve(
@@ -151,7 +151,7 @@ class DurableSwarm(ScheduledSwarm):
         processes.
         """
         validation.check_seconds("seconds", seconds)
-        return self._process is None or self._process.working.drain(seconds)
+        return self._process is None or self._process.worker.drain(seconds)
 
     def _open_on_loop(self) -> Process:
         """Open on the running loop, so that DBOS executes recovered runs where async tools find their resources."""
@@ -225,7 +225,7 @@ class DurableSwarm(ScheduledSwarm):
 
         Return the runs taken over, including those of the first use.
         """
-        more = self._open().orphans.take(sure=True)
+        more = self._open().recovery.take(sure=True)
         taken, self._taken = dict.fromkeys([*self._taken, *more]), []
         return [self._handle(run_id) for run_id in taken]
 
@@ -259,7 +259,7 @@ class DurableSwarm(ScheduledSwarm):
     def _complete(self, token: str, decision: Decision, by: str | None) -> bool:
         opened = self._open()
         waits = opened.store.inbox.complete(token, decision, by, self.name)
-        opened.room.tell(TOKEN + token)
+        opened.waiting_calls.notify(TOKEN + token)
         return waits
 
     async def export_async(self, run_id: str, *, redact: Redact | None = None) -> dict[str, Any]:

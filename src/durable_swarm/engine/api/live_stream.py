@@ -32,7 +32,7 @@ def dictionaries(run: Run, channel: Channel, home: CallerThreadExecutor) -> Iter
             live = run.live()
             if live is not None and not live.over.done():
                 yield from text.leave()
-                live.feed.join(channel)
+                live.publisher.join(channel)
                 yield from read(channel, home, live.over, check)
             elif (response := run.look(executor)) is None and (live is None or live.lost):
                 yield from text.read()
@@ -58,7 +58,7 @@ async def dictionaries_async(run: Run, channel: Channel) -> AsyncIterator[Item]:
             if live is not None and not live.over.done():
                 for item in await look_aside(text.leave) if text.open else ():
                     yield item
-                live.feed.join(channel)
+                live.publisher.join(channel)
                 async for item in read_async(channel, asyncio.wrap_future(live.over), check):
                     yield item
             elif (response := await look_aside(run.look, executor)) is None and (live is None or live.lost):

@@ -138,4 +138,4 @@ def taken_over() -> list[Run]:
         process = here.current()
     except ConfigurationError:
         return []
-    return [Run(run_id, lambda: process.store, lambda: process) for run_id in sorted(process.orphans.taken)]
+    return [Run(run_id, lambda: process.store, lambda: process) for run_id in sorted(process.recovery.taken)]

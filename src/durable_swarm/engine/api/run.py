@@ -140,11 +140,11 @@ class Run(RunResult, RunRelatives, RunLimits):
                     time.sleep(follower.pause)
                 continue
             live.over.add_done_callback(lambda _: changed.set())
-            with live.feed.listening(changed.set):
+            with live.publisher.listening(changed.set):
                 while not live.over.done():
                     self.check_open(executor)
                     changed.clear()
-                    events = follower.live(live.feed)
+                    events = follower.live(live.publisher)
                     yield from self._read(follower) if events is None else events
                     if not events:
                         changed.wait(LATEST)
@@ -172,11 +172,11 @@ class Run(RunResult, RunRelatives, RunLimits):
                     await asyncio.sleep(follower.pause)
                 continue
             live.over.add_done_callback(wake)
-            with live.feed.listening(wake):
+            with live.publisher.listening(wake):
                 while not live.over.done():
                     self.check_open(executor)
                     changed.clear()
-                    events = follower.live(live.feed)
+                    events = follower.live(live.publisher)
                     for event in await look_aside(self._read, follower) if events is None else events:
                         yield event
                     if not events:

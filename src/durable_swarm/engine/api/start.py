@@ -114,8 +114,8 @@ class RunStart:
         if compaction is not None:
             self.record["compaction"] = plan_record(compaction)
         self._swarm, self._prices, self._default_model = swarm.name, swarm.prices, swarm.default_model
-        self._seal, self._place = RecordCodec(swarm.codec), input_of(self.run_id)
-        self.stored = self._seal.close(self.record, self._place)
+        self._record_codec, self._place = RecordCodec(swarm.codec), input_of(self.run_id)
+        self.stored = self._record_codec.close(self.record, self._place)
         """The record as it goes to the database."""
 
     def _asked_for(self, session: SessionPlace | None) -> base.Record:
@@ -186,7 +186,9 @@ class RunStart:
 
     def check_same(self, recorded: base.Record) -> None:
         """Check that a recorded run of this id has the same input. Raises `RunConflict`."""
-        asked = self._seal.open(self.stored, self._place, "what was asked")  # As it is after a codec that changes it.
+        asked = self._record_codec.open(
+            self.stored, self._place, "what was asked"
+        )  # As it is after a codec that changes it.
         if self.belongs_to is not None and recorded.get(BELONGS_TO, self.belongs_to) != self.belongs_to:
             self._conflict("and is not yours")
         if recorded.get("session") != asked.get("session"):

@@ -321,7 +321,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         with self._starting(prepared) as live:
             live.watched = True
             if channel is not None:
-                live.feed.join(channel)
+                live.publisher.join(channel)
             try:
                 handle = await steps.start(workflows.run_on_loop, prepared.stored)
             except NotAdmitted as refusal:
@@ -340,7 +340,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         """Return the run if the caller named an existing one. Raises `RunConflict`."""
         store = self._store()
         if prepared.caller is not None:
-            self._open().trials.lend(prepared.run_id, prepared.caller)
+            self._open().crash_guard.lend(prepared.run_id, prepared.caller)
         if prepared.child is not None:
             prepared.child.budget.open()
         if not prepared.named:

@@ -40,23 +40,23 @@ class OwnershipCheck:
     """True if no earlier execution can have left a record."""
 
 
-_lives: dict[tuple[str, str | None], OwnershipCheck] = {}
+_checks: dict[tuple[str, str | None], OwnershipCheck] = {}
 
 
 @contextlib.contextmanager
-def checked_by(workflow_id: str, life: OwnershipCheck) -> Iterator[None]:
+def checked_by(workflow_id: str, check: OwnershipCheck) -> Iterator[None]:
     """Allow the steps of the current workflow, which has that id, only if its execution's check passes."""
     key = workflow_id, owner_of(workflow_id)
-    _lives[key] = life
+    _checks[key] = check
     try:
         yield
     finally:
-        del _lives[key]
+        del _checks[key]
 
 
 def check_of(workflow_id: str) -> OwnershipCheck | None:
     """Return the check of the current execution of a workflow, or None if it has none."""
-    return _lives.get((workflow_id, owner_of(workflow_id)))
+    return _checks.get((workflow_id, owner_of(workflow_id)))
 
 
 _beginning: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_beginning", default=None)

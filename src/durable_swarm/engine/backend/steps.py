@@ -76,12 +76,12 @@ class _Database:
         """Read the record of a step. If there is none, the step is made only if this execution owns the run."""
         if is_beginning_call(workflow_id):
             return None  # The start of the call checks the owner.
-        life = check_of(workflow_id)
-        if life is not None and life.is_first and _patiently(life.check_ownership):
+        check = check_of(workflow_id)
+        if check is not None and check.is_first and _patiently(check.check_ownership):
             return None
         found = self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
-        if found is None and life is not None and not life.is_first:
-            _patiently(life.check_ownership)
+        if found is None and check is not None and not check.is_first:
+            _patiently(check.check_ownership)
         return found
 
     def record_operation_result(self, result: Any, **more: Any) -> None:

@@ -29,7 +29,7 @@ class OpenCall(NamedTuple):
     tool: str
     flow: bool
     """True if the call has records of its own."""
-    stood: bool = False
+    was_paused: bool = False
     """True if the previous execution did not end in a crash."""
     verify_ownership: Callable[[], None] = lambda: None
     """Checks that this execution still owns the run."""
@@ -103,7 +103,7 @@ class ToolCall:
     attempt: int
     lane: ConcurrencyLimit | None
     """The lane of a batch that runs concurrently: it schedules the batch's plain functions."""
-    trials: CallGuard
+    crash_guard: CallGuard
     refused: Callable[[], Refusal | None] = lambda: None
     """Returns the account that does not permit the call, or None. May block."""
     same: Place | None = None

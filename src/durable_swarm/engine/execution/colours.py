@@ -37,19 +37,19 @@ class InThread:
     """Runs everything in the calling thread."""
 
     run_child: Callable[[str], Record]
-    seal: RecordCodec
+    record_codec: RecordCodec
     waits: Runtime = field(default_factory=BlockingRuntime)
 
     async def step(self, name: str, body: Body) -> Record:
         reserved = steps.reserve()
         place = steps.place_of(reserved, name)
         record = steps.run_step(
-            name, lambda: self.seal.close_step(finish(_coroutine(body, self.waits)), place), reserved
+            name, lambda: self.record_codec.close_step(finish(_coroutine(body, self.waits)), place), reserved
         )
-        return self.seal.open(record, place, f"the record of step {name!r}")
+        return self.record_codec.open(record, place, f"the record of step {name!r}")
 
     async def child(self, key: str) -> Record:
-        return self.seal.open(self.run_child(key), output_of(key), f"the record of tool call {key!r}")
+        return self.record_codec.open(self.run_child(key), output_of(key), f"the record of tool call {key!r}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class OnEventLoop:
     """Awaits everything; plain functions go to the pool of `waits`."""
 
     start_child: Callable[[str], Awaitable[Record]]
-    seal: RecordCodec
+    record_codec: RecordCodec
     waits: Runtime
 
     async def step(self, name: str, body: Body) -> Record:
@@ -65,13 +65,13 @@ class OnEventLoop:
         place = steps.place_of(reserved, name)
 
         async def go() -> Record:
-            return self.seal.close_step(await body(self.waits), place)
+            return self.record_codec.close_step(await body(self.waits), place)
 
         record = await steps.run_step_async(name, go, reserved)
-        return self.seal.open(record, place, f"the record of step {name!r}")
+        return self.record_codec.open(record, place, f"the record of step {name!r}")
 
     async def child(self, key: str) -> Record:
-        return self.seal.open(await self.start_child(key), output_of(key), f"the record of tool call {key!r}")
+        return self.record_codec.open(await self.start_child(key), output_of(key), f"the record of tool call {key!r}")
 
 
 async def _coroutine(body: Body, waits: Runtime) -> Record:

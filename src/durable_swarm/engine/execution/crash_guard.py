@@ -150,7 +150,7 @@ class CrashLoopGuard:
         before, sleeps = await in_thread(self._read, again.run_id, key, again.flow)
         if sleeps:
             return None
-        if again.stood:
+        if again.was_paused:
             before = before._replace(times=max(0, before.times - 1))
         if before.times >= before.limit:
             raise _given_up(again.run_id, again.tool, before.times)

@@ -21,7 +21,7 @@ from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.records.agent_versions import Answered
 from durable_swarm.engine.records.compactions import CompactionPlan
 from durable_swarm.engine.records.encoding import RecordCodec
-from durable_swarm.engine.records.lives import Life
+from durable_swarm.engine.records.executions import EndedExecution
 from durable_swarm.engine.records.sessions import SessionPlace
 from durable_swarm.loop import Start
 from durable_swarm.models.wire import Conversation
@@ -63,7 +63,7 @@ class Execution:
     debug: bool = False
     cast: Cast = field(default_factory=dict)
     conversation: Conversation = field(default_factory=Conversation)
-    feed: EventPublisher = field(default_factory=EventPublisher)
+    publisher: EventPublisher = field(default_factory=EventPublisher)
     belongs_to: str | None = None
     """The person to whom it belongs, and so do the runs that its tools start."""
     place: SessionPlace | None = None
@@ -80,15 +80,15 @@ class Execution:
     """The tokens of its last model call, if the provider counts them."""
     streams: bool = False
     """True if replies are streamed."""
-    homes: list[CallerThreadExecutor] = field(default_factory=list)
+    caller_threads: list[CallerThreadExecutor] = field(default_factory=list)
     """Threads that wait for this run and execute its plain functions meanwhile."""
     entered: bool = False
     """True if the workflow's body was entered in this process: if not, another process executes the run."""
     recovered: bool = False
     """True if an earlier execution may have begun a step that has no record yet."""
-    before: Life | None = None
+    before: EndedExecution | None = None
     """The execution in another process from which the run was taken over; None once an event has said so."""
-    stood: bool = False
+    was_paused: bool = False
     """True if the previous execution did not crash: the run was taken over from a process that was paused."""
     over: Future[None] = field(default_factory=Future)
     """Done when the run is no longer executed here and its end, if any, is in the database; or when ownership is lost:
@@ -181,7 +181,7 @@ class Execution:
         return abs(time.time() - self.sure_at) < SURE
 
     @property
-    def seal(self) -> RecordCodec:
+    def record_codec(self) -> RecordCodec:
         """The codec of the run's records."""
         return RecordCodec(self.swarm.codec)
 

@@ -43,7 +43,7 @@ class GuardSteps:
     run: Execution
     agent: Callable[[str], AgentLike]
     """Returns the agent of a name."""
-    trials: CallGuard
+    crash_guard: CallGuard
     names: list[str] = field(default_factory=list)
     """The names of those that were begun last."""
     _beside: Beside | None = None
@@ -65,7 +65,7 @@ class GuardSteps:
             self._begin(effect.names, Judged("output", effect.turn, effect.agent, subject, effect.context))
         found = await self._verdict()
         last = effect.kind == "output" or not effect.reply.output_guardrails
-        self.run.feed.guarded(None if found is None else found[1], last=last)
+        self.run.publisher.guarded(None if found is None else found[1], last=last)
         if found is not None and found[1].reply is None:
             raise StepFailed(blocked(*found), f"{names.GUARDRAIL}{found[0]}")
         return False if found is None else found[1]
@@ -100,7 +100,7 @@ class GuardSteps:
         async def body() -> Record:
             key = f"{run.run_id}/{judged.turn}.{step}"
             waits = LoopRuntime()
-            async with self.trials.execution(key, waits):
+            async with self.crash_guard.execution(key, waits):
                 agent = self.agent(judged.agent)
                 function = guardrails_of(agent, judged.kind).get(name)
                 if function is None:
@@ -109,11 +109,11 @@ class GuardSteps:
                     context = {key: codec.round_trip(value) for key, value in judged.context.items()}
                     subject = copy.deepcopy(judged.subject(agent))
                     block = await ask_guardrail(function, judged.kind, subject, context, waits)
-            return run.seal.close_step(runs.guard_record(block), place)
+            return run.record_codec.close_step(runs.guard_record(block), place)
 
         with engines_code(f"guardrail {name!r} of run {run.run_id!r}"):
             record = await steps.run_step_async(step, body, reserved)
-            return runs.read_guard(run.seal.open(record, place, f"the verdict of guardrail {name!r}"))
+            return runs.read_guard(run.record_codec.open(record, place, f"the verdict of guardrail {name!r}"))
 
 
 def _gone(run_id: str, judged: Judged, name: str) -> errors.ReplayMismatch:

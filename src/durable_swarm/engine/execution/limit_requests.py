@@ -18,9 +18,9 @@ from durable_swarm.tools.limit_requests import unfit
 class LimitRequests:
     """Opens the requests of runs for more, and waits for the decisions."""
 
-    def __init__(self, inbox: Inbox, room: WaitingCalls) -> None:
+    def __init__(self, inbox: Inbox, waiting_calls: WaitingCalls) -> None:
         self._inbox = inbox
-        self._room = room
+        self._waiting_calls = waiting_calls
 
     async def grants(self, run: Execution, refusal: Refusal, agent: str, waits: Runtime) -> bool:
         """Ask for more of what is used up; return True if it was approved. Raises `RunSuspended`."""
@@ -37,14 +37,14 @@ class LimitRequests:
         about = {"request_id": asked.id, "kind": asked.kind}
         while True:
             request: Request = await in_thread(self._inbox.open, asked, run.swarm.name, None, run.owner)
-            run.feed.waiting("request.opened", **about, question=request.question)
+            run.publisher.waiting("request.opened", **about, question=request.question)
             if request.decision is None:
-                run.feed.waiting("run.waiting", **about)
+                run.publisher.waiting("run.waiting", **about)
             while request.decision is None:
-                await self._room.wait_outside_calls(run, waits, request=asked.id)
+                await self._waiting_calls.wait_outside_calls(run, waits, request=asked.id)
                 request = await in_thread(self._inbox.found, asked.id)
             decision = request.decision
-            run.feed.waiting("request.closed", **about, verdict=decision.verdict, answered_by=request.answered_by)
+            run.publisher.waiting("request.closed", **about, verdict=decision.verdict, answered_by=request.answered_by)
             problem = problem_of(decision)
             if not problem:
                 return decision

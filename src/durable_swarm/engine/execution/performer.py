@@ -79,7 +79,7 @@ class Durable:
     """The limit that did not permit a tool call, so that the next model call is the run's last."""
 
     def __post_init__(self) -> None:
-        self.guards = GuardSteps(self.run, self.agent, self.calls.trials)
+        self.guards = GuardSteps(self.run, self.agent, self.calls.crash_guard)
 
     async def __call__(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
         self.still_wanted(self.run)
@@ -89,7 +89,7 @@ class Durable:
             self.guards.cancel()
             if isinstance(error, StepFailed | RunSuspended):
                 # Before the run's end, or its suspension, is recorded: readers may rely on no event following it.
-                await in_thread(self.run.feed.settle)
+                await in_thread(self.run.publisher.settle)
             raise
 
     async def _perform(self, effect: Effect) -> Reply | list[Outcome] | Block | bool:
@@ -111,7 +111,7 @@ class Durable:
             return await self._model_call(effect, waits)
 
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
-            self.run.feed.asked(effect.turn, effect.agent)
+            self.run.publisher.asked(effect.turn, effect.agent)
             self.guards.begin_input(effect)
             started = time.time()
             record = await self.colour.step(names.model_step(effect.agent), body)
@@ -125,7 +125,7 @@ class Durable:
             self.run.tokens = 0 if reply.usage is None else reply.usage.total_tokens
             by_tool = record.get("form") == runs.BY_TOOL
             self.run.answered[effect.agent] = Answered(effect.turn, record.get("version", ""), by_tool)
-            self.run.feed.replied(record)
+            self.run.publisher.replied(record)
             return reply
 
     async def _model_call(self, effect: Ask, waits: Runtime) -> Record:
@@ -133,9 +133,9 @@ class Durable:
         await self._load(agent, waits)
         await self._check_change(agent)
         if self.run.streams:
-            self.run.feed.asking(effect.agent, effect.turn)
+            self.run.publisher.asking(effect.agent, effect.turn)
         if (recovery := self.run.recovery(effect.turn)) is not None:
-            self.run.feed.waiting("run.recovered", **recovery)
+            self.run.publisher.waiting("run.recovered", **recovery)
         with engines_code(f"model call {effect.turn} of run {self.run.run_id!r}"):
             # Not the run's failure: another process, or this one after a restart, may have a client.
             client = self.run.swarm.clients.get(asyncio.get_running_loop() if isinstance(waits, LoopRuntime) else None)
@@ -176,7 +176,7 @@ class Durable:
         call = self.providers.call(self.run, Provider(provider_of(client), model), step, turn, waits)
 
         async def attempt() -> T:
-            async with reserved(), self.calls.trials.execution(f"{self.run.run_id}/{turn}", waits):
+            async with reserved(), self.calls.crash_guard.execution(f"{self.run.run_id}/{turn}", waits):
                 with users_code(step), self.run.budget.work.working():
                     return await ask(_Gate(self, call, waits))
 
@@ -242,7 +242,7 @@ class Durable:
                     debug=run.debug,
                     call=call,
                     waits=waits,
-                    show=run.feed if run.streams else None,
+                    show=run.publisher if run.streams else None,
                     gate=gate,
                     tools=not last,
                 )
@@ -272,7 +272,7 @@ class Durable:
             model=completion.model,
             version=agents.fingerprint(agent),
             at=now(),
-            shown=self.run.feed.said(completion.message["content"]),
+            shown=self.run.publisher.said(completion.message["content"]),
             by_tool=completion.by_tool,
             cost=cost,
             worked=self.run.budget.work_to_record,
@@ -307,7 +307,7 @@ class Durable:
         if run.said == run.heard:
             return []
         with engines_code(f"what was said to run {run.run_id!r}"):
-            return await in_thread(self.mailbox.heard, run.run_id, run.heard, run.seal)
+            return await in_thread(self.mailbox.heard, run.run_id, run.heard, run.record_codec)
 
     async def admit(self, model: str, waits: Runtime) -> None:
         """Wait until the rate limit allows a model call, if there is one, and check that the call is still wanted."""
@@ -330,7 +330,7 @@ class Durable:
         The run stays in memory: a slot of a model that it would give up is lost to all.
         """
         with self.run.budget.work.waiting():
-            await self.providers.room.wait_outside_calls(self.run, waits, seconds=seconds, stays=True)
+            await self.providers.waiting_calls.wait_outside_calls(self.run, waits, seconds=seconds, stays=True)
         self.still_wanted(self.run)
 
     def agent(self, name: str) -> AgentLike:

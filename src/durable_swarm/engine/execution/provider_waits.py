@@ -46,9 +46,9 @@ T = TypeVar("T")
 class ProviderWaits:
     """The outages of providers, as this process knows them, and its runs that wait for their end."""
 
-    def __init__(self, store: Store, room: WaitingCalls) -> None:
+    def __init__(self, store: Store, waiting_calls: WaitingCalls) -> None:
         self.store = store
-        self.room = room
+        self.waiting_calls = waiting_calls
         self._lock = threading.Lock()
         self._known: dict[str, ProviderOutage] = {}
         self._waiting: defaultdict[str, dict[str, None]] = defaultdict(dict)
@@ -118,13 +118,13 @@ class ProviderWaits:
         if run_id is None:
             self.store.outages.forget(key)
         elif self.store.outages.elect(key, run_id):
-            self.room.wake([run_id])
+            self.waiting_calls.wake([run_id])
             self.store.inbox.wake(run_id)  # It may just have been suspended.
 
     def _wake_those_without_outage(self) -> None:
         with self._lock:
             over = [run_id for key, runs in self._waiting.items() if key not in self._known for run_id in runs]
-        self.room.wake(over)
+        self.waiting_calls.wake(over)
 
     def _note(self, known: dict[str, ProviderOutage]) -> None:
         """Replace what is known here, and log what is new in it, once for all runs."""
@@ -220,7 +220,7 @@ class PatientCall:
         if self.since is not None and self.of == self.provider.key:
             return
         if self.since is None and self.turn is not None:
-            self.run.feed.waiting("run.waiting", kind="provider", model=self.provider.model, reason=reason)
+            self.run.publisher.waiting("run.waiting", kind="provider", model=self.provider.model, reason=reason)
         self.of, self.since = self.provider.key, self.since or self.failed_at or now()
         self.waiting.store.annotate(self.run.run_id, **{AWAY: {"of": self.of, "since": self.since}})
 
@@ -272,7 +272,7 @@ class PatientCall:
             raise StepFailed(await self._end_of_patience(since), self.step)
         self.run.away = key
         with self.waiting.waits_here(key, self.run.run_id):
-            await self.waiting.room.wait_outside_calls(self.run, self.waits, seconds=left)
+            await self.waiting.waiting_calls.wait_outside_calls(self.run, self.waits, seconds=left)
         self.run.away = None
 
     async def _end_of_patience(self, since: int) -> errors.ModelError:

@@ -62,7 +62,7 @@ class EventPublisher:
         self._writer: Writer | None = None
         self._run_id = ""
         self._owner: str | None = None
-        self._seal = RecordCodec(None)
+        self._record_codec = RecordCodec(None)
         self._writing: tuple[StreamedText | None, int] = (None, 0)
         """The write in progress: pieces of this text, and the number of rows of progress."""
         self._again = False
@@ -72,14 +72,14 @@ class EventPublisher:
     # Events of the run
 
     def open(
-        self, start: Record, writer: Writer, run_id: str, owner: str | None, seal: RecordCodec, *, again: bool
+        self, start: Record, writer: Writer, run_id: str, owner: str | None, record_codec: RecordCodec, *, again: bool
     ) -> None:
         """Begin to publish the run of that id.
 
         `owner` is DBOS's token of this execution; `again` is true if it is not the first.
         """
         with self._telling():
-            self._writer, self._run_id, self._owner, self._seal = writer, run_id, owner, seal
+            self._writer, self._run_id, self._owner, self._record_codec = writer, run_id, owner, record_codec
             self._again = again
             self._narrator.begin(start)
 
@@ -207,10 +207,10 @@ class EventPublisher:
     def stamped(self, key: str, outcome: Record) -> Record:
         """Return the record of a call's outcome with its events' data: numbers, the time, progress not yet stored."""
         with self._lock:
-            take, told = self._narrator.journal.take, self._progress.pop(key, [])
+            take, noted = self._narrator.journal.take, self._progress.pop(key, [])
             self._stamped.add(key)
             numbers = [take() for _ in range(1 if outcome.get("agent") is None else 2)]
-        return {**outcome, "seq": numbers, "at": now(), **({"progress": told} if told else {})}
+        return {**outcome, "seq": numbers, "at": now(), **({"progress": noted} if noted else {})}
 
     def has_stamped(self, key: str) -> bool:
         """Return True if the outcome of a call was made by this execution, not read from its record."""
@@ -240,11 +240,11 @@ class EventPublisher:
             if self._over:
                 return []
             known = {one[0] for batch in self._batches for one in batch}
-            told = [one for some in self._progress.values() for one in some if one[0] not in known]
-            if told:
-                batch = {"v": VERSION, "progress": sorted(told, key=lambda one: one[0])}
+            noted = [one for some in self._progress.values() for one in some if one[0] not in known]
+            if noted:
+                batch = {"v": VERSION, "progress": sorted(noted, key=lambda one: one[0])}
                 # In the form in which it will be read, because a codec may mask.
-                self._batches.append(self._seal.settle(batch, place_of(self._run_id, 0))["progress"])
+                self._batches.append(self._record_codec.settle(batch, place_of(self._run_id, 0))["progress"])
             found: list[Row] = [(batch[0][0], {"progress": batch}) for batch in self._batches]
             if self._text is not None:
                 found += [(seq, {"turn": self._narrator.asking, **row}) for seq, row in self._text.rows()]
@@ -252,7 +252,7 @@ class EventPublisher:
         return [self._closed(seq, {"v": VERSION, **record}) for seq, record in found]
 
     def _closed(self, seq: int, record: Record) -> NewRow:
-        return NewRow(self._run_id, seq, self._seal.close(record, place_of(self._run_id, seq)), self._owner)
+        return NewRow(self._run_id, seq, self._record_codec.close(record, place_of(self._run_id, seq)), self._owner)
 
     def written(self, refused: bool | None) -> None:
         """Receive the result of the write: stored, refused because another execution owns the run, or not possible."""
@@ -264,9 +264,9 @@ class EventPublisher:
                 self._tell(text.written(stored=stored))
             if stored:
                 done, self._batches = self._batches[:count], self._batches[count:]
-                told = [one for batch in done for one in batch]
-                self._narrator.add([(0, {"progress": told})])
-                known = {one[0] for one in told}
+                noted = [one for batch in done for one in batch]
+                self._narrator.add([(0, {"progress": noted})])
+                known = {one[0] for one in noted}
                 for key, waiting in self._progress.items():
                     self._progress[key] = [one for one in waiting if one[0] not in known]
 

@@ -32,7 +32,7 @@ class CallServices:
     """Returns the colour for a batch that runs concurrently beside a blocked thread."""
     place_call: Callable[[str, ToolCall], None]
     """Places an undecorated tool call where its child workflow finds it."""
-    trials: CallGuard
+    crash_guard: CallGuard
     """Counts the calls that are executed again after a crash."""
     people: Callable[[ToolCall, str], CallRequests]
     """Returns the handler of the requests of a tool call."""
@@ -59,20 +59,20 @@ class ToolBatch:
             outcomes = self._beside()
         else:
             outcomes = await call_together(effect.calls, self._maker(self.colour))
-        if any(run.feed.has_stamped(names.call_key(run.run_id, effect.turn, call.index)) for call in effect.calls):
+        if any(run.publisher.has_stamped(names.call_key(run.run_id, effect.turn, call.index)) for call in effect.calls):
             warn_of_lost_updates(run.run_id, effect.calls, outcomes)
         return outcomes
 
     def _beside(self) -> list[Outcome]:
         """Run the batch on the background loop, while this thread makes the calls of plain functions."""
         home = CallerThreadExecutor()
-        self.run.homes.append(home)
+        self.run.caller_threads.append(home)
         try:
             return beside(
                 lambda _: call_together(self.effect.calls, self._maker(self.services.on_loop(self.run))), home
             )
         finally:
-            self.run.homes.remove(home)
+            self.run.caller_threads.remove(home)
 
     def _maker(self, colour: Colour) -> Callable[[Call], Awaitable[Outcome]]:
         lane = ConcurrencyLimit(self.run.swarm.tool_concurrency)
@@ -104,7 +104,7 @@ class ToolBatch:
         position = sum(other.plan not in NOT_MADE for other in effect.calls[: call.index])
         refused = partial(run.budget.refused_call, effect.turn, position)
         return ToolCall(
-            run, self.agent, effect.turn, call, context, self.attempt, lane, self.services.trials, refused, same
+            run, self.agent, effect.turn, call, context, self.attempt, lane, self.services.crash_guard, refused, same
         )
 
     def _execution(self, made: ToolCall, key: str, waits: Runtime) -> ToolCallExecution:
@@ -118,7 +118,7 @@ class ToolBatch:
             return Outcome(call.text)
         run, key = self.run, names.call_key(self.run.run_id, self.effect.turn, call.index)
         made, started = self._call(call, context, lane), time.time()
-        counted = contextlib.nullcontext() if made.attempt == 1 else self.services.trials.until_recorded(key)
+        counted = contextlib.nullcontext() if made.attempt == 1 else self.services.crash_guard.until_recorded(key)
         with engines_code(f"tool call {key!r}"), counted:
             if call.plan == "step":
 
@@ -131,7 +131,7 @@ class ToolBatch:
                 awaited = isinstance(colour, OnEventLoop)
                 record = await (made.wait.end(lambda: colour.child(key)) if awaited else colour.child(key))
             outcome = runs.read_outcome(record)
-            run.feed.returned(call.index, record)
+            run.publisher.returned(call.index, record)
             if run.trace is not None:
                 run.trace.called(call, key, started, outcome.text)
             return outcome

@@ -53,7 +53,7 @@ class CallRequests:
     made: ToolCall
     key: str
     inbox: Inbox
-    room: WaitingCalls
+    waiting_calls: WaitingCalls
     transactions: Transactions
     number_of: Callable[[Place], int | None]
     """Returns the number that a call of the run has as a step."""
@@ -101,7 +101,9 @@ class CallRequests:
         run = self.made.run
         # Before and after its tool the call does not work.
         with run.budget.work.waiting() if self.key in run.begun else contextlib.nullcontext():
-            await self.room.wait(run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread)
+            await self.waiting_calls.wait(
+                run, self.key, request=request, seconds=seconds, holds_thread=self.holds_thread
+            )
         if not self.made.run.ownership_is_fresh:
             await in_thread(self.made.run.verify_ownership)
 
@@ -112,7 +114,7 @@ class CallRequests:
         """Publish an event of the call, once."""
         call = self.made.call
         about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id}
-        self.made.run.feed.note(self.key, event, {**about, **data})
+        self.made.run.publisher.note(self.key, event, {**about, **data})
 
 
 def _left(asked: RequestSpec, request: Request) -> float | None:
@@ -162,10 +164,10 @@ class ToolCallExecution:
         """Make the call and return its record."""
         self.made.run.live = True
         if (recovery := self.made.run.recovery(self.made.turn)) is not None:
-            self.made.run.feed.recovered(self.key, recovery)
+            self.made.run.publisher.recovered(self.key, recovery)
         with users_code(names.tool_step(self.made.call.tool)):
             record = await self._kept() or await self._made()
-        return self.made.run.feed.stamped(self.key, record)
+        return self.made.run.publisher.stamped(self.key, record)
 
     async def announce(self) -> None:
         """Open the request for the call's approval before the call has its turn."""
@@ -223,9 +225,9 @@ class ToolCallExecution:
 
     async def _body(self, call: Call) -> Outcome:
         run, made = self.made.run, self.made
-        open_call = OpenCall(run.run_id, call.tool, call.plan == "flow", run.stood, run.verify_ownership)
+        open_call = OpenCall(run.run_id, call.tool, call.plan == "flow", run.was_paused, run.verify_ownership)
         again = None if made.attempt == 1 else open_call
-        async with made.trials.execution(self.key, self.waits, again):
+        async with made.crash_guard.execution(self.key, self.waits, again):
             run.begun.add(self.key)
             try:
                 seen = executing(run.swarm, "tool", call.tool, made.agent.name, run.root, self.key)
@@ -259,10 +261,10 @@ class ToolCallExecution:
             made = finish(invoke(self.function, call, context, here, cast=run.cast, waits=_NoWaits(), **given))
             if made.later is not None:
                 raise errors.ConfigurationError(f"tool {call.tool!r} is transactional, and cannot give later()")
-            return run.seal.close_step(runs.outcome_record(change.read(made, context)), place)
+            return run.record_codec.close_step(runs.outcome_record(change.read(made, context)), place)
 
         stored = await self.waits.call(self.people.transactions.run, self.key, body, run.swarm.tool_database)
-        outcome = runs.read_outcome(run.seal.open(stored, place, f"the transaction of tool call {self.key!r}"))
+        outcome = runs.read_outcome(run.record_codec.open(stored, place, f"the transaction of tool call {self.key!r}"))
         absorb(self.context, outcome)
         return outcome
 
@@ -277,7 +279,7 @@ class ToolCallExecution:
     def _emit(self, attempt: int, data: object) -> None:
         call = self.made.call
         about = {"turn": self.made.turn, "tool": call.tool, "call_id": call.id}
-        self.made.run.feed.progress(self.key, {**about, "attempt": attempt, "progress": data})
+        self.made.run.publisher.progress(self.key, {**about, "attempt": attempt, "progress": data})
 
     # A tool that is entered once
 

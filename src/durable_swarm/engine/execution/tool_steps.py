@@ -44,7 +44,7 @@ class StepRecorder:
     def __init__(self, run: Execution, key: str, people: CallRequests) -> None:
         self._run_id = run.run_id
         self._key = key
-        self._seal = run.seal
+        self._record_codec = run.record_codec
         self._people = people
         self._trace = run.trace
         self._made: dict[int, StepTrace] = {}
@@ -75,7 +75,7 @@ class StepRecorder:
                 record = backend_steps.run_step(name, functools.partial(self._recorded, place, body), reserved)
             except Begun as begun:  # Nothing is recorded yet: the step's awaitable is still to be awaited.
                 return self._on_loop(place, functools.partial(settled, begun.value), reserved)
-            done = step_done(self._seal.open(record, place, f"the record of step {name!r}"))
+            done = step_done(self._record_codec.open(record, place, f"the record of step {name!r}"))
         return _given(done) if done.awaited else done.value()
 
     async def _on_loop(
@@ -90,12 +90,12 @@ class StepRecorder:
             if place.step != names.BEGUN:
                 record["awaited"] = True  # The code may look plain in another execution, under a new decorator.
             self._note(place, started, record)
-            return self._seal.close_step(record, place)
+            return self._record_codec.close_step(record, place)
 
         started = time.time()
         with engines_code(f"step {place.step!r}"), patches.reading():
             record = await backend_steps.run_step_async(place.step, recorded, reserved)
-            done = step_done(self._seal.open(record, place, f"the record of step {place.step!r}"))
+            done = step_done(self._record_codec.open(record, place, f"the record of step {place.step!r}"))
         return done.value()
 
     def _recorded(self, place: Place, body: Callable[[], object]) -> Record:
@@ -109,7 +109,7 @@ class StepRecorder:
         except BaseException as error:
             record = self._failure(place, error)
         self._note(place, started, record)
-        return self._seal.close_step(record, place)
+        return self._record_codec.close_step(record, place)
 
     def _note(self, place: Place, started: float, record: Record) -> None:
         if self._trace is not None:

@@ -138,7 +138,7 @@ class WaitingCalls:
             run.released = True
             self._end(lambda one: one.run is run, RunSuspended)
 
-    def tell(self, *request_ids: str) -> None:
+    def notify(self, *request_ids: str) -> None:
         """Wake the calls that wait for these requests, so that they check them."""
         self._end(lambda one: one.request in request_ids)
 
@@ -155,7 +155,7 @@ class WaitingCalls:
                 if self.patience is not None and one.may_leave and time.monotonic() - one.since > self.patience:
                     self._release(one.run)
         if waiting:
-            self.tell(*self._store.inbox.decided(one.request for one in waiting if one.request is not None))
+            self.notify(*self._store.inbox.decided(one.request for one in waiting if one.request is not None))
             cancelled = self._store.claims.cancelled({one.key for one in waiting})
             self._end(lambda one: one.key in cancelled, lambda: ownership.Cancelled("the tool call was cancelled"))
 

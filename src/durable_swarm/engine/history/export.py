@@ -145,10 +145,10 @@ class Exported:
         if self.data.status == "failed" and self.data.failure is not None:
             failures.read_failure({"run_id": self.data.id, **self.data.failure})
         redacted(self.document(), lambda _, value: value)  # This decodes every value.
-        told = self.story()
+        history = self.story()
         self._check_calls()
         step_infos(self, self.row)
-        if self.data.status == "done" and told.ending is None:
+        if self.data.status == "done" and history.ending is None:
             raise ValueError("the run is done, but its records are not complete")
 
     def _check_calls(self) -> None:

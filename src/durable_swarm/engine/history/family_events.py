@@ -22,7 +22,7 @@ class FamilyReader(EventReader):
         self._from = after
         self._children: dict[str, FamilyReader] = {}
 
-    def live(self, feed: Published) -> list[Event] | None:
+    def live(self, published: Published) -> list[Event] | None:
         """Return None: the children may be executed elsewhere, so everything is read from the database."""
         return None
 

@@ -60,7 +60,7 @@ class RecordedEvents:
             return []
         with base.reading(f"the events of run {self._run_id!r}"):
             told, passed = self._turns(row)
-            rows = self._store.events.read(self._run_id, self._store.seal(row), self._narrator.journal.last)
+            rows = self._store.events.read(self._run_id, self._store.record_codec(row), self._narrator.journal.last)
             self._kept |= {record["of"] for _, record in rows if "of" in record}
             self._narrator.add(rows)
             self._passed, self._first = passed  # Last, so that an interrupted read is repeated.
@@ -182,7 +182,7 @@ class RecordedEvents:
         record = {"v": names.VERSION, "ended": [at, last.type, codec.encode(last.data)]}
         record |= {} if turn is None else {"turn": turn}
         record |= {} if self._ended_at is None else {"of": self._ended_at}
-        stored = self._store.seal(row).close(record, place_of(self._run_id, last.seq))
+        stored = self._store.record_codec(row).close(record, place_of(self._run_id, last.seq))
         self._store.events.keep(NewRow(self._run_id, last.seq, stored, None))
 
 
@@ -204,9 +204,9 @@ class EventReader:
         self.pause = SOONEST
         """Seconds until the next poll of the database."""
 
-    def live(self, feed: Published) -> list[Event] | None:
+    def live(self, published: Published) -> list[Event] | None:
         """Return the new events of the process that executes the run; None if the reader is too far behind."""
-        return self._given(feed.since(self._after))
+        return self._given(published.since(self._after))
 
     def read(self) -> list[Event]:
         """Return the new events in the database."""

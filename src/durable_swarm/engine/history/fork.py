@@ -151,8 +151,8 @@ def _asked(record: base.Record) -> str:
 def plan(store: Rows, row: RunRow, asked: ForkArguments, swarm: str) -> Planned:
     """Return the start record of a fork. Raises `ConfigurationError` for a turn that cannot be forked at."""
     start, turn = standalone(store, row), asked.turn
-    told = recorded_turns(store, row, start)
-    kept = _kept(row.workflow_id, told, turn, calls=start.get("execute_tools", True))
+    turns = recorded_turns(store, row, start)
+    kept = _kept(row.workflow_id, turns, turn, calls=start.get("execute_tools", True))
     detours = {at: detour for at, detour in start.get("detours", {}).items() if int(at) <= turn}
     here = detours.pop(str(turn), {})
     messages = here.get("messages", []) if asked.messages is None else _plain_data(asked.messages)
@@ -162,7 +162,7 @@ def plan(store: Rows, row: RunRow, asked: ForkArguments, swarm: str) -> Planned:
     forked = {"run": row.workflow_id, "turn": turn}
     belongs = {BELONGS_TO: start.get(BELONGS_TO) or person()}
     record = runs.fork_record(start, kept, detours, swarm=swarm, at=time.time(), forked=forked, **belongs)
-    if kept and _is_answer(told[turn - 1].read()) and not messages:
+    if kept and _is_answer(turns[turn - 1].read()) and not messages:
         raise errors.ConfigurationError(
             f"run {row.workflow_id!r} ended with turn {turn - 1}; give messages to continue after it, or fork it at an "
             "earlier turn"
@@ -179,15 +179,15 @@ def _plain_data(messages: Sequence[Message]) -> list[base.Record]:
     return [codec.encode(codec.mended(plain(message)), f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def _kept(run_id: str, told: list[TurnRecords], turn: int, *, calls: bool) -> list[base.Record]:
+def _kept(run_id: str, turns: list[TurnRecords], turn: int, *, calls: bool) -> list[base.Record]:
     """Return the turns before `turn`; `calls` is False if the run does not make the calls of its replies."""
-    whole = next((at for at, one in enumerate(told) if not (one.whole if calls else not one.read().calls)), len(told))
+    whole = next((at for at, one in enumerate(turns) if not (one.whole if calls else not one.read().calls)), len(turns))
     if turn > whole:
         open_ = "is not finished" if calls else "has tool calls that were not made (execute_tools=False)"
-        reason = f"turn {whole} {open_}" if whole < len(told) else f"it has {len(told)} turns, counted from 0"
+        reason = f"turn {whole} {open_}" if whole < len(turns) else f"it has {len(turns)} turns, counted from 0"
         take = f"0 to {whole}" if whole else "0"
         raise errors.ConfigurationError(f"run {run_id!r} cannot be forked at turn {turn}: {reason}; take {take}")
-    return [runs.turn_record(record.agent, record.reply, record.outcomes) for record in told[:turn]]
+    return [runs.turn_record(record.agent, record.reply, record.outcomes) for record in turns[:turn]]
 
 
 def _next(run_id: str, start: Start) -> Ask | CallAll:

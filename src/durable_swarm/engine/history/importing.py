@@ -35,7 +35,7 @@ def import_run(store: Store, data: object) -> str:
     if not _is_there(store, run):
         from durable_swarm.engine.backend import launch  # With DBOS, which reading does without.
 
-        rows = _Rows(run, _seal(store, run), int(time.time() * 1000))
+        rows = _Rows(run, _record_codec(store, run), int(time.time() * 1000))
         try:
             launch.insert(store.engine, schema_of(store.url), rows.tables())
         except IntegrityError:
@@ -49,16 +49,16 @@ def import_run(store: Store, data: object) -> str:
     return run.data.id
 
 
-def _seal(store: Store, run: Exported) -> RecordCodec:
+def _record_codec(store: Store, run: Exported) -> RecordCodec:
     """Return the codec of the imported run. Raises `ConfigurationError` if it would be readable beside encoded runs."""
-    seal = store.seal(run.row)
-    if seal.codec is None and store.holds_sealed(run.data.swarm):
+    record_codec = store.record_codec(run.row)
+    if record_codec.codec is None and store.holds_sealed(run.data.swarm):
         raise errors.ConfigurationError(
             f"the runs of swarm {run.data.swarm!r} in this database are stored through a codec, such as encryption, "
             "and this one would be stored in the clear; import it with DurableSwarm(codec=...).import_run, or on the "
             "command line with the keys in DURABLE_SWARM_ENCRYPTION_KEYS"
         )
-    return seal
+    return record_codec
 
 
 def _is_there(store: Store, run: Exported) -> bool:
@@ -85,9 +85,9 @@ def _taken(run_id: str) -> errors.RunConflict:
 class _Rows:
     """The rows of an exported run, in the columns of DBOS, encoded for the target database."""
 
-    def __init__(self, run: Exported, seal: RecordCodec, now: int) -> None:
+    def __init__(self, run: Exported, record_codec: RecordCodec, now: int) -> None:
         self._run = run
-        self._seal = seal
+        self._record_codec = record_codec
         self._now = now
 
     def tables(self) -> dict[str, list[dict[str, object]]]:
@@ -128,7 +128,7 @@ class _Rows:
         return self._status(call, name=names.TOOL, parent_workflow_id=self._run.data.id)
 
     def _start(self) -> base.Record:
-        return self._seal.close(self._run.start_record(self._run.row), input_of(self._run.data.id))
+        return self._record_codec.close(self._run.start_record(self._run.row), input_of(self._run.data.id))
 
     def _input(self, key: str, arguments: list[base.Record]) -> dict[str, object]:
         return self._payload(key, inputs=arguments_text(arguments))
@@ -139,13 +139,13 @@ class _Rows:
             ending = self._run.story().ending
             output = _text({"v": names.VERSION, "agent": run.agent} if ending is None else runs.end_record(ending))
         elif run.status == "failed" and run.failure is not None:
-            broken = Broken(self._seal.close({"v": names.VERSION, **run.failure}, failure_of(run.id)))
+            broken = Broken(self._record_codec.close({"v": names.VERSION, **run.failure}, failure_of(run.id)))
             error = _text({"name": "Broken", "message": str(broken), "code": None, "data": broken.data})
         return self._payload(run.id, output=output, error=error)
 
     def _output(self, call: RunRow) -> dict[str, object]:
         key, output = call.workflow_id, self._run.output_record(call, self._run.row)
-        return self._payload(key, output=_text(self._seal.close(output, output_of(key))), error=None)
+        return self._payload(key, output=_text(self._record_codec.close(output, output_of(key))), error=None)
 
     def _payload(self, key: str, **columns: object) -> dict[str, object]:
         return {"workflow_uuid": key, "retention_timestamp": self._now, **columns}
@@ -153,7 +153,7 @@ class _Rows:
     def _step(self, step: StepRow) -> dict[str, object]:
         output = step.output
         if is_record(output):
-            output = self._seal.close(output, Place(step.workflow_id, step.function_name, step.function_id))
+            output = self._record_codec.close(output, Place(step.workflow_id, step.function_name, step.function_id))
         return {
             "workflow_uuid": step.workflow_id,
             "function_id": step.function_id,

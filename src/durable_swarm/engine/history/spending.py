@@ -28,8 +28,8 @@ def spending(store: Store, row: RunRow, records: Rows | None = None, turns: list
     rows = records or store
     summary = summary_of(rows, row)
     before = Spent() if summary is None else summary.spent
-    told = recorded_turns(rows, row, start) if turns is None else turns
-    own = own_spending(told[len(start.get("kept", [])) :], before)
+    turns = recorded_turns(rows, row, start) if turns is None else turns
+    own = own_spending(turns[len(start.get("kept", [])) :], before)
     return own if account is None else of_lone_run(account, own)
 
 

@@ -38,19 +38,19 @@ Stored = TypeVar("Stored")
 def story(store: Rows, row: RunRow, turns: list[TurnRecords] | None = None) -> RunHistory:
     """Return the run's history as far as it is recorded; `turns` are its records by turn, if they were read already."""
     record = store.start_record(row)
-    start, told = runs.read_start(record), recorded_turns(store, row, record) if turns is None else turns
-    replies = iter(told[len(start.kept) :])
+    start, turns = runs.read_start(record), recorded_turns(store, row, record) if turns is None else turns
+    replies = iter(turns[len(start.kept) :])
 
     def next_reply() -> Reply | None:
         turn = next(replies, None)
         return None if turn is None else turn.read()
 
     def next_outcome(turn: int, call: Call) -> Outcome | None:
-        outcome = told[turn].outcomes[call.index]
+        outcome = turns[turn].outcomes[call.index]
         return None if outcome is None else runs.read_outcome(outcome)
 
     def next_verdict(guard: Guard) -> Block | Literal[False] | None:
-        found = told[guard.turn].verdict(guard.kind)
+        found = turns[guard.turn].verdict(guard.kind)
         return (
             None if isinstance(found, Block) and found.reply is None else found
         )  # Without a reply the run has failed.
@@ -197,8 +197,8 @@ def _unmade(call: Call, texts: dict[int, object]) -> StepWithCall:
     if call.twin is None:
         return told_step(call, call.text), call
     text = texts.get(call.twin)
-    told = told_step(call, str(text))
-    return {**told, "status": "running", "output": None} if text is None else told, call
+    turns = told_step(call, str(text))
+    return {**turns, "status": "running", "output": None} if text is None else turns, call
 
 
 def _opened(read: Callable[[Stored, RunRow], base.Record], stored: Stored, row: RunRow) -> base.Record:

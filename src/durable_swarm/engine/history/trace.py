@@ -33,7 +33,7 @@ def trace_of(store: Store, run_id: str, end: RunEnd | None = None, failure: Reco
     link = ChildLink.read(run_id, start)
     noted = notes_on(row)
     read = runs.read_start(start)
-    told = recorded_turns(records, row, start)
+    turns = recorded_turns(records, row, start)
     steps = [step for step in step_infos(records, row, failure) if not step.kept]
     end = end or _end(store, row)
     stop = None if end is None else end.at
@@ -45,7 +45,7 @@ def trace_of(store: Store, run_id: str, end: RunEnd | None = None, failure: Reco
         session=str(noted.get("session") or ""),
         started=started_at(row).timestamp(),
         messages=read.messages,
-        turns=list(_turns(run_id, steps, told, started_at(row).timestamp(), stop)),
+        turns=list(_turns(run_id, steps, turns, started_at(row).timestamp(), stop)),
         waits=_waits(store, run_id),
         end=end,
         resumed=_resumed(store, row),
@@ -82,7 +82,7 @@ def _end(store: Store, row: RunRow) -> RunEnd | None:
 
 
 def _turns(
-    run_id: str, steps: list[StepInfo], told: list[TurnRecords], begun: float, stop: float | None
+    run_id: str, steps: list[StepInfo], turns: list[TurnRecords], begun: float, stop: float | None
 ) -> Iterator[TurnTrace]:
     last = begun
     for place, step in enumerate(steps):
@@ -95,13 +95,13 @@ def _turns(
         last = finished or started
         agent = step.name.removeprefix(model_step(""))
         turn = step.turn or 0
-        if step.status != "done" or turn >= len(told):
+        if step.status != "done" or turn >= len(turns):
             yield TurnTrace(turn, agent, "", started, finished, error=step.error or "")
             continue
-        reply = told[turn].read()
+        reply = turns[turn].read()
         made = {call.index: call for call in reply.calls}
         calls = list(_calls(run_id, turn, made, own, stop))
-        model = str(told[turn].reply.get("model", ""))
+        model = str(turns[turn].reply.get("model", ""))
         yield TurnTrace(turn, agent, model, started, finished, reply.message, reply.usage, reply.finish, calls=calls)
 
 
@@ -146,7 +146,7 @@ def _waits(store: Store, run_id: str) -> list[WaitTrace]:
 
 
 def _resumed(store: Store, row: RunRow) -> list[float]:
-    rows = store.events.read(row.workflow_id, store.seal(row))
+    rows = store.events.read(row.workflow_id, store.record_codec(row))
     return sorted(stored["ended"][0] / 1000 for _, stored in rows if "ended" in stored)
 
 

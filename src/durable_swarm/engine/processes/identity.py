@@ -117,12 +117,12 @@ class Identity:
         if self.leases is not None:
             self.leases.renew(self.name)
 
-    def is_dead(self, name: str, stood: int = 0) -> bool:
+    def is_dead(self, name: str, pauses: int = 0) -> bool:
         """Return True if no living process has that name, or only a paused one. Call it inside `alone`.
 
         With heartbeats, a free lock alone proves nothing: a process that has lost its connections for a moment lives,
         and takes the lock back with a new heartbeat. So the lock must be found free twice, `SURE` seconds apart,
-        without a heartbeat. A paused process gets twice the time for each of the `stood` times that the same run was
+        without a heartbeat. A paused process gets twice the time for each of the `pauses` times that the same run was
         taken over for a pause, because its work may just take longer than the lease.
         """
         if name == self.name:
@@ -135,7 +135,7 @@ class Identity:
         last = self.leases.last(name)
         if not free:
             self._suspects.pop(name, None)
-            over = last is not None and last[1] > LEASE * 2 ** min(stood, DOUBLINGS)
+            over = last is not None and last[1] > LEASE * 2 ** min(pauses, DOUBLINGS)
             (self._still.add if over else self._still.discard)(name)
             return over
         self._still.discard(name)

@@ -19,7 +19,7 @@ from typing import Literal
 from durable_swarm import errors
 from durable_swarm.concurrency import CallerThreadExecutor
 from durable_swarm.engine.execution.execution import Execution
-from durable_swarm.engine.records.lives import Life
+from durable_swarm.engine.records.executions import EndedExecution
 from durable_swarm.tools.calls import Cast
 
 DECLINE, LONGEST = 60.0, 3600.0
@@ -85,11 +85,11 @@ class LocalRun:
     """Why it was tried again last, until it ends."""
     cast: Cast = field(default_factory=dict)
     """Agents that the run uses here when it continues: those given with its id, or those it was suspended with."""
-    homes: list[CallerThreadExecutor] = field(default_factory=list)
+    caller_threads: list[CallerThreadExecutor] = field(default_factory=list)
     """Threads that wait for the run and execute its plain functions meanwhile."""
-    before: Life | None = None
+    before: EndedExecution | None = None
     """The execution in another process that ended with a takeover by this one, until an execution begins here."""
-    stood: bool = False
+    was_paused: bool = False
     """True if that process lives, but was paused."""
     pause: float = 0.0
     """Seconds for which the run was left to others last."""
@@ -163,9 +163,9 @@ class LocalRuns:
         """Note that an execution begins here, in the place of an earlier one; it gets what was kept for the run."""
         with self._entry(run.run_id) as known:
             known.move("begun")
-            run.homes, run.before, run.stood = known.homes, known.before, known.stood
+            run.caller_threads, run.before, run.was_paused = known.caller_threads, known.before, known.was_paused
             run.cast = known.cast | run.cast
-            known.before, known.stood, known.cast = None, False, {}
+            known.before, known.was_paused, known.cast = None, False, {}
             self.executions[run.run_id] = run
 
     def leave(self, run: Execution, event: Event = "left") -> None:
@@ -193,16 +193,16 @@ class LocalRuns:
 
     # Takeovers
 
-    def take(self, run_id: str, before: Life | None, *, stood: bool) -> None:
+    def take(self, run_id: str, before: EndedExecution | None, *, was_paused: bool) -> None:
         """Note that a run is about to be taken over, and keep for its execution what ends with that."""
         with self._entry(run_id) as known:
-            known.before, known.stood = before or known.before, stood or known.stood
+            known.before, known.was_paused = before or known.before, was_paused or known.was_paused
             known.move("taken")
 
     def give_back(self, run_id: str) -> None:
         """Note that a run was not taken over after all."""
         with self._entry(run_id) as known:
-            known.before, known.stood = None, False
+            known.before, known.was_paused = None, False
             known.move("not_taken")
 
     def lend(self, run_id: str, cast: Cast) -> None:
@@ -239,9 +239,9 @@ class LocalRuns:
         """Let the calling thread execute a run's plain functions for as long as it waits for the run."""
         with CallerThreadExecutor(patience) as home:
             with self._entry(run_id) as known:
-                known.homes.append(home)
+                known.caller_threads.append(home)
             try:
                 yield home
             finally:
                 with self._entry(run_id) as known:
-                    known.homes.remove(home)
+                    known.caller_threads.remove(home)

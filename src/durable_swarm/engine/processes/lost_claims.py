@@ -85,17 +85,17 @@ class LostClaims:
     def fetch_call(self, run: Execution, key: str) -> None:
         """Fetch a tool call that a run of this process waits for and no process executes, so that it is made here."""
         here = self._process
-        here.keeper.expect()
+        here.maintenance.expect()
         here.store.claims.fetch_call(key, run.run_id, run.owner, here.queue)
 
     def _take(self, lost: set[str]) -> None:
-        orphans, local = self._process.orphans, self._process.local
+        recovery, local = self._process.recovery, self._process.local
         log.info("runs were claimed here and have not begun, and are taken once more: %s", ", ".join(sorted(lost)))
         for run_id in lost:
             local.move(run_id, "interrupted")
         try:
-            orphans.take(*lost)
-            orphans.offer(lost)  # Calls that cannot continue here.
+            recovery.take(*lost)
+            recovery.offer(lost)  # Calls that cannot continue here.
         except BaseException:
             for run_id in lost:
                 local.move(run_id, "offered")  # The next look finds them again.

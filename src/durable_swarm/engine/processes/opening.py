@@ -22,7 +22,7 @@ def _end_in_order() -> None:
     if process is None or process.pid != os.getpid():
         return
     process.outage.close()
-    process.trials.close()
+    process.crash_guard.close()
     if urls.is_sqlite(process.url):
         database_connection.empty_journal(process.store.engine)
 
@@ -67,7 +67,7 @@ def close_for(swarm: Settings) -> None:
         process = here.opened()
         if process is None or swarm not in process.swarms:
             return
-        process.working.stop(swarm)  # First, so that it can still execute the runs it claims until then.
+        process.worker.stop(swarm)  # First, so that it can still execute the runs it claims until then.
         process.swarms.remove(swarm)
         if not process.swarms:
             process.close()

@@ -79,16 +79,16 @@ class Process:
         self.url = url
         self.pid = os.getpid()
         self.hosted = launch.launched()
-        self.desk = PendingCalls()
+        self.pending_calls = PendingCalls()
         self.swarms = Swarms()
         self.local = LocalRuns()
         self.loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet([background_loop()])
         """The event loops on which runs were executed."""
-        self.orphans = Recovery(self, strangers=worker_id is not None or (self.hosted and launch.LATE))
-        self.strays = LostClaims(self)
+        self.recovery = Recovery(self, strangers=worker_id is not None or (self.hosted and launch.LATE))
+        self.lost_claims = LostClaims(self)
         self.is_closed = False
         """True if this engine is closed, or about to be: waiting here is then pointless."""
-        self.working = QueueWorker(self)
+        self.worker = QueueWorker(self)
         self.sessions = SessionTurns(self)
         self.outage = Outage(url, is_under_way)
         self.store = self._open_store()
@@ -117,17 +117,17 @@ class Process:
         if not urls.is_sqlite(self.url):
             self.identity.leases = Leases(self.url, self.store.engine)
             self.identity.leases.renew(self.identity.name)
-        self.trials = CrashLoopGuard(self.store, self.still_open)
-        self.room = WaitingCalls(self.store)
-        self.providers = ProviderWaits(self.store, self.room)
+        self.crash_guard = CrashLoopGuard(self.store, self.still_open)
+        self.waiting_calls = WaitingCalls(self.store)
+        self.providers = ProviderWaits(self.store, self.waiting_calls)
         self.rates = Rates(self.url, self.store.engine)
         self.transactions = Transactions(self.url, self.store.claims.owner)
         self.writer = Writer(self.store.events.write)
         self._sweeper = Sweeper(self.store)
         self.schedules = ScheduleWatch(self.store, self.swarms)
         self.webhooks = WebhookSender(self.store)
-        self._unwatch = agents.watch(self.orphans.agent_defined)
-        self.keeper = MaintenanceLoop(self._private, self._jobs(), lambda: self.outage.reason is not None)
+        self._unwatch = agents.watch(self.recovery.agent_defined)
+        self.maintenance = MaintenanceLoop(self._private, self._jobs(), lambda: self.outage.reason is not None)
         background().hold()
 
     def _launch(self, worker_id: str | None) -> None:
@@ -151,17 +151,17 @@ class Process:
         """Release all resources. Runs in progress stay unfinished in the database."""
         self.is_closed = True
         self.outage.close()
-        self.keeper.close()
+        self.maintenance.close()
         self.webhooks.close()
         self.sessions.close(CLOSING)
         self._unwatch()
-        self.trials.close()
-        self._see_off(self.room.close())
+        self.crash_guard.close()
+        self._see_off(self.waiting_calls.close())
         self.writer.close()
-        self.desk.close()
+        self.pending_calls.close()
         self._end_dbos()
         self.transactions.close()
-        self.working.close()
+        self.worker.close()
         self.identity.close()
         self.store.close()
         background().let_go()
@@ -209,13 +209,13 @@ class Process:
     def enter(self, run: Execution, record: Record, history: SessionHistory) -> None:
         """Begin to execute a run; `history` has the messages of its session that precede its own."""
         run_id = run.run_id
-        opened = run.seal.open(record, input_of(run_id), f"the input of run {run_id!r}")
+        opened = run.record_codec.open(record, input_of(run_id), f"the input of run {run_id!r}")
         run.start, run.place = records_runs.read_start(opened, history.sent), place_in(opened)
         run.history, run.compaction = history, read_plan(opened)
         run.streams, run.belongs_to = opened.get("stream") is True, opened.get(BELONGS_TO)
         run.patience = records_runs.read_patience(opened, run.swarm.provider_patience)
         run.budget = budget_of(self.store.ledger, run_id, run.owner, opened)
-        run.feed.open(opened, self.writer, run_id, run.owner, run.seal, again=run.recovered)
+        run.publisher.open(opened, self.writer, run_id, run.owner, run.record_codec, again=run.recovered)
         if observers_of(run.swarm) and not run.recovered and "forked" not in opened:
             run.trace = collecting(run_id, opened)
         run.entered = True
@@ -232,7 +232,7 @@ class Process:
             raise ownership.OwnershipLost(run.run_id)
         run.sure_at = asked_at if status in UNFINISHED else 0.0
         if run.answered and not run.recovered:
-            self.working.fit()
+            self.worker.fit()
         return status in UNFINISHED
 
     def verify_ownership(self, run: Execution) -> None:
@@ -292,18 +292,18 @@ class Process:
                 log.warning("run %r waits: %s", run_id, reason)
             self.local.retry(run_id, str(reason))
             return
-        self.orphans.tell_held(run_id, reason)
+        self.recovery.tell_held(run_id, reason)
         with contextlib.suppress(errors.ConfigurationError):
             self.store.note_waiting(run_id, reason)
         # Last, because a reader that sees the hold, here or in the database, may resume the run at once.
         self.local.hold(run_id, reason, execution)
         if not isinstance(reason, errors.AgentChanged):
-            self.working.back_off()
+            self.worker.back_off()
 
     def at_call(self, made: ToolCall, key: str) -> CallRequests:
         """Return the handler of a tool call's requests."""
         number = functools.partial(step_number, self.store, made.run.run_id)
-        return CallRequests(made, key, self.store.inbox, self.room, self.transactions, number)
+        return CallRequests(made, key, self.store.inbox, self.waiting_calls, self.transactions, number)
 
     def rest(self, run: Execution) -> None:
         """Suspend a run: it leaves memory until the database wakes it."""
@@ -317,8 +317,8 @@ class Process:
 
     def decided(self, request: Request) -> None:
         """Let the run that waited for this request continue at once, if it is executed here."""
-        self.room.tell(request.id)
-        self.keeper.hurry()
+        self.waiting_calls.notify(request.id)
+        self.maintenance.hurry()
 
     def waits_for(self, run_id: str) -> str | None:
         """Return why a run does not continue in this process, or None."""
@@ -331,7 +331,7 @@ class Process:
 
     def take_over(self, *run_ids: str) -> list[str]:
         """Take over the unfinished runs that no living process executes; with `run_ids`, only those."""
-        return self.orphans.take(*run_ids, *self.sessions.ahead_of(run_ids))
+        return self.recovery.take(*run_ids, *self.sessions.ahead_of(run_ids))
 
     @property
     def version(self) -> str:
@@ -350,9 +350,9 @@ class Process:
         """Return the queue on which a new run of the agent begins soonest: this process's own, if it can execute it."""
         named = self.swarms.named(swarm)
         if agent in agents.names() and named is not None and named.clients.is_ready:
-            self.keeper.expect()
+            self.maintenance.expect()
             return self.queue
-        self.orphans.wanted.add(agent)
+        self.recovery.wanted.add(agent)
         return names.UNCLAIMED
 
     def lives_elsewhere(self, row: RunRow) -> bool:
@@ -366,22 +366,22 @@ class Process:
         """Return what this process does beside its runs: first what somebody waits for, then what has time."""
         return [
             Job("locks", self.identity.look),
-            Job("answers", self.room.look),
+            Job("answers", self.waiting_calls.look),
             Job("providers", self.providers.look),
             Job("schedules", self.schedules.look),
-            Job("queues", self.working.look),
-            Job("unclaimed runs", self.orphans.look_at_unclaimed),
+            Job("queues", self.worker.look),
+            Job("unclaimed runs", self.recovery.look_at_unclaimed),
             Job("heartbeat", self.identity.keep, KEEP),
             Job("outage", self.outage.look, KEEP),
-            Job("lost runs", self.strays.look, KEEP),
+            Job("lost runs", self.lost_claims.look, KEEP),
             Job("deletion", lambda: self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms]), KEEP),
-            Job("work for others", self.working.keep, KEEP),
+            Job("work for others", self.worker.keep, KEEP),
             Job("sessions", self.sessions.look, KEEP),
             Job("interrupted runs", self._retry, KEEP),
-            Job("report", lambda: self.working.report(self.keeper.errors()), KEEP),
+            Job("report", lambda: self.worker.report(self.maintenance.errors()), KEEP),
         ]
 
     def _retry(self) -> None:
         """Take over the runs that stopped here because the database could not be written."""
         if stopped := self.local.in_state("retrying"):
-            self.orphans.take(*stopped)
+            self.recovery.take(*stopped)

@@ -15,10 +15,10 @@ from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.identity import SURE
 from durable_swarm.engine.processes.local_runs import INTERRUPTED
 from durable_swarm.engine.records import names as records_names
-from durable_swarm.engine.records.lives import DIED, HANDED, STOPPED, Life, read_lives, with_life
+from durable_swarm.engine.records.executions import DIED, HANDED, STOPPED, EndedExecution, read_ended, with_ended
 from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.ownership import now
-from durable_swarm.engine.storage.run_state import NEEDS, QUEUED, STOOD, notes_on, owner_of
+from durable_swarm.engine.storage.run_state import NEEDS, PAUSES, QUEUED, notes_on, owner_of
 from durable_swarm.runs import ENDED
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ class Recovery:
             return []
         with here.identity.alone():
             rows = here.store.unfinished(here.version)
-            orphans = [row for row in rows if self._is_orphan(row)]
+            abandoned = [row for row in rows if self._is_abandoned(row)]
             self._strangers = False
             self._doubtful = here.identity.suspects({owner_of(row) for row in rows})
-            wanted = [row for row in orphans if row.workflow_id in run_ids or not (run_ids or self._is_declined(row))]
+            wanted = [row for row in abandoned if row.workflow_id in run_ids or not (run_ids or self._is_declined(row))]
             runs = [row for row in wanted if self._can_run(row)]
             runs = self._without_queued(runs)
             return sorted(self._claim(runs)) if runs else []
@@ -106,7 +106,7 @@ class Recovery:
         waiting = here.store.claims.without_steps(queued)
         served = defaultdict(list)
         for run_id in waiting:
-            served[here.working.queue_of(queued[run_id])].append(queued[run_id])
+            served[here.worker.queue_of(queued[run_id])].append(queued[run_id])
         for row in served.pop("", []):
             here.local.decline(row.workflow_id)
         for queue, rows in served.items():
@@ -121,21 +121,21 @@ class Recovery:
         stays, unless its row shows that another process had it since: then the pending entry is void.
         """
         here, ids = self._process, {row.workflow_id for row in runs}
-        at_desk = {key: owner for key, owner in here.desk.owners().items() if key.rpartition("/")[0] in ids}
-        spared = {key: owner for key, owner in at_desk.items() if owner and here.store.claims.owner(key) == owner}
-        for key in at_desk.keys() - spared.keys():
-            here.desk.void(key)
-        here.keeper.expect()
+        pending = {key: owner for key, owner in here.pending_calls.owners().items() if key.rpartition("/")[0] in ids}
+        spared = {key: owner for key, owner in pending.items() if owner and here.store.claims.owner(key) == owner}
+        for key in pending.keys() - spared.keys():
+            here.pending_calls.void(key)
+        here.maintenance.expect()
         again = {run_id for run_id in ids if here.local.of(run_id).is_interrupted}
         still = {row.workflow_id: row for row in runs if here.identity.stands_still(owner_of(row))}
-        notes = {run_id: dict[str, object]({STOOD: _stood(row) + 1}) for run_id, row in still.items()}
+        notes = {run_id: dict[str, object]({PAUSES: _pauses(row) + 1}) for run_id, row in still.items()}
         left = here.store.processes.left()
-        ended = {row.workflow_id: self._ended_life(row, again, still, left) for row in runs}
+        ended = {row.workflow_id: self._ended_execution(row, again, still, left) for row in runs}
         for row in runs:
-            if (life := ended[row.workflow_id]) is not None:
-                notes[row.workflow_id] = notes.get(row.workflow_id, {}) | with_life(notes_on(row), life)
-        for run_id, life in ended.items():  # Before the transfer, after which a run may begin here at once.
-            here.local.take(run_id, life, stood=run_id in still)
+            if (before := ended[row.workflow_id]) is not None:
+                notes[row.workflow_id] = notes.get(row.workflow_id, {}) | with_ended(notes_on(row), before)
+        for run_id, before in ended.items():  # Before the transfer, after which a run may begin here at once.
+            here.local.take(run_id, before, was_paused=run_id in still)
         moved: set[str] = set()
         try:
             moved = here.store.claims.transfer(runs, here.queue, spared=spared, notes=notes)
@@ -146,17 +146,19 @@ class Recovery:
         self._tell([row for row in runs if row.workflow_id in moved])
         return moved
 
-    def _ended_life(self, row: RunRow, again: set[str], still: Container[str], left: Container[str]) -> Life | None:
+    def _ended_execution(
+        self, row: RunRow, again: set[str], still: Container[str], left: Container[str]
+    ) -> EndedExecution | None:
         """Return the execution in another process that ends with this takeover, or None if there was none."""
         me, run_id, at = self._process.identity.name, row.workflow_id, now()
         owner, last = owner_of(row), row.executor_id
         if run_id in again:
             return None
         if not owner:  # Left by its process, or resumed by a person after its end, which is noted already.
-            known = read_lives(notes_on(row))
+            known = read_ended(notes_on(row))
             resumed = bool(known) and known[-1].process == last and known[-1].how in ENDED
-            return None if last is None or last == me or resumed else Life(last, at, HANDED)
-        return Life(owner, at, STOPPED if run_id in still else HANDED if owner in left else DIED)
+            return None if last is None or last == me or resumed else EndedExecution(last, at, HANDED)
+        return EndedExecution(owner, at, STOPPED if run_id in still else HANDED if owner in left else DIED)
 
     def _tell(self, taken: list[RunRow]) -> None:
         """Log the runs taken over from each dead process."""
@@ -176,12 +178,12 @@ class Recovery:
             self.wanted.add(reason.agent)
         log.warning("run %r waits: %s", run_id, reason)
 
-    def _is_orphan(self, row: RunRow) -> bool:
+    def _is_abandoned(self, row: RunRow) -> bool:
         identity = self._process.identity
         if row.status == "ENQUEUED":
             queue = row.queue_name or ""
             owner = queue.removeprefix(records_names.QUEUE)
-            return queue == records_names.UNCLAIMED or (queue != owner and identity.is_dead(owner, _stood(row)))
+            return queue == records_names.UNCLAIMED or (queue != owner and identity.is_dead(owner, _pauses(row)))
         if row.executor_id == identity.name:
             run_id = row.workflow_id
             known = self._process.local.of(run_id)
@@ -189,7 +191,7 @@ class Recovery:
                 return False  # A person lets it continue.
             seen = queues.executing() | self._process.local.executions.keys()
             return known.is_interrupted or (self._strangers and run_id not in seen)
-        return identity.is_dead(owner_of(row), _stood(row))
+        return identity.is_dead(owner_of(row), _pauses(row))
 
     def _can_run(self, row: RunRow) -> bool:
         here, noted, run_id = self._process, notes_on(row), row.workflow_id
@@ -201,7 +203,7 @@ class Recovery:
         if agent not in self.wanted:
             lack = f"a swarm named {swarm!r} is not open" if known else f"its agent {agent!r} is not defined"
             # Runs of another program, and those queued by a program without agents, are not worth a log line here.
-            news = known or (opened is not None and (noted.get(QUEUED) is not True or here.working.queue_of(row)))
+            news = known or (opened is not None and (noted.get(QUEUED) is not True or here.worker.queue_of(row)))
             log.log(logging.WARNING if news else logging.DEBUG, "run %r waits: %s in this process", run_id, lack)
             self.wanted.add(agent)
         here.local.decline(run_id)
@@ -294,6 +296,6 @@ class Recovery:
             return []
 
 
-def _stood(row: RunRow) -> int:
+def _pauses(row: RunRow) -> int:
     """Return how often a run was taken over from a paused process."""
-    return int(notes_on(row).get(STOOD, 0))
+    return int(notes_on(row).get(PAUSES, 0))

@@ -137,7 +137,7 @@ class SessionTurns:
             left = self._left(state)
             following = None if waiting is None else self._following(state, left, *waiting)
             if sessions.pass_turn(state, left, following):
-                self._process.keeper.expect()
+                self._process.maintenance.expect()
                 return
 
     def _left(self, state: SessionState) -> Left | None:
@@ -156,7 +156,7 @@ class SessionTurns:
         agent, base = (state.agent, state.base) if left is None else (left.agent, left.base)
         context = store.sessions.context(state) if left is None else left.context
         record = begun(store.start_record(row), SessionPlace(state.id, number, base), agent, context)
-        stored = store.seal(row).close(record, input_of(run_id))
+        stored = store.record_codec(row).close(record, input_of(run_id))
         return Following(number, run_id, queue, agent, stored)
 
     def ahead_of(self, run_ids: Iterable[str]) -> list[str]:
@@ -165,7 +165,7 @@ class SessionTurns:
         for run_id in run_ids:
             session = sessions.runs.waits_in(run_id)
             if session is not None:
-                self._process.keeper.expect()  # A process that passes the turn to this one cannot tell it.
+                self._process.maintenance.expect()  # A process that passes the turn to this one cannot tell it.
                 self.advance(session)
                 state = sessions.look(session)
                 found += [] if state is None or state.ahead is None else [state.ahead.run_id]

@@ -119,5 +119,5 @@ def message(store: Store, one: Delivery) -> bytes:
         failure = store.failure_record(row) if state_of(row) == "failed" else None
         data |= {"status": one.event.removeprefix("run.").replace("finished", "done")}
         data |= {"ended_by": read_end(row.output), "error_type": None if failure is None else failure["type"]}
-    told = {"type": one.event, "timestamp": moment(one.at).isoformat(), "data": data}
-    return json.dumps(told, default=str).encode()
+    message = {"type": one.event, "timestamp": moment(one.at).isoformat(), "data": data}
+    return json.dumps(message, default=str).encode()

@@ -64,7 +64,7 @@ class QueueWorker:
         )
         self._served[swarm], self._limits[swarm] = (queue, limits.concurrency), limits
         self._works = True
-        self._process.room.patience = PATIENCE
+        self._process.waiting_calls.patience = PATIENCE
 
     def queue_of(self, row: RunRow) -> str:
         """Return the queue for which a run was started, if it is served here, else ''."""
@@ -75,7 +75,7 @@ class QueueWorker:
     def look(self) -> None:
         """Begin fewer runs from the queues while more come from elsewhere, or while runs cannot continue here."""
         for swarm, (queue, concurrency) in list(self._served.items()):
-            suspended_on = time.monotonic() < self._until or self._process.trials.is_alone
+            suspended_on = time.monotonic() < self._until or self._process.crash_guard.is_alone
             most = 0 if suspended_on else concurrency
             executing = sum(run.swarm.name == swarm.name for run in list(self._process.local.executions.values()))
             queues.limit_queue(queue, most, executing)
@@ -95,7 +95,7 @@ class QueueWorker:
         """Leave runs that cannot continue here to others, and look for runs left by dead processes."""
         self._offer()
         if self._served:
-            self._process.orphans.look_for_dead()
+            self._process.recovery.look_for_dead()
 
     def report(self, failing: dict[str, str]) -> None:
         """Report what this process is and serves, and which jobs of its maintenance fail."""
@@ -118,7 +118,7 @@ class QueueWorker:
         here = self._process
         held = here.local.in_state("held")
         if for_others := {run_id for run_id, run in held.items() if run.held and self._is_for_others(run.held)}:
-            here.orphans.offer(for_others)
+            here.recovery.offer(for_others)
 
     def _is_for_others(self, reason: errors.DurableSwarmError) -> bool:
         """Return True if another process may have what a held run lacks here: only workers leave all held runs."""
@@ -130,7 +130,7 @@ class QueueWorker:
         """Begin no more runs, and wait until those in progress reach a record; return False if that takes longer."""
         here = self._process
         here.is_closed = True
-        here.room.close()
+        here.waiting_calls.close()
         queues.stop_queues(CLOSING)
         end = time.monotonic() + seconds
         self._leave()
@@ -144,7 +144,7 @@ class QueueWorker:
         """Leave the runs that have stopped here to others, without waiting for the end of this process."""
         here = self._process
         with contextlib.suppress(errors.ConfigurationError, SQLAlchemyError):
-            here.orphans.offer(here.local.in_state(*INTERRUPTED), handed=True)
+            here.recovery.offer(here.local.in_state(*INTERRUPTED), handed=True)
 
     def stop(self, swarm: Settings) -> None:
         """Stop beginning queued runs of a swarm, which is closed."""

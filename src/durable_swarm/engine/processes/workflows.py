@@ -68,7 +68,7 @@ async def run_on_loop(record: Record) -> Record:
 def tool_in_thread() -> Record:
     """Execute an undecorated tool call in the calling thread."""
     key = _own_id()
-    made = current().desk.place(key, ownership.owner_of(key)).result()
+    made = current().pending_calls.place(key, ownership.owner_of(key)).result()
     return finish(_tool(made, key, BlockingRuntime()))
 
 
@@ -77,7 +77,7 @@ async def tool_on_loop() -> Record:
     """Execute an undecorated tool call on the running event loop, when its run has come to it."""
     key = _own_id()
     process = await wait_for_current()
-    made = await asyncio.wrap_future(process.desk.place(key, ownership.owner_of(key)))
+    made = await asyncio.wrap_future(process.pending_calls.place(key, ownership.owner_of(key)))
     return await _tool(made, key, _on_loop(made.run).waits)
 
 
@@ -94,7 +94,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
                 await in_thread(run.check_ownership)
             process.enter(run, record, await in_thread(process.sessions.begin, run, record))
             if run.recovered or run.budget.above:
-                run.feed.add(*await in_thread(_earlier, process.store, run))
+                run.publisher.add(*await in_thread(_earlier, process.store, run))
         ending = await _performed(process, run, colour)
         await _tell(process, run, RunEnd("done", time.time(), ending.ended_by))
         run.response = respond(ending, run.cast.get(ending.agent) or agents.find_or_none(ending.agent), run_id)
@@ -111,7 +111,7 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
     except ownership.OwnershipLost:
         lost = True
         if run is not None:
-            process.strays.lose(run)
+            process.lost_claims.lose(run)
         raise
     finally:
         if run is not None:
@@ -119,16 +119,16 @@ async def _conduct(process: Process, run_id: str, record: Record, colour: Callab
 
 
 async def _performed(process: Process, run: Execution, colour: Callable[[Execution], Colour]) -> Ending:
-    life = ownership.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
-    with patches.reading(), ownership.checked_by(run.run_id, life):
+    check = ownership.OwnershipCheck(run.check_ownership, is_first=not run.recovered)
+    with patches.reading(), ownership.checked_by(run.run_id, check):
         performer = Durable(
             run,
             colour(run),
-            CallServices(_on_loop, process.desk.put, process.trials, process.at_call),
+            CallServices(_on_loop, process.pending_calls.put, process.crash_guard, process.at_call),
             process.still_wanted,
             process.store.mailbox,
             process.rates,
-            LimitRequests(process.store.inbox, process.room),
+            LimitRequests(process.store.inbox, process.waiting_calls),
             process.store.accepted,
             process.providers,
             functools.partial(RunMemo, process.store),
@@ -157,7 +157,9 @@ async def _tell(process: Process, run: Execution | None, end: RunEnd, failure: R
     """Tell those who observe the swarm that the run is about to end."""
     if run is not None and observers_of(run.swarm):
         if failure is not None:
-            failure = run.seal.open({"v": names.VERSION, **failure}, failure_of(run.run_id), "the run's failure")
+            failure = run.record_codec.open(
+                {"v": names.VERSION, **failure}, failure_of(run.run_id), "the run's failure"
+            )
         await in_thread(run_ended, run.swarm, functools.partial(_trace, process.store, run, end, failure))
 
 
@@ -181,7 +183,7 @@ def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
         made = turns_in(steps, calls_of(store, row), store, row, len(run.start.kept))
         run.input_guardrails = made[0].read().input_guardrails if made and not run.start.kept else None
     try:
-        rows = store.events.read(run.run_id, run.seal)
+        rows = store.events.read(run.run_id, run.record_codec)
     except ReplayMismatch as error:
         log.warning("run %r continues, but the stored events of its text cannot be read: %s", run.run_id, error)
         rows = []
@@ -192,9 +194,11 @@ def _earlier(store: Store, run: Execution) -> tuple[list[Row], list[int]]:
 
 def _broken(process: Process, run_id: str, run: Execution | None, failed: StepFailed) -> Broken | RunHeld:
     """Return the failure that ends the run; if the failure's record cannot be made, the hold of the run."""
-    seal = RecordCodec(None if run is None else run.swarm.codec)
+    record_codec = RecordCodec(None if run is None else run.swarm.codec)
     try:
-        record = seal.close_step(failures.failure_record(run_id, failed.error, step=failed.step), failure_of(run_id))
+        record = record_codec.close_step(
+            failures.failure_record(run_id, failed.error, step=failed.step), failure_of(run_id)
+        )
     except RunHeld as held:
         process.hold(run_id, held, run)
         return held
@@ -208,31 +212,31 @@ def _broken(process: Process, run_id: str, run: Execution | None, failed: StepFa
 
 async def _tool(made: ToolCall, key: str, waits: Runtime) -> Record:
     process = current()
-    desk = process.desk  # Read now, because the process may be closed when the tool ends.
+    pending_calls = process.pending_calls  # Read now, because the process may be closed when the tool ends.
     try:
         people = process.at_call(made, key)
-        life = ownership.OwnershipCheck(made.run.check_ownership, is_first=made.attempt == 1)
-        with ownership.checked_by(key, life):
+        check = ownership.OwnershipCheck(made.run.check_ownership, is_first=made.attempt == 1)
+        with ownership.checked_by(key, check):
             recorder = StepRecorder(made.run, key, people)
             record = await ToolCallExecution(made, key, recorder, waits, people).record()
             recorder.trace_steps()
-        return made.run.seal.close_step(record, output_of(key))
+        return made.run.record_codec.close_step(record, output_of(key))
     except (StepFailed, RunHeld, RunSuspended) as broken:
         made.wait.abort(broken)
         raise
     finally:
-        desk.clear(key, made)
+        pending_calls.clear(key, made)
         awaited_calls.ends(key)
 
 
 def _in_thread(run: Execution) -> InThread:
     # A caller in whose thread the run is executed would gain nothing from its suspension.
     run.stays = beginning_here() is run
-    return InThread(functools.partial(_child_in_thread, run), run.seal)
+    return InThread(functools.partial(_child_in_thread, run), run.record_codec)
 
 
 def _on_loop(run: Execution) -> OnEventLoop:
-    return OnEventLoop(functools.partial(_child_on_loop, run), run.seal, LoopRuntime(_Pool(run)))
+    return OnEventLoop(functools.partial(_child_on_loop, run), run.record_codec, LoopRuntime(_Pool(run)))
 
 
 T = TypeVar("T")
@@ -246,8 +250,8 @@ class _Pool:
 
     def submit(self, function: Callable[..., T], /, *args: object) -> Future[T]:
         alone = self._run.swarm.tool_concurrency == 1
-        homes = self._run.homes[-1:] if alone else []
-        return (homes[0] if homes else threads()).submit(function, *args)
+        caller_threads = self._run.caller_threads[-1:] if alone else []
+        return (caller_threads[0] if caller_threads else threads()).submit(function, *args)
 
 
 def _child_in_thread(run: Execution, key: str) -> Record:
@@ -257,7 +261,9 @@ def _child_in_thread(run: Execution, key: str) -> Record:
 
 
 async def _child_on_loop(run: Execution, key: str) -> Record:
-    expected = awaited_calls.Expected(run.check_ownership, functools.partial(current().strays.fetch_call, run, key))
+    expected = awaited_calls.Expected(
+        run.check_ownership, functools.partial(current().lost_claims.fetch_call, run, key)
+    )
     with SetWorkflowID(key), _beginning(run), awaited_calls.expecting(key, expected):
         record: Record = await tool_on_loop()
     return record

@@ -61,10 +61,10 @@ def asked_record(asked: RequestSpec, kept: Record | None) -> Record:
     return {"v": 1, **{key: value for key, value in fields.items() if value is not None}}
 
 
-def misread(row: RequestRow, seal: RecordCodec) -> Record:
+def misread(row: RequestRow, record_codec: RecordCodec) -> Record:
     """Return the reason why a result posted before its call asked for it is wrong, or an empty record."""
     try:
-        seal.open(json.loads(row.decision or "null"), decision_of(row.id), "it")
+        record_codec.open(json.loads(row.decision or "null"), decision_of(row.id), "it")
     except (Unreadable, errors.ReplayMismatch):
         why = "a result that was posted early cannot be read here; post it again, with the codec of this swarm"
         return {"why": codec.encode(why)}
@@ -76,21 +76,21 @@ def differ(known: Record, now: Record) -> bool:
     return any(known.get(field) != now.get(field) for field in ("question", "choices"))
 
 
-def question_of(row: RequestRow, seal: RecordCodec) -> Record:
+def question_of(row: RequestRow, record_codec: RecordCodec) -> Record:
     """Return the record of the question in a row; an empty one for a result that came before it was asked for."""
     if row.request is None:
         return {"v": 1}
-    return seal.open(json.loads(row.request), place_of(row.id), f"request {row.id!r}")
+    return record_codec.open(json.loads(row.request), place_of(row.id), f"request {row.id!r}")
 
 
-def read_request(row: RequestRow, seal: RecordCodec, closed: str | None = None) -> Request:
+def read_request(row: RequestRow, record_codec: RecordCodec, closed: str | None = None) -> Request:
     """Return a request from its row; `closed` replaces data that this process cannot decode, or that is damaged.
 
     Without it `Unreadable` or `ReplayMismatch` is raised.
     """
     try:
         with reading(f"request {row.id!r}"):
-            return _request(row, question_of(row, seal), _decision(row, seal))
+            return _request(row, question_of(row, record_codec), _decision(row, record_codec))
     except Unreadable:
         if closed is None:
             raise
@@ -102,10 +102,12 @@ def read_request(row: RequestRow, seal: RecordCodec, closed: str | None = None) 
         return Request(row.id, row.run_id, row.kind, "", "", f"({error})", moment(0), row.state)
 
 
-def _decision(row: RequestRow, seal: RecordCodec) -> Decision | None:
+def _decision(row: RequestRow, record_codec: RecordCodec) -> Decision | None:
     if row.decision is None:
         return Decision("expired") if row.state == "expired" else None
-    return read_decision(seal.open(json.loads(row.decision), decision_of(row.id), f"the answer to request {row.id!r}"))
+    return read_decision(
+        record_codec.open(json.loads(row.decision), decision_of(row.id), f"the answer to request {row.id!r}")
+    )
 
 
 def _request(row: RequestRow, record: Record, decision: Decision | None) -> Request:

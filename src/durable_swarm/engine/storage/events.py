@@ -58,7 +58,7 @@ class EventLog:
         self._rows = table("streams", *map(column, names), schema=schema_of(url))
         self._runs = table("workflow_status", column("workflow_uuid"), column("owner_xid"), schema=schema_of(url))
 
-    def read(self, run_id: str, seal: RecordCodec, after: int = 0) -> list[tuple[int, Record]]:
+    def read(self, run_id: str, record_codec: RecordCodec, after: int = 0) -> list[tuple[int, Record]]:
         """Return the rows whose number is above `after`, in order. Raises `ReplayMismatch`, `Unreadable`."""
         rows = self._rows
         wanted = select(rows.c.offset, rows.c.value).where(
@@ -66,7 +66,7 @@ class EventLog:
         )
         with reporting_errors(self._url):
             found = read(self._engine, wanted.order_by(rows.c.offset))
-        return [(seq, _opened(run_id, seal, seq, text)) for seq, text in found]
+        return [(seq, _opened(run_id, record_codec, seq, text)) for seq, text in found]
 
     def keep(self, row: NewRow) -> None:
         """Write a row of a run that no process executes. Skip it if its number exists or the run is gone."""
@@ -127,13 +127,13 @@ class EventLog:
         }
 
 
-def _opened(run_id: str, seal: RecordCodec, seq: int, text: str) -> Record:
+def _opened(run_id: str, record_codec: RecordCodec, seq: int, text: str) -> Record:
     what = f"row {seq} of the events of run {run_id!r}"
     try:
         stored = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise errors.ReplayMismatch(f"{what} is damaged") from error
-    record = seal.open(stored, place_of(run_id, seq), what)
+    record = record_codec.open(stored, place_of(run_id, seq), what)
     if not _is_sound(record):
         raise errors.ReplayMismatch(f"{what} is damaged")
     return record

@@ -41,10 +41,10 @@ def place_of(run_id: str, number: int) -> Place:
 class Messages:
     """The messages of the runs of one database. Raises `ConfigurationError` if it cannot be used."""
 
-    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec]) -> None:
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, codec_for: Callable[[str], RecordCodec]) -> None:
         self._url = url
         self._engine = engine
-        self._seal_for = seal_for
+        self._codec_for = codec_for
         schema = schema_of(url)
         self._lite = is_sqlite(url)
         self._rows = sqlalchemy.Table(
@@ -95,7 +95,7 @@ class Messages:
                 raise HasEnded(f"run {run_id!r} has ended, and hears nothing more")
             for number, message in enumerate(messages, last + 1):
                 record = {"v": 1, "said": codec.encode(message)}
-                stored = dumps(self._seal_for(swarm).close(record, place_of(run_id, number)))
+                stored = dumps(self._codec_for(swarm).close(record, place_of(run_id, number)))
                 values = {"run_id": run_id, "number": number, "message": stored, "created_at": now()}
                 connection.execute(sqlalchemy.insert(rows).values(**values))
 
@@ -115,7 +115,7 @@ class Messages:
             found = self._standing.execute(connection, {"run_id": run_id}).first()
         return (None, None, 0) if found is None else (found[0], found[1], found[2])
 
-    def heard(self, run_id: str, after: int, seal: RecordCodec) -> list[Message]:
+    def heard(self, run_id: str, after: int, record_codec: RecordCodec) -> list[Message]:
         """Return the messages after number `after`, in order."""
         rows = self._rows
         wanted = select(rows.c.number, rows.c.message).where(rows.c.run_id == run_id, rows.c.number > after)
@@ -123,7 +123,9 @@ class Messages:
             found = connection.execute(wanted.order_by(rows.c.number)).all()
         return [
             codec.decode(
-                seal.open(json.loads(text), place_of(run_id, number), f"what was said to run {run_id!r}")["said"]
+                record_codec.open(json.loads(text), place_of(run_id, number), f"what was said to run {run_id!r}")[
+                    "said"
+                ]
             )
             for number, text in found
             if text is not None

@@ -61,9 +61,9 @@ class Inbox(OwnTable):
     """The requests of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
     def __init__(
-        self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec], family: Family
+        self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, codec_for: Callable[[str], RecordCodec], family: Family
     ) -> None:
-        self._seal_for = seal_for
+        self._codec_for = codec_for
         self._family = family
         self._lite = is_sqlite(url)
         texts = [Column(name, Text, primary_key=name == "id") for name in COLUMNS]
@@ -118,7 +118,7 @@ class Inbox(OwnTable):
         `owner` is the token of the execution that asks. Raises `OwnershipLost` if that no longer owns the run.
         """
         record, at = asked_record(asked, kept), now()
-        stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
+        stored = dumps(self._codec_for(swarm).close(record, place_of(asked.id)))
         lasting = asked.timeout is None or asked.timeout > LONGEST
         expires = None if lasting else at + round((asked.timeout or 0) * 1000)
         rows = self._rows
@@ -139,17 +139,19 @@ class Inbox(OwnTable):
 
     def _ask_again(self, connection: sqlalchemy.Connection, asked: RequestSpec, swarm: str, record: Record) -> None:
         """Update an existing request to the current question. An answer to a different question does not count."""
-        rows, seal, place = self._rows, self._seal_for(swarm), place_of(asked.id)
+        rows, record_codec, place = self._rows, self._codec_for(swarm), place_of(asked.id)
         row = RequestRow(*connection.execute(select(rows).where(rows.c.id == asked.id)).one())
         early = row.run_id == ""  # Completed before it was opened.
         if not early and row.call != asked.call:
             return
-        known = misread(row, seal) if early else question_of(row, self._seal_for(row.swarm))
-        changed = row.state == "answered" and row.kind == "question" and differ(known, seal.settle(record, place))
+        known = misread(row, record_codec) if early else question_of(row, self._codec_for(row.swarm))
+        changed = (
+            row.state == "answered" and row.kind == "question" and differ(known, record_codec.settle(record, place))
+        )
         changed = changed or (early and "why" in known)
         if early or changed or row.state == "open":
             why = {"why": known["why"]} if "why" in known else {}
-            stored = dumps(seal.close({**record, **why}, place))
+            stored = dumps(record_codec.close({**record, **why}, place))
             values: dict[str, object] = {"request": stored, "run_id": asked.run_id, "call": asked.call, "swarm": swarm}
             undecided = _UNDECIDED if changed else {}
             connection.execute(update(rows).where(rows.c.id == asked.id).values(**values, **undecided))
@@ -166,7 +168,7 @@ class Inbox(OwnTable):
     def reopen(self, asked: RequestSpec, swarm: str, why: str, owner: str | None = None) -> None:
         """Reopen a request whose decision does not fit: it shows the reason, and the current question."""
         rows, record = self._rows, {**asked_record(asked, None), "why": codec.encode(why)}
-        stored = dumps(self._seal_for(swarm).close(record, place_of(asked.id)))
+        stored = dumps(self._codec_for(swarm).close(record, place_of(asked.id)))
         with self._writing(asked.run_id, owner) as connection:
             connection.execute(update(rows).where(rows.c.id == asked.id).values(request=stored, **_UNDECIDED))
 
@@ -177,7 +179,7 @@ class Inbox(OwnTable):
         if not found:
             return None
         row = RequestRow(*found[0])
-        return self._request(row), question_of(row, self._seal_for(row.swarm)).get("kept", {})
+        return self._request(row), question_of(row, self._codec_for(row.swarm)).get("kept", {})
 
     def asks(self, call: str) -> bool:
         """Return True if a tool call has an open request."""
@@ -251,7 +253,7 @@ class Inbox(OwnTable):
         if by is not None:
             check_text("by", by)
         found = connection.execute(select(rows.c.swarm).where(rows.c.id == request_id)).scalar_one()
-        stored = dumps(self._seal_for(found).close(decision_record(decision), decision_of(request_id)))
+        stored = dumps(self._codec_for(found).close(decision_record(decision), decision_of(request_id)))
         taken = update(rows).where(rows.c.id == request_id, rows.c.state == "open")
         values = {"state": "answered", "decision": stored, "answered_by": by, "answered_at": now()}
         if connection.execute(taken.values(**values)).rowcount != 1:
@@ -383,4 +385,4 @@ class Inbox(OwnTable):
         return [replace(self._request(row, closed=ENCRYPTED), parents=above[row.run_id]) for row in found]
 
     def _request(self, row: RequestRow, closed: str | None = None) -> Request:
-        return read_request(row, self._seal_for(row.swarm), closed)
+        return read_request(row, self._codec_for(row.swarm), closed)

@@ -35,13 +35,13 @@ class RunRecords:
         self._codec_for = codec_for
         self._guesses = guesses
 
-    def seal_for(self, swarm: str) -> RecordCodec:
+    def codec_for(self, swarm: str) -> RecordCodec:
         """Return the codec of the records of a swarm."""
         return RecordCodec(self._codec_for(swarm))
 
-    def seal(self, row: RunRow) -> RecordCodec:
+    def record_codec(self, row: RunRow) -> RecordCodec:
         """Return the codec of a run's records, by its row."""
-        return self.seal_for(notes_on(row).get("swarm", ""))
+        return self.codec_for(notes_on(row).get("swarm", ""))
 
     def start_record(self, row: RunRow) -> base.Record:
         """Return a run's input."""
@@ -49,13 +49,13 @@ class RunRecords:
         stored = stored_start(row)
         if stored is None:
             raise errors.ReplayMismatch(f"the input of run {run_id!r} cannot be read", run_id=run_id)
-        return self.seal(row).open(stored, input_of(run_id), f"the input of run {run_id!r}")
+        return self.record_codec(row).open(stored, input_of(run_id), f"the input of run {run_id!r}")
 
     def step_record(self, step: StepRow, row: RunRow) -> base.Record:
         """Return the record of a step of a run or of an undecorated tool call in it; `row` is the run's."""
         place = Place(step.workflow_id, step.function_name, step.function_id)
         what = f"step {step.function_id} ({step.function_name}) of run {step.workflow_id!r}"
-        return self.seal(row).open(step.output, place, what)
+        return self.record_codec(row).open(step.output, place, what)
 
     def reply(self, step: StepRow, row: RunRow) -> Reply:
         """Return the reply in the record of a model's step."""
@@ -64,7 +64,7 @@ class RunRecords:
     def output_record(self, child: RunRow, row: RunRow) -> base.Record:
         """Return the output of an undecorated tool call; `row` is its run's."""
         call = child.workflow_id
-        return self.seal(row).open(child.output, output_of(call), f"tool call {call!r}")
+        return self.record_codec(row).open(child.output, output_of(call), f"tool call {call!r}")
 
     def failure_record(self, row: RunRow) -> base.Record | None:
         """Return the error that ended a failed run; None if it is not a record of this package."""
@@ -72,7 +72,7 @@ class RunRecords:
         if not isinstance(data, dict) or not isinstance(data.get("type"), str):
             return None
         run_id = row.workflow_id
-        record = self.seal(row).open({"v": 1, **data}, failure_of(run_id), f"the error of run {run_id!r}")
+        record = self.record_codec(row).open({"v": 1, **data}, failure_of(run_id), f"the error of run {run_id!r}")
         return {"run_id": run_id, **record}
 
     def closed_like(self, row: RunRow, run_id: str, record: base.Record, swarm: str) -> base.Record:
@@ -81,8 +81,8 @@ class RunRecords:
         Raises `ConfigurationError` if the source is encoded and the fork would not be.
         """
         sealed = is_sealed(stored_start(row))
-        seal = RecordCodec(None if self._guesses and not sealed else self._codec_for(swarm))
-        stored = seal.close(record, input_of(run_id))
+        record_codec = RecordCodec(None if self._guesses and not sealed else self._codec_for(swarm))
+        stored = record_codec.close(record, input_of(run_id))
         if sealed and not is_sealed(stored):
             raise errors.ConfigurationError(
                 f"run {row.workflow_id!r} was stored through a codec, such as encryption, and its fork would be stored "
@@ -92,4 +92,4 @@ class RunRecords:
 
     def settled(self, run_id: str, record: base.Record, swarm: str) -> base.Record:
         """Return a run's start record as it will be read back through the swarm's codec."""
-        return self.seal_for(swarm).settle(record, input_of(run_id))
+        return self.codec_for(swarm).settle(record, input_of(run_id))

@@ -28,7 +28,7 @@ UNFINISHED = ["PENDING", "ENQUEUED"]
 TRIED = "tried:"
 """Prefix of the notes on a run that count the executions of its open calls; resuming the run clears them."""
 
-STOOD = "stood"
+PAUSES = "stood"
 """Note on a run: how often it was taken over from a process that had stopped; resuming the run clears it, too."""
 
 NEEDS = "needs"
@@ -115,6 +115,6 @@ _NOTED: dict[str, Callable[[object], bool]] = {
     "number": lambda value: type(value) is int and value > 0,
     **dict.fromkeys((NEEDS, HELD_FOR, ACCEPTED), _is_text),
     "at": _is_time,
-    STOOD: lambda value: type(value) is int and value >= 0,
+    PAUSES: lambda value: type(value) is int and value >= 0,
     AWAY: lambda value: value is None or wait_noted(value) is not None,
 }

@@ -21,7 +21,7 @@ from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
 from durable_swarm.engine.records.encoding import is_sealed
-from durable_swarm.engine.records.lives import Life, with_life
+from durable_swarm.engine.records.executions import EndedExecution, with_ended
 from durable_swarm.engine.records.rows import RunRow, StepRow
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.storage.actions import Actions
@@ -39,8 +39,8 @@ from durable_swarm.engine.storage.rows import RowReader
 from durable_swarm.engine.storage.run_records import RunRecords, no_codec, stored_start
 from durable_swarm.engine.storage.run_state import (
     NEEDS,
+    PAUSES,
     STATES_OF,
-    STOOD,
     TRIED,
     UNFINISHED,
     notes_on,
@@ -90,11 +90,11 @@ class Store(RunRecords):
         self.claims = Claims(url, engine)
         self.ledger = Ledger(url, engine)
         """What its runs may spend and have spent, where that does not follow from their records."""
-        self.inbox = Inbox(url, engine, self.seal_for, self.family)
+        self.inbox = Inbox(url, engine, self.codec_for, self.family)
         """The requests of its runs."""
-        self.mailbox = Messages(url, engine, self.seal_for)
+        self.mailbox = Messages(url, engine, self.codec_for)
         """The messages to its runs."""
-        self.sessions = Sessions(url, engine, self.seal_for)
+        self.sessions = Sessions(url, engine, self.codec_for)
         """Its sessions."""
         self.outages = ProviderOutages(url, engine)
         """The providers for which its runs wait."""
@@ -325,16 +325,16 @@ class Store(RunRecords):
         open_still = ("PENDING", "CANCELLED", "ENQUEUED", "DELAYED")
         calls = [child.workflow_id for child in self.children(run_id) if child.status in open_still]
         failed = {call: number for call in calls if (number := self._failed_step(call)) is not None}
-        life = Life(str(row.executor_id or ""), row.completed_at or row.updated_at, state_of(row))
+        ended = EndedExecution(str(row.executor_id or ""), row.completed_at or row.updated_at, state_of(row))
         place = place_in(self.start_record(row)) if notes_on(row).get("session") else None
         reopen = None if place is None else lambda connection: self.sessions.reopen(connection, place, run_id)
         return self.claims.resume(
             row,
             queue,
             failed,
-            lambda name: name in (STOOD, AWAY) or name.startswith(TRIED),
+            lambda name: name in (PAUSES, AWAY) or name.startswith(TRIED),
             reopen=reopen,
-            notes=with_life(notes_on(row), life),
+            notes=with_ended(notes_on(row), ended),
         )
 
     def _failed_step(self, call: str) -> int | None:

@@ -45,8 +45,8 @@ from durable_swarm.swarm.session import SEND_LATER, busy
 class Sessions(OwnTable):
     """The sessions of one database. Every method raises `ConfigurationError` if the database cannot be used."""
 
-    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, seal_for: Callable[[str], RecordCodec]) -> None:
-        self._seal_for = seal_for
+    def __init__(self, url: sqlalchemy.URL, engine: sqlalchemy.Engine, codec_for: Callable[[str], RecordCodec]) -> None:
+        self._codec_for = codec_for
         self._lite = is_sqlite(url)
         schema = schema_of(url)
         self.runs = SessionRuns(url, engine)
@@ -144,12 +144,12 @@ class Sessions(OwnTable):
     def context(self, state: SessionState) -> Record:
         """Return the context variables of a session, encoded. Raises `Unreadable` if its codec is missing here."""
         what = f"the context variables of session {state.id!r}"
-        record = self._seal_for(state.swarm).open(json.loads(state.context), context_of(state.id), what)
+        record = self._codec_for(state.swarm).open(json.loads(state.context), context_of(state.id), what)
         return dict(record.get("context", {}))
 
     def _closed(self, swarm: str, session: str, context: Record) -> str:
         record = {"v": records_names.VERSION, "context": context}
-        return dumps(self._seal_for(swarm).close(record, context_of(session)))
+        return dumps(self._codec_for(swarm).close(record, context_of(session)))
 
     # Sending
 

@@ -42,9 +42,9 @@ def new(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         yield one
 
 
-def dead(me: Identity, name: str, stood: int = 0) -> bool:
+def dead(me: Identity, name: str, pauses: int = 0) -> bool:
     with me.alone():
-        return me.is_dead(name, stood)
+        return me.is_dead(name, pauses)
 
 
 def die(process: Identity) -> None:
@@ -91,9 +91,9 @@ def test_who_was_not_heard_of_for_long_is_dead_at_once(
     assert dead(me, "other") is True
 
 
-@pytest.mark.parametrize(("stood", "silent"), [(0, 1.0), (1, 2.0), (3, 8.0), (99, 2.0**identity.DOUBLINGS)])
+@pytest.mark.parametrize(("pauses", "silent"), [(0, 1.0), (1, 2.0), (3, 8.0), (99, 2.0**identity.DOUBLINGS)])
 def test_who_stands_still_has_longer_each_time(
-    stood: int, silent: float, new: Callable[[str], Identity], postgres_database: str
+    pauses: int, silent: float, new: Callable[[str], Identity], postgres_database: str
 ) -> None:
     """A held lock counts for the lease, and twice as long each time that a run was taken over for it, up to a bound."""
     me, _ = new("me"), new("other")
@@ -103,5 +103,5 @@ def test_who_stands_still_has_longer_each_time(
             "UPDATE {schema}durable_swarm_processes SET seen_at = extract(epoch FROM clock_timestamp()) - :seconds",
             seconds=seconds,
         )
-        assert dead(me, "other", stood) is is_over
+        assert dead(me, "other", pauses) is is_over
         assert me.stands_still("other") is is_over

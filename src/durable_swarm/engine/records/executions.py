@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 
-LIVES = "lives"
+ENDED_EXECUTIONS = "lives"
 """Note on a run: its ended executions, oldest first, as lists of process, time and the way in which each ended."""
 
 DIED, STOPPED, HANDED = "died", "stopped", "handed over"
@@ -20,7 +20,7 @@ MOST = 50
 
 
 @dataclass(frozen=True)
-class Life:
+class EndedExecution:
     """An ended execution: its process, and until when it owned the run, in milliseconds since 1970.
 
     `how` is one of the ways above, or the status with which the run ended before it was resumed.
@@ -31,16 +31,16 @@ class Life:
     how: str
 
 
-def read_lives(notes: Mapping[str, object]) -> list[Life]:
+def read_ended(notes: Mapping[str, object]) -> list[EndedExecution]:
     """Return the ended executions that are noted on a run, without notes of an unexpected form."""
-    noted = notes.get(LIVES)
-    return [Life(*entry) for entry in noted if _is_life(entry)] if isinstance(noted, list) else []
+    noted = notes.get(ENDED_EXECUTIONS)
+    return [EndedExecution(*entry) for entry in noted if _is_ended(entry)] if isinstance(noted, list) else []
 
 
-def _is_life(entry: object) -> bool:
+def _is_ended(entry: object) -> bool:
     return isinstance(entry, list) and [type(part) for part in entry] == [str, int, str] and entry[1] >= 0
 
 
-def with_life(notes: Mapping[str, object], life: Life) -> dict[str, object]:
+def with_ended(notes: Mapping[str, object], ended: EndedExecution) -> dict[str, object]:
     """Return the note with one more ended execution."""
-    return {LIVES: [list(astuple(known)) for known in [*read_lives(notes), life][-MOST:]]}
+    return {ENDED_EXECUTIONS: [list(astuple(known)) for known in [*read_ended(notes), ended][-MOST:]]}

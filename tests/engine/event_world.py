@@ -53,7 +53,7 @@ class Tables:
         self.rows.update({row.seq: row.record for row in rows})
         return False
 
-    def _read(self, run_id: str, seal: RecordCodec, after: int = 0) -> list[tuple[int, base.Record]]:
+    def _read(self, run_id: str, record_codec: RecordCodec, after: int = 0) -> list[tuple[int, base.Record]]:
         return [(seq, row) for seq, row in sorted(self.rows.items()) if seq > after]
 
     def number(self, turn: int) -> int:
@@ -85,7 +85,7 @@ class Tables:
         record: base.Record = row.error.data
         return record
 
-    def seal(self, row: RunRow) -> RecordCodec:
+    def record_codec(self, row: RunRow) -> RecordCodec:
         return RecordCodec(None)
 
     def record(self, number: int, name: str, output: base.Record) -> None:
@@ -110,28 +110,28 @@ class Desk:
         self.begin(sources[0])
         self.end(self.next)
 
-    def begin(self, feed: EventPublisher) -> None:
+    def begin(self, publisher: EventPublisher) -> None:
         if self._under_way is None:
-            self.waiting, self._under_way = False, (feed, feed.rows())
+            self.waiting, self._under_way = False, (publisher, publisher.rows())
 
     def end(self, how: str) -> None:
         """End the write under way: `stored`, `lost`, or `unsure`: stored, but reported as lost."""
         if self._under_way is None:
             return
-        (feed, rows), self._under_way = self._under_way, None
+        (publisher, rows), self._under_way = self._under_way, None
         refused = self._tables.write(rows) if how != "lost" else False
         if how == "stored":
-            feed.written(refused)
+            publisher.written(refused)
         else:
-            feed.written(None)
+            publisher.written(None)
             self.waiting = self.waiting or bool(rows)
 
 
 @dataclass
 class Life:
-    """One life of the run: its feed, and where it stands."""
+    """One life of the run: its publisher, and where it stands."""
 
-    feed: EventPublisher
+    publisher: EventPublisher
     desk: Desk
     turn: int = 0
     asking: bool = False
@@ -170,13 +170,13 @@ class World:
 
     def _born(self, *, again: bool) -> Life:
         self.tables.owner, self.tables.status = f"owner-{next(self.numbers)}", "PENDING"
-        feed, desk = EventPublisher(), Desk(self.tables)
-        feed.open(self.tables.start, desk, RUN, self.tables.owner, RecordCodec(None), again=again)  # type: ignore[arg-type]
+        publisher, desk = EventPublisher(), Desk(self.tables)
+        publisher.open(self.tables.start, desk, RUN, self.tables.owner, RecordCodec(None), again=again)  # type: ignore[arg-type]
         if again:
             outcomes = [step.output for step in self.tables.recorded.values() if "message" not in step.output]
             numbers = [number for outcome in outcomes for number in numbers_in(outcome)]
-            feed.add(self.tables.events.read(RUN, RecordCodec(None)), numbers)
-        life = Life(feed, desk, seen=self.loyal[-1].seq if self.loyal else 0)
+            publisher.add(self.tables.events.read(RUN, RecordCodec(None)), numbers)
+        life = Life(publisher, desk, seen=self.loyal[-1].seq if self.loyal else 0)
         self._ask(life)
         return life
 
@@ -184,20 +184,20 @@ class World:
         """Go on to a turn's model call, or through all that is recorded of it."""
         while life.turn < len(self.plans):
             number, agent = self.tables.number(life.turn), self.agents[life.turn]
-            life.feed.asked(life.turn, agent)
+            life.publisher.asked(life.turn, agent)
             life.asking = number not in self.tables.recorded
             if life.asking:
                 life.content = ""
-                life.feed.asking(agent, life.turn)
+                life.publisher.asking(agent, life.turn)
                 return
-            life.feed.replied(self.tables.recorded[number].output)
+            life.publisher.replied(self.tables.recorded[number].output)
             life.open = list(range(self.plans[life.turn].calls))
             made = [index for index in life.open if number + 1 + index in self.tables.recorded]
             if self.plans[life.turn].together and len(made) < len(life.open):
                 return  # They come from their records while others are made: see `do_finish`.
             for index in made:
                 life.open.remove(index)
-                life.feed.returned(index, self.tables.recorded[number + 1 + index].output)
+                life.publisher.returned(index, self.tables.recorded[number + 1 + index].output)
             if life.open:
                 return
             life.turn += 1
@@ -221,12 +221,12 @@ class World:
         for life in self._streaming(which):
             text = f"{next(self.numbers)} "
             life.content += text
-            life.feed.delta({"content": text})
+            life.publisher.delta({"content": text})
 
     def do_reset(self, which: int) -> None:
         for life in self._streaming(which):
             life.content = ""
-            life.feed.reset()
+            life.publisher.reset()
 
     def _streaming(self, which: int) -> list[Life]:
         life = self.ghost if which % 4 == 3 else self.live
@@ -235,7 +235,7 @@ class World:
     def do_begin(self, which: int) -> None:
         life = self.ghost if which % 4 == 3 and self.ghost else self.live
         if life.desk.waiting:
-            life.desk.begin(life.feed)
+            life.desk.begin(life.publisher)
 
     def do_end(self, which: int) -> None:
         for life in filter(None, (self.live, self.ghost)):
@@ -257,7 +257,7 @@ class World:
             return
         plan, turn = self.plans[life.turn], life.turn
         content = life.content
-        said = life.feed.said(content)
+        said = life.publisher.said(content)
         if which % 5 == 4:
             self._next_life(ghost=False)
             return
@@ -273,7 +273,7 @@ class World:
         self.tables.record(self.tables.number(turn), f"model:{self.agents[turn]}", record)
         self.texts.append(content)
         self.agents.append(f"A{turn + 1}" if plan.hands is not None and plan.hands < plan.calls else self.agents[turn])
-        life.feed.replied(record)
+        life.publisher.replied(record)
         life.asking, life.open = False, list(range(plan.calls))
         self._go_on()
 
@@ -292,7 +292,7 @@ class World:
         index, life = self._call(which), self.live
         if index is not None and self.tables.number(life.turn) + 1 + index not in self.tables.recorded:
             about = {"turn": life.turn, "tool": "tool", "call_id": f"c{life.turn}.{index}"}
-            life.feed.progress(f"{life.turn}.{index}", {**about, "attempt": 1, "progress": next(self.numbers)})
+            life.publisher.progress(f"{life.turn}.{index}", {**about, "attempt": 1, "progress": next(self.numbers)})
 
     def do_late(self, which: int) -> None:
         """Emit in a call that has ended, as a thread or task that a tool left behind may."""
@@ -300,7 +300,7 @@ class World:
         if life.finished:
             turn, index = life.finished[which % len(life.finished)]
             about = {"turn": turn, "tool": "tool", "call_id": f"c{turn}.{index}"}
-            life.feed.progress(f"{turn}.{index}", {**about, "attempt": 1, "progress": "late"})
+            life.publisher.progress(f"{turn}.{index}", {**about, "attempt": 1, "progress": "late"})
 
     def do_finish(self, which: int) -> None:
         """Record what came of a call; or (every fifth number) die just before."""
@@ -309,18 +309,18 @@ class World:
             return
         plan = self.plans[life.turn]
         if (step := self.tables.recorded.get(self.tables.number(life.turn) + 1 + index)) is not None:
-            life.feed.returned(index, step.output)
+            life.publisher.returned(index, step.output)
             self._returned(index)
             return
         agent = f"A{life.turn + 1}" if index == plan.hands else None
         key = f"{life.turn}.{index}"
         life.finished.append((life.turn, index))
-        record = life.feed.stamped(key, runs.outcome_record(Outcome(f"result {key}", agent)))
+        record = life.publisher.stamped(key, runs.outcome_record(Outcome(f"result {key}", agent)))
         if which % 5 == 4:
             self._next_life(ghost=False)
             return
         self.tables.record(self.tables.number(life.turn) + 1 + index, "tool:tool", record)
-        life.feed.returned(index, record)
+        life.publisher.returned(index, record)
         self._returned(index)
 
     def _returned(self, index: int) -> None:
@@ -349,7 +349,7 @@ class World:
     def _failed(self) -> None:
         """The run ends with a failure; readers read, its process goes on for a while, and it is resumed."""
         self.live.desk.next = self.live.trouble
-        self.live.feed.settle()
+        self.live.publisher.settle()
         self.live.desk.next = "stored"
         self.tables.status, self.tables.completed_at = "ERROR", next(self.numbers)
         self._ended_and_resumed()
@@ -367,7 +367,7 @@ class World:
         self.check_end(self.fresh())
         self.do_read(0)
         if self.live.desk.waiting:  # What was not written before is tried again.
-            self.live.desk.flush([self.live.feed])
+            self.live.desk.flush([self.live.publisher])
         self.check_end(self.fresh())
         self.loyal += [event for event in self.fresh() if event.seq > (self.loyal[-1].seq if self.loyal else 0)]
         for _ in range(2):  # Of two who resume it at once, the second finds what the first has stored.
@@ -382,7 +382,7 @@ class World:
     def read_live(self) -> None:
         """Let the readers in the executing processes read."""
         for life in filter(None, (self.live, self.ghost)):
-            for event in life.feed.since(life.seen) or ():
+            for event in life.publisher.since(life.seen) or ():
                 assert event.seq == life.seen + 1, f"a gap before {event}"
                 life.seen = event.seq
                 self._met(event, live=True)

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.crash.matrix import LONG
-from tests.engine.telling import Plan, World
+from tests.engine.event_world import Plan, World
 
 MANY = settings(max_examples=20_000 if LONG else 400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

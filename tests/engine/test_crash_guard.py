@@ -79,7 +79,7 @@ async def suspicion(make: Make, *run_ids: str) -> AsyncIterator[Calls]:
     for run_id in run_ids:
         await swarm.run_async(Agent(), user("Please."), run_id=run_id)
         here.current().store.annotate(run_id, **{f"{TRIED}0.0": [0, crash_guard.EXECUTIONS - 1]})
-    yield Calls(here.current().trials)
+    yield Calls(here.current().crash_guard)
 
 
 @pytest.fixture(autouse=True)
@@ -244,7 +244,7 @@ async def test_who_stood_still_has_not_died(noted: list[int] | None, make: Make)
     """A call that was taken over from a living process may begin as often as if it had not been begun there."""
     swarm = make(ScriptedModel(["Done."]))
     await swarm.run_async(Agent(), user("Please."), run_id="r")
-    store, subject = here.current().store, here.current().trials
+    store, subject = here.current().store, here.current().crash_guard
     store.annotate("r", **{f"{TRIED}0.0": noted})
-    async with subject.execution("r/0.0", LoopRuntime(), OpenCall("r", "tool", flow=False, stood=True)):
+    async with subject.execution("r/0.0", LoopRuntime(), OpenCall("r", "tool", flow=False, was_paused=True)):
         assert notes_on(store.found("r"))[f"{TRIED}0.0"][1] == (1 if noted is None else noted[1])

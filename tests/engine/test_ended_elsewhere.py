@@ -79,7 +79,7 @@ def test_what_was_lent_to_a_suspended_run_stays_until_its_end() -> None:
 def test_a_run_that_is_executed_here_is_not_forgotten() -> None:
     """A look at the database that is late says nothing of a run that was taken over, or began, meanwhile."""
     runs, swarm = LocalRuns(), Any
-    runs.take("r", None, stood=False)
+    runs.take("r", None, was_paused=False)
     runs.forget("r", ended=True)
     assert runs.of("r").state == "taken"
     runs.begin(Execution("r", Start("", [], {}), swarm, "r"))
