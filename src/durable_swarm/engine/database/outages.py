@@ -11,10 +11,10 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, event
-from sqlalchemy.engine import ExecutionContext
+from sqlalchemy import event
 
 from durable_swarm.concurrency import exiting
 from durable_swarm.engine.database.connection import file_is_gone, file_number
@@ -80,7 +80,7 @@ class Outage:
             self.begin(file_is_gone())
             engine.dispose()
 
-    def _failed(self, context: sqlalchemy.engine.ExceptionContext) -> None:
+    def _failed(self, context: Any) -> None:
         refused = context.connection is None and not is_sqlite(self._url)
         lost = context.is_disconnect and not is_sqlite(self._url)
         lasts = refused or passes(context.original_exception)
@@ -90,19 +90,12 @@ class Outage:
         if self._patient() and not exiting():
             context.is_disconnect = True
 
-    def _executed(
-        self,
-        connection: Connection,
-        cursor: object,
-        statement: str,
-        values: object,
-        made: ExecutionContext | None,
-        many: bool,
-    ) -> None:
+    def _executed(self, *call: Any) -> None:
+        made = call[4]
         if self.reason is not None and made is not None and (made.isinsert or made.isupdate):
             self.end()
 
-    def begin(self, error: BaseException, *, lasts: bool = True) -> None:
+    def begin(self, error: Exception, *, lasts: bool = True) -> None:
         """Record that the database cannot be written, and log it the first time.
 
         A broken connection is not logged: the next one mostly works, and otherwise the outage lasts and is logged.
