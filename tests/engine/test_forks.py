@@ -224,7 +224,7 @@ def test_a_turn_whose_calls_were_not_made_is_not_kept(make: Make) -> None:
     for run_id in ("told", "known"):
         swarm.run(shop.clerk, user(), run_id=run_id, execute_tools=False)
         for messages in (None, user("Go on")):
-            with pytest.raises(ConfigurationError, match=r"were not made \(execute_tools=False\); take 0 to 0"):
+            with pytest.raises(ConfigurationError, match=r"were not made \(execute_tools=False\); take 0$"):
                 swarm.get(run_id).fork(1, messages=messages)
     assert contents(swarm.get("told").fork(0).result(timeout=20).messages) == ["Hello."]
 
