@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import sqlalchemy
+from sqlalchemy import event
 
 from durable_swarm import Agent, ConfigurationError, step
 from durable_swarm.engine.database import connection as database_connection
@@ -329,3 +331,25 @@ def test_urls_are_shown_without_password() -> None:
     text = str(diagnosis.unusable(url, RuntimeError(f"connection to host failed\nDETAIL: {SECRET}")))
     assert SECRET not in text
     assert "postgresql://me:***@host/x" in text
+
+
+def test_tables_that_belong_together_are_created_at_once(tmp_path: Path) -> None:
+    """While one process creates the two tables of sessions in a file, no other creates one of them in between."""
+    path = tmp_path / "new.sqlite"
+    engine = database_connection.connect(sqlalchemy.make_url(f"sqlite:///{path}"), create=True)
+    tables = sqlalchemy.MetaData()
+    first, second = (sqlalchemy.Table(name, tables, sqlalchemy.Column("id", sqlalchemy.Text)) for name in ("a", "b"))
+    refused = []
+
+    @event.listens_for(second, "before_create")
+    def meet(*_: object, **__: object) -> None:
+        with contextlib.closing(sqlite3.connect(path, timeout=0)) as other:
+            try:
+                other.execute("CREATE TABLE b (id TEXT)")
+            except sqlite3.OperationalError as error:
+                refused.append(str(error))
+
+    database_connection.create_table(engine, first)
+    assert refused == ["database is locked"]
+    assert all(database_connection.has_table(engine, table) for table in (first, second))
+    engine.dispose()

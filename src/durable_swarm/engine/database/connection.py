@@ -344,9 +344,14 @@ def insert_into(engine: sqlalchemy.Engine, rows: sqlalchemy.TableClause) -> sqli
 
 
 def create_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> None:
-    """Create a table of ours if it does not exist."""
+    """Create a table of ours, and those of the same metadata, if one does not exist."""
+    wanted = {table.name for table in rows.metadata.tables.values()}
+    if wanted <= set(sqlalchemy.inspect(engine).get_table_names(schema=rows.schema)):
+        return
     try:
-        rows.metadata.create_all(engine)
+        # In one transaction: on SQLite another process would see one of two tables, and fail to create it.
+        with writing(engine) as connection:
+            rows.metadata.create_all(connection)
     except DBAPIError:
         # PostgreSQL lets one of two processes fail that create it at once.
         if not has_table(engine, rows):
