@@ -8,12 +8,15 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy
+from sqlalchemy import event
 
 from durable_swarm import Agent
 from durable_swarm.engine.database import outages
+from durable_swarm.engine.processes import here
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import connected, user
@@ -125,4 +128,28 @@ def test_a_connection_that_breaks_is_not_told(
     response = swarm.start(Agent(functions=[pay]), user(), run_id="r").result(timeout=40)
     assert response.messages[-1]["content"] == "Paid."
     assert made == [0, 1]
+    assert not [record.message for record in caplog.records if "cannot be used" in record.message]
+
+
+def test_a_connection_that_breaks_while_it_is_set_up_is_not_told(
+    make: Make, postgres_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A new connection that is cut before its first statement is a broken one: the server is not away."""
+    swarm = make(ScriptedModel(["Hello.", "Hello again."]), database=postgres_database)
+    agent = Agent()
+    swarm.run(agent, user())
+    engine, cut = here.current().store.engine, list[int]()
+
+    def meet(connection: Any, _record: object) -> None:
+        if not cut:
+            cut.append(connection.info.backend_pid)
+            with connected(postgres_database) as server:
+                server.exec_driver_sql(f"SELECT pg_terminate_backend({cut[0]}, 5000)")
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    event.listen(engine, "connect", meet)
+    engine.dispose()
+    assert swarm.start(agent, user()).result(timeout=40).messages[-1]["content"] == "Hello again."
+    assert cut
     assert not [record.message for record in caplog.records if "cannot be used" in record.message]

@@ -48,6 +48,11 @@ def noted(error: BaseException | None) -> bool:
     return error is not None
 
 
+def _was_made(error: BaseException) -> bool:
+    """Return True if a connection that the server had taken was cut while it was set up."""
+    return getattr(error, "sqlstate", None) == "57P01" or str(error).startswith("consuming input failed")
+
+
 class Outage:
     """The state of the database, writable or not; logs once when it becomes unwritable, and once when it recovers.
 
@@ -81,7 +86,7 @@ class Outage:
             engine.dispose()
 
     def _failed(self, context: Any) -> None:
-        refused = context.connection is None and not is_sqlite(self._url)
+        refused = context.connection is None and not is_sqlite(self._url) and not _was_made(context.original_exception)
         lost = context.is_disconnect and not is_sqlite(self._url)
         lasts = refused or passes(context.original_exception)
         if not (lost or lasts) or self._closed:
