@@ -22,6 +22,15 @@ from tests.engine.conftest import Make
 from tests.engine.helpers import connected, user
 
 
+def cut_all(url: str) -> None:
+    """End all sessions of a PostgreSQL database."""
+    with connected(url) as server:
+        server.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
 def write_read_only(path: Path) -> None:
     """Write a file that was opened for reading."""
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
@@ -81,11 +90,7 @@ def test_a_server_that_is_read_only_is_waited_for(
         end_sessions()
 
     def end_sessions() -> None:
-        with connected(postgres_database) as server:
-            server.exec_driver_sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                f"WHERE datname = '{name}' AND pid <> pg_backend_pid()"
-            )
+        cut_all(postgres_database)
 
     def pay(number: int) -> str:
         made.append(number)
@@ -111,16 +116,11 @@ def test_a_connection_that_breaks_is_not_told(
     make: Make, postgres_database: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """When all connections break, and the server takes new ones, runs go on and nobody is told of an outage."""
-    name = sqlalchemy.make_url(postgres_database).database
     made: list[int] = []
 
     def pay(number: int) -> str:
         made.append(number)
-        with connected(postgres_database) as server:
-            server.exec_driver_sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                f"WHERE datname = '{name}' AND pid <> pg_backend_pid()"
-            )
+        cut_all(postgres_database)
         return "paid"
 
     model = ScriptedModel([[("pay", {"number": number})] for number in range(2)] + ["Paid."])
@@ -145,11 +145,14 @@ def test_a_connection_that_breaks_while_it_is_set_up_is_not_told(
             cut.append(connection.info.backend_pid)
             with connected(postgres_database) as server:
                 server.exec_driver_sql(f"SELECT pg_terminate_backend({cut[0]}, 5000)")
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT 1")
+        try:
+            connection.execute("SELECT 1")
+        except BaseException:
+            connection.close()
+            raise
 
     event.listen(engine, "connect", meet)
-    engine.dispose()
+    cut_all(postgres_database)
     assert swarm.start(agent, user()).result(timeout=40).messages[-1]["content"] == "Hello again."
     assert cut
     assert not [record.message for record in caplog.records if "cannot be used" in record.message]

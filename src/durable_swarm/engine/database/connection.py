@@ -267,9 +267,13 @@ def _postgres(url: sqlalchemy.URL, create: bool) -> sqlalchemy.Engine:
 
     @event.listens_for(engine, "connect")
     def end_frozen_transactions(connection: Any, _record: object) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SET idle_in_transaction_session_timeout = 60000")
-        connection.commit()
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SET idle_in_transaction_session_timeout = 60000")
+            connection.commit()
+        except BaseException:
+            connection.close()  # The pool does not have it yet.
+            raise
 
     _try_idle_ones(engine)
     try:
