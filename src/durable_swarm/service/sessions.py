@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, TypedDict
+from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import Inspector
@@ -24,19 +23,6 @@ CANDIDATES = 5
 """How many sessions the error for an ambiguous id lists."""
 
 
-class _SessionFields(TypedDict):
-    """The fields of a `SessionView`."""
-
-    id: str
-    status: str
-    agent: str
-    swarm: str
-    runs: int
-    waiting: int
-    created_at: datetime
-    updated_at: datetime
-
-
 class SessionList:
     """The sessions of one database."""
 
@@ -46,7 +32,7 @@ class SessionList:
 
     def listed(self, agent: str | None = None, limit: int = 100) -> list[SessionView]:
         """Return sessions, the one with the latest change first: all, or those whose next message `agent` answers."""
-        return [SessionView(**self._facts(state)) for state in self._store.sessions.listed(agent, limit)]
+        return [self._view(state, self._run_ids(state)) for state in self._store.sessions.listed(agent, limit)]
 
     def check(self, session: str) -> None:
         """Check that a session may be used. Raises `RunNotFound` if it exists, and belongs to somebody else."""
@@ -62,13 +48,14 @@ class SessionList:
         messages, context, closed = self._told(state)
         counts = self._store.sessions.runs.usages(state.id)
         usages = [Usage(**count) for count in counts]
-        rows = {row.workflow_id: row for row in self._store.some(self._run_ids(state))}
+        run_ids = self._run_ids(state)
+        rows = {row.workflow_id: row for row in self._store.some(run_ids)}
         return SessionDetail(
-            **self._facts(state),
+            **vars(self._view(state, run_ids)),
             messages=messages,
             context_variables=context,
             usage=sum(usages[1:], usages[0]) if usages else None,
-            all_runs=run_views(self._visitor, [rows[run_id] for run_id in self._run_ids(state) if run_id in rows]),
+            all_runs=run_views(self._visitor, [rows[run_id] for run_id in run_ids if run_id in rows]),
             closed=closed,
         )
 
@@ -90,18 +77,18 @@ class SessionList:
         found = self._store.sessions.runs.ids(state.id, states=(BEGUN, LEFT_OUT, WAITS))
         return [run_id for _, run_id in reversed(found)]
 
-    def _facts(self, state: SessionState) -> _SessionFields:
+    def _view(self, state: SessionState, run_ids: list[str]) -> SessionView:
         ahead = None if state.ahead is None or state.ahead.over else self._store.row(state.ahead.run_id, waits=True)
-        return {
-            "id": state.id,
-            "status": IDLE if ahead is None else state_of(ahead),
-            "agent": state.agent,
-            "swarm": state.swarm,
-            "runs": len(self._run_ids(state)),
-            "waiting": len(self._store.sessions.runs.ids(state.id, states=(WAITS,))),
-            "created_at": moment(state.created_at),
-            "updated_at": moment(state.updated_at),
-        }
+        return SessionView(
+            id=state.id,
+            status=IDLE if ahead is None else state_of(ahead),
+            agent=state.agent,
+            swarm=state.swarm,
+            runs=len(run_ids),
+            waiting=len(self._store.sessions.runs.ids(state.id, states=(WAITS,))),
+            created_at=moment(state.created_at),
+            updated_at=moment(state.updated_at),
+        )
 
     def _told(self, state: SessionState) -> tuple[list[Message], dict[str, Any], str | None]:
         try:
