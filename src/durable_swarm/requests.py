@@ -119,7 +119,7 @@ class Request:
     parents: list[Ancestor] = field(default_factory=list)
 
 
-def why_closed(request: Request) -> AlreadyAnswered | RequestExpired | None:
+def closed_error(request: Request) -> AlreadyAnswered | RequestExpired | None:
     """Return the error for a decision about a request that takes none any more, or None if it is open."""
     if request.status == "answered":
         by = f" by {request.answered_by}" if request.answered_by else ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, why_closed
+from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, closed_error
 from durable_swarm.tools.worktime import WorkTime
 from durable_swarm.validation import check_text
 
@@ -96,7 +96,7 @@ class MemoryInbox:
             request = self._requests.get(request_id)
             if request is None:
                 raise ConfigurationError(f"there is no request {request_id!r}")
-            if (closed := why_closed(request)) is not None:
+            if (closed := closed_error(request)) is not None:
                 raise closed
             check_decision(request, decision)
             if check is not None:

@@ -38,7 +38,7 @@ from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED, moved, now
 from durable_swarm.engine.storage.visible import seen_by
-from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, decision_record, why_closed
+from durable_swarm.requests import TOKEN, Decision, Request, RequestSpec, check_decision, closed_error, decision_record
 from durable_swarm.validation import check_text
 
 COLUMNS = ("id", "run_id", "call", "kind", "state", "swarm", "request", "decision", "answered_by")
@@ -236,7 +236,7 @@ class Inbox(OwnTable):
         rows, runs = self._rows, self._runs
         row = RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
         request = self._request(row)
-        if (closed := why_closed(request)) is not None:
+        if (closed := closed_error(request)) is not None:
             raise closed
         status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == row.run_id)).scalar()
         if status not in UNFINISHED:
@@ -321,7 +321,7 @@ class Inbox(OwnTable):
     def none_open(self, run_id: str) -> errors.DurableSwarmError:
         """Return the error for a decision about a run's one open request if there is none."""
         known = self.of_runs([run_id])
-        if known and (closed := why_closed(known[-1])) is not None:
+        if known and (closed := closed_error(known[-1])) is not None:
             return closed
         return NoRequest(f"run {run_id!r} has no open request; `durable-swarm inbox` lists those of all runs")
 
