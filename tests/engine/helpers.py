@@ -53,6 +53,15 @@ def connected(url: str) -> Iterator[sqlalchemy.Connection]:
     engine.dispose()
 
 
+def cut(url: str) -> None:
+    """End all sessions of a PostgreSQL database."""
+    with connected(url) as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
 def schema(url: str) -> str:
     """Give the prefix of DBOS's tables."""
     return "" if url.startswith("sqlite") else "dbos."

@@ -20,18 +20,7 @@ from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import reconnecting
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, connected, unique, user, wait_until
-
-SESSIONS = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-)
-
-
-def cut(url: str) -> None:
-    """End all sessions on the database."""
-    with connected(url) as connection:
-        connection.execute(sqlalchemy.text(SESSIONS))
+from tests.engine.helpers import PATIENCE, connected, cut, unique, user, wait_until
 
 
 def by_result(run: Run) -> str:

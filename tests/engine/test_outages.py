@@ -19,16 +19,7 @@ from durable_swarm.engine.database import outages
 from durable_swarm.engine.processes import here
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
-from tests.engine.helpers import connected, user
-
-
-def cut_all(url: str) -> None:
-    """End all sessions of a PostgreSQL database."""
-    with connected(url) as server:
-        server.exec_driver_sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+from tests.engine.helpers import connected, cut, user
 
 
 def write_read_only(path: Path) -> None:
@@ -90,7 +81,7 @@ def test_a_server_that_is_read_only_is_waited_for(
         end_sessions()
 
     def end_sessions() -> None:
-        cut_all(postgres_database)
+        cut(postgres_database)
 
     def pay(number: int) -> str:
         made.append(number)
@@ -120,7 +111,7 @@ def test_a_connection_that_breaks_is_not_told(
 
     def pay(number: int) -> str:
         made.append(number)
-        cut_all(postgres_database)
+        cut(postgres_database)
         return "paid"
 
     model = ScriptedModel([[("pay", {"number": number})] for number in range(2)] + ["Paid."])
@@ -138,13 +129,13 @@ def test_a_connection_that_breaks_while_it_is_set_up_is_not_told(
     swarm = make(ScriptedModel(["Hello.", "Hello again."]), database=postgres_database)
     agent = Agent()
     swarm.run(agent, user())
-    engine, cut = here.current().store.engine, list[int]()
+    engine, killed = here.current().store.engine, list[int]()
 
     def meet(connection: Any, _record: object) -> None:
-        if not cut:
-            cut.append(connection.info.backend_pid)
+        if not killed:
+            killed.append(connection.info.backend_pid)
             with connected(postgres_database) as server:
-                server.exec_driver_sql(f"SELECT pg_terminate_backend({cut[0]}, 5000)")
+                server.exec_driver_sql(f"SELECT pg_terminate_backend({killed[0]}, 5000)")
         try:
             connection.execute("SELECT 1")
         except BaseException:
@@ -152,7 +143,7 @@ def test_a_connection_that_breaks_while_it_is_set_up_is_not_told(
             raise
 
     event.listen(engine, "connect", meet)
-    cut_all(postgres_database)
+    cut(postgres_database)
     assert swarm.start(agent, user()).result(timeout=40).messages[-1]["content"] == "Hello again."
-    assert cut
+    assert killed
     assert not [record.message for record in caplog.records if "cannot be used" in record.message]
