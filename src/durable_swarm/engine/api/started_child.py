@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+from durable_swarm.engine.backend.deferred_calls import begin_workflow
 from durable_swarm.engine.execution.budget import Budget
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.tool_call import CallRequests
@@ -49,6 +50,7 @@ class StartedChild:
         cancelled, or belongs to another execution: it starts nothing any more.
         """
         self.call.made.run.verify_ownership()
+        begin_workflow()  # Its row says whether the call still waits for the run.
         if new or self.link.in_id:
             family.add(self.link)
         return family.parent(self.link.run_id) == self.link.parent

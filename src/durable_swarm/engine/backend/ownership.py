@@ -8,7 +8,6 @@ Beyond DBOS's public interface:
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -57,21 +56,3 @@ def checked_by(workflow_id: str, check: OwnershipCheck) -> Iterator[None]:
 def check_of(workflow_id: str) -> OwnershipCheck | None:
     """Return the check of the current execution of a workflow, or None if it has none."""
     return _checks.get((workflow_id, owner_of(workflow_id)))
-
-
-_beginning: contextvars.ContextVar[str | None] = contextvars.ContextVar("durable_swarm_beginning", default=None)
-
-
-@contextlib.contextmanager
-def beginning_call(run_id: str) -> Iterator[None]:
-    """Begin calls of the run in this block without reading their records first: its first execution has left none."""
-    token = _beginning.set(run_id)
-    try:
-        yield
-    finally:
-        _beginning.reset(token)
-
-
-def is_beginning_call(run_id: str) -> bool:
-    """Return True inside `beginning_call` of this run."""
-    return _beginning.get() == run_id

@@ -36,6 +36,7 @@ Beyond DBOS's public interface:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import sys
@@ -49,9 +50,18 @@ from dbos import _context, _core, _dbos, _outcome, _queue, _serialization, _sys_
 from durable_swarm.codec import Place
 from durable_swarm.engine.backend import awaited_calls, patches
 from durable_swarm.engine.backend.checkpoints import Checkpoints
+from durable_swarm.engine.backend.deferred_calls import (
+    CallContext,
+    DeferredCall,
+    begin_workflow,
+    deferred,
+    deferred_of,
+    reserving,
+)
 from durable_swarm.engine.backend.launch import JSON, instance, layout_of
-from durable_swarm.engine.backend.ownership import OwnershipLost, check_of, is_beginning_call, owner_of
+from durable_swarm.engine.backend.ownership import OwnershipCheck, OwnershipLost, check_of, owner_of
 from durable_swarm.engine.backend.pools import run_threads, to_thread
+from durable_swarm.engine.backend.public import DBOSUnexpectedStepError
 from durable_swarm.engine.backend.queues import _queues, _shared, executing
 from durable_swarm.engine.database.diagnosis import error_text, is_transient
 from durable_swarm.engine.signals import Broken, RunHeld, engine_closed
@@ -74,14 +84,29 @@ class _Database:
 
     def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
         """Read the record of a step. If there is none, the step is made only if this execution owns the run."""
-        if is_beginning_call(workflow_id):
-            return None  # The start of the call checks the owner.
-        check = check_of(workflow_id)
+        if (call := deferred_of(workflow_id)) is not None:
+            return self._check_call(call, function_id, *rest)
+        if (call := deferred(workflow_id)) is not None:
+            call.begin_workflow()
+        return self._check(check_of(workflow_id), workflow_id, function_id, *rest, **named)
+
+    def _check(self, check: OwnershipCheck | None, *step: Any, **named: Any) -> Any:
         if check is not None and check.is_first and _patiently(check.check_ownership):
             return None
-        found = self._database.check_operation_execution(workflow_id, function_id, *rest, **named)
+        found = self._database.check_operation_execution(*step, **named)
         if found is None and check is not None and not check.is_first:
             _patiently(check.check_ownership)
+        return found
+
+    def _check_call(self, call: DeferredCall, number: int, name: str) -> Any:
+        """Read the record of a tool call: of its start as a workflow, or of its end as a step of its run."""
+        call.number = number
+        try:
+            found = self._check(call.check, call.run_id, number, name)
+        except DBOSUnexpectedStepError:
+            call.recorded = self._database.check_operation_execution(call.run_id, number, call.step)
+            return {**call.recorded, "child_workflow_id": call.key}
+        call.is_workflow = found is not None
         return found
 
     def record_operation_result(self, result: Any, **more: Any) -> None:
@@ -96,7 +121,18 @@ class _Database:
         if more or owner is None or not self._checkpoints.record_step(result, at, owner):
             self._database.record_operation_result(result, **{"completed_at_epoch_ms": at, **more})
 
-    def init_child_workflow(self, status: Any, *, parent_owner_xid: str | None = None, **more: Any) -> tuple[str, bool]:
+    def init_child_workflow(self, status: Any, **more: Any) -> tuple[str, bool]:
+        """Begin a tool call, whose row is written when the call needs it."""
+        call, context = deferred(status["workflow_uuid"]), _context.get_local_dbos_context()
+        # Only tool calls are workflows inside a workflow.
+        assert call is not None
+        assert context is not None
+        call.started_at = more["started_at_epoch_ms"]
+        call.write = functools.partial(self._begin_call, call, status, **more)
+        CallContext.of(context, call)
+        return "PENDING", True
+
+    def _begin_call(self, call: DeferredCall, status: Any, *, parent_owner_xid: str | None, **more: Any) -> None:
         """Record that a tool call begins; the call of an execution that lost its run is not made."""
         parent, number, now = more["parent_workflow_id"], more["parent_function_id"], int(time.time() * 1000)
         step = {
@@ -109,12 +145,12 @@ class _Database:
             "retention_timestamp": now,
             "application_name": status["application_name"],
         }
-        owner = parent_owner_xid or owner_of(parent)
+        owner = parent_owner_xid or call.owner
         if owner is not None and self._checkpoints.begin_call(status, more["creator_xid"], step, parent, owner):
-            return status["status"], True
-        self._database.check_operation_execution(parent, number, more["function_name"])  # Raises that it is cancelled.
-        begun: tuple[str, bool] = self._database.init_child_workflow(status, parent_owner_xid=parent_owner_xid, **more)
-        return begun
+            return
+        self._raise_if_cancelled(call)
+        if not self._database.init_child_workflow(status, parent_owner_xid=parent_owner_xid, **more)[1]:
+            raise OwnershipLost(call.key)
 
     def record_get_result(self, *_: Any, **__: Any) -> None:
         """Record nothing: on replay DBOS reads a child's result from the child."""
@@ -126,27 +162,59 @@ class _Database:
         reason = sys.exception()
         if status == "ERROR" and not isinstance(reason, Broken):
             raise _unrecorded(repr(workflow_id), reason)
+        if (call := deferred(workflow_id)) is not None:
+            return self._record_call(call, outcome["output"])
         owner = owner_of(workflow_id)
         ended = outcome.get("output"), outcome.get("error")
         if owner is not None and self._checkpoints.end(workflow_id, status, *ended, owner):
             return True
         return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
 
+    def _record_call(self, call: DeferredCall, output: str) -> bool:
+        """Record the outcome of a tool call as a step of its run."""
+        at = int(time.time() * 1000)
+        result: Any = {
+            "workflow_uuid": call.run_id,
+            "function_id": call.number,
+            "function_name": call.step,
+            "started_at_epoch_ms": call.started_at,
+            "output": output,
+            "error": None,
+            "child_workflow_id": None,
+            "serialization": JSON.name(),
+        }
+        if call.owner is None or not self._checkpoints.record_step(result, at, call.owner):
+            self._database.record_operation_result(result, completed_at_epoch_ms=at, owner_xid=call.owner)
+        return True
+
     def await_workflow_result(
         self, workflow_id: str, polling_interval: float = 0.0, *, fail_if_missing: bool = False
     ) -> Any:
         """Return the result of an ended workflow; an execution that lost it, or did not start it first, leaves."""
+        if (call := deferred(workflow_id)) is not None:
+            return self._result_of(call)
         result = self._database.check_workflow_result(workflow_id, fail_if_missing=fail_if_missing)
         if isinstance(result, _outcome.NoResult):
             raise OwnershipLost(workflow_id)
         return result
+
+    def _result_of(self, call: DeferredCall) -> Any:
+        """Return the outcome that is recorded for a tool call; if there is none, its execution lost the run."""
+        if call.recorded is None:
+            self._raise_if_cancelled(call)
+            raise OwnershipLost(call.run_id)
+        return JSON.deserialize(call.recorded["output"])
+
+    def _raise_if_cancelled(self, call: DeferredCall) -> None:
+        with contextlib.suppress(DBOSUnexpectedStepError):  # Another execution has made it a workflow, or a step.
+            self._database.check_operation_execution(call.run_id, call.number, call.step)
 
     async def await_workflow_result_async(
         self, workflow_id: str, polling_interval: float, *, fail_if_missing: bool = False
     ) -> Any:
         """Wait for a tool call that another task makes, as `expecting` says; one without its run does not wait."""
         expected = awaited_calls.expected(workflow_id)
-        if expected is None or fail_if_missing:
+        if expected is None or fail_if_missing or deferred(workflow_id) is not None:
             return await to_thread(self.await_workflow_result, workflow_id, fail_if_missing=fail_if_missing)
         pause, idle = awaited_calls.SOON, 0
         while True:
@@ -276,7 +344,8 @@ def executes(handle: object) -> bool:
 
 def reserve() -> Reserved | None:
     """Draw the number of the next step of the current workflow."""
-    return _context.snapshot_step_context()
+    with reserving():
+        return _context.snapshot_step_context()
 
 
 def drawn() -> int:
@@ -334,7 +403,10 @@ def run_step_async(
 
 def record_sleep(seconds: float) -> float:
     """Record the end of a sleep of the current workflow, or read the recorded one; return the seconds left."""
-    return _core.record_sleep(_VIEW, reserve(), seconds) if seconds > 0 else 0.0
+    if seconds <= 0:
+        return 0.0
+    begin_workflow()
+    return _core.record_sleep(_VIEW, reserve(), seconds)
 
 
 def in_workflow() -> bool:

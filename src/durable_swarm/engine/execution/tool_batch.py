@@ -128,8 +128,8 @@ class ToolBatch:
                 record = await colour.step(names.tool_step(call.tool), body)
             else:
                 self.services.place_call(key, made)
-                awaited = isinstance(colour, OnEventLoop)
-                record = await (made.wait.end(lambda: colour.child(key)) if awaited else colour.child(key))
+                child = partial(colour.child, key, names.tool_step(call.tool))
+                record = await (made.wait.end(child) if isinstance(colour, OnEventLoop) else child())
             outcome = runs.read_outcome(record)
             run.publisher.returned(call.index, record)
             if run.trace is not None:

@@ -156,8 +156,8 @@ class WaitingCalls:
                     self._release(one.run)
         if waiting:
             self.notify(*self._store.inbox.decided(one.request for one in waiting if one.request is not None))
-            cancelled = self._store.claims.cancelled({one.key for one in waiting})
-            self._end(lambda one: one.key in cancelled, lambda: ownership.Cancelled("the tool call was cancelled"))
+            cancelled = self._store.claims.cancelled({one.run.run_id for one in waiting})
+            self._end(lambda one: one.run.run_id in cancelled, lambda: ownership.Cancelled("the run was cancelled"))
 
     def close(self) -> list[Execution]:
         """End all waits here, and return the runs that waited; they stay unfinished."""

@@ -316,9 +316,9 @@ def _calls_made(start: base.Record, steps: list[StepData]) -> tuple[set[str], di
     replies = [step for step in sorted(steps, key=lambda step: step.number) if step.name.startswith("model:")]
     for turn, step in enumerate(replies if start.get("execute_tools", True) else [], len(start.get("kept", []))):
         for call, number in numbered(runs.read_reply(step.record or {}).calls, step.number):
-            if call.plan == "step":
+            if call.plan not in NOT_MADE:
                 names[number] = records_names.tool_step(call.tool)
-            elif call.plan not in NOT_MADE:
+            if call.plan not in ("step", *NOT_MADE):
                 keys.add(f"{turn}.{call.index}")
     return keys, names
 

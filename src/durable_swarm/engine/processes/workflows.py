@@ -19,7 +19,7 @@ from typing import TypeVar
 from durable_swarm import agents
 from durable_swarm.background import threads
 from durable_swarm.concurrency import BlockingRuntime, LoopRuntime, Runtime, finish, in_thread
-from durable_swarm.engine.backend import awaited_calls, ownership, patches
+from durable_swarm.engine.backend import awaited_calls, deferred_calls, ownership, patches
 from durable_swarm.engine.backend import steps as backend_steps
 from durable_swarm.engine.backend.public import DBOS, SetWorkflowID
 from durable_swarm.engine.execution.child_calls import ToolCall
@@ -39,7 +39,7 @@ from durable_swarm.engine.processes.here import current, wait_for_current
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.records import failures, names, runs
 from durable_swarm.engine.records.base import Record
-from durable_swarm.engine.records.encoding import RecordCodec, failure_of, output_of
+from durable_swarm.engine.records.encoding import RecordCodec, failure_of
 from durable_swarm.engine.records.turns import calls_of, turns_in
 from durable_swarm.engine.signals import Broken, RunHeld, RunSuspended, StepFailed
 from durable_swarm.engine.storage.runs import Store
@@ -220,7 +220,7 @@ async def _tool(made: ToolCall, key: str, waits: Runtime) -> Record:
             recorder = StepRecorder(made.run, key, people)
             record = await ToolCallExecution(made, key, recorder, waits, people).record()
             recorder.trace_steps()
-        return made.run.record_codec.close_step(record, output_of(key))
+        return made.run.record_codec.close_step(record, deferred_calls.place_of_outcome(key))
     except (StepFailed, RunHeld, RunSuspended) as broken:
         made.wait.abort(broken)
         raise
@@ -254,20 +254,17 @@ class _Pool:
         return (caller_threads[0] if caller_threads else threads()).submit(function, *args)
 
 
-def _child_in_thread(run: Execution, key: str) -> Record:
-    with SetWorkflowID(key), _beginning(run):
+def _child_in_thread(run: Execution, key: str, step: str) -> Record:
+    with SetWorkflowID(key), deferred_calls.deferring(run.run_id, key, step) as call:
         record: Record = tool_in_thread()
-    return record
+    return run.record_codec.open(record, call.place, f"the record of tool call {key!r}")
 
 
-async def _child_on_loop(run: Execution, key: str) -> Record:
+async def _child_on_loop(run: Execution, key: str, step: str) -> Record:
     expected = awaited_calls.Expected(
         run.check_ownership, functools.partial(current().lost_claims.fetch_call, run, key)
     )
-    with SetWorkflowID(key), _beginning(run), awaited_calls.expecting(key, expected):
+    deferring = deferred_calls.deferring(run.run_id, key, step)
+    with SetWorkflowID(key), awaited_calls.expecting(key, expected), deferring as call:
         record: Record = await tool_on_loop()
-    return record
-
-
-def _beginning(run: Execution) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext() if run.recovered else ownership.beginning_call(run.run_id)
+    return run.record_codec.open(record, call.place, f"the record of tool call {key!r}")

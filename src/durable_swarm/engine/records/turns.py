@@ -116,13 +116,11 @@ def turns_in(rows: list[StepRow], calls: dict[str, RunRow], store: Rows, row: Ru
     judged = {step.function_id: step for step in rows if step.function_name.startswith(names.GUARDRAIL)}
 
     def outcome(turn: int, call: Call, number: int) -> base.Record | None:
-        if call.plan == "step":
-            step = tools.get(number)
-            if step is None or step.function_name != names.tool_step(call.tool):
-                return None
+        step = tools.get(number)
+        if step is not None and step.function_name == names.tool_step(call.tool):
             return store.step_record(step, row)
         child = calls.get(names.call_key(row.workflow_id, turn, call.index))
-        if call.plan in NOT_MADE or child is None or child.status != "SUCCESS":
+        if call.plan in ("step", *NOT_MADE) or child is None or child.status != "SUCCESS":
             return None
         return store.output_record(child, row)
 
@@ -159,9 +157,9 @@ def _guards(
 def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
     """Yield the calls of a reply with the number of each one's first step; the reply is the run's step `number`.
 
-    Numbers are assigned in the model's order, even if the calls overlap: one for a step, two for a child workflow (its
-    start and its result), none for a call that is not made. So two calls of one tool are distinct, whichever ended
-    first.
+    Numbers are assigned in the model's order, even if the calls overlap: one for a step, two for an undecorated call
+    (its start and its result as a workflow, or its record, if it needs no workflow), none for a call that is not made.
+    So two calls of one tool are distinct, whichever ended first.
     """
     following = number + 1
     for call in calls:
