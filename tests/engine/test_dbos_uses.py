@@ -126,7 +126,10 @@ OVERRIDDEN = {
 }
 """The methods of DBOS's database that our view of it has itself, and those that they call."""
 
-OURS = {"_checkpoints", "_database", "_enters", "_seen"}
+OURS = {
+    *("_checkpoints", "_database", "_enters", "_lock", "_seen"),
+    *("_begin_call", "_check", "_check_call", "_raise_if_cancelled", "_record_call", "_result_of"),
+}
 """Attributes of our own in the file that knows DBOS's inside."""
 
 

@@ -286,7 +286,7 @@ def _forged(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"start": {**document["start"], "execute_tools": False}}
     for key in ("0.0", "0.2", "0.7", "5.0"):
         yield {"calls": {**document["calls"], key: call_data}}
-    for number, name in ((3, "tool:charge"), (7, "tool:check"), (2, "tool:other")):
+    for number, name in ((2, "tool:charge"), (3, "tool:charge"), (7, "tool:check"), (2, "tool:other")):
         forged = {"number": number, "name": name, "record": {"v": 1, "text": "forged"}}
         yield {"steps": [*(step for step in document["steps"] if step["number"] != number), forged]}
 

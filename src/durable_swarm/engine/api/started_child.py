@@ -7,6 +7,7 @@ from typing import Self
 
 from durable_swarm.engine.backend.deferred_calls import begin_workflow
 from durable_swarm.engine.execution.budget import Budget
+from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.tool_call import CallRequests
 from durable_swarm.engine.storage.family import ChildLink, Family
@@ -50,7 +51,8 @@ class StartedChild:
         cancelled, or belongs to another execution: it starts nothing any more.
         """
         self.call.made.run.verify_ownership()
-        begin_workflow()  # Its row says whether the call still waits for the run.
+        with engines_code(f"tool call {self.link.call!r}"):
+            begin_workflow()  # Its row says whether the call still waits for the run.
         if new or self.link.in_id:
             family.add(self.link)
         return family.parent(self.link.run_id) == self.link.parent

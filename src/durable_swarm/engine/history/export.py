@@ -154,9 +154,12 @@ class Exported:
     def _check_calls(self) -> None:
         """Refuse results of calls that no recorded reply makes: they would stay hidden until the run used them."""
         children, steps = _calls_made(self.data.start, self.data.steps)
+        recorded = {step.number for step in self.data.steps if step.name.startswith("tool:")}
         for key in self.data.calls:
             if key not in children:
                 raise ValueError(f"no recorded reply makes the tool call {key}")
+            if children[key] in recorded:
+                raise ValueError(f"the tool call {key} is recorded twice")
         for step in self.data.steps:
             if step.name == records_names.TOOL and step.call is None:
                 raise ValueError(f"step {step.number} begins no tool call")
@@ -309,9 +312,12 @@ def export(store: Store, row: RunRow, redact: Redact | None = None) -> dict[str,
     return Exported(document).document()
 
 
-def _calls_made(start: base.Record, steps: list[StepData]) -> tuple[set[str], dict[int, str]]:
-    """Return the tool calls that the replies among a run's steps make: keys of `calls`, and step names by number."""
-    keys: set[str] = set()
+def _calls_made(start: base.Record, steps: list[StepData]) -> tuple[dict[str, int], dict[int, str]]:
+    """Return the tool calls that the replies among a run's steps make: those that may be workflows, and all of them.
+
+    The former are the numbers of their steps by the keys of `calls`, the latter the names of their steps by number.
+    """
+    keys: dict[str, int] = {}
     names: dict[int, str] = {}
     replies = [step for step in sorted(steps, key=lambda step: step.number) if step.name.startswith("model:")]
     for turn, step in enumerate(replies if start.get("execute_tools", True) else [], len(start.get("kept", []))):
@@ -319,7 +325,7 @@ def _calls_made(start: base.Record, steps: list[StepData]) -> tuple[set[str], di
             if call.plan not in NOT_MADE:
                 names[number] = records_names.tool_step(call.tool)
             if call.plan not in ("step", *NOT_MADE):
-                keys.add(f"{turn}.{call.index}")
+                keys[f"{turn}.{call.index}"] = number
     return keys, names
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, get_args
 
@@ -152,44 +152,77 @@ def _in_turns(steps: Iterator[StepWithCall], first: int) -> Iterator[StepWithCal
 def _recorded(store: Rows, row: RunRow, *, makes_calls: bool) -> Iterator[StepWithCall]:
     """Yield the steps that the run has begun itself, those inside a tool after it."""
     rows, children = store.steps(row.workflow_id), calls_of(store, row)
-    # The calls of the last reply by the numbers of their steps, the calls that are not made, and the texts of the
-    # others.
-    calls, unmade, texts = dict[int, Call](), list[tuple[int, Call]](), dict[int, object]()
+    reply, blocked = LastReply(), False
     for step in rows:
-        while unmade and unmade[0][0] <= step.function_id:
-            yield _unmade(unmade.pop(0)[1], texts)
-        call = calls.get(step.function_id)
+        yield from reply.passed(step.function_id)
+        call = reply.calls.pop(step.function_id, None)
         if step.function_name.startswith("model:"):
-            texts, record = {}, _opened(store.step_record, step, row)
+            record = _opened(store.step_record, step, row)
             readable = makes_calls and "message" in record
-            calls, unmade = _planned(store.reply(step, row), step.function_id) if readable else ({}, [])
+            reply = LastReply.of(store.reply(step, row), step) if readable else LastReply()
             yield _reply(step, record), None
         elif step.function_name.startswith(names.GUARDRAIL):
-            yield _guardrail(step, _opened(store.step_record, step, row)), None
+            record = _opened(store.step_record, step, row)
+            blocked = blocked or "blocked" in record
+            yield _guardrail(step, record), None
         elif step.function_name == names.TOOL:
             key = step.child_workflow_id or ""
             fields = _tool(store, row, step, children.get(key), ENCRYPTED if call is None else call.tool)
-            yield _noted(fields, call, texts)
+            yield reply.noted(fields, call)
             inside = (inner for inner in store.steps(key) if inner.function_name != names.BEGUN)
             yield from ((_inner(inner, _opened(store.step_record, inner, row)), None) for inner in inside)
         elif step.function_name.startswith(names.COMPACT):
             yield _done(step, _opened(store.step_record, step, row), "step"), None
         elif step.function_name.startswith("tool:"):
-            yield _noted(_done(step, _opened(store.step_record, step, row), "tool"), call, texts)
-    yield from (_unmade(call, texts) for _, call in unmade)
+            yield reply.noted(_done(step, _opened(store.step_record, step, row), "tool"), call)
+    yield from reply.rest(in_progress=not blocked and state_of(row) != "done")
 
 
-def _planned(reply: Reply, number: int) -> tuple[dict[int, Call], list[tuple[int, Call]]]:
-    """Return the calls of a reply by step number, and separately the calls that are not made."""
-    placed = list(numbered(reply.calls, number))
-    made = {at: call for call, at in placed if call.plan not in NOT_MADE}
-    return made, [(at, call) for call, at in placed if call.plan in NOT_MADE]
+@dataclass
+class LastReply:
+    """The calls of a run's last reply, as its steps are read one by one."""
 
+    together: bool = False
+    calls: dict[int, Call] = field(default_factory=dict)
+    """Those that are made and not read yet, by the number of their step."""
+    unmade: list[tuple[int, Call]] = field(default_factory=list)
+    """Those that are not made, with the number of the next step."""
+    texts: dict[int, object] = field(default_factory=dict)
+    """What the others have returned, by index."""
+    at: datetime | None = None
+    """The time at which the next call has begun."""
 
-def _noted(fields: StepFields, call: Call | None, texts: dict[int, object]) -> StepWithCall:
-    if call is not None:
-        texts[call.index] = fields.get("output")
-    return fields, call
+    @classmethod
+    def of(cls, reply: Reply, step: StepRow) -> LastReply:
+        """Return the calls of the reply that this step of the run has recorded."""
+        placed = list(numbered(reply.calls, step.function_id))
+        made = {at: call for call, at in placed if call.plan not in NOT_MADE}
+        unmade = [(at, call) for call, at in placed if call.plan in NOT_MADE]
+        return cls(reply.together, made, unmade, at=_time(step.completed_at_epoch_ms))
+
+    def passed(self, number: int) -> Iterator[StepWithCall]:
+        """Yield the calls before the run's step `number` that have no record: those not made, and those in progress."""
+        while self.unmade and self.unmade[0][0] <= number:
+            yield _unmade(self.unmade.pop(0)[1], self.texts)
+        for at in [at for at in self.calls if at < number]:
+            yield self._in_progress(self.calls.pop(at))
+
+    def noted(self, fields: StepFields, call: Call | None) -> StepWithCall:
+        """Return the step of a call, and remember its result."""
+        if call is not None:
+            self.texts[call.index] = fields.get("output")
+        if not self.together:
+            self.at = fields.get("finished_at") or self.at
+        return fields, call
+
+    def rest(self, *, in_progress: bool) -> Iterator[StepWithCall]:
+        """Yield the calls behind the last record: one after the other if the reply's calls are not made together."""
+        for call in list(self.calls.values())[: None if self.together else 1] if in_progress else []:
+            yield self._in_progress(call)
+        yield from (_unmade(call, self.texts) for _, call in self.unmade)
+
+    def _in_progress(self, call: Call) -> StepWithCall:
+        return {"name": names.tool_step(call.tool), "kind": "tool", "status": "running", "started_at": self.at}, call
 
 
 def _unmade(call: Call, texts: dict[int, object]) -> StepWithCall:
