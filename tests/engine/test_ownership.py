@@ -36,6 +36,16 @@ class Gate:
         assert self.open.wait(PATIENCE)
         return "held"
 
+    def hold_workflow(self) -> str:
+        """Hold a call that has made a step, and so is a workflow."""
+        noted()
+        return self.hold()
+
+
+@step
+def noted() -> None:
+    """Make a call a workflow."""
+
 
 def statuses(url: str) -> dict[str, tuple[str, str | None]]:
     """Give the status and the queue of each run and call."""
@@ -123,8 +133,8 @@ OPEN = {
 def test_open_calls_go_with_their_run(call: str, make_anywhere: Make, database_url: str) -> None:
     """Whoever has a run's open call, who takes the run over gets the call, too; a call that has ended stays."""
     gate = Gate()
-    swarm = make_anywhere(ScriptedModel([["hold"], "Done."]))
-    swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
+    swarm = make_anywhere(ScriptedModel([["hold_workflow"], "Done."]))
+    swarm.start(Agent(name=unique(), functions=[gate.hold_workflow]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
     change(database_url, f"UPDATE {{schema}}workflow_status SET {call} WHERE workflow_uuid = 'r/0.0'")
     claims, row = here.current().store.claims, here.current().store.found("r")
@@ -140,8 +150,8 @@ def test_open_calls_go_with_their_run(call: str, make_anywhere: Make, database_u
 def test_cancelling_takes_the_run_with_its_calls_or_nothing(make_anywhere: Make, database_url: str) -> None:
     """Cancelling ends a run and what is open in it at once; of a run that has ended it leaves everything as it is."""
     gate = Gate()
-    swarm = make_anywhere(ScriptedModel([["hold"], "Done."]))
-    swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
+    swarm = make_anywhere(ScriptedModel([["hold_workflow"], "Done."]))
+    swarm.start(Agent(name=unique(), functions=[gate.hold_workflow]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
     claims, family = here.current().store.claims, here.current().store.family
     assert claims.cancel("r", family.within) is True
@@ -205,8 +215,8 @@ def test_who_has_lost_a_run_is_told_while_its_tool_works(
 ) -> None:
     """A run that goes on elsewhere is followed there at once, though the tool here takes long yet."""
     gate = Gate()
-    swarm = make(ScriptedModel([["hold"]]))
-    run = swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
+    swarm = make(ScriptedModel([["hold_workflow"]]))
+    run = swarm.start(Agent(name=unique(), functions=[gate.hold_workflow]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
     change(url, STEAL)
     change(url, "UPDATE {schema}workflow_status SET status = 'CANCELLED', owner_xid = NULL WHERE name = :tool",
@@ -239,8 +249,8 @@ def test_an_execution_that_was_replaced_holds_nothing(passes: bool, make_anywher
 def test_a_call_that_nobody_executes_is_fetched(make_anywhere: Make, database_url: str) -> None:
     """A call whose claim was lost goes to who has its run; never where the run is another's."""
     gate = Gate()
-    swarm = make_anywhere(ScriptedModel([["hold"], "Done."]))
-    swarm.start(Agent(name=unique(), functions=[gate.hold]), user(), run_id="r")
+    swarm = make_anywhere(ScriptedModel([["hold_workflow"], "Done."]))
+    swarm.start(Agent(name=unique(), functions=[gate.hold_workflow]), user(), run_id="r")
     assert gate.entered.wait(PATIENCE)
     claims, owner = here.current().store.claims, here.current().local.executions["r"].owner
     for call in OPEN.values():

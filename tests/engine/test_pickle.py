@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ConfigurationError, DurableSwarm, DurableSwarmError, ReplayMismatch, step
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, DurableSwarmError, ReplayMismatch, sleep, step
 from durable_swarm.testing import ProviderError, ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, Program, change, rows, unique, user
@@ -116,6 +116,7 @@ def test_reading_a_forged_failure(make: Make, url: str, trap: Path, column: str)
     """The error of a failed run is not executed either."""
 
     def fail() -> str:
+        sleep(0.001)
         raise ValueError("broken")
 
     swarm = make(ScriptedModel([["fail"]]))
