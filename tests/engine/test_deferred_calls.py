@@ -19,8 +19,6 @@ from tests.engine.codecs import encrypted
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, change, rows, unique, user, wait_until
 
-WORKFLOW = names.TOOL
-
 
 @step
 def noted(number: int) -> int:
@@ -130,7 +128,7 @@ def test_a_call_that_needs_no_records_is_one_row(
 ) -> None:
     swarm = make_anywhere(ScriptedModel([[call(made.__name__)], "Done."]))
     assert run(swarm, made, run_id="r") == "2"
-    assert steps_of(database_url, "r")[1] == f"tool:{made.__name__}"
+    assert steps_of(database_url, "r")[1] == names.TOOL
     assert [row[0] for row in rows(database_url, "workflow_uuid")] == ["r"]
 
 
@@ -140,7 +138,7 @@ def test_a_call_that_needs_records_is_a_workflow(
 ) -> None:
     swarm = make_anywhere(ScriptedModel([[call(made.__name__)], "Done."]))
     assert run(swarm, made, run_id="r") == "2"
-    assert steps_of(database_url, "r")[1] == WORKFLOW
+    assert steps_of(database_url, "r")[1] == names.TOOL
     assert dict(map(tuple, rows(database_url, "workflow_uuid, status"))) == {"r": "SUCCESS", "r/0.0": "SUCCESS"}
     assert steps_of(database_url, "r/0.0")
 
@@ -150,7 +148,9 @@ def test_each_call_of_a_batch_decides_for_itself(make_anywhere: Make, database_u
     swarm = make_anywhere(ScriptedModel([[call(made.__name__) for made in tools], "Done."]), tool_concurrency=4)
     assert run(swarm, *WITHOUT, *WITH, run_id="r") == "2"
     made = [name for name in steps_of(database_url, "r") if not name.startswith("model:")]
-    assert made == [f"tool:{one.__name__}" if one in WITHOUT else WORKFLOW for one in tools]
+    assert made == [names.TOOL] * len(tools)
+    workflows = {row[0] for row in rows(database_url, "workflow_uuid")} - {"r"}
+    assert workflows == {f"r/0.{index}" for index, one in enumerate(tools) if one in WITH}
     infos = [info for info in swarm.get("r").steps() if info.kind == "tool"]
     assert [info.name for info in infos] == [f"tool:{one.__name__}" for one in tools]
     assert {info.output for info in infos} == {"2"}
@@ -194,7 +194,7 @@ def test_the_call_of_a_run_that_was_taken_over_records_nothing(
     change(database_url, "UPDATE {schema}workflow_status SET owner_xid = 'another' WHERE workflow_uuid = 'r'")
     goes_on.set()
     wait_until(lambda: "r/0.0" not in queues.executing() and "r" not in queues.executing())
-    assert steps_of(database_url, "r")[1:] == ([WORKFLOW] if made is with_step and begins == "after" else [])
+    assert steps_of(database_url, "r")[1:] == ([names.TOOL] if made is with_step and begins == "after" else [])
     assert run.status == "running"
 
 
@@ -217,5 +217,5 @@ def test_a_thread_that_the_tool_left_behind_makes_no_workflow_of_an_ended_call(
     assert run(swarm, work, run_id="r") == "2"
     goes_on.set()
     left[0].join(PATIENCE)
-    assert steps_of(database_url, "r")[1] == "tool:work"
+    assert steps_of(database_url, "r")[1] == names.TOOL
     assert [row[0] for row in rows(database_url, "workflow_uuid")] == ["r"]

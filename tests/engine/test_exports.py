@@ -27,6 +27,7 @@ from durable_swarm import (
     step,
 )
 from durable_swarm.engine.history.export import Exported, read_document
+from durable_swarm.engine.records import names
 from durable_swarm.redaction import Redacting
 from durable_swarm.service import import_run
 from durable_swarm.testing import ScriptedModel, call
@@ -286,7 +287,7 @@ def _forged(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"start": {**document["start"], "execute_tools": False}}
     for key in ("0.0", "0.2", "0.7", "5.0"):
         yield {"calls": {**document["calls"], key: call_data}}
-    for number, name in ((2, "tool:charge"), (3, "tool:charge"), (7, "tool:check"), (2, "tool:other")):
+    for number, name in ((2, names.TOOL), (3, names.TOOL), (3, "tool:charge"), (7, "tool:check"), (2, "tool:other")):
         forged = {"number": number, "name": name, "record": {"v": 1, "text": "forged"}}
         yield {"steps": [*(step for step in document["steps"] if step["number"] != number), forged]}
 
@@ -322,7 +323,7 @@ def test_a_step_that_begins_a_call_names_it(make: Make, url: str) -> None:
     """A step of a tool call without the call is refused: nobody could find its result."""
     document = made(url, bank())
     del next(step for step in document["steps"] if "call" in step)["call"]
-    with pytest.raises(ConfigurationError, match="begins no tool call"):
+    with pytest.raises(ConfigurationError, match="begins no tool call and has no outcome"):
         make(ScriptedModel([])).import_run(document)
 
 

@@ -17,12 +17,12 @@ import contextvars
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from dbos import _context
 
 from durable_swarm.codec import Place
 from durable_swarm.engine.backend.ownership import OwnershipCheck, OwnershipLost, check_of, owner_of
+from durable_swarm.engine.records import names
 from durable_swarm.engine.records.encoding import output_of
 
 
@@ -32,8 +32,6 @@ class DeferredCall:
 
     key: str
     run_id: str
-    step: str
-    """The name under which it is recorded as a step of its run."""
     owner: str | None
     """DBOS's token of the run's execution."""
     check: OwnershipCheck | None
@@ -44,8 +42,8 @@ class DeferredCall:
     """In milliseconds since 1970."""
     write: Callable[[], None] | None = None
     """Writes the row; None before the call has begun here, and after the row exists."""
-    recorded: Any = None
-    """DBOS's record of the call, if an earlier execution has recorded it as a step."""
+    recorded: str | None = None
+    """The stored outcome, if an earlier execution has recorded it as a step."""
     is_workflow: bool = False
     """True once the workflow has a row."""
     has_ended: bool = False
@@ -54,7 +52,7 @@ class DeferredCall:
     @property
     def place(self) -> Place:
         """The place of its outcome's record."""
-        return output_of(self.key) if self.is_workflow else Place(self.run_id, self.step, self.number)
+        return output_of(self.key) if self.is_workflow else Place(self.run_id, names.TOOL, self.number)
 
     def begin_workflow(self) -> None:
         """Write the row, unless it exists. Raises `OwnershipLost` and `Cancelled`. May block."""
@@ -76,9 +74,9 @@ _current: contextvars.ContextVar[DeferredCall | None] = contextvars.ContextVar("
 
 
 @contextlib.contextmanager
-def deferring(run_id: str, key: str, step: str) -> Iterator[DeferredCall]:
+def deferring(run_id: str, key: str) -> Iterator[DeferredCall]:
     """Make a tool call of the current run, started in this block, without a row as long as it needs none."""
-    call = DeferredCall(key, run_id, step, owner_of(run_id), check_of(run_id))
+    call = DeferredCall(key, run_id, owner_of(run_id), check_of(run_id))
     token = _current.set(call)
     try:
         yield call

@@ -36,7 +36,6 @@ Beyond DBOS's public interface:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import sys
@@ -61,9 +60,9 @@ from durable_swarm.engine.backend.deferred_calls import (
 from durable_swarm.engine.backend.launch import JSON, instance, layout_of
 from durable_swarm.engine.backend.ownership import OwnershipCheck, OwnershipLost, check_of, owner_of
 from durable_swarm.engine.backend.pools import run_threads, to_thread
-from durable_swarm.engine.backend.public import DBOSUnexpectedStepError
 from durable_swarm.engine.backend.queues import _queues, _shared, executing
 from durable_swarm.engine.database.diagnosis import error_text, is_transient
+from durable_swarm.engine.records import names
 from durable_swarm.engine.signals import Broken, RunHeld, engine_closed
 from durable_swarm.errors import ConfigurationError
 
@@ -101,13 +100,12 @@ class _Database:
     def _check_call(self, call: DeferredCall, number: int, name: str) -> Any:
         """Read the record of a tool call: of its start as a workflow, or of its end as a step of its run."""
         call.number = number
-        try:
-            found = self._check(call.check, call.run_id, number, name)
-        except DBOSUnexpectedStepError:
-            call.recorded = self._database.check_operation_execution(call.run_id, number, call.step)
-            return {**call.recorded, "child_workflow_id": call.key}
-        call.is_workflow = found is not None
-        return found
+        found = self._check(call.check, call.run_id, number, name)
+        if found is None or found["child_workflow_id"] is not None:
+            call.is_workflow = found is not None
+            return found
+        call.recorded = found["output"]
+        return {**found, "child_workflow_id": call.key}
 
     def record_operation_result(self, result: Any, **more: Any) -> None:
         """Record the outcome of a step, which is never an error: our steps return those of the user's code.
@@ -148,7 +146,7 @@ class _Database:
         owner = parent_owner_xid or call.owner
         if owner is not None and self._checkpoints.begin_call(status, more["creator_xid"], step, parent, owner):
             return
-        self._raise_if_cancelled(call)
+        self._database.check_operation_execution(parent, number, names.TOOL)  # Raises that it is cancelled.
         if not self._database.init_child_workflow(status, parent_owner_xid=parent_owner_xid, **more)[1]:
             raise OwnershipLost(call.key)
 
@@ -176,7 +174,7 @@ class _Database:
         result: Any = {
             "workflow_uuid": call.run_id,
             "function_id": call.number,
-            "function_name": call.step,
+            "function_name": names.TOOL,
             "started_at_epoch_ms": call.started_at,
             "output": output,
             "error": None,
@@ -201,13 +199,10 @@ class _Database:
     def _result_of(self, call: DeferredCall) -> Any:
         """Return the outcome that is recorded for a tool call; if there is none, its execution lost the run."""
         if call.recorded is None:
-            self._raise_if_cancelled(call)
+            # This raises that the run is cancelled, if it is.
+            self._database.check_operation_execution(call.run_id, call.number, names.TOOL)
             raise OwnershipLost(call.run_id)
-        return JSON.deserialize(call.recorded["output"])
-
-    def _raise_if_cancelled(self, call: DeferredCall) -> None:
-        with contextlib.suppress(DBOSUnexpectedStepError):  # Another execution has made it a workflow, or a step.
-            self._database.check_operation_execution(call.run_id, call.number, call.step)
+        return JSON.deserialize(call.recorded)
 
     async def await_workflow_result_async(
         self, workflow_id: str, polling_interval: float, *, fail_if_missing: bool = False

@@ -28,15 +28,15 @@ class Colour(Protocol):
     async def step(self, name: str, body: Body) -> Record:
         """Run a step and return its record, the recorded one if there is one."""
 
-    async def child(self, key: str, step: str) -> Record:
-        """Make the undecorated tool call `key`, named `step` among the steps of the run, and return its record."""
+    async def child(self, key: str) -> Record:
+        """Make the undecorated tool call `key` and return its record."""
 
 
 @dataclass(frozen=True)
 class InThread:
     """Runs everything in the calling thread."""
 
-    run_child: Callable[[str, str], Record]
+    run_child: Callable[[str], Record]
     record_codec: RecordCodec
     waits: Runtime = field(default_factory=BlockingRuntime)
 
@@ -48,15 +48,15 @@ class InThread:
         )
         return self.record_codec.open(record, place, f"the record of step {name!r}")
 
-    async def child(self, key: str, step: str) -> Record:
-        return self.run_child(key, step)
+    async def child(self, key: str) -> Record:
+        return self.run_child(key)
 
 
 @dataclass(frozen=True)
 class OnEventLoop:
     """Awaits everything; plain functions go to the pool of `waits`."""
 
-    start_child: Callable[[str, str], Awaitable[Record]]
+    start_child: Callable[[str], Awaitable[Record]]
     record_codec: RecordCodec
     waits: Runtime
 
@@ -70,8 +70,8 @@ class OnEventLoop:
         record = await steps.run_step_async(name, go, reserved)
         return self.record_codec.open(record, place, f"the record of step {name!r}")
 
-    async def child(self, key: str, step: str) -> Record:
-        return await self.start_child(key, step)
+    async def child(self, key: str) -> Record:
+        return await self.start_child(key)
 
 
 async def _coroutine(body: Body, waits: Runtime) -> Record:

@@ -128,7 +128,7 @@ class ToolBatch:
                 record = await colour.step(names.tool_step(call.tool), body)
             else:
                 self.services.place_call(key, made)
-                child = partial(colour.child, key, names.tool_step(call.tool))
+                child = partial(colour.child, key)
                 record = await (made.wait.end(child) if isinstance(colour, OnEventLoop) else child())
             outcome = runs.read_outcome(record)
             run.publisher.returned(call.index, record)

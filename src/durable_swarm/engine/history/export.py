@@ -154,17 +154,15 @@ class Exported:
     def _check_calls(self) -> None:
         """Refuse results of calls that no recorded reply makes: they would stay hidden until the run used them."""
         children, steps = _calls_made(self.data.start, self.data.steps)
-        recorded = {step.number for step in self.data.steps if step.name.startswith("tool:")}
+        outcomes = {step.number: step.name for step in self.data.steps if step.call is None and _is_of_tool(step)}
         for key in self.data.calls:
             if key not in children:
                 raise ValueError(f"no recorded reply makes the tool call {key}")
-            if children[key] in recorded:
+            if children[key] in outcomes:
                 raise ValueError(f"the tool call {key} is recorded twice")
-        for step in self.data.steps:
-            if step.name == records_names.TOOL and step.call is None:
-                raise ValueError(f"step {step.number} begins no tool call")
-            if step.name.startswith("tool:") and steps.get(step.number) != step.name:
-                raise ValueError(f"no recorded reply makes the tool call of step {step.number} ({step.name[:40]!r})")
+        for number, name in outcomes.items():
+            if steps.get(number) != name:
+                raise ValueError(f"no recorded reply makes the tool call of step {number} ({name[:40]!r})")
 
     def story(self) -> RunHistory:
         """Return the run's story as far as it is recorded."""
@@ -322,11 +320,16 @@ def _calls_made(start: base.Record, steps: list[StepData]) -> tuple[dict[str, in
     replies = [step for step in sorted(steps, key=lambda step: step.number) if step.name.startswith("model:")]
     for turn, step in enumerate(replies if start.get("execute_tools", True) else [], len(start.get("kept", []))):
         for call, number in numbered(runs.read_reply(step.record or {}).calls, step.number):
-            if call.plan not in NOT_MADE:
+            if call.plan == "step":
                 names[number] = records_names.tool_step(call.tool)
-            if call.plan not in ("step", *NOT_MADE):
+            elif call.plan not in NOT_MADE:
+                names[number] = records_names.TOOL
                 keys[f"{turn}.{call.index}"] = number
     return keys, names
+
+
+def _is_of_tool(step: StepData) -> bool:
+    return step.name == records_names.TOOL or step.name.startswith("tool:")
 
 
 def _package() -> str | None:

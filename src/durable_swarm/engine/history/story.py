@@ -20,6 +20,7 @@ from durable_swarm.engine.records.turns import (
     StepWithCall,
     TurnRecords,
     calls_of,
+    is_outcome,
     kept_steps,
     numbered,
     recorded_turns,
@@ -165,6 +166,11 @@ def _recorded(store: Rows, row: RunRow, *, makes_calls: bool) -> Iterator[StepWi
             record = _opened(store.step_record, step, row)
             blocked = blocked or "blocked" in record
             yield _guardrail(step, record), None
+        elif is_outcome(step):
+            fields = _done(step, _opened(store.step_record, step, row), "tool")
+            if step.function_name == names.TOOL:
+                fields["name"] = names.tool_step(ENCRYPTED if call is None else call.tool)
+            yield reply.noted(fields, call)
         elif step.function_name == names.TOOL:
             key = step.child_workflow_id or ""
             fields = _tool(store, row, step, children.get(key), ENCRYPTED if call is None else call.tool)
@@ -173,8 +179,6 @@ def _recorded(store: Rows, row: RunRow, *, makes_calls: bool) -> Iterator[StepWi
             yield from ((_inner(inner, _opened(store.step_record, inner, row)), None) for inner in inside)
         elif step.function_name.startswith(names.COMPACT):
             yield _done(step, _opened(store.step_record, step, row), "step"), None
-        elif step.function_name.startswith("tool:"):
-            yield reply.noted(_done(step, _opened(store.step_record, step, row), "tool"), call)
     yield from reply.rest(in_progress=not blocked and state_of(row) != "done")
 
 
@@ -204,8 +208,7 @@ class LastReply:
         """Yield the calls before the run's step `number` that have no record: those not made, and those in progress."""
         while self.unmade and self.unmade[0][0] <= number:
             yield _unmade(self.unmade.pop(0)[1], self.texts)
-        for at in [at for at in self.calls if at < number]:
-            yield self._in_progress(self.calls.pop(at))
+        yield from self._in_progress([self.calls.pop(at) for at in list(self.calls) if at < number])
 
     def noted(self, fields: StepFields, call: Call | None) -> StepWithCall:
         """Return the step of a call, and remember its result."""
@@ -217,12 +220,16 @@ class LastReply:
 
     def rest(self, *, in_progress: bool) -> Iterator[StepWithCall]:
         """Yield the calls behind the last record: one after the other if the reply's calls are not made together."""
-        for call in list(self.calls.values())[: None if self.together else 1] if in_progress else []:
-            yield self._in_progress(call)
+        if in_progress:
+            yield from self._in_progress(list(self.calls.values())[: None if self.together else 1])
         yield from (_unmade(call, self.texts) for _, call in self.unmade)
 
-    def _in_progress(self, call: Call) -> StepWithCall:
-        return {"name": names.tool_step(call.tool), "kind": "tool", "status": "running", "started_at": self.at}, call
+    def _in_progress(self, calls: list[Call]) -> Iterator[StepWithCall]:
+        """Yield the undecorated calls among these. A `@step` tool is shown when it has ended."""
+        for call in calls:
+            if call.plan != "step":
+                name = names.tool_step(call.tool)
+                yield {"name": name, "kind": "tool", "status": "running", "started_at": self.at}, call
 
 
 def _unmade(call: Call, texts: dict[int, object]) -> StepWithCall:

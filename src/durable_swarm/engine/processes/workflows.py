@@ -254,17 +254,17 @@ class _Pool:
         return (caller_threads[0] if caller_threads else threads()).submit(function, *args)
 
 
-def _child_in_thread(run: Execution, key: str, step: str) -> Record:
-    with SetWorkflowID(key), deferred_calls.deferring(run.run_id, key, step) as call:
+def _child_in_thread(run: Execution, key: str) -> Record:
+    with SetWorkflowID(key), deferred_calls.deferring(run.run_id, key) as call:
         record: Record = tool_in_thread()
     return run.record_codec.open(record, call.place, f"the record of tool call {key!r}")
 
 
-async def _child_on_loop(run: Execution, key: str, step: str) -> Record:
+async def _child_on_loop(run: Execution, key: str) -> Record:
     expected = awaited_calls.Expected(
         run.check_ownership, functools.partial(current().lost_claims.fetch_call, run, key)
     )
-    deferring = deferred_calls.deferring(run.run_id, key, step)
+    deferring = deferred_calls.deferring(run.run_id, key)
     with SetWorkflowID(key), awaited_calls.expecting(key, expected), deferring as call:
         record: Record = await tool_on_loop()
     return run.record_codec.open(record, call.place, f"the record of tool call {key!r}")

@@ -112,12 +112,12 @@ def recorded_turns(store: Rows, row: RunRow, start: base.Record) -> list[TurnRec
 
 def turns_in(rows: list[StepRow], calls: dict[str, RunRow], store: Rows, row: RunRow, first: int) -> list[TurnRecords]:
     """Return the records of the turns in these steps of a run, starting at turn `first`; `calls` are by id."""
-    tools = {step.function_id: step for step in rows if step.function_name.startswith("tool:")}
+    tools = {step.function_id: step for step in rows if is_outcome(step)}
     judged = {step.function_id: step for step in rows if step.function_name.startswith(names.GUARDRAIL)}
 
     def outcome(turn: int, call: Call, number: int) -> base.Record | None:
-        step = tools.get(number)
-        if step is not None and step.function_name == names.tool_step(call.tool):
+        step, name = tools.get(number), names.tool_step(call.tool) if call.plan == "step" else names.TOOL
+        if step is not None and step.function_name == name:
             return store.step_record(step, row)
         child = calls.get(names.call_key(row.workflow_id, turn, call.index))
         if call.plan in ("step", *NOT_MADE) or child is None or child.status != "SUCCESS":
@@ -152,6 +152,13 @@ def _guards(
         kind: [store.step_record(judged[at], row) if at in judged else None for at in numbers]
         for kind, numbers in places.items()
     }
+
+
+def is_outcome(step: StepRow) -> bool:
+    """Return True if the step of a run is the outcome of a tool call, not the start of one as a workflow."""
+    return step.function_name.startswith("tool:") or (
+        step.function_name == names.TOOL and step.child_workflow_id is None
+    )
 
 
 def numbered(calls: list[Call], number: int) -> Iterator[tuple[Call, int]]:
