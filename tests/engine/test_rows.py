@@ -44,7 +44,8 @@ def refuses() -> None:
 
 
 def raises() -> None:
-    """End the run."""
+    """Call a step, and end the run."""
+    doubled(1)
     raise RuntimeError("broken")
 
 

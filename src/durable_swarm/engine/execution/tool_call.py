@@ -20,6 +20,7 @@ from durable_swarm import codec, ends, errors
 from durable_swarm.awaitables import is_async, is_awaitable
 from durable_swarm.concurrency import BlockingRuntime, Runtime, finish, in_thread
 from durable_swarm.credentials import without_secrets
+from durable_swarm.engine.backend.deferred_calls import begin_workflow
 from durable_swarm.engine.execution.child_calls import OpenCall, ToolCall
 from durable_swarm.engine.execution.errors import engines_code, users_code
 from durable_swarm.engine.execution.transactions import Transactions
@@ -263,6 +264,8 @@ class ToolCallExecution:
                 raise errors.ConfigurationError(f"tool {call.tool!r} is transactional, and cannot give later()")
             return run.record_codec.close_step(runs.outcome_record(change.read(made, context)), place)
 
+        with engines_code(f"tool call {self.key!r}"):
+            await in_thread(begin_workflow)  # The transaction asks the row of the call who owns it.
         stored = await self.waits.call(self.people.transactions.run, self.key, body, run.swarm.tool_database)
         outcome = runs.read_outcome(run.record_codec.open(stored, place, f"the transaction of tool call {self.key!r}"))
         absorb(self.context, outcome)
