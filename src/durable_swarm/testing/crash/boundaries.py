@@ -181,7 +181,8 @@ def _labels(statement: str, parameters: Mapping[str, Any]) -> list[str]:
     if foreign:
         return [f"commit to table {table}" for table in foreign]
     workflow = next((str(value) for name, value in parameters.items() if _names_a_workflow(name, value)), None)
-    return [] if workflow is None else _engine_label(tables, workflow, str(parameters.get("function_name", "")))
+    step = "" if parameters.get("child_workflow_id") else str(parameters.get("function_name", ""))
+    return [] if workflow is None else _engine_label(tables, workflow, step)
 
 
 def _names_a_workflow(name: str, value: Any) -> bool:
@@ -195,8 +196,10 @@ def _engine_label(tables: list[str], workflow: str, step: str) -> list[str]:
         return [f"start of {what}"]
     if "operation_outputs" in tables:
         kind, colon, name = step.partition(":")
-        if step == "durable_swarm.begun":
+        if step == names.BEGUN:
             return [f"mark of {what}"]
+        if step == names.TOOL:
+            return [f"checkpoint of a tool call of {what}"]
         if step.startswith("durable_swarm."):
             return []
         return [f"checkpoint of the model call of agent {name}" if kind == "model" and colon else _of_step(kind, name)]
