@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.server.api import Api
-from durable_swarm.server.backend import MOST, Backend, problem
+from durable_swarm.server.backend import MOST, Backend, check_query, problem, served
 from durable_swarm.server.chat import Chat
 from durable_swarm.server.guard import Access, Guard, route_path
 from durable_swarm.server.open_streams import MOST_STREAMS, OpenStreams
@@ -111,10 +111,11 @@ def _description(doors: Iterable[Any]) -> Route:
     """Return the route of the description of all doors."""
     described = document(one for door in doors for one in door.described())
 
-    async def openapi(_: Request) -> Response:
+    async def openapi(request: Request) -> Response:
+        check_query(request, ())
         return JSONResponse(described)
 
-    return Route("/api/openapi.json", openapi)
+    return Route("/api/openapi.json", served(openapi))
 
 
 async def _healthz(_: Request) -> Response:

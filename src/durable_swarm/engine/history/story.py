@@ -65,7 +65,7 @@ def story(store: Rows, row: RunRow, turns: list[TurnRecords] | None = None, *, i
 
 
 def _without_result(row: RunRow, idle: bool) -> str:
-    """Return what stands in the place of a result that is not recorded."""
+    """Return the text in the place of a result that is not recorded."""
     state = state_of(row)
     if state in ENDED:
         return f"Error: this call has no result; the run is {state}."
