@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, ask_human, later, tool
 from durable_swarm.cli import main
-from durable_swarm.server import app
+from durable_swarm.server import app, server_parts, serving
 from durable_swarm.server.api import OPERATIONS, Operation
 from durable_swarm.server.backend import failed
 from durable_swarm.server.ids import encode_id
@@ -289,6 +289,49 @@ def test_only_the_agents_that_are_given_are_served(serve: Serve) -> None:
     _, client = serve(["Hi"], agents=[shown])
     assert client.post("/api/runs", json={"agent": hidden.name, "message": "Hi"}).status_code == 404
     assert client.post("/api/runs", json={"agent": shown.name, "message": "Hi"}).status_code == 201
+
+
+def test_what_is_refused_says_what_to_do(serve: Serve) -> None:
+    """A wrong address, method, name, token and message each get an error with the way out."""
+    _, client = serve(["Hi"])
+    agent = Agent(name=unique())
+    client.post("/api/runs", json={"agent": agent.name, "message": "Hi", "run_id": "r1"})
+    ended(client, "r1")
+    for method, path, body, wanted in (
+        ("GET", "/api/rums", None, "there is nothing at /api/rums; /api/openapi.json describes the routes"),
+        ("DELETE", "/api/requests", None, "/api/requests does not take DELETE; it takes GET"),
+        ("POST", "/api/runs/r1/say", {"text": "Hi"}, "run 'r1' has ended (done), so it takes no message; fork it"),
+        ("POST", "/api/requests/x", {"verdict": "approve"}, "`durable-swarm inbox` lists the open ones"),
+    ):
+        assert wanted in client.request(method, path, json=body).json()["error"]["message"]
+    made, access = server_parts()
+    with DurableSwarm(database=str(serve([])[0].database)) as swarm:
+        guarded = TestClient(
+            made(swarm, None, ["api"], access(token="t", hosts=["here"]), console=False, read_only=False)
+        )
+        for headers, wanted in (
+            ({"host": "there"}, "does not answer under the name 'there'; add --host there"),
+            ({"host": "here", "authorization": "Bearer x"}, "in the address that the server printed"),
+            ({"host": "here"}, "Authorization: Bearer TOKEN"),
+        ):
+            assert wanted in guarded.get("/api/runs", headers=headers).json()["error"]["message"]
+        guarded.app.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "called"),
+    [
+        (["127.0.0.1"], "127.0.0.1"),
+        (["0.0.0.0"], "127.0.0.1"),
+        (["0.0.0.0", "runs.example"], "runs.example"),
+        (["::", "runs.example"], "runs.example"),
+        (["::"], "::1"),
+        (["10.0.0.5", "runs.example"], "10.0.0.5"),
+    ],
+)
+def test_the_address_that_is_printed_can_be_opened(hosts: list[str], called: str) -> None:
+    """Where a server listens at all addresses, the printed one has a name that can be called."""
+    assert serving.called(hosts) == called
 
 
 def test_read_only_changes_nothing(serve: Serve) -> None:

@@ -74,7 +74,10 @@ def test_agents_are_tools(serve: Serve) -> None:
 def test_wrong_calls_are_told(serve: Serve) -> None:
     """An unknown tool is an error of the protocol; other mistakes are results that are errors, which models read."""
     _, server, name, _agent = serve([])
-    assert ask(server, "nothing", {}) == f"{INVALID_PARAMS}: there is no tool 'nothing'"
+    assert (
+        ask(server, "nothing", {})
+        == f"{INVALID_PARAMS}: this server has no tool 'nothing'; its tools are {name}, get_run"
+    )
     assert "no argument 'sesion'; did you mean 'session'?" in ask(server, name, {"message": "Hi", "sesion": "s"})
     assert "no argument 'id'; did you mean 'run_id'?" in ask(server, "get_run", {"id": "r1"})
     assert "message must be a text" in ask(server, name, {})

@@ -64,7 +64,7 @@ def _chosen(opened: Runs) -> str:
         return newest.id
     last = opened.list(Query(limit=CHOICE))
     if not last:
-        raise Problem("There are no runs to watch.")
+        raise Problem("There are no runs to watch. Start one, or name another database with --database.")
     if not sys.stdin.isatty():
         raise Problem("No run is unfinished. Name the run to read; `durable-swarm runs` lists them.")
     for number, view in enumerate(last, 1):

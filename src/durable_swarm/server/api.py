@@ -129,7 +129,11 @@ class Api:
     async def say(self, request: Request) -> Response:
         def change(run: Any, asked: dict[str, Any]) -> None:
             if run.status in ENDED:
-                raise Refused(409, "RunEnded", f"run {run.id!r} has ended, and hears nothing more")
+                raise Refused(
+                    409,
+                    "RunEnded",
+                    f"run {run.id!r} has ended ({run.status}), so it takes no message; fork it, or start one",
+                )
             run.say(asked["text"])
 
         return await self._changed(request, "say", change)

@@ -164,7 +164,8 @@ class Mcp:
     async def _run(self, caller: Caller, context: ServerRequestContext[Any], params: CallToolRequestParams) -> Any:
         given, name = params.arguments or {}, self._names().get(params.name)
         if name is None and params.name != "get_run":
-            raise MCPError(INVALID_PARAMS, f"there is no tool {params.name!r}")
+            known = [*self._names(), "get_run"]
+            raise MCPError(INVALID_PARAMS, unknown_field("this server", params.name, known, "tool"))
         _check_names(params.name, given, RUN if name is None else MESSAGE)
         if params.request_state or name is None:
             run_id = params.request_state or str(given.get("run_id", ""))
