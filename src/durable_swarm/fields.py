@@ -1,10 +1,11 @@
-"""Unknown fields are refused with the field that was probably meant: a typo must not drop what was given."""
+"""Unknown names are refused with the name that was probably meant: a typo must not drop what was given."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import functools
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from durable_swarm.errors import ConfigurationError
@@ -12,11 +13,11 @@ from durable_swarm.errors import ConfigurationError
 T = TypeVar("T")
 
 
-def unknown_field(kind: str, name: str, known: list[str]) -> str:
-    """Return the message about an unknown field, with the nearest known one."""
+def unknown_field(owner: str, name: str, known: Sequence[str], kind: str = "field") -> str:
+    """Return the message about an unknown field, or another `kind` of name, with the nearest known one."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(known)}"
-    return f"{kind} has no field {name!r}; {hint}"
+    some = f"its {kind}s are {', '.join(known)}" if known else f"it takes no {kind}"
+    return f"{owner} has no {kind} {name!r:.80}; {f'did you mean {near[0]!r}?' if near else some}"
 
 
 def named_fields(cls: type[T]) -> type[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 from openai.resources.chat import AsyncChat, Chat
 from openai.resources.chat.completions import AsyncCompletions, Completions
 
-from durable_swarm import Agent, ModelError
+from durable_swarm import Agent, ModelError, Swarm
 from durable_swarm.background import background_loop
 from durable_swarm.models.lean import is_bare
 from durable_swarm.testing import ScriptedServer, http_error, no_choices, serve_scripted
 from tests.contract.conftest import run_sync
 from tests.contract.helpers import MakeSwarm, Run, user
 from tests.support.model_calls import Naps, ask
+from tests.support.raw import DONE, RawServer
 
 Seen = list[tuple[list[str], list[str]]]
 """For each call the roles of its messages and the names of its tools."""
@@ -171,6 +173,51 @@ def test_a_subclass_is_called(server: ScriptedServer, make_swarm: MakeSwarm, pla
     with Guarded(base_url=server.base_url, api_key=server.api_key) as client:
         response = plain_run(make_swarm(client), CLERK, user())
     assert (response.messages[-1]["content"], seen) == ("Sent.", ALL)
+
+
+ODD = {"deep": "[" * 100_000, "nested": '{"choices": ' + "[" * 400 + "]" * 400 + "}", "long": "9" * 5_000}
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("wrap", [on_the_instance, below], ids=lambda wrap: wrap.__name__)
+def test_an_answer_that_a_wrapped_client_cannot_read_is_asked_for_again(
+    wrap: Wrap, odd: str, asynchronous: bool, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON that only Python refuses is the provider's fault behind a wrapper, too, and no error of the program."""
+    said = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
+    message = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]}
+    answers = [[f"data: {odd}", DONE], [said, DONE]] if streamed else [odd, message]
+    with RawServer(*answers) as provider:
+        kind: Any = openai.AsyncOpenAI if asynchronous else openai.OpenAI
+        client = kind(base_url=provider.base_url, api_key="x", max_retries=1)
+        wrap(client, [], monkeypatch)
+        shown = list(Swarm(client).run(Agent(name="Reader"), user(), stream=True)) if streamed else [ask(client)]
+    last = shown[-1]["response"].messages[-1] if streamed else shown[-1].message
+    assert (last["content"], len(provider.requests)) == ("Hello", 2)
+
+
+def blocks(_: Any) -> Any:
+    raise ValueError("blocked")
+
+
+def reads_too_deep(_: Any) -> Any:
+    return json.loads(ODD["deep"])
+
+
+@pytest.mark.parametrize(("guard", "kind"), [(blocks, ValueError), (reads_too_deep, RecursionError)])
+def test_an_error_of_the_wrapper_is_the_programs(
+    server: ScriptedServer, guard: Callable[[Any], Any], kind: type[Exception]
+) -> None:
+    """What a wrapper raises by itself passes unchanged, also if it reads JSON."""
+    with server.client() as client:
+        create: Any = client.chat.completions.create
+        client.chat.completions.create = lambda **given: guard(create(**given))  # type: ignore[method-assign]
+        with pytest.raises(kind) as caught:
+            ask(client)
+    assert type(caught.value) is kind
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("kind", [openai.OpenAI, openai.AsyncOpenAI, openai.AzureOpenAI, openai.AsyncAzureOpenAI])

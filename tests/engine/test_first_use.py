@@ -1,7 +1,8 @@
-"""The first use of a swarm, while the connections to its database break."""
+"""The first use of a swarm, while the connections to its database break, or its server is away."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,67 @@ from typing import Any
 import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound
+from durable_swarm.engine.database import reconnecting
+from durable_swarm.engine.processes import opening
+from durable_swarm.engine.processes.process import Process
 from durable_swarm.testing import ScriptedModel
+from tests.crash.matrix import LONG
 from tests.engine.helpers import unique, user
+from tests.support.cuts import cutting
 from tests.support.proxy import Plan, proxied
+
+STEP = 1 if LONG else 7
+"""Which statements of the opening find their connection cut: each, or in the short form every seventh."""
+NEVER = 10**9
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The times that opening was tried."""
+    made: list[Any] = []
+    monkeypatch.setattr(opening, "Process", lambda *given: made.append(given) or Process(*given))
+    return made
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_cut_does_not_stop_the_opening(postgres_database: str, tries: list[Any]) -> None:
+    """Whichever statement of the opening finds its connection cut, and the server away for a moment, it goes on."""
+    opened = 0
+    for number in itertools.count(1, STEP):
+        tries.clear()
+        with DurableSwarm(ScriptedModel([]), database=postgres_database) as swarm:
+            with cutting(number, 2) as cuts:
+                try:
+                    assert swarm.runs() == []
+                    opened += len(tries) > 1
+                except ConfigurationError as error:
+                    # The first to fail was not a statement: the server took no connection.
+                    assert "Connection refused" in str(error)  # noqa: PT017
+            assert swarm.runs() == []
+        if not cuts.fell:
+            break
+    assert opened > 2
+
+
+def test_opening_is_not_tried_for_ever(
+    postgres_database: str, tries: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While each connection is cut, opening is tried for some seconds; then it raises the clear error."""
+    monkeypatch.setattr(reconnecting, "OPENING", 1.0)
+    with DurableSwarm(ScriptedModel([]), database=postgres_database) as swarm:
+        with cutting(2, NEVER), pytest.raises(ConfigurationError, match="Check that the server runs"):
+            swarm.runs()
+        assert len(tries) > 1
+        assert swarm.runs() == []
+
+
+def test_a_server_that_is_away_is_not_waited_for(postgres_database: str, tries: list[Any]) -> None:
+    """Opening fails at its first try where the server takes no connection."""
+    with DurableSwarm(ScriptedModel([]), database=postgres_database) as swarm:
+        with cutting(1, NEVER), pytest.raises(ConfigurationError, match="Check that the server runs"):
+            swarm.runs()
+        assert len(tries) == 1
+
 
 FIRST: dict[str, Callable[[DurableSwarm, Agent], Any]] = {
     "runs": lambda swarm, _: swarm.runs(),

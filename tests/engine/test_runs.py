@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from durable_swarm.runs import StepInfo
 from durable_swarm.testing import ScriptedModel, check_request
 from durable_swarm.types import Usage
 from tests.engine.conftest import Make
-from tests.engine.helpers import PATIENCE, user, wait_until
+from tests.engine.helpers import PATIENCE, unique, user, wait_until
 
 
 class Gate:
@@ -294,3 +294,19 @@ def test_calls_together_see_the_context_as_it_was(make: Make) -> None:
     response = make(ScriptedModel([["write", "look"], "Done"])).run(Agent(functions=[write, look]), user())
     assert [message["content"] for message in response.messages[1:3]] == ["written", "[]"]
     assert response.context_variables == {"written": True}
+
+
+def test_a_start_knows_whether_it_recorded_the_run(make: Make) -> None:
+    """The first start of an id is new, the next ones and a handle by id are not, in whichever way it is started."""
+    swarm, agent = make(ScriptedModel(lambda _: "Hi.")), Agent(name=unique())
+    ways: dict[str, Callable[[str], Run]] = {
+        "start": lambda run_id: swarm.start(agent, user(), run_id=run_id),
+        "queue": lambda run_id: swarm.start(agent, user(), run_id=run_id, queue=True),
+        "enqueue": lambda run_id: swarm.enqueue(agent.name, user(), run_id=run_id),
+        "session": lambda run_id: swarm.session("talk", agent).start("Hi", run_id=run_id),
+        "waits in the session": lambda run_id: swarm.session("talk", agent).start("Hi", run_id=run_id, queue=True),
+    }
+    for name, start in ways.items():
+        assert [start(name).is_new for _ in range(3)] == [True, False, False], name
+        assert not swarm.get(name).is_new
+    assert swarm.start(agent, user()).is_new

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 
-from durable_swarm import Agent, ConfigurationError, ask_human, later, tool
+from durable_swarm import Agent, ConfigurationError, DurableSwarm, ask_human, later, tool
 from durable_swarm.cli import main
-from durable_swarm.server import app
+from durable_swarm.server import app, server_parts, serving
+from durable_swarm.server.api import OPERATIONS, Operation
 from durable_swarm.server.backend import failed
 from durable_swarm.server.ids import encode_id
 from durable_swarm.service import Query, open_runs
+from durable_swarm.testing import ScriptedModel
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
 from tests.server.conftest import Serve
@@ -69,6 +74,56 @@ def test_lists_are_read_page_by_page(serve: Serve) -> None:
     assert ([run["id"] for run in second["runs"]], second["next"]) == (["r0"], None)
     assert client.get("/api/runs", params={"status": "odd"}).status_code == 422
     assert client.get("/api/runs", params={"limit": "0"}).status_code == 422
+
+
+@pytest.mark.parametrize("route", OPERATIONS, ids=lambda route: f"{route.method} {route.path}")
+def test_an_unknown_name_in_a_query_is_refused(serve: Serve, route: Operation) -> None:
+    """No route leaves out what it does not know: the error names the nearest known name, or all there are."""
+    _, client = serve([])
+    path = re.sub(r"{\w+}", "r1", route.path)
+    for name in route.query:
+        wrong = name[:-2] + name[:-3:-1]  # Its last two letters are changed.
+        answer = client.request(route.method, path, params={wrong: "x"})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (422, "InvalidQuery")
+        assert answer.json()["error"]["message"] == f"the query has no parameter {wrong!r}; did you mean {name!r}?"
+    answer = client.request(route.method, path, params={"zzz": "x"})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (422, "InvalidQuery")
+    assert all(name in answer.json()["error"]["message"] for name in ("zzz", *route.query))
+
+
+def test_an_unknown_field_names_the_nearest(serve: Serve) -> None:
+    """So is a field of a body refused, and the description of the API takes no query."""
+    agent = Agent(name=unique())
+    _, client = serve([], agents=[agent])
+    for path, body, wrong, near in (
+        ("/api/runs", {"agnt": agent.name}, "agnt", "agent"),
+        ("/api/runs", {"agent": agent.name, "message": "Hi", "limits": {"reqests": 5}}, "reqests", "requests"),
+        ("/api/runs/r1/fork", {"turn": 0, "mesages": []}, "mesages", "messages"),
+        ("/api/requests/r1", {"verdict": "reject", "reson": "no"}, "reson", "reason"),
+    ):
+        answer = client.post(path, json=body)
+        assert answer.status_code == 422, answer.text
+        assert f"{wrong!r}; did you mean {near!r}?" in answer.json()["error"]["message"]
+    assert client.get("/api/openapi.json", params={"page": "2"}).status_code == 422
+
+
+@pytest.mark.parametrize("session", [{}, {"session": "talk"}], ids=["alone", "in a session"])
+def test_of_many_that_start_a_run_one_has_made_it(url: str, session: dict[str, str]) -> None:
+    """Eight requests with one new id at the same time: one is answered with 201, the others with 200."""
+    agent = Agent(name=unique())
+    body = {"agent": agent.name, "message": "Hi", "run_id": "r1", **session}
+    with DurableSwarm(ScriptedModel(["Hello"]), database=url) as swarm:
+        served = app(swarm)
+        client, line = TestClient(served), Barrier(8)
+
+        def start(_: int) -> int:
+            line.wait()
+            return client.post("/api/runs", json=body).status_code
+
+        with client, ThreadPoolExecutor(8) as pool:
+            assert sorted(pool.map(start, range(8))) == [200] * 7 + [201]
+            assert client.post("/api/runs", json={**body, "run_id": "r2"}).status_code == 201
+        served.close()
 
 
 def test_events_are_a_stream_with_ids(serve: Serve) -> None:
@@ -184,7 +239,7 @@ def test_a_session_is_a_conversation(serve: Serve) -> None:
         (b"{", 400, "InvalidJSON"),
         (b"[]", 422, "InvalidBody"),
         (b'{"agent": "Nobody"}', 422, "InvalidBody"),
-        (b'{"agent": "Nobody", "message": "Hi"}', 422, "UnknownAgent"),
+        (b'{"agent": "Nobody", "message": "Hi"}', 404, "UnknownAgent"),
         (b'{"agent": "Nobody", "message": "Hi", "more": 1}', 422, "InvalidBody"),
         (b'{"agent": 5, "message": "Hi"}', 422, "InvalidBody"),
         (b'{"agent": "Nobody", "message": "Hi", "messages": []}', 422, "InvalidBody"),
@@ -232,8 +287,51 @@ def test_only_the_agents_that_are_given_are_served(serve: Serve) -> None:
     """Others of the program are unknown at the doors."""
     shown, hidden = Agent(name=unique()), Agent(name=unique())
     _, client = serve(["Hi"], agents=[shown])
-    assert client.post("/api/runs", json={"agent": hidden.name, "message": "Hi"}).status_code == 422
+    assert client.post("/api/runs", json={"agent": hidden.name, "message": "Hi"}).status_code == 404
     assert client.post("/api/runs", json={"agent": shown.name, "message": "Hi"}).status_code == 201
+
+
+def test_what_is_refused_says_what_to_do(serve: Serve) -> None:
+    """A wrong address, method, name, token and message each get an error with the way out."""
+    _, client = serve(["Hi"])
+    agent = Agent(name=unique())
+    client.post("/api/runs", json={"agent": agent.name, "message": "Hi", "run_id": "r1"})
+    ended(client, "r1")
+    for method, path, body, wanted in (
+        ("GET", "/api/rums", None, "there is nothing at /api/rums; /api/openapi.json describes the routes"),
+        ("DELETE", "/api/requests", None, "/api/requests does not take DELETE; it takes GET"),
+        ("POST", "/api/runs/r1/say", {"text": "Hi"}, "run 'r1' has ended (done), so it takes no message; fork it"),
+        ("POST", "/api/requests/x", {"verdict": "approve"}, "`durable-swarm inbox` lists the open ones"),
+    ):
+        assert wanted in client.request(method, path, json=body).json()["error"]["message"]
+    made, access = server_parts()
+    with DurableSwarm(database=str(serve([])[0].database)) as swarm:
+        guarded = TestClient(
+            made(swarm, None, ["api"], access(token="t", hosts=["here"]), console=False, read_only=False)
+        )
+        for headers, wanted in (
+            ({"host": "there"}, "does not answer under the name 'there'; add --host there"),
+            ({"host": "here", "authorization": "Bearer x"}, "in the address that the server printed"),
+            ({"host": "here"}, "Authorization: Bearer TOKEN"),
+        ):
+            assert wanted in guarded.get("/api/runs", headers=headers).json()["error"]["message"]
+        guarded.app.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "called"),
+    [
+        (["127.0.0.1"], "127.0.0.1"),
+        (["0.0.0.0"], "127.0.0.1"),
+        (["0.0.0.0", "runs.example"], "runs.example"),
+        (["::", "runs.example"], "runs.example"),
+        (["::"], "::1"),
+        (["10.0.0.5", "runs.example"], "10.0.0.5"),
+    ],
+)
+def test_the_address_that_is_printed_can_be_opened(hosts: list[str], called: str) -> None:
+    """Where a server listens at all addresses, the printed one has a name that can be called."""
+    assert serving.called(hosts) == called
 
 
 def test_read_only_changes_nothing(serve: Serve) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from mcp import Client, StdioServerParameters
-from mcp_types import ElicitRequestParams, ElicitResult
+from mcp import Client, MCPError, StdioServerParameters
+from mcp_types import INVALID_PARAMS, ElicitRequestParams, ElicitResult
 
 from durable_swarm import Agent, DurableSwarm, Swarm, ask_human, tool
 from durable_swarm.mcp import mcp_tools
@@ -53,7 +53,10 @@ def ask(server: Any, name: str, arguments: dict[str, Any], answers: Any = None, 
 
     async def main() -> str:
         async with Client(server, elicitation_callback=None if answers is None else elicit) as client:
-            result = await client.call_tool(name, arguments, meta=meta)
+            try:
+                result = await client.call_tool(name, arguments, meta=meta)
+            except MCPError as error:
+                return f"{error.error.code}: {error.error.message}"
             return ("Error: " if result.is_error else "") + "".join(getattr(one, "text", "") for one in result.content)
 
     return asyncio.run(main())
@@ -69,9 +72,14 @@ def test_agents_are_tools(serve: Serve) -> None:
 
 
 def test_wrong_calls_are_told(serve: Serve) -> None:
-    """An unknown tool, a missing message and an unknown run are results that are errors."""
+    """An unknown tool is an error of the protocol; other mistakes are results that are errors, which models read."""
     _, server, name, _agent = serve([])
-    assert "no tool 'nothing'" in ask(server, "nothing", {})
+    assert (
+        ask(server, "nothing", {})
+        == f"{INVALID_PARAMS}: this server has no tool 'nothing'; its tools are {name}, get_run"
+    )
+    assert "no argument 'sesion'; did you mean 'session'?" in ask(server, name, {"message": "Hi", "sesion": "s"})
+    assert "no argument 'id'; did you mean 'run_id'?" in ask(server, "get_run", {"id": "r1"})
     assert "message must be a text" in ask(server, name, {})
     assert ask(server, "get_run", {"run_id": "none"}).startswith("Error: RunNotFound")
 

@@ -123,6 +123,25 @@ def test_a_call_is_a_task(url: str) -> None:
     talk(url, [[("pay", {"amount": 5})], ["colour"], "Done."], [pay, colour], steps)
 
 
+def test_a_task_takes_answers_to_what_it_asks(url: str) -> None:
+    """An update leaves out what its task does not ask: a request of another task, and one that nobody made."""
+
+    async def steps(ask: Ask, name: str) -> None:
+        asked = []
+        for run_id in ("r1", "r2"):
+            await ask("tools/call", name=name, arguments={"message": "Hi"}, meta={KEY: run_id})
+            asked += (await reached(ask, run_id, "input_required")).input_requests
+        accepted = {"action": "accept", "content": {"approve": True}}
+        await ask("tasks/update", taskId="r1", inputResponses={asked[1]: accepted, "none": accepted})
+        for run_id, number in zip(("r1", "r2"), asked, strict=True):
+            assert [*(await ask("tasks/get", taskId=run_id)).input_requests] == [number]
+        await ask("tasks/update", taskId="r1", inputResponses=dict.fromkeys(asked, accepted))
+        await reached(ask, "r1", "completed")
+        assert [*(await ask("tasks/get", taskId="r2")).input_requests] == asked[1:]
+
+    talk(url, [[("pay", {"amount": 5})], [("pay", {"amount": 6})], "Done."], [pay], steps)
+
+
 def test_tasks_are_cancelled_and_fail(url: str) -> None:
     """A task is cancelled, a second time without effect; one that fails says why; an unknown one does not exist."""
 

@@ -121,6 +121,34 @@ def test_a_wrong_request_of_a_peer_is_answered_and_not_logged(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+NOBODY = [
+    ("POST", "/api/runs", BODIES["/api/runs"]),
+    ("POST", "/api/chat/AGENT", BODIES["/api/chat/AGENT"]),
+    ("GET", "/api/chat/AGENT/c1/stream", ""),
+    ("POST", "/agui/AGENT", BODIES["/agui/AGENT"]),
+    ("POST", "/a2a/AGENT", BODIES["/a2a/AGENT"]),
+    ("GET", "/a2a/AGENT/.well-known/agent-card.json", ""),
+    ("POST", "/v1/chat/completions", BODIES["/v1/chat/completions"]),
+    ("POST", "/v1/responses", BODIES["/v1/responses"]),
+    ("GET", "/v1/models/AGENT", ""),
+]
+"""Each request that names an agent, in its path or its body."""
+
+
+@pytest.mark.parametrize(("method", "path", "body"), NOBODY, ids=lambda part: part if isinstance(part, str) else "")
+def test_an_unknown_agent_is_not_found(ask: Ask, method: str, path: str, body: Any) -> None:
+    """Every door answers 404 with the same sentence, which names the nearest agent; OpenAI's has OpenAI's code."""
+    [known] = [one["id"] for one in ask("/v1/models", "", "GET").json()["data"]]
+    wrong = f"{known}x"
+    text = body if isinstance(body, str) else json.dumps(body)
+    answer = ask(path.replace("AGENT", wrong), text.replace("AGENT", wrong), method)
+    assert answer.status_code == 404
+    error = answer.json()["error"]
+    assert error["message"] == f"no agent named {wrong!r} is served here; did you mean {known!r}?"
+    openai = path.startswith("/v1/")
+    assert (error["type"], error.get("code")) == (("model_not_found",) * 2 if openai else ("UnknownAgent", None))
+
+
 @pytest.mark.parametrize("size", [-5, -(2**31), 0, 2**31 - 1])
 def test_a_page_of_tasks_has_a_size(ask: Ask, size: int) -> None:
     """Any number is taken: less than one is the usual page, and too large is the largest."""

@@ -75,6 +75,6 @@ def listen(
     )
 
     def taken(number: int) -> None:
-        ready(serving.address(hosts[0], number, path, token))
+        ready(serving.address(serving.called(hosts), number, path, token))
 
     serving.serve(app_for(who), hosts[0], port, path, taken)

@@ -24,6 +24,7 @@ from durable_swarm.service import Failure, RunDetail, RunView, calls_of, remedy_
 from durable_swarm.types import Message, Usage
 
 STYLES = {
+    "interrupted": "yellow",
     "queued": "cyan",
     "running": "cyan",
     "waiting": "yellow",
@@ -31,8 +32,6 @@ STYLES = {
     "failed": "bold red",
     "cancelled": "magenta",
 }
-INTERRUPTED = "interrupted"
-"""The displayed status of a running run that no living process executes."""
 DIM = "bright_black"
 PIPE_WIDTH = 160
 """The line length if no terminal gives a width."""
@@ -46,14 +45,9 @@ def columns(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(f"{one_line(cell):{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
-def status_of(view: RunView) -> str:
-    """Return the displayed status of a run."""
-    return INTERRUPTED if view.idle else view.status
-
-
 def style_of(view: RunView) -> str:
-    """Return the style of the displayed status."""
-    return "yellow" if view.idle or without_answer(view.ended_by) else STYLES[view.status]
+    """Return the style of the displayed status of a run."""
+    return "yellow" if without_answer(view.ended_by) else STYLES[view.shown_status]
 
 
 def draw_run(run: RunDetail, command: Command, to: Console | None = None) -> None:
@@ -108,7 +102,7 @@ def print_line(console: Console, line: Text) -> None:
 def _head(run: RunDetail) -> Iterator[Text]:
     yield fact("run", Text(one_line(run.id), "bold"))
     why = without_answer(run.ended_by)
-    yield fact("status", Text(f"{status_of(run)} ({why})" if why else status_of(run), style_of(run)))
+    yield fact("status", Text(f"{run.shown_status} ({why})" if why else run.shown_status, style_of(run)))
     yield fact("agent", Text(one_line(_agents(run))))
     if run.swarm:
         yield fact("swarm", Text(one_line(run.swarm)))
@@ -219,7 +213,7 @@ def _steps(run: RunDetail, width: int) -> Iterator[Text]:
             )
         if step.version:
             versions[step.name] = step.version
-        yield _step(step, names, width, bars)
+        yield _step(step, names, width, bars, run.shown_progress)
     for messages in added.values():
         yield from _added(messages, width)
 
@@ -233,7 +227,7 @@ def _is_sleep(step: StepInfo) -> bool:
     return step.name == "DBOS.sleep" and isinstance(step.output, int | float)
 
 
-def _step(step: StepInfo, names: int, width: int, bars: Waterfall) -> Text:
+def _step(step: StepInfo, names: int, width: int, bars: Waterfall, progress: str) -> Text:
     took = "kept" if step.kept else ""
     # The record of a sleep is the setting of its end, which takes no time.
     if step.started_at and step.finished_at and not _is_sleep(step):
@@ -254,7 +248,7 @@ def _step(step: StepInfo, names: int, width: int, bars: Waterfall) -> Text:
     version = f"version {one_line(step.version)}  " if step.version else ""
     if len(line) + len(version) + ROOM <= width:
         line.append(version, DIM)
-    return line.append(shorten(_outcome(step), max(width - len(line), LEAST)), style)
+    return line.append(shorten(_outcome(step, progress), max(width - len(line), LEAST)), style)
 
 
 def _marks(step: StepInfo) -> Iterator[str]:
@@ -277,9 +271,10 @@ def _shown_name(step: StepInfo, names: int) -> str:
     return indent + shorten(_name(step), names - len(indent))
 
 
-def _outcome(step: StepInfo) -> str:
+def _outcome(step: StepInfo, progress: str = "") -> str:
+    """Return what came of a step; `progress` is said of one in progress."""
     if step.status == "running":
-        return "in progress (repeated after a crash)"
+        return f"{progress} (repeated after a crash)"
     if step.error:
         return step.error
     if _is_sleep(step):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from rich.text import Text
 
-from durable_swarm.cli.render import DIM, columns, plain_console, print_line, status_of, style_of, width_of
+from durable_swarm.cli.render import DIM, columns, plain_console, print_line, style_of, width_of
 from durable_swarm.display import clock, duration, one_line, shorten
 from durable_swarm.runs import ENDED, without_answer
 from durable_swarm.service import RunView
@@ -63,7 +63,7 @@ def runs_lines(
 
 def _cells(view: RunView) -> tuple[str, ...]:
     times = clock(view.created_at), clock(view.updated_at)
-    return one_line(view.id), status_of(view), one_line(view.agent), *times
+    return one_line(view.id), view.shown_status, one_line(view.agent), *times
 
 
 def _more(view: RunView) -> tuple[str, ...]:

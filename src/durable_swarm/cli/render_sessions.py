@@ -6,7 +6,17 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from durable_swarm.cli.render import DIM, STYLES, columns, fact, plain_console, print_line, reply_text, width_of
+from durable_swarm.cli.render import (
+    DIM,
+    STYLES,
+    columns,
+    fact,
+    plain_console,
+    print_line,
+    reply_text,
+    style_of,
+    width_of,
+)
 from durable_swarm.cli.render_requests import Command
 from durable_swarm.display import clock, one_line, shorten, value
 from durable_swarm.service import SessionDetail, SessionView
@@ -21,7 +31,7 @@ def draw_sessions(views: Sequence[SessionView]) -> None:
         return
     titles = ("ID", "STATUS", "AGENT", "RUNS", "WAITING", "CHANGED")
     rows = [
-        (view.id, view.status, view.agent, str(view.runs), str(view.waiting or ""), clock(view.updated_at))
+        (view.id, view.shown_status, view.agent, str(view.runs), str(view.waiting or ""), clock(view.updated_at))
         for view in views
     ]
     widths = [max(len(one_line(cell)) for cell in column) for column in zip(titles, *rows, strict=True)]
@@ -42,7 +52,7 @@ def draw_session(session: SessionDetail, command: Command) -> None:
 
 def _head(session: SessionDetail) -> Iterator[Text]:
     yield fact("session", Text(one_line(session.id), "bold"))
-    yield fact("status", Text(session.status, STYLES.get(session.status, "")))
+    yield fact("status", Text(session.shown_status, STYLES.get(session.shown_status, "")))
     yield fact("agent", Text(one_line(session.agent)))
     if session.swarm:
         yield fact("swarm", Text(one_line(session.swarm)))
@@ -71,4 +81,4 @@ def _runs(session: SessionDetail, command: Command) -> Iterator[Text]:
     for run in session.all_runs:
         number = "" if run.number is None else str(run.number)
         shown = one_line(command("show", run.id))
-        yield Text.assemble((f"{number:>4}  ", DIM), (f"{run.status:9}  ", STYLES[run.status]), shown)
+        yield Text.assemble((f"{number:>4}  ", DIM), (f"{run.shown_status:11}  ", style_of(run)), shown)

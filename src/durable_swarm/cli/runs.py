@@ -10,13 +10,13 @@ import click
 
 from durable_swarm.cli.completion import optional_run_argument, run_argument
 from durable_swarm.cli.options import STARTS, Settings, as_json, by_person, common
-from durable_swarm.cli.render import INTERRUPTED, draw_run
+from durable_swarm.cli.render import draw_run
 from durable_swarm.cli.render_runs import draw_runs
 from durable_swarm.cli.times import Since
 from durable_swarm.cli.watch_list import watch_runs
 from durable_swarm.display import one_line
 from durable_swarm.runs import STATES, State
-from durable_swarm.service import Query, RunView, open_runs, to_json
+from durable_swarm.service import INTERRUPTED, Query, RunView, open_runs, to_json
 
 
 @click.command()

@@ -22,7 +22,8 @@ from durable_swarm.service import open_runs, to_json
 def sessions(settings: Settings, agent: str | None, limit: int, as_json: bool) -> None:
     """List sessions, the latest change first.
 
-    The status is that of the run in progress, or "idle". WAITING counts the messages that wait for their turn.
+    The status is that of the run in progress, as in `durable-swarm runs`, or "idle". WAITING counts the messages that
+    wait for their turn. As JSON the status of an interrupted run is "running", and "interrupted" is true.
     """
     with open_runs(settings.database) as opened:
         found = opened.sessions.listed(agent, limit)

@@ -60,15 +60,15 @@ def _chosen(opened: Runs) -> str:
     unfinished = [view for state in states for view in opened.list(Query(state, limit=1))]
     if unfinished:
         newest = max(unfinished, key=lambda view: view.created_at)
-        click.echo(one_line(f"Run {newest.id} of {newest.agent}, {newest.status}:"), err=True)
+        click.echo(one_line(f"Run {newest.id} of {newest.agent}, {newest.shown_status}:"), err=True)
         return newest.id
     last = opened.list(Query(limit=CHOICE))
     if not last:
-        raise Problem("There are no runs to watch.")
+        raise Problem("There are no runs to watch. Start one, or name another database with --database.")
     if not sys.stdin.isatty():
         raise Problem("No run is unfinished. Name the run to read; `durable-swarm runs` lists them.")
     for number, view in enumerate(last, 1):
-        click.echo(one_line(f"{number}  {view.id}  {view.status}  {view.agent}"), err=True)
+        click.echo(one_line(f"{number}  {view.id}  {view.shown_status}  {view.agent}"), err=True)
     number = click.prompt("Which one", type=click.IntRange(1, len(last)), default=1, err=True)
     return last[number - 1].id
 

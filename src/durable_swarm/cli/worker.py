@@ -187,7 +187,9 @@ def _health(address: tuple[str, int] | None) -> Iterator[None]:
         server = (_Server6 if ":" in host else ThreadingHTTPServer)(address, _Health)
     except OSError as error:
         where = f"Port {port}" if host == LOOPBACK else f"{host}, port {port},"
-        raise Problem(f"{where} cannot be used for /healthz: {error.strerror or error}.", 2) from error
+        raise Problem(
+            f"{where} cannot be used for /healthz: {error.strerror or error}. Name another with --healthz.", 2
+        ) from error
     threading.Thread(target=server.serve_forever, name="durable-swarm-health", daemon=True).start()
     try:
         yield

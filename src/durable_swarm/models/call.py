@@ -47,7 +47,7 @@ from durable_swarm.models.receiver import AttemptSink, DeltaSink, StreamReceiver
 from durable_swarm.models.reply import Answer, read_finish, read_message, read_usage
 from durable_swarm.models.request import build_request, instructions
 from durable_swarm.models.retry import DEFAULT_RETRIES, _model_error
-from durable_swarm.models.stream import Unmarked, whole
+from durable_swarm.models.stream import Unmarked, unreadable, whole
 from durable_swarm.models.wire import Conversation, with_origin
 from durable_swarm.schema.output import OutputType, output_type_of
 from durable_swarm.types import AgentLike, Message, Usage
@@ -178,7 +178,8 @@ class _Asking:
                 await gate.admit(self.request["model"])
             try:
                 return await self._attempt()
-            except Exception as error:
+            except Exception as raised:
+                error = unreadable(raised) or raised
                 if not of_provider(error):
                     raise
                 most = max(tries, BAD_OUTPUT_TRIES) if bad_output(error) else tries

@@ -10,6 +10,8 @@ import contextlib
 import copy
 import json
 import reprlib
+import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -55,6 +57,36 @@ def reading() -> Iterator[None]:
         raise
     except (RecursionError, ValueError) as error:  # Nested too deep, or a number of thousands of digits.
         raise BrokenStream(f"the provider's answer cannot be read: {error}") from error
+
+
+_SDK = {"httpx", "httpx2", "openai"}
+_READS = {"json", "parse", "_parse", "_process_response", "__stream__"}
+"""Functions in which the official client, and what it is made of, read an answer or its chunks."""
+
+
+def unreadable(error: Exception) -> BrokenStream | None:
+    """Return the error of `reading` for one that a wrapped client raised where it read a provider's answer, or None.
+
+    The wrapper's own errors, and those of a request that cannot be sent, are the program's.
+    """
+    if not isinstance(error, RecursionError | ValueError):
+        return None
+    read = False
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        root = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if root in _SDK:
+            read = read or frame.f_code.co_name in _READS
+        elif root not in sys.stdlib_module_names and not root.startswith("pydantic"):
+            read = False  # Code of the program, which the client has called.
+    if not read:
+        return None
+    try:
+        with reading():
+            raise error
+    except BrokenStream as broken:
+        return broken
+    except ValueError:
+        return None
 
 
 def whole(answer: Any) -> Answer:

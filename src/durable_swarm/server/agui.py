@@ -69,7 +69,11 @@ class Agui:
             open_ones = {request.id: request for request in waiting.requests()}
             for entry in asked.resume:
                 if entry.interrupt_id not in open_ones:
-                    raise Refused(409, "AlreadyAnswered", f"nothing waits for interrupt {entry.interrupt_id!r}")
+                    raise Refused(
+                        409,
+                        "AlreadyAnswered",
+                        f"interrupt {entry.interrupt_id!r} is not open: it was answered, or its run has ended",
+                    )
                 _decide(caller, open_ones[entry.interrupt_id], entry)
             return waiting, seen
         messages = [_message(one) for one in body["messages"] if one.get("role") in ("user", "system", "developer")]

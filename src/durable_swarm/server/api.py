@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from durable_swarm.errors import InvalidAnswer, RunNotFound
+from durable_swarm.errors import InvalidAnswer
 from durable_swarm.events import Event
 from durable_swarm.runs import ENDED, STATES
 from durable_swarm.server.api_bodies import BODIES, limits_of
-from durable_swarm.server.backend import Backend, Refused, id_in, served, whole
+from durable_swarm.server.backend import Backend, Refused, check_query, id_in, served, whole
 from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.service import Query, Runs, to_json
 
@@ -47,7 +46,11 @@ class Api:
         """Return the routes."""
 
         def bound(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
-            return served(lambda request: operation.handle(self, request))
+            async def handle(request: Request) -> Response:
+                check_query(request, operation.query)
+                return await operation.handle(self, request)
+
+            return served(handle)
 
         return [Route(one.path, bound(one), methods=[one.method]) for one in OPERATIONS]
 
@@ -73,7 +76,6 @@ class Api:
         caller = self._backend.caller(request)
 
         def begin(runs: Runs) -> tuple[Any, bool]:
-            known = run_id is not None and _is_known(runs, run_id)
             agent, context = self._backend.agent(asked["agent"]), asked.get("context_variables")
             limits = limits_of(asked.get("limits"))
             if "session" in asked:
@@ -82,10 +84,10 @@ class Api:
                 run = caller.send(session, messages, run_id=run_id, when_busy=busy, limits=limits)
             else:
                 run = caller.start(agent, messages, context, run_id=run_id, limits=limits)
-            return runs.exactly(run.id), known
+            return runs.exactly(run.id), run.is_new
 
-        view, known = await caller.use(begin)
-        return JSONResponse(to_json(view), 200 if known else 201)
+        view, new = await caller.use(begin)
+        return JSONResponse(to_json(view), 201 if new else 200)
 
     async def listed(self, request: Request) -> Response:
         asked = request.query_params
@@ -127,7 +129,11 @@ class Api:
     async def say(self, request: Request) -> Response:
         def change(run: Any, asked: dict[str, Any]) -> None:
             if run.status in ENDED:
-                raise Refused(409, "RunEnded", f"run {run.id!r} has ended, and hears nothing more")
+                raise Refused(
+                    409,
+                    "RunEnded",
+                    f"run {run.id!r} has ended ({run.status}), so it takes no message; fork it, or start one",
+                )
             run.say(asked["text"])
 
         return await self._changed(request, "say", change)
@@ -213,13 +219,6 @@ def _named(amounts: dict[str, Any]) -> dict[str, Any]:
     if unknown := [name for name in amounts if not name.isidentifier() or name == "self"]:
         raise Refused(422, "InvalidBody", f"a limit cannot be named {unknown[0]!r}")
     return amounts
-
-
-def _is_known(runs: Runs, run_id: str) -> bool:
-    with contextlib.suppress(RunNotFound):
-        runs.exactly(run_id)
-        return True
-    return False
 
 
 def _following(run: Any, after: int) -> tuple[Any, bool]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -21,9 +22,10 @@ from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.session import DurableSession
 from durable_swarm.engine.records.owners import beginning_for
 from durable_swarm.events import Event
+from durable_swarm.fields import unknown_field
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.server.event_hub import EventHubs
-from durable_swarm.server.guard import OWN, USER
+from durable_swarm.server.guard import OWN, SAFE, USER
 from durable_swarm.server.ids import decode_id, encode_rest
 from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.service import NoRequest, Runs, is_unusable, open_runs
@@ -40,6 +42,7 @@ ALIVE = 15.0
 
 STATUSES: dict[type[Exception], int] = {
     errors.RunNotFound: 404,
+    errors.UnknownAgent: 404,
     NoRequest: 404,
     errors.AlreadyAnswered: 409,
     errors.RequestExpired: 409,
@@ -117,11 +120,12 @@ class Backend:
 
     def agent(self, name: str) -> Any:
         """Return the agent of a name. Raises `UnknownAgent`, `AmbiguousAgent`."""
-        if self._known is None:
-            return agents.find(name)
-        if name not in self._known:
-            raise errors.UnknownAgent(f"no agent named {name!r} is served here", agent=name)
-        return self._known[name]
+        served = self.agent_names()
+        if name not in served:
+            near = difflib.get_close_matches(name, served, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"served are {', '.join(served) or 'none'}"
+            raise errors.UnknownAgent(f"no agent named {name!r} is served here; {hint}", agent=name)
+        return agents.find(name) if self._known is None else self._known[name]
 
     def agent_names(self) -> list[str]:
         """Return the names of the agents that are served."""
@@ -134,10 +138,12 @@ class Backend:
         given = json_in(await self.raw(request) or b"{}")
         if not isinstance(given, dict):
             raise Refused(422, "InvalidBody", "the body must be a JSON object")
-        found = None if schema is None else next(Draft202012Validator(schema).iter_errors(given), None)
+        misfits = [] if schema is None else Draft202012Validator(schema).iter_errors(given)
+        # A name that is not known first: another one, which is missing, was probably meant.
+        found = min(misfits, key=lambda error: error.validator != "additionalProperties", default=None)
         if found is not None:
             where = ".".join(map(str, found.absolute_path)) or "the body"
-            raise Refused(422, "InvalidBody", f"{where}: {found.message:.300}")
+            raise Refused(422, "InvalidBody", _misfit(where, found))
         return given
 
     async def raw(self, request: Request) -> bytes:
@@ -304,6 +310,23 @@ def failed(error: Exception) -> Response:
 def problem(status: int, kind: str, message: str) -> Response:
     """Return the answer of an error."""
     return JSONResponse({"error": {"type": kind, "message": message}}, status)
+
+
+def _misfit(where: str, found: ValidationError) -> str:
+    """Return what does not fit in a body, in a sentence."""
+    schema, given = cast(dict[str, Any], found.schema), cast(dict[str, Any], found.instance)
+    if found.validator != "additionalProperties":
+        return f"{where}: {found.message:.300}"
+    known = list(schema["properties"])
+    return unknown_field(where, next(name for name in given if name not in known), known)
+
+
+def check_query(request: Request, known: Sequence[str]) -> None:
+    """Check that a request has no other names in its query. Raises `Refused`."""
+    # The guard takes the token of an address, and leaves it there if the request shows one in its head, too.
+    for name in request.query_params:
+        if name not in known and not (name == "token" and request.method in SAFE):
+            raise Refused(422, "InvalidQuery", unknown_field("the query", name, known, "parameter"))
 
 
 def whole(text: str, name: str, least: int = 1) -> int:

@@ -72,7 +72,11 @@ class Chat:
         asked = {} if waiting is None else {request.id: request for request in waiting.requests()}
         taken = [answer for answer in answers if answer["id"] in asked]
         if waiting is None or not taken:
-            raise Refused(409, "NothingWaits", f"no run of chat {chat!r} waits for what this message answers")
+            raise Refused(
+                409,
+                "NothingWaits",
+                f"no run of chat {chat!r} waits for what this message answers: it was decided, or has ended",
+            )
         seen = last_event(waiting)
         for answer in taken:
             if answer.get("approved") is True:

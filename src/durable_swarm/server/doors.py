@@ -13,10 +13,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from durable_swarm.display import one_line
 from durable_swarm.engine.api.durable import DurableSwarm
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.server.api import Api
-from durable_swarm.server.backend import MOST, Backend, problem
+from durable_swarm.server.backend import MOST, Backend, check_query, problem, served
 from durable_swarm.server.chat import Chat
 from durable_swarm.server.guard import Access, Guard, route_path
 from durable_swarm.server.open_streams import MOST_STREAMS, OpenStreams
@@ -26,6 +27,7 @@ from durable_swarm.server.web.app import Console
 
 EXTRA = {"agui": "agui:Agui", "a2a": "a2a:A2A", "mcp": "mcp:Mcp"}
 """The doors that need an extra of their name, with their modules and classes."""
+WRONG = "this token is wrong; the right one is in the address that the server printed, or in its environment"
 TYPES = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed", 421: "Misdirected"}
 
 
@@ -111,10 +113,11 @@ def _description(doors: Iterable[Any]) -> Route:
     """Return the route of the description of all doors."""
     described = document(one for door in doors for one in door.described())
 
-    async def openapi(_: Request) -> Response:
+    async def openapi(request: Request) -> Response:
+        check_query(request, ())
         return JSONResponse(described)
 
-    return Route("/api/openapi.json", openapi)
+    return Route("/api/openapi.json", served(openapi))
 
 
 async def _healthz(_: Request) -> Response:
@@ -122,12 +125,15 @@ async def _healthz(_: Request) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    return _deny(request, status, "there is nothing at this address" if status == 404 else "not with this method")
+    status, path = getattr(error, "status_code", 404), one_line(route_path(request.scope))[:200]
+    if status == 404:
+        return _deny(request, status, f"there is nothing at {path}; /api/openapi.json describes the routes")
+    allowed = (getattr(error, "headers", None) or {}).get("Allow", "")
+    return _deny(request, status, f"{path} does not take {request.method}; it takes {allowed}")
 
 
 def _refuse(request: Request, wrong: bool) -> Response:
-    answer = _deny(request, 401, "this token is wrong" if wrong else "show the token: Authorization: Bearer TOKEN")
+    answer = _deny(request, 401, WRONG if wrong else "show the token: Authorization: Bearer TOKEN")
     answer.headers["www-authenticate"] = "Bearer"
     return answer
 

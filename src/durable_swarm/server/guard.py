@@ -107,8 +107,10 @@ class Guard:
     async def _check(self, scope: Scope, receive: Receive) -> Response | None:
         """Return the answer to a request that may not pass, or None."""
         request, path = Request(scope, receive), route_path(scope)
-        if self._access.hosts is not None and host_of(request.headers.get("host", "")) not in self._access.hosts:
-            return self._deny(request, 421, "This server does not answer under this name; name it with --host.")
+        host = host_of(request.headers.get("host", ""))
+        if self._access.hosts is not None and host not in self._access.hosts:
+            name = one_line(host)[:200]
+            return self._deny(request, 421, f"This server does not answer under the name {name!r}; add --host {name}.")
         if scope["method"] not in SAFE and not self._is_own(request):
             return self._deny(request, 403, "A change must come from a page of this server.")
         if self._free(path):

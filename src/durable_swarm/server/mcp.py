@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from mcp import MCPError
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import (
+    INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
     ElicitRequest,
@@ -36,8 +38,10 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.records.names import is_call
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, DurableSwarmError, RequestExpired
+from durable_swarm.fields import unknown_field
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.runs import ENDED
 from durable_swarm.server.answer_form import answer_form, answer_in, verdict_in
@@ -59,8 +63,14 @@ MESSAGE = {
         "session": {"type": "string", "description": "a conversation to continue"},
     },
     "required": ["message"],
+    "additionalProperties": False,
 }
-RUN = {"type": "object", "properties": {"run_id": {"type": "string"}}, "required": ["run_id"]}
+RUN = {
+    "type": "object",
+    "properties": {"run_id": {"type": "string"}},
+    "required": ["run_id"],
+    "additionalProperties": False,
+}
 
 
 class Mcp:
@@ -136,7 +146,7 @@ class Mcp:
             if knows_tasks(context) and params.name != "get_run" and not params.request_state:
                 return await self._tasks.created(run)
             if params.input_responses:
-                await self._decide(caller, params.input_responses)
+                await self._decide(caller, run, params.input_responses)
             outcome = await self._awaited(run)
         except DurableSwarmError as error:
             return _text(f"{type(error).__name__}: {error}", failed=True)
@@ -152,13 +162,14 @@ class Mcp:
         return replace(caller, name=caller.name or "mcp")
 
     async def _run(self, caller: Caller, context: ServerRequestContext[Any], params: CallToolRequestParams) -> Any:
-        given = params.arguments or {}
-        if params.request_state or params.name == "get_run":
+        given, name = params.arguments or {}, self._names().get(params.name)
+        if name is None and params.name != "get_run":
+            known = [*self._names(), "get_run"]
+            raise MCPError(INVALID_PARAMS, unknown_field("this server", params.name, known, "tool"))
+        _check_names(params.name, given, RUN if name is None else MESSAGE)
+        if params.request_state or name is None:
             run_id = params.request_state or str(given.get("run_id", ""))
             return await self._backend.call(lambda: caller.run(run_id))
-        name = self._names().get(params.name)
-        if name is None:
-            raise ConfigurationError(f"there is no tool {params.name!r}")
         if not isinstance(given.get("message"), str):
             raise ConfigurationError("message must be a text")
         run_id, messages = _run_id(context), [{"role": "user", "content": given["message"]}]
@@ -176,9 +187,12 @@ class Mcp:
             return await asyncio.wait_for(outcome_of(self._backend, run), PATIENCE)
         return await outcome_of(self._backend, run, patience=0)
 
-    async def _decide(self, caller: Caller, responses: dict[str, Any]) -> None:
-        """Take the answers of the client; one that comes a second time is left out."""
+    async def _decide(self, caller: Caller, run: Run, responses: dict[str, Any]) -> None:
+        """Take the answers of the client to what a run asks now; others are left out, as the specification says."""
+        asked = {request.id for request in await self._backend.call(run.requests)}
         for request_id, response in responses.items():
+            if request_id not in asked:
+                continue
             with contextlib.suppress(AlreadyAnswered, RequestExpired):
                 await self._backend.call(functools.partial(_answer, caller, request_id, response))
 
@@ -195,6 +209,14 @@ def _answer(caller: Caller, request_id: str, said: Any) -> None:
         caller.approve(request.id)
     else:
         caller.reject(request.id, str(fields.get("reason") or ""))
+
+
+def _check_names(tool: str, given: dict[str, Any], schema: dict[str, Any]) -> None:
+    """Check that a tool has all arguments of a call. Raises `ConfigurationError`."""
+    known = list(schema["properties"])
+    for name in given:
+        if name not in known:
+            raise ConfigurationError(unknown_field(f"the tool {tool!r}", name, known, "argument"))
 
 
 def _run_id(context: ServerRequestContext[Any]) -> str:

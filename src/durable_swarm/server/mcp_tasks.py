@@ -51,7 +51,7 @@ class Tasks:
         backend: Backend,
         server: Server[Any],
         caller: Callable[[ServerRequestContext[Any]], Caller],
-        decide: Callable[[Caller, dict[str, ElicitResult]], Awaitable[None]],
+        decide: Callable[[Caller, Run, dict[str, ElicitResult]], Awaitable[None]],
         asked: Callable[[HumanRequest], ElicitRequest],
         result: Callable[..., CallToolResult],
     ) -> None:
@@ -80,9 +80,9 @@ class Tasks:
         return answer
 
     async def _update(self, context: ServerRequestContext[Any], params: UpdateParams) -> dict[str, Any]:
-        await self._run(context, params)
+        run = await self._run(context, params)
         try:
-            await self._decide(self._caller(context), params.input_responses)
+            await self._decide(self._caller(context), run, params.input_responses)
         except DurableSwarmError as error:
             raise _refused(error) from None
         return {}

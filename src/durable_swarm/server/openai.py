@@ -86,10 +86,7 @@ class OpenAI:
         return JSONResponse({"object": "list", "data": [_model(name) for name in self._backend.agent_names()]})
 
     async def model(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in self._backend.agent_names():
-            raise _no_model(name)
-        return JSONResponse(_model(name))
+        return JSONResponse(_model(self._agent(request.path_params["name"]).name))
 
     # Chat completions
 
@@ -166,16 +163,19 @@ class OpenAI:
             session = (asked.get("metadata") or {}).get("session")
 
         def begin() -> Run:
-            try:
-                agent = self._backend.agent(name)
-            except errors.UnknownAgent:
-                raise _no_model(name) from None
+            agent = self._agent(name)
             if session is None:
                 return caller.start(agent, messages, run_id=run_id)
             # What the session knows is not sent again: clients of chat completions send all of it each time.
             return caller.send(caller.session(session, agent), _new(messages), run_id=run_id)
 
         return await self._backend.call(begin)
+
+    def _agent(self, name: str) -> Any:
+        try:
+            return self._backend.agent(name)
+        except errors.UnknownAgent as error:
+            raise Refused(404, "model_not_found", str(error)) from None
 
     def _refuse_unfit(self, asked: dict[str, Any]) -> None:
         if asked.get("stream"):
@@ -210,10 +210,6 @@ def _run_in(response_id: Any) -> str:
 
 def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": MODELS, "owned_by": "durable-swarm"}
-
-
-def _no_model(name: Any) -> Refused:
-    return Refused(404, "model_not_found", f"no agent named {name!r} is served here")
 
 
 def _told(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

@@ -23,7 +23,7 @@ ERROR = {
 FAILURES = {
     "400": "The body is not JSON",
     "401": "No token, or a wrong one",
-    "404": "There is none of this id",
+    "404": "There is none of this id or name",
     "409": "It is decided, in use or ended already",
     "413": "The body is too large",
     "422": "It is well-formed, but does not fit",

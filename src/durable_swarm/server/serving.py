@@ -7,7 +7,7 @@ import gc
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -21,6 +21,8 @@ from durable_swarm.errors import ConfigurationError
 from durable_swarm.server.guard import LOOPBACK
 
 VARIABLE = "DURABLE_SWARM_SERVER_TOKEN"
+EVERYWHERE = {"0.0.0.0", "::", "[::]"}
+"""Names under which a server listens at all addresses of its machine."""
 HEAD = 10.0
 """Seconds in which the head of a request must come, from its first byte or the beginning of the connection."""
 BODY = 30.0
@@ -49,6 +51,12 @@ def token_for(host: str) -> str:
 def names_of(hosts: Iterable[str]) -> frozenset[str]:
     """Return the names by which requests may call this server."""
     return LOOPBACK | {bracketed(host).lower() for host in hosts}
+
+
+def called(hosts: Sequence[str]) -> str:
+    """Return the first of the names of a server that somebody can call: not that of all addresses of the machine."""
+    names = [host for host in hosts if host not in EVERYWHERE]
+    return names[0] if names else "::1" if ":" in hosts[0] else "127.0.0.1"
 
 
 def bracketed(host: str) -> str:

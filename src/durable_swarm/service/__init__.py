@@ -18,10 +18,11 @@ from durable_swarm.service.run_pages import NoStep, RunPage
 from durable_swarm.service.runs import Runs, import_run, open_runs
 from durable_swarm.service.timeline import Bar, Stretch, Timeline, timeline
 from durable_swarm.service.transcript import Said, calls_of, text_of, transcript
-from durable_swarm.service.views import Failure, RunDetail, RunView, SessionDetail, SessionView, to_json
+from durable_swarm.service.views import INTERRUPTED, Failure, RunDetail, RunView, SessionDetail, SessionView, to_json
 from durable_swarm.service.workers import ProcessView, QueueView, RateView, Workers
 
 __all__ = [
+    "INTERRUPTED",
     "Bar",
     "Check",
     "Compared",

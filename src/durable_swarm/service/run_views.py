@@ -138,7 +138,7 @@ def run_detail(visitor: Inspector, row: RunRow) -> RunDetail:
     store, idle = visitor.store, bool(visitor.idle([row]))
     state = state_of(row)
     records = Snapshot(store, row)
-    start, turns, history, closed = _told(records, row)
+    start, turns, history, closed = _told(records, row, idle)
     error = failure_of(store, row) if state == "failed" else None
     steps = step_infos(records, row)
     moments = [started_at(row), moment(row.updated_at), *(step.finished_at for step in steps if step.finished_at)]
@@ -190,12 +190,12 @@ def _ended_by(row: RunRow, state: State, history: RunHistory) -> EndedBy | None:
     return runs.read_end(row.output) if history.ending is None else history.ending.ended_by
 
 
-def _told(records: Snapshot, row: RunRow) -> tuple[Start, list[TurnRecords], RunHistory, str | None]:
+def _told(records: Snapshot, row: RunRow, idle: bool) -> tuple[Start, list[TurnRecords], RunHistory, str | None]:
     """Return the run's input, turns and history; empty ones and a sentence with the reason if they are not readable."""
     try:
         record = records.start_record(row)
         turns = recorded_turns(records, row, record)
-        return runs.read_start(record), turns, story(records, row, turns), None
+        return runs.read_start(record), turns, story(records, row, turns, idle=idle), None
     except Unreadable as error:
         return Start("", [], {}), [], RunHistory([], None), why_closed(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from durable_swarm import codec
@@ -9,6 +10,7 @@ from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.database import urls
 from durable_swarm.engine.history.conversation import newest_first
 from durable_swarm.engine.records.encoding import Unreadable
+from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.run_state import moment, state_of
 from durable_swarm.engine.storage.session_state import BEGUN, LEFT_OUT, WAITS, SessionState, no_session
 from durable_swarm.errors import ConfigurationError, RunNotFound
@@ -49,7 +51,7 @@ class SessionList:
         counts = self._store.sessions.runs.usages(state.id)
         usages = [Usage(**count) for count in counts]
         run_ids = self._run_ids(state)
-        rows = {row.workflow_id: row for row in self._store.some(run_ids)}
+        rows = {row.workflow_id: row for row in self._store.waits.note(self._store.some(run_ids))}
         return SessionDetail(
             **vars(self._view(state, run_ids)),
             messages=messages,
@@ -88,11 +90,15 @@ class SessionList:
             waiting=len(self._store.sessions.runs.ids(state.id, states=(WAITS,))),
             created_at=moment(state.created_at),
             updated_at=moment(state.updated_at),
+            interrupted=ahead is not None and bool(self._visitor.idle([ahead])),
         )
+
+    def _idle(self, rows: Sequence[RunRow]) -> set[str]:
+        return self._visitor.idle(self._store.waits.note([*rows]))
 
     def _told(self, state: SessionState) -> tuple[list[Message], dict[str, Any], str | None]:
         try:
-            found = [messages for _, messages in newest_first(self._store, state.id)]
+            found = [messages for _, messages in newest_first(self._store, state.id, idle=self._idle)]
             context = self._store.sessions.context(state)
         except Unreadable as error:
             return [], {}, why_closed(error)

@@ -16,6 +16,9 @@ from durable_swarm.runs import State, StepInfo
 from durable_swarm.service.executions import ExecutionView
 from durable_swarm.types import EndedBy, Message, Usage
 
+INTERRUPTED = "interrupted"
+"""The displayed status of a run in progress that no living process executes."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -70,6 +73,16 @@ class RunView:
     cost: Decimal | None
     open_requests: int
 
+    @property
+    def shown_status(self) -> str:
+        """The status that people are shown."""
+        return INTERRUPTED if self.idle else self.status
+
+    @property
+    def shown_progress(self) -> str:
+        """The state that people are shown of a step without an outcome."""
+        return INTERRUPTED if self.idle else "waits" if self.status == "waiting" else "in progress"
+
 
 @dataclass(frozen=True)
 class RunDetail(RunView):
@@ -106,8 +119,8 @@ class RunDetail(RunView):
 class SessionView:
     """A session in a list. Times are aware UTC; `agent` answers its next message.
 
-    `status` is that of the run in progress, or "idle". `runs` counts its runs, `waiting` those that wait for their
-    turn.
+    `status` is that of the run in progress, or "idle". `interrupted` is true if no living process executes that run.
+    `runs` counts its runs, `waiting` those that wait for their turn.
     """
 
     id: str
@@ -118,6 +131,12 @@ class SessionView:
     waiting: int
     created_at: datetime
     updated_at: datetime
+    interrupted: bool
+
+    @property
+    def shown_status(self) -> str:
+        """The status that people are shown."""
+        return INTERRUPTED if self.interrupted else self.status
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ class RunResult(RunRequests):
         self._executor = executor
         self._live = live
         self._seen = 0.0
+        self.is_new = False
+        """True in the handle that a start returned which recorded the run, False in one of an existing run."""
         self.on_end: Callable[[State], None] | None = None
         """Called when the end of the run is read by this handle."""
 

@@ -257,10 +257,11 @@ class RunStarter(Runner, OpenedSwarm, ABC):
         if run is None:
             queue = names.work_queue(self.name) if prepared.queued else names.UNCLAIMED
             about, version = prepared.about, opened.version
-            if not opened.store.enqueue(prepared.run_id, prepared.stored, about, queue, version, priority, delay):
-                # Another process recorded it first.
+            new = opened.store.enqueue(prepared.run_id, prepared.stored, about, queue, version, priority, delay)
+            if not new:  # Another process recorded it first.
                 prepared.check_same(opened.store.start_record(opened.store.found(prepared.run_id)))
             run = self._handle_of(prepared)
+            run.is_new = new
         return run
 
     def _start(self, prepared: RunStart, channel: Channel | None = None) -> Run:
@@ -330,11 +331,16 @@ class RunStarter(Runner, OpenedSwarm, ABC):
                 handle = None
             except SQLAlchemyError as error:
                 raise diagnosis.unusable(self._open().url, error) from error
-        if handle is None or not steps.executes(handle):
-            return await in_thread(self._started, prepared, live)
-        live.entered = True
-        live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))
-        return self._handle_of(prepared, live)
+        executes = steps.executes(handle)
+        if handle is not None and executes:
+            live.entered = True
+            live.watcher = asyncio.get_running_loop().create_task(watch(handle, live))
+            run = self._handle_of(prepared, live)
+        else:
+            run = await in_thread(self._started, prepared, live)
+        # One that waits for its turn in a session is recorded here, and executed later; an existing one has no handle.
+        run.is_new = executes or (handle is not None and prepared.admit is not None)
+        return run
 
     def _attach(self, prepared: RunStart) -> Run | None:
         """Return the run if the caller named an existing one. Raises `RunConflict`."""

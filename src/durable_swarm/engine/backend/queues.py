@@ -32,6 +32,8 @@ class QueueRate(TypedDict):
 
 _queues: dict[str, ServedQueue] = {}
 _shared: dict[str, Callable[[], bool]] = {}
+_claims: dict[str, str] = {}
+"""The shared queues from which runs were claimed whose executions have not begun yet."""
 
 
 def serve_queue(
@@ -58,11 +60,23 @@ def serve_queue(
     return queue
 
 
-def limit_queue(queue: ServedQueue, most: int, executing: int) -> None:
-    """Limit the queue so that this process executes at most `most` of its swarm's runs at once, of `executing` now."""
-    dbos = launched_instance()
-    active = 0 if dbos is None else dbos._active_workflows_set.count_for_queue(queue.name)
-    queue._worker_concurrency = max(0, most - max(0, executing - active))
+def limit_queue(queue: ServedQueue, most: int) -> None:
+    """Limit the queue so that this process executes at most `most` of its runs at once."""
+    queue._worker_concurrency = max(0, most)
+
+
+def note_claim(run_id: str, queue: str) -> bool:
+    """Note from which queue DBOS has claimed a run; return True if that is a shared one."""
+    if queue in _shared:
+        _claims[run_id] = queue
+    else:
+        _claims.pop(run_id, None)
+    return queue in _shared
+
+
+def claimed_from(run_id: str) -> str:
+    """Return the shared queue from which a run was claimed whose execution begins, or ''."""
+    return _claims.pop(run_id, "")
 
 
 def executing() -> set[str]:

@@ -60,7 +60,7 @@ from durable_swarm.engine.backend.deferred_calls import (
 from durable_swarm.engine.backend.launch import JSON, instance, layout_of
 from durable_swarm.engine.backend.ownership import OwnershipCheck, OwnershipLost, check_of, owner_of
 from durable_swarm.engine.backend.pools import run_threads, to_thread
-from durable_swarm.engine.backend.queues import _queues, _shared, executing
+from durable_swarm.engine.backend.queues import _queues, _shared, executing, note_claim
 from durable_swarm.engine.database.diagnosis import error_text, is_transient
 from durable_swarm.engine.records import names
 from durable_swarm.engine.signals import Broken, RunHeld, engine_closed
@@ -369,7 +369,7 @@ def is_new(run_id: str) -> bool:
 
 
 def _execute_and_tell(dbos: Any, status: Any, owner: str) -> Any:
-    new = status["queue_name"] in _shared and status["recovery_attempts"] == 1
+    new = note_claim(status["workflow_uuid"], status["queue_name"]) and status["recovery_attempts"] == 1
     token = _new.set(status["workflow_uuid"] if new else None)
     try:
         by_thread = new and _shared[status["queue_name"]]()

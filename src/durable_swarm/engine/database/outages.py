@@ -19,6 +19,7 @@ from sqlalchemy import event
 from durable_swarm.concurrency import exiting
 from durable_swarm.engine.database.connection import file_is_gone, file_number
 from durable_swarm.engine.database.diagnosis import unusable
+from durable_swarm.engine.database.reconnecting import was_cut
 from durable_swarm.engine.database.urls import is_sqlite
 
 log = logging.getLogger("durable_swarm")
@@ -46,11 +47,6 @@ def noted(error: BaseException | None) -> bool:
     while error is not None and not getattr(error, "connection_invalidated", False):
         error = error.__cause__ or error.__context__
     return error is not None
-
-
-def _was_made(error: BaseException) -> bool:
-    """Return True if a connection that the server had taken was cut while it was set up."""
-    return getattr(error, "sqlstate", None) == "57P01" or str(error).startswith("consuming input failed")
 
 
 class Outage:
@@ -86,7 +82,7 @@ class Outage:
             engine.dispose()
 
     def _failed(self, context: Any) -> None:
-        refused = context.connection is None and not is_sqlite(self._url) and not _was_made(context.original_exception)
+        refused = context.connection is None and not is_sqlite(self._url) and not was_cut(context.original_exception)
         lost = context.is_disconnect and not is_sqlite(self._url)
         lasts = refused or passes(context.original_exception)
         if not (lost or lasts) or self._closed:

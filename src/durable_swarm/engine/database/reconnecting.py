@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -54,6 +55,38 @@ def persistently(ask: Callable[[], T]) -> T:
             if not error.connection_invalidated:
                 raise
     return ask()
+
+
+def was_cut(error: BaseException | None) -> bool:
+    """Return True if a connection that the server had taken was cut, also while it was set up."""
+    if isinstance(error, ConfigurationError):
+        error = error.__cause__
+    original = getattr(error, "orig", None) or error
+    set_up = getattr(original, "sqlstate", None) == "57P01" or str(original).startswith("consuming input failed")
+    return set_up or isinstance(error, InvalidatePoolError) or getattr(error, "connection_invalidated", False) is True
+
+
+OPENING, SOON, SELDOM = 10.0, 0.05, 1.0
+"""Seconds for which opening is tried again once a connection was cut, and between two tries: at first, at most."""
+
+
+def opened(open_once: Callable[[], T]) -> T:
+    """Open a database, which takes many statements, and once more while its connections are cut.
+
+    A server that takes no connection at first is not waited for, because nothing here depends on it yet. Raises the
+    last error.
+    """
+    end, pause = None, SOON
+    while True:
+        try:
+            return open_once()
+        except (SQLAlchemyError, ConfigurationError) as error:
+            if end is None and was_cut(error):
+                end = time.monotonic() + OPENING
+            if end is None or not is_lost(error) or time.monotonic() + pause > end:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, SELDOM)
 
 
 def read(engine: sqlalchemy.Engine, wanted: sqlalchemy.Executable) -> Sequence[Sequence[Any]]:

@@ -103,6 +103,8 @@ class Execution:
     error: BaseException | None = None
     process: str = ""
     """The name of this process."""
+    queue: str = ""
+    """The shared queue from which it was claimed, or ''."""
     owner: str | None = None
     """DBOS's token of this execution."""
     keeper: OwnershipKeeper | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,17 +27,24 @@ PAGE = 50
 """The number of runs that are read at once."""
 
 
-def messages_of(store: Rows, row: RunRow) -> list[Message]:
+Idle = Callable[[Sequence[RunRow]], Container[str]]
+"""Returns the ids of the running runs among some that no living process executes."""
+
+
+def messages_of(store: Rows, row: RunRow, *, idle: bool = False) -> list[Message]:
     """Return the messages of one run in its session: those it was sent, and its own so far."""
-    return answered([*runs.read_start(store.start_record(row)).messages, *story(store, row).messages])
+    return answered([*runs.read_start(store.start_record(row)).messages, *story(store, row, idle=idle).messages])
 
 
-def newest_first(store: Store, session: str, before: int | None = None) -> Iterator[tuple[RunRow, list[Message]]]:
+def newest_first(
+    store: Store, session: str, before: int | None = None, idle: Idle = lambda _: ()
+) -> Iterator[tuple[RunRow, list[Message]]]:
     """Yield row and messages of the runs of a session whose messages count, the newest first, read by pages."""
     while page := store.sessions.runs.ids(session, before=before, limit=PAGE):
         these = _Page(store, [run_id for _, run_id in page])
+        left = idle(these.rows)
         for row in these.rows:
-            yield row, messages_of(these, row)
+            yield row, messages_of(these, row, idle=row.workflow_id in left)
         before = page[-1][0]
 
 

@@ -36,8 +36,11 @@ from durable_swarm.types import Block, Usage
 Stored = TypeVar("Stored")
 
 
-def story(store: Rows, row: RunRow, turns: list[TurnRecords] | None = None) -> RunHistory:
-    """Return the run's history as far as it is recorded; `turns` are its records by turn, if they were read already."""
+def story(store: Rows, row: RunRow, turns: list[TurnRecords] | None = None, *, idle: bool = False) -> RunHistory:
+    """Return the run's history as far as it is recorded; `turns` are its records by turn, if they were read already.
+
+    `idle` says that no living process executes the run: a call without a result is in progress nowhere.
+    """
     record = store.start_record(row)
     start, turns = runs.read_start(record), recorded_turns(store, row, record) if turns is None else turns
     replies = iter(turns[len(start.kept) :])
@@ -56,11 +59,18 @@ def story(store: Rows, row: RunRow, turns: list[TurnRecords] | None = None) -> R
             None if isinstance(found, Block) and found.reply is None else found
         )  # Without a reply the run has failed.
 
-    state = state_of(row)
-    pending = f"Error: this call has no result; the run is {state}." if state in ENDED else "Error: no result yet."
+    pending = _without_result(row, idle)
     told_by_run = follow(start, next_reply, next_outcome, next_verdict, pending=pending)
     summary = summary_of(store, row)
     return told_by_run if summary is None else replace(told_by_run, usage=total([summary.usage, told_by_run.usage]))
+
+
+def _without_result(row: RunRow, idle: bool) -> str:
+    """Return the text in the place of a result that is not recorded."""
+    state = state_of(row)
+    if state in ENDED:
+        return f"Error: this call has no result; the run is {state}."
+    return "Error: no result yet; no running process owns the run." if idle else "Error: no result yet."
 
 
 def summary_of(store: Rows, row: RunRow) -> Summary | None:

@@ -9,7 +9,7 @@ import threading
 from durable_swarm import errors
 from durable_swarm.engine.backend import launch
 from durable_swarm.engine.database import connection as database_connection
-from durable_swarm.engine.database import diagnosis, urls
+from durable_swarm.engine.database import diagnosis, reconnecting, urls
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.process import Process
@@ -46,7 +46,7 @@ def open_for(swarm: Settings, url: str | None, worker_id: str | None) -> Process
         if process is None:
             check_threads()
             with diagnosis.reporting_errors(wanted):
-                process = Process(wanted, worker_id)
+                process = reconnecting.opened(lambda: Process(wanted, worker_id))
             process.swarms.admit(swarm)  # Before any run that DBOS recovers can look for it.
             process.webhooks.begin(swarm)
             here.enter(process)

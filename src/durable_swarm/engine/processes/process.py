@@ -190,6 +190,7 @@ class Process:
         begun = beginning_here()
         run = begun if begun is not None and begun.run_id == run_id else self._recovered(run_id, record)
         run.owner, run.keeper, run.process = ownership.owner_of(run_id), self, self.identity.name
+        run.queue = queues.claimed_from(run_id)
         return run
 
     def _recovered(self, run_id: str, record: Record) -> Execution:
@@ -220,6 +221,7 @@ class Process:
             run.trace = collecting(run_id, opened)
         run.entered = True
         self.local.begin(run)
+        self.worker.entered(run)
 
     def check_ownership(self, run: Execution) -> bool:
         """Return True if a run is in progress and this execution owns it; also note the number of messages added to it.

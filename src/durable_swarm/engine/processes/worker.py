@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm import agents, errors
 from durable_swarm.engine.backend import queues
+from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.swarms import QueueLimits, Settings
 from durable_swarm.engine.processes.local_runs import INTERRUPTED
 from durable_swarm.engine.processes.maintenance import CLOSING
@@ -36,6 +38,8 @@ class QueueWorker:
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        self._looking = threading.Lock()
+        """Held from the count of the executions to the limit that follows from it."""
         self._served: dict[Settings, tuple[queues.ServedQueue, int]] = {}
         """The queues of swarms, and how many runs are executed at once."""
         self._works = False
@@ -74,11 +78,20 @@ class QueueWorker:
 
     def look(self) -> None:
         """Begin fewer runs from the queues while more come from elsewhere, or while runs cannot continue here."""
-        for swarm, (queue, concurrency) in list(self._served.items()):
-            suspended_on = time.monotonic() < self._until or self._process.crash_guard.is_alone
-            most = 0 if suspended_on else concurrency
-            executing = sum(run.swarm.name == swarm.name for run in list(self._process.local.executions.values()))
-            queues.limit_queue(queue, most, executing)
+        with self._looking:
+            for swarm, (queue, concurrency) in list(self._served.items()):
+                suspended_on = time.monotonic() < self._until or self._process.crash_guard.is_alone
+                # DBOS counts the runs that it has claimed from the queue, begun or not: these are all the others.
+                others = sum(
+                    run.swarm.name == swarm.name and run.queue != queue.name
+                    for run in list(self._process.local.executions.values())
+                )
+                queues.limit_queue(queue, 0 if suspended_on else concurrency - others)
+
+    def entered(self, run: Execution) -> None:
+        """Note that the execution of a run has begun: one that came from elsewhere takes a place at once."""
+        if self._served and not run.queue:
+            self.look()
 
     def back_off(self) -> None:
         """Back off, longer each time: a run cannot continue here, and more may follow."""

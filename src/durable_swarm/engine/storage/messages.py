@@ -92,7 +92,7 @@ class Messages:
             status = connection.execute(select(runs.c.status).where(runs.c.workflow_uuid == run_id)).scalar()
             last, closed = self._last(connection, run_id)
             if status not in UNFINISHED or closed:
-                raise HasEnded(f"run {run_id!r} has ended, and hears nothing more")
+                raise HasEnded(f"run {run_id!r} has ended, so it takes no message; fork it, or start one")
             for number, message in enumerate(messages, last + 1):
                 record = {"v": 1, "said": codec.encode(message)}
                 stored = dumps(self._codec_for(swarm).close(record, place_of(run_id, number)))

@@ -310,7 +310,9 @@ class Inbox(OwnTable):
         wanted = select(self._rows).where(self._rows.c.id == request_id, self._seen)
         row = next(iter(self._read(wanted)), None) if storable(request_id) else None
         if row is None:
-            raise NoRequest(f"there is no request {request_id!r} in this database")
+            raise NoRequest(
+                f"there is no request {request_id!r} in this database; `durable-swarm inbox` lists the open ones"
+            )
         return self._request(RequestRow(*row))
 
     def of_runs(self, run_ids: Iterable[str]) -> list[Request]:

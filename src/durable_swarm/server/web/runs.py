@@ -14,7 +14,6 @@ from durable_swarm.errors import ConfigurationError, DurableSwarmError
 from durable_swarm.runs import ENDED, STATES
 from durable_swarm.server.web.live import is_still, seen_now
 from durable_swarm.server.web.site import Site, back_to, by_of, form_of, id_in
-from durable_swarm.server.web.words import status_of
 from durable_swarm.service import Query, Runs
 
 FILTERS = ("status", "agent", "swarm", "q", "since")
@@ -67,7 +66,7 @@ def _outcome(runs: Runs, change: str, run_id: str, by: str | None) -> str:
         return str(error)
     if change == "cancel" and before.status in ENDED:
         return f"was {before.status} already"
-    return status_of(after)
+    return after.shown_status
 
 
 def _found(runs: Runs, query: QueryParams) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from durable_swarm.display import harmless
 from durable_swarm.errors import RunNotFound
 from durable_swarm.server.guard import OWN, USER, route_path
-from durable_swarm.server.ids import decode_id, encode_id
+from durable_swarm.server.ids import decode_id, encode_id, encode_rest
 from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.server.web import words
 from durable_swarm.service import Runs, open_runs
@@ -117,9 +117,13 @@ def path_of(root: str, *parts: str | int, **query: Any) -> str:
 
 def id_in(request: Request, name: str = "id") -> str:
     """Return the id in a request's path. Raises `RunNotFound` if it is none."""
-    found = decode_id(request.path_params[name])
+    segment = request.path_params[name]
+    found = decode_id(segment)
     if found is None:
-        raise RunNotFound("this address names nothing; ids in addresses are written with ~XX for other characters")
+        raise RunNotFound(
+            "ids in addresses are written with ~XX for all but letters, digits, - and _: "
+            f"{segment!r} is {encode_rest(segment)!r}"
+        )
     return found
 
 

@@ -11,16 +11,11 @@ from durable_swarm.display import clock, duration, one_line, value
 from durable_swarm.limits import EXTENDABLE, words_of
 from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED, STATES, without_answer, written_as_text
-from durable_swarm.service import ExecutionView, RunDetail, RunView, calls_of, remedy_of, text_of
+from durable_swarm.service import INTERRUPTED, ExecutionView, RunDetail, RunView, calls_of, remedy_of, text_of
 
 CUT = 2000  # Characters of a value on a page; the whole of it is a page of its own.
-SIGNS = dict(zip((*STATES, "interrupted"), "◌◐●✓✕⊘◌", strict=True))
+SIGNS = dict(zip((*STATES, INTERRUPTED), "◌◐●✓✕⊘◌", strict=True))
 KINDS = {"unknown_outcome": "unknown outcome", "result": "result of another program"}
-
-
-def status_of(run: RunView) -> str:
-    """Return a run's status as people are shown it."""
-    return "interrupted" if run.idle else run.status
 
 
 def last_word(run: RunView) -> str:
@@ -118,7 +113,7 @@ def spent(run: RunDetail) -> Iterator[str]:
 
 _FILTERS = (
     ago, clock, coarse, cut, decided, duration, last_word, one_line, percent, place_of, pretty, remedy_of,
-    reply, spent, status_of, took, verdict, without_answer, written_as_text,
+    reply, spent, took, verdict, without_answer, written_as_text,
 )  # fmt: skip
 FILTERS: dict[str, Callable[..., Any]] = {function.__name__: function for function in _FILTERS}
 GLOBALS: dict[str, Any] = {"CUT": CUT, "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "words_of": words_of}
