@@ -25,9 +25,8 @@ from tests.kit.right import RIGHT, handoff, keyed_charge
 BOUNDARIES = (
     "start of run r1",
     "checkpoint of the model call of agent Desk",
-    "start of tool charge",
     "effect charge",
-    "checkpoint of tool charge",
+    "checkpoint of a tool call of run r1",
     "checkpoint of the model call of agent Desk",
     "write to the mailbox of a run",
     "end of run r1",
