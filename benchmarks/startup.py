@@ -1,4 +1,6 @@
-"""Starting up: imports and `--help`, a first run beside a DBOS program written by hand, and a restart after a kill.
+"""Starting up: imports and commands, a first run beside a DBOS program written by hand, and a restart after a kill.
+
+All modules are compiled before anything is measured, also with PYTHONDONTWRITEBYTECODE set, as an installation does.
 
 Run: python benchmarks/startup.py [DATABASE_URL]
 """
@@ -84,6 +86,23 @@ DBOS.launch()
 loop()
 """
 
+RUNS = """
+import os
+from durable_swarm import Agent, DurableSwarm
+from durable_swarm.testing import ScriptedModel, call
+
+def note(text: str) -> str:
+    return "Noted."
+
+def reply(request):
+    return "Goodbye." if len(request["messages"]) > 2 else [call("note", text="milk")]
+
+agent = Agent(name="Clerk", functions=[note])
+swarm = DurableSwarm(ScriptedModel(reply), database=os.environ["URL"])
+for number in range(10):
+    swarm.run(agent, [{"role": "user", "content": "Note milk."}], run_id=f"listed-{number}")
+"""
+
 STARTS = {
     "import click": ["-c", "import click"],
     "import pydantic": ["-c", "import pydantic"],
@@ -93,24 +112,34 @@ STARTS = {
     "from durable_swarm import DurableSwarm": ["-c", "from durable_swarm import DurableSwarm"],
     "durable-swarm --help": ["-m", "durable_swarm", "--help"],
     "durable-swarm --version": ["-m", "durable_swarm", "--version"],
+    **{
+        f"durable-swarm {' '.join(words)}, ten runs": ["-m", "durable_swarm", *words]
+        for words in (["runs"], ["show", "listed-7"], ["inbox"])
+    },
 }
 
+COMPILING = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""The environment of all processes: without compiled modules each would spend half of its time compiling them."""
 
-def processor_seconds(arguments: list[str], rounds: int = 7) -> float:
+
+def processor_seconds(arguments: list[str], url: str = "", rounds: int = 7) -> float:
     """Return the median processor time, in seconds, of a fresh interpreter with these arguments."""
+    environment = {**COMPILING, "DURABLE_SWARM_DATABASE_URL": url}
+    subprocess.run([sys.executable, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
     times = []
     for _ in range(rounds):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return statistics.median(times)
 
 
-def print_starts() -> None:
+def print_starts(url: str) -> None:
     """Print the processor time of each start, and its ratio to importing click and pydantic."""
+    subprocess.run([sys.executable, "-c", RUNS], check=True, env={**COMPILING, "URL": url})
     bare = processor_seconds(["-c", "pass"])
-    taken = {name: processor_seconds(arguments) - bare for name, arguments in STARTS.items()}
+    taken = {name: processor_seconds(arguments, url) - bare for name, arguments in STARTS.items()}
     both = taken["import click"] + taken["import pydantic"]
     for name, seconds in taken.items():
         print(f"{name}: {seconds:.3f} s of CPU beyond the interpreter's, {seconds / both:.1f}x click + pydantic")
@@ -120,7 +149,7 @@ def cold_ms(program: str, url: str) -> float:
     """Return the milliseconds from the start of a process to its first model call."""
     begun = time.time()
     child = subprocess.Popen(
-        [sys.executable, "-c", program], env={**os.environ, "URL": url}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], env={**COMPILING, "URL": url}, stdout=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
     asked = float(child.stdout.readline())
@@ -133,7 +162,7 @@ def restart_ms(url: str, tool: str, how: str, run: str) -> tuple[float, float]:
 
     Returns the milliseconds from the restart's imports, and from the kill, to that call made again.
     """
-    environment = {**os.environ, "URL": url, "RUN": run}
+    environment = {**COMPILING, "URL": url, "RUN": run}
     command = [sys.executable, "-c", PROGRAM]
     first = subprocess.Popen([*command, "die", tool, "named"], env=environment, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
@@ -151,8 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("database", nargs="?", help="default: a SQLite file in a temporary folder")
     options = parser.parse_args()
-    print_starts()
     with tempfile.TemporaryDirectory() as folder:
+        print_starts(options.database or f"sqlite:///{Path(folder) / 'starts.sqlite'}")
         for title, program in (("ours", OURS), ("DBOS by hand", BY_HAND)):
             urls = [options.database or f"sqlite:///{Path(folder) / f'{title}-{index}.sqlite'}" for index in range(6)]
             cold = [cold_ms(program, url) for url in urls]
