@@ -21,7 +21,6 @@ from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 
 from durable_swarm.engine.database import byte_locks
@@ -340,11 +339,6 @@ def _try_idle_ones(engine: sqlalchemy.Engine) -> None:
                 engine.dialect.do_ping(connection)
             except engine.dialect.loaded_dbapi.Error as error:
                 raise InvalidatePoolError("the connection was lost while it was idle") from error
-
-
-def insert_into(engine: sqlalchemy.Engine, rows: sqlalchemy.TableClause) -> sqlite.Insert | postgresql.Insert:
-    """Return an insert that can say what happens in a conflict, which each database has in its own form."""
-    return sqlite.insert(rows) if engine.dialect.name == "sqlite" else postgresql.insert(rows)
 
 
 def create_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> None:

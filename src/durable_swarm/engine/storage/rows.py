@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import JSON, ColumnElement, FromClause, Select, and_, column, func, literal, null, select, table
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, FromClause, Select, and_, column, func, literal, null, select, table
 from sqlalchemy.exc import DBAPIError
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import notes_column
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.names import PORTABLE, RUN, TOOL
@@ -44,7 +44,7 @@ class RowReader:
         self._url = url
         self._engine = engine
         schema = schema_of(url)
-        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = notes_column(url)
         stored = ("inputs", "output", "error", "serialization")
         kept = ("function_id", "function_name", "child_workflow_id", "started_at_epoch_ms", "completed_at_epoch_ms")
         self.runs = table("workflow_status", *map(column, (*FACTS, *stored)), noted, schema=schema)
