@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy
 from sqlalchemy import Column, Double, Text, func, select
 
-from durable_swarm.engine.database.connection import create_table
+from durable_swarm.engine.database.connection import create_tables
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.dialects import insert_into
 from durable_swarm.engine.database.reconnecting import persistently, read
@@ -34,7 +34,7 @@ class Leases:
             Column("seen_at", Double, nullable=False),
         )
         with reporting_errors(url):
-            create_table(engine, self._rows)
+            create_tables(engine, self._rows)
 
     def renew(self, name: str) -> None:
         """Send a heartbeat."""

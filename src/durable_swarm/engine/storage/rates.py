@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import Column, ColumnElement, Double, Text, case, func, literal, select
 
-from durable_swarm.engine.database.connection import create_table, for_one_statement, has_table
+from durable_swarm.engine.database.connection import create_tables, for_one_statement, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.dialects import insert_into
 from durable_swarm.engine.database.reconnecting import read
@@ -52,7 +52,7 @@ class Rates:
         """
         with reporting_errors(self._url):
             if not self._made:
-                create_table(self._engine, self._rows)
+                create_tables(self._engine, self._rows)
                 self._made = True
             with for_one_statement(self._engine) as connection:
                 return max(0.0, float(connection.execute(self._taking(model, spacing)).scalar_one()))
