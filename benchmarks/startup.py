@@ -1,6 +1,7 @@
 """Starting up: imports and commands, a first run beside a DBOS program written by hand, and a restart after a kill.
 
-All modules are compiled before anything is measured, also with PYTHONDONTWRITEBYTECODE set, as an installation does.
+All modules are compiled before anything is measured, as an installation does, also with PYTHONDONTWRITEBYTECODE set.
+The first run and the program by hand ask the same local server with the official client.
 
 Run: python benchmarks/startup.py [DATABASE_URL]
 """
@@ -17,6 +18,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+from durable_swarm.testing import serve_scripted
 
 PROGRAM = """
 import os, sys, time
@@ -50,26 +54,19 @@ else:
 """
 
 OURS = """
-import os, time
+import os
+from openai import OpenAI
 from durable_swarm import Agent, DurableSwarm
-from durable_swarm.testing import ScriptedModel
 
-def reply(request):
-    print(time.time(), flush=True)
-    return "Hello"
-
-DurableSwarm(ScriptedModel(reply), database=os.environ["URL"]).run(Agent(name="A"), [{"role": "user", "content": "Hi"}])
+swarm = DurableSwarm(OpenAI(), database=os.environ["URL"])
+swarm.run(Agent(name="A"), [{"role": "user", "content": "Hi"}])
 """
 BY_HAND = """
-import os, time
+import os
+from openai import OpenAI
 from dbos import DBOS
-from durable_swarm.testing import ScriptedModel
 
-def reply(request):
-    print(time.time(), flush=True)
-    return "Hello"
-
-client = ScriptedModel(reply)
+client = OpenAI()
 url = os.environ["URL"]
 DBOS(config={"name": "app", "system_database_url": url, "run_admin_server": False, "log_level": "ERROR"})
 
@@ -145,16 +142,29 @@ def print_starts(url: str) -> None:
         print(f"{name}: {seconds:.3f} s of CPU beyond the interpreter's, {seconds / both:.1f}x click + pydantic")
 
 
-def cold_ms(program: str, url: str) -> float:
-    """Return the milliseconds from the start of a process to its first model call."""
-    begun = time.time()
-    child = subprocess.Popen(
-        [sys.executable, "-c", program], env={**COMPILING, "URL": url}, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None
-    asked = float(child.stdout.readline())
-    child.wait()
-    return (asked - begun) * 1000
+def print_cold(folder: Path, database: str | None, rounds: int = 5) -> None:
+    """Print the time from the start of a process to its first request to the provider, ours beside one by hand."""
+    asked: list[float] = []
+
+    def reply(_request: dict[str, Any]) -> str:
+        asked.append(time.time())
+        return "Hello"
+
+    cold: dict[str, list[float]] = {"ours": [], "DBOS by hand": []}
+    with serve_scripted(reply) as server:
+        provider = {"OPENAI_BASE_URL": server.base_url, "OPENAI_API_KEY": server.api_key}
+        for index in range(rounds + 1):
+            for title, program in (("ours", OURS), ("DBOS by hand", BY_HAND)):
+                url = database or f"sqlite:///{folder / f'cold-{title}-{index}.sqlite'}"
+                asked.clear()
+                begun = time.time()
+                environment = {**COMPILING, **provider, "URL": url}
+                subprocess.run([sys.executable, "-c", program], check=True, env=environment)
+                cold[title].append((asked[0] - begun) * 1000)
+    taken = {title: statistics.median(times[1:]) for title, times in cold.items()}
+    for title, milliseconds in taken.items():
+        ratio = milliseconds / taken["DBOS by hand"]
+        print(f"cold start to first request, {title}: {milliseconds:.0f} ms, {ratio:.2f}x by hand")
 
 
 def restart_ms(url: str, tool: str, how: str, run: str) -> tuple[float, float]:
@@ -182,10 +192,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print_starts(options.database or f"sqlite:///{Path(folder) / 'starts.sqlite'}")
-        for title, program in (("ours", OURS), ("DBOS by hand", BY_HAND)):
-            urls = [options.database or f"sqlite:///{Path(folder) / f'{title}-{index}.sqlite'}" for index in range(6)]
-            cold = [cold_ms(program, url) for url in urls]
-            print(f"cold start to first model call, {title}: {statistics.median(cold[1:]):.0f} ms")
+        print_cold(Path(folder), options.database)
         for tool in ("stepped", "plain"):
             for how in ("named", "by itself"):
                 times = []
