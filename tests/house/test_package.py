@@ -67,6 +67,20 @@ def test_an_import_loads_no_library_that_it_does_not_need(statement: str, unwant
     assert done.stdout == "[]\n"
 
 
+def test_a_command_collects_garbage_once_its_modules_are_imported() -> None:
+    """Workers and servers are commands, too. A program that calls `main` with arguments keeps its own settings."""
+    program = (
+        "import gc, sys; from durable_swarm.cli import main; print(main({}), gc.isenabled(), gc.get_freeze_count())"
+    )
+    given = [sys.executable, "-c", program.format("['inbox', '--help']")]
+    own = [sys.executable, "-c", program.format(""), "inbox", "--help"]
+    told = [
+        subprocess.run(one, check=True, capture_output=True, text=True).stdout.splitlines()[-1] for one in (given, own)
+    ]
+    assert told[0] == "0 True 0"
+    assert re.fullmatch(r"0 True [1-9]\d*", told[1])
+
+
 @pytest.mark.parametrize("name", [*EXPORTED, *durable_swarm._MODULES])
 def test_each_public_name_is_there(name: str) -> None:
     """A name that is imported at its first use is listed by `dir`, and stands in the package."""
