@@ -12,9 +12,13 @@ MAKE_VENV = $(UV) venv --quiet --clear --python "$(PYTHON)" $(VENV)
 INSTALL = $(UV) pip install --quiet --python $(BIN)/python
 else
 MAKE_VENV = $(PYTHON) -m venv --clear $(VENV)
-# Compiled at their first import: most modules of the dependencies are never imported, and the first run begins sooner.
+# Not all compiled: most modules of the dependencies are never imported.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
+# What is imported is compiled at once, also where the environment forbids it later: each start would compile it anew, and take
+# twice the time.
+unexport PYTHONDONTWRITEBYTECODE
+COMPILE = $(BIN)/python -c 'from durable_swarm import *; import durable_swarm.cli.runs, durable_swarm.testing, openai'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -91,10 +95,12 @@ $(VENV)/pyvenv.cfg: pyproject.toml
 
 $(VENV)/.installed: $(VENV)/pyvenv.cfg
 	$(INSTALL) -e .
+	$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/pyvenv.cfg
 	$(INSTALL) -e '.[dev]'
+	$(COMPILE)
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-tools: $(VENV)/.installed-dev

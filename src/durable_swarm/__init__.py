@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from durable_swarm.first_use import at_first_use
 
 if TYPE_CHECKING:
     from durable_swarm.engine.api.durable import DurableSwarm
@@ -44,20 +45,20 @@ if TYPE_CHECKING:
     from durable_swarm.types import Agent, Block, Response, Result
 
 _HOMES = {
-    "engine.api.durable": ["DurableSwarm"],
-    "engine.api.run": ["Run"],
-    "events": ["Event"],
-    "limits": ["Limits"],
-    "repl.demo_loop": ["run_demo_loop"],
-    "swarm.compaction": ["Compaction"],
-    "swarm.memory": ["Swarm"],
-    "swarm.session": ["Session"],
-    "tools.asking": ["ask_human", "ask_human_async", "later"],
-    "tools.context": ["current_call"],
-    "tools.decorators": ["step", "tool", "tool_from_schema"],
-    "tools.inside": ["emit", "sleep", "sleep_async"],
-    "types": ["Agent", "Block", "Response", "Result"],
-    "errors": [
+    "durable_swarm.engine.api.durable": ["DurableSwarm"],
+    "durable_swarm.engine.api.run": ["Run"],
+    "durable_swarm.events": ["Event"],
+    "durable_swarm.limits": ["Limits"],
+    "durable_swarm.repl.demo_loop": ["run_demo_loop"],
+    "durable_swarm.swarm.compaction": ["Compaction"],
+    "durable_swarm.swarm.memory": ["Swarm"],
+    "durable_swarm.swarm.session": ["Session"],
+    "durable_swarm.tools.asking": ["ask_human", "ask_human_async", "later"],
+    "durable_swarm.tools.context": ["current_call"],
+    "durable_swarm.tools.decorators": ["step", "tool", "tool_from_schema"],
+    "durable_swarm.tools.inside": ["emit", "sleep", "sleep_async"],
+    "durable_swarm.types": ["Agent", "Block", "Response", "Result"],
+    "durable_swarm.errors": [
         "AgentChanged",
         "AlreadyAnswered",
         "AmbiguousAgent",
@@ -146,14 +147,4 @@ _MODULES = [
 """The public modules, which `import durable_swarm` makes available without importing them."""
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return importlib.import_module(f"durable_swarm.{name}")
-    for home, names in _HOMES.items():
-        if name in names:
-            return globals().setdefault(name, getattr(importlib.import_module(f"durable_swarm.{home}"), name))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+__getattr__, __dir__ = at_first_use(__name__, _HOMES, _MODULES)

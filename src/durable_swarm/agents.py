@@ -19,8 +19,6 @@ from typing import Any
 from durable_swarm.awaitables import is_async
 from durable_swarm.codec import dumps
 from durable_swarm.errors import AmbiguousAgent, UnknownAgent
-from durable_swarm.schema import tool_schema
-from durable_swarm.schema.output import output_type_of
 from durable_swarm.toolsets import Toolset, functions_of
 from durable_swarm.types import AgentLike, agent_defined
 
@@ -137,6 +135,10 @@ def _agents() -> list[AgentLike]:
 
 def fingerprint(agent: AgentLike) -> str:
     """Return twelve hex digits that change when the agent's prompt, tools, model, settings or output type change."""
+    # Imported now: who reads runs needs names only.
+    from durable_swarm.schema import tool_schema
+    from durable_swarm.schema.output import output_type_of
+
     definition: list[object] = [
         agent.name,
         agent.model,

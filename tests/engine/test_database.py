@@ -20,6 +20,7 @@ from sqlalchemy import event
 from durable_swarm import Agent, ConfigurationError, step
 from durable_swarm.engine.database import connection as database_connection
 from durable_swarm.engine.database import diagnosis, urls
+from durable_swarm.engine.storage.runs import Store
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import Program, connected, stored_texts, user
@@ -349,7 +350,36 @@ def test_tables_that_belong_together_are_created_at_once(tmp_path: Path) -> None
             except sqlite3.OperationalError as error:
                 refused.append(str(error))
 
-    database_connection.create_table(engine, first)
+    database_connection.create_tables(engine, first)
     assert refused == ["database is locked"]
     assert all(database_connection.has_table(engine, table) for table in (first, second))
     engine.dispose()
+
+
+def test_tables_are_looked_for_together_and_created_in_one_commit(tmp_path: Path) -> None:
+    """Each look is a round trip and each commit a write to the disk, for which the first model call would wait."""
+    engine = database_connection.connect(sqlalchemy.make_url(f"sqlite:///{tmp_path}/new.sqlite"), create=True)
+    tables = [sqlalchemy.Table(name, sqlalchemy.MetaData(), sqlalchemy.Column("id", sqlalchemy.Text)) for name in "abc"]
+    commits: list[object] = []
+    event.listen(engine, "commit", commits.append)
+    database_connection.create_tables(engine, *tables)
+    assert len(commits) == 1
+    assert all(database_connection.has_table(engine, table) for table in tables)
+    engine.dispose()
+
+
+def test_a_database_with_all_tables_is_opened_by_two_looks(database_url: str) -> None:
+    """One look tells that no table is missing, and one that no index is; nothing is written."""
+    at = urls.choose(database_url)
+    engine = database_connection.connect(at, create=False)
+    store = Store(at, engine)
+    said: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, text: str, *_: object) -> None:
+        said.append(text)
+
+    store.create_tables()
+    assert len(said) == 2, said
+    assert not [text for text in said if "CREATE" in text.upper()]
+    store.close()

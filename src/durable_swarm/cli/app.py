@@ -8,20 +8,18 @@ shown as Python shows it.
 from __future__ import annotations
 
 import codecs
+import gc
 import importlib
 import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import click
 
 from durable_swarm.cli.commands import COMMANDS
 from durable_swarm.cli.options import Problem, Settings, common
-from durable_swarm.credentials import without_secrets
 from durable_swarm.display import one_line
 from durable_swarm.errors import ConfigurationError, DurableSwarmError, InvalidAnswer
 
@@ -56,6 +54,9 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"durable_swarm.cli.{COMMANDS[cmd_name].module}")
+        if not gc.isenabled():  # As `main` has left it. What is imported stays, and need not be looked at again.
+            gc.freeze()
+            gc.enable()
         command: click.Command = getattr(module, COMMANDS[cmd_name].function or cmd_name)
         return command
 
@@ -88,6 +89,8 @@ class _Commands(click.Group):
 
 def _show_version(context: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted:
+        from importlib import metadata
+
         try:
             version = metadata.version(NAME)
         except metadata.PackageNotFoundError:
@@ -113,12 +116,18 @@ def app(context: click.Context) -> int | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line with these arguments (by default the process's) and return the exit code."""
     settings = Settings()
+    if arguments is None:  # The process is the command's own: garbage can wait until its modules are imported.
+        gc.disable()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=PLAIN)
     try:
         code = app.main(arguments, prog_name=NAME, standalone_mode=False, obj=settings)
     except Exception as error:
+        import traceback
+
+        from durable_swarm.credentials import without_secrets
+
         if settings.debug:
             shown = error.__cause__ if isinstance(error, Problem) and error.__cause__ else error
             click.echo(without_secrets("".join(traceback.format_exception(shown))), err=True, nl=False)

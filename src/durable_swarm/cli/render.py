@@ -8,13 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import chain, repeat
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
 from durable_swarm.cli.render_requests import Command, requests_lines
-from durable_swarm.cli.waterfall import Waterfall
 from durable_swarm.display import clock, duration, one_line, shorten, value
 from durable_swarm.limits import EXTENDABLE, Limits, Spent, words_of
 from durable_swarm.loop import CUT
@@ -22,6 +21,9 @@ from durable_swarm.requests import Request
 from durable_swarm.runs import ENDED, StepInfo, without_answer, written_as_text
 from durable_swarm.service import Failure, RunDetail, RunView, calls_of, remedy_of, text_of
 from durable_swarm.types import Message, Usage
+
+if TYPE_CHECKING:
+    from durable_swarm.cli.waterfall import Waterfall  # Lists have none.
 
 STYLES = {
     "interrupted": "yellow",
@@ -197,6 +199,8 @@ def _added(messages: Sequence[Message], width: int) -> Iterator[Text]:
 
 def _steps(run: RunDetail, width: int) -> Iterator[Text]:
     """Yield a line for each step, for each addition of a fork, and at each change of the answering agent."""
+    from durable_swarm.cli.waterfall import Waterfall
+
     versions: dict[str, str] = {}
     added = dict(run.added)
     names = min(max((len(_name(step)) for step in run.steps), default=0), max(min(width // 4, 40), 12))

@@ -10,7 +10,6 @@ import click
 from durable_swarm.cli.completion import request_argument, run_argument
 from durable_swarm.cli.options import Settings, as_json, by_person, common
 from durable_swarm.cli.render import draw_requests
-from durable_swarm.cli.watch_list import watch_inbox
 from durable_swarm.display import one_line
 from durable_swarm.requests import Request
 from durable_swarm.service import Runs, open_runs, to_json
@@ -45,6 +44,8 @@ def inbox(settings: Settings, run_id: str | None, limit: int | None, watch: bool
         raise click.UsageError("--decided is about all runs, and does not watch; `show ID` has those of one run.")
     with open_runs(settings.database) as opened:
         if watch:
+            from durable_swarm.cli.watch_list import watch_inbox
+
             watch_inbox(opened, settings, run_id, limit, as_json=as_json)
             return
         found = opened.inbox.closed(limit or DECIDED) if decided else opened.inbox.list(run_id, limit)

@@ -13,7 +13,6 @@ from durable_swarm.cli.options import STARTS, Settings, as_json, by_person, comm
 from durable_swarm.cli.render import draw_run
 from durable_swarm.cli.render_runs import draw_runs
 from durable_swarm.cli.times import Since
-from durable_swarm.cli.watch_list import watch_runs
 from durable_swarm.display import one_line
 from durable_swarm.runs import STATES, State
 from durable_swarm.service import INTERRUPTED, Query, RunView, open_runs, to_json
@@ -63,6 +62,8 @@ def runs(
     query = Query(chosen, agent, limit, idle, swarm=swarm, search=search, since=since, before=before)
     with open_runs(settings.database) as opened:
         if watch is not None:
+            from durable_swarm.cli.watch_list import watch_runs
+
             watch_runs(opened, query, watch, as_json=as_json)
             return
         found = opened.list(query)

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import docstring_parser
 from pydantic.fields import FieldInfo
 
 from durable_swarm.errors import ConfigurationError
@@ -132,6 +131,8 @@ def _docstring(f: Any) -> str:
 
 def _documented_parameters(docstring: str) -> dict[str, str]:
     """Return the descriptions by parameter name; numpy's style may document several at once, as in `x, y : int`."""
+    import docstring_parser
+
     try:
         parsed = docstring_parser.parse(docstring)
     # Unusual texts make the library fail with errors other than its own.

@@ -9,39 +9,37 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from durable_swarm.encryption import codec_of_environment
 from durable_swarm.engine.api.inspector import Inspector, NoRuns, inspect_database
-from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.database import urls
-from durable_swarm.engine.history import importing
-from durable_swarm.engine.history.export import Exported, export
-from durable_swarm.engine.history.export_redaction import Redact
-from durable_swarm.engine.history.follower import EventReader, check_after
-from durable_swarm.engine.history.trace import trace_of
 from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.storage.changes import Mark
-from durable_swarm.engine.storage.retention import Retention
 from durable_swarm.engine.storage.run_list import Query, listed
 from durable_swarm.engine.storage.run_state import moment, notes_on, state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.events import Event
-from durable_swarm.observing import RunTrace
 from durable_swarm.runs import ENDED, State, StepInfo
-from durable_swarm.service.comparison import Comparison, compare
-from durable_swarm.service.feed import Feed
 from durable_swarm.service.ids import find_run
-from durable_swarm.service.requests import Inbox
-from durable_swarm.service.run_pages import RunPage, run_page, whole_step
 from durable_swarm.service.run_views import failure_of, run_detail, run_views
-from durable_swarm.service.schedules import ScheduleList
-from durable_swarm.service.sessions import SessionList
 from durable_swarm.service.unreadable import opened
 from durable_swarm.service.views import Failure, RunDetail, RunView
-from durable_swarm.service.workers import Workers, workers
 from durable_swarm.types import Message
 from durable_swarm.validation import check_whole
+
+if TYPE_CHECKING:  # Imported at their use: lists and views of runs, which most commands show, do without them.
+    from durable_swarm.engine.api.run import Run
+    from durable_swarm.engine.history.export_redaction import Redact
+    from durable_swarm.engine.history.follower import EventReader
+    from durable_swarm.observing import RunTrace
+    from durable_swarm.service.comparison import Comparison
+    from durable_swarm.service.feed import Feed
+    from durable_swarm.service.requests import Inbox
+    from durable_swarm.service.run_pages import RunPage
+    from durable_swarm.service.schedules import ScheduleList
+    from durable_swarm.service.sessions import SessionList
+    from durable_swarm.service.workers import Workers
 
 EVERY = 2**31 - 1
 """A limit above the number of runs in any database."""
@@ -73,6 +71,8 @@ def import_run(url: str | None, document: object) -> RunView:
     Raises `ConfigurationError` if the document is not an exported run, and `RunConflict` if its id belongs to another
     run.
     """
+    from durable_swarm.engine.history.export import Exported
+
     Exported(document)
     try:
         with open_runs(url) as there:
@@ -95,12 +95,27 @@ class Runs:
     def __init__(self, visitor: Inspector) -> None:
         self._visitor = visitor
         self._store: Store = visitor.store
-        self.inbox = Inbox(visitor)
+
+    @functools.cached_property
+    def inbox(self) -> Inbox:
         """The requests of the runs, and the ways to answer them."""
-        self.schedules = ScheduleList(visitor.store)
+        from durable_swarm.service.requests import Inbox
+
+        return Inbox(self._visitor)
+
+    @functools.cached_property
+    def schedules(self) -> ScheduleList:
         """The schedules."""
-        self.sessions = SessionList(visitor)
+        from durable_swarm.service.schedules import ScheduleList
+
+        return ScheduleList(self._store)
+
+    @functools.cached_property
+    def sessions(self) -> SessionList:
         """The sessions of the runs."""
+        from durable_swarm.service.sessions import SessionList
+
+        return SessionList(self._visitor)
 
     def seen_by(self, person: str | None) -> Runs:
         """Return these runs without those that belong to others than this person; all of them for None."""
@@ -133,10 +148,12 @@ class Runs:
 
     def exactly(self, run_id: str) -> RunView:
         """Return the run of exactly this id as it appears in a list; a prefix finds nothing."""
-        return self._seen(Run(run_id, lambda: self._store, lambda: None))
+        return self._seen(self._exactly(run_id))
 
     def compare(self, first: str, second: str) -> Comparison:
         """Return two runs side by side, turn by turn."""
+        from durable_swarm.service.comparison import compare
+
         return compare(self.show(first), self.show(second))
 
     def lineage(self, run_id: str) -> tuple[builtins.list[RunView], builtins.list[RunView]]:
@@ -157,6 +174,8 @@ class Runs:
 
     def workers(self) -> Workers:
         """Return who works on the database, what waits, and what is limited."""
+        from durable_swarm.service.workers import workers
+
         return workers(self._visitor)
 
     def page(self, run_id: str, after: int = 0, limit: int = STEPS) -> RunPage:
@@ -164,12 +183,16 @@ class Runs:
 
         Raises `ConfigurationError` for an invalid number.
         """
+        from durable_swarm.service.run_pages import run_page
+
         check_whole("after", after, 0)
         check_whole("limit", limit, 1)
         return run_page(self._visitor, self._found(run_id), after, limit)
 
     def step(self, run_id: str, number: int) -> StepInfo:
         """Return one step of a run with its whole values. Raises `NoStep`."""
+        from durable_swarm.service.run_pages import whole_step
+
         return whole_step(self._visitor, self._found(run_id), number)
 
     def mark(self, run_id: str | None = None) -> Mark:
@@ -188,9 +211,8 @@ class Runs:
         No thread is held while nothing happens, so a server can have many of these. Cancel the task, or close the
         iterator, to stop.
         """
-        check_after(after)
-        found = await asyncio.to_thread(find_run, self._store, run_id)
-        reader, seen = EventReader(lambda: self._store, found, after), None
+        reader, seen = await asyncio.to_thread(self.reader, run_id, after), None
+        found = reader.run_id
         while not reader.over:
             mark = await asyncio.to_thread(self._store.changes.of_run, found)
             if mark != seen:
@@ -203,6 +225,8 @@ class Runs:
 
     def feed(self) -> Feed:
         """Return the events of all runs from now on."""
+        from durable_swarm.service.feed import Feed
+
         return Feed(self._store)
 
     def events(
@@ -212,9 +236,8 @@ class Runs:
 
         `stands` is called while the run does not continue (`waits_for` gives the reason), once for each reason.
         """
-        check_after(after)
-        found = find_run(self._store, run_id)
-        follower = EventReader(lambda: self._store, found, after)
+        follower = self.reader(run_id, after)
+        found = follower.run_id
         told, looked = None, -STANDING
         with opened(f"run {found!r}"):
             while not follower.over:
@@ -233,11 +256,15 @@ class Runs:
 
         It has read all when `over` is true; `pause` is the number of seconds until the next `read` is worthwhile.
         """
+        from durable_swarm.engine.history.follower import EventReader, check_after
+
         check_after(after)
         return EventReader(lambda: self._store, find_run(self._store, run_id), after)
 
     def traces(self, run_id: str) -> builtins.list[RunTrace]:
         """Return what tracing tells of a run and of the runs below it, parents first."""
+        from durable_swarm.engine.history.trace import trace_of
+
         found = find_run(self._store, run_id)
         with opened(f"run {found!r}"):
             below = [link.run_id for link in self._store.family.below([found])]
@@ -257,6 +284,8 @@ class Runs:
         With `dry_run` they are only counted. `progress` gets the number deleted so far, after each batch. Raises
         `ConfigurationError` if the database refuses it.
         """
+        from durable_swarm.engine.storage.retention import Retention
+
         old = Retention(self._store, round(before.timestamp() * 1000), keep_failed=keep_failed, swarm=swarm)
         return old.count() if dry_run else old.delete(progress=progress)
 
@@ -266,7 +295,7 @@ class Runs:
         `by` is the name of the person who does it, here and in the other methods; it is recorded with the change.
         """
         run = self._run(run_id)
-        return self.view(run.id) if run.status in ENDED else self._after(run, Run.cancel, "cancelled", by)
+        return self.view(run.id) if run.status in ENDED else self._after(run, lambda run: run.cancel(), "cancelled", by)
 
     def resume(self, run_id: str, by: str | None = None) -> RunView:
         """Let a failed, cancelled or held run continue, as `Run.resume` does, and return its new state.
@@ -275,7 +304,7 @@ class Runs:
         changed agent continues in the process that holds it.
         """
         run = self._run(run_id)
-        return self.view(run.id) if run.status == "done" else self._after(run, Run.resume, "resumed", by)
+        return self.view(run.id) if run.status == "done" else self._after(run, lambda run: run.resume(), "resumed", by)
 
     def resume_failed(
         self,
@@ -328,12 +357,16 @@ class Runs:
 
     def export(self, run_id: str, redact: Redact | None = None) -> dict[str, Any]:
         """Return a run as a document, as `DurableSwarm.export` does."""
+        from durable_swarm.engine.history.export import export
+
         found = find_run(self._store, run_id)
         with opened(f"run {found!r}"):
             return export(self._store, self._store.found(found, waits=True), redact)
 
     def load(self, document: object) -> RunView:
         """Put an exported run into the database, as `DurableSwarm.import_run` does, and return its new state."""
+        from durable_swarm.engine.history import importing
+
         return self._seen(self._run(importing.import_run(self._store, document)))
 
     def _after(self, run: Run, change: Callable[[Run], object], action: str, by: str | None) -> RunView:
@@ -348,7 +381,12 @@ class Runs:
         return self._store.found(find_run(self._store, run_id), waits=True)
 
     def _run(self, run_id: str) -> Run:
-        return Run(find_run(self._store, run_id), lambda: self._store, lambda: None)
+        return self._exactly(find_run(self._store, run_id))
+
+    def _exactly(self, run_id: str) -> Run:
+        from durable_swarm.engine.api.run import Run
+
+        return Run(run_id, lambda: self._store, lambda: None)
 
 
 def _is_of(failure: Failure, name: str) -> bool:

@@ -11,28 +11,61 @@ table of replies that real models give and scripts do not: cut, repeated, refuse
 `check_request`, which raises `ProviderError` if a strict provider would refuse it.
 """
 
-from durable_swarm.testing.crash import CrashReport, CrashTestFailed, Finding, crash_test, effect
-from durable_swarm.testing.faults import (
-    cut,
-    cut_off,
-    dropped,
-    garbled,
-    http_error,
-    no_choices,
-    proxy_page,
-    rate_limited,
-    slowly,
-    timed_out,
-)
-from durable_swarm.testing.golden import assert_replays, record_golden
-from durable_swarm.testing.mock import mock_model
-from durable_swarm.testing.provider_rules import ProviderError, check_request
-from durable_swarm.testing.real import REAL_REPLIES, RealReply
-from durable_swarm.testing.replay import Difference, Replay, replay
-from durable_swarm.testing.replies import call
-from durable_swarm.testing.rules import otherwise, when
-from durable_swarm.testing.scripted import AsyncScriptedModel, ScriptedModel
-from durable_swarm.testing.server import ScriptedServer, serve_scripted
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from durable_swarm.first_use import at_first_use
+
+if TYPE_CHECKING:
+    from durable_swarm.testing.crash import CrashReport, CrashTestFailed, Finding, crash_test, effect
+    from durable_swarm.testing.faults import (
+        cut,
+        cut_off,
+        dropped,
+        garbled,
+        http_error,
+        no_choices,
+        proxy_page,
+        rate_limited,
+        slowly,
+        timed_out,
+    )
+    from durable_swarm.testing.golden import assert_replays, record_golden
+    from durable_swarm.testing.mock import mock_model
+    from durable_swarm.testing.provider_rules import ProviderError, check_request
+    from durable_swarm.testing.real import REAL_REPLIES, RealReply
+    from durable_swarm.testing.replaying import Difference, Replay, replay
+    from durable_swarm.testing.replies import call
+    from durable_swarm.testing.rules import otherwise, when
+    from durable_swarm.testing.scripted import AsyncScriptedModel, ScriptedModel
+    from durable_swarm.testing.server import ScriptedServer, serve_scripted
+
+_HOMES = {
+    "durable_swarm.testing.crash": ["CrashReport", "CrashTestFailed", "Finding", "crash_test", "effect"],
+    "durable_swarm.testing.faults": [
+        "cut",
+        "cut_off",
+        "dropped",
+        "garbled",
+        "http_error",
+        "no_choices",
+        "proxy_page",
+        "rate_limited",
+        "slowly",
+        "timed_out",
+    ],
+    "durable_swarm.testing.golden": ["assert_replays", "record_golden"],
+    "durable_swarm.testing.mock": ["mock_model"],
+    "durable_swarm.testing.provider_rules": ["ProviderError", "check_request"],
+    "durable_swarm.testing.real": ["REAL_REPLIES", "RealReply"],
+    "durable_swarm.testing.replaying": ["Difference", "Replay", "replay"],
+    "durable_swarm.testing.replies": ["call"],
+    "durable_swarm.testing.rules": ["otherwise", "when"],
+    "durable_swarm.testing.scripted": ["AsyncScriptedModel", "ScriptedModel"],
+    "durable_swarm.testing.server": ["ScriptedServer", "serve_scripted"],
+}
+"""The modules of the public names: a scripted model does without the rest."""
 
 __all__ = [
     "REAL_REPLIES",
@@ -68,3 +101,5 @@ __all__ = [
     "timed_out",
     "when",
 ]
+
+__getattr__, __dir__ = at_first_use(__name__, _HOMES)

@@ -11,7 +11,7 @@ from durable_swarm.engine.history.export import Exported
 from durable_swarm.engine.history.export_redaction import Redact, redacted
 from durable_swarm.errors import AmbiguousAgent, ConfigurationError, ReplayMismatch
 from durable_swarm.testing.recording import GOLDEN, VERSION, Recording, document
-from durable_swarm.testing.replay import Replaying, replay
+from durable_swarm.testing.replaying import Replaying, replay
 
 
 def record_golden(

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from durable_swarm import errors, validation
 from durable_swarm.codec import Codec
@@ -20,9 +20,6 @@ from durable_swarm.engine.api.schedules import ScheduledSwarm
 from durable_swarm.engine.api.session import DurableSession
 from durable_swarm.engine.execution.execution import Execution
 from durable_swarm.engine.execution.swarms import QueueLimits
-from durable_swarm.engine.history import export as history_export
-from durable_swarm.engine.history import importing
-from durable_swarm.engine.history.export_redaction import Redact
 from durable_swarm.engine.processes import opening
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.engine.storage.run_list import Query, listed
@@ -37,6 +34,9 @@ from durable_swarm.swarm.arguments import check_settings
 from durable_swarm.swarm.compaction import Compaction
 from durable_swarm.swarm.session import check_session
 from durable_swarm.webhooks import Webhook, check_webhooks
+
+if TYPE_CHECKING:
+    from durable_swarm.engine.history.export_redaction import Redact
 
 log = logging.getLogger("durable_swarm")
 
@@ -235,8 +235,9 @@ class DurableSwarm(ScheduledSwarm):
         `redact(path, value)` receives every user value (texts, numbers, outputs of tools) with its path in the
         document, as in `start.messages[0].content`, and returns its replacement. Raises `RunNotFound`.
         """
-        row = self._store().found(validation.check_text("run_id", run_id), waits=True)
-        return history_export.export(self._store(), row, redact)
+        from durable_swarm.engine.history.export import export
+
+        return export(self._store(), self._store().found(validation.check_text("run_id", run_id), waits=True), redact)
 
     def import_run(self, document: dict[str, Any]) -> Run:
         """Put an exported run into this database: ended, to be read, replayed and forked.
@@ -244,6 +245,8 @@ class DurableSwarm(ScheduledSwarm):
         Nothing is executed. Importing the same run again changes nothing. Raises `ConfigurationError` for a document
         that is not an exported run, and `RunConflict` if its id belongs to another run.
         """
+        from durable_swarm.engine.history import importing
+
         return self._handle(importing.import_run(self._store(), document))
 
     # What runs ask

@@ -23,7 +23,6 @@ from typing import Any
 import sqlalchemy
 
 from durable_swarm import codec
-from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.processes import here
 from durable_swarm.engine.processes.process import Process
@@ -85,6 +84,8 @@ class ScriptRun:
 
     def end(self, *, failed: bool) -> str | None:
         """Note that the program has ended. If it failed, return the id of the newest failed run, or None."""
+        from durable_swarm.engine.api.inspector import inspect_database
+
         newest = None
         for url, session in self._sessions.items():
             with inspect_database(url) as visitor, visitor.alone():

@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement, bindparam, exists, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from durable_swarm.engine.backend.launch import Layout
-from durable_swarm.engine.database.connection import for_one_statement, insert_into
+from durable_swarm.engine.database.connection import for_one_statement
+from durable_swarm.engine.database.dialects import insert_into
 from durable_swarm.engine.database.prepared import Prepared
 from durable_swarm.engine.database.together import Together, Write
 

@@ -14,14 +14,13 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 
 from durable_swarm.engine.database import byte_locks
@@ -342,24 +341,28 @@ def _try_idle_ones(engine: sqlalchemy.Engine) -> None:
                 raise InvalidatePoolError("the connection was lost while it was idle") from error
 
 
-def insert_into(engine: sqlalchemy.Engine, rows: sqlalchemy.TableClause) -> sqlite.Insert | postgresql.Insert:
-    """Return an insert that can say what happens in a conflict, which each database has in its own form."""
-    return sqlite.insert(rows) if engine.dialect.name == "sqlite" else postgresql.insert(rows)
+def create_tables(engine: sqlalchemy.Engine, *tables: sqlalchemy.Table) -> None:
+    """Create the tables of ours that do not exist, each with those of its metadata: one look, and one commit."""
+    missing = _missing(engine, tables)
+    while missing:
+        try:
+            # In one transaction: on SQLite another process would see one of two tables, and fail to create it.
+            with writing(engine) as connection:
+                for rows in missing:
+                    rows.metadata.create_all(connection)
+            return
+        except DBAPIError:
+            # PostgreSQL lets one of two processes fail that create a table at once.
+            still = _missing(engine, missing)
+            if still == missing:
+                raise
+            missing = still
 
 
-def create_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> None:
-    """Create a table of ours, and those of the same metadata, if one does not exist."""
-    wanted = {table.name for table in rows.metadata.tables.values()}
-    if wanted <= set(sqlalchemy.inspect(engine).get_table_names(schema=rows.schema)):
-        return
-    try:
-        # In one transaction: on SQLite another process would see one of two tables, and fail to create it.
-        with writing(engine) as connection:
-            rows.metadata.create_all(connection)
-    except DBAPIError:
-        # PostgreSQL lets one of two processes fail that create it at once.
-        if not has_table(engine, rows):
-            raise
+def _missing(engine: sqlalchemy.Engine, tables: Sequence[sqlalchemy.Table]) -> list[sqlalchemy.Table]:
+    """Return the tables of one schema that do not exist with all those of their metadata."""
+    there = set(sqlalchemy.inspect(engine).get_table_names(schema=tables[0].schema))
+    return [rows for rows in tables if not {table.name for table in rows.metadata.tables.values()} <= there]
 
 
 def has_table(engine: sqlalchemy.Engine, rows: sqlalchemy.Table) -> bool:

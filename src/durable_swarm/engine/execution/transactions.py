@@ -143,7 +143,7 @@ class ToolDatabase:
         self._calls = None
         if url == runs:
             self._calls = table("workflow_status", column("workflow_uuid"), column("owner_xid"), schema=schema_of(url))
-        database_connection.create_table(self.engine, self._rows)
+        database_connection.create_tables(self.engine, self._rows)
 
     def once(self, call: str, owner: str | None, body: Body, still_owns: Callable[[], bool]) -> Record:
         """Return the call's record; if none exists, create it in one transaction with the body's writes."""

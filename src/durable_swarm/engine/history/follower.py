@@ -30,7 +30,7 @@ class RecordedEvents:
 
     def __init__(self, store: Store, run_id: str) -> None:
         self._store = store
-        self._run_id = run_id
+        self.run_id = run_id
         self._found: list[Event] = []
         self._narrator = EventProjection(self._found.append)
         self._loop: Turns | None = None
@@ -54,13 +54,13 @@ class RecordedEvents:
         """Return the events added since the last call. Raises `RunNotFound`, `ReplayMismatch`, `Unreadable`."""
         # The state before the records, the records before the rows: anything that a state or record refers to is then
         # stored.
-        row = self._store.found(self._run_id)
+        row = self._store.found(self.run_id)
         state = state_of(row)
         if state == "queued" and self._loop is None:
             return []
-        with base.reading(f"the events of run {self._run_id!r}"):
+        with base.reading(f"the events of run {self.run_id!r}"):
             told, passed = self._turns(row)
-            rows = self._store.events.read(self._run_id, self._store.record_codec(row), self._narrator.journal.last)
+            rows = self._store.events.read(self.run_id, self._store.record_codec(row), self._narrator.journal.last)
             self._kept |= {record["of"] for _, record in rows if "of" in record}
             self._narrator.add(rows)
             self._passed, self._first = passed  # Last, so that an interrupted read is repeated.
@@ -79,7 +79,7 @@ class RecordedEvents:
             self._narrator.begin(start)
             self._loop, self._first = guarded_turns(runs.read_start(start)), len(start.get("kept", []))
             self._go_on(None)
-        steps = self._store.steps(self._run_id, after=self._passed)
+        steps = self._store.steps(self.run_id, after=self._passed)
         made = [step.child_workflow_id for step in steps if step.function_name == names.TOOL]
         keys = [key for key in made if key is not None]
         calls = {call.workflow_id: call for call in self._store.calls(keys)}
@@ -170,7 +170,7 @@ class RecordedEvents:
             events = self.read()
         except (Unreadable, errors.ReplayMismatch):
             return
-        row = self._store.found(self._run_id)
+        row = self._store.found(self.run_id)
         if not self.ended or state_of(row) not in ENDED or row.completed_at != self._ended_at:
             return
         if self._ended_at in self._kept:
@@ -182,8 +182,8 @@ class RecordedEvents:
         record = {"v": names.VERSION, "ended": [at, last.type, codec.encode(last.data)]}
         record |= {} if turn is None else {"turn": turn}
         record |= {} if self._ended_at is None else {"of": self._ended_at}
-        stored = self._store.record_codec(row).close(record, place_of(self._run_id, last.seq))
-        self._store.events.keep(NewRow(self._run_id, last.seq, stored, None))
+        stored = self._store.record_codec(row).close(record, place_of(self.run_id, last.seq))
+        self._store.events.keep(NewRow(self.run_id, last.seq, stored, None))
 
 
 class Published(Protocol):
@@ -198,7 +198,7 @@ class EventReader:
 
     def __init__(self, store: Callable[[], Store], run_id: str, after: int) -> None:
         self._store = store
-        self._run_id = run_id
+        self.run_id = run_id
         self._after = after
         self._recorded: RecordedEvents | None = None
         self.pause = SOONEST
@@ -211,7 +211,7 @@ class EventReader:
     def read(self) -> list[Event]:
         """Return the new events in the database."""
         if self._recorded is None:
-            self._recorded = RecordedEvents(self._store(), self._run_id)
+            self._recorded = RecordedEvents(self._store(), self.run_id)
         events = [event for event in self._recorded.read() if event.seq > self._after]
         self.pause = SOONEST if events else min(self.pause * 1.5, LATEST)
         self._given(events)

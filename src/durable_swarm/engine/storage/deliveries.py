@@ -11,18 +11,21 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import sqlalchemy
-from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Integer, Text, column, literal, select, table, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import BigInteger, Column, ColumnElement, Integer, Text, column, literal, select, table, update
 
-from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import insert_into, notes_column
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import now
+
+if TYPE_CHECKING:
+    from durable_swarm.engine.database.dialects import Insert
 
 ENDS = {
     "run.finished": ("SUCCESS",),
@@ -71,7 +74,7 @@ class Deliveries(OwnTable):
         made = sqlalchemy.MetaData(schema=schema)
         rows = sqlalchemy.Table("durable_swarm_deliveries", made, *key, *texts, *numbers, Column("attempts", Integer))
         super().__init__(url, engine, rows)
-        noted = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
+        noted = notes_column(url)
         facts = ("workflow_uuid", "name", "status", "completed_at")
         self._runs = table("workflow_status", *map(column, facts), noted, schema=schema)
         asked = ("id", "run_id", "swarm", "created_at")
@@ -109,7 +112,7 @@ class Deliveries(OwnTable):
                 connection.execute(first.on_conflict_do_nothing())
             return at
 
-    def _insert(self) -> sqlite.Insert | postgresql.Insert:
+    def _insert(self) -> Insert:
         return insert_into(self._engine, self._rows)
 
     def _ended(self, url: str, swarm: str, events: list[str], since: int) -> Iterator[tuple[str, str, str, int]]:

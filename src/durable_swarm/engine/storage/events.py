@@ -9,21 +9,24 @@ import contextlib
 import json
 from dataclasses import dataclass
 from types import UnionType
+from typing import TYPE_CHECKING
 
 import sqlalchemy
 from sqlalchemy import column, select, table, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from durable_swarm import errors
 from durable_swarm.codec import Place, dumps
-from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import insert_into
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.encoding import RecordCodec
 from durable_swarm.engine.records.names import PORTABLE
+
+if TYPE_CHECKING:
+    from durable_swarm.engine.database.dialects import Insert
 
 KEY = "durable_swarm.events"
 """The name of the stream of a run's events."""
@@ -107,7 +110,7 @@ class EventLog:
         now = {row[0]: row[1] for row in connection.execute(locking)}
         return {run_id for run_id, owner in owned.items() if now.get(run_id) != owner}
 
-    def _insert(self, *, replace: bool = True) -> sqlite.Insert | postgresql.Insert:
+    def _insert(self, *, replace: bool = True) -> Insert:
         insert = insert_into(self._engine, self._rows)
         if not replace:
             return insert.on_conflict_do_nothing()

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import sqlalchemy
-from sqlalchemy import JSON, Column, ColumnElement, Connection, Index, Text, column, select, table
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Column, ColumnElement, Connection, Index, Text, column, select, table
 
-from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import insert_into, notes_column
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records import names
 from durable_swarm.engine.records.base import Record
@@ -71,7 +70,7 @@ class Family(OwnTable):
         rows = sqlalchemy.Table("durable_swarm_children", sqlalchemy.MetaData(schema=schema), *columns)
         Index("durable_swarm_children_parent", rows.c.parent)
         super().__init__(url, engine, rows)
-        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = notes_column(url)
         more = ("created_at", "status")
         self._runs = table("workflow_status", *map(column, ("workflow_uuid", *more)), noted, schema=schema)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sqlalchemy
 from sqlalchemy import Column, Double, Text, func, select
-from sqlalchemy.dialects import postgresql
 
-from durable_swarm.engine.database.connection import create_table
+from durable_swarm.engine.database.connection import create_tables
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import insert_into
 from durable_swarm.engine.database.reconnecting import persistently, read
 from durable_swarm.engine.database.urls import schema_of
 
@@ -34,11 +34,11 @@ class Leases:
             Column("seen_at", Double, nullable=False),
         )
         with reporting_errors(url):
-            create_table(engine, self._rows)
+            create_tables(engine, self._rows)
 
     def renew(self, name: str) -> None:
         """Send a heartbeat."""
-        insert = postgresql.insert(self._rows).values(name=name, seen_at=_NOW)
+        insert = insert_into(self._engine, self._rows).values(name=name, seen_at=_NOW)
         sign = insert.on_conflict_do_update(index_elements=["name"], set_={"seen_at": _NOW})
 
         def give() -> None:

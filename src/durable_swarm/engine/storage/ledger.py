@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import sqlalchemy
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Text, case, column, select, table, update
 
-from durable_swarm.engine.database.connection import insert_into
+from durable_swarm.engine.database.dialects import insert_into
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import UNFINISHED

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import Place, dumps, mended
-from durable_swarm.engine.database.connection import create_table, for_one_statement, writing
+from durable_swarm.engine.database.connection import create_tables, for_one_statement, writing
 from durable_swarm.engine.database.diagnosis import unusable
 from durable_swarm.engine.database.prepared import Prepared
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
@@ -63,10 +63,10 @@ class Messages:
         standing = select(runs.status, runs.owner_xid, last).where(runs.workflow_uuid == run_id)
         self._standing = Prepared(engine, standing)
 
-    def create(self) -> None:
-        """Create the table if it does not exist."""
-        with self._trying():
-            create_table(self._engine, self._rows)
+    @property
+    def table(self) -> sqlalchemy.Table:
+        """The table, which is created with those of the other modules."""
+        return self._rows
 
     @contextlib.contextmanager
     def _trying(self) -> Iterator[None]:
@@ -79,7 +79,8 @@ class Messages:
 
     def say(self, run_id: str, messages: list[Message], swarm: str) -> None:
         """Store messages for a run, all or none. Raises `HasEnded`."""
-        self.create()
+        with self._trying():
+            create_tables(self._engine, self._rows)
         for _ in range(TRIES):
             with contextlib.suppress(IntegrityError), self._trying():
                 self._write(run_id, mended(messages), swarm)

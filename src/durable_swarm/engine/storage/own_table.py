@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy
 
-from durable_swarm.engine.database.connection import create_table, has_table, writing
+from durable_swarm.engine.database.connection import create_tables, has_table, writing
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.reconnecting import persistently, read
 
@@ -40,9 +40,8 @@ class OwnTable:
 
     def create(self) -> None:
         """Create the table if it does not exist."""
-        with reporting_errors(self._url):
-            create_table(self._engine, self._rows)
-        self._there = True
+        if not self._there:
+            create_all([self])
 
     def exists(self) -> bool:
         """Return True if this database has the table."""
@@ -50,3 +49,11 @@ class OwnTable:
             with reporting_errors(self._url):
                 self._there = persistently(lambda: has_table(self._engine, self._rows))
         return self._there
+
+
+def create_all(own: Sequence[OwnTable], *others: sqlalchemy.Table) -> None:
+    """Create tables of one database that do not exist."""
+    with reporting_errors(own[0]._url):
+        create_tables(own[0]._engine, *(one._rows for one in own), *others)
+    for one in own:
+        one._there = True

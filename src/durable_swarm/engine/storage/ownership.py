@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 import sqlalchemy
-from sqlalchemy import JSON, ColumnElement, Connection, column, delete, func, literal, or_, select, table, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, Connection, column, delete, func, literal, or_, select, table, update
 
 from durable_swarm.engine.database.connection import writing
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import notes_column
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records import names as records_names
@@ -37,7 +37,7 @@ class Claims:
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "name", "updated_at", "parent_workflow_id")
         more = ("recovery_attempts", "created_at", "started_at_epoch_ms", "executor_id", "completed_at")
         ends = ("error", "output")
-        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = notes_column(url)
         self._runs = table("workflow_status", *map(column, (*names, *more, *ends)), noted, schema=schema)
         self._steps = table("operation_outputs", column("workflow_uuid"), column("function_id"), schema=schema)
         self._outputs = table("workflow_output", column("workflow_uuid"), schema=schema)

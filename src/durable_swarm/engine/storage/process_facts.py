@@ -12,8 +12,8 @@ from typing import NotRequired, TypedDict
 import sqlalchemy
 from sqlalchemy import BigInteger, Column, Integer, Text, delete, select
 
-from durable_swarm.engine.database.connection import insert_into
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import insert_into
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.storage.own_table import OwnTable
 from durable_swarm.engine.storage.ownership import now

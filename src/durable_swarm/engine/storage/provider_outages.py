@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 
 import sqlalchemy
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Column,
     ColumnElement,
@@ -28,10 +27,10 @@ from sqlalchemy import (
     table,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 
-from durable_swarm.engine.database.connection import for_one_statement, insert_into
+from durable_swarm.engine.database.connection import for_one_statement
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import insert_into, notes_column
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.own_table import OwnTable
@@ -135,7 +134,7 @@ class ProviderOutages(OwnTable):
         super().__init__(url, engine, rows)
         names = ("workflow_uuid", "name", "status", "queue_name", "owner_xid", "recovery_attempts", "created_at")
         more = ("started_at_epoch_ms", "updated_at", "delay_until_epoch_ms")
-        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = notes_column(url)
         self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
 
     def known(self, keys: Iterable[str] | None = None) -> dict[str, ProviderOutage]:

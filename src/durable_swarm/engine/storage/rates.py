@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy import Column, ColumnElement, Double, Text, case, func, literal, select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from durable_swarm.engine.database.connection import create_table, for_one_statement, has_table
+from durable_swarm.engine.database.connection import create_tables, for_one_statement, has_table
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import insert_into
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 
@@ -52,14 +52,14 @@ class Rates:
         """
         with reporting_errors(self._url):
             if not self._made:
-                create_table(self._engine, self._rows)
+                create_tables(self._engine, self._rows)
                 self._made = True
             with for_one_statement(self._engine) as connection:
                 return max(0.0, float(connection.execute(self._taking(model, spacing)).scalar_one()))
 
     def _taking(self, model: str, spacing: float) -> sqlalchemy.Insert:
         now, free_at = self._now(), self._rows.c.free_at
-        insert = (sqlite.insert if self._lite else postgresql.insert)(self._rows)
+        insert = insert_into(self._engine, self._rows)
         taken = insert.values(model=model, spacing=spacing, free_at=now + spacing).on_conflict_do_update(
             index_elements=["model", "spacing"], set_={"free_at": case((free_at > now, free_at), else_=now) + spacing}
         )

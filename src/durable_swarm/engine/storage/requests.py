@@ -14,12 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import JSON, BigInteger, Column, ColumnElement, Index, Text, column, func, or_, select, table, update
-from sqlalchemy.dialects import postgresql
+from sqlalchemy import BigInteger, Column, ColumnElement, Index, Text, column, func, or_, select, table, update
 
 from durable_swarm import codec, errors
 from durable_swarm.codec import dumps, storable
-from durable_swarm.engine.database.connection import insert_into
+from durable_swarm.engine.database.dialects import insert_into, notes_column
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
@@ -78,7 +77,7 @@ class Inbox(OwnTable):
         self._seen: ColumnElement[bool] = sqlalchemy.true()
         names = ("workflow_uuid", "status", "queue_name", "owner_xid", "parent_workflow_id", "name", "updated_at")
         more = ("delay_until_epoch_ms", "recovery_attempts", "started_at_epoch_ms")
-        noted = column("attributes", JSON().with_variant(postgresql.JSONB(), "postgresql"))
+        noted = notes_column(url)
         self._runs = table("workflow_status", *map(column, (*names, *more)), noted, schema=schema)
 
     def seen_by(self, person: str) -> Inbox:

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import JSON, ColumnElement, FromClause, Select, and_, column, func, literal, null, select, table
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, FromClause, Select, and_, column, func, literal, null, select, table
 from sqlalchemy.exc import DBAPIError
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.dialects import notes_column
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records.names import PORTABLE, RUN, TOOL
@@ -44,7 +44,7 @@ class RowReader:
         self._url = url
         self._engine = engine
         schema = schema_of(url)
-        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = notes_column(url)
         stored = ("inputs", "output", "error", "serialization")
         kept = ("function_id", "function_name", "child_workflow_id", "started_at_epoch_ms", "completed_at_epoch_ms")
         self.runs = table("workflow_status", *map(column, (*FACTS, *stored)), noted, schema=schema)
@@ -88,37 +88,36 @@ class RowReader:
         # Not by the database, which would copy each output to sort it.
         return rows if limit is not None else sorted(rows, key=_place, reverse=newest)
 
-    def create_index(self) -> None:
+    def create_indexes(self) -> None:
         """Create the indexes that lists of runs are read by, if they do not exist: DBOS's have tool calls, too."""
         indexes = {INDEX: f"name = '{RUN}'"}
         if is_sqlite(self._url):
             indexes[FORKS] = f"name = '{RUN}' AND {FORKED}"
-        for name, rows in indexes.items():
-            self._create_index(name, rows)
-
-    def _create_index(self, name: str, rows: str) -> None:
-        quote = self._engine.dialect.identifier_preparer.quote
         schema = schema_of(self._url)
+        quote = self._engine.dialect.identifier_preparer.quote
         place = "workflow_status" if schema is None else f"{quote(schema)}.workflow_status"
-        text = f"CREATE INDEX IF NOT EXISTS {name} ON {place} (created_at, workflow_uuid) WHERE {rows}"
         with reporting_errors(self._url):
+            missing = indexes.keys() - self._indexes(schema)
             try:
-                if not self._has_index(name, schema):
+                for name in missing:
+                    text = f"{name} ON {place} (created_at, workflow_uuid) WHERE {indexes[name]}"
                     with self._engine.begin() as connection:
-                        connection.exec_driver_sql(text)
+                        connection.exec_driver_sql(f"CREATE INDEX IF NOT EXISTS {text}")
             except DBAPIError:
                 # PostgreSQL lets one of two processes fail that create it at once.
-                if not self._has_index(name, schema):
+                if not indexes.keys() <= self._indexes(schema):
                     raise
 
-    def _has_index(self, index: str, schema: str | None) -> bool:
+    def _indexes(self, schema: str | None) -> set[str]:
+        """Return the names of all indexes on the rows of runs."""
         wanted: Select[Any]
         if schema is None:
-            wanted = select(column("name")).select_from(table("sqlite_master")).where(column("name") == index)
+            here = (column("type") == "index") & (column("tbl_name") == "workflow_status")
+            wanted = select(column("name")).select_from(table("sqlite_master")).where(here)
         else:
-            found = (column("schemaname") == schema) & (column("indexname") == index)
-            wanted = select(column("indexname")).select_from(table("pg_indexes")).where(found)
-        return bool(read(self._engine, wanted))
+            here = (column("schemaname") == schema) & (column("tablename") == "workflow_status")
+            wanted = select(column("indexname")).select_from(table("pg_indexes")).where(here)
+        return {name for (name,) in read(self._engine, wanted)}
 
     def _loading(self, load_input: bool, load_output: bool) -> Select[Any]:
         runs, inputs, outputs = self.runs, self._inputs, self._outputs

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnClause, ColumnElement, and_, case, func, literal, literal_column
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from durable_swarm import errors
@@ -134,7 +133,7 @@ def _is_noted(store: Store, noted: dict[str, str]) -> ColumnElement[bool]:
     if not all(storable(text) for text in noted.values()):
         return literal(value=False)
     if not is_sqlite(store.url):
-        return notes.op("@>")(literal(noted, JSONB))
+        return notes.op("@>")(literal(noted, notes.type))
     # A damaged row must not fail the list.
     parsed = case((func.json_valid(notes), notes))
     return and_(*(func.json_extract(parsed, f"$.{name}") == text for name, text in noted.items()))

@@ -31,6 +31,7 @@ from durable_swarm.engine.storage.events import EventLog
 from durable_swarm.engine.storage.family import Family
 from durable_swarm.engine.storage.ledger import Ledger
 from durable_swarm.engine.storage.messages import Messages
+from durable_swarm.engine.storage.own_table import create_all
 from durable_swarm.engine.storage.ownership import Claims
 from durable_swarm.engine.storage.process_facts import ProcessTable
 from durable_swarm.engine.storage.provider_outages import AWAY, ProviderOutages, wait_noted
@@ -142,10 +143,9 @@ class Store(RunRecords):
         return Deliveries(self.url, self.engine)
 
     def create_tables(self) -> None:
-        """Create the tables of this package that do not exist."""
-        for rows in (self.inbox, self.mailbox, self.family, self.sessions, self.outages, self.ledger):
-            rows.create()
-        self._rows.create_index()
+        """Create the tables and indexes of this package that do not exist."""
+        create_all([self.inbox, self.family, self.sessions, self.outages, self.ledger], self.mailbox.table)
+        self._rows.create_indexes()
 
     def row(self, run_id: str, *, load_output: bool = True, waits: bool = False) -> RunRow | None:
         """Return the row of a run, or None; with `waits`, noted whether the run waits, which takes more statements."""

@@ -12,12 +12,11 @@ import json
 from collections.abc import Callable, Iterable
 
 import sqlalchemy
-from sqlalchemy import JSON, BigInteger, Column, Connection, Index, Integer, Text, column, func, select, table, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, Column, Connection, Index, Integer, Text, column, func, select, table, update
 
 from durable_swarm import errors
 from durable_swarm.codec import dumps, storable
-from durable_swarm.engine.database.connection import insert_into
+from durable_swarm.engine.database.dialects import insert_into, notes_column
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
@@ -68,7 +67,7 @@ class Sessions(OwnTable):
         self._seen: sqlalchemy.ColumnElement[bool] = sqlalchemy.true()
         columns = ("workflow_uuid", "status", "queue_name", "completed_at", "updated_at", "owner_xid")
         more = ("recovery_attempts", "started_at_epoch_ms")
-        noted = column("attributes", JSON().with_variant(JSONB(), "postgresql"))
+        noted = notes_column(url)
         self._workflows = table("workflow_status", *map(column, (*columns, *more)), noted, schema=schema)
         self._inputs = table("workflow_input", column("workflow_uuid"), column("inputs"), schema=schema)
 
