@@ -210,7 +210,7 @@ def test_a_run_that_another_has_taken_makes_no_further_call(make: Make, monkeypa
 
 def unclaimed() -> set[str]:
     """Give the runs that any process may take."""
-    return {row.workflow_id for row in here.current().store.unclaimed()}
+    return {row.workflow_id for row in here.current().store.to_begin(records_names.UNCLAIMED)}
 
 
 def test_a_run_without_its_tool_is_offered(make: Make) -> None:
