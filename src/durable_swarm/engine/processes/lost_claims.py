@@ -64,7 +64,8 @@ class LostClaims:
         """Find the runs executed here that another execution owns: their tools may take long to notice."""
         here = self._process
         for run in list(here.local.executions.values()):
-            if run.entered and (run.run_id, str(run.owner)) not in claims:
+            # One that is being suspended has given up its claim by itself.
+            if run.entered and not run.released and (run.run_id, str(run.owner)) not in claims:
                 status, owner, _ = here.store.mailbox.stand(run.run_id)
                 if status in UNFINISHED and owner != run.owner:
                     self.lose(run)
