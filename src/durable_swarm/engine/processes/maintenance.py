@@ -50,7 +50,7 @@ class Job:
     changes: int = -1
 
     def is_due(self, present: float, changes: int) -> bool:
-        """Return True if it is to be done now, after so many changes."""
+        """Return True if it is to be done now; `changes` is the number of changes until now."""
         if present < self.done + self.seconds:
             return False
         return self.wants is None or self.changes != changes or self.error is not None or self.wants()
