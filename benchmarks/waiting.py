@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
+from support.idleness import idle
 
 from durable_swarm import Agent, DurableSwarm, ask_human, ask_human_async, sleep, tool
 from durable_swarm.testing import ScriptedModel
@@ -79,20 +78,10 @@ def resident() -> float:
     return psutil.Process().memory_info().rss / 1024
 
 
-def idle(seconds: float = 10.0) -> str:
+def idle_for(seconds: float = 10.0) -> str:
     """Measure what this process takes while nothing happens: its part of a core, and its statements to the database."""
-    statements = 0
-
-    def count(*_: Any) -> None:
-        nonlocal statements
-        statements += 1
-
-    event.listen(Engine, "before_cursor_execute", count)
-    before, began = time.process_time(), time.monotonic()
-    time.sleep(seconds)
-    taken, elapsed = time.process_time() - before, time.monotonic() - began
-    event.remove(Engine, "before_cursor_execute", count)
-    return f"{100 * taken / elapsed:.1f} % of a core, {statements / elapsed:.1f} statements a second"
+    core, statements = idle(seconds)
+    return f"{core:.1f} % of a core, {statements:.1f} statements a second"
 
 
 def answers(swarm: DurableSwarm) -> list[float]:
@@ -121,14 +110,14 @@ def first(url: str, count: int) -> None:
     client = ScriptedModel(reply)
     with DurableSwarm(client, database=url) as swarm:
         swarm.run(AGENT, [{"role": "user", "content": "nothing"}], max_turns=0)
-        time.sleep(8)  # Shortly after a run has arrived, the queue is polled more often.
-        print(f"idle, no run: {idle()}")
+        time.sleep(8)  # Shortly after a run has arrived, the queue is polled.
+        print(f"idle, no run: {idle_for()}")
         base, began = resident(), time.monotonic()
         fill(swarm, client, count)
         print(f"{count} runs wait after {time.monotonic() - began:.0f} s")
         time.sleep(3)
         print(f"memory: {(resident() - base) / count:.1f} KB a run over {base / 1024:.0f} MB")
-        print(f"idle: {idle()}")
+        print(f"idle: {idle_for()}")
         report("this process", answers(swarm))
 
 
@@ -139,7 +128,7 @@ def again(url: str) -> None:
         swarm.recover()
         print(f"start with them in the database: {time.monotonic() - began:.2f} s")
         time.sleep(8)  # Those that waited in the memory of the process before are taken over, and wait in this one's.
-        print(f"idle after the start: {idle()}")
+        print(f"idle after the start: {idle_for()}")
         report("the next process", answers(swarm))
 
 

@@ -13,7 +13,7 @@ import pytest
 from dbos import _core
 from sqlalchemy.exc import OperationalError
 
-from durable_swarm import Agent
+from durable_swarm import Agent, tool
 from durable_swarm.engine.backend import awaited_calls
 from durable_swarm.engine.processes import here, lost_claims, maintenance
 from durable_swarm.engine.records import names
@@ -61,7 +61,12 @@ def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest
         made.append(where)
         wait_until(lambda: len(made) == 2)
         before = len(looks)
-        wait_until(lambda: len(looks) > before + 2 * awaited_calls.LOOKS)
+
+        def enough() -> bool:
+            here.current().changes.touch()  # Without changes there are no looks.
+            return len(looks) > before + 2 * awaited_calls.LOOKS
+
+        wait_until(enough)
         return "did"
 
     def look(self: lost_claims.LostClaims) -> None:
@@ -124,3 +129,25 @@ def test_a_stray_without_its_agent_is_left_to_others(make: Make, url: str, monke
     swarm.enqueue(unique("Nobody"), user(), run_id="r")
     change(url, CLAIM + "WHERE workflow_uuid = 'r'", name=here.current().identity.name)
     wait_until(lambda: rows(url, "status, queue_name") == [("ENQUEUED", names.UNCLAIMED)])
+
+
+def test_a_run_that_is_being_suspended_is_not_lost(make: Make, url: str) -> None:
+    """A run whose suspension is recorded, and that has not left memory yet, is not said to continue elsewhere."""
+
+    @tool(approval=True)
+    def work() -> str:
+        """Wait for an approval."""
+        return "worked"
+
+    swarm, agent = make(ScriptedModel([["work"], "Done."])), Agent(name=unique(), functions=[work])
+    run = swarm.start(agent, user(), run_id="r")
+    wait_until(lambda: run.status == "waiting")
+    here.current().maintenance.close()
+    live = here.current().local.executions["r"]
+    live.released = True
+    change(url, "UPDATE workflow_status SET status = 'DELAYED', owner_xid = NULL WHERE workflow_uuid = 'r'")
+    here.current().lost_claims.look()
+    assert not live.lost
+    live.released = False
+    here.current().lost_claims.look()
+    assert live.lost

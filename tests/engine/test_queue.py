@@ -167,7 +167,7 @@ def test_a_run_without_its_agent_is_offered(make: Make, url: str) -> None:
         client.enqueue(name, user("a"), run_id="a")
     swarm = make(desk.model)
     swarm.serve()
-    wait_until(here.current().store.unclaimed)
+    wait_until(unclaimed)
     assert swarm.get("a").status in ("running", "queued")
     late = Agent(name=name, functions=[desk.visit])
     assert swarm.get("a").result(PATIENCE).agent is late
@@ -210,7 +210,7 @@ def test_a_run_that_another_has_taken_makes_no_further_call(make: Make, monkeypa
 
 def unclaimed() -> set[str]:
     """Give the runs that any process may take."""
-    return {row.workflow_id for row in here.current().store.unclaimed()}
+    return {row.workflow_id for row in here.current().store.to_begin("")}
 
 
 def test_a_run_without_its_tool_is_offered(make: Make) -> None:

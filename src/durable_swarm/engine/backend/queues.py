@@ -5,7 +5,7 @@ Beyond DBOS's public interface:
 - `_register_internal_queue`: a queue in memory, served only by processes that declare it. Public queues are rows that
   every process polls, so another program would take over runs whose agents it does not have.
 - `_active_workflows_set`, `_worker_concurrency`: DBOS limits the executions of one queue in a process; we limit those
-  of all queues.
+  of all queues. With the limit 0 it asks the database nothing.
 - `background_thread_stop_events`, `_background_threads`, `queue_thread`: DBOS stops its event loop before the threads
   that claim runs for it have ended. A run claimed at that moment is then never started, with a warning.
 """
@@ -56,7 +56,7 @@ def serve_queue(
     queue._worker_concurrency, queue._concurrency, queue._limiter = worker_concurrency, global_concurrency, limiter
     if worker_concurrency is not None:
         _shared[name] = by_thread
-    set_poll(queue, polling_interval)
+    queue._polling_interval_sec = polling_interval
     return queue
 
 
@@ -85,9 +85,9 @@ def executing() -> set[str]:
     return set() if dbos is None else set(dbos._active_workflows_set.activeList())
 
 
-def set_poll(queue: ServedQueue, seconds: float) -> None:
-    """Set the queue's poll interval, from the next poll on."""
-    queue._polling_interval_sec = seconds
+def open_queue(queue: ServedQueue, is_open: bool) -> None:
+    """Begin the runs of a queue of this process alone, or do not even look at it, from the next poll on."""
+    queue._worker_concurrency = None if is_open else 0
 
 
 def stop_queues(seconds: float) -> None:

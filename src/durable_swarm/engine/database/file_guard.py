@@ -43,6 +43,8 @@ YIELDING = 1.0
 """Seconds that a use waits at most for those of other threads to end, so that a checkpoint can run."""
 PATIENCE = 0.2
 """Seconds that a checkpoint waits at most for other processes."""
+HEAD = 48
+"""Bytes at the head of SQLite's index that are written anew with each transaction."""
 AGAIN = 0.1
 """Seconds after a checkpoint that could not move all pages before there is another."""
 
@@ -221,6 +223,10 @@ class Guard:
         self._many = written - moved > MANY
         return written - moved
 
+    def head_of_index(self) -> bytes | None:
+        """Return the head of SQLite's index: its number of the last transaction, its length and its checksum."""
+        return None if self._index is None else os.pread(self._index.file, HEAD, 0)
+
     # Writing
 
     def begin(self) -> None:
@@ -273,6 +279,23 @@ def open_guarded(path: str, connect: Callable[[], Opened]) -> tuple[Opened, Guar
         guard.connections += 1
         _guards[key] = guard
         return connection, guard
+
+
+def head_of_index(path: str) -> bytes | None:
+    """Return the head of SQLite's index of the journal, which no two transactions of any process leave the same.
+
+    None where it cannot be told: this process has no connection to the file by `open_guarded`, or opens one just now.
+    """
+    if not _lock.acquire(blocking=False):
+        return None
+    try:
+        found = Path(path).stat()
+        guard = _guards.get((found.st_dev, found.st_ino))
+        return None if guard is None else guard.head_of_index()
+    except OSError:
+        return None
+    finally:
+        _lock.release()
 
 
 def close_guarded(guard: Guard, close: Callable[[], None]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ CROWD = 3
 """How many runs of this process, without a success in between, must fail for none of them to try again by itself."""
 
 LOOK = 1.0
-"""Seconds between looks at the database while no outage is known here."""
+"""Seconds between looks at the database, where it may have changed, while no outage is known here."""
 
 T = TypeVar("T")
 
@@ -55,7 +54,6 @@ class ProviderWaits:
         """The runs that wait in memory, by the key of the outage, those that have waited longest first."""
         self._failing: defaultdict[str, set[str]] = defaultdict(set)
         """The runs that have failed since the last success of a model."""
-        self._looked = 0.0
 
     def call(self, run: Execution, provider: Provider, step: str, turn: int | None, waits: Runtime) -> PatientCall:
         """Return a model call that waits while its provider is away; `step` is the name of its step."""
@@ -100,11 +98,12 @@ class ProviderWaits:
                     del self._waiting[key]
 
     def look(self) -> None:
-        """Wake runs whose provider answers again, and elect a run for each try that is due."""
-        idle = not self._known and not self._waiting
-        if idle and time.monotonic() - self._looked < LOOK:
-            return
-        self._looked = time.monotonic()
+        """While any provider is away: wake runs whose provider answers again, elect a run for each try that is due."""
+        if self._known or self._waiting:
+            self.look_for_new()
+
+    def look_for_new(self) -> None:
+        """Look at the outages in the database."""
         self._note(self.store.outages.known())
         self._wake_those_without_outage()
         for outage in list(self._known.values()):

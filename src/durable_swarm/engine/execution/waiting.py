@@ -62,6 +62,7 @@ class WaitingCalls:
         self._store = store
         self._lock = threading.RLock()
         self._waiting: list[WaitingCall] = []
+        self._entered = False
         self._closed = False
         self.patience: float | None = None
         """In a worker, suspend waiting runs after this many seconds so that they do not hold a concurrency slot."""
@@ -120,6 +121,7 @@ class WaitingCalls:
             if waiting.run.released:
                 raise RunSuspended
             self._waiting.append(waiting)
+            self._entered = True
             self._make_room()
 
     def _leave(self, waiting: WaitingCall) -> None:
@@ -147,13 +149,21 @@ class WaitingCalls:
         woken = set(run_ids)
         self._end(lambda one: one.key in woken)
 
+    def release(self) -> None:
+        """Suspend the runs that have waited for longer than this process lets them."""
+        with self._lock:
+            for one in list(self._waiting):
+                if self.patience is not None and one.may_leave and time.monotonic() - one.since > self.patience:
+                    self._release(one.run)
+
+    def has_new(self) -> bool:
+        """Return True if a wait began after the last look, and perhaps after the decision."""
+        return self._entered
+
     def look(self) -> None:
         """Check for decisions and cancellations by other processes."""
         with self._lock:
-            waiting = list(self._waiting)
-            for one in waiting:
-                if self.patience is not None and one.may_leave and time.monotonic() - one.since > self.patience:
-                    self._release(one.run)
+            waiting, self._entered = list(self._waiting), False
         if waiting:
             self.notify(*self._store.inbox.decided(one.request for one in waiting if one.request is not None))
             cancelled = self._store.claims.cancelled({one.run.run_id for one in waiting})

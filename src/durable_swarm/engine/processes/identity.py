@@ -92,6 +92,15 @@ class Identity:
             with contextlib.suppress(ConfigurationError), self.alone():  # `keep` tries again.
                 self._locks.take(self.name)
 
+    def hears(self) -> bool:
+        """Return True if the database may have changed since the last call. It sends no statement."""
+        if not self._guard.acquire(blocking=False):
+            return True
+        try:
+            return self._locks.hear()
+        finally:
+            self._guard.release()
+
     def _has_returned(self) -> None:
         """Send a heartbeat if the locks were lost and taken back, so that they are not found free twice without one."""
         if self._sessions != self._locks.sessions():
@@ -108,7 +117,17 @@ class Identity:
             self._guard.release()
 
     def keep(self) -> None:
-        """Send a heartbeat, and hold the name: a lost session of the database loses its locks too."""
+        """Send a heartbeat, and hold the name: a lost session of the database loses its locks too.
+
+        The heartbeat is sent over the session that holds the name, and shows that this session lives.
+        """
+        if self.leases is not None:
+            self._wait_for(lambda: self._guard.acquire(timeout=PAUSE))
+            try:
+                if self._locks.keep(self.leases.beat(self.name)):
+                    return
+            finally:
+                self._guard.release()
         self._renew()
         with self.alone():
             self._locks.take(self.name)

@@ -34,6 +34,17 @@ class LostClaims:
         self._process = process
         self._seen: dict[tuple[str, str], int] = {}
         """How many looks in a row have found a claim idle, by run and token of its execution."""
+        self._executed: set[str] = set()
+        """The runs in progress here at the last look."""
+
+    def _executed_here(self) -> set[str]:
+        here = self._process
+        interrupted = here.local.in_state(*INTERRUPTED).keys()
+        return queues.executing() | here.local.executions.keys() | here.sessions.beginning | interrupted
+
+    def wants(self) -> bool:
+        """Return True if a look may find what the last one did not, though the database has not changed."""
+        return bool(self._seen) or self._executed != self._executed_here()
 
     def look(self) -> None:
         """Take over the claims that were found idle often enough."""
@@ -43,8 +54,7 @@ class LostClaims:
         claims = here.store.claims.claims(here.identity.name)
         self._look_for_lost(set(claims))
         self._forget_gone({run_id for run_id, _ in claims})
-        interrupted = here.local.in_state(*INTERRUPTED).keys()
-        executed = queues.executing() | here.local.executions.keys() | here.sessions.beginning | interrupted
+        self._executed = executed = self._executed_here()
         self._seen = {claim: self._seen.get(claim, 0) + 1 for claim in claims if claim[0] not in executed}
         lost = {run_id for (run_id, _), looks in self._seen.items() if looks >= LOOKS}
         if lost:
@@ -54,7 +64,8 @@ class LostClaims:
         """Find the runs executed here that another execution owns: their tools may take long to notice."""
         here = self._process
         for run in list(here.local.executions.values()):
-            if run.entered and (run.run_id, str(run.owner)) not in claims:
+            # One that is being suspended has given up its claim by itself.
+            if run.entered and not run.released and (run.run_id, str(run.owner)) not in claims:
                 status, owner, _ = here.store.mailbox.stand(run.run_id)
                 if status in UNFINISHED and owner != run.owner:
                     self.lose(run)

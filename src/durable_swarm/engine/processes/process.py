@@ -30,19 +30,28 @@ from durable_swarm.engine.execution.crash_guard import CrashLoopGuard
 from durable_swarm.engine.execution.errors import engines_code
 from durable_swarm.engine.execution.event_writer import Writer
 from durable_swarm.engine.execution.execution import Execution, beginning_here, is_under_way
-from durable_swarm.engine.execution.provider_waits import ProviderWaits
+from durable_swarm.engine.execution.provider_waits import LOOK, ProviderWaits
 from durable_swarm.engine.execution.swarms import Swarms
 from durable_swarm.engine.execution.tool_call import CallRequests
 from durable_swarm.engine.execution.transactions import Transactions
 from durable_swarm.engine.execution.waiting import WaitingCalls
 from durable_swarm.engine.history.story import step_number
 from durable_swarm.engine.history.trace import collecting
+from durable_swarm.engine.processes.changes import SOON, ChangeWatch
 from durable_swarm.engine.processes.identity import Identity
 from durable_swarm.engine.processes.local_runs import LocalRuns
 from durable_swarm.engine.processes.lost_claims import LostClaims
-from durable_swarm.engine.processes.maintenance import CLOSING, FAST, KEEP, Job, MaintenanceLoop, Sweeper
+from durable_swarm.engine.processes.maintenance import (
+    CLOSING,
+    FAST,
+    KEEP,
+    Job,
+    MaintenanceLoop,
+    Sweeper,
+    only_on_change,
+)
 from durable_swarm.engine.processes.recovery import Recovery
-from durable_swarm.engine.processes.schedules import ScheduleWatch
+from durable_swarm.engine.processes.schedules import EVERY, ScheduleWatch
 from durable_swarm.engine.processes.sessions import SessionTurns
 from durable_swarm.engine.processes.webhooks import WebhookSender
 from durable_swarm.engine.processes.worker import IN_THREADS, QueueWorker
@@ -56,7 +65,7 @@ from durable_swarm.engine.records.rows import RunRow
 from durable_swarm.engine.records.sessions import place_in
 from durable_swarm.engine.signals import RunHeld, engine_closed
 from durable_swarm.engine.storage.heartbeats import Leases
-from durable_swarm.engine.storage.ownership import UNFINISHED
+from durable_swarm.engine.storage.ownership import UNFINISHED, now
 from durable_swarm.engine.storage.rates import Rates
 from durable_swarm.engine.storage.run_state import owner_of
 from durable_swarm.engine.storage.runs import Store
@@ -127,7 +136,9 @@ class Process:
         self.schedules = ScheduleWatch(self.store, self.swarms)
         self.webhooks = WebhookSender(self.store)
         self._unwatch = agents.watch(self.recovery.agent_defined)
-        self.maintenance = MaintenanceLoop(self._private, self._jobs(), lambda: self.outage.reason is not None)
+        self.changes = ChangeWatch(self.identity.hears, lambda: self.store.changes.with_next(now()))
+        away = self.outage
+        self.maintenance = MaintenanceLoop(self._private, self._jobs(), self.changes, lambda: away.reason is not None)
         background().hold()
 
     def _launch(self, worker_id: str | None) -> None:
@@ -366,19 +377,24 @@ class Process:
 
     def _jobs(self) -> list[Job]:
         """Return what this process does beside its runs: first what somebody waits for, then what has time."""
+        compare = [] if urls.is_sqlite(self.url) else [Job("changes", self.changes.compare, SOON, self.changes.is_due)]
         return [
             Job("locks", self.identity.look),
-            Job("answers", self.waiting_calls.look),
+            *compare,
+            Job("patience", self.waiting_calls.release),
+            Job("answers", self.waiting_calls.look, wants=self.waiting_calls.has_new),
             Job("providers", self.providers.look),
+            Job("new outages", self.providers.look_for_new, LOOK, only_on_change),
+            Job("new schedules", self.schedules.hurry, EVERY, only_on_change),
             Job("schedules", self.schedules.look),
             Job("queues", self.worker.look),
-            Job("unclaimed runs", self.recovery.look_at_unclaimed),
+            Job("unclaimed runs", self.recovery.look_at_queues, wants=self.recovery.has_queued),
             Job("heartbeat", self.identity.keep, KEEP),
             Job("outage", self.outage.look, KEEP),
-            Job("lost runs", self.lost_claims.look, KEEP),
+            Job("lost runs", self.lost_claims.look, KEEP, self.lost_claims.wants),
             Job("deletion", lambda: self._sweeper.look([(swarm.name, swarm.keep_for) for swarm in self.swarms]), KEEP),
             Job("work for others", self.worker.keep, KEEP),
-            Job("sessions", self.sessions.look, KEEP),
+            Job("sessions", self.sessions.look, KEEP, self.sessions.is_unsettled),
             Job("interrupted runs", self._retry, KEEP),
             Job("report", lambda: self.worker.report(self.maintenance.errors()), KEEP),
         ]

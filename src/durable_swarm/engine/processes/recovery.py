@@ -14,6 +14,7 @@ from durable_swarm.engine.backend import queues
 from durable_swarm.engine.execution.swarms import Settings
 from durable_swarm.engine.processes.identity import SURE
 from durable_swarm.engine.processes.local_runs import INTERRUPTED
+from durable_swarm.engine.processes.maintenance import EXPECTED, REMAINS
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.executions import DIED, HANDED, STOPPED, EndedExecution, read_ended, with_ended
 from durable_swarm.engine.records.rows import RunRow
@@ -48,6 +49,10 @@ class Recovery:
         """Looks again, some time after the very first look."""
         self._tells_no_client = False
         """True if the lack of a model client in this process was logged."""
+        self._handed: set[str] = set()
+        """What waited on the queue of this process at the last look."""
+        self._unclaimed = False
+        """True if runs waited for any process then, which may be this one later."""
 
     def take(self, *run_ids: str, sure: bool = False) -> list[str]:
         """Take over the unfinished runs that no living process executes and whose agents are defined here.
@@ -264,10 +269,21 @@ class Recovery:
             )
             look.start()
 
-    def look_at_unclaimed(self) -> None:
-        """Take over runs that other processes left for any process that can continue them."""
-        if not all(self._is_declined(row) for row in self._process.store.unclaimed()):
+    def look_at_queues(self) -> None:
+        """Begin runs that were handed to this process, and take over those left for any that can continue them."""
+        here = self._process
+        rows = here.store.to_begin(here.queue)
+        handed = {row.workflow_id for row in rows if row.queue_name == here.queue}
+        if handed:
+            here.maintenance.expect(EXPECTED if handed - self._handed else REMAINS)
+        unclaimed = [row for row in rows if row.queue_name != here.queue]
+        self._handed, self._unclaimed = handed, bool(unclaimed)
+        if not all(self._is_declined(row) for row in unclaimed):
             self._take_quietly()
+
+    def has_queued(self) -> bool:
+        """Return True if the last look found runs that have not begun."""
+        return bool(self._handed) or self._unclaimed
 
     def look_for_dead(self) -> None:
         """Take over if any process with unfinished runs is dead; runs waiting for a worker add no cost."""

@@ -8,6 +8,7 @@ one begins again, under the same id.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from durable_swarm.errors import DurableSwarmError
 log = logging.getLogger("durable_swarm")
 
 EVERY = 2.0
-"""Seconds between looks at the table: schedules of other processes are found so soon."""
+"""Seconds between looks at the table, if it may have changed, and before one that failed begins again."""
 
 
 class ScheduleWatch:
@@ -29,28 +30,30 @@ class ScheduleWatch:
         self._store = store
         self._swarms = swarms
         self._next = 0.0
+        """When to read the table, in seconds since 1970."""
 
     def hurry(self) -> None:
-        """Look at the table at the next look."""
+        """Read the table at the next look, because it may have changed."""
         self._next = 0.0
 
     def look(self, clock: Callable[[], float] = time.time) -> None:
-        """Begin what is due."""
+        """Begin what is due. The table is read only if something is, or after `hurry`."""
         now = clock()
         if now < self._next:
             return
-        self._next = now + EVERY
+        self._next, planned, soonest = now + EVERY, math.inf, math.inf
         for row in self._store.schedules.ahead({swarm.name for swarm in self._swarms}):
             swarm, first = self._swarms.named(row.swarm), row.next_at
             if swarm is None or first is None:
                 continue
             if first.timestamp() > now:
-                self._next = min(self._next, first.timestamp())
+                planned = first.timestamp()
                 break
-            moment = datetime.fromtimestamp(now, UTC)
+            moment, soonest = datetime.fromtimestamp(now, UTC), now + EVERY
             try:
                 for at in row.timing.due(first, moment):
                     swarm.begin_occurrence(row, at)
                 self._store.schedules.advance(row, row.timing.next_after(max(first, moment)))
             except DurableSwarmError as error:
                 log.warning("schedule %r begins nothing: %s", row.name, error)
+        self._next = min(planned, soonest)

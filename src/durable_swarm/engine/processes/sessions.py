@@ -60,6 +60,7 @@ class SessionTurns:
         self._told: set[str] = set()
         self.beginning: set[str] = set()
         """Runs that read the messages before them, which may take a while: they are executed here."""
+        self._unsettled = False
 
     # Messages
 
@@ -173,13 +174,19 @@ class SessionTurns:
 
     def look(self) -> None:
         """Pass the turn in sessions where the process that was to do it has died."""
-        for session in self._process.store.sessions.unsettled({swarm.name for swarm in self._process.swarms}):
+        found = self._process.store.sessions.unsettled({swarm.name for swarm in self._process.swarms})
+        self._unsettled = bool(found)
+        for session in found:
             try:
                 self.advance(session, sweeps=True)
             except DurableSwarmError as error:
                 if session not in self._told:
                     log.warning("session %r does not continue: %s", session, error)
                 self._told.add(session)
+
+    def is_unsettled(self) -> bool:
+        """Return True if the last look found a session that may still wait for its turn to be passed."""
+        return self._unsettled
 
     def close(self, seconds: float) -> None:
         """Wait for the looks in progress, at most `seconds`: their connections are about to be closed."""

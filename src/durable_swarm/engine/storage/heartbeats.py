@@ -36,14 +36,17 @@ class Leases:
         with reporting_errors(url):
             create_tables(engine, self._rows)
 
-    def renew(self, name: str) -> None:
-        """Send a heartbeat."""
+    def beat(self, name: str) -> sqlalchemy.Executable:
+        """Return the statement that is a heartbeat."""
         insert = insert_into(self._engine, self._rows).values(name=name, seen_at=_NOW)
-        sign = insert.on_conflict_do_update(index_elements=["name"], set_={"seen_at": _NOW})
+        return insert.on_conflict_do_update(index_elements=["name"], set_={"seen_at": _NOW})
+
+    def renew(self, name: str) -> None:
+        """Send a heartbeat over any connection."""
 
         def give() -> None:
             with self._engine.begin() as connection:
-                connection.execute(sign)
+                connection.execute(self.beat(name))
 
         with reporting_errors(self._url):
             persistently(give)

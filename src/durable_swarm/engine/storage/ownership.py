@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, column, delete, func, literal,
 from durable_swarm.engine.database.connection import writing
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.dialects import notes_column
+from durable_swarm.engine.database.notices import notify
 from durable_swarm.engine.database.reconnecting import read
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records import names as records_names
@@ -44,9 +45,13 @@ class Claims:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """Open a transaction. It changes a run's row before those of its calls, so that none interleave."""
+        """Open a transaction. It changes a run's row before those of its calls, so that none interleave.
+
+        All of them hand something over, so the other processes are notified.
+        """
         with reporting_errors(self._url), writing(self._engine) as connection:
             yield connection
+            notify(connection)
 
     def _calls_of(self, run_id: str) -> ColumnElement[bool]:
         return (self._runs.c.parent_workflow_id == run_id) & (self._runs.c.name == records_names.TOOL)

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from durable_swarm.engine.database.connection import for_one_statement
 from durable_swarm.engine.database.diagnosis import reporting_errors
 from durable_swarm.engine.database.dialects import insert_into, notes_column
+from durable_swarm.engine.database.notices import notify
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.storage.own_table import OwnTable
@@ -164,6 +165,7 @@ class ProviderOutages(OwnTable):
         )
         with reporting_errors(self._url), for_one_statement(self._engine) as connection:
             connection.execute(new.on_conflict_do_nothing() if failure.retry_after is None else wished)
+            notify(connection)
 
     def elect(self, key: str, run_id: str) -> bool:
         """Elect a run for the next try, if its time has come and no other run has been elected."""
@@ -224,6 +226,7 @@ class ProviderOutages(OwnTable):
             connection.execute(delete(rows).where(rows.c.key.in_(ended)))
             for key in ended:
                 connection.execute(update(runs).where(self._suspended(key)).values(**awake))
+            notify(connection)
 
     def suspended(self, key: str) -> str | None:
         """Return the suspended run that was started first among those that wait for a provider, or None."""

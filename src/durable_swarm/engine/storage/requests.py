@@ -19,6 +19,7 @@ from sqlalchemy import BigInteger, Column, ColumnElement, Index, Text, column, f
 from durable_swarm import codec, errors
 from durable_swarm.codec import dumps, storable
 from durable_swarm.engine.database.dialects import insert_into, notes_column
+from durable_swarm.engine.database.notices import notify
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
@@ -257,6 +258,7 @@ class Inbox(OwnTable):
         values = {"state": "answered", "decision": stored, "answered_by": by, "answered_at": now()}
         if connection.execute(taken.values(**values)).rowcount != 1:
             raise errors.AlreadyAnswered(f"request {request_id!r} was answered already", request_id=request_id)
+        notify(connection)
         return RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
 
     # Rest and waking
@@ -301,6 +303,7 @@ class Inbox(OwnTable):
         ours = or_(runs.c.workflow_uuid == run_id, calls)
         values = moved(after, records_names.UNCLAIMED) | {"delay_until_epoch_ms": until}
         connection.execute(update(runs).where(ours, runs.c.status == before).values(**values))
+        notify(connection)
 
     # Looking
 
@@ -358,12 +361,13 @@ class Inbox(OwnTable):
         wanted = wanted.where(self._asked_still(), runs.c.status.in_(UNFINISHED), rows.c.run_id.in_(ids))
         return {str(run_id): int(count) for run_id, count in self._read(wanted.group_by(rows.c.run_id))}
 
-    def mark(self, run_id: str | None = None) -> tuple[object, ...]:
-        """Return values that differ if a request was opened or decided: of all runs, or of one."""
+    def marks(self, run_id: str | None = None) -> list[sqlalchemy.Select[Any]]:
+        """Return queries of one value that differs if a request was opened or decided: of all runs, or of one."""
         rows = self._rows.c
-        wanted = select(func.count(), func.max(rows.created_at)).where(rows.state == "open")
-        found = self._read(wanted if run_id is None else wanted.where(rows.run_id == run_id))
-        return tuple(found[0]) if found else ()
+        wanted = rows.state == "open"
+        if run_id is not None:
+            wanted &= rows.run_id == run_id
+        return [select(part).where(wanted) for part in (func.count(), func.max(rows.created_at)) if self.exists()]
 
     def asking(self, run_ids: list[str]) -> set[str]:
         """Return the runs among these that have an open request."""

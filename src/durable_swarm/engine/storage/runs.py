@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement
 from durable_swarm import errors
 from durable_swarm.codec import Codec, storable
 from durable_swarm.engine.database.connection import let_go
+from durable_swarm.engine.database.notices import notify_now
 from durable_swarm.engine.database.urls import is_sqlite
 from durable_swarm.engine.records import base, names
 from durable_swarm.engine.records.agent_versions import ACCEPTED, HELD_FOR, mark
@@ -226,10 +227,11 @@ class Store(RunRecords):
         still = runs.status.in_(UNFINISHED) & (runs.application_version == version)
         return self._rows.read(self._is_run, runs.workflow_uuid.in_(ids), still) if ids else []
 
-    def unclaimed(self) -> list[RunRow]:
-        """Return the rows of runs that wait for any process with their agents."""
+    def to_begin(self, queue: str) -> list[RunRow]:
+        """Return the rows of runs that wait for any process with their agents, and of all that waits on `queue`."""
         runs = self._runs
-        return self._rows.read(self._is_run, runs.queue_name == names.UNCLAIMED, runs.status == "ENQUEUED")
+        ours = runs.queue_name.in_([names.UNCLAIMED, queue]) & (self._is_run | (runs.queue_name == queue))
+        return self._rows.read(ours, runs.status == "ENQUEUED")
 
     def children(self, run_id: str, *, load_output: bool = False) -> list[RunRow]:
         """Return the rows of a run's undecorated tool calls."""
@@ -269,7 +271,10 @@ class Store(RunRecords):
 
         It begins after `delay` seconds. Return False if the id is taken.
         """
-        return self._writer.enqueue(run_id, stored, about, queue, version, priority, delay)
+        new = self._writer.enqueue(run_id, stored, about, queue, version, priority, delay)
+        if queue.startswith(names.QUEUE):  # Workers look at their queue several times a second.
+            notify_now(self.engine)
+        return new
 
     def annotate(self, run_id: str, **attributes: object) -> None:
         """Add JSON values to the notes on a run."""

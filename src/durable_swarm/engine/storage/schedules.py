@@ -11,6 +11,7 @@ import sqlalchemy
 from sqlalchemy import BigInteger, Boolean, Column, ColumnElement, Text, select
 
 from durable_swarm.engine.database.diagnosis import reporting_errors
+from durable_swarm.engine.database.notices import notify_now
 from durable_swarm.engine.database.urls import schema_of
 from durable_swarm.engine.records.base import Record
 from durable_swarm.engine.records.occurrences import Timing
@@ -56,6 +57,10 @@ class Schedules(OwnTable):
     def put(self, name: str, swarm: str, agent: str, timing: Timing, stored: Record) -> None:
         """Record a schedule. One that asks for the same times keeps them; other times begin now."""
         self.create()
+        self._put(name, swarm, agent, timing, stored)
+        notify_now(self._engine)
+
+    def _put(self, name: str, swarm: str, agent: str, timing: Timing, stored: Record) -> None:
         rows, found = self._rows, self.found(name)
         values: dict[str, object] = {"swarm": swarm, "agent": agent, "stored": json.dumps(stored)}
         if found is None or not found.timing.same_as(timing):
@@ -98,6 +103,7 @@ class Schedules(OwnTable):
         """Let a paused schedule continue with its next time from now on."""
         later = _stored(row.timing.next_after(moment(now())))
         self._change(row.name, self._rows.c.paused, paused=False, next_at=later)
+        notify_now(self._engine)
 
     def delete(self, name: str) -> None:
         """Delete a schedule; the runs that it has begun stay."""

@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, Column, Connection, Index, Integer, Text, col
 from durable_swarm import errors
 from durable_swarm.codec import dumps, storable
 from durable_swarm.engine.database.dialects import insert_into, notes_column
+from durable_swarm.engine.database.notices import notify
 from durable_swarm.engine.database.urls import is_sqlite, schema_of
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.base import Record
@@ -226,6 +227,7 @@ class Sessions(OwnTable):
                     self._begin(connection, state.id, following)
                 self.runs.withdraw(connection, state.id, None if following is None else following.number)
                 connection.execute(update(self._rows).where(self._rows.c.id == state.id).values(**values))
+                notify(connection)
         except SessionChanged:
             return False
         return True
