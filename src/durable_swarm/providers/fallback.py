@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from durable_swarm.awaitables import is_awaitable, settled
@@ -41,7 +41,7 @@ class Fallback(Provider):
     client with a broken stream is skipped when the same call is made again.
     """
 
-    def __init__(self, *clients: Any) -> None:
+    def __init__(self, *clients: object) -> None:
         if not clients:
             raise ConfigurationError("Fallback takes one client or more: Fallback(first, second)")
         self._places = [_place(number, given) for number, given in enumerate(clients, start=1)]
@@ -60,7 +60,7 @@ class Fallback(Provider):
         for place in self._places:
             ready(place.client)
 
-    def _create(self, **request: Any) -> Any:
+    def _create(self, **request: object) -> object:
         at = self._first()
         while True:
             try:
@@ -72,10 +72,10 @@ class Fallback(Provider):
             except Exception as error:
                 at = self._next(at, error)
 
-    async def _create_async(self, **request: Any) -> Any:
+    async def _create_async(self, **request: object) -> object:
         return await self._awaited(self._first(), None, request)
 
-    async def _awaited(self, at: int, begun: Any, request: dict[str, Any]) -> Any:
+    async def _awaited(self, at: int, begun: Any, request: dict[str, object]) -> object:
         """Ask from place `at` on; if `begun` is given, its client was called already."""
         while True:
             try:
@@ -90,7 +90,7 @@ class Fallback(Provider):
     def _first(self) -> int:
         return self._broken.get(_call(), 0)
 
-    def _request(self, at: int, request: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, at: int, request: dict[str, object]) -> dict[str, object]:
         model = self._places[at].model
         return request if model is None else {**request, "model": model}
 
@@ -105,7 +105,7 @@ class Fallback(Provider):
         )
         return following
 
-    def _whole(self, at: int, answer: Any) -> Any:
+    def _whole(self, at: int, answer: object) -> object:
         """Return an answer that arrived whole. Raises the error that a gateway sends in place of one."""
         whole(answer)
         self._note(at)
@@ -117,7 +117,7 @@ class Fallback(Provider):
         if call is not None and model is not None:
             call.notes["model"] = model
 
-    def _stream(self, at: int, stream: Any) -> Iterator[Any]:
+    def _stream(self, at: int, stream: Any) -> Iterator[object]:
         """Return the stream of place `at` once its message has begun."""
         chunks, first = iter(stream), _Beginning()
         for chunk in chunks:
@@ -126,7 +126,7 @@ class Fallback(Provider):
         self._note(at)
         return self._chunks(at, stream, first.checked(), chunks)
 
-    def _chunks(self, at: int, stream: Any, first: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    def _chunks(self, at: int, stream: Any, first: Sequence[object], rest: Iterator[object]) -> Iterator[object]:
         try:
             yield from first
             yield from rest
@@ -137,7 +137,7 @@ class Fallback(Provider):
             with contextlib.suppress(Exception):
                 stream.close()
 
-    async def _stream_async(self, at: int, stream: Any) -> AsyncIterator[Any]:
+    async def _stream_async(self, at: int, stream: Any) -> AsyncIterator[object]:
         chunks, first = aiter(stream), _Beginning()
         async for chunk in chunks:
             if first.take(chunk):
@@ -146,8 +146,8 @@ class Fallback(Provider):
         return self._chunks_async(at, stream, first.checked(), chunks)
 
     async def _chunks_async(
-        self, at: int, stream: Any, first: list[Any], rest: AsyncIterator[Any]
-    ) -> AsyncIterator[Any]:
+        self, at: int, stream: object, first: Sequence[object], rest: AsyncIterator[object]
+    ) -> AsyncIterator[object]:
         try:
             for chunk in first:
                 yield chunk
@@ -183,24 +183,24 @@ class _Beginning:
     """The beginning of a stream, up to the first chunk of a message."""
 
     def __init__(self) -> None:
-        self._chunks: list[Any] = []
+        self._chunks: list[object] = []
         self._begun = False
 
-    def take(self, chunk: Any) -> bool:
+    def take(self, chunk: object) -> bool:
         """Add a chunk, and return True if the message has begun. Raises a gateway's error in place of one."""
         refuse_error(chunk)
         self._chunks.append(chunk)
         self._begun = bool(field(chunk, "choices"))
         return self._begun
 
-    def checked(self) -> list[Any]:
+    def checked(self) -> list[object]:
         """Return the chunks. Raises `BrokenStream` if the stream has ended without a message."""
         if not self._begun:
             raise BrokenStream("the provider's stream has no message")
         return self._chunks
 
 
-def _place(number: int, given: Any) -> Place:
+def _place(number: int, given: object) -> Place:
     client, model = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     check_client(f"client {number} of Fallback", client)
     if model is not None and (not isinstance(model, str) or not model):

@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -170,7 +170,14 @@ Cast = dict[str, AgentLike]
 
 
 async def call_tool(
-    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, tell_errors: bool, waits: Runtime
+    function: Any,
+    call: Call,
+    context: dict[str, object],
+    here: Inside,
+    *,
+    cast: Cast,
+    tell_errors: bool,
+    waits: Runtime,
 ) -> Outcome:
     """Call a tool with the model's arguments and return its outcome.
 
@@ -210,7 +217,14 @@ async def _told(making: Awaitable[Outcome], tell_errors: bool, limited_by: Colle
 
 
 async def invoke(
-    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, waits: Runtime, **given: Any
+    function: Any,
+    call: Call,
+    context: Mapping[str, object],
+    here: Inside,
+    *,
+    cast: Cast,
+    waits: Runtime,
+    **given: object,
 ) -> Outcome:
     """Call a tool with the model's arguments and the `given` ones. Raises the tool's exceptions and `BadArguments`."""
     arguments = {**check_arguments(function, call.arguments), **given}
@@ -247,7 +261,7 @@ def read_result(value: Any, cast: Cast) -> Outcome:
         ) from error
 
 
-def _has(value: Any, *names: str) -> bool:
+def _has(value: object, *names: str) -> bool:
     return not isinstance(value, type) and all(hasattr(value, name) for name in names)
 
 
