@@ -24,7 +24,7 @@ INSTALL = "the server needs more packages: pip install 'durable-swarm[server]'"
 
 
 def console(
-    database: str | None = None, *, user: Callable[[Any], Any] | None = None, read_only: bool = False
+    database: str | None = None, *, user: Callable[[Any], object] | None = None, read_only: bool = False
 ) -> Console:
     """Return the web console of a database as an ASGI application, to be mounted in another under any path.
 
@@ -50,10 +50,10 @@ NEEDS = {"agui": "ag_ui", "a2a": "a2a", "mcp": "mcp"}
 def app(
     swarm: DurableSwarm,
     *,
-    agents: Any = None,
+    agents: object = None,
     doors: Collection[str] = DOORS,
     console: bool = True,
-    authorize: Callable[[Any], Any] | None = None,
+    authorize: Callable[[Any], object] | None = None,
     read_only: bool = False,
     operators: Container[str] = (),
 ) -> Server:

@@ -181,10 +181,10 @@ class _Tasks(RequestHandler):
         await self._call(run.cancel)
         return await self._now(run)
 
-    async def on_get_extended_agent_card(self, params: Any, context: ServerCallContext) -> AgentCard:
+    async def on_get_extended_agent_card(self, params: object, context: ServerCallContext) -> AgentCard:
         raise UnsupportedOperationError("the card is all there is")
 
-    async def _no_push(self, params: Any, context: ServerCallContext) -> Any:
+    async def _no_push(self, params: object, context: ServerCallContext) -> Any:
         raise PushNotificationNotSupportedError("webhooks are set in the program: DurableSwarm(webhooks=)")
 
     on_create_task_push_notification_config = _no_push

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,7 +72,7 @@ class Api:
 
         caller = self._backend.caller(request)
 
-        def begin(runs: Runs) -> tuple[Any, bool]:
+        def begin(runs: Runs) -> tuple[object, bool]:
             known = run_id is not None and _is_known(runs, run_id)
             agent, context = self._backend.agent(asked["agent"]), asked.get("context_variables")
             limits = limits_of(asked.get("limits"))
@@ -125,7 +125,7 @@ class Api:
         return await self._changed(request, "none", lambda run, _: run.resume())
 
     async def say(self, request: Request) -> Response:
-        def change(run: Any, asked: dict[str, Any]) -> None:
+        def change(run: Any, asked: Mapping[str, object]) -> None:
             if run.status in ENDED:
                 raise Refused(409, "RunEnded", f"run {run.id!r} has ended, and hears nothing more")
             run.say(asked["text"])
@@ -140,10 +140,10 @@ class Api:
         made = await caller.use(lambda runs: runs.exactly(caller.fork(run_id, **asked).id))
         return JSONResponse(to_json(made), 201)
 
-    async def _changed(self, request: Request, body: str, change: Callable[[Any, dict[str, Any]], Any]) -> Response:
+    async def _changed(self, request: Request, body: str, change: Callable[[Any, dict[str, Any]], object]) -> Response:
         asked, run_id, caller = await self._asked(request, body), id_in(request), self._backend.caller(request)
 
-        def work(runs: Runs) -> Any:
+        def work(runs: Runs) -> object:
             change(caller.run(run_id), asked)
             return runs.exactly(run_id)
 
@@ -160,7 +160,7 @@ class Api:
         asked, request_id = await self._asked(request, "decide"), id_in(request)
         caller = self._backend.caller(request)
 
-        def work(runs: Runs) -> Any:
+        def work(runs: Runs) -> object:
             runs.inbox.find(request_id)
             match asked["verdict"]:
                 case "approve":
@@ -205,11 +205,11 @@ OPERATIONS = [
 ]
 
 
-def _message(given: Any) -> dict[str, Any]:
+def _message(given: Any) -> dict[str, object]:
     return {"role": "user", "content": given} if isinstance(given, str) else given
 
 
-def _named(amounts: dict[str, Any]) -> dict[str, Any]:
+def _named(amounts: dict[str, object]) -> dict[str, object]:
     if unknown := [name for name in amounts if not name.isidentifier() or name == "self"]:
         raise Refused(422, "InvalidBody", f"a limit cannot be named {unknown[0]!r}")
     return amounts
@@ -222,7 +222,7 @@ def _is_known(runs: Runs, run_id: str) -> bool:
     return False
 
 
-def _following(run: Any, after: int) -> tuple[Any, bool]:
+def _following(run: Any, after: int) -> tuple[object, bool]:
     """Return a run with True if it has ended, and has no event after this number."""
     if run.status not in ENDED or not after:
         return run, False

@@ -71,7 +71,7 @@ class Backend:
     def __init__(
         self,
         swarm: DurableSwarm,
-        known: Mapping[str, Any] | None,
+        known: Mapping[str, object] | None,
         most: int,
         streams: OpenStreams | None = None,
     ) -> None:
@@ -129,7 +129,7 @@ class Backend:
 
     # Requests and answers
 
-    async def body(self, request: Request, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def body(self, request: Request, schema: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Return the JSON object in a body, which fits its schema. Raises `Refused`."""
         given = json_in(await self.raw(request) or b"{}")
         if not isinstance(given, dict):
@@ -224,12 +224,12 @@ class Caller:
             self.runs().exactly(run_id)
         return self._swarm.get(run_id)
 
-    def start(self, agent: Any, messages: list[Any], *args: Any, **more: Any) -> Run:
+    def start(self, agent: object, messages: list[Any], *args: Any, **more: Any) -> Run:
         """Start a run, as `DurableSwarm.start` does."""
         with beginning_for(self.own):
             return self._swarm.start(agent, messages, *args, **more)
 
-    def session(self, session_id: str, agent: Any, **more: Any) -> DurableSession:
+    def session(self, session_id: str, agent: object, **more: Any) -> DurableSession:
         """Return a session. Raises `RunNotFound` for one of somebody else."""
         if self.own is not None:
             self.runs().sessions.check(session_id)
@@ -249,7 +249,7 @@ class Caller:
         """Return a request. Raises `NoRequest`."""
         return self.runs().inbox.find(request_id)
 
-    def approve(self, request_id: str, arguments: dict[str, Any] | None = None) -> None:
+    def approve(self, request_id: str, arguments: Mapping[str, object] | None = None) -> None:
         """Approve a request. Raises `NoRequest`, and as `DurableSwarm.approve` does."""
         self._swarm.approve(self.request(request_id).id, arguments=arguments, by=self.name)
 
@@ -257,16 +257,16 @@ class Caller:
         """Reject a request. Raises as `approve` does."""
         self._swarm.reject(reason, self.request(request_id).id, by=self.name)
 
-    def answer(self, request_id: str, value: Any) -> None:
+    def answer(self, request_id: str, value: object) -> None:
         """Answer a request. Raises as `approve` does."""
         self._swarm.answer(value, self.request(request_id).id, by=self.name)
 
-    def complete(self, token: str, result: Any) -> bool:
+    def complete(self, token: str, result: object) -> bool:
         """Post the result of a call. Whoever knows the token may: it is made to be handed to another program."""
         return self._swarm.complete(token, result, by=self.name)
 
 
-def json_in(raw: bytes) -> Any:
+def json_in(raw: bytes) -> object:
     """Return the JSON in a body.
 
     Raises `Refused` for text that is not JSON, and for what cannot be stored or sent back: half a surrogate pair, NaN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -177,7 +177,7 @@ class OpenAI:
 
         return await self._backend.call(begin)
 
-    def _refuse_unfit(self, asked: dict[str, Any]) -> None:
+    def _refuse_unfit(self, asked: Mapping[str, object]) -> None:
         if asked.get("stream"):
             self._backend.check_streams()  # Now: a client without a key of its own would start a second run.
         if asked.get("tools"):
@@ -186,7 +186,7 @@ class OpenAI:
             raise Refused(422, "InvalidBody", "n must be 1: a run has one answer")
 
 
-def _new(messages: list[Any]) -> list[Any]:
+def _new(messages: list[Any]) -> list[object]:
     """Return the messages behind the last answer."""
     last = max((at for at, message in enumerate(messages) if message.get("role") == "assistant"), default=-1)
     return messages[last + 1 :] or messages[-1:]
@@ -201,18 +201,18 @@ def _id_of(run_id: str) -> str:
     return f"resp_{encode_id(run_id)}"
 
 
-def _run_in(response_id: Any) -> str:
+def _run_in(response_id: object) -> str:
     found = decode_id(str(response_id).removeprefix("resp_"))
     if found is None:
         raise errors.RunNotFound(f"there is no response {response_id!r}")
     return found
 
 
-def _model(name: str) -> dict[str, Any]:
+def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": MODELS, "owned_by": "durable-swarm"}
 
 
-def _no_model(name: Any) -> Refused:
+def _no_model(name: object) -> Refused:
     return Refused(404, "model_not_found", f"no agent named {name!r} is served here")
 
 
@@ -231,7 +231,7 @@ def _told(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
     return answer
 
 
-def _lines(chunks: Iterable[dict[str, Any]]) -> str:
+def _lines(chunks: Iterable[dict[str, object]]) -> str:
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
 
 

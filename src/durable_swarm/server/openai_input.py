@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from durable_swarm.server.backend import Refused
@@ -10,7 +11,7 @@ from durable_swarm.server.content import Part, content_of, file_part, text_part
 TEXTS = ("input_text", "output_text", "text")
 
 
-def messages_of(asked: dict[str, Any]) -> list[dict[str, Any]]:
+def messages_of(asked: Mapping[str, object]) -> list[dict[str, object]]:
     """Return the messages of a request: its instructions and its input. Raises `Refused`."""
     given = asked.get("input")
     if isinstance(given, str):
@@ -21,7 +22,7 @@ def messages_of(asked: dict[str, Any]) -> list[dict[str, Any]]:
     return [*system, *map(_message, given)]
 
 
-def _message(item: Any) -> dict[str, Any]:
+def _message(item: object) -> dict[str, object]:
     if not isinstance(item, dict) or item.get("type", "message") != "message" or "role" not in item:
         kind = item.get("type") if isinstance(item, dict) else type(item).__name__
         raise Refused(422, "InvalidBody", f"input takes messages, not {kind!r}: agents call their tools themselves")
@@ -30,7 +31,7 @@ def _message(item: Any) -> dict[str, Any]:
     return {"role": role, "content": content if isinstance(content, str) else _parts(content)}
 
 
-def _parts(content: Any) -> Any:
+def _parts(content: object) -> object:
     if not isinstance(content, list):
         raise Refused(422, "InvalidBody", "the content of a message must be a text or a list of parts")
     return content_of(map(_part, content))

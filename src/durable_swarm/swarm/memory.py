@@ -60,7 +60,7 @@ class Swarm(Runner):
 
     def __init__(
         self,
-        client: Any = None,
+        client: object = None,
         *,
         tool_concurrency: int = 1,
         tool_errors: str = "raise",
@@ -79,7 +79,7 @@ class Swarm(Runner):
         self.conversations: dict[str, MemoryConversation] = {}
         """The sessions, by id."""
         self.session_lock = threading.Lock()
-        self._streaming: set[asyncio.Task[Any]] = set()
+        self._streaming: set[asyncio.Task[object]] = set()
 
     def close(self) -> None:
         """Close the client, if this object made it, and release threads."""
@@ -158,7 +158,7 @@ class Swarm(Runner):
         yield {"response": result_of(over.result())}
 
     async def _run(
-        self, asked: RunArguments, run_id: str | None, waits: Runtime, client: Any, channel: Channel | None = None
+        self, asked: RunArguments, run_id: str | None, waits: Runtime, client: object, channel: Channel | None = None
     ) -> Response:
         if run_id is not None:
             check_name("run_id", run_id, LONGEST_ID)
@@ -171,7 +171,7 @@ class Swarm(Runner):
         asked: RunArguments,
         turn: MemoryTurn,
         waits: Runtime,
-        client: Any,
+        client: object,
         channel: Channel | None,
         compaction: Compaction | None,
     ) -> Response:
@@ -203,7 +203,7 @@ class Swarm(Runner):
     def session(
         self,
         id: str,
-        agent: Any = None,
+        agent: object = None,
         *,
         context_variables: dict[str, Any] | None = None,
         limits: Limits | None = None,

@@ -248,7 +248,7 @@ class InMemory:
         return change.read(await self._call(agent, effect, call, context, waits), context)
 
     async def _call(
-        self, agent: AgentLike, effect: CallAll, call: Call, context: dict[str, Any], waits: Runtime
+        self, agent: AgentLike, effect: CallAll, call: Call, context: dict[str, object], waits: Runtime
     ) -> Outcome:
         function = find_tool(agent, call.tool)
         if call.plan == "tell" or function is None:
@@ -277,7 +277,7 @@ class InMemory:
         decision: Decision = await waits.call(inbox.wait, later_of(call, current, outcome.later))
         return posted(decision, lambda value: read_result(value, self.cast), outcome)
 
-    def _approval(self, function: Any, effect: CallAll, call: Call) -> RequestSpec:
+    def _approval(self, function: object, effect: CallAll, call: Call) -> RequestSpec:
         new = self._new(effect)
         same = same_before(new, call.index)
         number = None if same is None else step_number(new, same)

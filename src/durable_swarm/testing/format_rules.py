@@ -32,7 +32,7 @@ def format_problem(given: Any) -> str:
     return next((f"Invalid schema for response_format: {problem}" for problem in problems), "")
 
 
-def _problems(schema: Any, where: str) -> Iterator[str]:
+def _problems(schema: object, where: str) -> Iterator[str]:
     if not isinstance(schema, dict) or not schema:
         yield f"{where} must be a schema that says a type"
         return

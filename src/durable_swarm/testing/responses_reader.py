@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from durable_swarm.testing.provider_rules import ProviderError
@@ -63,22 +64,22 @@ def _refuse(message: str) -> NoReturn:
     raise ProviderError(message, 400)
 
 
-def _field(thing: Any, name: str) -> Any:
+def _field(thing: object, name: str) -> object:
     return thing.get(name) if isinstance(thing, dict) else None
 
 
-def _instructions(text: Any) -> list[dict[str, Any]]:
+def _instructions(text: object) -> list[dict[str, object]]:
     return [] if text is None else [{"role": "system", "content": text}]
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: Mapping[str, object]) -> dict[str, object]:
     if "function" in tool or "name" not in tool:
         _refuse("Missing required parameter: 'tools[0].name'.")
     kept = {key: tool[key] for key in ("name", "description", "parameters", "strict") if tool.get(key) is not None}
     return {"type": "function", "function": kept}
 
 
-def _choice(choice: Any) -> Any:
+def _choice(choice: Any) -> object:
     if isinstance(choice, str):
         return choice
     if _field(choice, "type") != "function":
@@ -88,7 +89,7 @@ def _choice(choice: Any) -> Any:
     return {"type": "function", "function": {"name": choice["name"]}}
 
 
-def _format(form: Any) -> dict[str, Any]:
+def _format(form: Any) -> dict[str, object]:
     if _field(form, "type") != "json_schema":
         return dict(form)
     if "name" not in form or "schema" not in form:
@@ -102,11 +103,11 @@ class _History:
 
     def __init__(self, stored: bool) -> None:
         self._stored = stored
-        self._messages: list[dict[str, Any]] = []
+        self._messages: list[dict[str, object]] = []
         self._reply: dict[str, Any] | None = None
         self._thought: str | None = None
 
-    def read(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+    def read(self, body: Mapping[str, object]) -> list[dict[str, object]]:
         """Return the messages. Raises `ProviderError`."""
         given = body.get("input")
         if isinstance(given, str):
@@ -122,7 +123,7 @@ class _History:
         self._close()
         return self._messages
 
-    def _take(self, index: int, item: dict[str, Any]) -> None:
+    def _take(self, index: int, item: dict[str, object]) -> None:
         match item.get("type", "message" if "role" in item else None):
             case "reasoning":
                 self._think(index, item)
@@ -141,7 +142,7 @@ class _History:
     def _unpaired(self) -> NoReturn:
         _refuse(f"Item '{self._thought}' of type 'reasoning' was provided without its required following item.")
 
-    def _think(self, index: int, item: dict[str, Any]) -> None:
+    def _think(self, index: int, item: Mapping[str, object]) -> None:
         if not isinstance(item.get("summary"), list) or not item.get("id"):
             _refuse(f"Missing required parameter: 'input[{index}].summary'.")
         text = item.get("encrypted_content")
@@ -151,13 +152,13 @@ class _History:
             _refuse(f"The encrypted content of item {item['id']} could not be verified.")
         self._thought = str(item["id"])
 
-    def _say(self, index: int, item: dict[str, Any]) -> None:
+    def _say(self, index: int, item: dict[str, object]) -> None:
         if self._reply is not None:
             self._close()
         self._thought = None
         self._reply = {"role": "assistant", **_content(index, item)}
 
-    def _call(self, index: int, item: dict[str, Any]) -> None:
+    def _call(self, index: int, item: Mapping[str, object]) -> None:
         if not item.get("call_id"):
             _refuse(f"Missing required parameter: 'input[{index}].call_id'.")
         self._thought = None
@@ -172,11 +173,11 @@ class _History:
         self._reply = None
 
 
-def _message(index: int, item: dict[str, Any]) -> dict[str, Any]:
+def _message(index: int, item: dict[str, object]) -> dict[str, object]:
     return {"role": item.get("role"), **_content(index, item)}
 
 
-def _result(index: int, item: dict[str, Any]) -> dict[str, Any]:
+def _result(index: int, item: Mapping[str, object]) -> dict[str, object]:
     output = item.get("output")
     if not isinstance(output, str | list):
         _refuse(f"Missing required parameter: 'input[{index}].output'.")
@@ -184,7 +185,7 @@ def _result(index: int, item: dict[str, Any]) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": item.get("call_id"), "content": text}
 
 
-def _content(index: int, item: dict[str, Any]) -> dict[str, Any]:
+def _content(index: int, item: Mapping[str, object]) -> dict[str, object]:
     content = item.get("content")
     if isinstance(content, str):
         return {"content": content}

@@ -38,7 +38,13 @@ class Child:
     """
 
     def __init__(
-        self, context: ForkServerContext, target: Callable[..., None], args: tuple[Any, ...], log: Path, *, daemon: bool
+        self,
+        context: ForkServerContext,
+        target: Callable[..., None],
+        args: tuple[object, ...],
+        log: Path,
+        *,
+        daemon: bool,
     ) -> None:
         log.touch()
         self.answer, theirs = context.Pipe()
@@ -102,7 +108,7 @@ def redirect(log: Path, folder: Path) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
-def leave(answer: Connection, report: Any) -> NoReturn:
+def leave(answer: Connection, report: object) -> NoReturn:
     """In a child: report the outcome, and end as abruptly as any crash, without closing anything."""
     answer.send(report)
     sys.stdout.flush()
