@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.types import AgentLike
 from durable_swarm.webhooks import Webhook
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ NEEDS = {"agui": "ag_ui", "a2a": "a2a", "mcp": "mcp"}
 def app(
     swarm: DurableSwarm,
     *,
-    agents: object = None,
+    agents: Any = None,
     doors: Collection[str] = DOORS,
     console: bool = True,
     authorize: Callable[[Any], object] | None = None,
@@ -78,7 +79,7 @@ def app(
     )  # fmt: skip
 
 
-def known(agents: Any) -> dict[str, Any] | None:
+def known(agents: Collection[AgentLike] | None) -> dict[str, AgentLike] | None:
     """Return the agents by name; None stands for all. Raises `ConfigurationError`."""
     if agents is None:
         return None

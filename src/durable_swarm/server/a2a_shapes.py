@@ -54,7 +54,7 @@ def task_of(outcome: Outcome, context: str) -> Task:
     return Task(id=outcome.run_id, context_id=context, status=status, artifacts=artifacts)
 
 
-def _said(state: Any, message_id: str, parts: list[Part]) -> TaskStatus:
+def _said(state: TaskState, message_id: str, parts: list[Part]) -> TaskStatus:
     return TaskStatus(state=state, message=Message(message_id=message_id, role=Role.ROLE_AGENT, parts=parts))
 
 

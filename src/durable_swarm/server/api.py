@@ -12,13 +12,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from durable_swarm.engine.api.run import Run
 from durable_swarm.errors import InvalidAnswer, RunNotFound
 from durable_swarm.events import Event
 from durable_swarm.runs import ENDED, STATES
 from durable_swarm.server.api_bodies import BODIES, limits_of
 from durable_swarm.server.backend import Backend, Refused, id_in, served, whole
 from durable_swarm.server.openapi import EVENTS, JSON, Described
-from durable_swarm.service import Query, Runs, to_json
+from durable_swarm.service import Query, Runs, RunView, to_json
+from durable_swarm.types import Message
 
 LARGEST_PAGE = 1000
 
@@ -72,7 +74,7 @@ class Api:
 
         caller = self._backend.caller(request)
 
-        def begin(runs: Runs) -> tuple[object, bool]:
+        def begin(runs: Runs) -> tuple[RunView, bool]:
             known = run_id is not None and _is_known(runs, run_id)
             agent, context = self._backend.agent(asked["agent"]), asked.get("context_variables")
             limits = limits_of(asked.get("limits"))
@@ -113,7 +115,7 @@ class Api:
             return Response(status_code=204)
         return self._backend.stream(self._stream(run, after))
 
-    async def _stream(self, run: Any, after: int) -> AsyncGenerator[str]:
+    async def _stream(self, run: Run, after: int) -> AsyncGenerator[str]:
         yield "retry: 500\n\n"
         async for lines in self._backend.encoded(run, after, _line):
             yield "".join(lines) or ": still here\n\n"
@@ -125,7 +127,7 @@ class Api:
         return await self._changed(request, "none", lambda run, _: run.resume())
 
     async def say(self, request: Request) -> Response:
-        def change(run: Any, asked: Mapping[str, object]) -> None:
+        def change(run: Run, asked: Mapping[str, Any]) -> None:
             if run.status in ENDED:
                 raise Refused(409, "RunEnded", f"run {run.id!r} has ended, and hears nothing more")
             run.say(asked["text"])
@@ -140,7 +142,7 @@ class Api:
         made = await caller.use(lambda runs: runs.exactly(caller.fork(run_id, **asked).id))
         return JSONResponse(to_json(made), 201)
 
-    async def _changed(self, request: Request, body: str, change: Callable[[Any, dict[str, Any]], object]) -> Response:
+    async def _changed(self, request: Request, body: str, change: Callable[[Run, dict[str, Any]], object]) -> Response:
         asked, run_id, caller = await self._asked(request, body), id_in(request), self._backend.caller(request)
 
         def work(runs: Runs) -> object:
@@ -205,7 +207,7 @@ OPERATIONS = [
 ]
 
 
-def _message(given: Any) -> dict[str, object]:
+def _message(given: str | Message) -> Message:
     return {"role": "user", "content": given} if isinstance(given, str) else given
 
 
@@ -222,7 +224,7 @@ def _is_known(runs: Runs, run_id: str) -> bool:
     return False
 
 
-def _following(run: Any, after: int) -> tuple[object, bool]:
+def _following(run: Run, after: int) -> tuple[Run, bool]:
     """Return a run with True if it has ended, and has no event after this number."""
     if run.status not in ENDED or not after:
         return run, False

@@ -21,12 +21,15 @@ from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.api.session import DurableSession
 from durable_swarm.engine.records.owners import beginning_for
 from durable_swarm.events import Event
+from durable_swarm.limits import Limits
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.server.event_hub import EventHubs
 from durable_swarm.server.guard import OWN, USER
 from durable_swarm.server.ids import decode_id, encode_rest
 from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.service import NoRequest, Runs, is_unusable, open_runs
+from durable_swarm.swarm.session import WhenBusy
+from durable_swarm.types import Message as ChatMessage
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -224,21 +227,39 @@ class Caller:
             self.runs().exactly(run_id)
         return self._swarm.get(run_id)
 
-    def start(self, agent: object, messages: list[Any], *args: Any, **more: Any) -> Run:
+    def start(
+        self,
+        agent: object,
+        messages: list[ChatMessage],
+        context: dict[str, Any] | None = None,
+        *,
+        run_id: str | None = None,
+        limits: Limits | None = None,
+    ) -> Run:
         """Start a run, as `DurableSwarm.start` does."""
         with beginning_for(self.own):
-            return self._swarm.start(agent, messages, *args, **more)
+            return self._swarm.start(agent, messages, context, run_id=run_id, limits=limits)
 
-    def session(self, session_id: str, agent: object, **more: Any) -> DurableSession:
+    def session(
+        self, session_id: str, agent: object, *, context_variables: dict[str, Any] | None = None
+    ) -> DurableSession:
         """Return a session. Raises `RunNotFound` for one of somebody else."""
         if self.own is not None:
             self.runs().sessions.check(session_id)
-        return self._swarm.session(session_id, agent, **more)
+        return self._swarm.session(session_id, agent, context_variables=context_variables)
 
-    def send(self, session: DurableSession, messages: list[Any], **more: Any) -> Run:
+    def send(
+        self,
+        session: DurableSession,
+        messages: list[ChatMessage],
+        *,
+        run_id: str | None = None,
+        when_busy: WhenBusy = "queue",
+        limits: Limits | None = None,
+    ) -> Run:
         """Send messages to a session, as `Session.start` does."""
         with beginning_for(self.own):
-            return session.start(messages, **more)
+            return session.start(messages, run_id=run_id, when_busy=when_busy, limits=limits)
 
     def fork(self, run_id: str, /, **asked: Any) -> Run:
         """Fork a run, as `Run.fork` does."""
@@ -249,7 +270,7 @@ class Caller:
         """Return a request. Raises `NoRequest`."""
         return self.runs().inbox.find(request_id)
 
-    def approve(self, request_id: str, arguments: Mapping[str, object] | None = None) -> None:
+    def approve(self, request_id: str, arguments: dict[str, Any] | None = None) -> None:
         """Approve a request. Raises `NoRequest`, and as `DurableSwarm.approve` does."""
         self._swarm.approve(self.request(request_id).id, arguments=arguments, by=self.name)
 

@@ -14,7 +14,6 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
@@ -36,6 +35,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from durable_swarm.engine.api.run import Run
 from durable_swarm.engine.records.names import is_call
 from durable_swarm.errors import AlreadyAnswered, ConfigurationError, DurableSwarmError, RequestExpired
 from durable_swarm.requests import Request as HumanRequest
@@ -151,7 +151,7 @@ class Mcp:
         caller = self._backend.caller(context.request)
         return replace(caller, name=caller.name or "mcp")
 
-    async def _run(self, caller: Caller, context: ServerRequestContext[object], params: CallToolRequestParams) -> Any:
+    async def _run(self, caller: Caller, context: ServerRequestContext[object], params: CallToolRequestParams) -> Run:
         given = params.arguments or {}
         if params.request_state or params.name == "get_run":
             run_id = params.request_state or str(given.get("run_id", ""))
@@ -163,7 +163,7 @@ class Mcp:
             raise ConfigurationError("message must be a text")
         run_id, messages = _run_id(context), [{"role": "user", "content": given["message"]}]
 
-        def begin() -> object:
+        def begin() -> Run:
             agent = self._backend.agent(name)
             if given.get("session"):
                 return caller.send(caller.session(str(given["session"]), agent), messages, run_id=run_id)
@@ -171,7 +171,7 @@ class Mcp:
 
         return await self._backend.call(begin)
 
-    async def _awaited(self, run: Any) -> Outcome:
+    async def _awaited(self, run: Run) -> Outcome:
         with contextlib.suppress(TimeoutError):
             return await asyncio.wait_for(outcome_of(self._backend, run), PATIENCE)
         return await outcome_of(self._backend, run, patience=0)
@@ -199,7 +199,7 @@ def _answer(caller: Caller, request_id: str, said: object) -> None:
 
 def _run_id(context: ServerRequestContext[object]) -> str:
     """Return the id of a new run, or of the one that the client names; a key of our own client is that of a call."""
-    meta: Any = context.meta or {}
+    meta = context.meta or {}
     key = str(meta.get(KEY) or uuid.uuid4())
     return f"{key}/mcp" if is_call(key) else key
 

@@ -20,6 +20,7 @@ from durable_swarm.server.openai_input import messages_of
 from durable_swarm.server.openai_responses import ResponseStream, response_of
 from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import LOOK, outcome_of, waits
+from durable_swarm.types import Message
 
 BOTH = (JSON, EVENTS)
 TEXT = {"type": ["string", "null"]}
@@ -159,7 +160,7 @@ class OpenAI:
         run_id, caller = _run_in(request.path_params["id"]), self._backend.caller(request)
         return await self._backend.call(lambda: caller.run(run_id))
 
-    async def _start(self, caller: Caller, asked: dict[str, Any], messages: list[Any], run_id: str) -> Run:
+    async def _start(self, caller: Caller, asked: dict[str, Any], messages: list[Message], run_id: str) -> Run:
         name, session = asked["model"], asked.get("conversation")
         session = session["id"] if isinstance(session, dict) else session
         if session is None:
@@ -186,7 +187,7 @@ class OpenAI:
             raise Refused(422, "InvalidBody", "n must be 1: a run has one answer")
 
 
-def _new(messages: list[Any]) -> list[object]:
+def _new(messages: list[Message]) -> list[Message]:
     """Return the messages behind the last answer."""
     last = max((at for at, message in enumerate(messages) if message.get("role") == "assistant"), default=-1)
     return messages[last + 1 :] or messages[-1:]

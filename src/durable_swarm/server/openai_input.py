@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from durable_swarm.server.backend import Refused
 from durable_swarm.server.content import Part, content_of, file_part, text_part
@@ -37,10 +36,14 @@ def _parts(content: object) -> object:
     return content_of(map(_part, content))
 
 
-def _part(part: Any) -> Part:
-    kind = part.get("type") if isinstance(part, dict) else None
+def _part(part: object) -> Part:
+    part = part if isinstance(part, dict) else {}
+    kind = part.get("type")
     if kind in TEXTS:
         return text_part(str(part.get("text", "")))
     if kind == "input_image":
-        return file_part("image/*", part.get("image_url", ""))
+        url = part.get("image_url")
+        if not isinstance(url, str):
+            raise Refused(422, "InvalidBody", "files that a provider keeps are not passed on; send image_url, a text")
+        return file_part("image/*", url)
     raise Refused(422, "InvalidBody", f"a part of the input is of type {kind!r}, which is not supported")

@@ -177,12 +177,12 @@ def _check_name(where: str, name: object) -> None:
         _refuse(f"{where} {name!r} must be 1 to 64 of the characters a-z A-Z 0-9 _ -")
 
 
-def _check_arguments(where: str, text: Any) -> None:
+def _check_arguments(where: str, text: object) -> None:
     try:
-        value = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
+        value = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
         value = None
-    if not isinstance(text, str) or not isinstance(value, dict):
+    if not isinstance(value, dict):
         _refuse(f"{where} must be the text of a JSON object, not {text!r}")
 
 

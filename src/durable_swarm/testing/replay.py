@@ -26,7 +26,7 @@ from durable_swarm.models.wire import Conversation
 from durable_swarm.swarm.arguments import check_agent, check_settings
 from durable_swarm.testing.recording import RecordedTurn, Recording, document
 from durable_swarm.tools.calls import find_tool, plan_calls
-from durable_swarm.types import Block, Message
+from durable_swarm.types import AgentLike, Block, Message
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Replaying:
         if agent is not None:
             check_agent(agent)
         self.recording = recording
-        self.cast: dict[str, object] = {} if agent is None else {agent.name: agent}
+        self.cast: dict[str, AgentLike] = {} if agent is None else {agent.name: agent}
         start = recording.start if agent is None else replace(recording.start, agent=agent.name)
         self.start = replace(start, model_override=model) if isinstance(model, str) else start
         client = None if isinstance(model, str) else model
@@ -186,7 +186,7 @@ class Replaying:
         client = None if self.clients is None else self.clients.get()
         return await self._ask_anew(client, effect, agent, context, recorded)
 
-    def _agent(self, name: str, turn: int) -> object:
+    def _agent(self, name: str, turn: int) -> AgentLike:
         if name not in self.cast:
             try:
                 self.cast[name] = agents.find(name)
@@ -198,7 +198,9 @@ class Replaying:
                 ) from error
         return self.cast[name]
 
-    def _compare_request(self, turn: int, agent: Any, recorded: RecordedTurn, request: Mapping[str, object]) -> None:
+    def _compare_request(
+        self, turn: int, agent: AgentLike, recorded: RecordedTurn, request: Mapping[str, object]
+    ) -> None:
         known = self.recording.requests.get(turn)
         if known is not None:
             for part in sorted(known.keys() | request.keys()):
@@ -212,7 +214,7 @@ class Replaying:
             )
             self._note(turn, what, recorded.version, now)
 
-    async def _planned(self, effect: Ask, agent: Any, recorded: RecordedTurn) -> Reply:
+    async def _planned(self, effect: Ask, agent: AgentLike, recorded: RecordedTurn) -> Reply:
         """Return the recorded reply, its calls planned and its answer judged by the present code."""
         turn, new = effect.turn, self._history[self._first :]
         calls = await plan_calls(agent, recorded.reply.message, BlockingRuntime(), recorded.reply.finish, new)
@@ -230,14 +232,14 @@ class Replaying:
             self._note(turn, "what the model is told of its answer", then.tell or None, today.tell or None)
         return replace(recorded.reply, calls=calls, together=False, verdict=verdict)
 
-    def _judged(self, agent: Any, message: Message, finish: str, misfits: int) -> Verdict | None:
+    def _judged(self, agent: AgentLike, message: Message, finish: str, misfits: int) -> Verdict | None:
         try:
             return judge(agent, message, finish, misfits)
         except InvalidOutput as error:
             raise _Stopped(str(error)) from error
 
     async def _ask_anew(
-        self, client: object, effect: Ask, agent: Any, context: dict[str, object], recorded: RecordedTurn | None
+        self, client: object, effect: Ask, agent: AgentLike, context: dict[str, object], recorded: RecordedTurn | None
     ) -> Reply:
         heard = [] if recorded is None else recorded.reply.heard
         completion = await complete(
@@ -326,7 +328,7 @@ def _clients(client: object, model: object) -> Clients:
     return clients
 
 
-async def _request(agent: Any, context: Mapping[str, object], model_override: str | None) -> dict[str, object]:
+async def _request(agent: AgentLike, context: Mapping[str, object], model_override: str | None) -> dict[str, object]:
     """Return the arguments of a model call, without the messages, as plain JSON data."""
     system = await instructions(agent, context, BlockingRuntime())
     # The environment's default model is not a part of the program, so it is not a difference.

@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.faults import BROKEN_JSON, Page
 from durable_swarm.testing.provider_rules import ProviderError
+from durable_swarm.testing.request_reader import messages_of
 from durable_swarm.testing.responses_reader import as_chat
 from durable_swarm.testing.responses_shapes import Scripted, scripted
 from durable_swarm.testing.scripted import Play, ScriptedModel
@@ -269,7 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._wait(sent.latency)
         if self._went_wrong(sent, body):
             return
-        turn = 1 + sum(message.get("role") == "assistant" for message in asked["messages"])
+        turn = 1 + sum(message.get("role") == "assistant" for message in messages_of(asked))
         made = scripted(sent.answer, body, self.server.owner.new_id(), turn)
         made.latency, made.pace = (0.0 if waits else sent.latency), sent.pace
         if body.get("background"):
