@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.awaitables import settled
@@ -25,7 +25,7 @@ SETTINGS = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "ma
 """The model settings that are passed on."""
 
 
-def adopt(agent: sdk.Agent[Any], *, context: Any = None) -> Agent:
+def adopt(agent: sdk.Agent[Any], *, context: object = None) -> Agent:
     """Return an agent of OpenAI's Agents SDK as an agent for `Swarm` and `DurableSwarm`.
 
     Its instructions, model name, function tools with their schema and approvals, handoffs (the agents behind them are
@@ -49,7 +49,7 @@ def adopt(agent: sdk.Agent[Any], *, context: Any = None) -> Agent:
 class _Adoption:
     """One call of `adopt`: the agents of a circle of handoffs know each other."""
 
-    def __init__(self, agents: Any, context: Any) -> None:
+    def __init__(self, agents: Any, context: object) -> None:
         self._sdk = agents
         self._context = context
         self._made: dict[int, Agent] = {}
@@ -77,29 +77,29 @@ class _Adoption:
             made.output_guardrails = [self._output_guardrail(agent, one) for one in agent.output_guardrails]
         return self._made[id(agent)]
 
-    def _wrapped(self, variables: dict[str, Any]) -> Any:
+    def _wrapped(self, variables: Mapping[str, object]) -> object:
         return self._sdk.RunContextWrapper(context=self._given(variables))
 
-    def _given(self, variables: dict[str, Any]) -> Any:
+    def _given(self, variables: Mapping[str, object]) -> object:
         return variables if self._context is None else self._context
 
-    def _instructions(self, agent: Any) -> str | Callable[..., Any]:
+    def _instructions(self, agent: Any) -> str | Callable[..., object]:
         given = agent.instructions
         if given is None or isinstance(given, str):
             return given or ""
 
-        async def instructions(context_variables: dict[str, Any]) -> str:
+        async def instructions(context_variables: dict[str, object]) -> str:
             return str(await settled(given(self._wrapped(context_variables), agent)))
 
         return instructions
 
     # Tools
 
-    def _tools(self, agent: Any) -> list[Callable[..., Any]]:
+    def _tools(self, agent: Any) -> list[Callable[..., object]]:
         return [self._tool(agent, tool) for tool in agent.tools if tool.is_enabled is not False]
 
-    def _tool(self, agent: Any, tool: Any) -> Callable[..., Any]:
-        async def call(context_variables: dict[str, Any], **arguments: Any) -> str:
+    def _tool(self, agent: object, tool: Any) -> Callable[..., object]:
+        async def call(context_variables: dict[str, object], **arguments: object) -> str:
             said = json.dumps(arguments)
             here = self._sdk.tool_context.ToolContext(
                 self._given(context_variables), tool_name=tool.name, tool_call_id=current_call().call_id,
@@ -111,14 +111,14 @@ class _Adoption:
         if callable(approval):
             asked = approval
 
-            async def approval(**arguments: Any) -> bool:
+            async def approval(**arguments: object) -> bool:
                 return bool(await settled(asked(self._wrapped({}), arguments, "")))
 
         made = tool_from_schema(tool.name, tool.description, tool.params_json_schema, call, approval=approval)
         note_settings(made, dataclasses.replace(settings_of(made), timeout=tool.timeout_seconds))
         return made
 
-    def _handoff(self, target: Any) -> Callable[..., Any]:
+    def _handoff(self, target: Any) -> Callable[..., object]:
         if isinstance(target, self._sdk.Agent):
             target = self._sdk.handoff(target)
         if target.input_filter is not None or callable(target.is_enabled):
@@ -126,7 +126,7 @@ class _Adoption:
                 f"handoff {target.tool_name!r} has a filter or a condition, which cannot be adopted"
             )
 
-        async def transfer(context_variables: dict[str, Any], **arguments: Any) -> Agent:
+        async def transfer(context_variables: dict[str, object], **arguments: object) -> Agent:
             said = json.dumps(arguments) if target.input_json_schema else ""
             return self.of(await target.on_invoke_handoff(self._wrapped(context_variables), said))
 
@@ -134,7 +134,7 @@ class _Adoption:
         self._behind(target)
         return tool_from_schema(target.tool_name, target.tool_description, schema, transfer)
 
-    def _behind(self, target: Any) -> None:
+    def _behind(self, target: object) -> None:
         """Adopt the agent of a handoff now: after a crash it is found by its name."""
         reference = getattr(target, "_agent_ref", None)
         agent = None if reference is None else reference()
@@ -143,16 +143,16 @@ class _Adoption:
 
     # Guardrails
 
-    def _input_guardrail(self, agent: Any, guardrail: Any) -> Callable[..., Any]:
-        async def check(messages: list[Any], context_variables: dict[str, Any]) -> Block | None:
+    def _input_guardrail(self, agent: object, guardrail: Any) -> Callable[..., object]:
+        async def check(messages: Sequence[object], context_variables: dict[str, object]) -> Block | None:
             said = guardrail.guardrail_function(self._wrapped(context_variables), agent, messages)
             return _verdict(guardrail, await settled(said))
 
         check.__name__ = guardrail.get_name()
         return check
 
-    def _output_guardrail(self, agent: Any, guardrail: Any) -> Callable[..., Any]:
-        async def check(output: Any, context_variables: dict[str, Any]) -> Block | None:
+    def _output_guardrail(self, agent: object, guardrail: Any) -> Callable[..., object]:
+        async def check(output: object, context_variables: dict[str, object]) -> Block | None:
             said = guardrail.guardrail_function(self._wrapped(context_variables), agent, output)
             return _verdict(guardrail, await settled(said))
 

@@ -15,7 +15,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
 
 import click
 
@@ -75,7 +74,7 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
 
-    def invoke(self, context: click.Context) -> Any:
+    def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)
         except KeyboardInterrupt:

@@ -42,7 +42,7 @@ def console(settings: Settings, /, hosts: tuple[str, ...], port: int, **options:
         if not options["no_browser"] and sys.stdout.isatty() and _has_screen():
             webbrowser.open(url)
 
-    def app_for(who: Any) -> Any:
+    def app_for(who: Any) -> object:
         streams = OpenStreams(options["max_streams"] or MOST_STREAMS)
         return made(settings.database, who, read_only=options["read_only"], streams=streams)
 

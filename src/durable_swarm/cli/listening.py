@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -48,7 +48,7 @@ def listening(port: int, callers: str) -> Callable[[Command], Command]:
     return give
 
 
-def check_proxy(options: dict[str, Any]) -> None:
+def check_proxy(options: Mapping[str, object]) -> None:
     """Check that a header that names who decides comes from a proxy. Raises `UsageError`."""
     if options["user_header"] and not options["proxies"]:
         raise click.UsageError("--user-header needs the --proxy that sets it")
@@ -56,7 +56,7 @@ def check_proxy(options: dict[str, Any]) -> None:
 
 def listen(
     app_for: Callable[[Any], Any],
-    access: Callable[..., Any],
+    access: Callable[..., object],
     hosts: Sequence[str],
     port: int,
     options: dict[str, Any],

@@ -44,7 +44,7 @@ class Problem(Exception):
         self.code = code
 
 
-def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
+def _keep(context: click.Context, option: click.Parameter, value: object) -> None:
     if value and option.name:
         setattr(context.ensure_object(Settings), option.name, value)
 

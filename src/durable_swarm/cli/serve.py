@@ -47,7 +47,7 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
     swarm = _loaded(settings, target)
     more = {name: options[name] for name in ("read_only", "max_body", "max_streams") if options[name] is not None}
 
-    def app_for(who: Any) -> Any:
+    def app_for(who: Any) -> object:
         return made(swarm, None, doors, who, console=not options["no_console"], **more)
 
     def ready(url: str) -> None:

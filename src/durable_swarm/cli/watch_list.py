@@ -80,8 +80,8 @@ class _Followed:
 
     def looks(self, ended: Callable[[float], bool]) -> Iterator[Sequence[Any]]:
         """Yield after each reading what is new or has changed; `ended` waits, and says whether to stop."""
-        mark: Any = None
-        known: dict[str, Any] = {}
+        mark: object = None
+        known: dict[str, object] = {}
         due = 0.0
         try:
             while True:

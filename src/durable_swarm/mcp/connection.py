@@ -64,7 +64,7 @@ class CallLost(Exception):
 class Connection:
     """A connection to one server; `source` is as in `mcp_tools`."""
 
-    def __init__(self, source: Any, auth: Any, timeout: float | None) -> None:
+    def __init__(self, source: Any, auth: object, timeout: float | None) -> None:
         self._source = source
         self._auth = auth
         self._timeout = timeout
@@ -78,7 +78,7 @@ class Connection:
     async def call(
         self,
         tool: str,
-        arguments: dict[str, Any],
+        arguments: dict[str, object],
         responses: InputResponses | None,
         state: str | None,
         meta: RequestParamsMeta,
@@ -109,7 +109,7 @@ class Connection:
     async def _call(
         self,
         tool: str,
-        arguments: dict[str, Any],
+        arguments: dict[str, object],
         responses: InputResponses | None,
         state: str | None,
         meta: RequestParamsMeta,
@@ -222,7 +222,7 @@ async def _on_background(work: Coroutine[Any, Any, T]) -> T:
     return await asyncio.wrap_future(on_background(work))
 
 
-def _auth_of(auth: Any) -> Any:
+def _auth_of(auth: object) -> Any:
     if not isinstance(auth, str):
         return auth
 
@@ -233,7 +233,7 @@ def _auth_of(auth: Any) -> Any:
     return bearer
 
 
-def label_of(source: Any) -> str:
+def label_of(source: object) -> str:
     """Return a short name of a server for people, without credentials."""
     if isinstance(source, str):
         url = urlsplit(source)

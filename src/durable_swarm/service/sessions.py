@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import Inspector
 from durable_swarm.engine.database import urls
@@ -90,7 +88,7 @@ class SessionList:
             updated_at=moment(state.updated_at),
         )
 
-    def _told(self, state: SessionState) -> tuple[list[Message], dict[str, Any], str | None]:
+    def _told(self, state: SessionState) -> tuple[list[Message], dict[str, object], str | None]:
         try:
             found = [messages for _, messages in newest_first(self._store, state.id)]
             context = self._store.sessions.context(state)
