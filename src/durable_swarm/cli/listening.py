@@ -9,7 +9,7 @@ import click
 
 from durable_swarm.cli.options import user_name
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 def listening(port: int, callers: str) -> Callable[[Command], Command]:

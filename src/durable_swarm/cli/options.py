@@ -6,11 +6,11 @@ import getpass
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 STARTS = "That program does whatever else it does when it starts, too."
 """A warning for commands that leave a run to a program."""

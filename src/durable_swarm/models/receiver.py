@@ -8,8 +8,8 @@ import inspect
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeGuard
 
 from pydantic import BaseModel
 
@@ -120,24 +120,24 @@ class StreamReceiver:
         if inspect.isawaitable(begun):
             return self._awaited(begun)
         self.begun = True
-        if is_stream(begun, "__iter__"):
+        if is_stream(begun):
             return self._iterated(begun)
-        return self._iterated_async(begun) if is_stream(begun, "__aiter__") else self._whole(begun)
+        return self._iterated_async(begun) if is_async_stream(begun) else self._whole(begun)
 
     async def _awaited(self, beginning: Awaitable[object]) -> Answer:
         begun = await beginning
         self.begun = True
         # Some streams can be read both ways; a caller that awaits them means the async one.
-        if is_stream(begun, "__aiter__"):
+        if is_async_stream(begun):
             return await self._iterated_async(begun)
-        return self._iterated(begun) if is_stream(begun, "__iter__") else self._whole(begun)
+        return self._iterated(begun) if is_stream(begun) else self._whole(begun)
 
     def _whole(self, completion: object) -> Answer:
         answer = whole(completion)
         self._shown.whole(answer.message)
         return answer
 
-    def _iterated(self, stream: Any) -> Answer:
+    def _iterated(self, stream: Iterable[object]) -> Answer:
         pieces = ReplyBuilder()
         try:
             for chunk in stream:
@@ -146,10 +146,10 @@ class StreamReceiver:
         finally:
             # An error of the stream says more than the error of closing it.
             with contextlib.suppress(Exception):
-                _closing(stream)()
+                closing(stream)()
         return self._whole_of(pieces)
 
-    async def _iterated_async(self, stream: Any) -> Answer:
+    async def _iterated_async(self, stream: AsyncIterable[object]) -> Answer:
         pieces = ReplyBuilder()
         try:
             async for chunk in stream:
@@ -157,7 +157,7 @@ class StreamReceiver:
                     await asyncio.sleep(pause)
         finally:
             with contextlib.suppress(Exception):
-                closed = _closing(stream)()
+                closed = closing(stream)()
                 if inspect.isawaitable(closed):
                     await closed
         return self._whole_of(pieces)
@@ -180,14 +180,24 @@ class StreamReceiver:
         return 0 if self._count <= EAGER or self._count % SELDOM == 0 else None
 
 
-def is_stream(begun: object, way: str) -> bool:
-    """Return True if it is to be iterated this way, and is not a whole completion."""
+def is_stream(begun: object) -> TypeGuard[Iterable[object]]:
+    """Return True if it is to be iterated, and is not a whole completion."""
+    return hasattr(begun, "__iter__") and not _is_whole(begun)
+
+
+def is_async_stream(begun: object) -> TypeGuard[AsyncIterable[object]]:
+    """Return True if it is to be iterated with `async for`, and is not a whole completion."""
+    return hasattr(begun, "__aiter__") and not _is_whole(begun)
+
+
+def _is_whole(begun: object) -> bool:
     # Completions that are pydantic models or dictionaries can be iterated too, and mocks in both ways.
     if isinstance(begun, str | bytes | Mapping | BaseModel):
-        return False
-    return hasattr(begun, way) and not isinstance(getattr(begun, "choices", None), list | tuple)
+        return True
+    return isinstance(getattr(begun, "choices", None), list | tuple)
 
 
-def _closing(stream: object) -> Callable[[], object]:
+def closing(stream: object) -> Callable[[], object]:
+    """Return the function that closes a stream; one that does nothing if it has none."""
     found = getattr(stream, "close", None) or getattr(stream, "aclose", None)
     return found if callable(found) else lambda: None

@@ -6,12 +6,12 @@ import contextlib
 import importlib
 import importlib.util
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from durable_swarm.awaitables import settled
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.models.receiver import is_stream
+from durable_swarm.models.receiver import is_async_stream
 from durable_swarm.models.wire import addressed
 from durable_swarm.providers.clients import Provider
 
@@ -60,7 +60,7 @@ class AnyLLM(Provider):
         given = {name: value for name, value in request.items() if value is not None}
         with _own_errors():
             answer = await self._llm(provider).acompletion(model=model, messages=messages, **given)
-        return _read(answer) if is_stream(answer, "__aiter__") else answer
+        return _read(answer) if is_async_stream(answer) else answer
 
     def _split(self, model: str) -> tuple[str, str]:
         if self._provider is not None:
@@ -92,7 +92,7 @@ def _own_errors() -> Iterator[None]:
         raise
 
 
-async def _read(stream: Any) -> AsyncIterator[object]:
+async def _read(stream: AsyncIterable[object]) -> AsyncIterator[object]:
     try:
         with _own_errors():
             async for chunk in stream:

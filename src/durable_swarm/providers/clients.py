@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -105,12 +105,12 @@ async def ask_async(client: object, request: dict[str, Any]) -> Any:
     answer = await asyncio.to_thread(create, **arguments)
     if is_awaitable(answer):
         return await answer
-    return _from_thread(answer) if is_stream(answer, "__iter__") else answer
+    return _from_thread(answer) if is_stream(answer) else answer
 
 
-async def _from_thread(stream: Any) -> AsyncIterator[object]:
+async def _from_thread(stream: Iterable[object]) -> AsyncIterator[object]:
     """Read a plain stream in threads."""
-    chunks: Iterator[object] = iter(stream)
+    chunks = iter(stream)
     try:
         while True:
             chunk = await asyncio.to_thread(next, chunks, _END)

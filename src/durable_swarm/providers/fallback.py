@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from durable_swarm.awaitables import is_awaitable, settled
@@ -13,7 +13,7 @@ from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, safe_text
 from durable_swarm.models.call import current_model_call
 from durable_swarm.models.provider_errors import status_of, transient
-from durable_swarm.models.receiver import is_stream
+from durable_swarm.models.receiver import closing, is_async_stream, is_stream
 from durable_swarm.models.reply import field, refuse_error
 from durable_swarm.models.retry import DEFAULT_RETRIES
 from durable_swarm.models.stream import BrokenStream, whole
@@ -68,7 +68,7 @@ class Fallback(Provider):
                 answer = create(**arguments)
                 if is_awaitable(answer):  # A client that does not show beforehand that it is async.
                     return self._awaited(at, answer, request)
-                return self._stream(at, answer) if is_stream(answer, "__iter__") else self._whole(at, answer)
+                return self._stream(at, answer) if is_stream(answer) else self._whole(at, answer)
             except Exception as error:
                 at = self._next(at, error)
 
@@ -81,9 +81,9 @@ class Fallback(Provider):
             try:
                 place = self._places[at]
                 answer = await (ask_async(place.client, self._request(at, request)) if begun is None else begun)
-                if is_stream(answer, "__aiter__"):
+                if is_async_stream(answer):
                     return await self._stream_async(at, answer)
-                return self._stream(at, answer) if is_stream(answer, "__iter__") else self._whole(at, answer)
+                return self._stream(at, answer) if is_stream(answer) else self._whole(at, answer)
             except Exception as error:
                 at, begun = self._next(at, error), None
 
@@ -117,7 +117,7 @@ class Fallback(Provider):
         if call is not None and model is not None:
             call.notes["model"] = model
 
-    def _stream(self, at: int, stream: Any) -> Iterator[object]:
+    def _stream(self, at: int, stream: Iterable[object]) -> Iterator[object]:
         """Return the stream of place `at` once its message has begun."""
         chunks, first = iter(stream), _Beginning()
         for chunk in chunks:
@@ -126,7 +126,7 @@ class Fallback(Provider):
         self._note(at)
         return self._chunks(at, stream, first.checked(), chunks)
 
-    def _chunks(self, at: int, stream: Any, first: Sequence[object], rest: Iterator[object]) -> Iterator[object]:
+    def _chunks(self, at: int, stream: object, first: Sequence[object], rest: Iterator[object]) -> Iterator[object]:
         try:
             yield from first
             yield from rest
@@ -135,9 +135,9 @@ class Fallback(Provider):
             raise
         finally:
             with contextlib.suppress(Exception):
-                stream.close()
+                closing(stream)()
 
-    async def _stream_async(self, at: int, stream: Any) -> AsyncIterator[object]:
+    async def _stream_async(self, at: int, stream: AsyncIterable[object]) -> AsyncIterator[object]:
         chunks, first = aiter(stream), _Beginning()
         async for chunk in chunks:
             if first.take(chunk):
@@ -157,10 +157,8 @@ class Fallback(Provider):
             self._broke(at)
             raise
         finally:
-            close = getattr(stream, "close", None) or getattr(stream, "aclose", None)
             with contextlib.suppress(Exception):
-                if callable(close):
-                    await settled(close())
+                await settled(closing(stream)())
 
     def _broke(self, at: int) -> None:
         """Record that a partly shown stream broke off: the next client makes the call again."""

@@ -23,7 +23,7 @@ log = logging.getLogger("durable_swarm")
 
 
 async def needs_approval(
-    function: Any, settings: ToolSettings, arguments: Mapping[str, object], waits: Runtime
+    function: Callable[..., object], settings: ToolSettings, arguments: Mapping[str, object], waits: Runtime
 ) -> tuple[bool, str]:
     """Return whether a person must approve a call with these arguments, and the reason if the rule failed."""
     rule = settings.approval
@@ -43,7 +43,9 @@ async def needs_approval(
         return True, why
 
 
-def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | None = None) -> RequestSpec:
+def approval_of(
+    function: Callable[..., object], call: Call, current: CurrentCall, same_as: int | None = None
+) -> RequestSpec:
     """Return the approval request for a call: exactly the tool and the arguments.
 
     `same_as` is the number of the step whose call this one repeats.
@@ -84,7 +86,7 @@ def _asked(current: CurrentCall, *, kind: Kind, name: str, question: str, **more
     return request_of(current, id=f"{current.idempotency_key}/{name}", kind=kind, question=question, **more)
 
 
-def back_off(function: Any, arguments: Mapping[str, object]) -> str:
+def back_off(function: Callable[..., object], arguments: Mapping[str, object]) -> str:
     """Return why the tool, as its code is now, does not take these arguments; '' if it does."""
     try:
         check_arguments(function, json.dumps(arguments))
@@ -93,14 +95,14 @@ def back_off(function: Any, arguments: Mapping[str, object]) -> str:
     return ""
 
 
-def refuse_misfit(function: object, request_id: str, arguments: Mapping[str, object]) -> None:
+def refuse_misfit(function: Callable[..., object], request_id: str, arguments: Mapping[str, object]) -> None:
     """Check that the tool takes the approved arguments. Raises `InvalidAnswer`."""
     if problem := back_off(function, arguments):
         raise InvalidAnswer(f"the approval does not fit: {problem}", request_id=request_id)
 
 
 async def approved(
-    asked: RequestSpec, function: object, call: Call, people: People, waits: Runtime
+    asked: RequestSpec, function: Callable[..., object], call: Call, people: People, waits: Runtime
 ) -> tuple[Call, Outcome | None]:
     """Wait for the decision about a call; return the call as approved, or the outcome of a rejection."""
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ from durable_swarm.types import AgentLike, Message, Repeat, Result, ToolSettings
 from durable_swarm.validation import check_name
 
 
-def find_tool(agent: AgentLike, name: str) -> Any | None:
+def find_tool(agent: AgentLike, name: str) -> Callable[..., object] | None:
     """Return the agent's tool of that name, the last one if there are several, or None."""
     return next((function for function in reversed(functions_of(agent)) if tool_name(function) == name), None)
 
@@ -144,7 +144,7 @@ async def _plan(agent: AgentLike, call: dict[str, Any], waits: Runtime) -> dict[
     name = call["function"]["name"]
     function = find_tool(agent, name)
     if function is None:
-        return {"plan": "tell", "text": f"Error: Tool {name[:100]} not found. {_offered(agent)}"}
+        return {"plan": "tell", "text": not_found(agent, name)}
     try:
         arguments = check_arguments(function, call["function"]["arguments"])
     except BadArguments as error:
@@ -156,13 +156,14 @@ async def _plan(agent: AgentLike, call: dict[str, Any], waits: Runtime) -> dict[
     return {"plan": "step" if alone else "flow", "effect": settings.effect, "approval": approval, "why": why}
 
 
-def _offered(agent: AgentLike) -> str:
-    """Return a sentence that names the agent's tools, because a small model learns nothing from less."""
+def not_found(agent: AgentLike, name: str) -> str:
+    """Return the text for the model in place of a call of a tool that the agent does not have.
+
+    It names the agent's tools, because a small model learns nothing from less.
+    """
     names = list(dict.fromkeys(map(tool_name, functions_of(agent))))
-    if not names:
-        return "You have no tools."
     shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
-    return f"Your tools are: {shown}."
+    return f"Error: Tool {name[:100]} not found. " + (f"Your tools are: {shown}." if names else "You have no tools.")
 
 
 Cast = dict[str, AgentLike]
@@ -170,7 +171,7 @@ Cast = dict[str, AgentLike]
 
 
 async def call_tool(
-    function: Any,
+    function: Callable[..., object],
     call: Call,
     context: dict[str, object],
     here: Inside,
@@ -217,7 +218,7 @@ async def _told(making: Awaitable[Outcome], tell_errors: bool, limited_by: Colle
 
 
 async def invoke(
-    function: Any,
+    function: Callable[..., object],
     call: Call,
     context: Mapping[str, object],
     here: Inside,

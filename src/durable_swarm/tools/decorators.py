@@ -23,7 +23,7 @@ from durable_swarm.tools.inside import IN_MEMORY
 from durable_swarm.types import TOOL_NAME, Effect, Repeat, ToolSettings, note_settings, settings_of, tool_name
 from durable_swarm.validation import check_name, check_seconds, check_whole
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 _NOT_GIVEN: object = object()
 
 
