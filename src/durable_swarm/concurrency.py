@@ -46,7 +46,7 @@ class Pool(Protocol):
 class BlockingRuntime:
     """Waits in the calling thread; async functions run on a background loop meanwhile."""
 
-    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def call(self, function: Callable[..., Any], *args: object, **kwargs: object) -> object:
         with ends.carrying():
             with user_scope():
                 result = function(*args, **kwargs)
@@ -66,7 +66,7 @@ class LoopRuntime:
     def __init__(self, pool: Pool | None = None) -> None:
         self._pool = pool
 
-    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def call(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
         with ends.carrying():
             if is_async(function):
                 return await _apart(settled(function(*args, **kwargs)))
@@ -78,7 +78,7 @@ class LoopRuntime:
         await asyncio.sleep(seconds)
 
 
-def _plain(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def _plain(function: Callable[..., T], *args: object, **kwargs: object) -> T:
     try:
         with ends.carrying(), user_scope():
             return function(*args, **kwargs)
@@ -97,7 +97,7 @@ async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple
         return None, error
 
 
-async def _apart(awaitable: Awaitable[Any]) -> Any:
+async def _apart(awaitable: Awaitable[object]) -> object:
     return result_of(await apart(contained(settled(awaitable))))
 
 
@@ -170,9 +170,9 @@ class CallerThreadExecutor:
                 if job is not None:
                     threads().submit(job)
 
-    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., object], /, *args: object) -> Future[Any]:
         """Schedule a call of the function in the waiting thread."""
-        future: Future[Any] = Future()
+        future: Future[object] = Future()
         begun = threading.Lock()
 
         def job() -> None:
@@ -283,7 +283,7 @@ class Beside:
         self._running.cancel()
 
 
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
+async def in_thread(function: Callable[..., T], *args: object) -> T:
     """Await a short plain function of this package in a thread; without an event loop to keep free, call it here.
 
     The thread is one of the few `errands`, because none of these functions waits for a run.
@@ -293,7 +293,7 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     return await asyncio.wrap_future(begin(errands(), contextvars.copy_context().run, function, *args))
 
 
-def begin(pool: Pool, function: Callable[..., T], *args: Any) -> Future[T]:
+def begin(pool: Pool, function: Callable[..., T], *args: object) -> Future[T]:
     """Schedule a call in a pool. Raises `Unable` if it can start nothing more, because the interpreter is ending."""
     try:
         return pool.submit(function, *args)

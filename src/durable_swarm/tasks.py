@@ -59,7 +59,7 @@ class _Task(asyncio.Task[T]):
         self.is_cancelled_from_outside = False
         super().__init__(coroutine, context=self._home, **options)
 
-    def cancel(self, msg: Any | None = None) -> bool:
+    def cancel(self, msg: object | None = None) -> bool:
         """Request the task's cancellation; return False if it has ended, or if the caller may not cancel it."""
         canceller, own = _scope.get(), self._home.get(_scope, ())
         if self._is_protected and own[: len(canceller)] != canceller:
