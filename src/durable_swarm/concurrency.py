@@ -16,19 +16,31 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from durable_swarm import ends
 from durable_swarm.awaitables import is_async, is_awaitable, settled
 from durable_swarm.background import background_loop, errands, on_background, threads
 from durable_swarm.tasks import apart, user_scope
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Calls(Protocol):
+    """Calls functions that may block."""
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function, plain or async, and return its result."""
 
 
 class Runtime(Protocol):
     """Calls functions that may block, and lets time pass."""
 
+    @overload
+    async def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function, plain or async, and return its result."""
 
@@ -39,14 +51,14 @@ class Runtime(Protocol):
 class Pool(Protocol):
     """Executes plain functions; an `Executor` is a pool."""
 
-    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., T], /, *args: object) -> Future[T]:
         """Schedule a call of the function."""
 
 
 class BlockingRuntime:
     """Waits in the calling thread; async functions run on a background loop meanwhile."""
 
-    async def call(self, function: Callable[..., Any], *args: object, **kwargs: object) -> object:
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with ends.carrying():
             with user_scope():
                 result = function(*args, **kwargs)
@@ -66,7 +78,7 @@ class LoopRuntime:
     def __init__(self, pool: Pool | None = None) -> None:
         self._pool = pool
 
-    async def call(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> Any:
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with ends.carrying():
             if is_async(function):
                 return await _apart(settled(function(*args, **kwargs)))
@@ -170,9 +182,9 @@ class CallerThreadExecutor:
                 if job is not None:
                     threads().submit(job)
 
-    def submit(self, function: Callable[..., object], /, *args: object) -> Future[Any]:
+    def submit(self, function: Callable[..., T], /, *args: object) -> Future[T]:
         """Schedule a call of the function in the waiting thread."""
-        future: Future[object] = Future()
+        future: Future[T] = Future()
         begun = threading.Lock()
 
         def job() -> None:

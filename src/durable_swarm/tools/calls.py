@@ -16,7 +16,7 @@ from typing import Any
 
 from durable_swarm import ends
 from durable_swarm.codec import mended_text, mended_values
-from durable_swarm.concurrency import Runtime
+from durable_swarm.concurrency import Calls, Runtime
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, LimitReached, ToolError, safe_text
 from durable_swarm.limits import words_of
@@ -224,7 +224,7 @@ async def invoke(
     here: Inside,
     *,
     cast: Cast,
-    waits: Runtime,
+    waits: Calls,
     **given: object,
 ) -> Outcome:
     """Call a tool with the model's arguments and the `given` ones. Raises the tool's exceptions and `BadArguments`."""
