@@ -8,11 +8,11 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from durable_swarm.tasks import protect
+from durable_swarm.tasks import Coro, protect
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ class Background:
                 self._thread.start()
             return self._loop
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def submit(self, coroutine: Coro[T]) -> Future[T]:
         """Run a coroutine on the loop, in the caller's context."""
         with self._lock:
             self.hold()
@@ -206,7 +206,7 @@ def background() -> Background:
     return _background
 
 
-def on_background(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+def on_background(coroutine: Coro[T]) -> Future[T]:
     """Run a coroutine on the process's own event loop, in the caller's context."""
     return _background.submit(coroutine)
 

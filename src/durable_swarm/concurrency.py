@@ -13,7 +13,7 @@ import contextvars
 import functools
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
 from durable_swarm import ends
 from durable_swarm.awaitables import is_async, is_awaitable, settled
 from durable_swarm.background import background_loop, errands, on_background, threads
-from durable_swarm.tasks import apart, user_scope
+from durable_swarm.tasks import Coro, apart, user_scope
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def _plain(function: Callable[..., T], *args: object, **kwargs: object) -> T:
         raise RuntimeError("coroutine raised StopIteration") from error
 
 
-async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple[None, BaseException]:
+async def contained(coroutine: Coro[T]) -> tuple[T, None] | tuple[None, BaseException]:
     """Await the coroutine; return its result, or an exception that would end the loop (SystemExit) or change type."""
     try:
         return await coroutine, None
@@ -137,7 +137,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+def finish(coroutine: Coro[T]) -> T:
     """Run a coroutine over `BlockingRuntime` to its end in this thread."""
     try:
         coroutine.send(None)
@@ -235,7 +235,7 @@ class CallerThreadExecutor:
                 job()
 
 
-def beside(make: Callable[[Runtime], Coroutine[Any, Any, T]], home: CallerThreadExecutor | None = None) -> T:
+def beside(make: Callable[[Runtime], Coro[T]], home: CallerThreadExecutor | None = None) -> T:
     """Run `make(waits)` on the background loop, in the caller's context, and block this thread until it is done.
 
     The plain functions it calls run meanwhile in this thread, as `home`.
@@ -245,7 +245,7 @@ def beside(make: Callable[[Runtime], Coroutine[Any, Any, T]], home: CallerThread
         return result_of(here.wait(running))
 
 
-def block(coroutine: Coroutine[Any, Any, T]) -> T:
+def block(coroutine: Coro[T]) -> T:
     """Run a coroutine on the background loop, in the caller's context, and block this thread until it is done.
 
     Ctrl+C ends the wait and cancels the coroutine.
@@ -276,7 +276,7 @@ async def _awaited(awaitable: Awaitable[T]) -> T:
 class Beside:
     """Work beside what the code that began it does meanwhile: on its event loop, or if it has none on our own."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, work: Coro[Any]) -> None:
         loop = running_loop()
         self._running = on_background(kept(work)) if loop is None else loop.create_task(kept(work))
 

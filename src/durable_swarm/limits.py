@@ -91,10 +91,12 @@ def check_limits(limits: object) -> Limits | None:
     return limits
 
 
-def dollars(name: str, value: Any) -> Decimal:
+def dollars(name: str, value: object) -> Decimal:
     """Return an amount of US dollars as a Decimal. Raises `ConfigurationError`."""
     try:
-        amount = Decimal(repr(value) if isinstance(value, float) else value) if not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, Decimal | int | float | str):
+            raise TypeError
+        amount: Decimal | None = Decimal(repr(float(value)) if isinstance(value, float) else value)
     except (InvalidOperation, TypeError, ValueError):
         amount = None
     if amount is None or not amount.is_finite() or amount < 0:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from durable_swarm.cli.options import user_name
+
+if TYPE_CHECKING:
+    from durable_swarm.server.guard import Access
+    from durable_swarm.server.serving import Served
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -55,8 +59,8 @@ def check_proxy(options: Mapping[str, object]) -> None:
 
 
 def listen(
-    app_for: Callable[[Any], Any],
-    access: Callable[..., object],
+    app_for: Callable[[Access], Served],
+    access: type[Access],
     hosts: Sequence[str],
     port: int,
     options: dict[str, Any],

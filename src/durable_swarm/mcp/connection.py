@@ -11,7 +11,7 @@ import contextlib
 import logging
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -36,6 +36,7 @@ from durable_swarm.background import on_background
 from durable_swarm.concurrency import block, kept
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, safe_text
+from durable_swarm.tasks import Coro
 
 log = logging.getLogger("durable_swarm")
 
@@ -218,7 +219,7 @@ class _Open:
         await asyncio.wait([self._work], timeout=CLOSING)
 
 
-async def _on_background(work: Coroutine[Any, Any, T]) -> T:
+async def _on_background(work: Coro[T]) -> T:
     return await asyncio.wrap_future(on_background(work))
 
 

@@ -35,9 +35,9 @@ def can_stand_in(client: object) -> bool:
     return type(connections).__name__ == "AsyncHttpxClientWrapper" and _is_untouched(connections)
 
 
-def _is_untouched(connections: Any) -> bool:
+def _is_untouched(connections: object) -> bool:
     """Return True if nothing of the program or of a tracer is called on the way to the provider."""
-    hooks = [hook for hooks in connections.event_hooks.values() for hook in hooks]
+    hooks = [hook for hooks in getattr(connections, "event_hooks", {}).values() for hook in hooks]
     transports = [getattr(connections, "_transport", None), *filter(None, getattr(connections, "_mounts", {}).values())]
     usual = all(
         type(transport).__name__ == "AsyncHTTPTransport" and "handle_async_request" not in vars(transport)

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any, Self
 
@@ -41,11 +41,12 @@ from durable_swarm.swarm.memory_requests import MemoryInbox
 from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySession, MemoryTurn
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.swarm.session import Session, check_session
+from durable_swarm.tasks import Coro
 from durable_swarm.tools.context import calling
 from durable_swarm.types import AgentLike, Response
 from durable_swarm.validation import LONGEST_ID, check_name, check_whole
 
-StreamedRun = Callable[[Runtime, Any, Channel], Coroutine[Any, Any, Response]]
+StreamedRun = Callable[[Runtime, Any, Channel], Coro[Response]]
 """Executes a run with a way to wait and a client, and passes what its model says to a channel."""
 
 

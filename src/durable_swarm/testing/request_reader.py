@@ -47,14 +47,15 @@ def results_in(request: Mapping[str, object]) -> list[tuple[str, str]]:
     return [(names.get(message.get("tool_call_id"), ""), text_of(message)) for message in messages[start:]]
 
 
-def offers_in(request: dict[str, Any]) -> list[str]:
+def offers_in(request: Mapping[str, object]) -> list[str]:
     """Return the names of the available tools."""
     return [str(function.get("name")) for function in functions_in(request)]
 
 
-def functions_in(request: dict[str, Any]) -> list[dict[str, Any]]:
+def functions_in(request: Mapping[str, object]) -> list[dict[str, Any]]:
     """Return the functions of the available tools: name, description and parameters of each, as far as it has them."""
-    functions = [tool.get("function") for tool in request.get("tools") or () if isinstance(tool, dict)]
+    tools = request.get("tools")
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     return [function for function in functions if isinstance(function, dict)]
 
 
@@ -75,8 +76,9 @@ def short(text: str, length: int = 200) -> str:
     return text if len(text) <= length else text[:length] + "…"
 
 
-def calls_in(message: dict[str, Any]) -> list[tuple[Any, str]]:
+def calls_in(message: Mapping[str, object]) -> list[tuple[object, str]]:
     """Return id and function name of each tool call."""
     calls = message.get("tool_calls")
-    functions = [(call.get("id"), call.get("function")) for call in calls or () if isinstance(call, dict)]
+    known = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    functions = [(call.get("id"), call.get("function")) for call in known]
     return [(made, str(function.get("name"))) for made, function in functions if isinstance(function, dict)]

@@ -69,7 +69,7 @@ def scripted(completion: Completion, body: dict[str, Any], name: str, turn: int)
     return Scripted(name, whole, [*_events(whole)])
 
 
-def _echoed(body: dict[str, Any]) -> dict[str, object]:
+def _echoed(body: Mapping[str, Any]) -> dict[str, object]:
     """Return the request's values that a response repeats."""
     tools = [{"strict": None, **tool} for tool in body.get("tools") or ()]
     repeated = ("instructions", "max_output_tokens", "metadata", "reasoning", "temperature", "text", "top_p")

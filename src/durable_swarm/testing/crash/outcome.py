@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from durable_swarm.engine.api.inspector import NoRuns
 from durable_swarm.service import Query, RunDetail, open_runs
@@ -21,7 +20,7 @@ MANY = 1000
 class Outcome:
     """The compared data: the program's return value, its runs (oldest first), and its effects."""
 
-    value: Any = None
+    value: object = None
     runs: list[RunDetail] = field(default_factory=list)
     effects: list[Entry] = field(default_factory=list)
 

@@ -64,7 +64,9 @@ class Child:
     def receive(self, seconds: float) -> Any:
         """Wait for the next message of the process; None if it ended without one. Raises TimeoutError."""
         # For both: another child may have inherited its end of the connection.
-        waited_for: list[Any] = [self.answer] if self.code() is not None else [self.answer, self._process.sentinel]
+        waited_for: list[Connection | int] = [self.answer]
+        if self.code() is None:
+            waited_for.append(self._process.sentinel)
         if not multiprocessing.connection.wait(waited_for, seconds):
             raise TimeoutError
         try:

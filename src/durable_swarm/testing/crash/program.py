@@ -90,7 +90,7 @@ class End:
     """The end of an execution: a value, an error, a kill, or none. `passed` are its boundaries."""
 
     how: Literal["returned", "raised", "killed", "hung"]
-    value: Any = None
+    value: object = None
     passed: tuple[str, ...] = ()
     times: tuple[float, ...] = ()
     """The time when each boundary was reached, in seconds."""
@@ -177,7 +177,7 @@ def _imported(scenario: Scenario) -> object:
     return module if same else None
 
 
-def plain(value: object) -> Any:
+def plain(value: object) -> object:
     """Return a scenario's return value as comparable data; for other objects their class and attributes."""
     if isinstance(value, Response):
         agent = None if value.agent is None else value.agent.name
