@@ -63,7 +63,7 @@ class People(Protocol):
 
 
 class RequestFields(TypedDict, total=False):
-    """What a request may have beside its question: fields of `RequestSpec`."""
+    """The fields of a request beside its question, as in `RequestSpec`."""
 
     choices: list[str] | None
     arguments: dict[str, Any] | None
