@@ -239,6 +239,26 @@ def test_usage_is_what_was_counted(counted: dict[str, Any], usage: tuple[int, in
     assert found == (None if usage is None else Usage(requests=1, **dict(zip(names, usage, strict=True))))
 
 
+@pytest.mark.parametrize(
+    "choices", [object(), SimpleNamespace(message={"content": "Hi"}), 1, {"message": {"content": "Hi"}}]
+)
+def test_choices_that_are_no_list_are_no_answer(choices: object) -> None:
+    """An answer whose choices are not a list ends in an error that says so, not in a bare TypeError."""
+    answer = SimpleNamespace(choices=choices)
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=lambda **_: answer)))
+    with pytest.raises(ModelError, match="the provider's answer has no message"):
+        ask(client)
+
+
+@pytest.mark.parametrize("calls", [object(), SimpleNamespace(name="add"), 1])
+def test_tool_calls_that_are_no_list_are_no_answer(calls: object) -> None:
+    """A message whose tool calls are not a list ends in an error that says so, not in a bare TypeError."""
+    answer = namespaces({"choices": [{"message": {"content": None, "tool_calls": calls}}]})
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=lambda **_: answer)))
+    with pytest.raises(ModelError, match="the provider's answer has no message"):
+        ask(client)
+
+
 @pytest.mark.parametrize("on_loop", [False, True])
 def test_pauses_double_up_to_a_bound(on_loop: bool) -> None:
     """Without Retry-After the pauses are half a second, doubling up to eight, each up to a quarter shorter."""

@@ -122,7 +122,15 @@ def test_reasoning_comes_back_as_it_was_given() -> None:
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "answers no tool call"),
         ({"input": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "content[0].type"),
         ({"input": [{"role": "assistant", "content": [{"type": "input_text", "text": "x"}]}]}, "output_text"),
+        ({"input": [{"role": "user", "content": ["x"]}]}, "Invalid type for 'input[0].content[0]'"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 5}]}]}, "content[0].text"),
         ({"input": 5}, "Missing required parameter: 'input'"),
+        ({"extra_body": {"text": "short"}}, "Invalid type for 'text'"),
+        ({"extra_body": {"reasoning": "high"}}, "Invalid type for 'reasoning'"),
+        ({"extra_body": {"tools": {"name": "f"}}}, "Invalid type for 'tools'"),
+        ({"extra_body": {"tools": ["f"]}}, "Invalid type for 'tools[0]'"),
+        ({"extra_body": {"tool_choice": ["f"]}}, "Invalid type for 'tool_choice'"),
+        ({"text": {"format": "json_schema"}}, "Invalid type for 'text.format'"),
     ],
 )
 def test_what_the_api_refuses_is_refused(more: dict[str, Any], why: str) -> None:

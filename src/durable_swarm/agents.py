@@ -22,7 +22,7 @@ from durable_swarm.errors import AmbiguousAgent, UnknownAgent
 from durable_swarm.toolsets import Toolset, functions_of
 from durable_swarm.types import AgentLike, agent_defined
 
-_sources: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_sources: weakref.WeakKeyDictionary[object, str] = weakref.WeakKeyDictionary()
 _live: dict[int, Callable[[], AgentLike | None]] = {}
 _watchers: list[Callable[[str], None]] = []
 _lock = threading.Lock()
@@ -152,7 +152,7 @@ def fingerprint(agent: AgentLike) -> str:
     return hashlib.sha256(dumps(definition).encode()).hexdigest()[:12]
 
 
-def _source(instructions: Any) -> str:
+def _source(instructions: object) -> str:
     """Return the source of the prompt: its text, or the code that makes it (its text varies with the context)."""
     if not callable(instructions):
         return str(instructions)

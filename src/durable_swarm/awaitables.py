@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def is_async(function: Any) -> bool:
+def is_async(function: object) -> bool:
     """Return True if calling the function returns a coroutine; sees through partials and callable objects."""
     while isinstance(function, functools.partial):
         function = function.func
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-def is_generator(function: Any) -> bool:
+def is_generator(function: object) -> bool:
     """Return True if calling the function returns a generator, plain or async, and executes none of its code."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -27,19 +27,19 @@ def is_generator(function: Any) -> bool:
     return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in called)
 
 
-def is_awaitable(value: Any) -> bool:
+def is_awaitable(value: object) -> bool:
     """Return True for a pending result: a coroutine, a task, a future of a loop or of a thread."""
     return inspect.isawaitable(value) or isinstance(value, Future)
 
 
-async def settled(value: Any) -> Any:
+async def settled(value: object) -> object:
     """Return the value after awaiting it until nothing is left to await: an async function may return a task."""
     while is_awaitable(value):
         value = await _here(value)
     return value
 
 
-def _here(value: Any) -> Awaitable[Any]:
+def _here(value: Any) -> Awaitable[object]:
     """Return an awaitable for the running loop: futures may belong to a thread, or to another loop."""
     if isinstance(value, Future):
         return asyncio.wrap_future(value)

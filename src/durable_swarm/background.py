@@ -8,11 +8,11 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from durable_swarm.tasks import protect
+from durable_swarm.tasks import Coro, protect
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class Threads:
         self._busy = self._most = 0
 
     def submit(
-        self, function: Callable[..., T], /, *args: Any, context: contextvars.Context | None = None
+        self, function: Callable[..., T], /, *args: object, context: contextvars.Context | None = None
     ) -> Future[T]:
         """Call the function in a thread. Raises RuntimeError if the program is ending."""
         future: Future[T] = Future()
@@ -90,7 +90,7 @@ class Threads:
 class _ForLoop(ThreadPoolExecutor):
     """The threads for plain functions, as the default executor of a loop of ours; loops accept only this class."""
 
-    def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+    def submit(self, function: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
         return threads().submit(functools.partial(function, *args, **kwargs))
 
 
@@ -109,7 +109,7 @@ class Background:
         self._thread: threading.Thread | None = None
         self._users = 0
         self._leaving = False
-        self._bound: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._bound: weakref.WeakSet[object] = weakref.WeakSet()
 
     def loop(self) -> asyncio.AbstractEventLoop:
         """Return the running loop."""
@@ -123,7 +123,7 @@ class Background:
                 self._thread.start()
             return self._loop
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def submit(self, coroutine: Coro[T]) -> Future[T]:
         """Run a coroutine on the loop, in the caller's context."""
         with self._lock:
             self.hold()
@@ -144,13 +144,13 @@ class Background:
             if self._leaving and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._end)
 
-    def bind(self, thing: Any) -> None:
+    def bind(self, thing: object) -> None:
         """Record that an object has connections that only this loop can use: the loop stays as long as the object."""
         with self._lock:
             self._bound.add(thing)
             self._leaving = False
 
-    def unbind(self, thing: Any) -> None:
+    def unbind(self, thing: object) -> None:
         """Record that an object has no connections any more; the code that closed them releases the loop."""
         with self._lock:
             self._bound.discard(thing)
@@ -206,7 +206,7 @@ def background() -> Background:
     return _background
 
 
-def on_background(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+def on_background(coroutine: Coro[T]) -> Future[T]:
     """Run a coroutine on the process's own event loop, in the caller's context."""
     return _background.submit(coroutine)
 

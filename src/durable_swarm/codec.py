@@ -39,7 +39,7 @@ _LONE = re.compile("[\ud800-\udfff]")
 _PLAIN_BITS = 2000
 """Longer integers are stored in hexadecimal: Python may be set to refuse decimals of more than 640 digits."""
 
-_READERS: dict[str, Callable[[Any], Any]] = {
+_READERS: dict[str, Callable[[Any], object]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "time": time.fromisoformat,
@@ -105,7 +105,7 @@ class Codec(Protocol):
         """Return the fields again. Gets a dictionary if the record was stored without a codec, or by another one."""
 
 
-def encode(value: Any, path: str = "value") -> Any:
+def encode(value: object, path: str = "value") -> Any:
     """Return `value` as plain JSON data (dict, list, str, int, float, bool, None).
 
     `path` names the value in error messages. Raises `NotSerializable`, naming the path of the part without a JSON form.
@@ -157,12 +157,12 @@ def mended(value: Any, depth: int = MAX_DEPTH) -> Any:
     return value
 
 
-def mended_values(context: Mapping[str, Any]) -> dict[str, Any]:
+def mended_values(context: Mapping[str, object]) -> dict[str, Any]:
     """Return context variables with all texts in their values repaired; names stay, because code looks for them."""
     return {key: mended(value) for key, value in context.items()}
 
 
-def _encode(value: Any, path: str, depth: int) -> Any:
+def _encode(value: Any, path: str, depth: int) -> object:
     kind = type(value)
     if value is None or kind is bool:
         return value
@@ -192,7 +192,7 @@ def _encode(value: Any, path: str, depth: int) -> Any:
 _CONTAINERS = frozenset({list, tuple, set, frozenset, dict})
 
 
-def _encode_container(value: Any, path: str, depth: int) -> Any:
+def _encode_container(value: Any, path: str, depth: int) -> object:
     if depth < 0:
         raise NotSerializable(f"{path[:100]}… is nested deeper than {MAX_DEPTH} levels, or contains itself", path=path)
     if type(value) is dict:
@@ -205,7 +205,7 @@ def _encode_container(value: Any, path: str, depth: int) -> Any:
     return _tagged(type(value).__name__, sorted((_encode(item, path, depth) for item in value), key=dumps))
 
 
-def _encode_dict(value: dict[Any, Any], path: str, depth: int) -> Any:
+def _encode_dict(value: dict[object, object], path: str, depth: int) -> object:
     if all(type(key) is str and key != TAG and storable(key) for key in value):
         return {key: _encode(item, f"{path}[{key!r}]", depth) for key, item in value.items()}
     return _tagged(
@@ -221,11 +221,11 @@ def storable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _tagged(name: str, value: Any) -> dict[str, Any]:
+def _tagged(name: str, value: object) -> dict[str, object]:
     return {TAG: name, "value": value}
 
 
-def decode(data: Any) -> Any:
+def decode(data: object) -> Any:
     """Return the value that `encode` was given. Raises ValueError for data that this version's `encode` never wrote."""
     if type(data) is dict:
         if TAG in data:
@@ -239,7 +239,7 @@ def decode(data: Any) -> Any:
 _NESTED = frozenset({dict, list})
 
 
-def _read(data: dict[str, Any]) -> Any:
+def _read(data: Mapping[str, object]) -> object:
     name = data[TAG]
     if type(name) is not str or name not in _READERS:
         raise ValueError(f"unknown stored type {name!r}; was it written by a newer version?")
@@ -249,11 +249,11 @@ def _read(data: dict[str, Any]) -> Any:
         raise ValueError(f"a stored {name} cannot be read: {error!r}") from error
 
 
-def dumps(data: Any) -> str:
+def dumps(data: object) -> str:
     """Return JSON data as compact text, the same text for equal data."""
     return json.dumps(data, separators=(",", ":"), sort_keys=True)
 
 
-def round_trip(value: Any, path: str = "value") -> Any:
+def round_trip(value: object, path: str = "value") -> Any:
     """Return `value` as it would come back from a checkpoint, sharing no object with the original."""
     return decode(encode(value, path))

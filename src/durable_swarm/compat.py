@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from importlib.machinery import ModuleSpec
@@ -104,14 +104,14 @@ def _contents(durable: bool) -> dict[str, dict[str, Any]]:
     }
 
 
-def _openai_type(name: str) -> Any:
+def _openai_type(name: str) -> object:
     """Return an openai type that Swarm re-exports; imported only now, since openai takes long to import."""
     if name not in _OPENAI_NAMES:
         raise AttributeError(f"this module of swarm has no attribute {name!r}")
     return getattr(importlib.import_module(_OPENAI_NAMES[name]), name)
 
 
-def debug_print(debug: bool, *args: Any) -> None:
+def debug_print(debug: bool, *args: object) -> None:
     """Print the arguments in grey after the local time, if `debug`."""
     if not debug:
         return
@@ -119,7 +119,7 @@ def debug_print(debug: bool, *args: Any) -> None:
     sys.stdout.write(f"\033[97m[\033[90m{timestamp}\033[97m]\033[90m {' '.join(map(str, args))}\033[0m\n")
 
 
-def merge_fields(target: dict[str, Any], source: dict[str, Any]) -> None:
+def merge_fields(target: dict[str, Any], source: Mapping[str, object]) -> None:
     """Append every string of `source` to the string under the same key of `target`, in nested dictionaries too."""
     for key, value in source.items():
         if isinstance(value, str):

@@ -13,22 +13,34 @@ import contextvars
 import functools
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 from durable_swarm import ends
 from durable_swarm.awaitables import is_async, is_awaitable, settled
 from durable_swarm.background import background_loop, errands, on_background, threads
-from durable_swarm.tasks import apart, user_scope
+from durable_swarm.tasks import Coro, apart, user_scope
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Calls(Protocol):
+    """Calls functions that may block."""
+
+    async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function, plain or async, and return its result."""
 
 
 class Runtime(Protocol):
     """Calls functions that may block, and lets time pass."""
 
+    @overload
+    async def call(self, function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
+    @overload
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
     async def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function, plain or async, and return its result."""
 
@@ -39,7 +51,7 @@ class Runtime(Protocol):
 class Pool(Protocol):
     """Executes plain functions; an `Executor` is a pool."""
 
-    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., T], /, *args: object) -> Future[T]:
         """Schedule a call of the function."""
 
 
@@ -78,7 +90,7 @@ class LoopRuntime:
         await asyncio.sleep(seconds)
 
 
-def _plain(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def _plain(function: Callable[..., T], *args: object, **kwargs: object) -> T:
     try:
         with ends.carrying(), user_scope():
             return function(*args, **kwargs)
@@ -87,7 +99,7 @@ def _plain(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         raise RuntimeError("coroutine raised StopIteration") from error
 
 
-async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple[None, BaseException]:
+async def contained(coroutine: Coro[T]) -> tuple[T, None] | tuple[None, BaseException]:
     """Await the coroutine; return its result, or an exception that would end the loop (SystemExit) or change type."""
     try:
         return await coroutine, None
@@ -97,7 +109,7 @@ async def contained(coroutine: Coroutine[Any, Any, T]) -> tuple[T, None] | tuple
         return None, error
 
 
-async def _apart(awaitable: Awaitable[Any]) -> Any:
+async def _apart(awaitable: Awaitable[object]) -> object:
     return result_of(await apart(contained(settled(awaitable))))
 
 
@@ -125,7 +137,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def finish(coroutine: Coroutine[Any, Any, T]) -> T:
+def finish(coroutine: Coro[T]) -> T:
     """Run a coroutine over `BlockingRuntime` to its end in this thread."""
     try:
         coroutine.send(None)
@@ -170,9 +182,9 @@ class CallerThreadExecutor:
                 if job is not None:
                     threads().submit(job)
 
-    def submit(self, function: Callable[..., Any], /, *args: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., T], /, *args: object) -> Future[T]:
         """Schedule a call of the function in the waiting thread."""
-        future: Future[Any] = Future()
+        future: Future[T] = Future()
         begun = threading.Lock()
 
         def job() -> None:
@@ -223,7 +235,7 @@ class CallerThreadExecutor:
                 job()
 
 
-def beside(make: Callable[[Runtime], Coroutine[Any, Any, T]], home: CallerThreadExecutor | None = None) -> T:
+def beside(make: Callable[[Runtime], Coro[T]], home: CallerThreadExecutor | None = None) -> T:
     """Run `make(waits)` on the background loop, in the caller's context, and block this thread until it is done.
 
     The plain functions it calls run meanwhile in this thread, as `home`.
@@ -233,7 +245,7 @@ def beside(make: Callable[[Runtime], Coroutine[Any, Any, T]], home: CallerThread
         return result_of(here.wait(running))
 
 
-def block(coroutine: Coroutine[Any, Any, T]) -> T:
+def block(coroutine: Coro[T]) -> T:
     """Run a coroutine on the background loop, in the caller's context, and block this thread until it is done.
 
     Ctrl+C ends the wait and cancels the coroutine.
@@ -264,7 +276,7 @@ async def _awaited(awaitable: Awaitable[T]) -> T:
 class Beside:
     """Work beside what the code that began it does meanwhile: on its event loop, or if it has none on our own."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, work: Coro[Any]) -> None:
         loop = running_loop()
         self._running = on_background(kept(work)) if loop is None else loop.create_task(kept(work))
 
@@ -283,7 +295,7 @@ class Beside:
         self._running.cancel()
 
 
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
+async def in_thread(function: Callable[..., T], *args: object) -> T:
     """Await a short plain function of this package in a thread; without an event loop to keep free, call it here.
 
     The thread is one of the few `errands`, because none of these functions waits for a run.
@@ -293,7 +305,7 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     return await asyncio.wrap_future(begin(errands(), contextvars.copy_context().run, function, *args))
 
 
-def begin(pool: Pool, function: Callable[..., T], *args: Any) -> Future[T]:
+def begin(pool: Pool, function: Callable[..., T], *args: object) -> Future[T]:
     """Schedule a call in a pool. Raises `Unable` if it can start nothing more, because the interpreter is ending."""
     try:
         return pool.submit(function, *args)

@@ -12,7 +12,6 @@ import binascii
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 MASK = "***"
@@ -64,7 +63,7 @@ _used: set[str] = set()
 """The keys of all clients that were used in this process; its errors must not repeat them."""
 
 
-def remember(client: Any) -> None:
+def remember(client: object) -> None:
     """Remember the secrets of a model client: its key, the values of its own headers, the password of its URL."""
     key = getattr(client, "api_key", None)
     if isinstance(key, str):
@@ -109,7 +108,7 @@ def _basic(found: re.Match[str]) -> str:
     return f"{found[1]}{MASK}" if b":" in decoded else found[0]
 
 
-def masked(value: Any) -> Any:
+def masked(value: object) -> object:
     """Return plain data with the secrets in its texts masked."""
     if isinstance(value, str):
         return without_secrets(value)

@@ -68,7 +68,7 @@ def shorten(text: str, width: int) -> str:
     return line if len(line) <= width else f"{line[: max(width - 1, 0)]}…"
 
 
-def as_call(tool: str, arguments: Any) -> str:
+def as_call(tool: str, arguments: object) -> str:
     """Return a tool call in Python syntax; `arguments` as values by name, or as the model wrote them."""
     return f"{tool}({as_arguments(arguments)})"
 
@@ -82,7 +82,7 @@ def as_arguments(arguments: Any) -> str:
         return str(arguments)
 
 
-def value(data: Any) -> str:
+def value(data: object) -> str:
     """Return a stored value as text: text as it is, '' for None, all other values as JSON."""
     if data is None:
         return ""

@@ -98,7 +98,7 @@ class EncryptionCodec:
         from cryptography.exceptions import InvalidTag
 
         try:
-            data: dict[str, Any] = json.loads(cipher.decrypt(nonce, sealed, place.associated()))
+            data: dict[str, object] = json.loads(cipher.decrypt(nonce, sealed, place.associated()))
         except InvalidTag:
             raise ConfigurationError(
                 "it was changed, or moved here from another run or step, and is refused; restore it from a backup"

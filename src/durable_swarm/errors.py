@@ -34,7 +34,7 @@ from typing import Any
 class DurableSwarmError(Exception):
     """Base of all errors of this package: a message, and the attributes the class declares."""
 
-    def __init__(self, message: str = "", **attributes: Any) -> None:
+    def __init__(self, message: str = "", **attributes: object) -> None:
         super().__init__(message)
         self.message = message
         for name, value in attributes.items():
@@ -47,11 +47,11 @@ class DurableSwarmError(Exception):
         """The attributes given at construction, by name."""
         return {name: value for name, value in vars(self).items() if name != "message"}
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.attributes))
 
 
-def _rebuild(kind: type[DurableSwarmError], message: str, attributes: dict[str, Any]) -> DurableSwarmError:
+def _rebuild(kind: type[DurableSwarmError], message: str, attributes: Mapping[str, object]) -> DurableSwarmError:
     return kind(message, **attributes)
 
 

@@ -27,7 +27,7 @@ def named_fields(cls: type[T]) -> type[T]:
     initialize = cls.__init__
 
     @functools.wraps(initialize)
-    def checked(self: Any, *values: Any, **named: Any) -> None:
+    def checked(self: object, *values: object, **named: object) -> None:
         for name in named:
             if name not in known:
                 raise ConfigurationError(unknown_field(cls.__name__, name, known))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from durable_swarm.concurrency import Runtime
@@ -80,17 +80,17 @@ def _calls(effect: Effect) -> list[Any]:
     return effect.calls if isinstance(effect, CallAll) else []
 
 
-def _unblocked(start: Start, guard: Guard) -> list[dict[str, Any]]:
+def _unblocked(start: Start, guard: Guard) -> list[dict[str, object]]:
     """Return the new messages that stay: none after a blocked input, all before a blocked answer."""
     return [] if guard.kind == "input" else guard.history[len(start.messages) : -1]
 
 
-def answer_of(block: Block, agent: str) -> dict[str, Any]:
+def answer_of(block: Block, agent: str) -> dict[str, object]:
     """Return the message with which a blocked run ends."""
     return {"role": "assistant", "content": block.reply, "tool_calls": None, "sender": agent}
 
 
-def guardrails_of(agent: AgentLike, kind: GuardKind) -> dict[str, Callable[..., Any]]:
+def guardrails_of(agent: AgentLike, kind: GuardKind) -> dict[str, Callable[..., object]]:
     """Return an agent's guardrails by name."""
     return {guardrail_name(function): function for function in getattr(agent, f"{kind}_guardrails", None) or ()}
 
@@ -107,7 +107,7 @@ def output_guardrails(agent: AgentLike, message: Message, verdict: Verdict | Non
     return list(guardrails_of(agent, "output"))
 
 
-def guardrail_name(function: Any) -> str:
+def guardrail_name(function: object) -> str:
     """Return the name of a guardrail, by which it is found after a crash."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -125,7 +125,7 @@ def check_guardrails(agent: AgentLike) -> None:
 
 
 async def ask_guardrail(
-    function: Callable[..., Any], kind: GuardKind, subject: Any, context: dict[str, Any], waits: Runtime
+    function: Callable[..., object], kind: GuardKind, subject: Any, context: Mapping[str, object], waits: Runtime
 ) -> Block | None:
     """Call a guardrail with the messages or the output, and with the context variables if it names them.
 

@@ -28,7 +28,7 @@ MOST = 2**53
 """The largest whole number that every JSON reader keeps exact."""
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
+def _check_count(name: str, value: object, least: int) -> None:
     if value is not None and (type(value) is not int or not least <= value <= MOST):
         raise ConfigurationError(f"{name} must be a whole number from {least} up or None, not {value!r:.40}")
 
@@ -84,17 +84,19 @@ DEFAULT_LIMITS = Limits(requests=200)
 """The limits of a run that is given none, in a swarm that is given none."""
 
 
-def check_limits(limits: Any) -> Limits | None:
+def check_limits(limits: object) -> Limits | None:
     """Check that it is `Limits` or None, and return it. Raises `ConfigurationError`."""
     if limits is not None and not isinstance(limits, Limits):
         raise ConfigurationError(f"limits must be Limits(...), such as Limits(requests=50), not {limits!r:.80}")
     return limits
 
 
-def dollars(name: str, value: Any) -> Decimal:
+def dollars(name: str, value: object) -> Decimal:
     """Return an amount of US dollars as a Decimal. Raises `ConfigurationError`."""
     try:
-        amount = Decimal(repr(value) if isinstance(value, float) else value) if not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, Decimal | int | float | str):
+            raise TypeError
+        amount: Decimal | None = Decimal(repr(float(value)) if isinstance(value, float) else value)
     except (InvalidOperation, TypeError, ValueError):
         amount = None
     if amount is None or not amount.is_finite() or amount < 0:

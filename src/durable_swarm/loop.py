@@ -88,8 +88,8 @@ class Outcome:
 
     text: str
     agent: str | None = None
-    updates: dict[str, Any] = field(default_factory=dict)
-    changed: dict[str, Any] = field(default_factory=dict)
+    updates: dict[str, object] = field(default_factory=dict)
+    changed: dict[str, object] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     later: str | None = None
     limit: str = ""
@@ -120,7 +120,7 @@ class Start:
 
     agent: str
     messages: list[Message]
-    context: dict[str, Any]
+    context: dict[str, object]
     model_override: str | None = None
     max_turns: float | None = None
     execute_tools: bool = True
@@ -138,7 +138,7 @@ class Ask:
     turn: int
     agent: str
     history: list[Message]
-    context: dict[str, Any]
+    context: dict[str, object]
     misfits: int = 0
 
 
@@ -149,7 +149,7 @@ class CallAll:
     turn: int
     agent: str
     calls: list[Call]
-    context: dict[str, Any]
+    context: dict[str, object]
     history: list[Message]
     together: bool = False
 
@@ -181,7 +181,7 @@ class Guard:
     agent: str
     reply: Reply
     history: list[Message]
-    context: dict[str, Any]
+    context: dict[str, object]
     calls: list[Call]
 
     @property
@@ -199,7 +199,7 @@ class Ending:
 
     messages: list[Message]
     agent: str
-    context: dict[str, Any]
+    context: dict[str, object]
     usage: Usage | None
     ended_by: EndedBy = "answer"
     verdict: Verdict | None = None
@@ -286,7 +286,7 @@ NOT_MADE = ("tell", "same")
 """The plans of calls that have no record of their own."""
 
 
-def absorb(context: dict[str, Any], outcome: Outcome) -> None:
+def absorb(context: dict[str, object], outcome: Outcome) -> None:
     """Make in `context` the changes a tool made in place."""
     for key in outcome.removed:
         context.pop(key, None)
@@ -301,9 +301,9 @@ def total(usages: Iterable[Usage | None]) -> Usage | None:
     return Usage(**{name: sum(getattr(usage, name) for usage in counted) for name in Usage.model_fields})
 
 
-async def drive(loop: Turns, perform: Callable[[Effect], Awaitable[Any]]) -> Ending:
+async def drive(loop: Turns, perform: Callable[[Effect], Awaitable[object]]) -> Ending:
     """Drive the loop to its end with `perform`, which performs one effect and returns its answer."""
-    answer: Any = None
+    answer: object = None
     while True:
         try:
             effect = loop.send(answer)

@@ -142,14 +142,14 @@ def observe(observer: Observer) -> Callable[[], None]:
     return lambda: _observers.remove(observer) if observer in _observers else None
 
 
-def observers_of(swarm: Any) -> list[Observer]:
+def observers_of(swarm: object) -> list[Observer]:
     """Return the observers of a swarm's runs."""
     return [observer for observer in _observers if observer.wants(swarm)] if _observers else []
 
 
 @contextlib.contextmanager
 def executing(
-    swarm: Any, kind: Literal["model", "tool"], name: str, agent: str, root: str = "", key: str = ""
+    swarm: object, kind: Literal["model", "tool"], name: str, agent: str, root: str = "", key: str = ""
 ) -> Iterator[Executed]:
     """Tell the observers of a call that is made in this block; `root` and `key` name a tool call."""
     observers, what = observers_of(swarm), Executed(kind, name, agent)
@@ -171,7 +171,7 @@ def executing(
             _guarded(observer.executed, what)
 
 
-def run_ended(swarm: Any, trace: Callable[[], RunTrace]) -> None:
+def run_ended(swarm: object, trace: Callable[[], RunTrace]) -> None:
     """Tell the observers that a run is about to end."""
     observers = observers_of(swarm)
     if observers:
@@ -184,7 +184,7 @@ def run_ended(swarm: Any, trace: Callable[[], RunTrace]) -> None:
             _guarded(observer.ended, found)
 
 
-def _guarded(tell: Callable[[Any], None], what: Any) -> None:
+def _guarded(tell: Callable[[Any], None], what: object) -> None:
     try:
         tell(what)
     except Exception:

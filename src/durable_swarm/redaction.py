@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from durable_swarm import codec
@@ -77,7 +77,7 @@ class Redacting:
             text = pattern.sub(lambda _: self._mask, text)
         return text
 
-    def _field(self, key: str, value: Any) -> Any:
+    def _field(self, key: str, value: Any) -> object:
         if (
             key == "progress"
         ):  # For events: number, time, and data with names of ours beside the data that the tool has emitted.
@@ -91,10 +91,10 @@ class Redacting:
             ]
         return self._member(key, value) if key in _OWN_SHAPE else self._value(value)
 
-    def _progress(self, data: dict[str, Any]) -> dict[str, Any]:
+    def _progress(self, data: Mapping[str, object]) -> dict[str, object]:
         return {key: self._value(item) if key in ("progress", "question") else item for key, item in data.items()}
 
-    def _named(self, value: Any) -> Any:
+    def _named(self, value: object) -> object:
         """Mask in a message or a failure, except in the fields that hold names."""
         if isinstance(value, list):
             return [self._named(item) for item in value]
@@ -104,19 +104,19 @@ class Redacting:
             return {**value, "arguments": self._arguments(value["arguments"])}
         return {key: self._member(key, item) for key, item in value.items()}
 
-    def _member(self, key: str, item: Any) -> Any:
+    def _member(self, key: str, item: object) -> object:
         if key in _NAMES:
             return item
         if key == "plan" and isinstance(item, list):
             return [entry if isinstance(entry, str) else self._plan(entry) for entry in item]
         return self._value(item) if key in _VALUES else self._named(item)
 
-    def _plan(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _plan(self, entry: Mapping[str, object]) -> dict[str, object]:
         return {
             key: item if key in ("make", "effect", "approval") else self._value(item) for key, item in entry.items()
         }
 
-    def _arguments(self, text: Any) -> Any:
+    def _arguments(self, text: object) -> object:
         """Mask in the arguments of a tool call, which are JSON unless the model made a mistake."""
         if not isinstance(text, str):
             return self._value(text)
@@ -127,7 +127,7 @@ class Redacting:
         masked = self._plain(given)
         return text if masked == given else json.dumps(masked)
 
-    def _plain(self, value: Any) -> Any:
+    def _plain(self, value: object) -> object:
         """Mask in JSON data that is not ours, where a key `$type` has no meaning."""
         if isinstance(value, str):
             return self.text(value)
@@ -135,7 +135,7 @@ class Redacting:
             return [self._plain(item) for item in value]
         return {key: self._plain(item) for key, item in value.items()} if isinstance(value, dict) else value
 
-    def _value(self, value: Any) -> Any:
+    def _value(self, value: object) -> object:
         """Mask in a value as the codec of `durable_swarm.codec` writes it."""
         if isinstance(value, str):
             return self.text(value)
@@ -145,7 +145,7 @@ class Redacting:
             return value
         return self._tagged(value) if codec.TAG in value else {key: self._value(item) for key, item in value.items()}
 
-    def _tagged(self, value: dict[str, Any]) -> Any:
+    def _tagged(self, value: dict[str, Any]) -> object:
         kind, inside = value[codec.TAG], value["value"]
         if kind == "dict":
             return {**value, "value": [[key, self._value(item)] for key, item in inside]}

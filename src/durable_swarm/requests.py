@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -136,7 +137,7 @@ def check_decision(asked: RequestSpec | Request, decision: Decision) -> None:
         raise InvalidAnswer(problem, request_id=asked.id)
 
 
-def fields_of(asked: RequestSpec | Request, given: Any) -> dict[str, Any]:
+def fields_of(asked: RequestSpec | Request, given: object) -> dict[str, Any]:
     """Return the fields that answer a question with a schema: an object, its JSON text, or the text of its one field.
 
     Raises `InvalidAnswer` if they do not fit the schema.
@@ -151,7 +152,7 @@ def fields_of(asked: RequestSpec | Request, given: Any) -> dict[str, Any]:
     return fields
 
 
-def _object_in(given: Any) -> dict[str, Any] | None:
+def _object_in(given: object) -> dict[str, object] | None:
     if isinstance(given, str) and given.lstrip().startswith("{"):
         try:
             given = json.loads(given)
@@ -160,7 +161,7 @@ def _object_in(given: Any) -> dict[str, Any] | None:
     return given if isinstance(given, dict) else None
 
 
-def _one_field(properties: dict[str, Any], given: Any) -> dict[str, Any] | None:
+def _one_field(properties: dict[str, Any], given: object) -> dict[str, object] | None:
     """Return the only field of a form with this value, a text as the field's type; of a form without fields, none."""
     if not properties or isinstance(given, dict):
         return {}
@@ -203,7 +204,7 @@ def _unfit_fields(asked: RequestSpec | Request, decision: Decision) -> str:
     return ""
 
 
-def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
+def _misfit(asked: RequestSpec | Request, arguments: object) -> str:
     """Return the problem with an approver's changed arguments, or ''."""
     if asked.kind not in ("approval", "limit"):
         return f"request {asked.id!r} is not an approval, so its arguments cannot be changed"
@@ -220,7 +221,7 @@ def _misfit(asked: RequestSpec | Request, arguments: Any) -> str:
     return f"{of}: {problems}" if problems else ""
 
 
-def _problems_of(schema: dict[str, Any], arguments: dict[str, Any]) -> str:
+def _problems_of(schema: Mapping[str, object], arguments: Mapping[str, object]) -> str:
     """Return what does not fit the schema, or ''."""
     from jsonschema import Draft202012Validator
 

@@ -178,7 +178,7 @@ def follow(
     return RunHistory(ending.messages, ending.usage, ending, agent=ending.agent, context=ending.context)
 
 
-def _left(end: _NotYet) -> tuple[str, dict[str, Any]]:
+def _left(end: _NotYet) -> tuple[str, dict[str, object]]:
     """Return the agent and the context variables after the calls that have an outcome."""
     agent, context = end.effect.agent, dict(end.effect.context)
     found = [outcome for outcome in end.outcomes if outcome is not None]

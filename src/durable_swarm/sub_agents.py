@@ -37,10 +37,10 @@ def children_run_by(runner: ChildRunner | None) -> Iterator[None]:
         _runner.reset(token)
 
 
-def agent_tool(agent: Any, limits: Any) -> Callable[..., Any]:
+def agent_tool(agent: Any, limits: object) -> Callable[..., object]:
     """Return the function that asks the agent, in a child run, and returns its answer."""
 
-    async def ask(message: str, context_variables: dict[str, Any] | None = None) -> str:
+    async def ask(message: str, context_variables: dict[str, object] | None = None) -> str:
         runner = _runner.get()
         if runner is None:
             raise NotInRun(

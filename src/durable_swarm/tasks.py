@@ -17,6 +17,9 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
+Coro = Coroutine[Any, Any, T]
+"""A coroutine; what it yields is between it and its event loop."""
+
 Scope = tuple[object, ...]
 
 _scope: contextvars.ContextVar[Scope] = contextvars.ContextVar("durable_swarm_scope", default=())
@@ -48,7 +51,7 @@ class _Task(asyncio.Task[T]):
 
     def __init__(
         self,
-        coroutine: Coroutine[Any, Any, T],
+        coroutine: Coro[T],
         *,
         is_protected: bool = False,
         context: contextvars.Context | None = None,
@@ -59,7 +62,7 @@ class _Task(asyncio.Task[T]):
         self.is_cancelled_from_outside = False
         super().__init__(coroutine, context=self._home, **options)
 
-    def cancel(self, msg: Any | None = None) -> bool:
+    def cancel(self, msg: object | None = None) -> bool:
         """Request the task's cancellation; return False if it has ended, or if the caller may not cancel it."""
         canceller, own = _scope.get(), self._home.get(_scope, ())
         if self._is_protected and own[: len(canceller)] != canceller:
@@ -69,9 +72,7 @@ class _Task(asyncio.Task[T]):
         return super().cancel(msg)
 
 
-def _task_of_ours(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], **options: Any
-) -> asyncio.Task[T]:
+def _task_of_ours(loop: asyncio.AbstractEventLoop, coroutine: Coro[T], **options: Any) -> asyncio.Task[T]:
     return _Task(coroutine, loop=loop, **options)
 
 

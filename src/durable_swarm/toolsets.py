@@ -13,7 +13,7 @@ class Toolset(ABC):
     """Several tools in the place of one, read from elsewhere at the first turn of an agent that has it."""
 
     @abstractmethod
-    def tools(self) -> list[Callable[..., Any]]:
+    def tools(self) -> list[Callable[..., object]]:
         """Return the tools, or none as long as they are not loaded."""
 
     @property
@@ -29,14 +29,14 @@ class Toolset(ABC):
     def close(self) -> None:
         """Close the connection to where the tools come from; the next use opens it again."""
 
-    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+    def __call__(self, *_: object, **__: object) -> NoReturn:
         # `Agent.functions` takes callables; the model calls the tools of a set, never the set.
         raise TypeError(f"{self!r} is a set of tools and cannot be called; give it to an agent, in functions=[...]")
 
 
 def functions_of(agent: AgentLike) -> list[Any]:
     """Return the agent's tools, those of its sets in their place."""
-    found: list[Any] = []
+    found: list[object] = []
     for function in agent.functions:
         found.extend(function.tools() if isinstance(function, Toolset) else [function])
     return found

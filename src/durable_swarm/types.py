@@ -252,12 +252,12 @@ _SETTINGS = "__durable_swarm__"
 _PLAIN = ToolSettings()
 
 
-def note_settings(function: Any, settings: ToolSettings) -> None:
+def note_settings(function: object, settings: ToolSettings) -> None:
     """Store `settings` on the function for `settings_of`; for a bound method, on its function."""
     setattr(getattr(function, "__func__", function), _SETTINGS, settings)
 
 
-def settings_of(function: Any) -> ToolSettings:
+def settings_of(function: object) -> ToolSettings:
     """Return the function's settings, also through a bound method or a `functools.partial`."""
     while True:
         found = getattr(function, _SETTINGS, None)
@@ -272,7 +272,7 @@ TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 """Names that all providers accept."""
 
 
-def tool_name(function: Any) -> str:
+def tool_name(function: object) -> str:
     """Return the name by which the model calls the function, and by which it is found after a crash.
 
     It is the outermost name: a `functools.partial` may have one of its own.

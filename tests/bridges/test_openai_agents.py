@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -122,11 +123,22 @@ def test_approvals_output_types_and_guardrails(make_swarm: MakeSwarm) -> None:
         swarm.run(adopted, user("a secret"))
 
 
+@agents.tool_input_guardrail
+def no_refunds(_: Any) -> agents.ToolGuardrailFunctionOutput:
+    """Stops the agent."""
+    return agents.ToolGuardrailFunctionOutput.raise_exception()
+
+
+guarded = dataclasses.replace(weather, name="guarded", tool_input_guardrails=[no_refunds])
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"tools": [agents.WebSearchTool()]}, "WebSearchTool"),
         ({"tools": [agents.Agent(name="Inner").as_tool("inner", "Ask.")]}, "as a tool"),
+        ({"tools": [agents.CustomTool("grep", "Search.", lambda _, text: text)]}, "CustomTool without a JSON schema"),
+        ({"tools": [guarded]}, "guardrails of its own"),
         ({"hooks": agents.AgentHooks()}, "hooks"),
         ({"tool_use_behavior": "stop_on_first_tool"}, "run_llm_again"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from durable_swarm import Agent, ToolError
+from durable_swarm import Agent, Swarm, ToolError
 from durable_swarm.testing import ScriptedModel, call
 from tests.contract.helpers import MakeSwarm, Run, roles, tool_contents, tool_messages, user
 
@@ -203,3 +203,18 @@ def test_change_before_a_told_error_is_kept(make_swarm: MakeSwarm) -> None:
 
     response = make_swarm(ScriptedModel([["pay"], ["pay"], "Done"])).run(Agent(functions=[pay]), user())
     assert response.context_variables == {"tries": 2}
+
+
+def test_a_tool_that_is_taken_away_before_its_call() -> None:
+    """In memory a call whose tool an earlier call of the reply took away is answered as that of an unknown tool."""
+    agent = Agent(name="Fired", functions=[refund])
+
+    def dismiss() -> str:
+        agent.functions.remove(refund)
+        return "dismissed"
+
+    agent.functions.append(dismiss)
+    model = ScriptedModel([[("dismiss", {}), ("refund", {"order": "A1"})], "Sorry."])
+    response = Swarm(model).run(agent, user())
+    assert tool_contents(response) == ["dismissed", "Error: Tool refund not found. Your tools are: dismiss."]
+    assert called == []

@@ -256,6 +256,64 @@ def test_a_response_that_failed_is_an_error(code: str, tries: int, streamed: boo
         assert len(server.requests) == tries
 
 
+def answered(**fields: Any) -> dict[str, Any]:
+    """Return a finished response, with other fields or items."""
+    head = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "status": "completed", "error": None}
+    return {**head, "output": [], "usage": None, "incomplete_details": None, **fields}
+
+
+UNFIT: dict[str, Any] = {
+    "a page of a proxy": (200, "<html>Bad gateway</html>", {"content-type": "text/html"}),
+    "no response": {},
+    "a list": (200, "[]"),
+    "no output": {key: value for key, value in answered().items() if key != "output"},
+    "an output that is not a list": answered(output="Hi"),
+    "an error in place of it": {"error": {"message": "it did not work"}},
+    "an error that is a text": answered(error="it did not work", status="failed"),
+    "an error with an odd code": answered(error={"code": ["a"], "message": "it did not work"}, status="failed"),
+}
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("kind", UNFIT)
+def test_an_answer_that_is_no_response_is_an_error_of_the_model(kind: str, background: bool, opened: Opened) -> None:
+    """What a gateway sends in place of a response ends in a `ModelError`, after the usual tries."""
+    with RawServer(UNFIT[kind]) as server:
+        client = opened(openai.OpenAI(base_url=server.base_url, api_key="sk-test", max_retries=0))
+        with pytest.raises(ModelError, match="it did not work" if "error" in kind else "not a response|no output"):
+            run(Responses(client, background=background), clerk())
+
+
+def test_odd_parts_of_a_response_are_left_out(opened: Opened) -> None:
+    """Items and parts that are not objects, texts that are not texts, odd times: the rest of the answer is read."""
+    parts = ["odd", {"type": "output_text", "text": 7}, {"type": "output_text", "text": "Hi", "annotations": []}]
+    message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": parts}
+    with RawServer(answered(created_at="now", output=["odd", None, message], incomplete_details="odd")) as server:
+        client = opened(openai.OpenAI(base_url=server.base_url, api_key="sk-test", max_retries=0))
+        assert run(Responses(client), clerk()).messages[-1]["content"] == "Hi"
+
+
+EVENTS: dict[str, Any] = {
+    "arguments of no call": {"type": "response.function_call_arguments.delta", "output_index": 0, "delta": "{}"},
+    "a text without its place": {"type": "response.output_text.delta", "item_id": "msg_1", "delta": "Hi"},
+    "a text that is none": {"type": "response.output_text.delta", "item_id": "m", "output_index": 0, "delta": {"a": 1}},
+    "an item that is none": {"type": "response.output_item.done", "output_index": 0, "item": "odd"},
+    "no type": {"delta": "Hi"},
+    "no object": 'data: "Hi"',
+}
+
+
+@pytest.mark.parametrize("kind", EVENTS)
+def test_an_event_that_is_none_is_an_error_of_the_model(kind: str, opened: Opened) -> None:
+    """An event that cannot be read breaks the stream off, which is a `ModelError` after the usual tries."""
+    with RawServer(
+        [{"sequence_number": 0, **EVENTS[kind]} if isinstance(EVENTS[kind], dict) else EVENTS[kind]]
+    ) as server:
+        client = opened(openai.OpenAI(base_url=server.base_url, api_key="sk-test", max_retries=0))
+        with pytest.raises(ModelError, match="the provider's stream"):
+            run(Responses(client), clerk(), streamed=True)
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["plain", "async"])
 def test_it_is_a_client_of_its_own(asynchronous: bool, server: ScriptedServer, opened: Opened) -> None:
     """Without a swarm, too, it gives `ChatCompletion`s and chunks, awaited where its client is async."""

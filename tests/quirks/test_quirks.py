@@ -127,6 +127,7 @@ WHOLE: dict[str, tuple[Any, list[str]]] = {
 
 BEFORE: dict[str, Reply] = {
     "an error in a success": {"error": {"message": "overloaded", "code": 502}},
+    "an error whose code is none": {"error": {"message": "slow down", "code": ["busy"], "type": {"of": "load"}}},
     "an error with empty choices": {"choices": [], "error": {"message": "slow down", "code": "429"}},
     "an error in a choice": {
         "choices": [{"index": 0, "finish_reason": "error", "message": {"content": ""}, "error": {"message": "lost"}}]

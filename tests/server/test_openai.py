@@ -161,7 +161,7 @@ def test_a_response_in_the_background(asked: Any) -> None:
 
 
 def test_parts_of_messages_are_taken(asked: Any) -> None:
-    """Texts are joined, images passed on; what is no message is refused."""
+    """Texts are joined, images passed on by their URLs; what is no message is refused."""
     name, client, _agent = asked([lambda request: json.dumps(request["messages"][-1]["content"])] * 2)
     text: Any = [{"role": "user", "content": [{"type": "input_text", "text": "A"}]}]
     assert client.responses.create(model=name, input=text).output_text == '"A"'
@@ -169,6 +169,10 @@ def test_parts_of_messages_are_taken(asked: Any) -> None:
     assert "image_url" in client.responses.create(model=name, input=text).output_text
     with pytest.raises(openai.UnprocessableEntityError, match="function_call_output"):
         client.responses.create(model=name, input=[{"type": "function_call_output", "call_id": "1", "output": "x"}])
+    for odd in ({"file_id": "file_1"}, {"image_url": None}, {"image_url": {"url": "https://example.com/a.png"}}):
+        text[0]["content"][1] = {"type": "input_image", **odd}
+        with pytest.raises(openai.UnprocessableEntityError, match="send image_url"):
+            client.responses.create(model=name, input=text)
 
 
 def test_a_clients_key_is_the_token(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

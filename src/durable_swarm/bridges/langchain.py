@@ -5,7 +5,7 @@ Needs the extra `langchain` (`pip install 'durable-swarm[langchain]'`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.errors import ConfigurationError
@@ -20,7 +20,7 @@ __all__ = ["tool"]
 
 
 def tool(
-    langchain_tool: BaseTool, *, effect: Effect = "idempotent", approval: bool | Callable[..., Any] = False
+    langchain_tool: BaseTool, *, effect: Effect = "idempotent", approval: bool | Callable[..., object] = False
 ) -> Callable[..., Any]:
     """Return a tool of LangChain as a function for `Agent(functions=[...])`.
 
@@ -39,18 +39,18 @@ def tool(
     _refuse(langchain_tool)
     name, described = langchain_tool.name, convert_to_openai_tool(langchain_tool)["function"]
 
-    def request(arguments: dict[str, Any]) -> Any:
+    def request(arguments: Mapping[str, object]) -> Any:
         return {"type": "tool_call", "name": name, "id": current_call().call_id, "args": arguments}
 
-    def text(message: Any) -> str:
+    def text(message: object) -> str:
         if not isinstance(message, ToolMessage):
             raise TypeError(f"tool {name!r} returned a {type(message).__name__}, which only a graph can apply")
         return str(message.text)
 
-    def plain(**arguments: Any) -> str:
+    def plain(**arguments: object) -> str:
         return text(langchain_tool.invoke(request(arguments)))
 
-    async def asynchronous(**arguments: Any) -> str:
+    async def asynchronous(**arguments: object) -> str:
         return text(await langchain_tool.ainvoke(request(arguments)))
 
     own = type(langchain_tool)._arun is not BaseTool._arun
@@ -60,7 +60,7 @@ def tool(
     )
 
 
-def _refuse(langchain_tool: Any) -> None:
+def _refuse(langchain_tool: object) -> None:
     """Raise `ConfigurationError` unless this is a tool of LangChain that can be used here."""
     from langchain_core.tools import BaseTool, InjectedToolArg, InjectedToolCallId
 

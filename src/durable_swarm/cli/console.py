@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from durable_swarm.cli.listening import check_proxy, listen, listening
 from durable_swarm.cli.options import Settings, common
+
+if TYPE_CHECKING:
+    from durable_swarm.server.guard import Access
+    from durable_swarm.server.web.app import Console
 
 PORT = 8700
 
@@ -42,7 +46,7 @@ def console(settings: Settings, /, hosts: tuple[str, ...], port: int, **options:
         if not options["no_browser"] and sys.stdout.isatty() and _has_screen():
             webbrowser.open(url)
 
-    def app_for(who: Any) -> Any:
+    def app_for(who: Access) -> Console:
         streams = OpenStreams(options["max_streams"] or MOST_STREAMS)
         return made(settings.database, who, read_only=options["read_only"], streams=streams)
 

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -48,7 +47,7 @@ def _masking(patterns: tuple[str, ...]) -> Redact | None:
         return None
     masking = Redacting(patterns)
 
-    def redact(_path: str, value: Any) -> Any:
+    def redact(_path: str, value: object) -> object:
         if isinstance(value, str) or value is None or isinstance(value, bool):
             return masking.text(value) if isinstance(value, str) else value
         return "[redacted]" if masking.text(str(value)) != str(value) else value

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from durable_swarm.cli.completion import run_argument
@@ -25,7 +23,7 @@ from durable_swarm.service import open_runs
 @by_person
 @common
 @click.pass_obj
-def extend(settings: Settings, /, run_id: str, by: str | None, **more: Any) -> None:
+def extend(settings: Settings, /, run_id: str, by: str | None, **more: object) -> None:
     """Add amounts to the limits of a run.
 
     A run that failed because of a limit continues after `resume`. What the run has spent stays counted.

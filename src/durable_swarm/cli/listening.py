@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from durable_swarm.cli.options import user_name
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from durable_swarm.server.guard import Access
+    from durable_swarm.server.serving import Served
+
+Command = TypeVar("Command", bound=Callable[..., object])
 
 
 def listening(port: int, callers: str) -> Callable[[Command], Command]:
@@ -48,15 +52,15 @@ def listening(port: int, callers: str) -> Callable[[Command], Command]:
     return give
 
 
-def check_proxy(options: dict[str, Any]) -> None:
+def check_proxy(options: Mapping[str, object]) -> None:
     """Check that a header that names who decides comes from a proxy. Raises `UsageError`."""
     if options["user_header"] and not options["proxies"]:
         raise click.UsageError("--user-header needs the --proxy that sets it")
 
 
 def listen(
-    app_for: Callable[[Any], Any],
-    access: Callable[..., Any],
+    app_for: Callable[[Access], Served],
+    access: type[Access],
     hosts: Sequence[str],
     port: int,
     options: dict[str, Any],

@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -42,7 +41,7 @@ def load(settings: Settings, target: str) -> DurableSwarm:
     return swarm
 
 
-def _imported(name: str) -> Any:
+def _imported(name: str) -> object:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)

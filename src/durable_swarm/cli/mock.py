@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -14,7 +14,7 @@ from durable_swarm.cli.options import debuggable
 if TYPE_CHECKING:
     from durable_swarm.testing import ScriptedServer
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 BASE_URL, KEY = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 

@@ -6,11 +6,11 @@ import getpass
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 STARTS = "That program does whatever else it does when it starts, too."
 """A warning for commands that leave a run to a program."""
@@ -44,7 +44,7 @@ class Problem(Exception):
         self.code = code
 
 
-def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
+def _keep(context: click.Context, option: click.Parameter, value: object) -> None:
     if value and option.name:
         setattr(context.ensure_object(Settings), option.name, value)
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -16,7 +16,7 @@ from durable_swarm.display import one_line
 from durable_swarm.engine.database.urls import VARIABLE
 from durable_swarm.postgres import Server, State, default_folder
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 _folder = click.option(
     "--data",

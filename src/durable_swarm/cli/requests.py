@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
 
@@ -87,7 +86,7 @@ def approve(settings: Settings, request_id: str, arguments: str | None, by: str 
         _tell(opened, opened.inbox.approve(request_id, _object(arguments), by), "approved")
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
+def _object(text: str | None) -> dict[str, object] | None:
     if text is None:
         return None
     try:

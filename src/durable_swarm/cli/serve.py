@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,10 @@ from durable_swarm.cli.listening import check_proxy, listen, listening
 from durable_swarm.cli.loading import load
 from durable_swarm.cli.options import Problem, Settings, common
 from durable_swarm.engine.api.durable import DurableSwarm
+
+if TYPE_CHECKING:
+    from durable_swarm.server.doors import Server
+    from durable_swarm.server.guard import Access
 
 PORT = 8000
 
@@ -47,7 +51,7 @@ def serve(settings: Settings, /, target: str, hosts: tuple[str, ...], port: int,
     swarm = _loaded(settings, target)
     more = {name: options[name] for name in ("read_only", "max_body", "max_streams") if options[name] is not None}
 
-    def app_for(who: Any) -> Any:
+    def app_for(who: Access) -> Server:
         return made(swarm, None, doors, who, console=not options["no_console"], **more)
 
     def ready(url: str) -> None:

@@ -44,7 +44,7 @@ def trace(settings: Settings, run_id: str, endpoint: str | None, content: bool, 
     return _sent(told, endpoint, content=content)
 
 
-def _shown(span: dict[str, Any]) -> dict[str, Any]:
+def _shown(span: dict[str, Any]) -> dict[str, object]:
     parent = span["parent"]
     ids = {"trace_id": f"{span['trace_id']:032x}", "span_id": f"{span['span_id']:016x}"}
     links = [f"{trace_id:032x}/{span_id:016x}" for trace_id, span_id in span["links"]]

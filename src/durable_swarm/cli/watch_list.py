@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
 from rich.text import Text
 
@@ -16,13 +16,15 @@ from durable_swarm.cli.render_requests import requests_lines
 from durable_swarm.cli.render_runs import runs_lines
 from durable_swarm.cli.screen import screen
 from durable_swarm.requests import Request
-from durable_swarm.service import Query, Runs, to_json
+from durable_swarm.service import Query, Runs, RunView, to_json
 
 NEWS = 2.0
 """Seconds for which a row that has changed is bold."""
 SOON = 0.25
 """Seconds between looks whether anything has changed."""
 BELL = "\a"
+
+Seen = TypeVar("Seen", RunView, Request)
 
 
 def watch_runs(opened: Runs, query: Query, seconds: float, *, as_json: bool) -> None:
@@ -55,33 +57,33 @@ def watch_inbox(opened: Runs, settings: Settings, run_id: str | None, limit: int
         for changed in follow.looks(lambda wait: shown.key(wait) == "q"):
             if changed and follow.began:
                 shown.console.file.write(BELL)
-            found: Sequence[Request] = follow.found
+            found = follow.found
             lines = [*requests_lines(found, settings.command, runs=True)][1:] if found else [Text("No open requests.")]
             shown.show([*lines, Text(), Text("Ctrl+C or q ends.", DIM)])
             follow.began = True
 
 
-class _Followed:
+class _Followed(Generic[Seen]):
     """A list that is read again when the database has changed, and every few seconds, since a death changes nothing."""
 
-    def __init__(self, opened: Runs, read: Callable[[], Sequence[Any]], seconds: float) -> None:
+    def __init__(self, opened: Runs, read: Callable[[], Sequence[Seen]], seconds: float) -> None:
         self._opened = opened
-        self._read = read
+        self._read: Callable[[], Sequence[Seen]] = read
         self._seconds = seconds
-        self.found: Sequence[Any] = []
+        self.found: Sequence[Seen] = []
         self.began = False
         """True once something was shown."""
 
-    def changes(self) -> Iterator[Sequence[Any]]:
+    def changes(self) -> Iterator[Sequence[Seen]]:
         """Yield what is new or has changed, whenever that is anything."""
         for changed in self.looks(_wait):
             if changed:
                 yield changed
 
-    def looks(self, ended: Callable[[float], bool]) -> Iterator[Sequence[Any]]:
+    def looks(self, ended: Callable[[float], bool]) -> Iterator[Sequence[Seen]]:
         """Yield after each reading what is new or has changed; `ended` waits, and says whether to stop."""
-        mark: Any = None
-        known: dict[str, Any] = {}
+        mark: object = None
+        known: dict[str, object] = {}
         due = 0.0
         try:
             while True:
@@ -103,7 +105,7 @@ def _wait(seconds: float) -> bool:
     return False
 
 
-def _rows(changed: Sequence[Any]) -> list[str]:
+def _rows(changed: Sequence[RunView]) -> list[str]:
     return [line.plain for line in runs_lines(changed, PIPE_WIDTH)][1:][::-1]
 
 

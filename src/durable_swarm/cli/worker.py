@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import click
 
@@ -163,7 +162,7 @@ def _rate(text: str | None) -> tuple[int, float] | None:
 def _stopping(stop: threading.Event) -> Iterator[None]:
     """Set `stop` on SIGTERM and Ctrl+C, and end the process on a second one."""
 
-    def on_signal(number: int, _: Any) -> None:
+    def on_signal(number: int, _: object) -> None:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
@@ -217,5 +216,5 @@ class _Health(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: object) -> None:
         """Log nothing, because probes come every few seconds."""

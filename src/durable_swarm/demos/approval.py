@@ -54,7 +54,7 @@ def main(name: str | None = None, database: str | None = None) -> int:
     return 0
 
 
-def _request(name: str) -> list[dict[str, Any]]:
+def _request(name: str) -> list[dict[str, object]]:
     return [{"role": "user", "content": f"I'm {name}. Please refund 50 for the book, and 250 for the bicycle."}]
 
 

@@ -7,7 +7,7 @@ a step (a fixed program could not repeat it), and a tool's `except Exception` do
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from durable_swarm import ends, errors
 from durable_swarm.concurrency import in_thread
@@ -52,7 +52,7 @@ class Closed(errors.ConfigurationError):
 class Broken(Exception):
     """The exception that DBOS stores for a failed run: `data` is the failure's record."""
 
-    def __init__(self, data: dict[str, Any]) -> None:
+    def __init__(self, data: dict[str, object]) -> None:
         super().__init__(f"{data['type']}: {data.get('message', '')}".removesuffix(": "))
         self.data = data
 
@@ -75,7 +75,7 @@ def refused(reason: errors.DurableSwarmError) -> BaseException:
     return reason if here is None or here.owner is None else RunHeld(reason)
 
 
-async def look_aside(function: Callable[..., T], *args: Any) -> T:
+async def look_aside(function: Callable[..., T], *args: object) -> T:
     """Await a short plain function in a thread, for whoever waits for a run on an event loop.
 
     Raises `Closed` where the program has ended and no thread can be started.

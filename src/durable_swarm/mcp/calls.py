@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from mcp import MCPError
 from mcp_types import (
@@ -24,8 +24,8 @@ from mcp_types import (
 from durable_swarm.concurrency import LoopRuntime
 from durable_swarm.errors import ConfigurationError, NotInRun, ToolError
 from durable_swarm.mcp.connection import CallLost, Connection
-from durable_swarm.requests import Decision, RequestSpec, fields_of
-from durable_swarm.tools.context import Inside, calling, request_of
+from durable_swarm.requests import Decision, Kind, RequestSpec, fields_of
+from durable_swarm.tools.context import Inside, RequestFields, calling, request_of
 from durable_swarm.tools.decorators import step
 from durable_swarm.tools.inside import sleep_async
 from durable_swarm.types import Effect
@@ -47,7 +47,7 @@ Record = dict[str, Any]
 class Conversation:
     """One call of a tool in a run."""
 
-    def __init__(self, connection: Connection, tool: str, effect: Effect, arguments: dict[str, Any]) -> None:
+    def __init__(self, connection: Connection, tool: str, effect: Effect, arguments: dict[str, object]) -> None:
         here = calling()
         if here is None or here.recorder is None:
             raise NotInRun(f"tool {tool!r} of an MCP server was called outside a run; give it to an agent")
@@ -150,7 +150,7 @@ class Conversation:
             return None
         raise ToolError("this call failed" + (f": {decision.reason}" if decision.reason else ""))
 
-    def _request(self, kind: Any, question: str, **more: Any) -> RequestSpec:
+    def _request(self, kind: Kind, question: str, **more: Unpack[RequestFields]) -> RequestSpec:
         return request_of(self._here.call, id=self._here.next_id(), kind=kind, question=question, **more)
 
 
@@ -177,7 +177,7 @@ def _record(result: CallToolResult | InputRequiredResult) -> Record:
     return {"text": _text(result.content, result.structured_content), "error": bool(result.is_error)}
 
 
-def _text(content: Sequence[Any], structured: Any) -> str:
+def _text(content: Sequence[object], structured: object) -> str:
     """Return a result as text for the model; of what is not text, its kind."""
     parts = [text for block in content if (text := _block(block))]
     return "\n".join(parts) if parts or structured is None else json.dumps(structured)

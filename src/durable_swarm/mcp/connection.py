@@ -11,7 +11,7 @@ import contextlib
 import logging
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -36,6 +36,7 @@ from durable_swarm.background import on_background
 from durable_swarm.concurrency import block, kept
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, safe_text
+from durable_swarm.tasks import Coro
 
 log = logging.getLogger("durable_swarm")
 
@@ -64,7 +65,7 @@ class CallLost(Exception):
 class Connection:
     """A connection to one server; `source` is as in `mcp_tools`."""
 
-    def __init__(self, source: Any, auth: Any, timeout: float | None) -> None:
+    def __init__(self, source: Any, auth: object, timeout: float | None) -> None:
         self._source = source
         self._auth = auth
         self._timeout = timeout
@@ -78,7 +79,7 @@ class Connection:
     async def call(
         self,
         tool: str,
-        arguments: dict[str, Any],
+        arguments: dict[str, object],
         responses: InputResponses | None,
         state: str | None,
         meta: RequestParamsMeta,
@@ -109,7 +110,7 @@ class Connection:
     async def _call(
         self,
         tool: str,
-        arguments: dict[str, Any],
+        arguments: dict[str, object],
         responses: InputResponses | None,
         state: str | None,
         meta: RequestParamsMeta,
@@ -218,11 +219,11 @@ class _Open:
         await asyncio.wait([self._work], timeout=CLOSING)
 
 
-async def _on_background(work: Coroutine[Any, Any, T]) -> T:
+async def _on_background(work: Coro[T]) -> T:
     return await asyncio.wrap_future(on_background(work))
 
 
-def _auth_of(auth: Any) -> Any:
+def _auth_of(auth: object) -> Any:
     if not isinstance(auth, str):
         return auth
 
@@ -233,7 +234,7 @@ def _auth_of(auth: Any) -> Any:
     return bearer
 
 
-def label_of(source: Any) -> str:
+def label_of(source: object) -> str:
     """Return a short name of a server for people, without credentials."""
     if isinstance(source, str):
         url = urlsplit(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.types import Effect
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def mcp_tools(
-    source: Any,
+    source: object,
     *,
     prefix: str | None = None,
     only: Collection[str] | None = None,
@@ -22,7 +22,7 @@ def mcp_tools(
     effects: Mapping[str, Effect] | None = None,
     approval: Approval | Mapping[str, Approval] = False,
     timeout: float | None = None,
-    auth: Any = None,
+    auth: object = None,
 ) -> McpTools:
     """Return the tools of an MCP server, to stand in `Agent.functions` like a tool.
 
@@ -67,7 +67,7 @@ def mcp_tools(
     )
 
 
-def _check_source(source: Any) -> None:
+def _check_source(source: object) -> None:
     if isinstance(source, str) and not source.startswith(("http://", "https://")):
         raise ConfigurationError(
             f"mcp_tools: {source!r:.80} is not the URL of a server; give a command as a list: {source.split()!r:.80}"

@@ -35,7 +35,7 @@ class McpTools(Toolset):
     approval: Approval | Mapping[str, Approval]
 
     def __post_init__(self) -> None:
-        self._tools: list[Callable[..., Any]] | None = None
+        self._tools: list[Callable[..., object]] | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -60,7 +60,7 @@ class McpTools(Toolset):
         """Close the connection to the server."""
         self.connection.close()
 
-    def _made(self, listed: list[Tool]) -> list[Callable[..., Any]]:
+    def _made(self, listed: list[Tool]) -> list[Callable[..., object]]:
         names = [tool.name for tool in listed]
         wanted = {*(self.only or ()), *self.effects, *(self.approval if isinstance(self.approval, Mapping) else ())}
         if missing := sorted(wanted - {*names}):
@@ -71,7 +71,7 @@ class McpTools(Toolset):
         kept = [tool for tool in listed if self.only is None or tool.name in self.only]
         return [self._tool(tool) for tool in kept]
 
-    def _tool(self, tool: Tool) -> Callable[..., Any]:
+    def _tool(self, tool: Tool) -> Callable[..., object]:
         effect = self.effects.get(tool.name) or self._hinted(tool)
         rule = self.approval.get(tool.name, False) if isinstance(self.approval, Mapping) else self.approval
         # Servers may use dots and slashes in names, and providers take neither.
@@ -94,5 +94,5 @@ class McpTools(Toolset):
         return "idempotent" if hints is not None and hints.idempotent_hint else "once"
 
 
-async def _call(connection: Connection, tool: str, effect: Effect, /, **arguments: Any) -> str:
+async def _call(connection: Connection, tool: str, effect: Effect, /, **arguments: object) -> str:
     return await Conversation(connection, tool, effect, arguments).result()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,7 +62,7 @@ class ModelCall:
     kept: int = 0
     memo: Memo = field(default_factory=KeptInMemory, compare=False)
     """Where a client keeps what it needs after a crash, in the middle of this call."""
-    notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    notes: dict[str, object] = field(default_factory=dict, compare=False)
     """The client's note on its answer: `model`, if another one than the requested one has answered."""
     by_tool: bool | None = None
     """True if the run asks for the answer by a final tool, False by `response_format`; None if it never asked."""
@@ -89,10 +89,10 @@ class Completion:
 
 
 async def complete(
-    client: Any,
+    client: object,
     agent: AgentLike,
     history: list[Message],
-    context: dict[str, Any],
+    context: dict[str, object],
     *,
     conversation: Conversation,
     choice: ModelChoice,
@@ -154,7 +154,7 @@ class Gate(Protocol):
 class _Asking:
     """One model call with its retries."""
 
-    client: Any
+    client: object
     request: dict[str, Any]
     waits: Runtime
     call: ModelCall
@@ -284,7 +284,7 @@ def _lost_by_openai() -> tuple[type[Exception], ...]:
     return () if openai is None else (openai.APIConnectionError,)
 
 
-def _refused(error: Exception, request: dict[str, Any]) -> str | None:
+def _refused(error: Exception, request: Mapping[str, object]) -> str | None:
     """Return the argument needed for streaming that a provider, or a client with a fixed signature, refuses.
 
     Without `stream_options` the tokens of a stream are not counted; without `stream` the reply arrives whole.

@@ -26,7 +26,7 @@ class Clients:
         self._stand_in: StandIn | None = None
         self._lock = threading.Lock()
 
-    def get(self, loop: Any = None) -> Any:
+    def get(self, loop: object = None) -> object:
         """Return the client for calls from a thread, or from the event loop `loop`; one client serves all loops.
 
         Raises `ConfigurationError` without an API key.
@@ -43,7 +43,7 @@ class Clients:
                 return self._stand_in.client()
             return self._given
 
-    def _default(self, asynchronous: bool) -> Any:
+    def _default(self, asynchronous: bool) -> object:
         with _without_client():
             import openai
 
@@ -86,7 +86,7 @@ class Clients:
         give_back()
 
 
-def _default_async_client(openai: Any, connections: Any) -> Any:
+def _default_async_client(openai: Any, connections: object) -> object:
     return openai.AsyncOpenAI(max_retries=DEFAULT_RETRIES, http_client=connections)
 
 
@@ -102,7 +102,7 @@ def _without_client() -> Iterator[None]:
         ) from None
 
 
-def default_client() -> Any:
+def default_client() -> object:
     """Make the default client, of `openai`. Raises `ConfigurationError` without a key."""
     with _without_client():
         import openai
@@ -110,7 +110,7 @@ def default_client() -> Any:
         return openai.OpenAI(max_retries=DEFAULT_RETRIES)
 
 
-def client_for(client: Any, model: str) -> Any:
+def client_for(client: Any, model: str) -> object:
     """Return the client for a model, if `client` routes to others (see `durable_swarm.providers`).
 
     Raises `ConfigurationError` if there is none.
@@ -128,12 +128,12 @@ def check_ready(client: Any) -> None:
         client.ready()
 
 
-def takes_origins(client: Any) -> bool:
+def takes_origins(client: object) -> bool:
     """Return True if a client is a provider, which gets messages with the origins of their fields."""
     return getattr(client, "takes_origins", False) is True
 
 
-def provider_of(client: Any) -> str:
+def provider_of(client: object) -> str:
     """Return a name for the provider that a client asks: the same for all clients with its address and its key."""
     address = getattr(client, "base_url", None)
     kind = type(client)

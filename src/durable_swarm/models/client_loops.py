@@ -21,11 +21,11 @@ from durable_swarm.models.lean import is_bare, is_official, is_openai
 CLOSING_SECONDS = 5.0
 """Seconds that closing waits for connections to be released."""
 
-_stand_ins: weakref.WeakSet[Any] = weakref.WeakSet()
+_stand_ins: weakref.WeakSet[object] = weakref.WeakSet()
 """The stand-ins: their connections belong to the package's loop, whichever loop calls them."""
 
 
-def can_stand_in(client: Any) -> bool:
+def can_stand_in(client: object) -> bool:
     """Return True if a copy is unnoticeable: an official async client, bare, over connections that it made itself."""
     openai = sys.modules.get("openai")
     if openai is None or not isinstance(client, openai.AsyncOpenAI) or not is_bare(client):
@@ -35,9 +35,9 @@ def can_stand_in(client: Any) -> bool:
     return type(connections).__name__ == "AsyncHttpxClientWrapper" and _is_untouched(connections)
 
 
-def _is_untouched(connections: Any) -> bool:
+def _is_untouched(connections: object) -> bool:
     """Return True if nothing of the program or of a tracer is called on the way to the provider."""
-    hooks = [hook for hooks in connections.event_hooks.values() for hook in hooks]
+    hooks = [hook for hooks in getattr(connections, "event_hooks", {}).values() for hook in hooks]
     transports = [getattr(connections, "_transport", None), *filter(None, getattr(connections, "_mounts", {}).values())]
     usual = all(
         type(transport).__name__ == "AsyncHTTPTransport" and "handle_async_request" not in vars(transport)
@@ -46,12 +46,12 @@ def _is_untouched(connections: Any) -> bool:
     return usual and all(map(is_official, hooks)) and "send" not in vars(connections)
 
 
-def on_its_loop(client: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def on_its_loop(client: object, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function that calls the client; for a stand-in, one that calls it on its own loop."""
     if not is_openai(client) or client not in _stand_ins:
         return function
 
-    async def ask(*args: Any, **kwargs: Any) -> Any:
+    async def ask(*args: object, **kwargs: object) -> object:
         if running_loop() is background_loop():
             return await function(*args, **kwargs)
         return result_of(await asyncio.wrap_future(on_background(kept(function(*args, **kwargs)))))
@@ -65,11 +65,11 @@ class StandIn:
     It is made anew if the `settings` differ from those it was made with.
     """
 
-    def __init__(self, make: Callable[[Any], Any], settings: Callable[[], dict[str, Any]] = dict) -> None:
+    def __init__(self, make: Callable[[Any], object], settings: Callable[[], dict[str, object]] = dict) -> None:
         self._make = make
         self._settings = settings
-        self._made: Any = None
-        self._made_with: dict[str, Any] = {}
+        self._made: object = None
+        self._made_with: dict[str, object] = {}
         self._connections: Any = None
         self._home = background()
 
@@ -77,13 +77,13 @@ class StandIn:
     def of(cls, client: Any) -> StandIn:
         """Return the stand-in of a program's client, with its present settings, because a key may be changed."""
 
-        def settings() -> dict[str, Any]:
+        def settings() -> dict[str, object]:
             # Without parts such as `chat`, which are made at first use.
             return {name: value for name, value in vars(client).items() if not hasattr(value, "_client")}
 
         return cls(lambda connections: client.with_options(http_client=connections), settings)
 
-    def client(self) -> Any:
+    def client(self) -> object:
         """Return the client to call."""
         import openai
 

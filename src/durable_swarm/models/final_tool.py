@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from durable_swarm.models.receiver import DeltaSink
@@ -21,24 +22,24 @@ NAME = "final_answer"
 REFUSED = re.compile(r"response_format|json_schema|text\.format|structured.?outputs?", re.IGNORECASE)
 """Found in the error by which a provider refuses `response_format`."""
 
-_refusing: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+_refusing: weakref.WeakKeyDictionary[object, set[str]] = weakref.WeakKeyDictionary()
 """For each client, the models that refused `response_format`."""
 
 
-def refuses_format(client: Any, model: str) -> bool:
+def refuses_format(client: object, model: str) -> bool:
     """Return True if a model of this client has refused `response_format` in this process."""
     with contextlib.suppress(TypeError):
         return model in _refusing.get(client, ())
     return False
 
 
-def note_refusal(client: Any, model: str) -> None:
+def note_refusal(client: object, model: str) -> None:
     """Record that a model of this client refuses `response_format`."""
     with contextlib.suppress(TypeError):  # Some clients are not hashable.
         _refusing.setdefault(client, set()).add(model)
 
 
-def refused_format(error: Exception, request: dict[str, Any]) -> bool:
+def refused_format(error: Exception, request: Mapping[str, object]) -> bool:
     """Return True if an error says that the provider, or a client with a fixed signature, takes no such argument."""
     refuses = isinstance(error, TypeError) or getattr(error, "status_code", None) in (400, 404, 422, 501)
     return refuses and "response_format" in request and REFUSED.search(str(error)) is not None
@@ -74,11 +75,11 @@ class AnswerSink:
     def __init__(self, show: DeltaSink, name: str) -> None:
         self._show = show
         self._name = name
-        self._final: set[Any] = set()
+        self._final: set[object] = set()
         """The indexes of its calls in this reply."""
         self._spoke = False
         """True if the reply has a text beside, which the answer replaces."""
-        self._shown: list[dict[str, Any]] = []
+        self._shown: list[dict[str, object]] = []
         """What was shown of other calls: it must be shown again if that text is taken back."""
 
     def delta(self, delta: dict[str, Any]) -> None:

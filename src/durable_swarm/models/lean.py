@@ -21,7 +21,7 @@ _BELOW = ("post", "request", "_build_request", "copy", "with_options")
 """Methods that the official client calls on itself on the way to the provider, and those it is copied with."""
 
 
-def is_openai(client: Any) -> bool:
+def is_openai(client: object) -> bool:
     """Return True if it is a client of the `openai` package, which is imported only if the program uses it."""
     openai = sys.modules.get("openai")
     return openai is not None and isinstance(client, (openai.OpenAI, openai.AsyncOpenAI))
@@ -49,7 +49,7 @@ def _is_untouched(kind: type, name: str) -> bool:
     return is_official(getattr(found, "func", None) or getattr(found, "fget", None) or found)
 
 
-def is_official(thing: Any) -> bool:
+def is_official(thing: object) -> bool:
     """Return True if a class or a function, with everything it wraps, is defined in the `openai` package."""
     if isinstance(thing, type):
         return _root(thing.__module__) == "openai"
@@ -67,7 +67,7 @@ def _root(module: str) -> str:
     return module.partition(".")[0]
 
 
-def prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+def prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., object], dict[str, object]]:
     """Return the function to call and its arguments, without those that a client of `openai` would not send."""
     if not is_openai(client):
         return client.chat.completions.create, request
@@ -82,16 +82,16 @@ def prepared(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], 
     return create, {**given, "messages": [], "extra_body": body}
 
 
-def _as_data(create: Callable[..., Any], streamed: bool) -> Callable[..., Any]:
+def _as_data(create: Callable[..., Any], streamed: bool) -> Callable[..., object]:
     """Return the function that makes a request and returns the answer, or an iterator of its chunks, as plain data."""
     from openai import AsyncStream, Stream
 
-    def ask(**arguments: Any) -> Any:
+    def ask(**arguments: object) -> object:
         response = create(**arguments)
         with reading():
             return _chunks(response.parse(to=Stream[object])) if streamed else response.parse(to=object)
 
-    async def ask_async(**arguments: Any) -> Any:
+    async def ask_async(**arguments: object) -> object:
         response = await create(**arguments)
         with reading():
             parsed = response.parse(to=AsyncStream[object] if streamed else object)
@@ -102,7 +102,7 @@ def _as_data(create: Callable[..., Any], streamed: bool) -> Callable[..., Any]:
     return ask_async if inspect.iscoroutinefunction(create) else ask
 
 
-def _chunks(stream: Any) -> Iterator[Any]:
+def _chunks(stream: Any) -> Iterator[object]:
     try:
         with reading():
             for chunk in stream:
@@ -111,7 +111,7 @@ def _chunks(stream: Any) -> Iterator[Any]:
         stream.close()
 
 
-async def _chunks_async(stream: Any) -> AsyncIterator[Any]:
+async def _chunks_async(stream: Any) -> AsyncIterator[object]:
     try:
         with reading():
             async for chunk in stream:
@@ -120,7 +120,7 @@ async def _chunks_async(stream: Any) -> AsyncIterator[Any]:
         await stream.close()
 
 
-def _with_fields(chunk: Any) -> Any:
+def _with_fields(chunk: object) -> object:
     """Return a chunk with the fields that the client's models always have: what was not sent is None."""
     if not isinstance(chunk, dict):
         return chunk
@@ -130,6 +130,6 @@ def _with_fields(chunk: Any) -> Any:
     return {**chunk, "choices": choices}
 
 
-def retries_itself(client: Any) -> bool:
+def retries_itself(client: object) -> bool:
     """Return True if the client itself retries failures before an answer begins."""
     return is_openai(client) and not is_bare(client)

@@ -19,12 +19,12 @@ class KeptInMemory:
     """A memo that ends with its process."""
 
     def __init__(self) -> None:
-        self._value: Any = None
+        self._value: object = None
 
-    def read(self) -> Any:
+    def read(self) -> object:
         """Return the value."""
         return self._value
 
-    def write(self, value: Any) -> None:
+    def write(self, value: object) -> None:
         """Keep a value."""
         self._value = value

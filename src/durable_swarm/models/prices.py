@@ -19,7 +19,7 @@ SAMPLE = Usage(requests=1, prompt_tokens=1, completion_tokens=1, total_tokens=2)
 """The tokens with which a model's price is looked up before the first call."""
 
 
-def check_prices(prices: Any) -> Prices | None:
+def check_prices(prices: object) -> Prices | None:
     """Check that it is a function or None, and return it. Raises `ConfigurationError`."""
     if prices is not None and not callable(prices):
         raise ConfigurationError(f"prices must be a function of a model's name and its Usage, not {prices!r:.80}")

@@ -78,13 +78,19 @@ def bad_output(error: Exception) -> bool:
     body = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, Mapping) else None
     told = isinstance(inner, Mapping) and "failed_generation" in inner
-    return told or getattr(error, "code", None) in _BAD_OUTPUT
+    return told or _word(error, "code") in _BAD_OUTPUT
 
 
 def _may_pass(error: Exception) -> bool:
     """Return True if an error without a status, in a success or in the middle of a stream, may be transient."""
     said = _is_event(error) or isinstance(error, ErrorReply)
-    return said and not any(getattr(error, name, None) in _LASTING for name in ("code", "type"))
+    return said and not any(_word(error, name) in _LASTING for name in ("code", "type"))
+
+
+def _word(error: Exception, name: str) -> str:
+    """Return the provider's code or type of an error, "" if it is not a word: a provider may send any JSON there."""
+    found = getattr(error, name, None)
+    return found if isinstance(found, str) else ""
 
 
 def _is_event(error: Exception) -> bool:

@@ -8,8 +8,8 @@ import inspect
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeGuard
 
 from pydantic import BaseModel
 
@@ -23,18 +23,18 @@ PAUSE = 0.001
 """Seconds of a pause. A reader in another thread gets its turn then, not only when this thread must let it run."""
 
 
-_marks: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
+_marks: weakref.WeakKeyDictionary[object, dict[str, bool]] = weakref.WeakKeyDictionary()
 """For each client and model: True if its streams were seen to end with a finish reason."""
 
 
-def has_end_marks(client: Any, model: str) -> bool | None:
+def has_end_marks(client: object, model: str) -> bool | None:
     """Return True if a model's streams end with a finish reason; None if that is not known."""
     with contextlib.suppress(TypeError):
         return _marks.get(client, {}).get(model)
     return None
 
 
-def note_end_marks(client: Any, model: str, has: bool) -> None:
+def note_end_marks(client: object, model: str, has: bool) -> None:
     """Record whether a stream had a finish reason. A provider that ever sent one has broken off when it sends none."""
     with contextlib.suppress(TypeError):  # Some clients are not hashable.
         known = _marks.setdefault(client, {})
@@ -64,7 +64,7 @@ class AttemptSink:
         self._lock = threading.Lock()
         self._any = self._busy = self._ended = False
 
-    def delta(self, delta: dict[str, Any]) -> None:
+    def delta(self, delta: dict[str, object]) -> None:
         """Show a chunk. Raises `ReaderGone` after the end."""
         with self._lock:
             if self._ended:
@@ -81,7 +81,7 @@ class AttemptSink:
             if late:
                 self._show.reset()
 
-    def whole(self, message: Any) -> None:
+    def whole(self, message: object) -> None:
         """Show a message that arrived whole, as one chunk."""
         read = read_message(message, self._turn)
         calls = [{"index": index, **call} for index, call in enumerate(read.pop("tool_calls") or [])]
@@ -107,37 +107,37 @@ class StreamReceiver:
         self.begun = False
         """True once the provider has begun to answer."""
 
-    def way(self) -> Callable[[], Any]:
+    def way(self) -> Callable[[], object]:
         """Return the function that receives the `Answer`: async if the client is."""
         return self._on_loop if is_async(self._create) else self._in_thread
 
     async def _on_loop(self) -> Answer:
         return await self._awaited(self._create())
 
-    def _in_thread(self) -> Any:
+    def _in_thread(self) -> object:
         """Receive in this thread; if the client turns out to be async, return an awaitable."""
         begun = self._create()
         if inspect.isawaitable(begun):
             return self._awaited(begun)
         self.begun = True
-        if is_stream(begun, "__iter__"):
+        if is_stream(begun):
             return self._iterated(begun)
-        return self._iterated_async(begun) if is_stream(begun, "__aiter__") else self._whole(begun)
+        return self._iterated_async(begun) if is_async_stream(begun) else self._whole(begun)
 
-    async def _awaited(self, beginning: Awaitable[Any]) -> Answer:
+    async def _awaited(self, beginning: Awaitable[object]) -> Answer:
         begun = await beginning
         self.begun = True
         # Some streams can be read both ways; a caller that awaits them means the async one.
-        if is_stream(begun, "__aiter__"):
+        if is_async_stream(begun):
             return await self._iterated_async(begun)
-        return self._iterated(begun) if is_stream(begun, "__iter__") else self._whole(begun)
+        return self._iterated(begun) if is_stream(begun) else self._whole(begun)
 
-    def _whole(self, completion: Any) -> Answer:
+    def _whole(self, completion: object) -> Answer:
         answer = whole(completion)
         self._shown.whole(answer.message)
         return answer
 
-    def _iterated(self, stream: Any) -> Answer:
+    def _iterated(self, stream: Iterable[object]) -> Answer:
         pieces = ReplyBuilder()
         try:
             for chunk in stream:
@@ -146,10 +146,10 @@ class StreamReceiver:
         finally:
             # An error of the stream says more than the error of closing it.
             with contextlib.suppress(Exception):
-                _closing(stream)()
+                closing(stream)()
         return self._whole_of(pieces)
 
-    async def _iterated_async(self, stream: Any) -> Answer:
+    async def _iterated_async(self, stream: AsyncIterable[object]) -> Answer:
         pieces = ReplyBuilder()
         try:
             async for chunk in stream:
@@ -157,7 +157,7 @@ class StreamReceiver:
                     await asyncio.sleep(pause)
         finally:
             with contextlib.suppress(Exception):
-                closed = _closing(stream)()
+                closed = closing(stream)()
                 if inspect.isawaitable(closed):
                     await closed
         return self._whole_of(pieces)
@@ -168,7 +168,7 @@ class StreamReceiver:
             self._shown.delta(rest)
         return answer
 
-    def _take(self, pieces: ReplyBuilder, chunk: Any) -> float | None:
+    def _take(self, pieces: ReplyBuilder, chunk: object) -> float | None:
         """Add a chunk; return the seconds for which its reader should now get a turn: chunks at hand leave it none."""
         delta = pieces.add(chunk)
         if delta is None:
@@ -180,14 +180,24 @@ class StreamReceiver:
         return 0 if self._count <= EAGER or self._count % SELDOM == 0 else None
 
 
-def is_stream(begun: Any, way: str) -> bool:
-    """Return True if it is to be iterated this way, and is not a whole completion."""
+def is_stream(begun: object) -> TypeGuard[Iterable[object]]:
+    """Return True if it is to be iterated, and is not a whole completion."""
+    return hasattr(begun, "__iter__") and not _is_whole(begun)
+
+
+def is_async_stream(begun: object) -> TypeGuard[AsyncIterable[object]]:
+    """Return True if it is to be iterated with `async for`, and is not a whole completion."""
+    return hasattr(begun, "__aiter__") and not _is_whole(begun)
+
+
+def _is_whole(begun: object) -> bool:
     # Completions that are pydantic models or dictionaries can be iterated too, and mocks in both ways.
     if isinstance(begun, str | bytes | Mapping | BaseModel):
-        return False
-    return hasattr(begun, way) and not isinstance(getattr(begun, "choices", None), list | tuple)
+        return True
+    return isinstance(getattr(begun, "choices", None), list | tuple)
 
 
-def _closing(stream: Any) -> Callable[[], Any]:
+def closing(stream: object) -> Callable[[], object]:
+    """Return the function that closes a stream; one that does nothing if it has none."""
     found = getattr(stream, "close", None) or getattr(stream, "aclose", None)
     return found if callable(found) else lambda: None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import BaseModel
 
@@ -18,8 +18,6 @@ from durable_swarm.types import Message, Usage
 DATA = (str, bytes, int, float, list, tuple, set, type(None))
 """Types without fields, which cannot be a message, a chunk or a tool call."""
 
-_NO_LIST = (str, bytes, int, float, Mapping)
-
 
 class EmptyReply(Exception):
     """The provider answered without a message."""
@@ -28,7 +26,7 @@ class EmptyReply(Exception):
 class ErrorReply(Exception):
     """An error in the provider's own words in place of a reply: in a success, or in a stream."""
 
-    def __init__(self, message: str, code: Any = None, kind: Any = None) -> None:
+    def __init__(self, message: str, code: object = None, kind: object = None) -> None:
         super().__init__(message)
         self.code = code
         self.type = kind
@@ -38,33 +36,37 @@ class ErrorReply(Exception):
 class Answer:
     """A provider's answer in its own types: the message, the tokens if counted, and its finish reason."""
 
-    message: Any
-    usage: Any = None
-    finish: Any = None
+    message: object
+    usage: object = None
+    finish: object = None
 
 
-def checked(answer: Any) -> Answer:
+def checked(answer: object) -> Answer:
     """Return the relevant parts of a completion. Raises `EmptyReply` if it has no message."""
     refuse_error(answer)
     choices = field(answer, "choices")
-    choice = choices[0] if choices and not isinstance(choices, _NO_LIST) else None
+    choice = next(iter(choices), None) if _is_list(choices) else None
     message = field(choice, "message")
     if isinstance(message, DATA) or not _are_calls(field(message, "tool_calls")):
         refuse_error(choice)
-        raise EmptyReply(f"the provider's answer has no message{_instead(answer)}")
+        raise EmptyReply(f"the provider's answer has no message{instead(answer)}")
     found = Answer(message, field(answer, "usage"), field(choice, "finish_reason"))
     refuse_broken(found, choice)
     return found
 
 
-def _are_calls(calls: Any) -> bool:
+def _is_list(value: object) -> TypeGuard[Iterable[object]]:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+
+
+def _are_calls(calls: object) -> bool:
     """Return True unless something that was sent as the tool calls of a message cannot be any."""
     if isinstance(calls, list | tuple):
         return not any(isinstance(call, DATA) for call in calls)
-    return not (calls and isinstance(calls, _NO_LIST))
+    return not calls or _is_list(calls)
 
 
-def refuse_error(part: Any) -> None:
+def refuse_error(part: object) -> None:
     """Raise `ErrorReply` if an answer, a chunk or a choice reports an error of the provider."""
     error = field(part, "error")
     if isinstance(error, BaseModel):
@@ -84,7 +86,7 @@ _UNREADABLE = "malformed_function_call"
 """Part of Gemini's finish reason for a call of its model that it could not read."""
 
 
-def refuse_broken(answer: Answer, choice: Any = None) -> None:
+def refuse_broken(answer: Answer, choice: object = None) -> None:
     """Raise `ErrorReply` if the finish reason says that this is not a reply."""
     word = answer.finish.strip().lower() if isinstance(answer.finish, str) else ""
     if word in _BROKEN_OFF:
@@ -94,10 +96,10 @@ def refuse_broken(answer: Answer, choice: Any = None) -> None:
         raise ErrorReply("the provider could not read the tool call that its model wrote", _UNREADABLE)
 
 
-def _instead(answer: Any) -> str:
+def instead(answer: object) -> str:
     """Return the text that a provider sent in place of a message."""
     if isinstance(answer, str | bytes):
-        said: Any = answer
+        said: object = answer
     else:
         extra = answer if isinstance(answer, Mapping) else getattr(answer, "model_extra", None)
         said = {key: value for key, value in extra.items() if value} if isinstance(extra, Mapping) else None
@@ -131,7 +133,7 @@ def read_finish(answer: Answer) -> str:
     return "" if word in _WHOLE else _CUT.get(word, word if word in ("length", "content_filter") else reason)
 
 
-def read_message(message: Any, turn: int) -> Message:
+def read_message(message: object, turn: int) -> Message:
     """Return the assistant message as plain data, with `content` and `tool_calls` always present.
 
     Accepts mappings, pydantic models and any object with `content` and `tool_calls`. Null fields are left out; a call
@@ -161,12 +163,12 @@ def sendable(value: Any, depth: int = MAX_DEPTH - 10) -> Any:
     return value
 
 
-def dumped(model: BaseModel) -> dict[str, Any]:
+def dumped(model: BaseModel) -> dict[str, object]:
     """Return a client's model as plain data; the client does not check that fields have their declared types."""
     return model.model_dump(mode="json", warnings=False)
 
 
-def _as_dict(message: Any) -> dict[str, Any]:
+def _as_dict(message: Any) -> dict[str, object]:
     if isinstance(message, Mapping):
         return dict(message)
     if isinstance(message, BaseModel):
@@ -178,7 +180,7 @@ def _as_dict(message: Any) -> dict[str, Any]:
     return {key: getattr(message, key, None) for key in ("content", "tool_calls")}
 
 
-def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
+def _read_call(call: object, turn: int, index: int) -> dict[str, object]:
     """Return a tool call as plain data, with the provider's own fields beside id, type and function."""
     custom = field(call, "custom") if field(call, "type") == "custom" else None
     function = field(call, "function") if custom is None else custom
@@ -187,7 +189,7 @@ def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
     arguments = part("arguments", part("input"))
     if not isinstance(arguments, str):
         arguments = "" if arguments is None else json.dumps(arguments, default=str)
-    read: dict[str, Any] = mended(
+    read: dict[str, object] = mended(
         {
             **beside(call, ("id", "type", "function", "index")),
             "id": str(given) if given else f"call_{turn}_{index}",
@@ -202,7 +204,7 @@ def _read_call(call: Any, turn: int, index: int) -> dict[str, Any]:
     return read
 
 
-def beside(thing: Any, known: tuple[str, ...]) -> dict[str, Any]:
+def beside(thing: object, known: tuple[str, ...]) -> dict[str, object]:
     """Return the further fields of a mapping or a client's model, without nulls.
 
     Other objects are not inspected: a mock has every field.
@@ -214,7 +216,7 @@ def beside(thing: Any, known: tuple[str, ...]) -> dict[str, Any]:
     return {str(key): value for key, value in thing.items() if value is not None and key not in known}
 
 
-def field(thing: Any, name: str, default: Any = None) -> Any:
+def field(thing: object, name: str, default: object = None) -> object:
     """Return a field of a mapping or an object, or `default` if it has none."""
     return thing.get(name, default) if isinstance(thing, Mapping) else getattr(thing, name, default)
 
@@ -238,18 +240,18 @@ _DETAILS = {
 
 def read_usage(answer: Answer) -> Usage | None:
     """Return the tokens that the provider counted, or None if it counted none."""
-    counts = {name: field(answer.usage, name) for name in _TOTALS}
-    known = {name: count for name, count in counts.items() if _is_count(count)}
+    counts = ((name, field(answer.usage, name)) for name in _TOTALS)
+    known = {name: count for name, count in counts if _is_count(count)}
     counted = partial(_count, answer.usage)
     details = {name: next(filter(None, map(counted, places)), 0) for name, places in _DETAILS.items()}
     return Usage(requests=1, **known, **details) if known else None
 
 
-def _count(usage: Any, place: tuple[str, ...]) -> int:
+def _count(usage: object, place: tuple[str, ...]) -> int:
     for name in place:
         usage = field(usage, name)
     return usage if _is_count(usage) else 0
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

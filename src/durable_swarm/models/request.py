@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 from durable_swarm.codec import mended
@@ -13,7 +14,7 @@ from durable_swarm.schema.output import output_type_of
 from durable_swarm.types import AgentLike, Message
 
 
-async def instructions(agent: AgentLike, context: dict[str, Any], waits: Runtime) -> str:
+async def instructions(agent: AgentLike, context: Mapping[str, object], waits: Runtime) -> str:
     """Return the agent's prompt. A callable gets the context variables, in which a missing one reads as ''."""
     if not callable(agent.instructions):
         return str(agent.instructions)

@@ -12,7 +12,7 @@ import json
 import reprlib
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from itertools import chain, groupby
@@ -89,7 +89,7 @@ def unreadable(error: Exception) -> BrokenStream | None:
         return None
 
 
-def whole(answer: Any) -> Answer:
+def whole(answer: object) -> Answer:
     """Return the relevant parts of an answer that was not streamed; some servers stream without being asked.
 
     Raises `EmptyReply`, `ErrorReply`, `BrokenStream`, `JSONDecodeError`.
@@ -112,7 +112,7 @@ def whole(answer: Any) -> Answer:
     return pieces.answer()
 
 
-def _decoded(text: str) -> Any:
+def _decoded(text: str) -> object:
     with reading():
         return json.loads(text)
 
@@ -123,17 +123,17 @@ class ReplyBuilder:
     def __init__(self) -> None:
         self._begun = self._met = self._marked = self._finished = False
         self._role_shown = False
-        self._usage: Any = None
-        self._finish: Any = None
-        self._choice: Any = None
-        self._texts: dict[str, list[Any]] = {}
-        self._values: dict[str, Any] = {}
+        self._usage: object = None
+        self._finish: object = None
+        self._choice: object = None
+        self._texts: dict[str, list[object]] = {}
+        self._values: dict[str, object] = {}
         """Fields that are not texts, merged."""
         self._halves: dict[str, str] = {}
         """The half character at which a text ends so far."""
         self._calls = _Calls()
 
-    def add(self, chunk: Any) -> dict[str, Any] | None:
+    def add(self, chunk: object) -> dict[str, object] | None:
         """Add a chunk and return its delta as plain data, reduced to what is new, or None.
 
         Each field of a tool call is returned once, arguments chunk by chunk; `index` distinguishes the calls. Raises
@@ -158,8 +158,8 @@ class ReplyBuilder:
         # A gateway's own notes (of its content filter) arrive in choices without a delta.
         return None if delta is None else self._merge(delta)
 
-    def _merge(self, delta: Any) -> dict[str, Any] | None:
-        shown: dict[str, Any] = {}
+    def _merge(self, delta: object) -> dict[str, object] | None:
+        shown: dict[str, object] = {}
         for name, value in _fields(delta):
             if value is None or name in _OURS:
                 continue
@@ -169,7 +169,7 @@ class ReplyBuilder:
         self._met = True
         return shown or None
 
-    def _take(self, name: str, value: Any) -> Any:
+    def _take(self, name: str, value: object) -> object:
         """Keep the value of a field and return the part of it that is shown."""
         if name == "tool_calls":
             return self._calls.add(value)
@@ -190,7 +190,7 @@ class ReplyBuilder:
             text, self._halves[name] = text[:-1], text[-1]
         return mended_text(text)
 
-    def rest(self) -> dict[str, Any] | None:
+    def rest(self) -> dict[str, object] | None:
         """Return the last delta once the stream has ended: halves of characters whose other half never arrived."""
         halves, self._halves = self._halves, {}
         return {name: mended_text(half) for name, half in halves.items()} or None
@@ -214,7 +214,7 @@ class ReplyBuilder:
         return answer
 
 
-def _first_choice(chunk: Any) -> Any:
+def _first_choice(chunk: object) -> object:
     """Return choice 0 of the chunk, or None, as in the last chunk, which counts the tokens."""
     choices = field(chunk, "choices", _ABSENT)
     if choices is _ABSENT and field(chunk, "usage") is not None:
@@ -230,7 +230,7 @@ def _first_choice(chunk: Any) -> Any:
     return None
 
 
-def _fields(delta: Any) -> Iterable[tuple[str, Any]]:
+def _fields(delta: object) -> Iterable[tuple[str, object]]:
     if isinstance(delta, BaseModel):
         # Not `model_dump`, which takes longer than everything else together.
         fields = vars(delta)
@@ -246,11 +246,11 @@ def _fields(delta: Any) -> Iterable[tuple[str, Any]]:
     return ((name, value) for name, value in (own | pieces).items() if not name.startswith("_"))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return dumped(value) if isinstance(value, BaseModel) else sendable(value)
 
 
-def _text(value: Any) -> str | list[Any]:
+def _text(value: object) -> str | list[object]:
     if isinstance(value, str):
         return value
     if isinstance(value, list | tuple):
@@ -258,11 +258,11 @@ def _text(value: Any) -> str | list[Any]:
     raise BrokenStream(f"the provider's stream contains a content that is not a text: {_shortly(value)}")
 
 
-def _joined(pieces: list[Any]) -> str | list[Any]:
+def _joined(pieces: list[Any]) -> str | list[object]:
     """Join texts; if parts arrived too (thoughts, references), return the list of all parts."""
     if all(isinstance(piece, str) for piece in pieces):
         return mended_text("".join(pieces))
-    parts: list[Any] = []
+    parts: list[object] = []
     for kind, group in groupby(pieces, type):
         if kind is list:
             parts.extend(chain.from_iterable(group))
@@ -275,7 +275,7 @@ _SAME = {"id", "index", "type", "format", "object", "model", "name", "role", "ve
 """Keys that are repeated with each piece of a value and are not pieces themselves."""
 
 
-def merged(name: str, old: Any, new: Any) -> Any:
+def merged(name: str, old: object, new: object) -> Any:
     """Return a streamed value with one more piece: texts joined, objects deep, list entries by their `index`."""
     if old is None or new is None:
         return copy.deepcopy(old if new is None else new)
@@ -288,7 +288,7 @@ def merged(name: str, old: Any, new: Any) -> Any:
     return copy.deepcopy(new)
 
 
-def _with_entries(old: list[Any], new: Iterable[Any]) -> list[Any]:
+def _with_entries(old: Sequence[object], new: Iterable[object]) -> list[object]:
     entries = list(old)
     for entry in new:
         index = _index_of(entry)
@@ -300,7 +300,7 @@ def _with_entries(old: list[Any], new: Iterable[Any]) -> list[Any]:
     return entries
 
 
-def _index_of(entry: Any) -> Any:
+def _index_of(entry: object) -> object:
     return entry.get("index") if isinstance(entry, Mapping) else None
 
 
@@ -312,9 +312,9 @@ class _Call:
     id: str = ""
     name: str = ""
     arguments: list[str] = dataclass_field(default_factory=list)
-    beside: dict[str, Any] = dataclass_field(default_factory=dict)
+    beside: dict[str, object] = dataclass_field(default_factory=dict)
     """The fields beside id, type and function."""
-    inside: dict[str, Any] = dataclass_field(default_factory=dict)
+    inside: dict[str, object] = dataclass_field(default_factory=dict)
     """The fields beside name and arguments."""
     custom: bool = False
 
@@ -346,7 +346,7 @@ class _Call:
         self.name += new
         return new
 
-    def as_read(self) -> dict[str, Any]:
+    def as_read(self) -> dict[str, object]:
         """Return the whole call, in the form of one that was not streamed."""
         text = mended_text(self.text)
         inside = {"name": self.name, **({"input": text} if self.custom else {**self.inside, "arguments": text})}
@@ -361,13 +361,13 @@ class _Calls:
         self._all: list[_Call] = []
         self._at: dict[int, _Call] = {}
 
-    def add(self, fragments: Any) -> list[dict[str, Any]]:
+    def add(self, fragments: object) -> list[dict[str, object]]:
         """Add the fragments of one chunk and return what is new in each."""
         if not isinstance(fragments, list | tuple):
             raise BrokenStream(f"the provider's stream holds what are not tool calls: {_shortly(fragments)}")
         return [shown for fragment in fragments if len(shown := self._add(fragment)) > 1]
 
-    def _add(self, fragment: Any) -> dict[str, Any]:
+    def _add(self, fragment: object) -> dict[str, object]:
         if isinstance(fragment, DATA):
             raise BrokenStream(
                 f"the provider's stream contains something that is not a tool call: {_shortly(fragment)}"
@@ -380,7 +380,7 @@ class _Calls:
         if call is None:
             call = self._open(index)
             call.custom = custom is not None
-            shown: dict[str, Any] = {"index": call.number, "id": given, "type": "function"}
+            shown: dict[str, object] = {"index": call.number, "id": given, "type": "function"}
         else:
             shown = {"index": call.number, "id": "" if call.id else given}
         named = call.named(name, repeated=bool(arguments or (given and given == call.id)))
@@ -395,7 +395,7 @@ class _Calls:
         shown["function"] = {**within, **{key: text for key, text in said.items() if text}}
         return {**more, **{key: value for key, value in shown.items() if value or key == "index"}}
 
-    def _find(self, index: Any, given: str, name: str, arguments: str) -> _Call | None:
+    def _find(self, index: object, given: str, name: str, arguments: str) -> _Call | None:
         """Return the call that a fragment belongs to, or None for a new call."""
         if isinstance(index, int):
             call = self._at.get(index)
@@ -416,7 +416,7 @@ class _Calls:
             self._at[index] = call
         return call
 
-    def whole(self) -> list[dict[str, Any]] | None:
+    def whole(self) -> list[dict[str, object]] | None:
         """Return the calls in their order, or None if there are none."""
         return [call.as_read() for call in sorted(self._all, key=lambda call: call.number)] or None
 
@@ -442,7 +442,7 @@ def _is_over(call: _Call, name: str, arguments: str) -> bool:
     return bool(arguments.strip()) and call.is_whole
 
 
-def _arguments(given: Any) -> str:
+def _arguments(given: object) -> str:
     if given is None or isinstance(given, str):
         return given or ""
     try:
@@ -451,5 +451,5 @@ def _arguments(given: Any) -> str:
         raise BrokenStream(f"the provider's stream holds arguments that are not JSON: {_shortly(given)}") from error
 
 
-def _shortly(thing: Any) -> str:
+def _shortly(thing: object) -> str:
     return reprlib.repr(thing)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from durable_swarm.errors import InvalidOutput
 from durable_swarm.loop import CUT, Reply, Verdict
 from durable_swarm.schema.arguments import decoded
@@ -45,7 +43,7 @@ def text_of(message: Message) -> str:
     return content or ""
 
 
-def output_of(message: Message, verdict: Verdict | None, given: Any) -> Any:
+def output_of(message: Message, verdict: Verdict | None, given: object) -> object:
     """Return the value of an answer that was judged to fit; without a verdict, None.
 
     It is a value of the type `given`; plain data if that is None, or if the type has changed and the answer does not
@@ -65,14 +63,14 @@ def output_of(message: Message, verdict: Verdict | None, given: Any) -> Any:
         return data
 
 
-def judged_output(reply: Reply, agent: AgentLike) -> Any:
+def judged_output(reply: Reply, agent: AgentLike) -> object:
     """Return what an output guardrail judges of a reply: the value, or the text if the agent has no output type."""
     if reply.verdict is None:
         return text_of(reply.message)
     return output_of(reply.message, reply.verdict, getattr(agent, "output_type", None))
 
 
-def read_output(message: Message, verdict: Verdict | None, given: Any) -> Any:
+def read_output(message: Message, verdict: Verdict | None, given: object) -> object:
     """Return an answer as a value of the type `given`, whatever the agent's own type was. Raises `InvalidOutput`."""
     output, text = read_type(given), text_of(message)
     try:

@@ -45,14 +45,14 @@ LONGEST_ID = 40
 """Maximum length of a tool call's id that OpenAI accepts, in characters."""
 
 
-def maker_of(model: Any) -> str:
+def maker_of(model: object) -> str:
     """Return the maker of a model as far as its name tells; otherwise ""."""
     words = re.findall(r"[a-z]+[0-9]?", str(model).lower().replace("x-ai", "xai"))
     found = (_MAKER_OF.get(word) or _MAKER_OF.get(word.rstrip("0123456789")) for word in words)
     return next((maker for maker in found if maker), "")
 
 
-def with_origin(message: Message, model: Any) -> Message:
+def with_origin(message: Message, model: object) -> Message:
     """Return a reply with a note of its model's maker, if it has fields that only that maker's models need back."""
     maker, sent = maker_of(model), {key: value for key, value in message.items() if key not in _NOT_SENT}
     if not maker or "provider" in message or _for_others(sent) == sent:
@@ -65,12 +65,12 @@ class Conversation:
 
     def __init__(self) -> None:
         self._wire: list[Message] = []
-        self._foreign: dict[int, tuple[Mapping[str, Any], Message]] = {}
+        self._foreign: dict[int, tuple[Mapping[str, object], Message]] = {}
         """Replies with fields of their provider's own, by their place: their origin, and what others are sent."""
         self._ids = _Ids()
 
     def request(
-        self, system: str, history: list[Message], model: Any = None, *, origins: bool = False
+        self, system: str, history: list[Message], model: object = None, *, origins: bool = False
     ) -> list[Message]:
         """Return the messages of one request to `model`. `history` only ever grows between calls.
 
@@ -92,7 +92,7 @@ class Conversation:
         return messages
 
 
-def addressed(messages: list[Message], model: Any) -> list[Message]:
+def addressed(messages: list[Message], model: object) -> list[Message]:
     """Return messages with their origins as a client for `model` is sent them: without, and none but its own fields."""
     asked = maker_of(model)
     return [_addressed(message, asked) if "provider" in message else message for message in messages]
@@ -143,7 +143,7 @@ def _plain_call(call: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _repaired(call: dict[str, Any]) -> dict[str, Any]:
+def _repaired(call: dict[str, Any]) -> dict[str, object]:
     """Repair broken names and arguments: some servers refuse such a history forever, and the model knows of them."""
     if call.get("type") == "custom" and isinstance(call.get("custom"), Mapping):
         return {key: value for key, value in call.items() if key != "function"}
@@ -180,7 +180,7 @@ class _Ids:
             return {**message, "tool_calls": [{**call, "id": self._new(call)} for call in message["tool_calls"]]}
         return message
 
-    def _new(self, call: dict[str, Any]) -> str:
+    def _new(self, call: Mapping[str, object]) -> str:
         given = _id_of(call.get("id"))
         sent, number = given, len(self._seen)
         while not sent or sent in self._seen:
@@ -191,5 +191,5 @@ class _Ids:
         return sent
 
 
-def _id_of(given: Any) -> str:
+def _id_of(given: object) -> str:
     return "" if given is None else str(given)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.observing import observe
 
 
 def instrument(
-    swarm: Any = None, *, tracer_provider: Any = None, meter_provider: Any = None, content: bool = False
+    swarm: object = None, *, tracer_provider: object = None, meter_provider: object = None, content: bool = False
 ) -> Callable[[], None]:
     """Send the traces of runs to OpenTelemetry, and metrics of what is executed; return the function that ends this.
 

@@ -21,14 +21,14 @@ OPERATIONS = {"model": (names.CHAT, names.REQUEST_MODEL), "tool": (names.TOOL, n
 class TelemetryObserver:
     """Observes a swarm, or with None all swarms of the process."""
 
-    def __init__(self, swarm: Any, tracer_provider: Any, meter_provider: Any, *, content: bool) -> None:
+    def __init__(self, swarm: object, tracer_provider: object, meter_provider: Any, *, content: bool) -> None:
         self._swarm = swarm
         self._sender = Sender(tracer_provider, content=content)
         meter = metrics.get_meter(names.SCOPE, meter_provider=meter_provider)
         self._duration = meter.create_histogram(names.DURATION, "s", "Time of a model call or a tool call.")
         self._tokens = meter.create_histogram(names.TOKENS, "{token}", "Tokens of a model call.")
 
-    def wants(self, swarm: Any) -> bool:
+    def wants(self, swarm: object) -> bool:
         return self._swarm is None or swarm is self._swarm
 
     @contextlib.contextmanager

@@ -6,12 +6,12 @@ import contextlib
 import importlib
 import importlib.util
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from durable_swarm.awaitables import settled
 from durable_swarm.errors import ConfigurationError
-from durable_swarm.models.receiver import is_stream
+from durable_swarm.models.receiver import is_async_stream
 from durable_swarm.models.wire import addressed
 from durable_swarm.providers.clients import Provider
 
@@ -37,7 +37,7 @@ class AnyLLM(Provider):
             raise ConfigurationError(f'provider is a name of any-llm, such as "anthropic", not {self._provider!r}')
         # Without it any-llm warns of each error.
         self._options = {"unified_exceptions": True, **options}
-        self._made: dict[str, Any] = {}
+        self._made: dict[str, object] = {}
         self._lock = threading.Lock()
         super().__init__(is_async=True)
 
@@ -51,16 +51,16 @@ class AnyLLM(Provider):
         if self._provider is not None:
             self._llm(self._provider)
 
-    def _create(self, **request: Any) -> Any:
+    def _create(self, **request: object) -> object:
         return self._create_async(**request)
 
-    async def _create_async(self, **request: Any) -> Any:
+    async def _create_async(self, **request: Any) -> object:
         provider, model = self._split(str(request.pop("model")))
         messages = addressed(request.pop("messages"), f"{provider} {model}")
         given = {name: value for name, value in request.items() if value is not None}
         with _own_errors():
             answer = await self._llm(provider).acompletion(model=model, messages=messages, **given)
-        return _read(answer) if is_stream(answer, "__aiter__") else answer
+        return _read(answer) if is_async_stream(answer) else answer
 
     def _split(self, model: str) -> tuple[str, str]:
         if self._provider is not None:
@@ -92,7 +92,7 @@ def _own_errors() -> Iterator[None]:
         raise
 
 
-async def _read(stream: Any) -> AsyncIterator[Any]:
+async def _read(stream: AsyncIterable[object]) -> AsyncIterator[object]:
     try:
         with _own_errors():
             async for chunk in stream:
@@ -112,7 +112,7 @@ def _is_installed() -> bool:
         return False
 
 
-def _created(provider: str, options: dict[str, Any]) -> Any:
+def _created(provider: str, options: Mapping[str, object]) -> object:
     try:
         return importlib.import_module("any_llm").AnyLLM.create(provider, **options)
     except Exception as error:  # No key, an unknown provider, or a package of the provider that is not installed.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -24,14 +24,14 @@ from durable_swarm.models.wire import addressed
 class Completions:
     """The `chat.completions` of a provider."""
 
-    def __init__(self, create: Callable[..., Any]) -> None:
+    def __init__(self, create: Callable[..., object]) -> None:
         self.create = create
 
 
 class Chat:
     """The `chat` of a provider."""
 
-    def __init__(self, create: Callable[..., Any]) -> None:
+    def __init__(self, create: Callable[..., object]) -> None:
         self.completions = Completions(create)
 
 
@@ -46,11 +46,11 @@ class Provider(ABC):
         self.chat = Chat(self._create_async if is_async else self._create)
 
     @abstractmethod
-    def _create(self, **request: Any) -> Any:
+    def _create(self, **request: object) -> object:
         """Answer in the calling thread."""
 
     @abstractmethod
-    async def _create_async(self, **request: Any) -> Any:
+    async def _create_async(self, **request: object) -> object:
         """Answer on the running event loop."""
 
     def client_for(self, model: str) -> Any:
@@ -62,7 +62,7 @@ class Provider(ABC):
         """Check that a client is available. Raises `ConfigurationError`."""
 
 
-def check_client(where: str, client: Any) -> Any:
+def check_client(where: str, client: object) -> Any:
     """Return the client that was passed to `where`. Raises `ConfigurationError` for an object that is not a client."""
     if hasattr(getattr(client, "chat", None), "completions"):
         return client
@@ -82,13 +82,13 @@ def asks_async(client: Any) -> bool:
     return is_async(client.chat.completions.create)
 
 
-def ready(client: Any) -> None:
+def ready(client: object) -> None:
     """Check that a client can be used. Raises `ConfigurationError`."""
     if isinstance(client, Provider):
         client.ready()
 
 
-def for_client(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+def for_client(client: object, request: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Return the function of a client and its arguments, without other providers' own fields."""
     credentials.remember(client)
     if not getattr(client, "takes_origins", False):
@@ -97,7 +97,7 @@ def for_client(client: Any, request: dict[str, Any]) -> tuple[Callable[..., Any]
     return create, {name: value for name, value in arguments.items() if value is not None}
 
 
-async def ask_async(client: Any, request: dict[str, Any]) -> Any:
+async def ask_async(client: object, request: dict[str, Any]) -> Any:
     """Call a client from an event loop: a plain one in a thread, its stream too."""
     create, arguments = for_client(client, request)
     if asks_async(client):
@@ -105,12 +105,12 @@ async def ask_async(client: Any, request: dict[str, Any]) -> Any:
     answer = await asyncio.to_thread(create, **arguments)
     if is_awaitable(answer):
         return await answer
-    return _from_thread(answer) if is_stream(answer, "__iter__") else answer
+    return _from_thread(answer) if is_stream(answer) else answer
 
 
-async def _from_thread(stream: Any) -> AsyncIterator[Any]:
+async def _from_thread(stream: Iterable[object]) -> AsyncIterator[object]:
     """Read a plain stream in threads."""
-    chunks: Iterator[Any] = iter(stream)
+    chunks = iter(stream)
     try:
         while True:
             chunk = await asyncio.to_thread(next, chunks, _END)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from durable_swarm.awaitables import is_awaitable, settled
@@ -13,7 +13,7 @@ from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, safe_text
 from durable_swarm.models.call import current_model_call
 from durable_swarm.models.provider_errors import status_of, transient
-from durable_swarm.models.receiver import is_stream
+from durable_swarm.models.receiver import closing, is_async_stream, is_stream
 from durable_swarm.models.reply import field, refuse_error
 from durable_swarm.models.retry import DEFAULT_RETRIES
 from durable_swarm.models.stream import BrokenStream, whole
@@ -41,7 +41,7 @@ class Fallback(Provider):
     client with a broken stream is skipped when the same call is made again.
     """
 
-    def __init__(self, *clients: Any) -> None:
+    def __init__(self, *clients: object) -> None:
         if not clients:
             raise ConfigurationError("Fallback takes one client or more: Fallback(first, second)")
         self._places = [_place(number, given) for number, given in enumerate(clients, start=1)]
@@ -60,7 +60,7 @@ class Fallback(Provider):
         for place in self._places:
             ready(place.client)
 
-    def _create(self, **request: Any) -> Any:
+    def _create(self, **request: object) -> object:
         at = self._first()
         while True:
             try:
@@ -68,29 +68,29 @@ class Fallback(Provider):
                 answer = create(**arguments)
                 if is_awaitable(answer):  # A client that does not show beforehand that it is async.
                     return self._awaited(at, answer, request)
-                return self._stream(at, answer) if is_stream(answer, "__iter__") else self._whole(at, answer)
+                return self._stream(at, answer) if is_stream(answer) else self._whole(at, answer)
             except Exception as error:
                 at = self._next(at, error)
 
-    async def _create_async(self, **request: Any) -> Any:
+    async def _create_async(self, **request: object) -> object:
         return await self._awaited(self._first(), None, request)
 
-    async def _awaited(self, at: int, begun: Any, request: dict[str, Any]) -> Any:
+    async def _awaited(self, at: int, begun: Any, request: dict[str, object]) -> object:
         """Ask from place `at` on; if `begun` is given, its client was called already."""
         while True:
             try:
                 place = self._places[at]
                 answer = await (ask_async(place.client, self._request(at, request)) if begun is None else begun)
-                if is_stream(answer, "__aiter__"):
+                if is_async_stream(answer):
                     return await self._stream_async(at, answer)
-                return self._stream(at, answer) if is_stream(answer, "__iter__") else self._whole(at, answer)
+                return self._stream(at, answer) if is_stream(answer) else self._whole(at, answer)
             except Exception as error:
                 at, begun = self._next(at, error), None
 
     def _first(self) -> int:
         return self._broken.get(_call(), 0)
 
-    def _request(self, at: int, request: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, at: int, request: dict[str, object]) -> dict[str, object]:
         model = self._places[at].model
         return request if model is None else {**request, "model": model}
 
@@ -105,7 +105,7 @@ class Fallback(Provider):
         )
         return following
 
-    def _whole(self, at: int, answer: Any) -> Any:
+    def _whole(self, at: int, answer: object) -> object:
         """Return an answer that arrived whole. Raises the error that a gateway sends in place of one."""
         whole(answer)
         self._note(at)
@@ -117,7 +117,7 @@ class Fallback(Provider):
         if call is not None and model is not None:
             call.notes["model"] = model
 
-    def _stream(self, at: int, stream: Any) -> Iterator[Any]:
+    def _stream(self, at: int, stream: Iterable[object]) -> Iterator[object]:
         """Return the stream of place `at` once its message has begun."""
         chunks, first = iter(stream), _Beginning()
         for chunk in chunks:
@@ -126,7 +126,7 @@ class Fallback(Provider):
         self._note(at)
         return self._chunks(at, stream, first.checked(), chunks)
 
-    def _chunks(self, at: int, stream: Any, first: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
+    def _chunks(self, at: int, stream: object, first: Sequence[object], rest: Iterator[object]) -> Iterator[object]:
         try:
             yield from first
             yield from rest
@@ -135,9 +135,9 @@ class Fallback(Provider):
             raise
         finally:
             with contextlib.suppress(Exception):
-                stream.close()
+                closing(stream)()
 
-    async def _stream_async(self, at: int, stream: Any) -> AsyncIterator[Any]:
+    async def _stream_async(self, at: int, stream: AsyncIterable[object]) -> AsyncIterator[object]:
         chunks, first = aiter(stream), _Beginning()
         async for chunk in chunks:
             if first.take(chunk):
@@ -146,8 +146,8 @@ class Fallback(Provider):
         return self._chunks_async(at, stream, first.checked(), chunks)
 
     async def _chunks_async(
-        self, at: int, stream: Any, first: list[Any], rest: AsyncIterator[Any]
-    ) -> AsyncIterator[Any]:
+        self, at: int, stream: object, first: Sequence[object], rest: AsyncIterator[object]
+    ) -> AsyncIterator[object]:
         try:
             for chunk in first:
                 yield chunk
@@ -157,10 +157,8 @@ class Fallback(Provider):
             self._broke(at)
             raise
         finally:
-            close = getattr(stream, "close", None) or getattr(stream, "aclose", None)
             with contextlib.suppress(Exception):
-                if callable(close):
-                    await settled(close())
+                await settled(closing(stream)())
 
     def _broke(self, at: int) -> None:
         """Record that a partly shown stream broke off: the next client makes the call again."""
@@ -183,24 +181,24 @@ class _Beginning:
     """The beginning of a stream, up to the first chunk of a message."""
 
     def __init__(self) -> None:
-        self._chunks: list[Any] = []
+        self._chunks: list[object] = []
         self._begun = False
 
-    def take(self, chunk: Any) -> bool:
+    def take(self, chunk: object) -> bool:
         """Add a chunk, and return True if the message has begun. Raises a gateway's error in place of one."""
         refuse_error(chunk)
         self._chunks.append(chunk)
         self._begun = bool(field(chunk, "choices"))
         return self._begun
 
-    def checked(self) -> list[Any]:
+    def checked(self) -> list[object]:
         """Return the chunks. Raises `BrokenStream` if the stream has ended without a message."""
         if not self._begun:
             raise BrokenStream("the provider's stream has no message")
         return self._chunks
 
 
-def _place(number: int, given: Any) -> Place:
+def _place(number: int, given: object) -> Place:
     client, model = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     check_client(f"client {number} of Fallback", client)
     if model is not None and (not isinstance(model, str) or not model):

@@ -62,10 +62,10 @@ class Responses(Provider):
         memo = KeptInMemory() if call is None else call.memo
         return ResponsesCall(api, memo, str(getattr(client, "base_url", "")), self._background)
 
-    def _create(self, **request: Any) -> Any:
+    def _create(self, **request: object) -> object:
         call = self._call()
         return call.perform(call.opened(request) if request.get("stream") else call.whole(request))
 
-    async def _create_async(self, **request: Any) -> Any:
+    async def _create_async(self, **request: object) -> object:
         call = self._call()
         return await call.perform_async(call.opened_async(request) if request.get("stream") else call.whole(request))

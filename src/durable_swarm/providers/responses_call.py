@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from durable_swarm.models.memo import Memo
 from durable_swarm.models.provider_errors import status_of
+from durable_swarm.models.reply import field
 from durable_swarm.providers.fallback import is_away
-from durable_swarm.providers.responses_reply import UNDER_WAY, Chunks, completion_of
+from durable_swarm.providers.responses_reply import UNDER_WAY, Chunks, checked, completion_of, id_of
 from durable_swarm.providers.responses_request import KIND, REASONING, responses_request
 
 FIRST_LOOK, LONGEST_LOOK = 0.25, 5.0
@@ -107,7 +108,7 @@ class ResponsesCall:
             return await asyncio.sleep(wish.seconds)
         return await asyncio.to_thread(self._do, wish)
 
-    def whole(self, request: dict[str, Any]) -> Flow:
+    def whole(self, request: Mapping[str, object]) -> Flow:
         """Ask, and return the completion."""
         sent = responses_request(request, background=self.background)
         if not self.background:
@@ -115,8 +116,8 @@ class ResponsesCall:
         kept = yield from self._kept(sent)
         response = None if kept is None else (yield from self._retrieved(kept))
         if response is None:
-            response = yield Ask("create", sent)
-            yield Keep(self._note(sent, response.id))
+            response = checked((yield Ask("create", sent)))
+            yield Keep(self._note(sent, id_of(response)))
         return (yield from self._awaited(response))
 
     def opened(self, request: dict[str, Any]) -> Flow:
@@ -127,7 +128,7 @@ class ResponsesCall:
         """Return the chunks as `opened` does, if they must be awaited."""
         return (yield from self._opened(request, self._chunks_async))
 
-    def _opened(self, request: dict[str, Any], chunks: Any) -> Flow:
+    def _opened(self, request: Mapping[str, object], chunks: Any) -> Flow:
         sent = responses_request(request, background=self.background)
         kept = (yield from self._kept(sent)) if self.background else None
         if kept is not None and kept.get("streamed"):
@@ -139,11 +140,11 @@ class ResponsesCall:
             return (yield from self._awaited(response))
         return chunks((yield Ask("create", sent)), sent, "")
 
-    def _note(self, sent: dict[str, Any], response_id: str) -> dict[str, Any]:
+    def _note(self, sent: Mapping[str, object], response_id: str) -> dict[str, object]:
         streamed = bool(sent.get("stream"))
         return {"kind": KIND, "id": response_id, "model": sent.get("model"), "at": self.place, "streamed": streamed}
 
-    def _kept(self, sent: dict[str, Any]) -> Flow:
+    def _kept(self, sent: Mapping[str, object]) -> Flow:
         """Return the kept value of this call, if it belongs to this model at this provider."""
         kept = yield Recall()
         same = isinstance(kept, dict) and {**kept, "streamed": None} == {
@@ -152,7 +153,7 @@ class ResponsesCall:
         }
         return kept if same else None
 
-    def _retrieved(self, kept: dict[str, Any], **more: Any) -> Flow:
+    def _retrieved(self, kept: Mapping[str, object], **more: object) -> Flow:
         """Return the response in progress, or None if the provider no longer has it."""
         try:
             return (yield Ask("retrieve", {"response_id": kept["id"], "include": [REASONING], **more}))
@@ -162,20 +163,20 @@ class ResponsesCall:
         yield Keep(None)
         return None
 
-    def _awaited(self, response: Any) -> Flow:
+    def _awaited(self, response: object) -> Flow:
         """Wait for a response in the background, and return its completion."""
         pause = FIRST_LOOK
-        while response.status in UNDER_WAY:
+        while field(checked(response), "status") in UNDER_WAY:
             yield Pause(pause)
             pause = min(2 * pause, LONGEST_LOOK)
-            response = yield Ask("retrieve", {"response_id": response.id, "include": [REASONING]})
+            response = yield Ask("retrieve", {"response_id": id_of(response), "include": [REASONING]})
         try:
             return completion_of(response)
         except Exception:
             yield Keep(None)
             raise
 
-    def _chunks(self, stream: Any, sent: dict[str, Any], known: str) -> Iterator[Any]:
+    def _chunks(self, stream: Any, sent: Mapping[str, object], known: str) -> Iterator[object]:
         reading = Reading(self, sent, known)
         while True:
             try:
@@ -199,7 +200,7 @@ class ResponsesCall:
             stream = None
             time.sleep(pause)
 
-    async def _chunks_async(self, stream: Any, sent: dict[str, Any], known: str) -> AsyncIterator[Any]:
+    async def _chunks_async(self, stream: Any, sent: Mapping[str, object], known: str) -> AsyncIterator[object]:
         reading = Reading(self, sent, known)
         while True:
             try:
@@ -228,14 +229,14 @@ class ResponsesCall:
 class Reading:
     """The position in a stream, and the recovery when it breaks."""
 
-    def __init__(self, call: ResponsesCall, sent: dict[str, Any], known: str) -> None:
+    def __init__(self, call: ResponsesCall, sent: Mapping[str, object], known: str) -> None:
         self._background = call.background
         self._chunks = Chunks()
         self.known = known
         """The id under which the response is kept for a crash."""
         self._broken = 0
 
-    def take(self, event: Any) -> list[Any]:
+    def take(self, event: object) -> list[Any]:
         """Return the chunks of an event."""
         made = [*self._chunks.take(event)]
         self._broken = 0

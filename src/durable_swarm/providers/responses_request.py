@@ -6,7 +6,7 @@ the message's own texts and calls; here they are put together again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from durable_swarm.errors import ConfigurationError
@@ -49,16 +49,16 @@ def responses_request(request: Mapping[str, Any], *, background: bool) -> dict[s
     return sent
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
-def _logprobs(sent: dict[str, Any]) -> list[str]:
+def _logprobs(sent: dict[str, object]) -> list[str]:
     wanted = sent.pop("logprobs", False) or "top_logprobs" in sent
     return ["message.output_text.logprobs"] if wanted else []
 
 
-def _settings(given: dict[str, Any]) -> dict[str, Any]:
+def _settings(given: dict[str, Any]) -> dict[str, object]:
     """Return the grouped settings: `text` and `reasoning`."""
     text = dict(given.get("text") or {})
     if (form := given.get("response_format")) is not None:
@@ -71,7 +71,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     return {name: group for name, group in (("text", text), ("reasoning", reasoning)) if group}
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: dict[str, Any]) -> dict[str, object]:
     if tool.get("type") != "function" or not isinstance(tool.get("function"), Mapping):
         return tool
     function = tool["function"]
@@ -79,7 +79,7 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "strict": False, "parameters": {"type": "object", "properties": {}}, **function}
 
 
-def _choice(choice: Any) -> Any:
+def _choice(choice: object) -> object:
     if not isinstance(choice, Mapping):
         return choice
     if choice.get("type") == "function" and isinstance(choice.get("function"), Mapping):
@@ -90,14 +90,14 @@ def _choice(choice: Any) -> Any:
     return choice
 
 
-def _history(messages: list[dict[str, Any]]) -> dict[str, Any]:
+def _history(messages: list[dict[str, object]]) -> dict[str, object]:
     first = messages[0] if messages else {}
     if first.get("role") == "system" and isinstance(first.get("content"), str):
         return {"instructions": first["content"], "input": [*_items(messages[1:])]}
     return {"input": [*_items(messages)]}
 
 
-def _items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _items(messages: list[dict[str, object]]) -> Iterator[dict[str, object]]:
     for message in messages:
         if message.get("role") == "assistant":
             yield from _reply(message)
@@ -108,11 +108,11 @@ def _items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             yield {"role": message.get("role"), "content": _content(message.get("content"))}
 
 
-def _content(content: Any) -> Any:
+def _content(content: object) -> object:
     return [_part(part) for part in content] if isinstance(content, list | tuple) else content or ""
 
 
-def _part(part: Any) -> Any:
+def _part(part: Any) -> object:
     """Return a part of a message; a part in the API's own form passes unchanged."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
@@ -126,13 +126,13 @@ def _part(part: Any) -> Any:
     return part
 
 
-def _reply(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _reply(message: dict[str, object]) -> Iterator[dict[str, object]]:
     origin = message.get("provider")
     items = origin.get("items") if isinstance(origin, Mapping) and origin.get("kind") == KIND else None
     yield from _foreign(message) if not isinstance(items, list) else _own(message, items)
 
 
-def _foreign(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _foreign(message: dict[str, Any]) -> Iterator[dict[str, object]]:
     """Yield the items of a reply of another provider."""
     calls = message.get("tool_calls") or []
     text = _text(message)
@@ -141,20 +141,20 @@ def _foreign(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from map(_call, calls)
 
 
-def _text(message: dict[str, Any]) -> str:
+def _text(message: Mapping[str, object]) -> str:
     content = message.get("content")
     if isinstance(content, list | tuple):
         content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
     return str(content or message.get("refusal") or "")
 
 
-def _call(call: dict[str, Any]) -> dict[str, Any]:
+def _call(call: dict[str, Any]) -> dict[str, object]:
     function = call.get("function") or {}
     made = {"type": "function_call", "call_id": call.get("id")}
     return {**made, "name": function.get("name"), "arguments": function.get("arguments")}
 
 
-def _own(message: dict[str, Any], items: list[Any]) -> Iterator[dict[str, Any]]:
+def _own(message: dict[str, Any], items: Sequence[object]) -> Iterator[dict[str, object]]:
     """Yield the items of an own reply, with the texts and calls of its message."""
     calls, text = iter(message.get("tool_calls") or []), _text(message)
     kept = _usable(items)
@@ -174,7 +174,7 @@ def _own(message: dict[str, Any], items: list[Any]) -> Iterator[dict[str, Any]]:
     yield from map(_call, calls)
 
 
-def _usable(items: list[Any]) -> list[dict[str, Any]] | None:
+def _usable(items: Sequence[object]) -> list[dict[str, object]] | None:
     """Return the items that the API accepts back; None if it cannot read their reasoning.
 
     Reasoning that led to nothing, in a reply that was cut, is left out.

@@ -18,7 +18,7 @@ class Routes(Provider):
     a matching pattern it raises `ConfigurationError`, and a durable run waits for a process that has a route.
     """
 
-    def __init__(self, routes: Mapping[str, Any]) -> None:
+    def __init__(self, routes: Mapping[str, object]) -> None:
         if not isinstance(routes, Mapping) or not routes:
             raise ConfigurationError(
                 f'Routes takes a dictionary of patterns and clients, such as {{"gpt-*": OpenAI()}}, not {routes!r}'
@@ -51,9 +51,9 @@ class Routes(Provider):
                 reasons.append(error)
         raise reasons[0]
 
-    def _create(self, **request: Any) -> Any:
+    def _create(self, **request: object) -> object:
         create, arguments = for_client(self.client_for(str(request.get("model"))), request)
         return create(**arguments)
 
-    async def _create_async(self, **request: Any) -> Any:
+    async def _create_async(self, **request: object) -> object:
         return await ask_async(self.client_for(str(request.get("model"))), request)

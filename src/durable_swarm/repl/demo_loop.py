@@ -59,7 +59,7 @@ def run_demo_loop(
     stream: bool = False,
     debug: bool = False,
     *,
-    client: Any = None,
+    client: object = None,
     database: str | None = None,
     durable: bool = True,
 ) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-def function_to_json(f: Callable[..., Any]) -> dict[str, Any]:
+def function_to_json(f: Callable[..., object]) -> dict[str, Any]:
     """Describe a function as OpenAI's Swarm does: `{"type": "function", "function": {name, description, parameters}}`.
 
     For parameters without annotation or of a plain type the result equals Swarm's. Other annotations become JSON
@@ -54,7 +54,7 @@ def function_to_json(f: Callable[..., Any]) -> dict[str, Any]:
     return describe(tool.signature, tool.signature.parameters, tool.adapters)
 
 
-def tool_schema(f: Callable[..., Any]) -> dict[str, Any]:
+def tool_schema(f: Callable[..., object]) -> dict[str, Any]:
     """Return `function_to_json(f)` without the parameter `context_variables`, as it is sent to the model.
 
     It is the same dictionary every time, so treat it as read-only. Raises as `function_to_json` does, and
@@ -63,17 +63,17 @@ def tool_schema(f: Callable[..., Any]) -> dict[str, Any]:
     return _tool_of(f).schema
 
 
-def wants_context(f: Callable[..., Any]) -> bool:
+def wants_context(f: Callable[..., object]) -> bool:
     """Return True if the function has a parameter `context_variables`. Raises ValueError as `function_to_json` does."""
     return _tool_of(f).signature.wants_context
 
 
-def wants_connection(f: Callable[..., Any]) -> bool:
+def wants_connection(f: Callable[..., object]) -> bool:
     """Return True for a transactional tool with a parameter named `connection`. Raises as `wants_context`."""
     return _tool_of(f).signature.wants_connection
 
 
-def check_arguments(f: Callable[..., Any], text: str) -> dict[str, Any]:
+def check_arguments(f: Callable[..., object], text: str) -> dict[str, Any]:
     """Read the model's argument text for the tool `f` and return its keyword arguments.
 
     Values are converted to the annotated types (an Enum member, a dataclass, a datetime, …); parameters without
@@ -83,7 +83,7 @@ def check_arguments(f: Callable[..., Any], text: str) -> dict[str, Any]:
     return _tool_of(f).reader.read(text)
 
 
-def accepted(rule: Callable[..., Any], f: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def accepted(rule: Callable[..., object], f: Callable[..., object], arguments: Mapping[str, object]) -> dict[str, Any]:
     """Return the call's arguments that `rule` takes by name; arguments the model omitted get the tool's defaults."""
     takes = inspect.signature(rule).parameters
     defaults = {
@@ -103,7 +103,7 @@ def tool_schemas(agent: AgentLike) -> list[dict[str, Any]]:
     Raises `ConfigurationError` for functions that cannot be an agent's tools: names that providers refuse, two of one
     name, generators, unreadable signatures.
     """
-    schemas: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, dict[str, object]] = {}
     for function in functions_of(agent):
         name = tool_name(function)
         problem = _problem(function, name, schemas)
@@ -116,7 +116,7 @@ def tool_schemas(agent: AgentLike) -> list[dict[str, Any]]:
     return list(schemas.values())
 
 
-def _problem(function: Any, name: str, others: Container[str]) -> str:
+def _problem(function: object, name: str, others: Container[str]) -> str:
     if not TOOL_NAME.fullmatch(name):
         return (
             f"a tool is named {name!r:.100}, and providers take 1 to 64 letters, digits, _ or - of ASCII only; "
@@ -135,7 +135,7 @@ def _problem(function: Any, name: str, others: Container[str]) -> str:
 class _Tool:
     """Cached facts about one function, each computed at first use."""
 
-    def __init__(self, f: Any) -> None:
+    def __init__(self, f: object) -> None:
         self.signature = Signature(f)
 
     @functools.cached_property
@@ -143,7 +143,7 @@ class _Tool:
         return adapters_of(self.signature)
 
     @functools.cached_property
-    def schema(self) -> dict[str, Any]:
+    def schema(self) -> dict[str, object]:
         signature = self.signature
         if signature.given is not None:
             function = {"name": signature.name, "description": signature.description, "parameters": signature.given}
@@ -158,10 +158,10 @@ class _Tool:
         return Reader(self.signature, self.adapters)
 
 
-_tools: WeakKeyDictionary[Any, _Tool] = WeakKeyDictionary()
+_tools: WeakKeyDictionary[object, _Tool] = WeakKeyDictionary()
 
 
-def _tool_of(f: Any) -> _Tool:
+def _tool_of(f: object) -> _Tool:
     # A callable that is not hashable, or takes no weak reference, is read anew each time: both raise a TypeError.
     try:
         return _tools[f]

@@ -7,7 +7,7 @@ import math
 import reprlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -86,7 +86,7 @@ class Reader(ObjectReader):
         """Return the keyword arguments in the text. Raises `BadArguments`."""
         given = self.read_object(text)
         problems = [f"{name} is missing" for name in self._required if name not in given]
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         for key, value in given.items():
             if convert := self._converters.get(key):
                 try:
@@ -116,7 +116,7 @@ class Reader(ObjectReader):
         return cut(f"Expected is a JSON object with: {', '.join(notes) or 'no parameters'}{more}", 400)
 
 
-def _default(field: FieldInfo, values: dict[str, Any]) -> Any:
+def _default(field: FieldInfo, values: Mapping[str, object]) -> object:
     """Return the default of a `Field`, which may be computed from the other arguments."""
     if getattr(field, "default_factory_takes_validated_data", False):
         make: Any = field.default_factory
@@ -124,7 +124,7 @@ def _default(field: FieldInfo, values: dict[str, Any]) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
@@ -172,7 +172,7 @@ def _too_deep(value: Any) -> bool:
     return True
 
 
-def _converter(parameter: Parameter, adapters: Adapters) -> Callable[[Any], Any]:
+def _converter(parameter: Parameter, adapters: Adapters) -> Callable[[Any], object]:
     if parameter.annotation in (ABSENT, Any, object):
         return lambda value: value
     # From text, because pydantic accepts more for JSON than for Python values, as in a model that is strict.
@@ -191,12 +191,12 @@ def reasons(name: str, error: Exception) -> list[str]:
     return reasons if len(details) <= 5 else [*reasons, f"{name}: and {len(details) - 5} more"]
 
 
-def _reason(name: str, place: tuple[int | str, ...], message: str, value: Any) -> str:
+def _reason(name: str, place: tuple[int | str, ...], message: str, value: object) -> str:
     path = ".".join([name, *map(str, place)])
     return f"{cut(path, 100)}: {cut(message, 200)}, not {_echo(value)}"
 
 
-def _echo(value: Any) -> str:
+def _echo(value: object) -> str:
     """Show a short part of a value from the model."""
     return "null" if value is None else cut(reprlib.repr(value), 60)
 

@@ -21,7 +21,7 @@ from durable_swarm.schema.signatures import ABSENT, CONTEXT, Parameter, Signatur
 Adapters = Mapping[str, TypeAdapter[Any]]
 """Pydantic's adapter of each annotated parameter, by parameter name."""
 
-_SWARM_TYPES: dict[Any, str] = {
+_SWARM_TYPES: dict[object, str] = {
     str: "string",
     int: "integer",
     float: "number",
@@ -74,7 +74,7 @@ def label(schema: dict[str, Any]) -> str:
     return str(schema.get("type", "object" if "$ref" in schema else "any value"))
 
 
-def _plain_type(annotation: Any) -> str | None:
+def _plain_type(annotation: object) -> str | None:
     """Return the type's name in Swarm, or None for an annotation that Swarm does not know."""
     if annotation is ABSENT:
         return "string"
@@ -84,7 +84,7 @@ def _plain_type(annotation: Any) -> str | None:
 class Schemas(GenerateJsonSchema):
     """Pydantic's JSON schemas, without its warnings."""
 
-    def emit_warning(self, kind: Any, detail: str) -> None:
+    def emit_warning(self, kind: object, detail: str) -> None:
         """Stay silent: a nested default without a JSON form is left out, which does no harm."""
 
 
@@ -131,8 +131,8 @@ def _known_to_pydantic(annotation: Any, inside: frozenset[Any] = frozenset()) ->
     return (Union if origin is UnionType else origin)[replaced if len(replaced) > 1 else replaced[0]]
 
 
-def _rebuilt_typed_dict(kind: Any, inside: frozenset[Any]) -> Any:
-    fields: dict[str, Any] = {}
+def _rebuilt_typed_dict(kind: Any, inside: frozenset[Any]) -> object:
+    fields: dict[str, object] = {}
     for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
         known = _known_to_pydantic(annotation, inside)
         marked = get_origin(annotation) in (typing.Required, typing.NotRequired)
@@ -143,7 +143,7 @@ def _rebuilt_typed_dict(kind: Any, inside: frozenset[Any]) -> Any:
     return rebuilt
 
 
-def _properties(parameters: list[Parameter], adapters: Adapters) -> tuple[dict[str, Any], dict[str, Any]]:
+def _properties(parameters: list[Parameter], adapters: Adapters) -> tuple[dict[str, Any], dict[str, object]]:
     """Return the schemas by parameter name, and the definitions they refer to.
 
     `context_variables` needs no annotation that pydantic knows, because it never comes from the model.
@@ -153,7 +153,7 @@ def _properties(parameters: list[Parameter], adapters: Adapters) -> tuple[dict[s
         [(name, "validation", adapters[name]) for name in rich], schema_generator=Schemas
     )
     tidy = _Tidy(found.values(), shared.get("$defs", {}))
-    properties: dict[str, Any] = {p.name: {"type": _plain_type(p.annotation) or "object"} for p in parameters}
+    properties: dict[str, object] = {p.name: {"type": _plain_type(p.annotation) or "object"} for p in parameters}
     return properties | {name: tidy(found[name, "validation"]) for name in rich}, tidy.kept()
 
 
@@ -169,7 +169,7 @@ class _Tidy:
         uses = Counter(_references([*schemas, *definitions.values()]))
         self._shared = {name for name, text in definitions.items() if uses[name] > 1 and "enum" not in text}
 
-    def __call__(self, node: Any) -> Any:
+    def __call__(self, node: object) -> Any:
         if isinstance(node, list):
             return [self(item) for item in node]
         if not isinstance(node, dict):
@@ -182,7 +182,7 @@ class _Tidy:
         del tidied["$ref"]
         return {**self(self._definitions[name]), **tidied}
 
-    def kept(self) -> dict[str, Any]:
+    def kept(self) -> dict[str, object]:
         """Return the definitions that are still referred to, by name."""
         return {name: self(schema) for name, schema in self._definitions.items() if name in self._shared}
 
@@ -194,7 +194,7 @@ class _Tidy:
         return self(value)
 
 
-def _references(node: Any) -> Iterator[str]:
+def _references(node: object) -> Iterator[str]:
     if isinstance(node, list):
         for item in node:
             yield from _references(item)
@@ -204,12 +204,12 @@ def _references(node: Any) -> Iterator[str]:
         yield from _references(list(node.values()))
 
 
-def _referred(node: dict[str, Any]) -> str | None:
+def _referred(node: Mapping[str, object]) -> str | None:
     target = node.get("$ref")
     return target.removeprefix(_DEFINITIONS) if isinstance(target, str) and target.startswith(_DEFINITIONS) else None
 
 
-def _noted_description(annotation: Any) -> str | None:
+def _noted_description(annotation: object) -> str | None:
     """Return the text in `Annotated[int, "text"]` or `Annotated[int, Field(description="text")]`."""
     for note in getattr(annotation, "__metadata__", ()):
         if isinstance(note, str):

@@ -16,7 +16,7 @@ _DATA = ("const", "default", "enum", "examples")
 """Keywords that hold data and contain no schemas."""
 
 
-def checked_schema(name: str, parameters: Any) -> dict[str, Any]:
+def checked_schema(name: str, parameters: object) -> dict[str, object]:
     """Return a copy of a tool's JSON schema, as providers take it. Raises `ConfigurationError` for an invalid one."""
     from jsonschema.exceptions import SchemaError  # Imported at use: most programs have no such tool.
     from jsonschema.validators import validator_for
@@ -25,7 +25,7 @@ def checked_schema(name: str, parameters: Any) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise ConfigurationError(f"{where} must be a JSON schema, a dictionary, not {parameters!r:.80}")
     try:
-        schema: dict[str, Any] = json.loads(json.dumps(parameters, allow_nan=False))
+        schema: dict[str, object] = json.loads(json.dumps(parameters, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{where} must be plain JSON: {error}") from error
     schema.setdefault("type", "object")
@@ -47,7 +47,7 @@ def checked_schema(name: str, parameters: Any) -> dict[str, Any]:
     return schema
 
 
-def _references(node: Any) -> Iterator[str]:
+def _references(node: object) -> Iterator[str]:
     if isinstance(node, list):
         for item in node:
             yield from _references(item)
@@ -73,7 +73,7 @@ class GivenReader(ObjectReader):
         self._schema = schema
         self._validator = validator_for(schema)(schema)
 
-    def read(self, text: str | None) -> dict[str, Any]:
+    def read(self, text: str | None) -> dict[str, object]:
         """Return the arguments in the text. Raises `BadArguments`."""
         given = self.read_object(text)
         try:

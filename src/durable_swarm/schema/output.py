@@ -40,19 +40,19 @@ class OutputType:
     """A type of answers: its name and schema as providers take them; `wraps` if its values are sent wrapped."""
 
     name: str
-    schema: dict[str, Any]
+    schema: dict[str, object]
     strict: bool
     """True if the schema is one that providers can enforce to the letter."""
     wraps: bool
     adapter: TypeAdapter[Any]
 
     @property
-    def response_format(self) -> dict[str, Any]:
+    def response_format(self) -> dict[str, object]:
         """The argument `response_format` of a request."""
         described = {"name": self.name, "schema": self.schema, "strict": self.strict}
         return {"type": "json_schema", "json_schema": described}
 
-    def read(self, text: str) -> tuple[Any, bool]:
+    def read(self, text: str) -> tuple[object, bool]:
         """Return the value in a model's text, and whether it was wrapped there. Raises `BadOutput`.
 
         A value that should be wrapped is accepted without, because not every provider enforces the schema.
@@ -66,7 +66,7 @@ class OutputType:
         wrapped = self.wraps and isinstance(data, dict) and data.keys() == {VALUE}
         return self.value(data[VALUE] if wrapped else data), wrapped
 
-    def value(self, data: Any) -> Any:
+    def value(self, data: object) -> object:
         """Return the value that plain JSON data describe. Raises `BadOutput`."""
         try:
             # From text, because pydantic accepts more for JSON than for Python values, as in a model that is strict.
@@ -97,7 +97,7 @@ def output_type_of(agent: AgentLike) -> OutputType | None:
         raise ConfigurationError(f"agent {agent.name!r}: {error}") from error
 
 
-def read_type(given: Any) -> OutputType:
+def read_type(given: object) -> OutputType:
     """Return a type of answers. Raises `ConfigurationError` if it has no JSON schema."""
     try:
         hash(given)
@@ -106,7 +106,7 @@ def read_type(given: Any) -> OutputType:
     return _remembered_type(given)
 
 
-def _read_type(given: Any) -> OutputType:
+def _read_type(given: object) -> OutputType:
     try:
         if inspect.isroutine(given):
             raise TypeError("it is a function")  # Pydantic would take it for the type of its arguments.
@@ -129,7 +129,7 @@ def _read_type(given: Any) -> OutputType:
 _remembered_type = functools.lru_cache(maxsize=256, typed=True)(_read_type)
 
 
-def _as_object(schema: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _as_object(schema: dict[str, Any]) -> tuple[dict[str, object], bool]:
     """Return a schema of an object, and whether the value is wrapped in it."""
     inner = {key: part for key, part in schema.items() if key != "$defs"}
     definitions = schema.get("$defs", {})

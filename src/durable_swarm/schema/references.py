@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 
-def referred(schema: dict[str, Any], reference: str) -> Any:
+def referred(schema: Mapping[str, object], reference: str) -> object:
     """Return what a reference such as `#/$defs/Seat` leads to in the schema itself, or None; nothing is fetched."""
     if reference == "#":
         return schema
-    node: Any = schema
+    node: object = schema
     if not reference.startswith("#/"):
         return None
     for part in reference[2:].split("/"):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -31,7 +31,7 @@ class Parameter:
     """A named parameter: `annotation` is resolved, or `ABSENT`."""
 
     name: str
-    annotation: Any
+    annotation: object
     required: bool
     may_be_null: bool
     """Its default is None, which `x: str = None` means to allow."""
@@ -48,7 +48,7 @@ class Signature:
     Raises ValueError if Python cannot read the function's signature.
     """
 
-    def __init__(self, f: Any) -> None:
+    def __init__(self, f: object) -> None:
         self.name = tool_name(f)
         docstring = _docstring(f)
         override = settings_of(f).description
@@ -90,7 +90,7 @@ def _named(parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
     return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
-def _unbound(f: Any) -> Any:
+def _unbound(f: object) -> Any:
     """Return the function of a `functools.partial`."""
     while isinstance(f, functools.partial):
         f = f.func
@@ -107,14 +107,14 @@ def _inner(f: Any) -> Any:
     return inspect.unwrap(getattr(f, "__func__", f))
 
 
-def _inner_names(f: Any) -> list[str]:
+def _inner_names(f: object) -> list[str]:
     try:
         return [parameter.name for parameter in _named(inspect.signature(_inner(f)).parameters.values())]
     except (ValueError, TypeError):
         return []
 
 
-def _bound_keywords(f: Any) -> set[str]:
+def _bound_keywords(f: object) -> set[str]:
     names: set[str] = set()
     while isinstance(f, functools.partial):
         names.update(f.keywords)
@@ -122,7 +122,7 @@ def _bound_keywords(f: Any) -> set[str]:
     return names
 
 
-def _docstring(f: Any) -> str:
+def _docstring(f: object) -> str:
     f = _unbound(f)
     if inspect.isroutine(f) or inspect.isclass(f) or hasattr(f, "__wrapped__"):
         return f.__doc__ or ""
@@ -142,7 +142,7 @@ def _documented_parameters(docstring: str) -> dict[str, str]:
     return {name.strip(): text for names, text in described for name in names.split(",")}
 
 
-def _parameters(f: Any, described: Iterable[inspect.Parameter]) -> list[Parameter]:
+def _parameters(f: object, described: Iterable[inspect.Parameter]) -> list[Parameter]:
     spaces = _namespaces(f)
     return [_parameter(parameter, spaces) for parameter in described]
 
@@ -175,7 +175,7 @@ Namespace = tuple[dict[str, Any], dict[str, Any]]
 """Global and local names."""
 
 
-def _namespaces(f: Any) -> list[Namespace]:
+def _namespaces(f: object) -> list[Namespace]:
     """Return the namespaces for names in annotations: the innermost function's first, then its wrappers'."""
     f = _unbound(f)
     owner = getattr(f, "__self__", None) if inspect.ismethod(f) else None
@@ -194,25 +194,25 @@ def _namespaces(f: Any) -> list[Namespace]:
     return spaces
 
 
-def _class_names(function: Any, names: dict[str, Any], owner: Any) -> dict[str, Any]:
+def _class_names(function: object, names: Mapping[str, object], owner: object) -> dict[str, object]:
     """Return the names of the classes in which a method was written."""
     classes = [] if owner is None else [owner if inspect.isclass(owner) else type(owner)]
-    outer: Any = None
+    outer: object = None
     for part in str(getattr(function, "__qualname__", "")).split(".")[:-1]:
         outer = names.get(part) if outer is None else vars(outer).get(part)
         if not inspect.isclass(outer):
             break
         classes.append(outer)
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for kind in classes:
         for base in reversed(kind.__mro__[:-1]):
             found |= {base.__name__: base, **vars(base)}
     return found
 
 
-def _closure(function: Any) -> dict[str, Any]:
+def _closure(function: object) -> dict[str, object]:
     code = getattr(function, "__code__", None)
-    names: dict[str, Any] = {}
+    names: dict[str, object] = {}
     for name, cell in zip(code.co_freevars if code else (), getattr(function, "__closure__", None) or (), strict=False):
         # The cell is empty until the enclosing function has assigned the name.
         with contextlib.suppress(ValueError):
@@ -220,7 +220,7 @@ def _closure(function: Any) -> dict[str, Any]:
     return names
 
 
-def _resolve(annotation: Any, spaces: list[Namespace]) -> tuple[Any, str]:
+def _resolve(annotation: object, spaces: list[Namespace]) -> tuple[object, str]:
     """Evaluate annotations that are text; return the reason if that fails. `None` counts as none, as in Swarm."""
 
     def carrier() -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 DEFINITIONS = "#/$defs/"
@@ -23,7 +24,7 @@ class _NotStrict(Exception):
     """The schema has a part that the subset cannot express."""
 
 
-def strict_schema(schema: dict[str, Any]) -> dict[str, Any] | None:
+def strict_schema(schema: dict[str, Any]) -> dict[str, object] | None:
     """Return a schema as strict providers take it, or None if that is impossible, as for a `dict[str, int]`.
 
     All properties are required and no others allowed, so the model writes defaults out. Every value that fits the
@@ -39,7 +40,7 @@ def strict_schema(schema: dict[str, Any]) -> dict[str, Any] | None:
     return strict
 
 
-def _strict(schema: Any) -> dict[str, Any]:
+def _strict(schema: object) -> dict[str, object]:
     if not isinstance(schema, dict):
         raise _NotStrict
     schema = _with_any_of(schema)
@@ -70,7 +71,7 @@ def _with_any_of(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def _closed(schema: dict[str, Any], strict: dict[str, Any]) -> dict[str, Any]:
+def _closed(schema: Mapping[str, object], strict: dict[str, Any]) -> dict[str, object]:
     """Return an object's schema with all properties required, and no others allowed."""
     if schema.get("additionalProperties", False) is not False:
         raise _NotStrict

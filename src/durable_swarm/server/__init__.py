@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from durable_swarm.errors import ConfigurationError
+from durable_swarm.types import AgentLike
 from durable_swarm.webhooks import Webhook
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ INSTALL = "the server needs more packages: pip install 'durable-swarm[server]'"
 
 
 def console(
-    database: str | None = None, *, user: Callable[[Any], Any] | None = None, read_only: bool = False
+    database: str | None = None, *, user: Callable[[Any], object] | None = None, read_only: bool = False
 ) -> Console:
     """Return the web console of a database as an ASGI application, to be mounted in another under any path.
 
@@ -53,7 +54,7 @@ def app(
     agents: Any = None,
     doors: Collection[str] = DOORS,
     console: bool = True,
-    authorize: Callable[[Any], Any] | None = None,
+    authorize: Callable[[Any], object] | None = None,
     read_only: bool = False,
     operators: Container[str] = (),
 ) -> Server:
@@ -78,7 +79,7 @@ def app(
     )  # fmt: skip
 
 
-def known(agents: Any) -> dict[str, Any] | None:
+def known(agents: Collection[AgentLike] | None) -> dict[str, AgentLike] | None:
     """Return the agents by name; None stands for all. Raises `ConfigurationError`."""
     if agents is None:
         return None

@@ -8,8 +8,8 @@ the next message to the task answers it.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import NoReturn, TypeVar
 
 from a2a.server.context import ServerCallContext
 from a2a.server.jsonrpc_models import JSONParseError
@@ -57,6 +57,8 @@ from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import LOOK, Outcome, last_event, outcome_of, waits
 from durable_swarm.service import Query, is_unusable
 from durable_swarm.service.doctor import installed
+
+T = TypeVar("T")
 
 LARGEST_PAGE = 100
 Told = Task | Message | TaskStatusUpdateEvent | TaskArtifactUpdateEvent
@@ -181,10 +183,10 @@ class _Tasks(RequestHandler):
         await self._call(run.cancel)
         return await self._now(run)
 
-    async def on_get_extended_agent_card(self, params: Any, context: ServerCallContext) -> AgentCard:
+    async def on_get_extended_agent_card(self, params: object, context: ServerCallContext) -> AgentCard:
         raise UnsupportedOperationError("the card is all there is")
 
-    async def _no_push(self, params: Any, context: ServerCallContext) -> Any:
+    async def _no_push(self, params: object, context: ServerCallContext) -> NoReturn:
         raise PushNotificationNotSupportedError("webhooks are set in the program: DurableSwarm(webhooks=)")
 
     on_create_task_push_notification_config = _no_push
@@ -192,7 +194,7 @@ class _Tasks(RequestHandler):
     on_list_task_push_notification_configs = _no_push
     on_delete_task_push_notification_config = _no_push
 
-    async def _call(self, function: Any) -> Any:
+    async def _call(self, function: Callable[[], T]) -> T:
         try:
             return await self._backend.call(function)
         except RunNotFound as error:
@@ -200,8 +202,9 @@ class _Tasks(RequestHandler):
         except DurableSwarmError as error:
             raise (InternalError if is_unusable(error) else InvalidParamsError)(str(error)) from None
 
-    async def _run(self, task_id: str, context: ServerCallContext) -> Any:
-        return await self._call(lambda: context.state["caller"].run(task_id))
+    async def _run(self, task_id: str, context: ServerCallContext) -> Run:
+        caller: Caller = context.state["caller"]
+        return await self._call(lambda: caller.run(task_id))
 
     async def _now(self, run: Run) -> Task:
         return await self._task(run, await outcome_of(self._backend, run, patience=0))

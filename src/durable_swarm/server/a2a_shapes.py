@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from a2a.helpers.proto_helpers import get_data_parts, new_data_part, new_text_part
@@ -54,7 +54,7 @@ def task_of(outcome: Outcome, context: str) -> Task:
     return Task(id=outcome.run_id, context_id=context, status=status, artifacts=artifacts)
 
 
-def _said(state: Any, message_id: str, parts: list[Part]) -> TaskStatus:
+def _said(state: TaskState, message_id: str, parts: list[Part]) -> TaskStatus:
     return TaskStatus(state=state, message=Message(message_id=message_id, role=Role.ROLE_AGENT, parts=parts))
 
 
@@ -98,7 +98,7 @@ def text_of(message: Message) -> str:
     return "\n".join(part.text for part in message.parts if part.text)
 
 
-def content_in(message: Message) -> str | list[dict[str, Any]]:
+def content_in(message: Message) -> str | list[dict[str, object]]:
     """Return what a message says to an agent. Raises `ContentTypeNotSupportedError`."""
     try:
         return content_of(map(_part, message.parts), between="\n")
@@ -106,7 +106,7 @@ def content_in(message: Message) -> str | list[dict[str, Any]]:
         raise ContentTypeNotSupportedError(str(error)) from None
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: Part) -> dict[str, object]:
     match part.WhichOneof("content"):
         case "raw":
             return file_part(part.media_type, data_url(part.media_type, b64encode(part.raw).decode()))
@@ -143,19 +143,19 @@ def take(caller: Caller, run: Run, message: Message) -> None:
         raise InvalidAnswer("say approve or reject, or send the data {approve, reason?, arguments?}")
 
 
-def _answer(caller: Caller, request: Request, fields: dict[str, Any], text: str) -> None:
+def _answer(caller: Caller, request: Request, fields: Mapping[str, object], text: str) -> None:
     given = {name: value for name, value in fields.items() if name != "request_id"}
     caller.answer(request.id, given if request.schema is not None else given.get("answer", text))
 
 
 def _fields(message: Message) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for data in get_data_parts(message.parts):
         found |= _whole(data) if isinstance(data, dict) else {}
     return found
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> Any:
     """Return data with its whole numbers as such: the protocol has only floating ones."""
     if isinstance(value, dict):
         return {name: _whole(one) for name, one in value.items()}

@@ -58,7 +58,7 @@ class Agui:
         run, after = await self._backend.call(lambda: self._begin(caller, name, asked, body))
         return self._backend.stream(self._stream(run, after, asked))
 
-    def _begin(self, caller: Caller, name: str, asked: Any, body: Told) -> tuple[Run, int]:
+    def _begin(self, caller: Caller, name: str, asked: RunAgentInput, body: Told) -> tuple[Run, int]:
         """Return the run to follow, and the number of the event behind which it is followed."""
         session = caller.session(asked.thread_id, self._backend.agent(name))
         if asked.resume:
@@ -81,7 +81,7 @@ class Agui:
             raise Refused(422, "InvalidBody", "messages: the last one must be the user's")
         return caller.send(session, messages[-1:], run_id=asked.run_id), 0
 
-    async def _stream(self, run: Run, after: int, asked: Any) -> AsyncGenerator[str]:
+    async def _stream(self, run: Run, after: int, asked: RunAgentInput) -> AsyncGenerator[str]:
         about = {"threadId": asked.thread_id, "runId": asked.run_id}
         told = Telling(run.id)
         yield _line({"type": "RUN_STARTED", **about})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +11,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from durable_swarm.engine.api.run import Run
 from durable_swarm.errors import InvalidAnswer
 from durable_swarm.events import Event
 from durable_swarm.runs import ENDED, STATES
 from durable_swarm.server.api_bodies import BODIES, limits_of
 from durable_swarm.server.backend import Backend, Refused, check_query, id_in, served, whole
 from durable_swarm.server.openapi import EVENTS, JSON, Described
-from durable_swarm.service import Query, Runs, to_json
+from durable_swarm.service import Query, Runs, RunView, to_json
+from durable_swarm.types import Message
 
 LARGEST_PAGE = 1000
 
@@ -75,7 +77,7 @@ class Api:
 
         caller = self._backend.caller(request)
 
-        def begin(runs: Runs) -> tuple[Any, bool]:
+        def begin(runs: Runs) -> tuple[RunView, bool]:
             agent, context = self._backend.agent(asked["agent"]), asked.get("context_variables")
             limits = limits_of(asked.get("limits"))
             if "session" in asked:
@@ -115,7 +117,7 @@ class Api:
             return Response(status_code=204)
         return self._backend.stream(self._stream(run, after))
 
-    async def _stream(self, run: Any, after: int) -> AsyncGenerator[str]:
+    async def _stream(self, run: Run, after: int) -> AsyncGenerator[str]:
         yield "retry: 500\n\n"
         async for lines in self._backend.encoded(run, after, _line):
             yield "".join(lines) or ": still here\n\n"
@@ -127,7 +129,7 @@ class Api:
         return await self._changed(request, "none", lambda run, _: run.resume())
 
     async def say(self, request: Request) -> Response:
-        def change(run: Any, asked: dict[str, Any]) -> None:
+        def change(run: Run, asked: Mapping[str, Any]) -> None:
             if run.status in ENDED:
                 raise Refused(
                     409,
@@ -146,10 +148,10 @@ class Api:
         made = await caller.use(lambda runs: runs.exactly(caller.fork(run_id, **asked).id))
         return JSONResponse(to_json(made), 201)
 
-    async def _changed(self, request: Request, body: str, change: Callable[[Any, dict[str, Any]], Any]) -> Response:
+    async def _changed(self, request: Request, body: str, change: Callable[[Run, dict[str, Any]], object]) -> Response:
         asked, run_id, caller = await self._asked(request, body), id_in(request), self._backend.caller(request)
 
-        def work(runs: Runs) -> Any:
+        def work(runs: Runs) -> object:
             change(caller.run(run_id), asked)
             return runs.exactly(run_id)
 
@@ -166,7 +168,7 @@ class Api:
         asked, request_id = await self._asked(request, "decide"), id_in(request)
         caller = self._backend.caller(request)
 
-        def work(runs: Runs) -> Any:
+        def work(runs: Runs) -> object:
             runs.inbox.find(request_id)
             match asked["verdict"]:
                 case "approve":
@@ -211,17 +213,17 @@ OPERATIONS = [
 ]
 
 
-def _message(given: Any) -> dict[str, Any]:
+def _message(given: str | Message) -> Message:
     return {"role": "user", "content": given} if isinstance(given, str) else given
 
 
-def _named(amounts: dict[str, Any]) -> dict[str, Any]:
+def _named(amounts: dict[str, object]) -> dict[str, object]:
     if unknown := [name for name in amounts if not name.isidentifier() or name == "self"]:
         raise Refused(422, "InvalidBody", f"a limit cannot be named {unknown[0]!r}")
     return amounts
 
 
-def _following(run: Any, after: int) -> tuple[Any, bool]:
+def _following(run: Run, after: int) -> tuple[Run, bool]:
     """Return a run with True if it has ended, and has no event after this number."""
     if run.status not in ENDED or not after:
         return run, False

@@ -13,7 +13,7 @@ MESSAGES = {"type": "array", "items": {"type": "object", "required": ["role"], "
 LIMITS = {"type": "object", "description": "as `Limits`: requests, tool_calls, total_tokens, cost, seconds, …"}
 
 
-def _body(required: list[str], **properties: Any) -> dict[str, Any]:
+def _body(required: list[str], **properties: object) -> dict[str, Any]:
     return {"type": "object", "required": required, "properties": properties, "additionalProperties": False}
 
 

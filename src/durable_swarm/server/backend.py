@@ -23,12 +23,15 @@ from durable_swarm.engine.api.session import DurableSession
 from durable_swarm.engine.records.owners import beginning_for
 from durable_swarm.events import Event
 from durable_swarm.fields import unknown_field
+from durable_swarm.limits import Limits
 from durable_swarm.requests import Request as HumanRequest
 from durable_swarm.server.event_hub import EventHubs
 from durable_swarm.server.guard import OWN, SAFE, USER
 from durable_swarm.server.ids import decode_id, encode_rest
 from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.service import NoRequest, Runs, is_unusable, open_runs
+from durable_swarm.swarm.session import WhenBusy
+from durable_swarm.types import Message as ChatMessage
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -74,7 +77,7 @@ class Backend:
     def __init__(
         self,
         swarm: DurableSwarm,
-        known: Mapping[str, Any] | None,
+        known: Mapping[str, object] | None,
         most: int,
         streams: OpenStreams | None = None,
     ) -> None:
@@ -133,7 +136,7 @@ class Backend:
 
     # Requests and answers
 
-    async def body(self, request: Request, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def body(self, request: Request, schema: Mapping[str, object] | None = None) -> dict[str, Any]:
         """Return the JSON object in a body, which fits its schema. Raises `Refused`."""
         given = json_in(await self.raw(request) or b"{}")
         if not isinstance(given, dict):
@@ -230,21 +233,39 @@ class Caller:
             self.runs().exactly(run_id)
         return self._swarm.get(run_id)
 
-    def start(self, agent: Any, messages: list[Any], *args: Any, **more: Any) -> Run:
+    def start(
+        self,
+        agent: object,
+        messages: list[ChatMessage],
+        context: dict[str, Any] | None = None,
+        *,
+        run_id: str | None = None,
+        limits: Limits | None = None,
+    ) -> Run:
         """Start a run, as `DurableSwarm.start` does."""
         with beginning_for(self.own):
-            return self._swarm.start(agent, messages, *args, **more)
+            return self._swarm.start(agent, messages, context, run_id=run_id, limits=limits)
 
-    def session(self, session_id: str, agent: Any, **more: Any) -> DurableSession:
+    def session(
+        self, session_id: str, agent: object, *, context_variables: dict[str, Any] | None = None
+    ) -> DurableSession:
         """Return a session. Raises `RunNotFound` for one of somebody else."""
         if self.own is not None:
             self.runs().sessions.check(session_id)
-        return self._swarm.session(session_id, agent, **more)
+        return self._swarm.session(session_id, agent, context_variables=context_variables)
 
-    def send(self, session: DurableSession, messages: list[Any], **more: Any) -> Run:
+    def send(
+        self,
+        session: DurableSession,
+        messages: list[ChatMessage],
+        *,
+        run_id: str | None = None,
+        when_busy: WhenBusy = "queue",
+        limits: Limits | None = None,
+    ) -> Run:
         """Send messages to a session, as `Session.start` does."""
         with beginning_for(self.own):
-            return session.start(messages, **more)
+            return session.start(messages, run_id=run_id, when_busy=when_busy, limits=limits)
 
     def fork(self, run_id: str, /, **asked: Any) -> Run:
         """Fork a run, as `Run.fork` does."""
@@ -263,16 +284,16 @@ class Caller:
         """Reject a request. Raises as `approve` does."""
         self._swarm.reject(reason, self.request(request_id).id, by=self.name)
 
-    def answer(self, request_id: str, value: Any) -> None:
+    def answer(self, request_id: str, value: object) -> None:
         """Answer a request. Raises as `approve` does."""
         self._swarm.answer(value, self.request(request_id).id, by=self.name)
 
-    def complete(self, token: str, result: Any) -> bool:
+    def complete(self, token: str, result: object) -> bool:
         """Post the result of a call. Whoever knows the token may: it is made to be handed to another program."""
         return self._swarm.complete(token, result, by=self.name)
 
 
-def json_in(raw: bytes) -> Any:
+def json_in(raw: bytes) -> object:
     """Return the JSON in a body.
 
     Raises `Refused` for text that is not JSON, and for what cannot be stored or sent back: half a surrogate pair, NaN,

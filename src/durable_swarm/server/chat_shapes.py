@@ -145,13 +145,13 @@ def _broken(data: Told) -> Told:
     return {"type": "abort"}
 
 
-def _result(call_id: str, result: Any) -> Told:
+def _result(call_id: str, result: object) -> Told:
     if isinstance(result, str) and result.startswith("Error:"):
         return {"type": "tool-output-error", "toolCallId": call_id, "errorText": result, "dynamic": True}
     return {"type": "tool-output-available", "toolCallId": call_id, "output": result, "dynamic": True}
 
 
-def _parsed(arguments: Any) -> Any:
+def _parsed(arguments: Any) -> object:
     try:
         return json.loads(arguments or "{}")
     except (ValueError, RecursionError):

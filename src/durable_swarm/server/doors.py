@@ -37,7 +37,7 @@ class Server:
     def __init__(
         self,
         swarm: DurableSwarm,
-        known: Mapping[str, Any] | None,
+        known: Mapping[str, object] | None,
         doors: Collection[str],
         access: Access,
         *,

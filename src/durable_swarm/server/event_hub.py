@@ -115,7 +115,7 @@ class EventHubs:
     """The hubs of the runs that are being read, by the event loop of their readers."""
 
     def __init__(self) -> None:
-        self._hubs: dict[tuple[asyncio.AbstractEventLoop, str, Any], _Hub[Any]] = {}
+        self._hubs: dict[tuple[asyncio.AbstractEventLoop, str, object], _Hub[Any]] = {}
         self._stopped = False
 
     def stop(self) -> None:

@@ -13,7 +13,6 @@ import hmac
 import inspect
 from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -56,7 +55,7 @@ class Access:
     """
 
     token: str | None = None
-    user: Callable[[Request], Any] | None = None
+    user: Callable[[Request], object] | None = None
     hosts: Collection[str] | None = None
     name: str | None = None
     header: str | None = None

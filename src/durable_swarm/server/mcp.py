@@ -12,7 +12,7 @@ import contextlib
 import functools
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +56,7 @@ KEY = "durable-swarm/idempotency-key"
 """Where a client names the run, in the `_meta` of a call: a repeated call with it attaches to the run."""
 PATIENCE = 25.0
 """Seconds after which a call returns the id of a run that is still in progress."""
-MESSAGE = {
+MESSAGE: dict[str, Any] = {
     "type": "object",
     "properties": {
         "message": {"type": "string", "description": "what to ask the agent"},
@@ -65,7 +65,7 @@ MESSAGE = {
     "required": ["message"],
     "additionalProperties": False,
 }
-RUN = {
+RUN: dict[str, Any] = {
     "type": "object",
     "properties": {"run_id": {"type": "string"}},
     "required": ["run_id"],
@@ -79,7 +79,7 @@ class Mcp:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         version = installed("durable-swarm") or ""
-        self.server: Server[Any] = Server("durable-swarm", version=version, on_list_tools=self._tools)
+        self.server: Server[object] = Server("durable-swarm", version=version, on_list_tools=self._tools)
         # The type of `on_call_tool` has no results of extensions, which the handler may return.
         self.server.add_request_handler("tools/call", CallToolRequestParams, self._called)
         self._tasks = Tasks(backend, self.server, self._caller, self._decide, _elicitation, _result)
@@ -125,7 +125,7 @@ class Mcp:
 
     # Tools
 
-    async def _tools(self, _: ServerRequestContext[Any], __: PaginatedRequestParams | None) -> ListToolsResult:
+    async def _tools(self, _: ServerRequestContext[object], __: PaginatedRequestParams | None) -> ListToolsResult:
         asks = [
             Tool(name=tool, description=f"Ask the agent {name!r} and get its answer.", input_schema=MESSAGE)
             for tool, name in self._names().items()
@@ -138,8 +138,8 @@ class Mcp:
         return {f"ask_{snake_case(name) or 'agent'}"[:64]: name for name in self._backend.agent_names()}
 
     async def _called(
-        self, context: ServerRequestContext[Any], params: CallToolRequestParams
-    ) -> CallToolResult | InputRequiredResult | dict[str, Any]:
+        self, context: ServerRequestContext[object], params: CallToolRequestParams
+    ) -> CallToolResult | InputRequiredResult | dict[str, object]:
         try:
             caller = self._caller(context)
             run = await self._run(caller, context, params)
@@ -157,11 +157,11 @@ class Mcp:
             )
         return _result(outcome)
 
-    def _caller(self, context: ServerRequestContext[Any]) -> Caller:
+    def _caller(self, context: ServerRequestContext[object]) -> Caller:
         caller = self._backend.caller(context.request)
         return replace(caller, name=caller.name or "mcp")
 
-    async def _run(self, caller: Caller, context: ServerRequestContext[Any], params: CallToolRequestParams) -> Any:
+    async def _run(self, caller: Caller, context: ServerRequestContext[object], params: CallToolRequestParams) -> Run:
         given, name = params.arguments or {}, self._names().get(params.name)
         if name is None and params.name != "get_run":
             known = [*self._names(), "get_run"]
@@ -174,7 +174,7 @@ class Mcp:
             raise ConfigurationError("message must be a text")
         run_id, messages = _run_id(context), [{"role": "user", "content": given["message"]}]
 
-        def begin() -> Any:
+        def begin() -> Run:
             agent = self._backend.agent(name)
             if given.get("session"):
                 return caller.send(caller.session(str(given["session"]), agent), messages, run_id=run_id)
@@ -182,12 +182,12 @@ class Mcp:
 
         return await self._backend.call(begin)
 
-    async def _awaited(self, run: Any) -> Outcome:
+    async def _awaited(self, run: Run) -> Outcome:
         with contextlib.suppress(TimeoutError):
             return await asyncio.wait_for(outcome_of(self._backend, run), PATIENCE)
         return await outcome_of(self._backend, run, patience=0)
 
-    async def _decide(self, caller: Caller, run: Run, responses: dict[str, Any]) -> None:
+    async def _decide(self, caller: Caller, run: Run, responses: Mapping[str, object]) -> None:
         """Take the answers of the client to what a run asks now; others are left out, as the specification says."""
         asked = {request.id for request in await self._backend.call(run.requests)}
         for request_id, response in responses.items():
@@ -197,7 +197,7 @@ class Mcp:
                 await self._backend.call(functools.partial(_answer, caller, request_id, response))
 
 
-def _answer(caller: Caller, request_id: str, said: Any) -> None:
+def _answer(caller: Caller, request_id: str, said: object) -> None:
     request, fields = caller.request(request_id), said.content or {} if isinstance(said, ElicitResult) else {}
     accepted = isinstance(said, ElicitResult) and said.action == "accept"
     if request.kind == "question":
@@ -211,7 +211,7 @@ def _answer(caller: Caller, request_id: str, said: Any) -> None:
         caller.reject(request.id, str(fields.get("reason") or ""))
 
 
-def _check_names(tool: str, given: dict[str, Any], schema: dict[str, Any]) -> None:
+def _check_names(tool: str, given: Mapping[str, object], schema: Mapping[str, Any]) -> None:
     """Check that a tool has all arguments of a call. Raises `ConfigurationError`."""
     known = list(schema["properties"])
     for name in given:
@@ -219,9 +219,9 @@ def _check_names(tool: str, given: dict[str, Any], schema: dict[str, Any]) -> No
             raise ConfigurationError(unknown_field(f"the tool {tool!r}", name, known, "argument"))
 
 
-def _run_id(context: ServerRequestContext[Any]) -> str:
+def _run_id(context: ServerRequestContext[object]) -> str:
     """Return the id of a new run, or of the one that the client names; a key of our own client is that of a call."""
-    meta: Any = context.meta or {}
+    meta = context.meta or {}
     key = str(meta.get(KEY) or uuid.uuid4())
     return f"{key}/mcp" if is_call(key) else key
 
@@ -242,7 +242,7 @@ async def _keep(manager: StreamableHTTPSessionManager, ready: asyncio.Event) -> 
         await asyncio.Event().wait()
 
 
-def _can_be_asked(context: ServerRequestContext[Any]) -> bool:
+def _can_be_asked(context: ServerRequestContext[object]) -> bool:
     capabilities = context.session.client_capabilities
     asked = capabilities is not None and capabilities.elicitation is not None
     return asked and context.protocol_version in MODERN_PROTOCOL_VERSIONS

@@ -49,7 +49,7 @@ class Tasks:
     def __init__(
         self,
         backend: Backend,
-        server: Server[Any],
+        server: Server[object],
         caller: Callable[[ServerRequestContext[Any]], Caller],
         decide: Callable[[Caller, Run, dict[str, ElicitResult]], Awaitable[None]],
         asked: Callable[[HumanRequest], ElicitRequest],
@@ -62,11 +62,11 @@ class Tasks:
         server.add_request_handler("tasks/update", UpdateParams, self._update)
         server.add_request_handler("tasks/cancel", TaskParams, self._cancel)
 
-    async def created(self, run: Run) -> dict[str, Any]:
+    async def created(self, run: Run) -> dict[str, object]:
         """Return the result of a call that is a task."""
         return {"resultType": "task", **await self._backend.call(lambda: _about(run, "working"))}
 
-    async def _get(self, context: ServerRequestContext[Any], params: TaskParams) -> dict[str, Any]:
+    async def _get(self, context: ServerRequestContext[object], params: TaskParams) -> dict[str, object]:
         run = await self._run(context, params)
         outcome = await outcome_of(self._backend, run, patience=0)
         state = STATES.get(outcome.status, "input_required" if outcome.waits_for else "working")
@@ -79,7 +79,7 @@ class Tasks:
             answer["inputRequests"] = {request.id: _plain(self._asked(request)) for request in outcome.waits_for}
         return answer
 
-    async def _update(self, context: ServerRequestContext[Any], params: UpdateParams) -> dict[str, Any]:
+    async def _update(self, context: ServerRequestContext[object], params: UpdateParams) -> dict[str, object]:
         run = await self._run(context, params)
         try:
             await self._decide(self._caller(context), run, params.input_responses)
@@ -87,12 +87,12 @@ class Tasks:
             raise _refused(error) from None
         return {}
 
-    async def _cancel(self, context: ServerRequestContext[Any], params: TaskParams) -> dict[str, Any]:
+    async def _cancel(self, context: ServerRequestContext[object], params: TaskParams) -> dict[str, object]:
         run = await self._run(context, params)
         await self._backend.call(lambda: None if run.status in ENDED else run.cancel())
         return {}
 
-    async def _run(self, context: ServerRequestContext[Any], params: TaskParams) -> Run:
+    async def _run(self, context: ServerRequestContext[object], params: TaskParams) -> Run:
         caller = self._caller(context)
         try:
             run = await self._backend.call(lambda: caller.run(params.task_id))
@@ -101,19 +101,19 @@ class Tasks:
         return run
 
 
-def knows_tasks(context: ServerRequestContext[Any]) -> bool:
+def knows_tasks(context: ServerRequestContext[object]) -> bool:
     """Return True if the client takes a task as the result of a call."""
     capabilities = context.session.client_capabilities
     known = capabilities is not None and TASKS in (capabilities.extensions or {})
     return known and context.protocol_version in MODERN_PROTOCOL_VERSIONS
 
 
-def _about(run: Run, state: str) -> dict[str, Any]:
+def _about(run: Run, state: str) -> dict[str, object]:
     times = {"createdAt": run.created_at.isoformat(), "lastUpdatedAt": run.updated_at.isoformat()}
     return {"taskId": run.id, "status": state, **times, "ttlMs": None, "pollIntervalMs": POLL}
 
 
-def _plain(model: CallToolResult | ElicitRequest) -> dict[str, Any]:
+def _plain(model: CallToolResult | ElicitRequest) -> dict[str, object]:
     return model.model_dump(by_alias=True, mode="json", exclude_none=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -20,6 +20,7 @@ from durable_swarm.server.openai_input import messages_of
 from durable_swarm.server.openai_responses import ResponseStream, response_of
 from durable_swarm.server.openapi import EVENTS, JSON, Described
 from durable_swarm.server.outcome import LOOK, outcome_of, waits
+from durable_swarm.types import Message
 
 BOTH = (JSON, EVENTS)
 TEXT = {"type": ["string", "null"]}
@@ -156,7 +157,7 @@ class OpenAI:
         run_id, caller = _run_in(request.path_params["id"]), self._backend.caller(request)
         return await self._backend.call(lambda: caller.run(run_id))
 
-    async def _start(self, caller: Caller, asked: dict[str, Any], messages: list[Any], run_id: str) -> Run:
+    async def _start(self, caller: Caller, asked: dict[str, Any], messages: list[Message], run_id: str) -> Run:
         name, session = asked["model"], asked.get("conversation")
         session = session["id"] if isinstance(session, dict) else session
         if session is None:
@@ -177,7 +178,7 @@ class OpenAI:
         except errors.UnknownAgent as error:
             raise Refused(404, "model_not_found", str(error)) from None
 
-    def _refuse_unfit(self, asked: dict[str, Any]) -> None:
+    def _refuse_unfit(self, asked: Mapping[str, object]) -> None:
         if asked.get("stream"):
             self._backend.check_streams()  # Now: a client without a key of its own would start a second run.
         if asked.get("tools"):
@@ -186,7 +187,7 @@ class OpenAI:
             raise Refused(422, "InvalidBody", "n must be 1: a run has one answer")
 
 
-def _new(messages: list[Any]) -> list[Any]:
+def _new(messages: list[Message]) -> list[Message]:
     """Return the messages behind the last answer."""
     last = max((at for at, message in enumerate(messages) if message.get("role") == "assistant"), default=-1)
     return messages[last + 1 :] or messages[-1:]
@@ -201,14 +202,14 @@ def _id_of(run_id: str) -> str:
     return f"resp_{encode_id(run_id)}"
 
 
-def _run_in(response_id: Any) -> str:
+def _run_in(response_id: object) -> str:
     found = decode_id(str(response_id).removeprefix("resp_"))
     if found is None:
         raise errors.RunNotFound(f"there is no response {response_id!r}")
     return found
 
 
-def _model(name: str) -> dict[str, Any]:
+def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": MODELS, "owned_by": "durable-swarm"}
 
 
@@ -227,7 +228,7 @@ def _told(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Reques
     return answer
 
 
-def _lines(chunks: Iterable[dict[str, Any]]) -> str:
+def _lines(chunks: Iterable[dict[str, object]]) -> str:
     return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from durable_swarm.events import Event
 from durable_swarm.runs import ENDED
@@ -16,7 +15,7 @@ FINISH = {"length": "length", "max_turns": "length", "limit": "length", "content
 """The finish reasons of runs that ended without an answer."""
 
 
-def completion(outcome: Outcome) -> dict[str, Any]:
+def completion(outcome: Outcome) -> dict[str, object]:
     """Return the whole completion. Raises `Refused` for a run that failed or was cancelled."""
     if outcome.status in ENDED and outcome.status != "done":
         # Not a 5xx: clients would repeat the request, and start another run.
@@ -33,7 +32,7 @@ def completion(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def usage_of(usage: Usage | None) -> dict[str, Any]:
+def usage_of(usage: Usage | None) -> dict[str, object]:
     """Return the tokens of a run as a completion tells them."""
     known = usage or Usage()
     return {
@@ -59,7 +58,7 @@ class ChatStream:
         self._text = ""
         """The text of this turn that counts."""
 
-    def take(self, event: Event) -> Iterator[dict[str, Any]]:
+    def take(self, event: Event) -> Iterator[dict[str, object]]:
         """Yield the chunks of an event."""
         if not self._begun:
             self._begun = True
@@ -83,7 +82,7 @@ class ChatStream:
                 text = event.data.get("error_message") or "the run was cancelled"
                 yield {"error": {"message": text, "type": event.data.get("error_type", "RunCancelled")}}
 
-    def _close(self, *, last: bool = False) -> Iterator[dict[str, Any]]:
+    def _close(self, *, last: bool = False) -> Iterator[dict[str, object]]:
         """Send what is missing of the turn's text, and a blank line if another turn may follow it."""
         if self._text != self._sent:
             rest = self._text.removeprefix(self._sent)
@@ -92,17 +91,17 @@ class ChatStream:
             yield self._chunk({"content": "\n\n"})
         self._sent = self._text = ""
 
-    def end(self, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    def end(self, outcome: Outcome) -> Iterator[dict[str, object]]:
         """Yield the chunks that end the stream of a run that waits."""
         self.over = True
         if outcome.text:
             yield self._chunk({"content": outcome.text})
         yield self._chunk({}, "stop")
 
-    def usage(self, usage: Usage | None) -> Iterator[dict[str, Any]]:
+    def usage(self, usage: Usage | None) -> Iterator[dict[str, object]]:
         """Yield the chunk with the tokens, if it was asked for."""
         if self._usage:
             yield {**self._about, "choices": [], "usage": usage_of(usage)}
 
-    def _chunk(self, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    def _chunk(self, delta: Mapping[str, object], finish: str | None = None) -> dict[str, object]:
         return {**self._about, "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]}

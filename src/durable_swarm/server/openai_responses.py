@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from durable_swarm.events import Event
 from durable_swarm.server.outcome import Outcome
@@ -13,7 +12,7 @@ STATUS = {"done": "completed", "failed": "failed", "cancelled": "cancelled", "qu
 CUT = {"length": "max_output_tokens", "max_turns": "max_output_tokens", "limit": "max_output_tokens"}
 
 
-def response_of(response_id: str, outcome: Outcome) -> dict[str, Any]:
+def response_of(response_id: str, outcome: Outcome) -> dict[str, object]:
     """Return a run as a response; one that waits for a person is complete, and says what it waits for."""
     status = "completed" if outcome.waits_for else STATUS.get(outcome.status, "in_progress")
     reason = CUT.get(outcome.ended_by or "") or ("content_filter" if outcome.ended_by == "content_filter" else None)
@@ -39,7 +38,7 @@ def response_of(response_id: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _usage(usage: Usage | None) -> dict[str, Any]:
+def _usage(usage: Usage | None) -> dict[str, object]:
     known = usage or Usage()
     return {
         "input_tokens": known.prompt_tokens,
@@ -50,7 +49,7 @@ def _usage(usage: Usage | None) -> dict[str, Any]:
     }
 
 
-def _item(response_id: str, number: int, text: str, status: str = "completed") -> dict[str, Any]:
+def _item(response_id: str, number: int, text: str, status: str = "completed") -> dict[str, object]:
     return {
         "id": f"msg_{response_id.removeprefix('resp_')}_{number}",
         "type": "message",
@@ -60,7 +59,7 @@ def _item(response_id: str, number: int, text: str, status: str = "completed") -
     }
 
 
-def _part(text: str) -> dict[str, Any]:
+def _part(text: str) -> dict[str, object]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
@@ -73,11 +72,11 @@ class ResponseStream:
         self._begin = {**response_of(response_id, start), "status": "in_progress", "output": [], "usage": None}
         self._begin |= {"error": None, "incomplete_details": None}
         self._number = 0
-        self._items: list[dict[str, Any]] = []
+        self._items: list[dict[str, object]] = []
         self._text: str | None = None
         """The text of the item that is open."""
 
-    def take(self, event: Event) -> Iterator[dict[str, Any]]:
+    def take(self, event: Event) -> Iterator[dict[str, object]]:
         """Yield what follows from an event of the run."""
         match event.type:
             case "run.started":
@@ -92,7 +91,7 @@ class ResponseStream:
             case "run.finished" | "run.failed" | "run.cancelled":
                 self.over = True
 
-    def end(self, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    def end(self, outcome: Outcome) -> Iterator[dict[str, object]]:
         """Yield the end of the stream."""
         yield from self._close("completed")
         if outcome.waits_for:
@@ -104,7 +103,7 @@ class ResponseStream:
         kind = response["status"] if response["status"] in ("completed", "incomplete", "failed") else "failed"
         yield self._told(f"response.{kind}", response=response)
 
-    def _delta(self, text: str) -> Iterator[dict[str, Any]]:
+    def _delta(self, text: str) -> Iterator[dict[str, object]]:
         place = {"output_index": len(self._items)}
         if self._text is None:
             self._text = ""
@@ -114,7 +113,7 @@ class ResponseStream:
         self._text += text
         yield self._told("response.output_text.delta", **self._place(), delta=text, logprobs=[])
 
-    def _close(self, status: str) -> Iterator[dict[str, Any]]:
+    def _close(self, status: str) -> Iterator[dict[str, object]]:
         if self._text is None:
             return
         text, place = self._text, self._place()
@@ -125,10 +124,10 @@ class ResponseStream:
         self._items.append(item)
         self._text = None
 
-    def _place(self) -> dict[str, Any]:
+    def _place(self) -> dict[str, object]:
         number = len(self._items)
         return {"item_id": _item(self._id, number, "")["id"], "output_index": number, "content_index": 0}
 
-    def _told(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def _told(self, kind: str, **fields: object) -> dict[str, object]:
         self._number += 1
         return {"type": kind, "sequence_number": self._number - 1, **fields}

@@ -49,9 +49,9 @@ class Described:
     """The kinds of content of an answer."""
 
 
-def document(routes: Iterable[Described]) -> dict[str, Any]:
+def document(routes: Iterable[Described]) -> dict[str, object]:
     """Return the OpenAPI document of these routes."""
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, dict[str, object]] = {}
     for one in routes:
         paths.setdefault(one.path, {})[one.method.lower()] = _operation(one)
     return {
@@ -66,8 +66,8 @@ def document(routes: Iterable[Described]) -> dict[str, Any]:
     }
 
 
-def _operation(one: Described) -> dict[str, Any]:
-    content: dict[str, Any] = {kind: {"schema": {}} for kind in one.media}
+def _operation(one: Described) -> dict[str, object]:
+    content: dict[str, object] = {kind: {"schema": {}} for kind in one.media}
     failures = {
         code: {"description": text, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
         for code, text in FAILURES.items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from durable_swarm.engine.api.run import Run
 from durable_swarm.requests import Request
@@ -59,7 +58,7 @@ def _read(run: Run) -> Outcome:
     return Outcome(run.id, run.agent, status, created, text, ended_by, error or "", run.usage, requests)
 
 
-def _last_text(messages: list[dict[str, Any]]) -> str:
+def _last_text(messages: list[dict[str, object]]) -> str:
     last = messages[-1] if messages else {}
     content = last.get("content") if last.get("role") == "assistant" else None
     return content if isinstance(content, str) else ""

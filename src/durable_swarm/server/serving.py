@@ -79,7 +79,7 @@ class _Protocol(H11Protocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._receiving: Any = None
+        self._receiving: object = None
         """The request whose body comes."""
         self._began = 0.0
         self._came = 0

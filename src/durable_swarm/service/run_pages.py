@@ -103,7 +103,7 @@ def cut_messages(messages: Sequence[Message]) -> list[Message]:
     return [cut_value(message) for message in messages[-MOST:]]
 
 
-def cut_value(value: Any) -> Any:
+def cut_value(value: object) -> Any:
     """Return a value with its texts, lists and objects cut; a still too large one as the beginning of its JSON text."""
     found = _cut(value)
     if isinstance(found, str):
@@ -112,7 +112,7 @@ def cut_value(value: Any) -> Any:
     return found if len(text) <= WHOLE else _cut(text)
 
 
-def _cut(value: Any) -> Any:
+def _cut(value: object) -> object:
     if isinstance(value, str):
         return value if len(value) <= LONGEST else f"{value[:LONGEST]}…"
     if isinstance(value, list | tuple):

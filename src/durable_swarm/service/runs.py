@@ -7,7 +7,7 @@ import builtins
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -327,7 +327,7 @@ class Runs:
         ]
         return [self.resume(row.workflow_id, by) for row in late if row.workflow_id in set(chosen)]
 
-    def extend(self, run_id: str, amounts: dict[str, Any], by: str | None = None) -> RunView:
+    def extend(self, run_id: str, amounts: Mapping[str, object], by: str | None = None) -> RunView:
         """Add amounts to the limits of a run, as `Run.extend` does, and return its state.
 
         Raises `ConfigurationError` for what is not limited.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.engine.api.inspector import Inspector
@@ -96,7 +95,7 @@ class SessionList:
     def _idle(self, rows: Sequence[RunRow]) -> set[str]:
         return self._visitor.idle(self._store.waits.note([*rows]))
 
-    def _told(self, state: SessionState) -> tuple[list[Message], dict[str, Any], str | None]:
+    def _told(self, state: SessionState) -> tuple[list[Message], dict[str, object], str | None]:
         try:
             found = [messages for _, messages in newest_first(self._store, state.id, idle=self._idle)]
             context = self._store.sessions.context(state)

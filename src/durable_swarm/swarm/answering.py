@@ -31,7 +31,7 @@ def fits_code(request: Request, decision: Decision) -> None:
     refuse_misfit(function, request.id, request.arguments or {} if decision.arguments is None else decision.arguments)
 
 
-def answer(value: Any) -> Decision:
+def answer(value: object) -> Decision:
     """Return the decision that answers with a value. Raises `NotSerializable`."""
     return Decision("answered", codec.round_trip(value))
 
@@ -68,7 +68,7 @@ class Answering(ABC):
     def _complete(self, token: str, decision: Decision, by: str | None) -> bool:
         """Post a result, once."""
 
-    def answer(self, value: Any, request_id: str, *, by: str | None = None) -> None:
+    def answer(self, value: object, request_id: str, *, by: str | None = None) -> None:
         """Answer a question; or confirm that a call of unknown outcome happened, with this result."""
         self._decide(check_text("request_id", request_id), answer(value), by)
 
@@ -80,7 +80,7 @@ class Answering(ABC):
         """Reject a call; the model gets the reason."""
         self._decide(check_text("request_id", request_id), reject(reason), by)
 
-    def complete(self, token: str, result: Any, *, by: str | None = None) -> bool:
+    def complete(self, token: str, result: object, *, by: str | None = None) -> bool:
         """Post the result of a call whose tool returns `later(token)`; return True if a run waits for it.
 
         A result is posted once, also before the tool returns; a second raises `AlreadyAnswered`. Raises

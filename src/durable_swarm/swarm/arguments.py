@@ -64,7 +64,7 @@ class RunArguments:
         )
 
 
-def check_settings(client: Any, tool_concurrency: int, tool_errors: str, default_model: str | None = None) -> None:
+def check_settings(client: object, tool_concurrency: int, tool_errors: str, default_model: str | None = None) -> None:
     """Check what both swarms take. Raises `ConfigurationError`."""
     if client is not None and not hasattr(getattr(client, "chat", None), "completions"):
         raise ConfigurationError(
@@ -95,7 +95,7 @@ def check_agent(agent: Any) -> None:
         check_whole(f"agent {agent.name!r}: output_retries", getattr(agent, "output_retries", 2), 0)
 
 
-def check_messages(messages: Any) -> None:
+def check_messages(messages: object) -> None:
     """Check that these are chat messages. Raises `ConfigurationError`."""
     if not isinstance(messages, list | tuple):
         raise ConfigurationError('messages must be a list, such as [{"role": "user", "content": "Hi"}]')
@@ -114,7 +114,7 @@ def plain(message: Any) -> Message:
     return dict(message) if isinstance(message, Mapping) else dict(message.model_dump(mode="json", exclude_none=True))
 
 
-def respond(ending: Ending, agent: Any, run_id: str | None) -> Response:
+def respond(ending: Ending, agent: object, run_id: str | None) -> Response:
     """Convert the loop's ending to the `Response` that a program gets."""
     given, last = getattr(agent, "output_type", None), ending.messages[-1] if ending.messages else {}
     return Response(

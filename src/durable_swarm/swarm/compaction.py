@@ -29,7 +29,7 @@ HEADING = "Summary of the conversation so far:\n"
 PER_TOKEN = 3
 """The number of characters that count as a token where a provider has not counted."""
 
-_functions: dict[str, Callable[[list[Message]], Any]] = {}
+_functions: dict[str, Callable[[list[Message]], object]] = {}
 """The functions that write summaries, by name: a run that continues in another process finds them again."""
 
 
@@ -76,7 +76,7 @@ class Compaction:
             _functions[name_of(self.function)] = self.function
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., object]) -> str:
     """Return the name by which another process finds a function."""
     known = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{getattr(function, '__module__', '')}.{known}"
@@ -133,7 +133,7 @@ class SessionHistory:
         return [*self.sent[: len(self.sent) - len(self.messages)], *self.messages[:at]]
 
 
-def check_summary(text: Any) -> str:
+def check_summary(text: object) -> str:
     """Check that a summary says something, and return it. Raises `ConfigurationError`."""
     if not isinstance(text, str) or not text.strip():
         raise ConfigurationError(

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any, Self
 
@@ -41,11 +41,12 @@ from durable_swarm.swarm.memory_requests import MemoryInbox
 from durable_swarm.swarm.memory_sessions import MemoryConversation, MemorySession, MemoryTurn
 from durable_swarm.swarm.runner import Runner
 from durable_swarm.swarm.session import Session, check_session
+from durable_swarm.tasks import Coro
 from durable_swarm.tools.context import calling
 from durable_swarm.types import AgentLike, Response
 from durable_swarm.validation import LONGEST_ID, check_name, check_whole
 
-StreamedRun = Callable[[Runtime, Any, Channel], Coroutine[Any, Any, Response]]
+StreamedRun = Callable[[Runtime, Any, Channel], Coro[Response]]
 """Executes a run with a way to wait and a client, and passes what its model says to a channel."""
 
 
@@ -60,7 +61,7 @@ class Swarm(Runner):
 
     def __init__(
         self,
-        client: Any = None,
+        client: object = None,
         *,
         tool_concurrency: int = 1,
         tool_errors: str = "raise",
@@ -79,7 +80,7 @@ class Swarm(Runner):
         self.conversations: dict[str, MemoryConversation] = {}
         """The sessions, by id."""
         self.session_lock = threading.Lock()
-        self._streaming: set[asyncio.Task[Any]] = set()
+        self._streaming: set[asyncio.Task[object]] = set()
 
     def close(self) -> None:
         """Close the client, if this object made it, and release threads."""
@@ -158,7 +159,7 @@ class Swarm(Runner):
         yield {"response": result_of(over.result())}
 
     async def _run(
-        self, asked: RunArguments, run_id: str | None, waits: Runtime, client: Any, channel: Channel | None = None
+        self, asked: RunArguments, run_id: str | None, waits: Runtime, client: object, channel: Channel | None = None
     ) -> Response:
         if run_id is not None:
             check_name("run_id", run_id, LONGEST_ID)
@@ -171,7 +172,7 @@ class Swarm(Runner):
         asked: RunArguments,
         turn: MemoryTurn,
         waits: Runtime,
-        client: Any,
+        client: object,
         channel: Channel | None,
         compaction: Compaction | None,
     ) -> Response:
@@ -203,7 +204,7 @@ class Swarm(Runner):
     def session(
         self,
         id: str,
-        agent: Any = None,
+        agent: object = None,
         *,
         context_variables: dict[str, Any] | None = None,
         limits: Limits | None = None,

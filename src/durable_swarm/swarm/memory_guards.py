@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from durable_swarm.concurrency import Beside, LoopRuntime, together
@@ -21,7 +22,9 @@ class MemoryGuards:
         self._channel = channel
         self._beside: Beside | None = None
 
-    def begin(self, agent: AgentLike, kind: GuardKind, names: list[str], subject: Any, context: dict[str, Any]) -> None:
+    def begin(
+        self, agent: AgentLike, kind: GuardKind, names: list[str], subject: object, context: Mapping[str, object]
+    ) -> None:
         """Begin to ask guardrails of an agent about the subject."""
         known, waits = guardrails_of(agent, kind), LoopRuntime()
 

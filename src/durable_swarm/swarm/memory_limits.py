@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 from durable_swarm.concurrency import Runtime
 from durable_swarm.limits import Limits, Reached, Spent, calls_left, extended, limit_error, reached
@@ -153,7 +153,7 @@ class MemorySpending:
             raise limit_error(found, whose.run_id, at_first, of="run in memory")
         whose.extend(amounts(decision, asked))
 
-    def extend(self, more: dict[str, Any]) -> None:
+    def extend(self, more: Mapping[str, object]) -> None:
         """Allow more."""
         with _lock:
             self.allowed = extended(self.allowed, more, self.run_id)

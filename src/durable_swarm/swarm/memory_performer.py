@@ -34,7 +34,16 @@ from durable_swarm.swarm.memory_sessions import MemoryTurn
 from durable_swarm.swarm.summaries import model_of, written_by_model
 from durable_swarm.tools.approval import approval_of, approved, later_of, posted
 from durable_swarm.tools.batch import ConcurrencyLimit, call_in_order, call_together, runs_together
-from durable_swarm.tools.calls import Cast, call_tool, find_tool, load_tools, not_made, plan_calls, read_result
+from durable_swarm.tools.calls import (
+    Cast,
+    call_tool,
+    find_tool,
+    load_tools,
+    not_found,
+    not_made,
+    plan_calls,
+    read_result,
+)
 from durable_swarm.tools.changes import Change, warn_of_lost_updates
 from durable_swarm.tools.context import CurrentCall, Inside
 from durable_swarm.tools.inside import MemoryRecorder
@@ -238,8 +247,8 @@ class InMemory:
     def _announce(self, agent: AgentLike, effect: CallAll) -> None:
         """Open the approval requests of a batch at once, although its calls are made one after the other."""
         for call in effect.calls:
-            if call.approval:
-                function = find_tool(agent, call.tool)
+            function = find_tool(agent, call.tool) if call.approval else None
+            if function is not None:
                 self.swarm.inbox.open(self._approval(function, effect, call))
 
     async def _call_apart(self, agent: AgentLike, effect: CallAll, call: Call, waits: Runtime) -> Outcome:
@@ -248,11 +257,13 @@ class InMemory:
         return change.read(await self._call(agent, effect, call, context, waits), context)
 
     async def _call(
-        self, agent: AgentLike, effect: CallAll, call: Call, context: dict[str, Any], waits: Runtime
+        self, agent: AgentLike, effect: CallAll, call: Call, context: dict[str, object], waits: Runtime
     ) -> Outcome:
         function = find_tool(agent, call.tool)
-        if call.plan == "tell" or function is None:
+        if call.plan == "tell":
             return Outcome(call.text)
+        if function is None:  # An earlier call of the reply has taken the tool away.
+            return Outcome(not_found(agent, call.tool))
         current, inbox = self._current(effect, call), self.swarm.inbox
         if limit := await self.spending.reserve_call(effect.agent):
             return Outcome(not_made(limit))
@@ -277,7 +288,7 @@ class InMemory:
         decision: Decision = await waits.call(inbox.wait, later_of(call, current, outcome.later))
         return posted(decision, lambda value: read_result(value, self.cast), outcome)
 
-    def _approval(self, function: Any, effect: CallAll, call: Call) -> RequestSpec:
+    def _approval(self, function: Callable[..., object], effect: CallAll, call: Call) -> RequestSpec:
         new = self._new(effect)
         same = same_before(new, call.index)
         number = None if same is None else step_number(new, same)

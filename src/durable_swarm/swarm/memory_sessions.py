@@ -190,7 +190,7 @@ class MemorySession(Session):
         ahead = [] if known is None or known.ahead is None else known.ahead.messages
         return copy.deepcopy(newest([] if known is None else [*known.messages, *ahead], limit))
 
-    def fork(self, id: str, *, run: Any = None) -> MemorySession:
+    def fork(self, id: str, *, run: object = None) -> MemorySession:
         name, known = check_name("the id of a session", id), self._known()
         if known is None:
             raise ConfigurationError(f"session {self.id!r} has no messages, so there is nothing to fork")
@@ -227,7 +227,7 @@ class MemorySession(Session):
     def _stream_async(self, sent: Sent) -> AsyncIterator[Item]:
         return self._swarm.streamed_async(lambda waits, client, channel: self._run(sent, waits, client, channel))
 
-    async def _run(self, sent: Sent, waits: Runtime, client: Any, channel: Channel | None = None) -> Response:
+    async def _run(self, sent: Sent, waits: Runtime, client: object, channel: Channel | None = None) -> Response:
         run_id = str(uuid.uuid4()) if sent.run_id is None else check_name("run_id", sent.run_id, LONGEST_ID)
         known, turn, joined = self._arrive(sent, run_id)
         if joined:
@@ -273,7 +273,7 @@ class MemorySession(Session):
         turn: MemoryTurn,
         sent: Sent,
         waits: Runtime,
-        client: Any,
+        client: object,
         channel: Channel | None,
     ) -> Response:
         asked = RunArguments(
@@ -298,7 +298,7 @@ class MemorySession(Session):
         return response
 
 
-def _through(known: MemoryConversation, session: str, run_id: Any) -> list[MemoryTurn]:
+def _through(known: MemoryConversation, session: str, run_id: object) -> list[MemoryTurn]:
     at = next((index for index, turn in enumerate(known.turns) if turn.run_id == run_id), None)
     if at is None:
         if known.ahead is not None and known.ahead.run_id == run_id:

@@ -19,7 +19,7 @@ class Runner(Answering, ABC):
     @overload
     def run(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
@@ -49,7 +49,7 @@ class Runner(Answering, ABC):
     @overload
     def run(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
@@ -65,7 +65,7 @@ class Runner(Answering, ABC):
     @overload
     def run(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
@@ -80,7 +80,7 @@ class Runner(Answering, ABC):
     ) -> Response | Iterator[Item]: ...
     def run(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
@@ -119,7 +119,7 @@ class Runner(Answering, ABC):
     @overload
     def run_async(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
@@ -149,7 +149,7 @@ class Runner(Answering, ABC):
     @overload
     def run_async(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
@@ -165,7 +165,7 @@ class Runner(Answering, ABC):
     @overload
     def run_async(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
@@ -180,7 +180,7 @@ class Runner(Answering, ABC):
     ) -> Coroutine[Any, Any, Response] | Stream: ...
     def run_async(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,

@@ -79,7 +79,7 @@ class Sent:
         return list(self.message)
 
 
-def check_session(id: Any, agent: Any, context_variables: Any, limits: Any, compaction: Any) -> None:
+def check_session(id: object, agent: Any, context_variables: object, limits: object, compaction: object) -> None:
     """Check what a session is made of, and register the agent. Raises `ConfigurationError`."""
     check_name("the id of a session", id)
     if agent is not None:
@@ -128,7 +128,7 @@ class Session(ABC):
 
     def __init__(
         self,
-        swarm: Any,
+        swarm: object,
         id: str,
         agent: Any,
         context_variables: dict[str, Any],
@@ -240,7 +240,7 @@ class Session(ABC):
         """Return the runs as `runs` does, on the event loop."""
         return await in_thread(self.runs)
 
-    async def fork_async(self, id: str, *, run: Any = None) -> Session:
+    async def fork_async(self, id: str, *, run: object = None) -> Session:
         """Fork as `fork` does, on the event loop."""
         return await in_thread(lambda: self.fork(id, run=run))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from durable_swarm.agents import RemoteAgent
 from durable_swarm.concurrency import Runtime
 from durable_swarm.models.call import Completion, Gate, ModelCall, complete
@@ -22,7 +20,7 @@ def model_of(compaction: Compaction, agents: ModelChoice) -> ModelChoice:
 
 
 async def written_by_model(
-    client: Any,
+    client: object,
     agent: str,
     choice: ModelChoice,
     compaction: Compaction,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -37,18 +38,18 @@ class Examples:
         # Names, which begin with a capital inside a sentence; the first word of a text begins with one in any case.
         self._names = quoted + re.findall(r"(?<=[\w,] )[A-Z][\w-]*(?: [A-Z][\w-]*)*", text)
 
-    def arguments(self, schema: Any) -> dict[str, Any]:
+    def arguments(self, schema: object) -> dict[str, Any]:
         """Return arguments for a tool with these parameters: those required, and others that the user's text names."""
         root = schema if isinstance(schema, dict) else {}
         made = self._object(root, root, 0)
         return made if isinstance(made, dict) else {}
 
-    def value(self, schema: Any) -> Any:
+    def value(self, schema: object) -> Any:
         """Return a value for any schema."""
         root = schema if isinstance(schema, dict) else {}
         return self._value("value", root, root, 0)
 
-    def _object(self, schema: dict[str, Any], root: dict[str, Any], depth: int) -> dict[str, Any]:
+    def _object(self, schema: Mapping[str, object], root: dict[str, object], depth: int) -> dict[str, object]:
         properties = schema.get("properties")
         known = properties if isinstance(properties, dict) else {}
         required = schema.get("required")
@@ -59,7 +60,7 @@ class Examples:
             if name in wanted or name.lower() in self._text.lower()
         }
 
-    def _value(self, name: str, schema: dict[str, Any], root: dict[str, Any], depth: int) -> Any:
+    def _value(self, name: str, schema: dict[str, Any], root: dict[str, object], depth: int) -> object:
         schema = _resolved(schema, root)
         if depth > DEEPEST:
             return None
@@ -75,7 +76,7 @@ class Examples:
                 return self._value(name, parts[0], root, depth + 1) if parts else None
         return self._by_type(name, schema, root, depth)
 
-    def _by_type(self, name: str, schema: dict[str, Any], root: dict[str, Any], depth: int) -> Any:
+    def _by_type(self, name: str, schema: dict[str, Any], root: dict[str, object], depth: int) -> object:
         kind = schema.get("type")
         kind = next((one for one in kind if one != "null"), "null") if isinstance(kind, list) else kind
         match kind:
@@ -97,12 +98,12 @@ class Examples:
             case _:
                 return self._string(name, schema)
 
-    def _chosen(self, values: list[Any]) -> Any:
+    def _chosen(self, values: Sequence[object]) -> object:
         """Return the value that the user named, else one by the seed."""
         said = [value for value in values if str(value).lower() in self._text.lower()]
         return said[0] if said else values[self._seed % len(values)]
 
-    def _number(self, schema: dict[str, Any], *, whole: bool) -> int | float:
+    def _number(self, schema: Mapping[str, object], *, whole: bool) -> int | float:
         found = float(self._numbers.pop(0)) if self._numbers else 1.0 + self._seed % 7
         least = schema.get("minimum", schema.get("exclusiveMinimum"))
         most = schema.get("maximum", schema.get("exclusiveMaximum"))
@@ -143,7 +144,7 @@ class Examples:
         return self._names.pop(0) if self._names else f"some {name.replace('_', ' ')}"
 
 
-def _resolved(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+def _resolved(schema: dict[str, object], root: Mapping[str, object]) -> dict[str, Any]:
     """Return the schema that a reference inside the root schema leads to."""
     for _ in range(DEEPEST):
         reference = schema.get("$ref")

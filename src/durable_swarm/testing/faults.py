@@ -110,7 +110,7 @@ def dropped() -> ConnectionResetError:
     return ConnectionResetError("the scripted provider dropped the connection")
 
 
-def cut(reply: Any, *, after: int = 1) -> Cut:
+def cut(reply: object, *, after: int = 1) -> Cut:
     """Begin to answer with `reply`, and lose the connection after `after` chunks of the stream.
 
     A request without `stream` loses it in the middle of the answer. Raises `ConfigurationError` for a negative number.
@@ -130,7 +130,7 @@ def no_choices() -> Completion:
     return Completion(id="chatcmpl-0", model="scripted", choices=[])
 
 
-def cut_off(reply: Any, reason: str = "length") -> CutOff:
+def cut_off(reply: object, reason: str = "length") -> CutOff:
     """Answer with a reply that the provider cut, at its token limit or for its content.
 
     `reason` is the finish reason, "length" or "content_filter"; others, as some gateways have, are sent as they are.
@@ -141,7 +141,7 @@ def cut_off(reply: Any, reason: str = "length") -> CutOff:
     return CutOff(reply, reason)
 
 
-def slowly(reply: Any, *, latency: float | None = None, pace: float | None = None) -> Slow:
+def slowly(reply: object, *, latency: float | None = None, pace: float | None = None) -> Slow:
     """Answer with `reply` at its own latency and pace, in seconds; None keeps the model's values.
 
     `latency` comes before the answer, `pace` before each chunk of a stream. Raises `ConfigurationError` for a number

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _KEYWORDS = {
@@ -15,14 +14,15 @@ _KEYWORDS = {
 """Keywords of a strict schema."""
 
 
-def format_problem(given: Any) -> str:
+def format_problem(given: object) -> str:
     """Return why a strict provider refuses this `response_format`, or ''."""
-    kind = given.get("type") if isinstance(given, dict) else None
+    form = given if isinstance(given, dict) else {}
+    kind = form.get("type")
     if kind in ("text", "json_object"):
         return ""
     if kind != "json_schema":
         return f"response_format.type must be text, json_object or json_schema, not {kind!r}"
-    described = given.get("json_schema")
+    described = form.get("json_schema")
     if not isinstance(described, dict) or not _NAME.fullmatch(str(described.get("name"))):
         return "response_format.json_schema needs a name of 1 to 64 of the characters a-z A-Z 0-9 _ -"
     schema = described.get("schema")
@@ -32,7 +32,7 @@ def format_problem(given: Any) -> str:
     return next((f"Invalid schema for response_format: {problem}" for problem in problems), "")
 
 
-def _problems(schema: Any, where: str) -> Iterator[str]:
+def _problems(schema: object, where: str) -> Iterator[str]:
     if not isinstance(schema, dict) or not schema:
         yield f"{where} must be a schema that says a type"
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def record_golden(
     *,
     database: str | None = None,
     redact: Redact | None = None,
-    agent: Any = None,
+    agent: object = None,
 ) -> None:
     """Write a past run to a file for `assert_replays`: a regression test of the agents that made it.
 
@@ -40,7 +41,7 @@ def record_golden(
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}; name another file") from error
 
 
-def _requests(run: dict[str, Any], agent: Any, redact: Redact | None) -> list[dict[str, Any] | None]:
+def _requests(run: Mapping[str, object], agent: object, redact: Redact | None) -> list[dict[str, object] | None]:
     """Return the request of each turn, or None if this process no longer knows it."""
     replaying = Replaying(Recording.of(run), agent, None)
     try:
@@ -54,12 +55,12 @@ def _requests(run: dict[str, Any], agent: Any, redact: Redact | None) -> list[di
     ]
 
 
-def _changes(request: dict[str, Any], turn: int, redact: Redact | None) -> bool:
+def _changes(request: Mapping[str, object], turn: int, redact: Redact | None) -> bool:
     text = request["instructions"]
     return redact is not None and redact(f"requests[{turn}].instructions", text) != text
 
 
-def assert_replays(path: str | os.PathLike[str] | dict[str, Any], agent: Any = None, model: Any = None) -> None:
+def assert_replays(path: str | os.PathLike[str] | dict[str, Any], agent: object = None, model: object = None) -> None:
     """Replay a run from a file of `record_golden` (or an exported run, or its document), and fail on a difference.
 
     `agent` and `model` are as in `replay`. Raises AssertionError, which shows the differences turn by turn;

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from durable_swarm.display import shorten
@@ -52,7 +52,7 @@ def mock_model(
         raise ConfigurationError(f"fail must be a share from 0 to 1, such as 0.1, not {fail!r}")
     dice = random.Random(seed)
 
-    def reply(request: dict[str, Any]) -> Any:
+    def reply(request: dict[str, object]) -> object:
         if fail and dice.random() < fail:
             return http_error(status, retry_after=retry_after, message="the mock model refuses some requests (--fail)")
         return answer(request, seed)
@@ -85,7 +85,7 @@ def _sentence(text: str) -> str:
     return short if short.endswith((".", "!", "?", "…")) else f"{short}."
 
 
-def _turn(request: dict[str, Any]) -> tuple[str, set[str], str]:
+def _turn(request: dict[str, object]) -> tuple[str, set[str], str]:
     """Return what the user said last, the tools called since, and the last result."""
     said, called, result = "", set[str](), ""
     for message in messages_of(request):
@@ -99,7 +99,7 @@ def _turn(request: dict[str, Any]) -> tuple[str, set[str], str]:
     return said, called, result
 
 
-def _forced(request: dict[str, Any], tools: dict[str, Any]) -> str | None:
+def _forced(request: Mapping[str, object], tools: Mapping[str, object]) -> str | None:
     choice = request.get("tool_choice")
     name = choice.get("function", {}).get("name") if isinstance(choice, dict) else None
     return str(name) if name in tools else None
@@ -119,7 +119,7 @@ def _next(said: str, instructions: str, tools: list[dict[str, Any]], called: set
     return _best(tools, lambda tool: _shared(words, _words(tool["name"])))
 
 
-def _best(tools: list[dict[str, Any]], score: Callable[[dict[str, Any]], int]) -> str | None:
+def _best(tools: list[dict[str, object]], score: Callable[[dict[str, Any]], int]) -> str | None:
     """Return the name of the tool with the highest score above 0."""
     best = max(tools, key=score, default=None)
     return None if best is None or score(best) <= 0 else str(best["name"])
@@ -149,7 +149,7 @@ def _words(text: str) -> set[str]:
     return {word for word in re.findall(r"[^\W\d_]{3,}", spaced.lower()) if word not in SHORT}
 
 
-def _schema(request: dict[str, Any]) -> dict[str, Any] | None:
+def _schema(request: Mapping[str, object]) -> dict[str, object] | None:
     """Return the JSON schema that the answer must fit, if the request has one."""
     form = request.get("response_format")
     if not isinstance(form, dict):

@@ -60,7 +60,7 @@ class ProviderError(Exception):
         self.response = ProviderResponse(status_code, sent)
 
 
-def check_request(kwargs: Mapping[str, Any]) -> None:
+def check_request(kwargs: Mapping[str, object]) -> None:
     """Check the arguments of `chat.completions.create` as a strict provider would.
 
     Raises `ProviderError` with status 400, naming the part, for: messages that are not a list of well-formed messages;
@@ -86,7 +86,7 @@ def _refuse(message: str) -> NoReturn:
     raise ProviderError(message, status_code=400)
 
 
-def _check_json(body: dict[str, Any]) -> None:
+def _check_json(body: Mapping[str, object]) -> None:
     try:
         # Not as ASCII, which would hide half characters.
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
@@ -94,7 +94,7 @@ def _check_json(body: dict[str, Any]) -> None:
         _refuse(f"the request cannot be written as JSON: {error}")
 
 
-def _check_messages(messages: Any) -> None:
+def _check_messages(messages: object) -> None:
     if not isinstance(messages, list) or not messages:
         _refuse("messages must be a list with at least one message")
     for index, message in enumerate(messages):
@@ -102,7 +102,7 @@ def _check_messages(messages: Any) -> None:
     _check_pairs(messages)
 
 
-def _check_message(where: str, message: Any) -> None:
+def _check_message(where: str, message: object) -> None:
     if not isinstance(message, dict):
         _refuse(f"{where} must be a dict, not {type(message).__name__}")
     role = message.get("role")
@@ -120,7 +120,7 @@ def _check_message(where: str, message: Any) -> None:
         _check_input(where, message)
 
 
-def _check_reply(where: str, message: dict[str, Any]) -> None:
+def _check_reply(where: str, message: Mapping[str, object]) -> None:
     content = message.get("content")
     if content is not None:
         _check_content(where, content)
@@ -137,7 +137,7 @@ def _check_reply(where: str, message: dict[str, Any]) -> None:
         _check_call(f"{where}.tool_calls[{index}]", call)
 
 
-def _check_input(where: str, message: dict[str, Any]) -> None:
+def _check_input(where: str, message: Mapping[str, object]) -> None:
     _check_content(where, message.get("content"))
     if "tool_calls" in message:
         _refuse(f"{where}.tool_calls is only allowed when the role is assistant")
@@ -145,7 +145,7 @@ def _check_input(where: str, message: dict[str, Any]) -> None:
         _check_id(f"{where}.tool_call_id", message.get("tool_call_id"))
 
 
-def _check_content(where: str, content: Any) -> None:
+def _check_content(where: str, content: object) -> None:
     if isinstance(content, str):
         return
     if not isinstance(content, list) or not content:
@@ -155,12 +155,12 @@ def _check_content(where: str, content: Any) -> None:
             _refuse(f"{where}.content[{index}] must be a part, a dict with a type")
 
 
-def _check_id(where: str, value: Any) -> None:
+def _check_id(where: str, value: object) -> None:
     if not isinstance(value, str) or not value:
         _refuse(f"{where} must be a string that is not empty, not {value!r}")
 
 
-def _check_call(where: str, call: Any) -> None:
+def _check_call(where: str, call: object) -> None:
     if isinstance(call, dict) and call.get("type") == "custom" and isinstance(call.get("custom"), dict):
         _check_id(f"{where}.id", call.get("id"))
         _check_name(f"{where}.custom.name", call["custom"].get("name"))
@@ -172,17 +172,17 @@ def _check_call(where: str, call: Any) -> None:
     _check_arguments(f"{where}.function.arguments", call["function"].get("arguments"))
 
 
-def _check_name(where: str, name: Any) -> None:
+def _check_name(where: str, name: object) -> None:
     if not isinstance(name, str) or not FUNCTION_NAME.fullmatch(name):
         _refuse(f"{where} {name!r} must be 1 to 64 of the characters a-z A-Z 0-9 _ -")
 
 
-def _check_arguments(where: str, text: Any) -> None:
+def _check_arguments(where: str, text: object) -> None:
     try:
-        value = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
+        value = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
         value = None
-    if not isinstance(text, str) or not isinstance(value, dict):
+    if not isinstance(value, dict):
         _refuse(f"{where} must be the text of a JSON object, not {text!r}")
 
 
@@ -204,7 +204,7 @@ def _check_answered(where: str, waiting: Counter[str]) -> None:
         _refuse(f"tool messages are missing {where}, for the calls {', '.join(missing)}")
 
 
-def _check_tools(tools: Any) -> None:
+def _check_tools(tools: object) -> None:
     if not isinstance(tools, list) or not tools:
         _refuse("tools must be a list with at least one tool; leave it out when there is none")
     names = [_checked_tool(f"tools[{index}]", tool) for index, tool in enumerate(tools)]
@@ -212,7 +212,7 @@ def _check_tools(tools: Any) -> None:
         _refuse(f"tools has several functions named {', '.join(twice)}")
 
 
-def _checked_tool(where: str, tool: Any) -> str:
+def _checked_tool(where: str, tool: object) -> str:
     if not isinstance(tool, dict) or tool.get("type") != "function" or not isinstance(tool.get("function"), dict):
         _refuse(f"{where} must have the type 'function' and a function")
     function = tool["function"]
@@ -224,7 +224,7 @@ def _checked_tool(where: str, tool: Any) -> str:
     return str(function["name"])
 
 
-def _check_parameters(where: str, schema: Any) -> None:
+def _check_parameters(where: str, schema: object) -> None:
     if not isinstance(schema, dict) or schema.get("type") != "object":
         _refuse(f"{where} must be a JSON schema of the type 'object'")
     if not isinstance(schema.get("properties", {}), dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +48,7 @@ class Recording:
     requests: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @staticmethod
-    def of(data: Any) -> Recording:
+    def of(data: object) -> Recording:
         """Read a document. Raises `ConfigurationError` if it is neither an exported run nor a golden file."""
         run, requests = _golden(data) if isinstance(data, dict) and "run" in data else (data, [])
         exported = Exported(run)
@@ -69,7 +70,7 @@ class Recording:
         )
 
 
-def _golden(data: dict[str, Any]) -> tuple[Any, list[dict[str, Any] | None]]:
+def _golden(data: Mapping[str, object]) -> tuple[object, list[dict[str, object] | None]]:
     """Return the run of a golden file and the requests of its turns. Raises `ConfigurationError` for other files."""
     version, requests = data.get("version"), data.get("requests")
     if data.get("format") != GOLDEN:

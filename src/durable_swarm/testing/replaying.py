@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from durable_swarm.models.wire import Conversation
 from durable_swarm.swarm.arguments import check_agent, check_settings
 from durable_swarm.testing.recording import RecordedTurn, Recording, document
 from durable_swarm.tools.calls import find_tool, plan_calls
-from durable_swarm.types import Block, Message
+from durable_swarm.types import AgentLike, Block, Message
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Replay:
 
 
 def replay(
-    run: str | Path | dict[str, Any], agent: Any = None, model: Any = None, *, database: str | None = None
+    run: str | Path | dict[str, Any], agent: object = None, model: object = None, *, database: str | None = None
 ) -> Replay:
     """Run a recorded run again, in memory, and return the differences. Tools answer as recorded and are not called.
 
@@ -106,17 +106,17 @@ class _Stopped(Exception):
 class Replaying:
     """Performs the effects of a replay, and notes the differences."""
 
-    def __init__(self, recording: Recording, agent: Any, model: Any) -> None:
+    def __init__(self, recording: Recording, agent: Any, model: object) -> None:
         if agent is not None:
             check_agent(agent)
         self.recording = recording
-        self.cast: dict[str, Any] = {} if agent is None else {agent.name: agent}
+        self.cast: dict[str, AgentLike] = {} if agent is None else {agent.name: agent}
         start = recording.start if agent is None else replace(recording.start, agent=agent.name)
         self.start = replace(start, model_override=model) if isinstance(model, str) else start
         client = None if isinstance(model, str) else model
         check_settings(client, 1, "raise")
         self.clients = None if model is None else _clients(client, model)
-        self.requests: list[dict[str, Any]] = []
+        self.requests: list[dict[str, object]] = []
         """The present request of each turn."""
         self.differences: list[Difference] = []
         self._conversation = Conversation()
@@ -153,7 +153,7 @@ class Replaying:
             outcomes.append(known(call, outcomes) or self._answer(effect.turn, call))
         return outcomes
 
-    def _note(self, turn: int | None, what: str, recorded: Any, now: Any) -> None:
+    def _note(self, turn: int | None, what: str, recorded: object, now: object) -> None:
         if recorded != now:
             self.differences.append(Difference(turn, what, recorded, now))
 
@@ -186,7 +186,7 @@ class Replaying:
         client = None if self.clients is None else self.clients.get()
         return await self._ask_anew(client, effect, agent, context, recorded)
 
-    def _agent(self, name: str, turn: int) -> Any:
+    def _agent(self, name: str, turn: int) -> AgentLike:
         if name not in self.cast:
             try:
                 self.cast[name] = agents.find(name)
@@ -198,7 +198,9 @@ class Replaying:
                 ) from error
         return self.cast[name]
 
-    def _compare_request(self, turn: int, agent: Any, recorded: RecordedTurn, request: dict[str, Any]) -> None:
+    def _compare_request(
+        self, turn: int, agent: AgentLike, recorded: RecordedTurn, request: Mapping[str, object]
+    ) -> None:
         known = self.recording.requests.get(turn)
         if known is not None:
             for part in sorted(known.keys() | request.keys()):
@@ -212,7 +214,7 @@ class Replaying:
             )
             self._note(turn, what, recorded.version, now)
 
-    async def _planned(self, effect: Ask, agent: Any, recorded: RecordedTurn) -> Reply:
+    async def _planned(self, effect: Ask, agent: AgentLike, recorded: RecordedTurn) -> Reply:
         """Return the recorded reply, its calls planned and its answer judged by the present code."""
         turn, new = effect.turn, self._history[self._first :]
         calls = await plan_calls(agent, recorded.reply.message, BlockingRuntime(), recorded.reply.finish, new)
@@ -230,14 +232,14 @@ class Replaying:
             self._note(turn, "what the model is told of its answer", then.tell or None, today.tell or None)
         return replace(recorded.reply, calls=calls, together=False, verdict=verdict)
 
-    def _judged(self, agent: Any, message: Message, finish: str, misfits: int) -> Verdict | None:
+    def _judged(self, agent: AgentLike, message: Message, finish: str, misfits: int) -> Verdict | None:
         try:
             return judge(agent, message, finish, misfits)
         except InvalidOutput as error:
             raise _Stopped(str(error)) from error
 
     async def _ask_anew(
-        self, client: Any, effect: Ask, agent: Any, context: dict[str, Any], recorded: RecordedTurn | None
+        self, client: object, effect: Ask, agent: AgentLike, context: dict[str, object], recorded: RecordedTurn | None
     ) -> Reply:
         heard = [] if recorded is None else recorded.reply.heard
         completion = await complete(
@@ -315,7 +317,7 @@ class Replaying:
         self._note(None, "context_variables", codec.encode(then.context), codec.encode(now.context))
 
 
-def _clients(client: Any, model: Any) -> Clients:
+def _clients(client: object, model: object) -> Clients:
     clients = Clients(client)
     try:
         clients.ready()
@@ -326,13 +328,13 @@ def _clients(client: Any, model: Any) -> Clients:
     return clients
 
 
-async def _request(agent: Any, context: dict[str, Any], model_override: str | None) -> dict[str, Any]:
+async def _request(agent: AgentLike, context: Mapping[str, object], model_override: str | None) -> dict[str, object]:
     """Return the arguments of a model call, without the messages, as plain JSON data."""
     system = await instructions(agent, context, BlockingRuntime())
     # The environment's default model is not a part of the program, so it is not a difference.
     request = build_request(agent, [], model_override or agent.model)
     settings = {key: value for key, value in request.items() if key != "messages" and value is not None}
-    plain: dict[str, Any] = json.loads(json.dumps({"instructions": system, **settings}, default=str))
+    plain: dict[str, object] = json.loads(json.dumps({"instructions": system, **settings}, default=str))
     return plain
 
 
@@ -347,7 +349,7 @@ def _call(call: Call) -> str:
     return f"{call.tool}({', '.join(f'{name}={json.dumps(given[name], sort_keys=True)}' for name in sorted(given))})"
 
 
-def _compared(recorded: Any, now: Any) -> Iterator[str]:
+def _compared(recorded: object, now: object) -> Iterator[str]:
     then, today = _lines(recorded), _lines(now)
     if len(then) == len(today) == 1:
         yield f"recorded: {then[0]}"
@@ -356,7 +358,7 @@ def _compared(recorded: Any, now: Any) -> Iterator[str]:
     yield from difflib.unified_diff(then, today, "recorded", "now", lineterm="", n=2)
 
 
-def _lines(value: Any) -> list[str]:
+def _lines(value: object) -> list[str]:
     """Return a value as lines without characters that could control a terminal."""
     if value is None:
         return ["(nothing)"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,17 +28,17 @@ REPLY_FORMS = (
 CALL_FORMS = 'A tool call is "name", ("name", {"arg": 1}), ("name", "raw text") or call("name", arg=1).'
 
 
-def call(name: str, /, **arguments: Any) -> dict[str, Any]:
+def call(name: str, /, **arguments: object) -> dict[str, Any]:
     """Write a tool call for a script: `call("refund", order="A1")`."""
     return {"name": name, "arguments": arguments}
 
 
-def is_exception(reply: Any) -> bool:
+def is_exception(reply: object) -> bool:
     """Return True if the reply is an exception or an exception class."""
     return isinstance(reply, BaseException) or (isinstance(reply, type) and issubclass(reply, BaseException))
 
 
-def check_reply(reply: Any) -> None:
+def check_reply(reply: object) -> None:
     """Refuse a reply of an unknown form. A callable's reply is checked when it is called.
 
     Raises `ConfigurationError`.
@@ -49,7 +49,7 @@ def check_reply(reply: Any) -> None:
         message_of(reply, str)
 
 
-def message_of(reply: Any, new_id: Callable[[], str]) -> AssistantMessage:
+def message_of(reply: object, new_id: Callable[[], str]) -> AssistantMessage:
     """Make the assistant message for a string, a list of calls or a dict."""
     if isinstance(reply, str):
         return AssistantMessage(content=reply)
@@ -69,7 +69,7 @@ def _whole_message(reply: dict[str, Any], new_id: Callable[[], str]) -> Assistan
         raise ConfigurationError(f"{reply!r} is not an assistant message: {error}") from error
 
 
-def _tool_call(spec: Any, new_id: Callable[[], str]) -> ToolCall:
+def _tool_call(spec: object, new_id: Callable[[], str]) -> ToolCall:
     given = None
     match spec:
         case str(name):
@@ -88,7 +88,7 @@ def _tool_call(spec: Any, new_id: Callable[[], str]) -> ToolCall:
     return ToolCall(id=new_id() if given is None else given, function=Function(name=name, arguments=text))
 
 
-def _as_json(name: str, arguments: dict[str, Any]) -> str:
+def _as_json(name: str, arguments: Mapping[str, object]) -> str:
     try:
         return json.dumps(arguments)
     except (TypeError, ValueError) as error:
@@ -107,7 +107,7 @@ def completion_of(number: int, request: dict[str, Any], message: AssistantMessag
     )
 
 
-def cut_short(answer: Any, finish: str) -> Completion:
+def cut_short(answer: object, finish: str) -> Completion:
     """Return a whole response object with another finish reason."""
     cut = as_completion(answer).model_copy(deep=True)
     for choice in cut.choices:

@@ -6,16 +6,17 @@ Without strict checks a request may contain anything, so these functions accept 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 
-def messages_of(request: dict[str, Any]) -> list[dict[str, Any]]:
+def messages_of(request: Mapping[str, object]) -> list[dict[str, Any]]:
     """Return the messages that are dicts."""
     messages = request.get("messages")
     return [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
 
 
-def text_of(message: dict[str, Any]) -> str:
+def text_of(message: Mapping[str, object]) -> str:
     """Return the message's text; of a list of parts, that of all its text parts."""
     content = message.get("content")
     if isinstance(content, list):
@@ -23,20 +24,20 @@ def text_of(message: dict[str, Any]) -> str:
     return "" if content is None else str(content)
 
 
-def system_of(request: dict[str, Any]) -> str:
+def system_of(request: Mapping[str, object]) -> str:
     """Return the system prompt."""
     return "\n".join(
         text_of(message) for message in messages_of(request) if message.get("role") in ("system", "developer")
     )
 
 
-def said_in(request: dict[str, Any]) -> str | None:
+def said_in(request: Mapping[str, object]) -> str | None:
     """Return the user's text, or None if the last message is not the user's."""
     last = (messages_of(request) or [{}])[-1]
     return text_of(last) if last.get("role") == "user" else None
 
 
-def results_in(request: dict[str, Any]) -> list[tuple[str, str]]:
+def results_in(request: Mapping[str, object]) -> list[tuple[str, str]]:
     """Return name and result of each tool whose messages end the request; empty if another message does."""
     messages = messages_of(request)
     start = len(messages)
@@ -46,24 +47,25 @@ def results_in(request: dict[str, Any]) -> list[tuple[str, str]]:
     return [(names.get(message.get("tool_call_id"), ""), text_of(message)) for message in messages[start:]]
 
 
-def offers_in(request: dict[str, Any]) -> list[str]:
+def offers_in(request: Mapping[str, object]) -> list[str]:
     """Return the names of the available tools."""
     return [str(function.get("name")) for function in functions_in(request)]
 
 
-def functions_in(request: dict[str, Any]) -> list[dict[str, Any]]:
+def functions_in(request: Mapping[str, object]) -> list[dict[str, Any]]:
     """Return the functions of the available tools: name, description and parameters of each, as far as it has them."""
-    functions = [tool.get("function") for tool in request.get("tools") or () if isinstance(tool, dict)]
+    tools = request.get("tools")
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     return [function for function in functions if isinstance(function, dict)]
 
 
-def last_id(request: dict[str, Any]) -> int:
+def last_id(request: Mapping[str, object]) -> int:
     """Return the highest n of the ids `call_n` in the request, so that ids stay unique after a restart too."""
     ids = [str(made) for message in messages_of(request) for made, _ in calls_in(message)]
     return max((int(found[1]) for text in ids if (found := re.fullmatch(r"call_(\d+)", text))), default=0)
 
 
-def ending(request: dict[str, Any]) -> str:
+def ending(request: Mapping[str, object]) -> str:
     """Show the last message of the request in a few words."""
     last = (messages_of(request) or [{}])[-1]
     return f"{last.get('role')}: {short(str(last.get('content')))}"
@@ -74,8 +76,9 @@ def short(text: str, length: int = 200) -> str:
     return text if len(text) <= length else text[:length] + "…"
 
 
-def calls_in(message: dict[str, Any]) -> list[tuple[Any, str]]:
+def calls_in(message: Mapping[str, object]) -> list[tuple[object, str]]:
     """Return id and function name of each tool call."""
     calls = message.get("tool_calls")
-    functions = [(call.get("id"), call.get("function")) for call in calls or () if isinstance(call, dict)]
+    known = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    functions = [(call.get("id"), call.get("function")) for call in known]
     return [(made, str(function.get("name"))) for made, function in functions if isinstance(function, dict)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from durable_swarm.testing.provider_rules import ProviderError
@@ -31,7 +32,7 @@ def sealed(thought: str) -> str:
     return _SEAL + base64.urlsafe_b64encode(json.dumps(thought).encode()).decode()
 
 
-def as_chat(body: dict[str, Any]) -> dict[str, Any]:
+def as_chat(body: Mapping[str, object]) -> dict[str, object]:
     """Return the keyword arguments of `chat.completions.create` for the same question.
 
     Raises `ProviderError` with status 400 for a request that the Responses API refuses.
@@ -42,18 +43,18 @@ def as_chat(body: dict[str, Any]) -> dict[str, Any]:
         _refuse("Background mode requires 'store' to be true.")
     chat = {name: body[name] for name in _SAME if body.get(name) is not None}
     chat["messages"] = [*_instructions(body.get("instructions")), *_History(body.get("store") is not False).read(body)]
-    if tools := [_tool(tool) for tool in body.get("tools") or () if _field(tool, "type") == "function"]:
+    if tools := [_tool(tool) for tool in _tools(body) if tool.get("type") == "function"]:
         chat["tools"] = tools
     else:
         chat.pop("parallel_tool_calls", None)
     if (choice := body.get("tool_choice")) is not None:
         chat["tool_choice"] = _choice(choice)
-    text = body.get("text") or {}
+    text = _group(body, "text")
     if (form := text.get("format")) is not None:
         chat["response_format"] = _format(form)
     renamed = {
         "max_completion_tokens": body.get("max_output_tokens"),
-        "reasoning_effort": (body.get("reasoning") or {}).get("effort"),
+        "reasoning_effort": _group(body, "reasoning").get("effort"),
         "verbosity": text.get("verbosity"),
     }
     return chat | {name: value for name, value in renamed.items() if value is not None}
@@ -63,33 +64,50 @@ def _refuse(message: str) -> NoReturn:
     raise ProviderError(message, 400)
 
 
-def _field(thing: Any, name: str) -> Any:
-    return thing.get(name) if isinstance(thing, dict) else None
+def _group(body: Mapping[str, object], name: str) -> Mapping[str, object]:
+    """Return a group of settings, empty if it is not given."""
+    given = body.get(name)
+    return {} if given is None else _object(name, given)
 
 
-def _instructions(text: Any) -> list[dict[str, Any]]:
+def _object(where: str, given: object) -> Mapping[str, object]:
+    if not isinstance(given, dict):
+        _refuse(f"Invalid type for '{where}': expected an object.")
+    return given
+
+
+def _tools(body: Mapping[str, object]) -> list[Mapping[str, object]]:
+    given = body.get("tools") or []
+    if not isinstance(given, list):
+        _refuse("Invalid type for 'tools': expected an array.")
+    return [_object(f"tools[{index}]", tool) for index, tool in enumerate(given)]
+
+
+def _instructions(text: object) -> list[dict[str, object]]:
     return [] if text is None else [{"role": "system", "content": text}]
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: Mapping[str, object]) -> dict[str, object]:
     if "function" in tool or "name" not in tool:
         _refuse("Missing required parameter: 'tools[0].name'.")
     kept = {key: tool[key] for key in ("name", "description", "parameters", "strict") if tool.get(key) is not None}
     return {"type": "function", "function": kept}
 
 
-def _choice(choice: Any) -> Any:
-    if isinstance(choice, str):
-        return choice
-    if _field(choice, "type") != "function":
+def _choice(given: object) -> object:
+    if isinstance(given, str):
+        return given
+    choice = _object("tool_choice", given)
+    if choice.get("type") != "function":
         return choice
     if "name" not in choice:
         _refuse("Missing required parameter: 'tool_choice.name'.")
     return {"type": "function", "function": {"name": choice["name"]}}
 
 
-def _format(form: Any) -> dict[str, Any]:
-    if _field(form, "type") != "json_schema":
+def _format(given: object) -> dict[str, object]:
+    form = _object("text.format", given)
+    if form.get("type") != "json_schema":
         return dict(form)
     if "name" not in form or "schema" not in form:
         _refuse("Missing required parameter: 'text.format.name'.")
@@ -102,11 +120,11 @@ class _History:
 
     def __init__(self, stored: bool) -> None:
         self._stored = stored
-        self._messages: list[dict[str, Any]] = []
+        self._messages: list[dict[str, object]] = []
         self._reply: dict[str, Any] | None = None
         self._thought: str | None = None
 
-    def read(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+    def read(self, body: Mapping[str, object]) -> list[dict[str, object]]:
         """Return the messages. Raises `ProviderError`."""
         given = body.get("input")
         if isinstance(given, str):
@@ -122,7 +140,7 @@ class _History:
         self._close()
         return self._messages
 
-    def _take(self, index: int, item: dict[str, Any]) -> None:
+    def _take(self, index: int, item: dict[str, object]) -> None:
         match item.get("type", "message" if "role" in item else None):
             case "reasoning":
                 self._think(index, item)
@@ -141,7 +159,7 @@ class _History:
     def _unpaired(self) -> NoReturn:
         _refuse(f"Item '{self._thought}' of type 'reasoning' was provided without its required following item.")
 
-    def _think(self, index: int, item: dict[str, Any]) -> None:
+    def _think(self, index: int, item: Mapping[str, object]) -> None:
         if not isinstance(item.get("summary"), list) or not item.get("id"):
             _refuse(f"Missing required parameter: 'input[{index}].summary'.")
         text = item.get("encrypted_content")
@@ -151,13 +169,13 @@ class _History:
             _refuse(f"The encrypted content of item {item['id']} could not be verified.")
         self._thought = str(item["id"])
 
-    def _say(self, index: int, item: dict[str, Any]) -> None:
+    def _say(self, index: int, item: dict[str, object]) -> None:
         if self._reply is not None:
             self._close()
         self._thought = None
         self._reply = {"role": "assistant", **_content(index, item)}
 
-    def _call(self, index: int, item: dict[str, Any]) -> None:
+    def _call(self, index: int, item: Mapping[str, object]) -> None:
         if not item.get("call_id"):
             _refuse(f"Missing required parameter: 'input[{index}].call_id'.")
         self._thought = None
@@ -172,11 +190,11 @@ class _History:
         self._reply = None
 
 
-def _message(index: int, item: dict[str, Any]) -> dict[str, Any]:
+def _message(index: int, item: dict[str, object]) -> dict[str, object]:
     return {"role": item.get("role"), **_content(index, item)}
 
 
-def _result(index: int, item: dict[str, Any]) -> dict[str, Any]:
+def _result(index: int, item: Mapping[str, object]) -> dict[str, object]:
     output = item.get("output")
     if not isinstance(output, str | list):
         _refuse(f"Missing required parameter: 'input[{index}].output'.")
@@ -184,7 +202,7 @@ def _result(index: int, item: dict[str, Any]) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": item.get("call_id"), "content": text}
 
 
-def _content(index: int, item: dict[str, Any]) -> dict[str, Any]:
+def _content(index: int, item: Mapping[str, object]) -> dict[str, object]:
     content = item.get("content")
     if isinstance(content, str):
         return {"content": content}
@@ -199,16 +217,23 @@ def _content(index: int, item: dict[str, Any]) -> dict[str, Any]:
     return {"content": parts}
 
 
-def _part(where: str, part: Any, own: str) -> dict[str, Any]:
-    kind = _field(part, "type")
+def _part(where: str, given: object, own: str) -> dict[str, Any]:
+    part = _object(where, given)
+    kind = part.get("type")
     if kind in ("input_text", "output_text") and kind != own:
         _refuse(f"Invalid value: '{kind}'. Supported values are: '{own}' and 'refusal' ({where}.type).")
     if kind == "refusal":
-        return {"type": "refusal", "refusal": part.get("refusal", "")}
+        return {"type": "refusal", "refusal": _text(f"{where}.refusal", part.get("refusal", ""))}
     if kind not in _PARTS:
         _refuse(f"Invalid value for '{where}.type': {kind!r}.")
     if kind == "input_image":
         return {"type": "image_url", "image_url": {"url": part.get("image_url"), "detail": part.get("detail", "auto")}}
     if kind == "input_file":
         return {"type": "file", "file": {key: value for key, value in part.items() if key != "type"}}
-    return {"type": "text", "text": part.get("text", "")}
+    return {"type": "text", "text": _text(f"{where}.text", part.get("text", ""))}
+
+
+def _text(where: str, given: object) -> str:
+    if not isinstance(given, str):
+        _refuse(f"Invalid type for '{where}': expected a string.")
+    return given

@@ -6,7 +6,7 @@ The script's `reasoning_content` becomes a reasoning item, with encrypted conten
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,7 @@ def scripted(completion: Completion, body: dict[str, Any], name: str, turn: int)
     return Scripted(name, whole, [*_events(whole)])
 
 
-def _echoed(body: dict[str, Any]) -> dict[str, Any]:
+def _echoed(body: Mapping[str, Any]) -> dict[str, object]:
     """Return the request's values that a response repeats."""
     tools = [{"strict": None, **tool} for tool in body.get("tools") or ()]
     repeated = ("instructions", "max_output_tokens", "metadata", "reasoning", "temperature", "text", "top_p")
@@ -84,15 +84,15 @@ def _echoed(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _items(message: AssistantMessage, number: int) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = []
+def _items(message: AssistantMessage, number: int) -> list[dict[str, object]]:
+    items: list[dict[str, object]] = []
     thought = (message.model_extra or {}).get("reasoning_content")
     if isinstance(thought, str):
         summary = [{"type": "summary_text", "text": thought}]
         items.append(
             {"id": f"rs_{number}", "type": "reasoning", "summary": summary, "encrypted_content": sealed(thought)}
         )
-    parts: list[dict[str, Any]] = []
+    parts: list[dict[str, object]] = []
     if message.content is not None:
         parts.append({"type": "output_text", "text": message.content, "annotations": [], "logprobs": []})
     if message.refusal is not None:
@@ -106,7 +106,7 @@ def _items(message: AssistantMessage, number: int) -> list[dict[str, Any]]:
     return items
 
 
-def _usage(completion: Completion, message: AssistantMessage | None) -> dict[str, Any] | None:
+def _usage(completion: Completion, message: AssistantMessage | None) -> dict[str, object] | None:
     """Return the counts of a completion in the API's names; the words of the reasoning are reasoning tokens."""
     counted = completion.usage
     if counted is None:
@@ -124,13 +124,13 @@ def _usage(completion: Completion, message: AssistantMessage | None) -> dict[str
     }
 
 
-def _begun(whole: dict[str, Any], status: str) -> dict[str, Any]:
+def _begun(whole: Mapping[str, object], status: str) -> dict[str, object]:
     return {**whole, "status": status, "output": [], "usage": None, "incomplete_details": None}
 
 
-def _events(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(whole: dict[str, Any]) -> Iterator[dict[str, object]]:
     """Yield the events of a response's stream, numbered from 0."""
-    events: list[dict[str, Any]] = [
+    events: list[dict[str, object]] = [
         {"type": "response.created", "response": _begun(whole, "queued" if whole["background"] else "in_progress")},
         {"type": "response.in_progress", "response": _begun(whole, "in_progress")},
     ]
@@ -140,8 +140,8 @@ def _events(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
     return ({**event, "sequence_number": number} for number, event in enumerate(events))
 
 
-def _item_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    empty: dict[str, dict[str, Any]] = {
+def _item_events(item: dict[str, Any]) -> Iterator[dict[str, object]]:
+    empty: dict[str, dict[str, object]] = {
         "reasoning": {"summary": []},
         "message": {"content": []},
         "function_call": {"arguments": ""},
@@ -156,7 +156,7 @@ def _item_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "response.output_item.done", "item": item}
 
 
-def _thought_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _thought_events(item: dict[str, Any]) -> Iterator[dict[str, object]]:
     for index, part in enumerate(item["summary"]):
         at = {"summary_index": index}
         yield {"type": "response.reasoning_summary_part.added", **at, "part": {**part, "text": ""}}
@@ -166,10 +166,10 @@ def _thought_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"type": "response.reasoning_summary_part.done", **at, "part": part}
 
 
-def _text_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _text_events(item: dict[str, Any]) -> Iterator[dict[str, object]]:
     for index, part in enumerate(item["content"]):
         at, key = {"content_index": index}, "text" if part["type"] == "output_text" else "refusal"
-        more: dict[str, Any] = {"logprobs": []} if key == "text" else {}
+        more: dict[str, object] = {"logprobs": []} if key == "text" else {}
         kind = "output_text" if key == "text" else "refusal"
         yield {"type": "response.content_part.added", **at, "part": {**part, key: ""}}
         for word in words(part[key]):
@@ -178,7 +178,7 @@ def _text_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"type": "response.content_part.done", **at, "part": part}
 
 
-def _argument_events(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _argument_events(item: dict[str, Any]) -> Iterator[dict[str, object]]:
     text = item["arguments"]
     for start in range(0, len(text), ARGUMENTS_PIECE):
         yield {"type": "response.function_call_arguments.delta", "delta": text[start : start + ARGUMENTS_PIECE]}

@@ -14,7 +14,7 @@ included, so a program that was killed and started again gets the same replies.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ class Rule:
             and (self.where is None or bool(self.where(request)))
         )
 
-    def _answered(self, request: dict[str, Any]) -> bool:
+    def _answered(self, request: Mapping[str, object]) -> bool:
         return any(
             self.tool in (None, name) and (self.result is None or _holds(self.result, text))
             for name, text in results_in(request)
@@ -62,7 +62,7 @@ def when(
     system: Text | None = None,
     offers: str | None = None,
     where: Callable[[dict[str, Any]], object] | None = None,
-    reply: Any,
+    reply: object,
 ) -> Rule:
     """Write a rule: if all its conditions hold, the model gives `reply`, in any form of a reply.
 
@@ -86,7 +86,7 @@ def when(
     return rule
 
 
-def otherwise(reply: Any) -> Rule:
+def otherwise(reply: object) -> Rule:
     """Write the last rule: it fits every request. Raises `ConfigurationError` for a reply of an unknown form."""
     check_reply(reply)
     return Rule(reply)
@@ -123,6 +123,6 @@ def _holds(wanted: Text, text: str | None) -> bool:
     return wanted.casefold() in text.casefold()
 
 
-def _shown_ending(request: dict[str, Any]) -> str:
+def _shown_ending(request: Mapping[str, object]) -> str:
     results = results_in(request)
     return ", ".join(f"tool {name}: {short(text)}" for name, text in results) if results else ending(request)

@@ -9,7 +9,7 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from types import SimpleNamespace
@@ -50,7 +50,7 @@ class Play:
             raise dropped()
         return self.answer
 
-    def tape(self, request: dict[str, Any]) -> Tape:
+    def tape(self, request: Mapping[str, object]) -> Tape:
         """Return the answer as `create(stream=True)` does, or raise it."""
         if isinstance(self.answer, json.JSONDecodeError):
             return Tape([], self.pace, self.answer)
@@ -76,7 +76,7 @@ class Script(ABC):
 
     def __init__(
         self,
-        replies: Sequence[Any] | Callable[[dict[str, Any]], Any],
+        replies: Sequence[object] | Callable[[dict[str, Any]], object],
         *,
         strict: bool = True,
         latency: float = 0.0,
@@ -94,17 +94,17 @@ class Script(ABC):
         self._every = replies if callable(replies) else None
         self._replies = [] if callable(replies) else _checked(replies)
         self._rules = [rule for rule in self._replies if isinstance(rule, Rule)]
-        self._injected: deque[Any] = deque()
+        self._injected: deque[object] = deque()
         self._next = 0
         self._runs: set[str] = set()
         self._ids = 0
         self._lock = threading.Lock()
 
     @abstractmethod
-    def _create(self, **kwargs: Any) -> Any:
+    def _create(self, **kwargs: object) -> object:
         """Answer as `chat.completions.create` does."""
 
-    def inject(self, *replies: Any) -> None:
+    def inject(self, *replies: object) -> None:
         """Answer the next requests with these replies first, one each; they use up no other, and None changes nothing.
 
         So a fault occurs once, while a rule would repeat it each time. Raises `ConfigurationError` for a reply of an
@@ -115,7 +115,7 @@ class Script(ABC):
                 check_reply(reply)
         self._injected.extend(replies)
 
-    def play(self, kwargs: dict[str, Any]) -> Play:
+    def play(self, kwargs: Mapping[str, object]) -> Play:
         """Record the request and return its answer. Raises errors of the strict checks and the script."""
         request = _snapshot(kwargs)
         with self._lock:
@@ -136,7 +136,7 @@ class Script(ABC):
         message = message_of(play.answer, self._ids_for(request))
         return replace(play, answer=completion_of(number, request, message, play.finish))
 
-    def _take(self, request: dict[str, Any]) -> Any:
+    def _take(self, request: dict[str, object]) -> object:
         if self._rules:
             return choose(self._rules, request)
         if self._every is not None:
@@ -158,7 +158,7 @@ class Script(ABC):
             self._runs.add(asked.run_id)
             self._next = max(self._next, asked.turn - asked.kept)
 
-    def _performed(self, reply: Any, request: dict[str, Any]) -> Play:
+    def _performed(self, reply: object, request: Mapping[str, object]) -> Play:
         """Call the reply and unwrap it until it is plain."""
         play = Play(None, self.latency, self.pace)
         while True:
@@ -180,7 +180,7 @@ class Script(ABC):
             else:
                 return replace(play, answer=reply)
 
-    def _ids_for(self, request: dict[str, Any]) -> Callable[[], str]:
+    def _ids_for(self, request: Mapping[str, object]) -> Callable[[], str]:
         """Return the maker of tool call ids: with rules they depend on the request alone, else they never repeat."""
         if self._rules:
             numbers = count(last_id(request) + 1)
@@ -225,7 +225,7 @@ class ScriptedModel(Script):
     share one client.
     """
 
-    def _create(self, **kwargs: Any) -> Any:
+    def _create(self, **kwargs: object) -> object:
         play, patience = self.play(kwargs), Patience(kwargs)
         patience.wait(play.latency)
         return ScriptedStream(play.tape(kwargs), patience) if kwargs.get("stream") else play.whole()
@@ -237,13 +237,13 @@ class AsyncScriptedModel(Script):
     Callables in the script are plain functions here too. With `stream=True`, `await` returns an `AsyncScriptedStream`.
     """
 
-    async def _create(self, **kwargs: Any) -> Any:
+    async def _create(self, **kwargs: object) -> object:
         play, patience = self.play(kwargs), Patience(kwargs)
         await patience.wait_async(play.latency)
         return AsyncScriptedStream(play.tape(kwargs), patience) if kwargs.get("stream") else play.whole()
 
 
-def _checked(replies: Sequence[Any]) -> list[Any]:
+def _checked(replies: Sequence[object]) -> list[object]:
     if not isinstance(replies, (list, tuple)):
         raise ConfigurationError(
             f"ScriptedModel takes a list of replies or one callable, not {type(replies).__name__}. {REPLY_FORMS}"
@@ -264,7 +264,7 @@ def _checked(replies: Sequence[Any]) -> list[Any]:
     return list(replies)
 
 
-def _snapshot(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _snapshot(kwargs: Mapping[str, object]) -> dict[str, object]:
     """Copy the request so that messages appended later do not show in it."""
     messages = kwargs.get("messages")
     return {**kwargs, "messages": list(messages)} if isinstance(messages, list) else dict(kwargs)

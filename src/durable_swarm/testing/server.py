@@ -27,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing.faults import BROKEN_JSON, Page
 from durable_swarm.testing.provider_rules import ProviderError
+from durable_swarm.testing.request_reader import messages_of
 from durable_swarm.testing.responses_reader import as_chat
 from durable_swarm.testing.responses_shapes import Scripted, scripted
 from durable_swarm.testing.scripted import Play, ScriptedModel
@@ -51,7 +52,7 @@ class HttpRequest:
 
 
 def serve_scripted(
-    replies: Sequence[Any] | Callable[[dict[str, Any]], Any],
+    replies: Sequence[object] | Callable[[dict[str, Any]], object],
     *,
     strict: bool = True,
     latency: float = 0.0,
@@ -100,7 +101,7 @@ class ScriptedServer:
         """The chat requests that reached the script, oldest first: one for each call that a provider would charge."""
         return self.model.calls
 
-    def inject(self, *replies: Any) -> None:
+    def inject(self, *replies: object) -> None:
         """Answer the next requests with these replies first, as `ScriptedModel.inject` does."""
         self.model.inject(*replies)
 
@@ -108,13 +109,13 @@ class ScriptedServer:
         """Return the id of a new response."""
         return f"resp_{next(self._numbers)}"
 
-    def client(self, **options: Any) -> openai.OpenAI:
+    def client(self, **options: object) -> openai.OpenAI:
         """Return a real `openai.OpenAI` of this server, without retries unless `options` set them; close it."""
         import openai
 
         return openai.OpenAI(**self._options() | options)
 
-    def async_client(self, **options: Any) -> openai.AsyncOpenAI:
+    def async_client(self, **options: object) -> openai.AsyncOpenAI:
         """Return a real `openai.AsyncOpenAI` of this server, without retries unless `options` set them; close it."""
         import openai
 
@@ -160,7 +161,7 @@ class _Server(ThreadingHTTPServer):
         self.owner = owner
         self.open: set[socket.socket] = set()
 
-    def process_request(self, request: Any, client_address: Any) -> None:
+    def process_request(self, request: Any, client_address: object) -> None:
         self.open.add(request)
         self.owner.connections += 1
         super().process_request(request, client_address)
@@ -171,7 +172,7 @@ class _Server(ThreadingHTTPServer):
         for connection in list(self.open):
             _shut(connection)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: object) -> None:
         # A client that left in the middle of an answer is not an error of ours.
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
@@ -228,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.owner.requests.append(request)
         return request
 
-    def _answer(self, body: dict[str, Any]) -> None:
+    def _answer(self, body: Mapping[str, object]) -> None:
         sent = self._played(body)
         self._wait(sent.latency)
         if self._went_wrong(sent, body):
@@ -238,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, json.dumps(sent.answer.model_dump()), cut=sent.cut_after is not None)
 
-    def _played(self, body: dict[str, Any]) -> Play:
+    def _played(self, body: Mapping[str, object]) -> Play:
         """Return the script's answer to a chat request: an exception, a page, or a response of ours."""
         try:
             play = self.server.owner.model.play(body)
@@ -246,7 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception as error:
             return Play(error)
 
-    def _went_wrong(self, sent: Play, body: dict[str, Any]) -> bool:
+    def _went_wrong(self, sent: Play, body: Mapping[str, object]) -> bool:
         """Send anything that is not an answer; return True if it was sent."""
         match sent.answer:
             case BaseException():
@@ -257,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return False
         return True
 
-    def _respond(self, body: dict[str, Any]) -> None:
+    def _respond(self, body: dict[str, object]) -> None:
         """Answer a request of the Responses API; a background one continues even if its client leaves."""
         try:
             asked = as_chat(body)
@@ -269,7 +270,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._wait(sent.latency)
         if self._went_wrong(sent, body):
             return
-        turn = 1 + sum(message.get("role") == "assistant" for message in asked["messages"])
+        turn = 1 + sum(message.get("role") == "assistant" for message in messages_of(asked))
         made = scripted(sent.answer, body, self.server.owner.new_id(), turn)
         made.latency, made.pace = (0.0 if waits else sent.latency), sent.pace
         if body.get("background"):
@@ -339,7 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _stream(self, play: Play, body: dict[str, Any]) -> None:
+    def _stream(self, play: Play, body: Mapping[str, object]) -> None:
         tape = play.tape(body)
         self._begin(200, {"content-type": "text/event-stream; charset=utf-8", "transfer-encoding": "chunked"})
         for chunk in tape.chunks:
@@ -370,7 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
         self.close_connection = True
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
@@ -383,7 +384,7 @@ def _error_body(error: ProviderError) -> str:
     return json.dumps({"error": {"message": error.message, "type": kind, "param": None, "code": error.code}})
 
 
-def _parsed(text: bytes) -> Any:
+def _parsed(text: bytes) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -9,7 +9,7 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -32,7 +32,7 @@ ARGUMENTS_PIECE = 8
 class Patience:
     """The longest wait of a request's client for each chunk: the request's `timeout` in seconds, or forever."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: Mapping[str, object]) -> None:
         timeout = request.get("timeout")
         self._limit = float(timeout) if isinstance(timeout, int | float) else math.inf
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 from durable_swarm import ends
 from durable_swarm.awaitables import is_awaitable, settled
@@ -14,16 +14,16 @@ from durable_swarm.concurrency import Runtime
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import InvalidAnswer, safe_text
 from durable_swarm.loop import Call, Outcome
-from durable_swarm.requests import TOKEN, Decision, RequestSpec
+from durable_swarm.requests import TOKEN, Decision, Kind, RequestSpec
 from durable_swarm.schema import BadArguments, accepted, check_arguments, tool_schema
-from durable_swarm.tools.context import CurrentCall, People, request_of
+from durable_swarm.tools.context import CurrentCall, People, RequestFields, request_of
 from durable_swarm.types import ToolSettings, settings_of
 
 log = logging.getLogger("durable_swarm")
 
 
 async def needs_approval(
-    function: Any, settings: ToolSettings, arguments: dict[str, Any], waits: Runtime
+    function: Callable[..., object], settings: ToolSettings, arguments: Mapping[str, object], waits: Runtime
 ) -> tuple[bool, str]:
     """Return whether a person must approve a call with these arguments, and the reason if the rule failed."""
     rule = settings.approval
@@ -43,7 +43,9 @@ async def needs_approval(
         return True, why
 
 
-def approval_of(function: Any, call: Call, current: CurrentCall, same_as: int | None = None) -> RequestSpec:
+def approval_of(
+    function: Callable[..., object], call: Call, current: CurrentCall, same_as: int | None = None
+) -> RequestSpec:
     """Return the approval request for a call: exactly the tool and the arguments.
 
     `same_as` is the number of the step whose call this one repeats.
@@ -80,11 +82,11 @@ def later_of(call: Call, current: CurrentCall, token: str) -> RequestSpec:
     return request_of(current, id=TOKEN + token, kind="result", question=question)
 
 
-def _asked(current: CurrentCall, *, kind: Any, name: str, question: str, **more: Any) -> RequestSpec:
+def _asked(current: CurrentCall, *, kind: Kind, name: str, question: str, **more: Unpack[RequestFields]) -> RequestSpec:
     return request_of(current, id=f"{current.idempotency_key}/{name}", kind=kind, question=question, **more)
 
 
-def back_off(function: Any, arguments: dict[str, Any]) -> str:
+def back_off(function: Callable[..., object], arguments: Mapping[str, object]) -> str:
     """Return why the tool, as its code is now, does not take these arguments; '' if it does."""
     try:
         check_arguments(function, json.dumps(arguments))
@@ -93,14 +95,14 @@ def back_off(function: Any, arguments: dict[str, Any]) -> str:
     return ""
 
 
-def refuse_misfit(function: Any, request_id: str, arguments: dict[str, Any]) -> None:
+def refuse_misfit(function: Callable[..., object], request_id: str, arguments: Mapping[str, object]) -> None:
     """Check that the tool takes the approved arguments. Raises `InvalidAnswer`."""
     if problem := back_off(function, arguments):
         raise InvalidAnswer(f"the approval does not fit: {problem}", request_id=request_id)
 
 
 async def approved(
-    asked: RequestSpec, function: Any, call: Call, people: People, waits: Runtime
+    asked: RequestSpec, function: Callable[..., object], call: Call, people: People, waits: Runtime
 ) -> tuple[Call, Outcome | None]:
     """Wait for the decision about a call; return the call as approved, or the outcome of a rejection."""
 

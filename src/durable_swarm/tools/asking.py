@@ -17,11 +17,11 @@ from durable_swarm.requests import Decision, RequestSpec
 from durable_swarm.tools.context import Inside, calling, request_of
 from durable_swarm.validation import check_name, check_seconds, check_text
 
-_NOT_GIVEN: Any = object()
+_NOT_GIVEN: object = object()
 
 
 def ask_human(
-    question: str, *, choices: list[str] | None = None, timeout: float | None = None, default: Any = _NOT_GIVEN
+    question: str, *, choices: list[str] | None = None, timeout: float | None = None, default: object = _NOT_GIVEN
 ) -> str:
     """Ask a person and wait for the answer, for days if needed: a request `question`, answered by `Run.answer`.
 
@@ -44,14 +44,14 @@ def ask_human(
 
 
 async def ask_human_async(
-    question: str, *, choices: list[str] | None = None, timeout: float | None = None, default: Any = _NOT_GIVEN
+    question: str, *, choices: list[str] | None = None, timeout: float | None = None, default: object = _NOT_GIVEN
 ) -> str:
     """Ask a person as `ask_human` does, on the event loop."""
     here, asked = _question("ask_human_async", question, choices, timeout)
     return _answer(asked, await here.people.wait(asked), default)
 
 
-def _question(word: str, question: str, choices: Any, timeout: float | None) -> tuple[Inside, RequestSpec]:
+def _question(word: str, question: str, choices: object, timeout: float | None) -> tuple[Inside, RequestSpec]:
     question, choices = check_text(f"{word}: question", mended(question)), mended(choices)
     if timeout is not None:
         check_seconds(f"{word}: timeout", timeout)

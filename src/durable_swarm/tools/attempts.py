@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 from durable_swarm import ends
 from durable_swarm.awaitables import is_async, is_awaitable, settled
@@ -20,7 +19,7 @@ from durable_swarm.tools.context import Inside, inside
 from durable_swarm.types import ToolSettings
 
 
-def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) -> Callable[[], Any]:
+def retrying(function: Callable[[], object], settings: ToolSettings, here: Inside) -> Callable[[], object]:
     """Return `function` with the retries and the timeout of `settings`, async if it is; attempts are numbered.
 
     An exception that is not an `Exception` leaves it as `ends.Raised`.
@@ -34,11 +33,11 @@ def retrying(function: Callable[[], Any], settings: ToolSettings, here: Inside) 
 
 @dataclass(frozen=True)
 class _Attempts:
-    function: Callable[[], Any]
+    function: Callable[[], object]
     settings: ToolSettings
     here: Inside
 
-    async def on_loop(self) -> Any:
+    async def on_loop(self) -> object:
         for attempt in range(self.settings.retries + 1):
             if not self.here.ownership_is_fresh:
                 await in_thread(self.here.verify_ownership)
@@ -51,7 +50,7 @@ class _Attempts:
                 await asyncio.sleep(self._pause(attempt))
         raise AssertionError("unreachable")
 
-    def in_this_thread(self, first: int = 0) -> Any:
+    def in_this_thread(self, first: int = 0) -> object:
         timeout = self.settings.timeout
         for attempt in range(first, self.settings.retries + 1):
             self.here.verify_ownership()
@@ -67,7 +66,7 @@ class _Attempts:
                 return self._rest(value, attempt, now, begun) if self._is_begun(value) else value
         raise AssertionError("unreachable")
 
-    async def _rest(self, value: Any, attempt: int, now: Inside, begun: float) -> Any:
+    async def _rest(self, value: object, attempt: int, now: Inside, begun: float) -> object:
         """Await the awaitable of a plain function, and make further attempts in a thread, as for plain functions."""
         timeout = self.settings.timeout
         left = None if timeout is None else timeout - (time.monotonic() - begun)
@@ -80,7 +79,7 @@ class _Attempts:
             await asyncio.sleep(self._pause(attempt))
         return await LoopRuntime().call(self.in_this_thread, attempt + 1)
 
-    def _is_begun(self, value: Any) -> bool:
+    def _is_begun(self, value: object) -> bool:
         if self.settings.effect == "transactional":
             return False  # Refused by the transaction.
         # A plain caller of a step may want the future of a thread as it is.
@@ -94,7 +93,7 @@ class _Attempts:
         return self.settings.backoff * 2.0**attempt
 
 
-async def _bounded_async(function: Callable[[], Any], timeout: float | None, left: float | None = None) -> Any:
+async def _bounded_async(function: Callable[[], object], timeout: float | None, left: float | None = None) -> object:
     try:
         async with asyncio.timeout(timeout if left is None else left) as bound:
             return await settled(function())
@@ -104,8 +103,8 @@ async def _bounded_async(function: Callable[[], Any], timeout: float | None, lef
         raise _late(timeout) from None
 
 
-def _bounded(function: Callable[[], Any], timeout: float, here: Inside) -> Any:
-    future: Future[Any] = Future()
+def _bounded(function: Callable[[], object], timeout: float, here: Inside) -> object:
+    future: Future[object] = Future()
 
     def main() -> None:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from durable_swarm.awaitables import is_async
 from durable_swarm.concurrency import together
@@ -19,7 +18,7 @@ class ConcurrencyLimit:
     def __init__(self, width: int) -> None:
         self._places = asyncio.Semaphore(width)
 
-    async def run(self, function: Any, body: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    async def run(self, function: object, body: Callable[[], Awaitable[Outcome]]) -> Outcome:
         """Make one call when a slot is free."""
         if is_async(function):
             return await body()

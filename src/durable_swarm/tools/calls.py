@@ -10,13 +10,13 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from durable_swarm import ends
 from durable_swarm.codec import mended_text, mended_values
-from durable_swarm.concurrency import Runtime
+from durable_swarm.concurrency import Calls, Runtime
 from durable_swarm.credentials import without_secrets
 from durable_swarm.errors import ConfigurationError, LimitReached, ToolError, safe_text
 from durable_swarm.limits import words_of
@@ -32,7 +32,7 @@ from durable_swarm.types import AgentLike, Message, Repeat, Result, ToolSettings
 from durable_swarm.validation import check_name
 
 
-def find_tool(agent: AgentLike, name: str) -> Any | None:
+def find_tool(agent: AgentLike, name: str) -> Callable[..., object] | None:
     """Return the agent's tool of that name, the last one if there are several, or None."""
     return next((function for function in reversed(functions_of(agent)) if tool_name(function) == name), None)
 
@@ -144,7 +144,7 @@ async def _plan(agent: AgentLike, call: dict[str, Any], waits: Runtime) -> dict[
     name = call["function"]["name"]
     function = find_tool(agent, name)
     if function is None:
-        return {"plan": "tell", "text": f"Error: Tool {name[:100]} not found. {_offered(agent)}"}
+        return {"plan": "tell", "text": not_found(agent, name)}
     try:
         arguments = check_arguments(function, call["function"]["arguments"])
     except BadArguments as error:
@@ -156,13 +156,14 @@ async def _plan(agent: AgentLike, call: dict[str, Any], waits: Runtime) -> dict[
     return {"plan": "step" if alone else "flow", "effect": settings.effect, "approval": approval, "why": why}
 
 
-def _offered(agent: AgentLike) -> str:
-    """Return a sentence that names the agent's tools, because a small model learns nothing from less."""
+def not_found(agent: AgentLike, name: str) -> str:
+    """Return the text for the model in place of a call of a tool that the agent does not have.
+
+    It names the agent's tools, because a small model learns nothing from less.
+    """
     names = list(dict.fromkeys(map(tool_name, functions_of(agent))))
-    if not names:
-        return "You have no tools."
     shown = ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")
-    return f"Your tools are: {shown}."
+    return f"Error: Tool {name[:100]} not found. " + (f"Your tools are: {shown}." if names else "You have no tools.")
 
 
 Cast = dict[str, AgentLike]
@@ -170,7 +171,14 @@ Cast = dict[str, AgentLike]
 
 
 async def call_tool(
-    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, tell_errors: bool, waits: Runtime
+    function: Callable[..., object],
+    call: Call,
+    context: dict[str, object],
+    here: Inside,
+    *,
+    cast: Cast,
+    tell_errors: bool,
+    waits: Runtime,
 ) -> Outcome:
     """Call a tool with the model's arguments and return its outcome.
 
@@ -210,7 +218,14 @@ async def _told(making: Awaitable[Outcome], tell_errors: bool, limited_by: Colle
 
 
 async def invoke(
-    function: Any, call: Call, context: dict[str, Any], here: Inside, *, cast: Cast, waits: Runtime, **given: Any
+    function: Callable[..., object],
+    call: Call,
+    context: Mapping[str, object],
+    here: Inside,
+    *,
+    cast: Cast,
+    waits: Calls,
+    **given: object,
 ) -> Outcome:
     """Call a tool with the model's arguments and the `given` ones. Raises the tool's exceptions and `BadArguments`."""
     arguments = {**check_arguments(function, call.arguments), **given}
@@ -247,7 +262,7 @@ def read_result(value: Any, cast: Cast) -> Outcome:
         ) from error
 
 
-def _has(value: Any, *names: str) -> bool:
+def _has(value: object, *names: str) -> bool:
     return not isinstance(value, type) and all(hasattr(value, name) for name in names)
 
 

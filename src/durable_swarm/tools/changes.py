@@ -8,9 +8,9 @@ does not depend on which call ends first. If two such calls set one variable, on
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from durable_swarm import codec
 from durable_swarm.errors import NotSerializable
@@ -22,7 +22,7 @@ log = logging.getLogger("durable_swarm")
 class _Live(NamedTuple):
     """A value without a JSON form: a tool gets the object itself, and changes of it are the object's own."""
 
-    value: Any
+    value: object
 
 
 _REMOVED = _Live(object())
@@ -32,11 +32,11 @@ _REMOVED = _Live(object())
 class Change:
     """A tool's changes to its context variables in place, found by comparing their JSON before and after."""
 
-    before: dict[str, Any]
+    before: dict[str, object]
     is_stored: bool
 
     @staticmethod
-    def watch(context: dict[str, Any], *, is_stored: bool) -> tuple[Change, dict[str, Any]]:
+    def watch(context: Mapping[str, object], *, is_stored: bool) -> tuple[Change, dict[str, object]]:
         """Return a private copy of the context for a tool, and the object that detects its changes.
 
         Where the changes are stored, every value must have a JSON form, else `NotSerializable` is raised. In memory a
@@ -45,7 +45,7 @@ class Change:
         before = _forms(context, is_stored)
         return Change(before, is_stored), {key: _copy(form) for key, form in before.items()}
 
-    def read(self, outcome: Outcome, context: dict[str, Any]) -> Outcome:
+    def read(self, outcome: Outcome, context: Mapping[str, object]) -> Outcome:
         """Return the outcome with the changes the tool made in `context`. Raises `NotSerializable`, as `watch` does."""
         context = codec.mended_values(context)
         changed = {
@@ -56,11 +56,11 @@ class Change:
         return replace(outcome, changed=changed, removed=[key for key in self.before if key not in context])
 
 
-def _forms(context: dict[str, Any], is_stored: bool) -> dict[str, Any]:
+def _forms(context: Mapping[str, object], is_stored: bool) -> dict[str, object]:
     return {key: _form(value, f"context_variables[{key!r}]", is_stored) for key, value in context.items()}
 
 
-def _form(value: Any, path: str, is_stored: bool) -> Any:
+def _form(value: object, path: str, is_stored: bool) -> object:
     try:
         return codec.encode(value, path)
     except NotSerializable:
@@ -69,11 +69,11 @@ def _form(value: Any, path: str, is_stored: bool) -> Any:
         return _Live(value)
 
 
-def _copy(form: Any) -> Any:
+def _copy(form: object) -> object:
     return form.value if isinstance(form, _Live) else codec.decode(form)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     if isinstance(one, _Live) or isinstance(other, _Live):
         return isinstance(one, _Live) and isinstance(other, _Live) and one.value is other.value
     return codec.dumps(one) == codec.dumps(other)
@@ -84,7 +84,7 @@ class _Written(NamedTuple):
 
     by_result: bool
     number: int
-    form: Any
+    form: object
 
 
 def warn_of_lost_updates(run_id: str, calls: Sequence[Call], outcomes: Sequence[Outcome]) -> None:

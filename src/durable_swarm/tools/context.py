@@ -12,11 +12,11 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 from durable_swarm.concurrency import Runtime
 from durable_swarm.errors import NotInRun
-from durable_swarm.requests import Decision, RequestSpec
+from durable_swarm.requests import Decision, Kind, RequestSpec
 from durable_swarm.sub_agents import ChildRunner, children_run_by
 
 
@@ -62,7 +62,17 @@ class People(Protocol):
         """
 
 
-def request_of(call: CurrentCall, *, id: str, kind: Any, question: str, **more: Any) -> RequestSpec:
+class RequestFields(TypedDict, total=False):
+    """The fields of a request beside its question, as in `RequestSpec`."""
+
+    choices: list[str] | None
+    arguments: dict[str, Any] | None
+    schema: dict[str, Any] | None
+    timeout: float | None
+    same_as: int | None
+
+
+def request_of(call: CurrentCall, *, id: str, kind: Kind, question: str, **more: Unpack[RequestFields]) -> RequestSpec:
     """Return a request of a tool call."""
     return RequestSpec(
         id=id,

@@ -23,8 +23,8 @@ from durable_swarm.tools.inside import IN_MEMORY
 from durable_swarm.types import TOOL_NAME, Effect, Repeat, ToolSettings, note_settings, settings_of, tool_name
 from durable_swarm.validation import check_name, check_seconds, check_whole
 
-F = TypeVar("F", bound=Callable[..., Any])
-_NOT_GIVEN: Any = object()
+F = TypeVar("F", bound=Callable[..., object])
+_NOT_GIVEN: object = object()
 
 
 @overload
@@ -34,7 +34,7 @@ def step(
     *, name: str | None = None, retries: int = 0, backoff: float = 1.0, timeout: float | None = None
 ) -> Callable[[F], F]: ...
 def step(
-    function: Any = _NOT_GIVEN,
+    function: object = _NOT_GIVEN,
     *,
     name: str | None = None,
     retries: int = 0,
@@ -53,12 +53,12 @@ def step(
     if name is not None:
         check_name("@step: name", name)
 
-    def decorate(target: Any) -> Any:
+    def decorate(target: Any) -> object:
         _check_function("step", target)
         label = name or check_name("@step: the function's name", tool_name(target))
 
         @functools.wraps(target)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
+        def wrapper(*args: object, **kwargs: object) -> object:
             here = calling()
             if here is None or here.recorder is None:
                 return target(*args, **kwargs)
@@ -70,15 +70,15 @@ def step(
     return decorate if function is _NOT_GIVEN else decorate(function)
 
 
-def _as_coroutine_function(wrapper: Any) -> Any:
+def _as_coroutine_function(wrapper: Any) -> object:
     @functools.wraps(wrapper)
-    async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+    async def asynchronous(*args: object, **kwargs: object) -> object:
         return await wrapper(*args, **kwargs)
 
     return asynchronous
 
 
-def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: ToolSettings) -> Any:
+def _call_step(here: Inside, label: str, target: Callable[[], object], settings: ToolSettings) -> object:
     """Call a step, unless an earlier attempt of the tool has finished it.
 
     A function that is not declared async shows only when called whether its result must be awaited.
@@ -90,13 +90,13 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
     within = Inside(here.call, None, here.people, scope, emit=here.emit, owner=here.owner, swarm=here.swarm)
     body = retrying(target, settings, within)
 
-    async def on_loop() -> Any:
+    async def on_loop() -> object:
         if place not in here.finished:
             with ends.bare():
                 here.finished[place] = await recorder.step(label, body)
         return here.finished[place]
 
-    async def rest(value: Any) -> Any:
+    async def rest(value: Any) -> object:
         with ends.bare():
             here.finished[place] = _Awaited(await value)
         return here.finished[place].value
@@ -117,7 +117,7 @@ def _call_step(here: Inside, label: str, target: Callable[[], Any], settings: To
 class _Awaited:
     """The result of a finished step, for a caller that expects an awaitable."""
 
-    value: Any
+    value: object
 
 
 @overload
@@ -128,10 +128,10 @@ def tool(
     effect: Effect = "idempotent",
     retries: int = 0,
     timeout: float | None = None,
-    approval: bool | Callable[..., Any] = False,
+    approval: bool | Callable[..., object] = False,
     name: str | None = None,
     description: str | None = None,
-    check: Callable[..., Any] | None = None,
+    check: Callable[..., object] | None = None,
     approval_timeout: float | None = None,
     repeat: Repeat = "allow",
 ) -> Callable[[F], F]: ...
@@ -141,10 +141,10 @@ def tool(
     effect: Effect = "idempotent",
     retries: int = 0,
     timeout: float | None = None,
-    approval: bool | Callable[..., Any] = False,
+    approval: bool | Callable[..., object] = False,
     name: str | None = None,
     description: str | None = None,
-    check: Callable[..., Any] | None = None,
+    check: Callable[..., object] | None = None,
     approval_timeout: float | None = None,
     repeat: Repeat = "allow",
 ) -> Any:
@@ -203,7 +203,7 @@ def tool_from_schema(
     function: Callable[..., Any],
     *,
     effect: Effect = "idempotent",
-    approval: bool | Callable[..., Any] = False,
+    approval: bool | Callable[..., object] = False,
 ) -> Callable[..., Any]:
     """Return a tool with a JSON schema for its arguments, for functions whose signature does not describe them.
 
@@ -220,10 +220,10 @@ def tool_from_schema(
     )
     _check_settings("tool", settings)
 
-    def plain(**arguments: Any) -> Any:
+    def plain(**arguments: object) -> object:
         return function(**arguments)
 
-    async def asynchronous(**arguments: Any) -> Any:
+    async def asynchronous(**arguments: object) -> object:
         return await function(**arguments)
 
     made = asynchronous if is_async(function) else plain
@@ -245,7 +245,7 @@ def _check_settings(decorator: str, settings: ToolSettings) -> None:
         )
 
 
-def _check_effect(settings: ToolSettings, target: Any) -> None:
+def _check_effect(settings: ToolSettings, target: object) -> None:
     """Check options that only `@tool` has. Raises `ConfigurationError`."""
     if settings.effect not in get_args(Effect):
         raise ConfigurationError(
@@ -290,7 +290,7 @@ def _check_rule(word: str, rule: Any, target: Any, *more: str) -> None:
             )
 
 
-def _check_function(decorator: str, target: Any) -> None:
+def _check_function(decorator: str, target: object) -> None:
     if not callable(target):
         raise ConfigurationError(f"@{decorator} decorates a function, not {target!r:.80}")
     if is_generator(target):

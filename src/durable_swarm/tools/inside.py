@@ -58,7 +58,7 @@ class MemoryRecorder:
     def __init__(self, work: WorkTime) -> None:
         self._work = work
 
-    def step(self, name: str, body: Callable[[], Any]) -> Any:
+    def step(self, name: str, body: Callable[[], object]) -> Any:
         return body()
 
     async def mark(self, waits: Runtime) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.limits import EXTENDABLE, Amount, Limits, Reached, extended, words_of
 from durable_swarm.requests import Decision, RequestSpec
@@ -41,7 +39,7 @@ def limit_request(
     )
 
 
-def amounts(decision: Decision, asked: RequestSpec) -> dict[str, Any]:
+def amounts(decision: Decision, asked: RequestSpec) -> dict[str, object]:
     """Return the amounts that an approval adds."""
     return (asked.arguments or {}) if decision.arguments is None else decision.arguments
 

@@ -62,10 +62,10 @@ def _hands_over(text: str) -> bool:
     if not text.startswith('{"assistant"'):
         return False
     try:
-        given: Any = json.loads(text)
+        given = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    return list(given) == ["assistant"]
+    return isinstance(given, dict) and list(given) == ["assistant"]
 
 
 def failing_in_a_row(messages: Sequence[Message], turns: int) -> int:

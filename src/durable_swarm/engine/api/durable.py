@@ -65,7 +65,7 @@ class DurableSwarm(ScheduledSwarm):
 
     def __init__(
         self,
-        client: Any = None,
+        client: object = None,
         *,
         database: str | None = None,
         name: str | None = None,
@@ -192,7 +192,7 @@ class DurableSwarm(ScheduledSwarm):
     def session(
         self,
         id: str,
-        agent: Any = None,
+        agent: object = None,
         *,
         context_variables: dict[str, Any] | None = None,
         limits: Limits | None = None,

@@ -81,8 +81,8 @@ class Run(RunResult, RunRelatives, RunLimits):
     @overload
     def output(self, type: TypeForm[T]) -> T | None: ...
     @overload
-    def output(self, type: Any = None) -> Any: ...
-    def output(self, type: Any = None) -> Any:
+    def output(self, type: object = None) -> Any: ...
+    def output(self, type: object = None) -> Any:
         """Return the answer of a run that is done as a value; None if it has none, or is not done.
 
         It is a value of `type`, or of the last agent's `output_type` if that agent is defined here; otherwise, and if
@@ -256,14 +256,14 @@ class Run(RunResult, RunRelatives, RunLimits):
         self,
         turn: int,
         *,
-        agent: Any = None,
+        agent: object = None,
         messages: Sequence[Message] | None = None,
         run_id: str | None = None,
     ) -> Run:
         """Fork as `fork` does, on the event loop."""
         return await look_aside(lambda: self.fork(turn, agent=agent, messages=messages, run_id=run_id))
 
-    async def output_async(self, type: Any = None) -> Any:
+    async def output_async(self, type: object = None) -> Any:
         """Return the answer as `output` does, on the event loop."""
         return await look_aside(self.output, type)
 

@@ -65,7 +65,7 @@ class RunRequests:
         run_ids = [self.id, *(link.run_id for link in store.family.below([self.id]))] if children else [self.id]
         return store.inbox.of_runs(run_ids) if all else store.inbox.open_requests(run_ids)
 
-    def answer(self, value: Any, request_id: str | None = None, *, by: str | None = None) -> None:
+    def answer(self, value: object, request_id: str | None = None, *, by: str | None = None) -> None:
         """Answer a question; or state that a call of unknown outcome happened, with this result.
 
         An answer is accepted once. Without `request_id` it is for the only open request of the run and the runs below
@@ -119,7 +119,7 @@ class RunRequests:
         """Return the requests as `requests` does, on the event loop."""
         return await in_thread(lambda: self.requests(all=all, children=children))
 
-    async def answer_async(self, value: Any, request_id: str | None = None, *, by: str | None = None) -> None:
+    async def answer_async(self, value: object, request_id: str | None = None, *, by: str | None = None) -> None:
         """Answer as `answer` does, on the event loop."""
         await in_thread(lambda: self.answer(value, request_id, by=by))
 

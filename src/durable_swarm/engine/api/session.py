@@ -63,7 +63,7 @@ class DurableSession(Session):
         state = self._state()
         return dict(self._context) if state is None else self._context_of(state)
 
-    def _context_of(self, state: SessionState) -> dict[str, Any]:
+    def _context_of(self, state: SessionState) -> dict[str, object]:
         encoded = self._swarm._store().sessions.context(state)
         return {name: codec.decode(value) for name, value in encoded.items()}
 

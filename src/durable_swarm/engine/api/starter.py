@@ -160,7 +160,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
 
     def start(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,
@@ -269,7 +269,7 @@ class RunStarter(Runner, OpenedSwarm, ABC):
 
     async def start_async(
         self,
-        agent: Any,
+        agent: object,
         messages: list[Message],
         context_variables: dict[str, Any] | None = None,
         model_override: str | None = None,

@@ -210,7 +210,7 @@ def _sqlite(url: sqlalchemy.URL, create: bool, on_write: Callable[[], None] | No
 def empty_journal(engine: sqlalchemy.Engine) -> None:
     """Move the journal of a SQLite file into the file, so that the file can be copied alone; on an error it stays."""
     with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError), engine.connect() as connection:
-        driver: Any = connection.connection.driver_connection
+        driver: object = connection.connection.driver_connection
         if isinstance(driver, _Connection):
             driver.empty_journal()
         else:  # An engine of the program's own DBOS.

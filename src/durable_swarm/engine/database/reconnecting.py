@@ -92,7 +92,7 @@ def opened(open_once: Callable[[], T]) -> T:
 def read(engine: sqlalchemy.Engine, wanted: sqlalchemy.Executable) -> Sequence[Sequence[Any]]:
     """Return the rows of a statement that changes nothing. Raises SQLAlchemy's errors."""
 
-    def ask() -> Sequence[Sequence[Any]]:
+    def ask() -> Sequence[Sequence[object]]:
         with engine.connect() as connection:
             return connection.execute(wanted).all()
 

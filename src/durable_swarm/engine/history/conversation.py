@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from durable_swarm import codec
 from durable_swarm.engine.history.story import story, summary_of
@@ -134,6 +133,6 @@ def left_by(store: Store, row: RunRow) -> Left:
     return _left(told.agent, told.context, row.workflow_id, told)
 
 
-def _left(agent: str, context: dict[str, Any], base: str | None, told: RunHistory, *, counts: bool = True) -> Left:
+def _left(agent: str, context: dict[str, object], base: str | None, told: RunHistory, *, counts: bool = True) -> Left:
     usage = None if told.usage is None else told.usage.model_dump()
     return Left(agent, runs.context_record(context), base, counts, usage)

@@ -47,8 +47,8 @@ class StepData(_Part):
 
     number: int = Field(ge=0, lt=2**31)
     name: str
-    record: dict[str, Any] | None = None
-    value: Any = None
+    record: dict[str, object] | None = None
+    value: object = None
     error: str | None = None
     call: str | None = None
     started: int | None = Field(None, ge=0, le=LATEST)
@@ -58,7 +58,7 @@ class StepData(_Part):
 class CallData(_Part):
     """An undecorated tool call with the steps inside it; `output` is set once it has ended."""
 
-    output: dict[str, Any] | None = None
+    output: dict[str, object] | None = None
     started: int = Field(ge=0, le=LATEST)
     finished: int | None = Field(None, ge=0, le=LATEST)
     steps: list[StepData] = []
@@ -79,10 +79,10 @@ class RunData(_Part):
     turn: int | None = None
     started: int = Field(ge=0, le=LATEST)
     finished: int | None = Field(None, ge=0, le=LATEST)
-    start: dict[str, Any]
+    start: dict[str, object]
     steps: list[StepData] = []
     calls: dict[str, CallData] = {}
-    failure: dict[str, Any] | None = None
+    failure: dict[str, object] | None = None
 
 
 _MISFITS: tuple[type[Exception], ...] = (
@@ -168,7 +168,7 @@ class Exported:
         """Return the run's story as far as it is recorded."""
         return story(self, self.row)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """Return the run as plain JSON data."""
         return self.data.model_dump(mode="json", exclude_none=True)
 
@@ -263,14 +263,14 @@ def _checked(data: object) -> RunData:
         raise _wrong(f"{where}: {first['msg']}"[:300]) from None
 
 
-def renamed(document: Any, run_id: str) -> Any:
+def renamed(document: Any, run_id: str) -> object:
     """Return the document of a run with another id. Raises `ConfigurationError` for an invalid id."""
     Exported(document)
     named = {**document, "id": records_names.check_id(run_id)}
     return {**named, "failure": {**document["failure"], "run_id": run_id}} if "failure" in document else named
 
 
-def read_document(text: str | bytes) -> Any:
+def read_document(text: str | bytes) -> object:
     """Return the JSON value of a file's text. Raises `ConfigurationError` if it has none."""
     try:
         return json.loads(text)
@@ -278,7 +278,7 @@ def read_document(text: str | bytes) -> Any:
         raise _wrong(f"it is not JSON ({error!s:.100})") from None
 
 
-def export(store: Store, row: RunRow, redact: Redact | None = None) -> dict[str, Any]:
+def export(store: Store, row: RunRow, redact: Redact | None = None) -> dict[str, object]:
     """Return a run as a document. Raises `Unreadable` if its records cannot be decoded here."""
     start, about = standalone(store, row), row.attributes if isinstance(row.attributes, dict) else {}
     state = state_of(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from durable_swarm import codec
@@ -25,7 +25,7 @@ _OURS |= {"verdict"}
 _NAMES = _FACTS | {"role", "id", "tool_call_id", "tool_name", "sender", "name"}
 
 
-def redacted(document: dict[str, Any], redact: Redact) -> dict[str, Any]:
+def redacted(document: dict[str, Any], redact: Redact) -> dict[str, object]:
     """Return the document with every user value replaced by the result of `redact`.
 
     Keys of dictionaries, and the names of agents, tools and steps, are unchanged. Raises `NotSerializable`, and
@@ -42,12 +42,12 @@ def redacted(document: dict[str, Any], redact: Redact) -> dict[str, Any]:
     return masked
 
 
-def _masked_call(call: dict[str, Any], path: str, redact: Redact) -> dict[str, Any]:
+def _masked_call(call: dict[str, Any], path: str, redact: Redact) -> dict[str, object]:
     masked = {**call, "steps": _steps(call["steps"], f"{path}.steps", redact)}
     return masked if "output" not in call else {**masked, "output": _fields(call["output"], path, redact)}
 
 
-def _steps(steps: list[dict[str, Any]], path: str, redact: Redact) -> list[dict[str, Any]]:
+def _steps(steps: list[dict[str, Any]], path: str, redact: Redact) -> list[dict[str, object]]:
     masked = []
     for index, step in enumerate(steps):
         own: dict[str, object] = {
@@ -59,7 +59,7 @@ def _steps(steps: list[dict[str, Any]], path: str, redact: Redact) -> list[dict[
     return masked
 
 
-def _fields(record: dict[str, Any], path: str, redact: Redact) -> dict[str, Any]:
+def _fields(record: Mapping[str, object], path: str, redact: Redact) -> dict[str, object]:
     return {key: _field(key, value, f"{path}.{key}", redact) for key, value in record.items()}
 
 

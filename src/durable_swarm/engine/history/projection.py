@@ -16,7 +16,7 @@ stay free: events that waited behind them were not delivered, and close up when 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from durable_swarm import codec, errors
@@ -54,7 +54,7 @@ class EventProjection:
         self._time = 0
         self._rows: defaultdict[int, list[Row]] = defaultdict(list)
         """Rows of later turns."""
-        self._progress: defaultdict[int, list[list[Any]]] = defaultdict(list)
+        self._progress: defaultdict[int, list[list[object]]] = defaultdict(list)
         """Progress in later turns."""
         self._turn = -1
         self._begun = 0
@@ -161,7 +161,7 @@ class EventProjection:
         if reply:
             self._follow("text.delta", turn=self._turn, text=reply)
 
-    def ended(self, at: int, kind: EventType, data: dict[str, Any]) -> None:
+    def ended(self, at: int, kind: EventType, data: dict[str, object]) -> None:
         """Emit the end of the run. Events after a lost number are emitted if the run continues."""
         if kind == "run.finished":
             self.journal.close_up()
@@ -239,7 +239,7 @@ def noted_in(row: Record) -> Iterator[tuple[str, str]]:
             yield data["event"], subject_of(data)
 
 
-def subject_of(data: dict[str, Any]) -> str:
+def subject_of(data: Mapping[str, object]) -> str:
     """Return what an event that is emitted only once is about: a request, or a child run and how it ended."""
     return str(data.get("request_id") or f"{data.get('run_id')} {data.get('status', '')}")
 

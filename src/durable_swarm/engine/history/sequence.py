@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
-from typing import Any
 
 from durable_swarm.events import ENDS, Event, EventType
 
@@ -27,11 +26,11 @@ class EventSequence:
         """No lower number is free."""
         self._reserved: set[int] = set()
 
-    def follow(self, kind: EventType, data: dict[str, Any], at: int) -> None:
+    def follow(self, kind: EventType, data: dict[str, object], at: int) -> None:
         """Deliver the next event; `at` is in milliseconds since 1970."""
         self.place(self.last + 1, kind, data, at)
 
-    def place(self, seq: int, kind: EventType, data: dict[str, Any], at: int) -> None:
+    def place(self, seq: int, kind: EventType, data: dict[str, object], at: int) -> None:
         """Deliver an event that has its number. Repeating it does nothing."""
         if seq <= self.last:
             return

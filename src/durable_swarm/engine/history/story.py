@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from durable_swarm import codec, errors
 from durable_swarm.engine.history.recorded_errors import shown_failure
@@ -265,7 +265,7 @@ def _time(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def _value(record: base.Record, field: str, default: object = None) -> Any:
+def _value(record: base.Record, field: str, default: object = None) -> object:
     return ENCRYPTED if record.get("closed") else codec.decode(record.get(field, default))
 
 

@@ -31,7 +31,7 @@ def _slim(**fields: object) -> Record:
     return {"v": VERSION, **{key: value for key, value in fields.items() if value not in (None, {}, [], "")}}
 
 
-def _named(context: dict[str, Any]) -> dict[str, Any]:
+def _named(context: dict[str, object]) -> dict[str, object]:
     for key in context:
         if not isinstance(key, str) or key == codec.TAG or not codec.storable(key):
             raise errors.NotSerializable(
@@ -63,9 +63,9 @@ def _each(values: object, kind: type[T]) -> list[T]:
     return [value if isinstance(value, kind) else _checked(value, kind) for value in _checked(values, list)]
 
 
-def _values(data: object) -> dict[str, Any]:
+def _values(data: object) -> dict[str, object]:
     """Return values by name, in the form in which context variables are stored."""
-    decoded: dict[str, Any] = _checked(codec.decode(data), dict)
+    decoded: dict[str, object] = _checked(codec.decode(data), dict)
     for name in decoded:
         _checked(name, str)
     return decoded

@@ -7,7 +7,6 @@ import logging
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import Any
 
 from durable_swarm import codec, errors
 from durable_swarm.credentials import masked, without_secrets
@@ -47,12 +46,12 @@ def raised_text(failure: Record) -> str:
 class Done:
     """The outcome of a `@step`: its return value or its exception."""
 
-    returned: Any = None
+    returned: object = None
     raised: BaseException | None = None
     awaited: bool = False
     """True if the step's function returned an awaitable, so that its caller awaits the recorded value, too."""
 
-    def value(self) -> Any:
+    def value(self) -> object:
         """Return the step's value, or raise its exception."""
         if self.raised is not None:
             raise self.raised

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from types import NoneType
-from typing import Any, get_args
+from typing import get_args
 
 from durable_swarm import codec
 from durable_swarm.engine.records import names
@@ -79,7 +79,7 @@ def start_record(
     return record
 
 
-def context_record(context: dict[str, Any]) -> Record:
+def context_record(context: dict[str, object]) -> Record:
     """Return context variables as they are stored. Raises `NotSerializable` with the path of the value."""
     return {key: codec.encode(value, f"context_variables[{key!r}]") for key, value in _named(context).items()}
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from durable_swarm.display import harmless, value
 from durable_swarm.requests import Request
@@ -27,7 +26,7 @@ class Field:
     choices: list[str] | None
     hint: str
 
-    def read(self, text: str) -> Any:
+    def read(self, text: str) -> object:
         """Return the value of what was typed; what is not JSON is left to the schema to refuse."""
         if self.plain:
             return text
@@ -51,10 +50,10 @@ class Form:
         self.fields = [_field(name, given, known.get(name)) for name in names] if editable else []
         self.ways = _WAYS[request.kind]
 
-    def arguments(self, form: Mapping[str, str]) -> dict[str, Any] | None:
+    def arguments(self, form: Mapping[str, str]) -> dict[str, object] | None:
         """Return the arguments that a person has changed, or None if they are as they were asked."""
         given = self.request.arguments or {}
-        found: dict[str, Any] = {}
+        found: dict[str, object] = {}
         for field in self.fields:
             text = form.get(PLAIN + field.name, field.text).replace("\r\n", "\n")
             if text != field.text:
@@ -73,7 +72,7 @@ _WAYS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _field(name: str, given: Mapping[str, Any], schema: Any) -> Field:
+def _field(name: str, given: Mapping[str, object], schema: object) -> Field:
     rule = schema if isinstance(schema, dict) else {}
     now = given.get(name)
     # Text with characters that a page or a browser would change is edited as JSON, which can write each of them.

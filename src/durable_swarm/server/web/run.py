@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -42,7 +41,7 @@ class Shown:
         """Return True if a reply is in progress, and no record has it yet."""
         return self.run.status == "running" and not self.run.idle and self.speech.turn >= self.turns
 
-    def data(self) -> dict[str, Any]:
+    def data(self) -> dict[str, object]:
         """Return what the templates show."""
         last = self.first + TURNS
         messages = list(transcript(self.run, self.first, TURNS, TURNS))

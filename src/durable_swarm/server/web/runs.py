@@ -69,7 +69,7 @@ def _outcome(runs: Runs, change: str, run_id: str, by: str | None) -> str:
     return after.shown_status
 
 
-def _found(runs: Runs, query: QueryParams) -> dict[str, Any]:
+def _found(runs: Runs, query: QueryParams) -> dict[str, object]:
     """Return one page of the list. `top` is the first run of a page that looks again: newer ones are only counted."""
     wanted = {name: query.get(name, "").strip() for name in FILTERS}
     before = query.get("before") or None

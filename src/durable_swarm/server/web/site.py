@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import resources
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import anyio
@@ -89,11 +89,11 @@ class Site:
             self._runs = None
             self._opened.close()
 
-    def page(self, request: Request, template: str, status: int = 200, **data: Any) -> HTMLResponse:
+    def page(self, request: Request, template: str, status: int = 200, **data: object) -> HTMLResponse:
         """Return a page."""
         return HTMLResponse(self.html(request, template, **data), status)
 
-    def html(self, request: Request, template: str, **data: Any) -> str:
+    def html(self, request: Request, template: str, **data: object) -> str:
         """Return a template as HTML; it knows the paths of the console, and who asks."""
         root = request.scope.get("root_path", "")
         data.setdefault("open", "")
@@ -108,7 +108,7 @@ def _count(runs: Runs) -> str:
     return f"{COUNTED - 1}+" if found == COUNTED else str(found or "")
 
 
-def path_of(root: str, *parts: str | int, **query: Any) -> str:
+def path_of(root: str, *parts: str | int, **query: object) -> str:
     """Return the path of a page below `root`, its parts encoded as ids are; empty parameters are left out."""
     encoded = "/".join(encode_id(str(part)) for part in parts)
     asked = {name: value for name, value in query.items() if value not in (None, "", False)}
@@ -163,7 +163,7 @@ def number_of(request: Request) -> int:
     return found
 
 
-def _visible(value: Any) -> Any:
+def _visible(value: object) -> object:
     """Return a value as pages show it: what a model or a tool wrote has no invisible characters."""
     return harmless(value) if type(value) is str else value
 

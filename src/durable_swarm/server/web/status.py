@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -37,7 +35,7 @@ async def workers(site: Site, request: Request) -> Response:
     """
     _for_operators(request)
 
-    def look(runs: Runs) -> dict[str, Any]:
+    def look(runs: Runs) -> dict[str, object]:
         return {"found": runs.workers(), "schedules": runs.schedules.list()}
 
     found, opened = await site.see(request, look)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import Any
 
 from durable_swarm.display import clock, duration, one_line, value
 from durable_swarm.limits import EXTENDABLE, words_of
@@ -44,13 +43,13 @@ def coarse(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def cut(data: Any) -> str:
+def cut(data: object) -> str:
     """Return a value as text, shortened to what a page carries."""
     text = value(data)
     return text if len(text) <= CUT else text[:CUT]
 
 
-def pretty(data: Any) -> str:
+def pretty(data: object) -> str:
     """Return plain JSON for people, with the characters that cannot be seen escaped."""
     return json.dumps(data, ensure_ascii=False, indent=2, default=str)
 
@@ -73,7 +72,7 @@ def verdict(request: Request) -> str:
     return f"rejected: {decision.reason}" if decision.reason else decision.verdict
 
 
-def reply(message: Any) -> str:
+def reply(message: object) -> str:
     """Return what a reply says, and its calls."""
     if not isinstance(message, dict):
         return value(message)
@@ -115,5 +114,5 @@ _FILTERS = (
     ago, clock, coarse, cut, decided, duration, last_word, one_line, percent, place_of, pretty, remedy_of,
     reply, spent, took, verdict, without_answer, written_as_text,
 )  # fmt: skip
-FILTERS: dict[str, Callable[..., Any]] = {function.__name__: function for function in _FILTERS}
-GLOBALS: dict[str, Any] = {"CUT": CUT, "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "words_of": words_of}
+FILTERS: dict[str, Callable[..., object]] = {function.__name__: function for function in _FILTERS}
+GLOBALS: dict[str, object] = {"CUT": CUT, "SIGNS": SIGNS, "KINDS": KINDS, "ENDED": ENDED, "words_of": words_of}

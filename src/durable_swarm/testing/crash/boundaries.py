@@ -132,14 +132,14 @@ def watch() -> None:
     event.listen(Engine, "rollback", _forget)
 
 
-def _begin(connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool) -> None:
+def _begin(connection: Any, _cursor: object, statement: str, parameters: object, context: object, _many: bool) -> None:
     """Handle a statement outside a transaction, which is its own commit: the engine ends runs so on PostgreSQL."""
     labels = _labels(statement, _named(parameters, context)) if _commits_itself(connection) else []
     if labels:
         connection.info["durable_swarm_number"] = PROBE.before(labels[0])
 
 
-def _note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, _many: bool) -> None:
+def _note(connection: Any, cursor: Any, statement: str, parameters: object, context: object, _many: bool) -> None:
     if _commits_itself(connection):
         number = connection.info.pop("durable_swarm_number", None)
         if number is not None:
@@ -162,15 +162,15 @@ def _commits_itself(connection: Any) -> bool:
     return bool(connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT")
 
 
-def _named(parameters: Any, context: Any) -> Mapping[str, Any]:
+def _named(parameters: object, context: object) -> Mapping[str, object]:
     compiled = getattr(context, "compiled_parameters", None) if getattr(context, "compiled", None) else None
     if compiled and compiled[0]:
-        found: Mapping[str, Any] = compiled[0]
+        found: Mapping[str, object] = compiled[0]
         return found
     return parameters if isinstance(parameters, Mapping) else {}
 
 
-def _labels(statement: str, parameters: Mapping[str, Any]) -> list[str]:
+def _labels(statement: str, parameters: Mapping[str, object]) -> list[str]:
     """Describe a statement's write for a reader who knows agents but no tables."""
     tables = [] if _READS.match(statement) else [table for table in _WRITES.findall(statement) if table]
     if not tables:
@@ -185,7 +185,7 @@ def _labels(statement: str, parameters: Mapping[str, Any]) -> list[str]:
     return [] if workflow is None else _engine_label(tables, workflow, step)
 
 
-def _names_a_workflow(name: str, value: Any) -> bool:
+def _names_a_workflow(name: str, value: object) -> bool:
     return isinstance(value, str) and (name.startswith("workflow_uuid") or name == "wf_id")
 
 

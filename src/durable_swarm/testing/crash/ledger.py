@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def effect(name: str, key: str | None = None) -> None:
         report(name, asdict(_entry(name, key)))
 
 
-def report(name: str, line: dict[str, Any]) -> None:
+def report(name: str, line: Mapping[str, object]) -> None:
     """Record an effect: a boundary, and a line in this process's ledger. Raises `RuntimeError` without a ledger."""
     if _ledger is None:
         raise RuntimeError("effects are for lives: this process keeps no ledger")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from durable_swarm.engine.api.inspector import NoRuns
 from durable_swarm.service import Query, RunDetail, open_runs
@@ -21,7 +20,7 @@ MANY = 1000
 class Outcome:
     """The compared data: the program's return value, its runs (oldest first), and its effects."""
 
-    value: Any = None
+    value: object = None
     runs: list[RunDetail] = field(default_factory=list)
     effects: list[Entry] = field(default_factory=list)
 
@@ -132,11 +131,11 @@ def name_calls(label: str, runs: Sequence[RunDetail]) -> str:
     return label
 
 
-def _content(message: dict[str, Any]) -> Any:
+def _content(message: Mapping[str, object]) -> object:
     return message.get("content") if message.get("content") is not None else message.get("tool_calls")
 
 
-def _context(expected: dict[str, Any], got: dict[str, Any]) -> Iterator[Difference]:
+def _context(expected: Mapping[str, object], got: Mapping[str, object]) -> Iterator[Difference]:
     missing = object()
     for name in sorted(expected.keys() | got.keys(), key=str):
         before, after = expected.get(name, missing), got.get(name, missing)
@@ -185,6 +184,6 @@ def _times(number: int) -> str:
     return {0: "not at all", 1: "once", 2: "twice"}.get(number, f"{number} times")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}…"

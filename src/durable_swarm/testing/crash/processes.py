@@ -38,7 +38,13 @@ class Child:
     """
 
     def __init__(
-        self, context: ForkServerContext, target: Callable[..., None], args: tuple[Any, ...], log: Path, *, daemon: bool
+        self,
+        context: ForkServerContext,
+        target: Callable[..., None],
+        args: tuple[object, ...],
+        log: Path,
+        *,
+        daemon: bool,
     ) -> None:
         log.touch()
         self.answer, theirs = context.Pipe()
@@ -58,7 +64,9 @@ class Child:
     def receive(self, seconds: float) -> Any:
         """Wait for the next message of the process; None if it ended without one. Raises TimeoutError."""
         # For both: another child may have inherited its end of the connection.
-        waited_for: list[Any] = [self.answer] if self.code() is not None else [self.answer, self._process.sentinel]
+        waited_for: list[Connection | int] = [self.answer]
+        if self.code() is None:
+            waited_for.append(self._process.sentinel)
         if not multiprocessing.connection.wait(waited_for, seconds):
             raise TimeoutError
         try:
@@ -102,7 +110,7 @@ def redirect(log: Path, folder: Path) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
-def leave(answer: Connection, report: Any) -> NoReturn:
+def leave(answer: Connection, report: object) -> NoReturn:
     """In a child: report the outcome, and end as abruptly as any crash, without closing anything."""
     answer.send(report)
     sys.stdout.flush()

@@ -42,7 +42,7 @@ class Scenario:
         return self.name
 
 
-def scenario_of(function: Callable[..., Any]) -> Scenario:
+def scenario_of(function: Callable[..., object]) -> Scenario:
     """Describe a scenario. Raises `ConfigurationError` if another process could not find it."""
     if not inspect.isfunction(function) or "<" in function.__qualname__ or "." in function.__qualname__:
         raise ConfigurationError(
@@ -90,7 +90,7 @@ class End:
     """The end of an execution: a value, an error, a kill, or none. `passed` are its boundaries."""
 
     how: Literal["returned", "raised", "killed", "hung"]
-    value: Any = None
+    value: object = None
     passed: tuple[str, ...] = ()
     times: tuple[float, ...] = ()
     """The time when each boundary was reached, in seconds."""
@@ -150,7 +150,7 @@ def _live(task: Task, answer: Connection) -> None:
     leave(answer, report)
 
 
-def _load(scenario: Scenario) -> Callable[..., Any]:
+def _load(scenario: Scenario) -> Callable[..., object]:
     """Load the scenario again: from its module, otherwise from its file."""
     module = None
     if scenario.module != "__main__" and importlib.util.find_spec(scenario.module.partition(".")[0]) is not None:
@@ -164,11 +164,11 @@ def _load(scenario: Scenario) -> Callable[..., Any]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
-    function: Callable[..., Any] = getattr(module, scenario.name)
+    function: Callable[..., object] = getattr(module, scenario.name)
     return function
 
 
-def _imported(scenario: Scenario) -> Any:
+def _imported(scenario: Scenario) -> object:
     try:
         module = importlib.import_module(scenario.module)
     except ModuleNotFoundError:
@@ -177,7 +177,7 @@ def _imported(scenario: Scenario) -> Any:
     return module if same else None
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """Return a scenario's return value as comparable data; for other objects their class and attributes."""
     if isinstance(value, Response):
         agent = None if value.agent is None else value.agent.name

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy
 
@@ -37,7 +36,7 @@ HIT = 0.95
 
 
 def crash_test(
-    scenario: Callable[..., Any],
+    scenario: Callable[..., object],
     *,
     random: int = 0,
     pairs: bool = False,
