@@ -9,12 +9,12 @@ EXECUTED = [
         "late-ids",
         "step numbers follow the model's order, not the order in which calls get their turn",
         "engine/execution/colours.py",
-        "        return self.record_codec.open(await self.start_child(key)",
+        "        return await self.start_child(key)",
         """        import asyncio
         import random
 
         await asyncio.sleep(random.random() / 50)
-        return self.record_codec.open(await self.start_child(key)""",
+        return await self.start_child(key)""",
         (f"{MATRIX}[together_async]",),
     ),
     Mutant(
@@ -296,5 +296,30 @@ EXECUTED = [
         "unsettled = run.budget.summarized(summary.spent, replayed=replayed)",
         "unsettled = None",
         ("tests/contract/test_compaction.py",),
+    ),
+    Mutant(
+        "sleep-without-a-row",
+        "a tool call becomes a workflow before it sleeps",
+        "engine/backend/steps.py",
+        "    begin_workflow()\n    return _core.record_sleep",
+        "    return _core.record_sleep",
+        ("tests/engine/test_deferred_calls.py",),
+    ),
+    Mutant(
+        "call-of-a-lost-run",
+        "a tool call that is no workflow is recorded by the owner of its run only",
+        "engine/backend/steps.py",
+        "        self._write_step(result, call.owner)",
+        "        self._database.record_operation_result(result)",
+        ("tests/engine/test_deferred_calls.py",),
+    ),
+    Mutant(
+        "recorded-call-made-again",
+        "a tool call that is recorded as a step of its run is never made again",
+        "engine/backend/steps.py",
+        """        call.recorded = str(found["output"])
+        return {**found, "child_workflow_id": call.key}""",
+        "        return None",
+        ("tests/engine/test_deferred_calls.py",),
     ),
 ]

@@ -128,7 +128,7 @@ OVERRIDDEN = {
 
 OURS = {
     *("_checkpoints", "_database", "_enters", "_lock", "_seen"),
-    *("_begin_call", "_check", "_check_call", "_record_call", "_result_of"),
+    *("_begin_call", "_check", "_check_call", "_record_call", "_result_of", "_write_step"),
 }
 """Attributes of our own in the file that knows DBOS's inside."""
 

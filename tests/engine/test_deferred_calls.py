@@ -134,6 +134,7 @@ def steps_of(url: str, run_id: str) -> list[str]:
 def test_a_call_that_needs_no_records_is_one_row(
     made: Callable[..., Any], make_anywhere: Make, database_url: str
 ) -> None:
+    """Its outcome is a step of the run, and no workflow of its own exists."""
     swarm = make_anywhere(ScriptedModel([[call(made.__name__)], "Done."]))
     assert run(swarm, made, run_id="r") == "2"
     assert steps_of(database_url, "r")[1] == names.TOOL
@@ -144,6 +145,7 @@ def test_a_call_that_needs_no_records_is_one_row(
 def test_a_call_that_needs_records_is_a_workflow(
     made: Callable[..., Any], make_anywhere: Make, database_url: str
 ) -> None:
+    """Steps, sleeps, marks, transactions and what DBOS records itself make a row for the call first."""
     swarm = make_anywhere(ScriptedModel([[call(made.__name__)], "Done."]))
     assert run(swarm, made, run_id="r") == "2"
     assert steps_of(database_url, "r")[1] == names.TOOL
@@ -152,6 +154,7 @@ def test_a_call_that_needs_records_is_a_workflow(
 
 
 def test_each_call_of_a_batch_decides_for_itself(make_anywhere: Make, database_url: str) -> None:
+    """Calls that are made together are steps or workflows, each under the number that it has drawn."""
     tools = [*WITHOUT, *WITH, *WITHOUT]
     swarm = make_anywhere(ScriptedModel([[call(made.__name__) for made in tools], "Done."]), tool_concurrency=4)
     assert run(swarm, *WITHOUT, *WITH, run_id="r") == "2"
@@ -209,6 +212,7 @@ def test_the_call_of_a_run_that_was_taken_over_records_nothing(
 def test_a_thread_that_the_tool_left_behind_makes_no_workflow_of_an_ended_call(
     make_anywhere: Make, database_url: str
 ) -> None:
+    """What still runs when the tool has returned adds no row to a call that is recorded."""
     goes_on, left = threading.Event(), list[threading.Thread]()
 
     def late() -> None:

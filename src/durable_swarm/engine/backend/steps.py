@@ -40,7 +40,7 @@ import contextvars
 import functools
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -81,30 +81,34 @@ class _Database:
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(layout_of(self._database))
 
-    def check_operation_execution(self, workflow_id: str, function_id: int, *rest: Any, **named: Any) -> Any:
+    def check_operation_execution(
+        self, workflow_id: str, function_id: int, name: str, **named: Any
+    ) -> Mapping[str, object] | None:
         """Read the record of a step. If there is none, the step is made only if this execution owns the run."""
         if (call := deferred_of(workflow_id)) is not None:
-            return self._check_call(call, function_id, *rest)
+            return self._check_call(call, function_id, name)
         if (call := deferred(workflow_id)) is not None:
             call.begin_workflow()
-        return self._check(check_of(workflow_id), workflow_id, function_id, *rest, **named)
+        return self._check(check_of(workflow_id), workflow_id, function_id, name, **named)
 
-    def _check(self, check: OwnershipCheck | None, *step: Any, **named: Any) -> Any:
+    def _check(
+        self, check: OwnershipCheck | None, workflow_id: str, number: int, name: str, **named: Any
+    ) -> Mapping[str, object] | None:
         if check is not None and check.is_first and _patiently(check.check_ownership):
             return None
-        found = self._database.check_operation_execution(*step, **named)
+        found = self._database.check_operation_execution(workflow_id, number, name, **named)
         if found is None and check is not None and not check.is_first:
             _patiently(check.check_ownership)
         return found
 
-    def _check_call(self, call: DeferredCall, number: int, name: str) -> Any:
+    def _check_call(self, call: DeferredCall, number: int, name: str) -> Mapping[str, object] | None:
         """Read the record of a tool call: of its start as a workflow, or of its end as a step of its run."""
         call.number = number
         found = self._check(call.check, call.run_id, number, name)
         if found is None or found["child_workflow_id"] is not None:
             call.is_workflow = found is not None
             return found
-        call.recorded = found["output"]
+        call.recorded = str(found["output"])
         return {**found, "child_workflow_id": call.key}
 
     def record_operation_result(self, result: Any, **more: Any) -> None:
@@ -114,10 +118,13 @@ class _Database:
         """
         if result["error"] is not None:
             raise _unrecorded(f"step {result['function_name']!r} of {result['workflow_uuid']!r}", sys.exception())
-        owner = owner_of(result["workflow_uuid"])
+        self._write_step(result, owner_of(result["workflow_uuid"]), **more)
+
+    def _write_step(self, result: Any, owner: str | None, **more: Any) -> None:
         at = int(time.time() * 1000)
         if more or owner is None or not self._checkpoints.record_step(result, at, owner):
-            self._database.record_operation_result(result, **{"completed_at_epoch_ms": at, **more})
+            given = {"completed_at_epoch_ms": at, "owner_xid": owner, **more}
+            self._database.record_operation_result(result, **given)
 
     def init_child_workflow(self, status: Any, **more: Any) -> tuple[str, bool]:
         """Begin a tool call, whose row is written when the call needs it."""
@@ -161,17 +168,17 @@ class _Database:
         if status == "ERROR" and not isinstance(reason, Broken):
             raise _unrecorded(repr(workflow_id), reason)
         if (call := deferred(workflow_id)) is not None:
-            return self._record_call(call, outcome["output"])
+            self._record_call(call, outcome["output"])
+            return True
         owner = owner_of(workflow_id)
         ended = outcome.get("output"), outcome.get("error")
         if owner is not None and self._checkpoints.end(workflow_id, status, *ended, owner):
             return True
         return bool(self._database.update_workflow_outcome(workflow_id, status, **outcome))
 
-    def _record_call(self, call: DeferredCall, output: str) -> bool:
+    def _record_call(self, call: DeferredCall, output: str) -> None:
         """Record the outcome of a tool call as a step of its run."""
-        at = int(time.time() * 1000)
-        result: Any = {
+        result = {
             "workflow_uuid": call.run_id,
             "function_id": call.number,
             "function_name": names.TOOL,
@@ -181,9 +188,7 @@ class _Database:
             "child_workflow_id": None,
             "serialization": JSON.name(),
         }
-        if call.owner is None or not self._checkpoints.record_step(result, at, call.owner):
-            self._database.record_operation_result(result, completed_at_epoch_ms=at, owner_xid=call.owner)
-        return True
+        self._write_step(result, call.owner)
 
     def await_workflow_result(
         self, workflow_id: str, polling_interval: float = 0.0, *, fail_if_missing: bool = False
@@ -196,7 +201,7 @@ class _Database:
             raise OwnershipLost(workflow_id)
         return result
 
-    def _result_of(self, call: DeferredCall) -> Any:
+    def _result_of(self, call: DeferredCall) -> object:
         """Return the outcome that is recorded for a tool call; if there is none, its execution lost the run."""
         if call.recorded is None:
             # This raises that the run is cancelled, if it is.
