@@ -17,7 +17,11 @@ from durable_swarm.testing.crash.templates import copy_template, open_once
 from faults.shim import NoShim, build
 from tests.crash.lives import server
 from tests.crash.matrix import LONG
+from tests.support import programs
 from tests.support.postgres import fresh_database, running_server
+
+# The tests start more than a thousand processes; what they import is compiled once, not in each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Port 9 (discard) of loopback: nothing listens there, so a call to a real model fails at once.
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -46,6 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         alternating = [item for item in items if item.get_closest_marker("alternates")]
         waiting = {item for item in alternating if not _has_its_turn(item, alternating)}
         items[:] = [item for item in items if item not in waiting]
+
+
+def pytest_sessionfinish() -> None:
+    """End what this process has started for all of its tests."""
+    programs.stop()
 
 
 def _params(item: pytest.Item) -> dict[str, object]:

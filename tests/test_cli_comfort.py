@@ -15,6 +15,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm, ask_human, tool
 from durable_swarm.cli import main
 from durable_swarm.testing import ScriptedModel, call, crash_test
+from tests.support import programs
 from tests.support.shell import Shell
 from tests.support.terminal import Terminal
 
@@ -106,7 +107,7 @@ def test_a_terminal_without_unicode_shows_plain_signs() -> None:
         swarm.run(agent, [{"role": "user", "content": "Größe"}], run_id="plain-1")
     command = [sys.executable, "-m", "durable_swarm", "show", "plain-1"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    shown = subprocess.run(command, env=environment, check=True, capture_output=True).stdout.decode("ascii")
+    shown = programs.run(command, env=environment, check=True, capture_output=True).stdout.decode("ascii")
     assert re.search(r"model  Plain clerk +\d+ ms +#+ .* > ask\(\)", shown), shown
     assert "user: Gr??e" in shown
 

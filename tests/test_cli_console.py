@@ -19,6 +19,7 @@ import pytest
 from tests.console.browsing import telling
 from tests.console.shop import until
 from tests.console.teller import RUN
+from tests.support import programs
 
 COMMAND = [sys.executable, "-m", "durable_swarm", "console", "--no-browser", "--port", "0"]
 TOKEN = {"DURABLE_SWARM_SERVER_TOKEN": "secret"}
@@ -28,7 +29,7 @@ TOKEN = {"DURABLE_SWARM_SERVER_TOKEN": "secret"}
 def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Have a console, and the address that it prints; it is killed after that."""
     env = {**os.environ, **environment}
-    program = subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    program = programs.Program([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
         assert program.stdout is not None
         line = program.stdout.readline()
@@ -40,7 +41,7 @@ def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
 
 
 def refused(*options: str, **environment: str) -> tuple[int, str]:
-    done = subprocess.run(
+    done = programs.run(
         [*COMMAND, *options], check=False, capture_output=True, text=True, env={**os.environ, **environment}
     )
     return done.returncode, done.stderr

@@ -19,6 +19,7 @@ from durable_swarm.cli import main
 from durable_swarm.service import Query, open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.helpers import user
+from tests.support import programs
 from tests.support.asking import asking, leave
 from tests.support.terminal import Terminal
 
@@ -52,7 +53,7 @@ def piped(url: str, *words: str) -> Iterator[Any]:
     `watch --all` is there once it has said so.
     """
     command = [*COMMAND, *words, "--json", "--database", url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with programs.Program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stderr is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -25,6 +24,7 @@ from durable_swarm import (
 from durable_swarm.cli import main
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.testing import ProviderError, ScriptedModel
+from tests.support import programs
 from tests.support.shell import Shell
 
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -98,8 +98,8 @@ DurableSwarm(ScriptedModel([["pay"], "Done", ["pay"], "Done"])).run(agent, asked
 )
 def test_a_run_that_doubles_another(said: str, given: str, warns: bool) -> None:
     """A run without an id warns once where an interrupted one of the same agent and messages continues."""
-    subprocess.run([sys.executable, "-c", LOST, "Hi", "{}", "die"], check=False)
-    done = subprocess.run([sys.executable, "-c", LOST, said, given], capture_output=True, text=True, check=True)
+    programs.run([sys.executable, "-c", LOST, "Hi", "{}", "die"], check=False)
+    done = programs.run([sys.executable, "-c", LOST, said, given], capture_output=True, text=True, check=True)
     assert done.stderr.count("continues; run") == int(warns)
     if warns:
         with DurableSwarm(ScriptedModel([])) as swarm:

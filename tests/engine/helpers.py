@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy
 
 import durable_swarm
+from tests.support import programs
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -117,7 +118,7 @@ class Program:
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start the program; what it prints is kept."""
         paths = f"{Path(durable_swarm.__file__).parents[1]}:{ROOT}"
-        return subprocess.Popen(
+        return programs.Program(
             [sys.executable, "-W", "error::ResourceWarning", str(self.path), *arguments],
             env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,

@@ -24,6 +24,7 @@ from durable_swarm.engine.execution.transactions import Body
 from durable_swarm.engine.processes.here import current
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import connected, rows, unique, user
+from tests.support import programs
 
 Tool = Callable[[sqlalchemy.Connection], str]
 Record = dict[str, Any]
@@ -271,7 +272,7 @@ def test_killed_at_any_instant_the_rows_are_there_once(database_url: str) -> Non
     with opened(database_url):
         pass
     for _ in range(KILLS):
-        life = subprocess.Popen([sys.executable, "-c", PROGRAM, database_url], stdout=subprocess.PIPE)
+        life = programs.Program([sys.executable, "-c", PROGRAM, database_url], stdout=subprocess.PIPE)
         assert life.stdout is not None
         # At the second payment it enters, the first one is recorded: no call is in flight at three deaths in a row,
         # after which it would be given up.
@@ -284,7 +285,7 @@ def test_killed_at_any_instant_the_rows_are_there_once(database_url: str) -> Non
         with connected(database_url) as connection:
             amounts = [row[0] for row in connection.exec_driver_sql("SELECT amount FROM payments")]
         assert len(amounts) == len(set(amounts))
-    subprocess.run([sys.executable, "-c", PROGRAM, database_url], check=True, stdout=subprocess.PIPE)
+    programs.run([sys.executable, "-c", PROGRAM, database_url], check=True, stdout=subprocess.PIPE)
     assert landed, "no kill came before the end"
     assert paid(database_url) == list(range(20))
     assert len(rows(database_url, "workflow_uuid")) > 20

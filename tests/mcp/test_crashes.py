@@ -20,6 +20,7 @@ from tests.contract.helpers import tool_contents, user
 from tests.crash.lives import Lives, say
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
+from tests.support import programs
 
 SHOP = str(Path(__file__).with_name("shop.py"))
 Call = tuple[str, dict[str, Any]]
@@ -118,7 +119,7 @@ def test_a_server_that_dies_in_a_call_is_started_again(url: str, ledger: Path, t
 @contextlib.contextmanager
 def serving(ledger: Path, port: int) -> Iterator[None]:
     """Run the shop as a server, and kill it."""
-    process = subprocess.Popen([sys.executable, SHOP, str(ledger), str(port)], stderr=subprocess.DEVNULL)
+    process = programs.Program([sys.executable, SHOP, str(ledger), str(port)], stderr=subprocess.DEVNULL)
     try:
         soon(lambda: _listens(port))
         yield

@@ -26,6 +26,7 @@ from durable_swarm.webhooks import Undelivered, is_public
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
 from tests.server.conftest import pay
+from tests.support import programs
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -251,7 +252,7 @@ def _life(folder: Path, *arguments: str) -> Iterator[None]:
     """Run the program until it is ready, and kill it at the end."""
     address, *rest = arguments
     command = [sys.executable, "program.py", address, SECRET, *rest]
-    process = subprocess.Popen(
+    process = programs.Program(
         command, cwd=folder, env={**os.environ}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
