@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
@@ -22,6 +24,12 @@ from tests.support.postgres import fresh_database, running_server
 
 # The tests start more than a thousand processes; what they import is compiled once, not in each.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+MEMORY = Path("/dev/shm")
+# A database syncs its file at each commit, and five processes of tests wait for one disk. A file in memory survives a
+# killed process as one on a disk does; the loss of power is tried with a disk of the tests' own (`faults`).
+if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 # Port 9 (discard) of loopback: nothing listens there, so a call to a real model fails at once.
 NOWHERE = "http://127.0.0.1:9/v1"
