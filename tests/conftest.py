@@ -37,8 +37,8 @@ NOWHERE = "http://127.0.0.1:9/v1"
 
 UNIT = (
     *("test_client_loops", "test_codec", "test_compat", "test_deltas", "test_display", "test_loop", "test_models"),
-    *("test_models_http", "test_output_type", "test_postgres_links", "test_roster", "test_schema", "test_streaming"),
-    *("test_schema_arguments", "test_schema_fields", "test_scripted_responses", "test_waits", "test_wire"),
+    *("test_models_http", "test_output_type", "test_postgres_links", "test_schema", "test_streaming"),
+    *("test_schema_arguments", "test_schema_fields", "test_scripted_responses", "test_wire"),
 )
 """Files of tests that, but for a few, need neither a database nor a process of their own."""
 

@@ -19,6 +19,7 @@ from durable_swarm import Agent, DurableSwarm, sleep
 from durable_swarm.cli import main, render
 from durable_swarm.testing import ScriptedModel, cut_off
 from tests.support import programs
+from tests.support.patience import PATIENCE
 from tests.support.shell import Shell
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -99,7 +100,7 @@ def test_show_marks_where_the_code_changed(shell: Shell) -> None:
 
     agent.instructions, agent.functions = "Say it nicely.", [refund]
     with DurableSwarm(ScriptedModel([[("refund", {"item": "hat"})], "Refunded"])) as swarm:
-        swarm.get("two").result(timeout=20)
+        swarm.get("two").result(timeout=PATIENCE)
     lines = shell("show", "two").splitlines()
     [mark] = [index for index, line in enumerate(lines) if "the code changed: Refunds was version" in line]
     assert lines[mark + 1].startswith("  3  model  Refunds")
@@ -288,7 +289,7 @@ def test_ctrl_c(tmp_path: Path) -> None:
         assert running.stdout.readline() == "ready\n"
         time.sleep(0.1)
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert err == "Interrupted. The same command continues where this stopped.\n"
 

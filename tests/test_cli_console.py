@@ -20,6 +20,7 @@ from tests.console.browsing import telling
 from tests.console.shop import until
 from tests.console.teller import RUN
 from tests.support import programs
+from tests.support.patience import PATIENCE
 
 COMMAND = [sys.executable, "-m", "durable_swarm", "console", "--no-browser", "--port", "0"]
 TOKEN = {"DURABLE_SWARM_SERVER_TOKEN": "secret"}
@@ -69,7 +70,7 @@ def test_it_ends_with_streams_open(tmp_path: Path, fresh_sqlite: Callable[[Path]
         port = int(address.split(":")[2].split("/")[0])
         readers = [until(lambda: _stream(port)) for _ in range(3)]
         program.send_signal(signal.SIGTERM)
-        _, said = program.communicate(timeout=30)
+        _, said = program.communicate(timeout=PATIENCE)
         assert (program.returncode, said) == (-signal.SIGTERM, "")
         for reader in readers:
             reader.close()

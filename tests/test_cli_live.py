@@ -21,6 +21,7 @@ from durable_swarm.testing import ScriptedModel, call
 from tests.engine.helpers import user
 from tests.support import programs
 from tests.support.asking import asking, leave
+from tests.support.patience import PATIENCE
 from tests.support.terminal import Terminal
 
 COMMAND = [sys.executable, "-m", "durable_swarm"]
@@ -175,7 +176,7 @@ def test_top_decides_and_cancels(url: str) -> None:
             terminal.read_until("is approved.")
             terminal.type("q")
             assert terminal.end()[1] == 0
-        assert run.result(timeout=30).messages[-1]["content"] == "Done."
+        assert run.result(timeout=PATIENCE).messages[-1]["content"] == "Done."
         assert run.requests() == []
     with open_runs(url) as runs:
         assert runs.show("asks").requests[0].answered_by == "ana"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import programs
+from tests.support.patience import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -103,13 +104,13 @@ class Trip:
         with self.start(*arguments) as running:
             self.wait(count, running)
             running.send_signal(signal.SIGKILL)
-            running.communicate(timeout=30)
+            running.communicate(timeout=PATIENCE)
         assert running.returncode == -signal.SIGKILL
         assert len(self.effects) == count
 
     def wait(self, count: int, running: subprocess.Popen[str]) -> None:
         """Wait until there are `count` effects."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while len(self.effects) < count and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -135,7 +136,7 @@ def test_a_module_as_program(tmp_path: Path) -> None:
     with programs.Program(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         trip.wait(2, running)
         running.kill()
-        running.communicate(timeout=30)
+        running.communicate(timeout=PATIENCE)
     hold.unlink()
     ended = programs.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -196,8 +197,8 @@ def test_programs_at_the_same_time_share_nothing(tmp_path: Path) -> None:
         with trip.start() as second:
             trip.wait(4, second)
             hold.unlink()
-            assert second.communicate(timeout=30) == ("flight: booked\nhotel: booked\n", "")
-        assert first.communicate(timeout=30) == ("flight: booked\nhotel: booked\n", "")
+            assert second.communicate(timeout=PATIENCE) == ("flight: booked\nhotel: booked\n", "")
+        assert first.communicate(timeout=PATIENCE) == ("flight: booked\nhotel: booked\n", "")
     assert trip.effects == ["flight", "hotel"] * 2
 
 
@@ -315,7 +316,7 @@ def test_ctrl_c_in_a_conversation(tmp_path: Path) -> None:
         while "User" not in prompt:
             prompt += running.stdout.read(1)
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=PATIENCE)
     assert (running.returncode, err) == (130, "")
     assert out.endswith("Start the program again to continue this conversation.\n")
 

@@ -21,6 +21,7 @@ from durable_swarm.cli import main
 from durable_swarm.encryption import EncryptionCodec
 from durable_swarm.testing import ScriptedModel, call, http_error
 from tests.support import programs
+from tests.support.patience import PATIENCE
 from tests.support.shell import Shell
 from tests.support.terminal import Terminal
 
@@ -80,7 +81,7 @@ def program(pace: float = 0.0) -> subprocess.Popen[str]:
 
 def wait_for(command: list[str], text: str) -> None:
     """Wait until a command prints the text."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while text not in programs.run(command, capture_output=True, text=True, check=False, timeout=200).stdout:
         assert time.monotonic() < deadline
 
@@ -145,7 +146,7 @@ def test_a_run_that_was_cancelled() -> None:
             sleep(0.01)
 
         started = swarm.start(Agent(name="Clerk", functions=[doze]), QUESTION, run_id="three")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while started.status != "cancelled" and time.monotonic() < deadline:
             time.sleep(0.02)
     done = programs.run([*WATCH, "three"], capture_output=True, text=True, check=False, timeout=200)
@@ -251,7 +252,7 @@ def test_ctrl_c() -> None:
             assert watching.stdout.readline() == "Clerk: wait()\n"
             time.sleep(0.3)  # The line is read before the watcher has noted that it told it.
             watching.send_signal(signal.SIGINT)
-            out, err = watching.communicate(timeout=30)
+            out, err = watching.communicate(timeout=PATIENCE)
         assert (watching.returncode, out) == (130, "")
         assert err.startswith("No longer watching")
         assert err.endswith("durable-swarm watch live --after 3\n")

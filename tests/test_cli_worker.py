@@ -21,6 +21,7 @@ from durable_swarm.cli.worker import _address, _health
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import wait_until
 from tests.support import programs
+from tests.support.patience import PATIENCE
 
 APP = """
 from durable_swarm import Agent, DurableSwarm
@@ -108,7 +109,7 @@ def test_health() -> None:
         second = programs.run(command, env=environment, capture_output=True, text=True, check=False)
         assert (second.returncode, "cannot be used for /healthz" in second.stderr) == (2, True)
         worker.send_signal(signal.SIGINT)
-        assert worker.wait(20) == 0
+        assert worker.wait(PATIENCE) == 0
 
 
 SLOW = """
@@ -138,7 +139,7 @@ def test_the_grace_bounds_the_end() -> None:
         try:
             wait_until(Path("begun").exists)
             worker.send_signal(signal.SIGTERM)
-            out, err = worker.communicate(timeout=20)
+            out, err = worker.communicate(timeout=PATIENCE)
         finally:
             worker.kill()
     assert worker.returncode == 0

@@ -25,6 +25,7 @@ from durable_swarm.cli import main
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.testing import ProviderError, ScriptedModel
 from tests.support import programs
+from tests.support.patience import PATIENCE
 from tests.support.shell import Shell
 
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -75,7 +76,7 @@ def test_recorded_attributes_stay(tmp_path: Path) -> None:
         swarm.run(raising(KeyError("price")), ASKED, run_id="r")
     for _ in range(2):
         with DurableSwarm(ScriptedModel([])) as swarm, pytest.raises(RunFailed) as told:
-            swarm.get("r").result(60)
+            swarm.get("r").result(PATIENCE)
         assert (told.value.error_type, told.value.error_message) == ("KeyError", "'price'")
         assert str(told.value).count("recorded at") == 1
 

@@ -20,9 +20,7 @@ from durable_swarm.service import open_runs
 from tests.crash.workers import Workers
 from tests.engine.helpers import wait_until
 from tests.support import programs
-
-PATIENCE = 120.0
-"""Seconds: a busy machine takes its time, and no test of a deploy is about time."""
+from tests.support.patience import PATIENCE
 
 APP = """
     import os, time

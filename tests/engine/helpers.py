@@ -19,10 +19,9 @@ import sqlalchemy
 
 import durable_swarm
 from tests.support import programs
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
-"""Seconds after which something that should have happened counts as never happening."""
 
 TEXT_COLUMNS = {
     "workflow_input": ("inputs",),

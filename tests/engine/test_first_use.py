@@ -11,6 +11,7 @@ import pytest
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import unique, user
+from tests.support.patience import PATIENCE
 from tests.support.proxy import Plan, proxied
 
 FIRST: dict[str, Callable[[DurableSwarm, Agent], Any]] = {
@@ -38,5 +39,5 @@ def test_connections_that_break_at_first_use(first: str, postgres_database: str)
             except (ConfigurationError, RunNotFound) as error:
                 refused += "cannot be used" in str(error)
             plan.cutting = False
-            assert swarm.start(agent, user()).result(30).messages[-1]["content"] == "Done."
+            assert swarm.start(agent, user()).result(PATIENCE).messages[-1]["content"] == "Done."
     assert refused

@@ -31,13 +31,13 @@ from durable_swarm.postgres import choose
 from tests.golden.agents import DEATH, KEY, LEDGER, ORDER, agent, effects, model, options
 from tests.golden.reading import Shown, shown
 from tests.support import programs
+from tests.support.patience import PATIENCE
 from tests.support.postgres import fresh_database, running_server
 
 FOLDER = Path(__file__).parent
 QUESTION = [{"role": "user", "content": "Please."}]
 CROWD = 18
 """How many runs wait at once in plain tools: two more than a process keeps in memory."""
-PATIENCE = 60.0
 
 
 def _swarm(name: str, url: str) -> DurableSwarm:

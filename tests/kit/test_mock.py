@@ -19,6 +19,7 @@ from durable_swarm.testing import ScriptedModel, mock_model, serve_scripted
 from durable_swarm.testing.examples import Examples
 from durable_swarm.testing.mock import answer
 from tests.support import programs
+from tests.support.patience import PATIENCE
 
 SAID = "Please book 2 seats to Paris for ann@example.org on Friday, 'window' if possible"
 
@@ -240,7 +241,7 @@ def test_the_server_runs_until_it_is_interrupted(tmp_path: Path) -> None:
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hi"}])
     assert met.value.status_code == 503
     server.send_signal(signal.SIGINT)
-    assert server.wait(20) == 0
+    assert server.wait(PATIENCE) == 0
     server.stdout.close()
 
 

@@ -18,9 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 from tests.support import programs
-
-PATIENCE = 60.0
-"""Seconds to wait for a text or the end before the test fails."""
+from tests.support.patience import PATIENCE
 
 
 class Terminal:
