@@ -155,7 +155,7 @@ if __name__ == "__main__":
         importlib.import_module(module)
     sys.path[:] = before[1:]  # Without the folder of `-m`.
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # A fork looks for garbage at its end, and would copy all memory of this process to do so.
     program: tuple[str, list[str]] | None = None
     try:
         serve(own)
