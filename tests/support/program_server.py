@@ -95,7 +95,8 @@ def _become(request: dict[str, Any], files: list[int]) -> NoReturn:
     for given in request["warnings"]:
         action, _, name = given.partition("::")
         warnings.filterwarnings(action, category=getattr(importlib.import_module("builtins"), name or "Warning"))
-    gc.enable()
+    # A test writes its program anew within a second, and bytecode is told from its source by whole seconds.
+    sys.dont_write_bytecode = True
     raise Program(request["how"], request["arguments"])
 
 
