@@ -35,7 +35,7 @@ test: $(VENV)/.installed-dev ## Run all tests; ARGS='...' goes to pytest, JOBS=1
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 unit: $(VENV)/.installed-dev ## Run the tests that need neither a database nor a process; about a minute
-	$(BIN)/python -m pytest -q -n 4 -m unit tests/test_*.py tests/contract $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 8 -m unit tests/test_*.py tests/contract $(ARGS)
 
 crash: $(VENV)/.installed-dev ## Kill programs at every boundary, in every way; takes long
 	DURABLE_SWARM_LONG=1 $(BIN)/python -m pytest --timeout=7200 tests/crash $(ARGS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
@@ -17,7 +19,17 @@ from durable_swarm.testing.crash.templates import copy_template, open_once
 from faults.shim import NoShim, build
 from tests.crash.lives import server
 from tests.crash.matrix import LONG
+from tests.support import programs
 from tests.support.postgres import fresh_database, running_server
+
+# The tests start more than a thousand processes; what they import is compiled once, not in each.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+MEMORY = Path("/dev/shm")
+# A database syncs its file at each commit, and five processes of tests wait for one disk. A file in memory survives a
+# killed process as one on a disk does; the loss of power is tried with a disk of the tests' own (`faults`).
+if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 # Port 9 (discard) of loopback: nothing listens there, so a call to a real model fails at once.
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -25,8 +37,8 @@ NOWHERE = "http://127.0.0.1:9/v1"
 
 UNIT = (
     *("test_client_loops", "test_codec", "test_compat", "test_deltas", "test_display", "test_loop", "test_models"),
-    *("test_models_http", "test_output_type", "test_postgres_links", "test_roster", "test_schema", "test_streaming"),
-    *("test_schema_arguments", "test_schema_fields", "test_scripted_responses", "test_waits", "test_wire"),
+    *("test_models_http", "test_output_type", "test_postgres_links", "test_schema", "test_streaming"),
+    *("test_schema_arguments", "test_schema_fields", "test_scripted_responses", "test_wire"),
 )
 """Files of tests that, but for a few, need neither a database nor a process of their own."""
 
@@ -46,6 +58,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         alternating = [item for item in items if item.get_closest_marker("alternates")]
         waiting = {item for item in alternating if not _has_its_turn(item, alternating)}
         items[:] = [item for item in items if item not in waiting]
+
+
+def pytest_sessionfinish() -> None:
+    """End what this process has started for all of its tests."""
+    programs.stop()
 
 
 def _params(item: pytest.Item) -> dict[str, object]:

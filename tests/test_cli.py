@@ -18,6 +18,8 @@ from rich.console import Console
 from durable_swarm import Agent, DurableSwarm, sleep
 from durable_swarm.cli import main, render
 from durable_swarm.testing import ScriptedModel, cut_off
+from tests.support import programs
+from tests.support.patience import PATIENCE
 from tests.support.shell import Shell
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -52,7 +54,7 @@ def fail(run_id: str) -> Agent:
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "durable_swarm", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, **options)
+    return programs.run(command, capture_output=True, text=True, timeout=200, check=False, **options)
 
 
 def test_runs_as_text_and_as_json(shell: Shell) -> None:
@@ -98,7 +100,7 @@ def test_show_marks_where_the_code_changed(shell: Shell) -> None:
 
     agent.instructions, agent.functions = "Say it nicely.", [refund]
     with DurableSwarm(ScriptedModel([[("refund", {"item": "hat"})], "Refunded"])) as swarm:
-        swarm.get("two").result(timeout=20)
+        swarm.get("two").result(timeout=PATIENCE)
     lines = shell("show", "two").splitlines()
     [mark] = [index for index, line in enumerate(lines) if "the code changed: Refunds was version" in line]
     assert lines[mark + 1].startswith("  3  model  Refunds")
@@ -282,12 +284,12 @@ def test_ctrl_c(tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
     command = [sys.executable, "-m", "durable_swarm", "run", str(script)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with programs.Program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
         time.sleep(0.1)
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert err == "Interrupted. The same command continues where this stopped.\n"
 
@@ -299,7 +301,7 @@ def test_nobody_reads_on() -> None:
             swarm.run(Agent(name="Piped Clerk"), [{"role": "user", "content": "Hi"}])
     for arguments in (["runs"], ["runs", "--json"], ["doctor"]):
         command = [sys.executable, "-u", "-m", "durable_swarm", *arguments]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with programs.Program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             process.stdout.close()
             assert process.stderr is not None

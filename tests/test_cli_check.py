@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from durable_swarm import Agent, DurableSwarm, tool
 from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.helpers import user, wait_until
+from tests.support import programs
 
 VERSION = """
 from durable_swarm import Agent, DurableSwarm, tool
@@ -63,7 +63,7 @@ def checked(url: str, **changes: str) -> tuple[int, dict[str, Any]]:
     """Check the runs with a version of the program; gives the exit code, and what is said of each run."""
     Path("app.py").write_text(VERSION.format(**{**SAME, **changes}), encoding="utf-8")
     command = [sys.executable, "-m", "durable_swarm", "check", "app:swarm", "--json", "--database", url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    done = programs.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.stderr == ""
     return done.returncode, {found["run_id"]: found for found in json.loads(done.stdout)}
 
@@ -113,13 +113,13 @@ def test_in_words(old: str) -> None:
     """Without --json each run has a line, and the last line sums up."""
     Path("app.py").write_text(VERSION.format(**SAME | {"tool": "pay_back", "prompt": "New."}), encoding="utf-8")
     command = [sys.executable, "-m", "durable_swarm", "check", "app:swarm", "--database", old]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = programs.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     assert lines[0].startswith("open (waiting) cannot continue: agent 'Checked clerk' has no tool 'refund'")
     assert lines[1:] == ["queued (queued) continues", "2 unfinished, 1 of them cannot continue with this code."]
     assert done.stderr.startswith("Not checked: 1 unfinished of swarm 'other'")
     Path("app.py").write_text(VERSION.format(**SAME | {"prompt": "New.", "policy": "hold"}), encoding="utf-8")
-    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    lines = programs.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     assert lines == [
         "open (waiting) is to be held: agent 'Checked clerk' has changed since it last answered",
         "queued (queued) continues",
@@ -131,6 +131,6 @@ def test_no_database(capsys: pytest.CaptureFixture[str]) -> None:
     """Where there is no database yet, that is said."""
     Path("app.py").write_text(VERSION.format(**SAME), encoding="utf-8")
     command = [sys.executable, "-m", "durable_swarm", "check", "app:swarm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = programs.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "there is no database" in done.stderr

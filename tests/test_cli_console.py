@@ -19,6 +19,8 @@ import pytest
 from tests.console.browsing import telling
 from tests.console.shop import until
 from tests.console.teller import RUN
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 COMMAND = [sys.executable, "-m", "durable_swarm", "console", "--no-browser", "--port", "0"]
 TOKEN = {"DURABLE_SWARM_SERVER_TOKEN": "secret"}
@@ -28,7 +30,7 @@ TOKEN = {"DURABLE_SWARM_SERVER_TOKEN": "secret"}
 def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Have a console, and the address that it prints; it is killed after that."""
     env = {**os.environ, **environment}
-    program = subprocess.Popen([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    program = programs.Program([*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     try:
         assert program.stdout is not None
         line = program.stdout.readline()
@@ -40,7 +42,7 @@ def serving(*options: str, **environment: str) -> Iterator[tuple[subprocess.Pope
 
 
 def refused(*options: str, **environment: str) -> tuple[int, str]:
-    done = subprocess.run(
+    done = programs.run(
         [*COMMAND, *options], check=False, capture_output=True, text=True, env={**os.environ, **environment}
     )
     return done.returncode, done.stderr
@@ -68,7 +70,7 @@ def test_it_ends_with_streams_open(tmp_path: Path, fresh_sqlite: Callable[[Path]
         port = int(address.split(":")[2].split("/")[0])
         readers = [until(lambda: _stream(port)) for _ in range(3)]
         program.send_signal(signal.SIGTERM)
-        _, said = program.communicate(timeout=30)
+        _, said = program.communicate(timeout=PATIENCE)
         assert (program.returncode, said) == (-signal.SIGTERM, "")
         for reader in readers:
             reader.close()

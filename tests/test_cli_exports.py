@@ -17,6 +17,7 @@ from durable_swarm import Agent, DurableSwarm
 from durable_swarm.cli import main
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.testing import ScriptedModel, assert_replays, call
+from tests.support.patience import PATIENCE
 from tests.support.shell import Shell
 
 
@@ -139,7 +140,7 @@ def test_a_fork_goes_on_in_the_program(shell: Shell, agent: Agent) -> None:
     assert re.search(added, shown, re.MULTILINE)
     assert json.loads(shell("show", "two", "--json"))["added"]["1"][1]["content"] == "Please."
     with DurableSwarm(ScriptedModel(["No."])) as swarm:
-        messages = swarm.get("two").result(timeout=20).messages
+        messages = swarm.get("two").result(timeout=PATIENCE).messages
     assert [message["content"] for message in messages[-3:]] == ["Again?", "Please.", "No."]
     assert re.search(added + r"\n  3  model  .* turn 1  version .* No\.$", shell("show", "two"), re.MULTILINE)
 

@@ -14,6 +14,7 @@ from durable_swarm import Agent, DurableSwarm
 from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.testing import ScriptedModel
 from tests.support.asking import asking, leave
+from tests.support.patience import PATIENCE
 from tests.support.shell import Shell
 
 HERE = "continues in its process"
@@ -55,7 +56,7 @@ def test_answered_while_its_process_lives(shell: Shell) -> None:
         assert "durable-swarm answer one/" in shell("show", "one")
         told = shell("answer", "one", "blue", "--by", "ann")
         assert re.fullmatch(rf"Request one/\S+ is answered by ann\. Run one {HERE}\.\n", told)
-        assert run.result(timeout=20).messages[-2]["content"] == "blue"
+        assert run.result(timeout=PATIENCE).messages[-2]["content"] == "blue"
     shown = shell("show", "one")
     assert re.search(r"^  decided +\d{4}-\S+ \S+ answered blue by ann$", shown, re.MULTILINE)
     assert "durable-swarm answer" not in shown
@@ -75,14 +76,14 @@ def test_answered_while_nothing_runs(shell: Shell) -> None:
     assert (request["answered_by"], request["decision"]["arguments"]) == (getpass.getuser(), {"amount": 120})
     with DurableSwarm(ScriptedModel([["refund"], "Done."])) as swarm:
         swarm.recover()
-        assert swarm.get("one").result(timeout=20).messages[-2]["content"] == "refunded 120"
+        assert swarm.get("one").result(timeout=PATIENCE).messages[-2]["content"] == "refunded 120"
 
 
 def test_rejected_with_a_reason(shell: Shell) -> None:
     """A rejection reaches the agent with its reason, and `show` has it."""
     with asking("one", "refund") as run:
         assert "is rejected by bob" in shell("reject", "one", "--reason", "too much", "--by", "bob")
-        assert "too much" in run.result(timeout=20).messages[-2]["content"]
+        assert "too much" in run.result(timeout=PATIENCE).messages[-2]["content"]
     assert "rejected: too much by bob" in shell("show", "one")
 
 
@@ -91,7 +92,7 @@ def test_a_result_that_comes_later(shell: Shell) -> None:
     with asking("one", "ship") as run:
         assert "durable-swarm complete parcel RESULT" in shell("inbox")
         assert shell("complete", "parcel", "sent") == f"Result for parcel posted. Run one {HERE}.\n"
-        assert run.result(timeout=20).messages[-2]["content"] == "sent"
+        assert run.result(timeout=PATIENCE).messages[-2]["content"] == "sent"
     assert "was answered already" in shell("complete", "parcel", "sent", code=1)
     assert "No run waits for it yet" in shell("complete", "other", "sent")
 
@@ -102,7 +103,7 @@ def test_said_to_a_run(shell: Shell) -> None:
         told = shell("say", "one", "Hurry up")
         assert told == f"The agent gets it with its next model call. Run one {HERE}; it has 1 open request.\n"
         shell("answer", "one", "red")
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
         assert {"role": "user", "content": "Hurry up"} in run.messages()
     assert "has ended" in shell("say", "one", "Too late", code=2)
     assert "there is no run" in shell("say", "other", "Hi", code=1)
@@ -117,7 +118,7 @@ def test_a_run_is_named_by_the_beginning_of_its_id(shell: Shell) -> None:
             assert "'order' is the beginning of several ids: order-34, order-12; write more" in shell(*words, code=2)
         for one in (run, other):
             one.answer("red")
-            one.result(timeout=20)
+            one.result(timeout=PATIENCE)
         assert {"role": "user", "content": "Hurry up"} in run.messages()
 
 
@@ -130,7 +131,7 @@ def test_a_run_with_several_requests(shell: Shell) -> None:
         approval = next(request for request in requests if request.kind == "approval")
         assert f"Run one {HERE}; it has 1 open request." in shell("approve", approval.id)
         shell("answer", "one", "red")
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
 
 
 def test_what_is_not_taken(shell: Shell) -> None:
@@ -142,7 +143,7 @@ def test_what_is_not_taken(shell: Shell) -> None:
         assert "there is no run 'other'" in shell("inbox", "--run", "other", code=1)
         assert "--limit" in shell("inbox", "--limit", "0", code=2)
         shell("answer", "one", "red")
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
         assert "was answered already" in shell("answer", "one", "blue", code=1)
         assert "was answered already" in shell("answer", run.requests(all=True)[0].id, "blue", code=1)
 
@@ -199,7 +200,7 @@ def test_encrypted_requests_need_their_keys(shell: Shell, monkeypatch: pytest.Mo
     assert LATER in shell("answer", "one", "red")
     with DurableSwarm(ScriptedModel([["choose"], "Done."]), codec=EncryptionCodec([key])) as swarm:
         swarm.recover()
-        assert swarm.get("one").result(timeout=20).messages[-1]["content"] == "Done."
+        assert swarm.get("one").result(timeout=PATIENCE).messages[-1]["content"] == "Done."
 
 
 def test_watch_tells_what_is_asked(shell: Shell) -> None:
@@ -207,7 +208,7 @@ def test_watch_tells_what_is_asked(shell: Shell) -> None:
     with asking("one", "refund") as run:
         request = run.requests()[0].id
         shell("approve", "one", "--by", "ann")
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
     lines = shell("watch", "one").splitlines()
     start = lines.index(f"  refund asks: Refund Clerk asks to call refund [{request}]")
     assert lines[start + 1 : start + 4] == [

@@ -19,7 +19,9 @@ from durable_swarm.cli import main
 from durable_swarm.service import Query, open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.helpers import user
+from tests.support import programs
 from tests.support.asking import asking, leave
+from tests.support.patience import PATIENCE
 from tests.support.terminal import Terminal
 
 COMMAND = [sys.executable, "-m", "durable_swarm"]
@@ -52,7 +54,7 @@ def piped(url: str, *words: str) -> Iterator[Any]:
     `watch --all` is there once it has said so.
     """
     command = [*COMMAND, *words, "--json", "--database", url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with programs.Program(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             assert process.stderr is not None
@@ -174,7 +176,7 @@ def test_top_decides_and_cancels(url: str) -> None:
             terminal.read_until("is approved.")
             terminal.type("q")
             assert terminal.end()[1] == 0
-        assert run.result(timeout=30).messages[-1]["content"] == "Done."
+        assert run.result(timeout=PATIENCE).messages[-1]["content"] == "Done."
         assert run.requests() == []
     with open_runs(url) as runs:
         assert runs.show("asks").requests[0].answered_by == "ana"

@@ -28,6 +28,7 @@ from durable_swarm.postgres import NoPostgres, Server, binaries, choose
 from durable_swarm.postgres.binaries import Local
 from durable_swarm.postgres.data_folder import DataFolder
 from durable_swarm.testing import ScriptedModel
+from tests.support.patience import PATIENCE
 from tests.support.postgres import kept
 from tests.support.shell import Shell
 
@@ -83,7 +84,7 @@ def kill(folder: Path) -> None:
     """Kill the server as the system does when memory runs out."""
     server = Server(folder)
     os.kill(pid_of(folder), signal.SIGKILL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while server.state().state != "stopped":
         assert time.monotonic() < deadline
         time.sleep(0.02)

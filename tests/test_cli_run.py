@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import programs
+from tests.support.patience import PATIENCE
+
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
@@ -87,7 +90,7 @@ class Trip:
         """Start the program."""
         command = [sys.executable, "-m", "durable_swarm", "run", "trip.py", *arguments]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        return programs.Program(command, cwd=self.folder, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def run(self, *arguments: str, code: int = 0) -> tuple[str, str]:
         """Let the program come to its end, and give what it printed on stdout and stderr."""
@@ -101,13 +104,13 @@ class Trip:
         with self.start(*arguments) as running:
             self.wait(count, running)
             running.send_signal(signal.SIGKILL)
-            running.communicate(timeout=30)
+            running.communicate(timeout=PATIENCE)
         assert running.returncode == -signal.SIGKILL
         assert len(self.effects) == count
 
     def wait(self, count: int, running: subprocess.Popen[str]) -> None:
         """Wait until there are `count` effects."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while len(self.effects) < count and running.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 
@@ -130,12 +133,12 @@ def test_a_module_as_program(tmp_path: Path) -> None:
     (tmp_path / "test_evals.py").write_text(EVALS)
     command = [sys.executable, "-m", "durable_swarm", "run", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     hold = trip.hinder("hold", "hotel")
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with programs.Program(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         trip.wait(2, running)
         running.kill()
-        running.communicate(timeout=30)
+        running.communicate(timeout=PATIENCE)
     hold.unlink()
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    ended = programs.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "2 passed" in ended.stdout
     assert trip.effects == ["flight", "hotel", "hotel"]
@@ -153,7 +156,7 @@ def test_a_module_as_program(tmp_path: Path) -> None:
 def test_no_such_program(tmp_path: Path, words: list[str], said: str) -> None:
     """A program that is not there is wrong use: exit code 2, and one line that names it."""
     command = [sys.executable, "-m", "durable_swarm", "run", *words]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    ended = programs.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert (ended.returncode, said in ended.stderr) == (2, True), ended.stderr
 
 
@@ -194,8 +197,8 @@ def test_programs_at_the_same_time_share_nothing(tmp_path: Path) -> None:
         with trip.start() as second:
             trip.wait(4, second)
             hold.unlink()
-            assert second.communicate(timeout=30) == ("flight: booked\nhotel: booked\n", "")
-        assert first.communicate(timeout=30) == ("flight: booked\nhotel: booked\n", "")
+            assert second.communicate(timeout=PATIENCE) == ("flight: booked\nhotel: booked\n", "")
+        assert first.communicate(timeout=PATIENCE) == ("flight: booked\nhotel: booked\n", "")
     assert trip.effects == ["flight", "hotel"] * 2
 
 
@@ -210,7 +213,7 @@ def test_a_failed_program_goes_on_after_resume(tmp_path: Path) -> None:
     resume = next(part for part in err.split("`") if part.startswith("durable-swarm resume"))
     broken.unlink()
     command = [sys.executable, "-m", "durable_swarm", *resume.split()[1:]]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=200)
+    programs.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=200)
     assert trip.run()[0] == "flight: booked\nhotel: booked\n"
     assert trip.effects == ["flight", "hotel", "hotel"]
 
@@ -221,7 +224,7 @@ def test_a_program_waits_for_the_runs_it_took_over(tmp_path: Path) -> None:
     trip.run("first")
     durable = [sys.executable, "-m", "durable_swarm"]
     fork = [*durable, "fork", "first", "--turn", "0", "--message", "hotel", "--id", "forked"]
-    told = subprocess.run(fork, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=200).stdout
+    told = programs.run(fork, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=200).stdout
     assert "does whatever else it does when it starts" in told
     hold = trip.hinder("hold", "flight")
     with trip.start("second") as running:
@@ -230,7 +233,7 @@ def test_a_program_waits_for_the_runs_it_took_over(tmp_path: Path) -> None:
         hold.unlink()
         _, err = running.communicate(timeout=200)
     assert (running.returncode, err) == (0, "")
-    runs = subprocess.run([*durable, "runs"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=200)
+    runs = programs.run([*durable, "runs"], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=200)
     assert runs.stdout.count(" done ") == 3
 
 
@@ -240,7 +243,7 @@ def test_a_run_that_was_taken_over_and_fails_is_told(tmp_path: Path) -> None:
     broken = trip.hinder("break", "hotel")
     trip.run("hotel", code=1)
     resume = [sys.executable, "-m", "durable_swarm", "resume", "hotel"]
-    subprocess.run(resume, cwd=tmp_path, check=True, capture_output=True, timeout=200)
+    programs.run(resume, cwd=tmp_path, check=True, capture_output=True, timeout=200)
     _, err = trip.run("flight")
     assert broken.exists()
     assert err == ("Run hotel of an earlier start is not done: ValueError: sold out. See `durable-swarm show hotel`.\n")
@@ -284,7 +287,7 @@ def test_a_program_is_run_as_python_would(tmp_path: Path, ending: str, code: int
     (tmp_path / "neighbour.py").write_text("NAME = 'next door'\n")
     (tmp_path / "trip.py").write_text(ending + "\n")
     command = [sys.executable, "-m", "durable_swarm", "run", "trip.py", "-x", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    done = programs.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
@@ -313,7 +316,7 @@ def test_ctrl_c_in_a_conversation(tmp_path: Path) -> None:
         while "User" not in prompt:
             prompt += running.stdout.read(1)
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=30)
+        out, err = running.communicate(timeout=PATIENCE)
     assert (running.returncode, err) == (130, "")
     assert out.endswith("Start the program again to continue this conversation.\n")
 
@@ -346,5 +349,5 @@ def test_a_program_that_streams_goes_on(tmp_path: Path) -> None:
     assert err == "Continuing where trip.py was interrupted.\n"
     assert out.splitlines()[-1] == "The trip is booked now"
     runs = [sys.executable, "-m", "durable_swarm", "runs"]
-    listed = subprocess.run(runs, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=200).stdout
+    listed = programs.run(runs, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=200).stdout
     assert listed.count("Travel") == 1

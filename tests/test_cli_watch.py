@@ -20,6 +20,8 @@ from durable_swarm import Agent, DurableSwarm, LimitReached, Limits, emit, sleep
 from durable_swarm.cli import main
 from durable_swarm.encryption import EncryptionCodec
 from durable_swarm.testing import ScriptedModel, call, http_error
+from tests.support import programs
+from tests.support.patience import PATIENCE
 from tests.support.shell import Shell
 from tests.support.terminal import Terminal
 
@@ -74,13 +76,13 @@ def run(run_id: str, replies: list[Any], *functions: Any, codec: Any = None) -> 
 
 def program(pace: float = 0.0) -> subprocess.Popen[str]:
     """Start the program that makes the run `live`; its tool ends when the file `hold` is gone."""
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(pace)], text=True)
+    return programs.Program([sys.executable, "-c", PROGRAM, str(pace)], text=True)
 
 
 def wait_for(command: list[str], text: str) -> None:
     """Wait until a command prints the text."""
-    deadline = time.monotonic() + 30
-    while text not in subprocess.run(command, capture_output=True, text=True, check=False, timeout=200).stdout:
+    deadline = time.monotonic() + PATIENCE
+    while text not in programs.run(command, capture_output=True, text=True, check=False, timeout=200).stdout:
         assert time.monotonic() < deadline
 
 
@@ -129,9 +131,9 @@ def test_a_run_that_failed(capsys: pytest.CaptureFixture[str], shell: Shell) -> 
         run("two", [["broken"]], broken)
     remedy = "Fix the cause, then: durable-swarm resume two\n"
     told = f"Clerk: broken()\nfailed: ValueError: no \\x1b[2Jstock\n{remedy}"
-    done = subprocess.run([*WATCH, "two"], capture_output=True, text=True, check=False, timeout=200)
+    done = programs.run([*WATCH, "two"], capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (1, told, "")
-    done = subprocess.run([*WATCH, "two", "--after", "50"], capture_output=True, text=True, check=False, timeout=200)
+    done = programs.run([*WATCH, "two", "--after", "50"], capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (1, remedy, "")
 
 
@@ -144,10 +146,10 @@ def test_a_run_that_was_cancelled() -> None:
             sleep(0.01)
 
         started = swarm.start(Agent(name="Clerk", functions=[doze]), QUESTION, run_id="three")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while started.status != "cancelled" and time.monotonic() < deadline:
             time.sleep(0.02)
-    done = subprocess.run([*WATCH, "three"], capture_output=True, text=True, check=False, timeout=200)
+    done = programs.run([*WATCH, "three"], capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.endswith("cancelled\nTo continue it: durable-swarm resume three\n")
 
@@ -200,7 +202,7 @@ def test_killed_and_continued() -> None:
     Path("hold").touch()
     with program() as first:
         wait_for_tool()
-        with subprocess.Popen([*WATCH, "live"], stdout=subprocess.PIPE, text=True) as watching:
+        with programs.Program([*WATCH, "live"], stdout=subprocess.PIPE, text=True) as watching:
             assert watching.stdout is not None
             assert watching.stdout.readline() == "Clerk: wait()\n"
             first.kill()
@@ -223,7 +225,7 @@ def test_a_lost_reply_begins_anew() -> None:
     Path("hold").touch()
     with program(pace=2) as first:  # Seconds for the watcher to tell the first word before the reply has ended.
         wait_for_tool()
-        with subprocess.Popen([*WATCH, "live"], stdout=subprocess.PIPE, text=True) as watching:
+        with programs.Program([*WATCH, "live"], stdout=subprocess.PIPE, text=True) as watching:
             assert watching.stdout is not None
             Path("hold").unlink()
             told = ""
@@ -245,12 +247,12 @@ def test_ctrl_c() -> None:
     with program() as running:
         wait_for_tool()
         pipe = subprocess.PIPE
-        with subprocess.Popen([*WATCH, "live"], stdout=pipe, stderr=pipe, text=True) as watching:
+        with programs.Program([*WATCH, "live"], stdout=pipe, stderr=pipe, text=True) as watching:
             assert watching.stdout is not None
             assert watching.stdout.readline() == "Clerk: wait()\n"
             time.sleep(0.3)  # The line is read before the watcher has noted that it told it.
             watching.send_signal(signal.SIGINT)
-            out, err = watching.communicate(timeout=30)
+            out, err = watching.communicate(timeout=PATIENCE)
         assert (watching.returncode, out) == (130, "")
         assert err.startswith("No longer watching")
         assert err.endswith("durable-swarm watch live --after 3\n")
@@ -267,7 +269,7 @@ def test_a_closed_pipe(form: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as closed:
-        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, timeout=200)
+        done = programs.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -20,6 +20,8 @@ from durable_swarm.cli.app import main
 from durable_swarm.cli.worker import _address, _health
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import wait_until
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 APP = """
 from durable_swarm import Agent, DurableSwarm
@@ -95,7 +97,7 @@ def test_health() -> None:
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "durable_swarm", "worker", "app:swarm", "--healthz", port]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
+    with programs.Program(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None
         assert "its agents: Clerk" in worker.stdout.readline()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
@@ -104,10 +106,10 @@ def test_health() -> None:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/")
         error.value.close()
         assert error.value.code == 404
-        second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        second = programs.run(command, env=environment, capture_output=True, text=True, check=False)
         assert (second.returncode, "cannot be used for /healthz" in second.stderr) == (2, True)
         worker.send_signal(signal.SIGINT)
-        assert worker.wait(20) == 0
+        assert worker.wait(PATIENCE) == 0
 
 
 SLOW = """
@@ -133,11 +135,11 @@ def test_the_grace_bounds_the_end() -> None:
         swarm.enqueue("Slow Clerk", [{"role": "user", "content": "Go."}], run_id="r")
     command = [sys.executable, "-m", "durable_swarm", "worker", "slow_app:swarm", "--grace", "0.5"]
     limits = ["--concurrency", "3", "--queue-concurrency", "5", "--rate", "7/60"]
-    with subprocess.Popen([*command, *limits], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+    with programs.Program([*command, *limits], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
         try:
             wait_until(Path("begun").exists)
             worker.send_signal(signal.SIGTERM)
-            out, err = worker.communicate(timeout=20)
+            out, err = worker.communicate(timeout=PATIENCE)
         finally:
             worker.kill()
     assert worker.returncode == 0
@@ -149,6 +151,6 @@ def test_a_worker_without_agents() -> None:
     """A program that defines no agent is refused: it could execute nothing."""
     Path("empty_app.py").write_text("from durable_swarm import DurableSwarm\nswarm = DurableSwarm()\n")
     command = [sys.executable, "-m", "durable_swarm", "worker", "empty_app:swarm"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    ended = programs.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert ended.returncode == 2
     assert ended.stderr == ("Error: empty_app:swarm defines no agent to execute; import its agents in its module.\n")

@@ -23,6 +23,7 @@ from durable_swarm.concurrency import (
     finish,
     in_thread,
 )
+from tests.support.patience import PATIENCE
 
 LABEL: contextvars.ContextVar[str] = contextvars.ContextVar("label", default="none")
 
@@ -207,8 +208,8 @@ def test_a_thread_that_leaves_hands_its_calls_over() -> None:
     with CallerThreadExecutor() as home:
         waiting = home.submit(threading.get_ident)
     later = home.submit(threading.get_ident)
-    assert waiting.result(5) != threading.get_ident()
-    assert later.result(5) != threading.get_ident()
+    assert waiting.result(PATIENCE) != threading.get_ident()
+    assert later.result(PATIENCE) != threading.get_ident()
 
 
 def test_in_thread_keeps_the_context() -> None:

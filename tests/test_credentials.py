@@ -14,6 +14,7 @@ from durable_swarm import Agent, DurableSwarm, RunFailed, credentials, step
 from durable_swarm.cli import main
 from durable_swarm.credentials import without_secrets
 from durable_swarm.testing import ScriptedModel
+from tests.support.patience import PATIENCE
 
 SECRET = "canary7Qf"
 BASIC = base64.b64encode(f"ada:{SECRET}".encode()).decode()
@@ -107,7 +108,7 @@ def test_no_record_holds_it(tool: Callable[[], str], tmp_path: Path, capsys: pyt
         with pytest.raises((ValueError, LookupError)):
             swarm.run(Agent(functions=[tool]), [{"role": "user", "content": "Go"}], run_id="r")
         with pytest.raises(RunFailed) as told:
-            swarm.get("r").result(60)
+            swarm.get("r").result(PATIENCE)
         assert SECRET not in str(told.value) + told.value.traceback
         assert SECRET not in json.dumps([event.data for event in swarm.get("r").events()])
     for command in (("show", "r"), ("show", "r", "--json"), ("watch", "r"), ("runs",)):

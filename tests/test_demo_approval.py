@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import programs
+
 
 def started(*words: str) -> subprocess.Popen[str]:
     """Start a command of the package."""
-    return subprocess.Popen(
+    return programs.Program(
         [sys.executable, "-m", "durable_swarm", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 

@@ -15,6 +15,7 @@ import durable_swarm
 from durable_swarm import ConfigurationError
 from durable_swarm.demos import refund, refund_agents
 from durable_swarm.testing import http_error, serve_scripted
+from tests.support import programs
 from tests.support.terminal import Terminal
 
 PROGRAM = (
@@ -48,7 +49,7 @@ def in_terminal(seconds: float = 0.05, **arguments: str) -> Terminal:
 def piped(env: dict[str, str] | None = None, **arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the demo to its end without a terminal, with short steps."""
     environment = {**os.environ, "DURABLE_SWARM_DEMO_SECONDS": "0.02", **(env or {})}
-    return subprocess.run(
+    return programs.run(
         command(**arguments), stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
     )
 

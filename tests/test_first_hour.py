@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import programs
+
 FOLDERS = ["plain", "with spaces", "Ümlaute ß", "a%20b?c#d", "quo'te\"s"]
 LANGUAGES: list[dict[str, str]] = [
     {},
@@ -20,7 +22,7 @@ LANGUAGES: list[dict[str, str]] = [
 
 def typed(folder: Path, environment: dict[str, str], *arguments: str) -> str:
     """Return what a command prints that has nothing in its environment but this: no HOME, no USER, no TERM."""
-    return subprocess.run(
+    return programs.run(
         [sys.executable, "-m", "durable_swarm", *arguments],
         cwd=folder,
         env={"PATH": os.defpath, "DURABLE_SWARM_DEMO_SECONDS": "0.01", **environment},
@@ -60,7 +62,7 @@ def test_two_demos_at_once_are_two_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "durable_swarm", "demo", "refund"]
     environment = {**os.environ, "DURABLE_SWARM_DEMO_SECONDS": "0.1"}
     both = [
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        programs.Program(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
     said = [demo.communicate(timeout=300)[0].decode() for demo in both]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -25,6 +24,8 @@ from durable_swarm import (
 from durable_swarm.cli import main
 from durable_swarm.models.provider_errors import is_too_long
 from durable_swarm.testing import ProviderError, ScriptedModel
+from tests.support import programs
+from tests.support.patience import PATIENCE
 from tests.support.shell import Shell
 
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -75,7 +76,7 @@ def test_recorded_attributes_stay(tmp_path: Path) -> None:
         swarm.run(raising(KeyError("price")), ASKED, run_id="r")
     for _ in range(2):
         with DurableSwarm(ScriptedModel([])) as swarm, pytest.raises(RunFailed) as told:
-            swarm.get("r").result(60)
+            swarm.get("r").result(PATIENCE)
         assert (told.value.error_type, told.value.error_message) == ("KeyError", "'price'")
         assert str(told.value).count("recorded at") == 1
 
@@ -98,8 +99,8 @@ DurableSwarm(ScriptedModel([["pay"], "Done", ["pay"], "Done"])).run(agent, asked
 )
 def test_a_run_that_doubles_another(said: str, given: str, warns: bool) -> None:
     """A run without an id warns once where an interrupted one of the same agent and messages continues."""
-    subprocess.run([sys.executable, "-c", LOST, "Hi", "{}", "die"], check=False)
-    done = subprocess.run([sys.executable, "-c", LOST, said, given], capture_output=True, text=True, check=True)
+    programs.run([sys.executable, "-c", LOST, "Hi", "{}", "die"], check=False)
+    done = programs.run([sys.executable, "-c", LOST, said, given], capture_output=True, text=True, check=True)
     assert done.stderr.count("continues; run") == int(warns)
     if warns:
         with DurableSwarm(ScriptedModel([])) as swarm:

@@ -13,6 +13,7 @@ import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Run, Swarm
 from durable_swarm.testing import ScriptedServer, http_error, rate_limited, serve_scripted, timed_out
+from tests.support.patience import PATIENCE
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 KEY = "canary-key-4711"
@@ -142,7 +143,7 @@ def test_started_runs_use_the_background_loop(provider: ScriptedServer) -> None:
     """`start` needs no event loop of the caller, with the default client too."""
     with DurableSwarm() as swarm:
         runs = [swarm.start(Agent(), MESSAGES) for _ in range(3)]
-        assert [run.result(10).messages[-1]["content"] for run in runs] == ["Hello"] * 3
+        assert [run.result(PATIENCE).messages[-1]["content"] for run in runs] == ["Hello"] * 3
 
 
 def test_the_default_client_tries_again(swarm: Any, provider: ScriptedServer) -> None:

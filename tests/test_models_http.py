@@ -29,6 +29,7 @@ from durable_swarm.testing import (
 )
 from durable_swarm.types import Usage
 from tests.support.model_calls import Naps, ask
+from tests.support.patience import PATIENCE
 from tests.support.raw import DONE, RawServer
 
 KINDS = ["sync", "sync on a loop", "async", "async in a thread"]
@@ -55,7 +56,7 @@ def ask_provider(provider: ScriptedServer, kind: str, *, naps: Naps | None = Non
     try:
         return ask(async_client, naps=naps, **options)
     finally:
-        asyncio.run_coroutine_threadsafe(async_client.close(), background_loop()).result(5)
+        asyncio.run_coroutine_threadsafe(async_client.close(), background_loop()).result(PATIENCE)
 
 
 @tool(name="add", description="Add two numbers.")

@@ -37,6 +37,7 @@ from durable_swarm.testing import (
 from tests.support.chunks import put_together
 from tests.support.http import httpx
 from tests.support.model_calls import Naps, Shown, ask
+from tests.support.patience import PATIENCE
 
 SCRIPTED = ["scripted", "scripted on a loop", "async scripted", "async scripted in a thread"]
 OPENAI = ["openai", "openai on a loop", "async openai", "async openai in a thread"]
@@ -84,7 +85,7 @@ def ask_streamed(provider: ScriptedServer, kind: str, **options: Any) -> Complet
     try:
         return ask(client, **options)
     finally:
-        asyncio.run_coroutine_threadsafe(client.close(), background_loop()).result(5)
+        asyncio.run_coroutine_threadsafe(client.close(), background_loop()).result(PATIENCE)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from tests.crash.conftest import lives
 from tests.crash.lives import Lives
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
+from tests.support.patience import PATIENCE
 
 __all__ = ["lives", "make_swarm"]
 
@@ -311,7 +312,7 @@ def test_a_trace_is_that_of_the_records(url: str, script: str, way: str) -> None
         if script == "a request":
             soon(lambda: swarm.runs() and swarm.get("r1").requests())
             swarm.get("r1").approve()
-        done.result(60)
+        done.result(PATIENCE)
         stop()
     with inspect_database(sqlalchemy.make_url(url)) as visitor:
         found = Runs(visitor).traces("r1")
@@ -352,7 +353,7 @@ def test_a_failure_is_told_and_what_resume_repeats_is_told_once(url: str, tracin
         broken.clear()
         run = swarm.get("r1")
         run.resume()
-        run.result(30)
+        run.result(PATIENCE)
         stop()
     [again] = [span for span in tracing.spans if span.name == root.name and span is not root]
     assert again.parent
@@ -372,7 +373,7 @@ def test_waits_for_people_are_spans(url: str, tracing: Tracing) -> None:
         run = swarm.start(agent, user())
         soon(run.requests)
         run.approve()
-        run.result(30)
+        run.result(PATIENCE)
         stop()
     assert ("durable_swarm.wait", "execute_tool careful") in tracing.tree()
 

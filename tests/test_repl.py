@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -17,6 +16,7 @@ import pytest
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, Response, compat, run_demo_loop
 from durable_swarm.repl import demo_loop
 from durable_swarm.testing import ScriptedModel
+from tests.support import programs
 from tests.support.terminal import Terminal
 
 PROGRAM = '''
@@ -78,7 +78,7 @@ def in_terminal(seconds: float = 0, *arguments: str, pace: float = 0) -> Termina
 def piped(said: str, *arguments: str) -> str:
     """Give what the program prints when this is its input."""
     command = [sys.executable, "-c", PROGRAM, *arguments]
-    done = subprocess.run(command, input=said, capture_output=True, text=True, check=False)
+    done = programs.run(command, input=said, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout
 

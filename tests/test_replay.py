@@ -12,6 +12,7 @@ import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, ReplayMismatch, Result, RunNotFound
 from durable_swarm.testing import Replay, ScriptedModel, assert_replays, call, record_golden, replay
+from tests.support.patience import PATIENCE
 
 ASKED = [{"role": "user", "content": "A hat"}]
 SCRIPT: list[Any] = [
@@ -192,7 +193,7 @@ def test_a_fork_is_replayed_with_what_it_kept() -> None:
     with DurableSwarm(ScriptedModel([*SCRIPT, "Yes."])) as swarm:
         swarm.run(agent, ASKED, run_id="one")
         fork = swarm.get("one").fork(1, messages=[{"role": "user", "content": "Cheaper?"}], run_id="two")
-        response = fork.result(timeout=20)
+        response = fork.result(timeout=PATIENCE)
         replayed = replay("two", agent)
     assert replayed.same
     assert replayed.messages == response.messages

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from durable_swarm import Agent, Swarm
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing import ProviderError, ScriptedModel, call, cut, otherwise, rate_limited, slowly, when
+from tests.support import programs
 
 USER = {"role": "user", "content": "I want a Refund now"}
 SYSTEM = {"role": "system", "content": "You are the triage agent."}
@@ -206,7 +206,7 @@ def test_a_killed_program_goes_on_by_its_rules(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "program_rules.py").write_text(RULES)
     command = [sys.executable, "program.py"]
-    lives = [subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False) for _ in range(2)]
+    lives = [programs.run(command, cwd=tmp_path, capture_output=True, text=True, check=False) for _ in range(2)]
     assert [life.returncode for life in lives] == [-signal.SIGKILL, 0], lives[1].stderr
     messages, asked = json.loads(lives[1].stdout)
     assert asked == ["tool"]

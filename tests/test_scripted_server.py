@@ -26,6 +26,7 @@ from durable_swarm.testing import (
     timed_out,
     when,
 )
+from tests.support.patience import PATIENCE
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -192,7 +193,7 @@ def test_a_silent_answer_ends_with_the_server() -> None:
             time.sleep(0.01)
         provider.stop()
         with pytest.raises(openai.APIConnectionError):
-            asked.result(5)
+            asked.result(PATIENCE)
 
 
 def test_other_paths_are_not_found(client: openai.OpenAI) -> None:

@@ -23,6 +23,7 @@ from durable_swarm.testing import (
     serve_scripted,
     slowly,
 )
+from tests.support.patience import PATIENCE
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 USAGE: Any = {"stream_options": {"include_usage": True}}
@@ -218,12 +219,12 @@ def test_an_async_stream() -> None:
 
 def test_a_server_notices_that_the_client_left() -> None:
     """A client that leaves a slow stream ends it at once, and the server serves the next request."""
-    with serve_scripted([slowly("Hello", pace=20), "next"]) as server, server.client() as client:
+    with serve_scripted([slowly("Hello", pace=2 * PATIENCE), "next"]) as server, server.client() as client:
         with open_stream(client, timeout=1) as stream, pytest.raises(openai.APITimeoutError):
             next(stream)
         answer = client.chat.completions.create(model="m", messages=HELLO)
         assert answer.choices[0].message.content == "next"
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while sum("process_request" in thread.name for thread in threading.enumerate()) > 1:
             assert time.monotonic() < deadline, "the server goes on with a stream that nobody reads"
             time.sleep(0.01)

@@ -20,6 +20,7 @@ from durable_swarm.engine.api.inspector import inspect_database
 from durable_swarm.service import Check, NoRuns, Query, Runs, checkup, open_runs, to_json
 from durable_swarm.testing import ScriptedModel
 from tests.support.asking import leave
+from tests.support.patience import PATIENCE
 
 
 def ask(text: str) -> list[dict[str, Any]]:
@@ -148,7 +149,7 @@ def test_resuming_leaves_the_run_to_its_program(database_url: str) -> None:
     agent.functions[:] = [refund]
     model = ScriptedModel([[("refund", {"item": "hat"})], "Done"])
     with DurableSwarm(model, database=database_url) as swarm:
-        assert swarm.get("two").result(timeout=20).messages[-1]["content"] == "Done"
+        assert swarm.get("two").result(timeout=PATIENCE).messages[-1]["content"] == "Done"
     assert look(database_url, lambda runs: runs.resume("two")).status == "done"
 
 

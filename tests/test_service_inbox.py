@@ -11,6 +11,7 @@ import pytest
 from durable_swarm import AlreadyAnswered, ConfigurationError, InvalidAnswer, RunNotFound
 from durable_swarm.service import NoRequest, Query, Runs, open_runs, to_json
 from tests.support.asking import asking, leave
+from tests.support.patience import PATIENCE
 
 
 def look(url: str, question: Callable[[Runs], Any]) -> Any:
@@ -67,7 +68,7 @@ def test_where_a_run_goes_on(database_url: str) -> None:
     with asking("one", "choose", database=database_url) as run:
         assert look(database_url, lambda runs: runs.inbox.goes_on("one")) is True
         look(database_url, lambda runs: runs.inbox.answer("one", "red", None))
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
     assert look(database_url, lambda runs: runs.inbox.goes_on("one")) is True
     leave("two", "choose", database=database_url)
     assert look(database_url, lambda runs: runs.inbox.goes_on("two")) is False
@@ -87,6 +88,6 @@ def test_said_to_a_run_that_has_ended(database_url: str) -> None:
     """A run that has ended hears nothing more."""
     with asking("one", "choose", database=database_url) as run:
         run.answer("red")
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
     with open_runs(database_url) as runs, pytest.raises(ConfigurationError, match="has ended"):
         runs.inbox.say("one", "Hi")

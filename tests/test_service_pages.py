@@ -12,6 +12,7 @@ from durable_swarm.service import NoStep, Runs, open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.helpers import user
 from tests.support.asking import asking
+from tests.support.patience import PATIENCE
 
 LONG = "x" * 5_000
 
@@ -70,7 +71,7 @@ def test_a_mark_tells_of_changes(database_url: str) -> None:
     with asking("asks", "choose", database=database_url) as run, open_runs(database_url) as runs:
         look(runs)
         runs.inbox.answer("asks", "red", "ana")
-        run.result(timeout=30)
+        run.result(timeout=PATIENCE)
         look(runs)
         with DurableSwarm(ScriptedModel(["Hello"]), database=database_url) as other:
             other.run(Agent(name="Other"), user())

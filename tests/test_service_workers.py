@@ -16,6 +16,7 @@ from durable_swarm.cli import main
 from durable_swarm.service import checkup, open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import connected, user, wait_until
+from tests.support.patience import PATIENCE
 
 
 def test_the_processes_and_queues_of_a_database(database_url: str) -> None:
@@ -38,7 +39,7 @@ def test_the_processes_and_queues_of_a_database(database_url: str) -> None:
         assert queue.oldest_at is not None
     with DurableSwarm(ScriptedModel(reply), database=database_url, name="shop") as swarm:
         swarm.serve(1, queue_concurrency=7, rate=(90, 60))
-        assert entered.wait(60)
+        assert entered.wait(PATIENCE)
         with open_runs(database_url) as runs:
             [process] = wait_until(lambda: [one for one in runs.workers().processes if one.serves])
             [queue] = runs.workers().queues

@@ -19,6 +19,7 @@ from durable_swarm.types import Usage
 from tests.contract.conftest import make_swarm
 from tests.contract.helpers import MakeSwarm, user
 from tests.support.chunks import stream
+from tests.support.patience import PATIENCE
 
 __all__ = ["make_swarm"]
 
@@ -227,7 +228,7 @@ def test_half_characters_are_never_stored(tmp_path: Any) -> None:
             return f"{HALF} \ud83d\ude00"
 
         run = swarm.start(Agent(functions=[look_up]), user(HALF), {"a": HALF})
-        assert run.result(timeout=20).messages[1]["content"] == "caf\ufffd 😀"
+        assert run.result(timeout=PATIENCE).messages[1]["content"] == "caf\ufffd 😀"
     assert not any(mark in path.read_bytes() for mark in (b"dce9", b"ud83d"))
 
 

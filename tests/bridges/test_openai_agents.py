@@ -21,6 +21,7 @@ from tests.contract.helpers import MakeSwarm, tool_contents, user
 from tests.crash.conftest import lives
 from tests.crash.lives import Lives
 from tests.crash.test_requests import soon
+from tests.support.patience import PATIENCE
 
 __all__ = ["lives", "make_swarm"]
 
@@ -118,7 +119,7 @@ def test_approvals_output_types_and_guardrails(make_swarm: MakeSwarm) -> None:
         [request] = soon(run.requests)
         assert request.kind == "approval"
         run.approve()
-        assert run.result(30).output == Report(text="paid")
+        assert run.result(PATIENCE).output == Report(text="paid")
     with pytest.raises(Blocked):
         swarm.run(adopted, user("a secret"))
 

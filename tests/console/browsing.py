@@ -25,6 +25,7 @@ from durable_swarm.server.guard import LOOPBACK, Access
 from durable_swarm.server.web.app import Console
 from tests.console.asking import TOKEN
 from tests.console.shop import until
+from tests.support import programs
 
 T = TypeVar("T")
 
@@ -122,7 +123,7 @@ class Program:
 
     def _started(self) -> subprocess.Popen[str]:
         command = ["console", "--database", self._url, "--port", str(self.port), "--user", "ana", *self._options]
-        process = subprocess.Popen(
+        process = programs.Program(
             [sys.executable, "-m", "durable_swarm", *command], text=True, cwd=ROOT, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env={**os.environ, "DURABLE_SWARM_SERVER_TOKEN": TOKEN},
         )  # fmt: skip
@@ -224,7 +225,7 @@ def apart(function: Callable[[], T]) -> T:
 @contextmanager
 def telling(url: str, pace: float) -> Iterator[subprocess.Popen[bytes]]:
     """Have the program that tells a story, a word each `pace` seconds."""
-    program = subprocess.Popen(
+    program = programs.Program(
         [sys.executable, "-m", "tests.console.teller", url, str(pace)], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     try:

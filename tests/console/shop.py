@@ -7,9 +7,7 @@ from typing import Any
 
 from durable_swarm import Agent, DurableSwarm, ask_human, tool
 from durable_swarm.testing import ScriptedModel, call
-
-PATIENCE = 60.0
-"""Seconds to wait for a state before the test fails."""
+from tests.support.patience import PATIENCE
 
 
 def look_up(order: str) -> dict[str, str]:

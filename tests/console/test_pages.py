@@ -22,6 +22,7 @@ from durable_swarm.testing import ScriptedModel
 from tests.console.asking import BEARER, Answer, ask
 from tests.console.browsing import telling
 from tests.console.shop import STORY, answer, refunds, run_shop, triage, until
+from tests.support.patience import PATIENCE
 
 Make = Callable[..., Any]
 
@@ -112,7 +113,7 @@ def test_an_approval_with_other_arguments(shop: str, console: Make) -> None:
     assert ask(app, path, {**form, "verdict": "approve", "field.amount": "90"}).status == 303
     assert 'approved with {"amount": 90, "customer": "Max"} by ana' in seen(ask(app, path))
     with DurableSwarm(ScriptedModel(answer), database=shop) as swarm:
-        assert swarm.get("order-0005").result(timeout=30).messages[-1]["content"] == STORY["order-0005"][-1]
+        assert swarm.get("order-0005").result(timeout=PATIENCE).messages[-1]["content"] == STORY["order-0005"][-1]
     assert "refunded 90 to Max" in seen(ask(app, "/runs/order-0005"))
     assert refunds.name in ask(app, "/runs/order-0005").text
 

@@ -16,15 +16,13 @@ from openai.types.chat.chat_completion import Choice
 from openai.types.chat.chat_completion_message_tool_call import ChatCompletionMessageToolCall, Function
 
 from durable_swarm import Response
+from tests.support.patience import PATIENCE
 
 MakeSwarm = Callable[..., Any]
 """Makes a `Swarm` or a `DurableSwarm` with the given client and options."""
 
 Run = Callable[..., Response]
 """Runs `swarm.run` or `swarm.run_async` with the arguments after the first, which is the swarm."""
-
-PATIENCE = 10.0
-"""Seconds after which something that should have happened counts as never happening."""
 
 
 def user(text: str = "Hi") -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm, Result, Swarm
 from durable_swarm.testing import ScriptedModel, call
 from tests.contract.helpers import MakeSwarm, Meeting, Run, tool_contents, user
+from tests.support.patience import PATIENCE
 
 
 def async_tool(work: Callable[[dict[str, Any], str], Any], parties: int) -> Any:
@@ -240,5 +241,5 @@ def test_replay_does_not_warn_again(
     with DurableSwarm(ScriptedModel(replies), database=url, tool_concurrency=2) as swarm:
         run = swarm.get("seats")
         run.resume()
-        assert run.result(10).context_variables == {"seat": "14C"}
+        assert run.result(PATIENCE).context_variables == {"seat": "14C"}
     assert len(warnings(caplog)) == 1

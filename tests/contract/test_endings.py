@@ -11,6 +11,7 @@ from durable_swarm import Agent, DurableSwarm, Response
 from durable_swarm.errors import ConfigurationError
 from durable_swarm.testing import ScriptedModel, call, cut_off, serve_scripted
 from tests.contract.helpers import MakeSwarm, Run, tool_contents, user
+from tests.support.patience import PATIENCE
 
 
 def purger() -> tuple[Agent, list[int]]:
@@ -148,11 +149,11 @@ def test_what_is_recorded(tmp_path: Any, reply: Any, options: dict[str, Any], en
     url = f"sqlite:///{tmp_path}/runs.sqlite"
     with DurableSwarm(ScriptedModel([reply]), database=url) as swarm:
         run = swarm.start(agent, user(), run_id="one", **options)
-        assert run.result(timeout=20).ended_by == run.ended_by == ended_by
+        assert run.result(timeout=PATIENCE).ended_by == run.ended_by == ended_by
         document = json.loads(json.dumps(swarm.export("one")))
     with DurableSwarm(ScriptedModel([]), database=url) as swarm:
         read = swarm.get("one")
-        response: Response = read.result(timeout=20)
+        response: Response = read.result(timeout=PATIENCE)
         assert response.ended_by == read.ended_by == ended_by
         assert list(read.events())[-1].data == {"agent": "Keeper", "ended_by": ended_by}
         assert swarm.run(agent, user(), run_id="one").ended_by == ended_by
@@ -165,5 +166,5 @@ def test_what_has_not_ended_by_itself(tmp_path: Any) -> None:
     with DurableSwarm(ScriptedModel([ValueError("no")]), database=f"sqlite:///{tmp_path}/runs.sqlite") as swarm:
         run = swarm.start(Agent(), user())
         with pytest.raises(ValueError, match="no"):
-            run.result(timeout=20)
+            run.result(timeout=PATIENCE)
         assert run.ended_by is None

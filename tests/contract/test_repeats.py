@@ -10,6 +10,7 @@ from durable_swarm import Agent, ConfigurationError, DurableSwarm, ToolError, to
 from durable_swarm.testing import ScriptedModel
 from tests.contract.helpers import MakeSwarm, Run, tool_contents, user
 from tests.engine.helpers import unique
+from tests.support.patience import PATIENCE
 
 PAY = ("pay", '{"order": "A", "amount": 5}')
 SAME = ("pay", '{ "amount":5,"order":"A" }')
@@ -128,7 +129,7 @@ def test_records_hold_the_decision(tmp_path: Any, calls: list[Any]) -> None:
         results = [data["result"] for _, kind, data in live if kind == "tool.finished"]
         assert results == tool_contents(response)
         forked = found.fork(2)
-        assert forked.result(60).messages[:-1] == response.messages[:-1]
+        assert forked.result(PATIENCE).messages[:-1] == response.messages[:-1]
         steps = [step for step in forked.steps() if step.kind == "tool"]
         assert [step.output for step in steps] == results
         assert [step.same_as for step in steps][-1] == 2

@@ -20,6 +20,7 @@ from durable_swarm.testing import ScriptedServer, http_error, no_choices, serve_
 from tests.contract.conftest import run_sync
 from tests.contract.helpers import MakeSwarm, Run, user
 from tests.support.model_calls import Naps, ask
+from tests.support.patience import PATIENCE
 from tests.support.raw import DONE, RawServer
 
 Seen = list[tuple[list[str], list[str]]]
@@ -156,7 +157,7 @@ def test_what_is_wrapped_is_called(
     response = (run_sync if asynchronous else run)(make_swarm(client), CLERK, user())
     closing = client.close()
     if asynchronous:
-        asyncio.run_coroutine_threadsafe(closing, background_loop()).result(5)
+        asyncio.run_coroutine_threadsafe(closing, background_loop()).result(PATIENCE)
     assert (response.messages[-1]["content"], seen) == ("Sent.", ALL)
 
 

@@ -16,9 +16,10 @@ from typing import Any
 from durable_swarm.testing.crash.boundaries import PROBE, KillPoint, watch
 from durable_swarm.testing.crash.ledger import keep_ledger
 from durable_swarm.testing.crash.processes import Child, fork_server, leave, redirect
+from tests.support import patience
 
-PATIENCE = 90.0
-"""Seconds after which a life that has not ended counts as hanging."""
+PATIENCE = 1.5 * patience.PATIENCE
+"""Seconds after which a life that has not ended counts as hanging: longer than it waits itself."""
 
 
 Report = tuple[str, Any, tuple[str, ...]]

@@ -19,15 +19,13 @@ from durable_swarm.models.call import current_model_call
 from durable_swarm.testing import ScriptedModel
 from tests.crash import streamed
 from tests.crash.boundaries import effect
+from tests.support.patience import PATIENCE
 
 Answer = dict[str, Any]
 """What a program got of a run, as plain data: messages, context variables, the last agent's name."""
 
 NOT_RECORDED = "not_recorded"
 """The effect of a life that looked for its run and found that it was never recorded."""
-
-PATIENCE = 60.0
-"""Seconds after which a run that has not ended counts as stranded."""
 
 
 @dataclass

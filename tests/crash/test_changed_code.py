@@ -16,6 +16,7 @@ from tests.crash.boundaries import effect
 from tests.crash.lives import Lives, hear, say
 from tests.crash.matrix import COLOURS, read_ledger
 from tests.crash.scenarios import ask, scripted
+from tests.support.patience import PATIENCE
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -112,7 +113,7 @@ def changed_life(url: str, change: Change) -> tuple[str, list[tuple[str, str]], 
     swarm = DurableSwarm(ScriptedModel(scripted(script)), database=url)
     swarm.recover()
     run = swarm.get(RUN)
-    messages = run.result(timeout=20).messages
+    messages = run.result(timeout=PATIENCE).messages
     versions = {info.version for info in run.steps() if info.kind == "model"}
     tools = [(message["tool_name"], message["content"]) for message in messages if message["role"] == "tool"]
     assert agent.name == "Desk"

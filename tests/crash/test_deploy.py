@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 import textwrap
 import time
@@ -20,9 +19,8 @@ from durable_swarm.engine.processes.local_runs import DECLINE
 from durable_swarm.service import open_runs
 from tests.crash.workers import Workers
 from tests.engine.helpers import wait_until
-
-PATIENCE = 120.0
-"""Seconds: a busy machine takes its time, and no test of a deploy is about time."""
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 APP = """
     import os, time
@@ -160,7 +158,7 @@ def is_stopped(run: Run) -> bool:
 def checked(url: str, version: str, **environment: str) -> tuple[int, dict[str, dict[str, str]]]:
     """Check a version of the program; gives the exit code, and what is said of each run."""
     command = [sys.executable, "-m", "durable_swarm", "check", f"{version}:swarm", "--json", "--database", url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    done = programs.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     return done.returncode, {fit["run_id"].removeprefix("stopped-"): fit for fit in json.loads(done.stdout)}
 
 

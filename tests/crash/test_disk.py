@@ -23,6 +23,7 @@ from faults.disk import sweep
 from tests.crash.lives import Lives
 from tests.crash.matrix import LONG
 from tests.engine.helpers import connected, rows, user, wait_until
+from tests.support.patience import PATIENCE
 
 SMALL = 3
 """Megabytes of the small disk."""
@@ -133,7 +134,7 @@ def test_a_run_waits_for_space(colour: str, small_disk: Path, caplog: pytest.Log
         if colour == "run":
             response = swarm.run(agent, user(), run_id="r")
         else:
-            response = swarm.start(agent, user(), run_id="r").result(timeout=30)
+            response = swarm.start(agent, user(), run_id="r").result(timeout=PATIENCE)
         assert swarm.get("r").waits_for is None
     assert response.messages[-1]["content"] == "Paid."
     assert made == [0, 1, 2]

@@ -17,6 +17,7 @@ from durable_swarm.testing import ScriptedModel
 from durable_swarm.testing.crash.ledger import read_lines, report
 from tests.crash.lives import Lives
 from tests.crash.matrix import LONG
+from tests.support.patience import PATIENCE
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -71,7 +72,7 @@ def charging(url: str, effect: str, point: str, found: str | None, verdict: str 
         watch_for_the_record(swarm, at)
         run = swarm.start(Agent(functions=[charge, rest]), QUESTION, run_id=RUN)
         kinds += decide(run, verdict)
-        return str(run.result(30).messages[1]["content"]), kinds
+        return str(run.result(PATIENCE).messages[1]["content"]), kinds
 
 
 def watch_for_the_record(swarm: DurableSwarm, at: Callable[[str], None]) -> None:

@@ -20,6 +20,7 @@ from tests.crash.lives import Lives, say
 from tests.crash.matrix import COLOURS, Matrix, read_ledger
 from tests.crash.scenarios import ask, scripted
 from tests.crash.test_tools import place_of
+from tests.support.patience import PATIENCE
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -131,7 +132,7 @@ def interrupt_and_recover(url: str, way: str) -> str:
     assert swarm.get(RUN).status == "running"
     if way == "recover":
         assert [run.id for run in swarm.recover()] == [RUN]
-        return str(swarm.get(RUN).result(timeout=20).messages[-1]["content"])
+        return str(swarm.get(RUN).result(timeout=PATIENCE).messages[-1]["content"])
     return str(swarm.run(agent, QUESTION, run_id=RUN).messages[-1]["content"])
 
 
@@ -152,7 +153,7 @@ def kill_in_second_tool(lives: Lives, url: str, ledger: Path) -> None:
 
 def _wait_for_an_agent(run: Any) -> None:
     """Wait until the run has come to where it needs an agent that this program lacks."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while run.waits_for is None and time.monotonic() < end:
         time.sleep(0.02)
 
@@ -168,7 +169,7 @@ def define_late(url: str) -> tuple[list[str], str, str]:
     before = run.status
     agent, _ = program(blocks=False)
     assert agent.name == "Desk"
-    return found, before, str(run.result(timeout=20).messages[-1]["content"])
+    return found, before, str(run.result(timeout=PATIENCE).messages[-1]["content"])
 
 
 def test_a_run_waits_for_its_agent(lives: Lives, tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def define_second_agent_late(url: str) -> tuple[str, str | None, scenarios.Answe
     status, reason = run.status, run.waits_for
     billing = Agent(**later[0])
     assert (desk.name, billing.name) == ("Desk", "Billing")
-    return status, reason, scenarios.answer(run.result(timeout=20))
+    return status, reason, scenarios.answer(run.result(timeout=PATIENCE))
 
 
 @pytest.mark.parametrize("colour", COLOURS)

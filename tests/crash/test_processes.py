@@ -17,6 +17,7 @@ from tests.crash.boundaries import effect
 from tests.crash.lives import Life, Lives, hear, say
 from tests.crash.matrix import read_ledger
 from tests.crash.scenarios import ask, scripted
+from tests.support.patience import PATIENCE
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -60,7 +61,7 @@ def attend(url: str, name: str) -> None:
             say(swarm.get(run_id).status)
         else:
             run = swarm.get(run_id) if verb == "result" else swarm.start(agent, QUESTION, run_id=run_id)
-            say(run.result(timeout=20).messages[-1]["content"])
+            say(run.result(timeout=PATIENCE).messages[-1]["content"])
 
 
 def order(life: Life, what: str) -> Any:

@@ -15,6 +15,7 @@ from durable_swarm.testing import ScriptedServer, http_error, rate_limited, serv
 from tests.crash.lives import Lives
 from tests.crash.workers import Workers
 from tests.engine.helpers import change, rows, unique, user, wait_until
+from tests.support.patience import PATIENCE
 
 RUN = "run-away"
 FAR = 3600
@@ -130,7 +131,7 @@ def test_workers_killed_in_an_outage_stampede_nobody(provider: Provider, databas
             workers.start("app:swarm", "--concurrency", "4", **environment)
             provider.back.set()
             try_now(database_url)
-            assert [run.result(60).messages[-1]["content"] for run in runs] == ["Hello"] * count
+            assert [run.result(PATIENCE).messages[-1]["content"] for run in runs] == ["Hello"] * count
         assert len(provider.server.calls) == tried + count
     finally:
         workers.end()

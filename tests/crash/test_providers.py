@@ -15,6 +15,7 @@ from durable_swarm import Agent, DurableSwarm
 from durable_swarm.providers import Fallback, Responses, Routes
 from durable_swarm.testing import ScriptedServer, call, serve_scripted, slowly
 from tests.crash.lives import Lives, hear, say
+from tests.support.patience import PATIENCE
 
 RUN, MODEL = "run-provider", "gpt-5.4"
 QUESTION = [{"role": "user", "content": "Where is A1? And what is new?"}]
@@ -91,7 +92,7 @@ def bodies(server: ScriptedServer) -> list[bytes]:
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for something that another process does."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "it does not happen"
         time.sleep(0.005)

@@ -33,9 +33,9 @@ from durable_swarm.testing import ScriptedModel
 from tests.crash.lives import Lives, say
 from tests.crash.matrix import LONG
 from tests.engine.helpers import unique
+from tests.support.patience import PATIENCE
 
 QUESTION = [{"role": "user", "content": "Please."}]
-PATIENCE = 60.0
 RACES = 200 if LONG else 30
 
 

@@ -16,6 +16,7 @@ from tests.crash.boundaries import effect
 from tests.crash.lives import Lives, hear, say
 from tests.crash.matrix import read_ledger
 from tests.crash.scenarios import ask, scripted
+from tests.support.patience import PATIENCE
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -86,7 +87,7 @@ def mend(url: str, kind: str, colour: str) -> list[str]:
         asyncio.run(run.resume_async())
     else:
         run.resume()
-    messages = run.result(timeout=20).messages
+    messages = run.result(timeout=PATIENCE).messages
     assert agent.name == "Desk"
     return [str(message["content"]) for message in messages if message["role"] == "tool"]
 
@@ -111,12 +112,12 @@ def fail_and_mend(url: str, kind: str) -> list[str]:
     swarm = DurableSwarm(model, database=url)
     run = swarm.start(agent, QUESTION, run_id=RUN)
     try:
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
     except OSError:
         agent.functions[:] = mended.functions
     del mended
     run.resume()
-    messages = run.result(timeout=20).messages
+    messages = run.result(timeout=PATIENCE).messages
     return [str(message["content"]) for message in messages if message["role"] == "tool"]
 
 
@@ -181,7 +182,7 @@ def resume_cancelled(url: str) -> str:
     assert (run.status, agent.name) == ("cancelled", "Desk")
     assert swarm.recover() == []
     run.resume()
-    return str(run.result(timeout=20).messages[-1]["content"])
+    return str(run.result(timeout=PATIENCE).messages[-1]["content"])
 
 
 @pytest.mark.alternates  # What is killed is the same; that it survives is seen on both.

@@ -19,6 +19,7 @@ from durable_swarm.testing.crash.boundaries import KillPoint
 from tests.crash.boundaries import effect
 from tests.crash.lives import Lives, hear, say
 from tests.crash.matrix import LONG, both_sides, read_ledger
+from tests.support.patience import PATIENCE
 
 SENDERS = 10
 """The number of messages that each of two processes sends at once."""
@@ -57,7 +58,7 @@ def talk(url: str, name: str) -> list[str]:
         session = swarm.session(name, agent, context_variables={"seen": 0})
         runs = [session.start(text, run_id=f"run-{name}-{text}") for text in ("one", "two")]
         session.run("three", run_id=f"run-{name}-three")
-        assert [run.result(timeout=30).messages[-1]["content"] for run in runs] == ["re: one", "re: two"]
+        assert [run.result(timeout=PATIENCE).messages[-1]["content"] for run in runs] == ["re: one", "re: two"]
         return texts(session)
 
 
@@ -149,7 +150,7 @@ def wait_for_second(url: str) -> str:
     swarm, agent = program(url)
     with swarm:
         assert agent.name == "SessionWorker"
-        return str(swarm.get("run-two").result(timeout=30).messages[-1]["content"])
+        return str(swarm.get("run-two").result(timeout=PATIENCE).messages[-1]["content"])
 
 
 def test_the_next_run_begins_though_nobody_passed_the_turn(lives: Lives, tmp_path: Path, database_url: str) -> None:

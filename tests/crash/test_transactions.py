@@ -23,6 +23,7 @@ from durable_swarm.testing.crash.boundaries import KillPoint
 from tests.crash.lives import Lives, say
 from tests.crash.matrix import LONG
 from tests.engine.helpers import change, unique
+from tests.support.patience import PATIENCE
 
 RUN = "run-1"
 QUESTION = [{"role": "user", "content": "Please."}]
@@ -129,7 +130,7 @@ def test_what_a_tool_raises_undoes_what_it_wrote(database_url: str) -> None:
         broken[0] = False
         run = swarm.get(RUN)
         run.resume()
-        messages = run.result(20).messages
+        messages = run.result(PATIENCE).messages
     assert [message["content"] for message in messages if message["role"] == "tool"] == ["paid", "Error: no credit"]
     assert rows(database_url) == [("c", 1)]
 
@@ -158,7 +159,7 @@ def test_transactions_that_conflict_are_repeated(looks: bool, database_url: str)
     agent = Agent(name=unique(), functions=[add])
     with DurableSwarm(ScriptedModel([asked] * 40), database=database_url) as swarm:
         for run in [swarm.start(agent, QUESTION) for _ in range(12)]:
-            run.result(60)
+            run.result(PATIENCE)
     assert rows(database_url) == [("sum", 12)]
 
 

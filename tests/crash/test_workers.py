@@ -17,6 +17,7 @@ from durable_swarm.postgres import Server
 from tests.crash.matrix import LONG
 from tests.crash.workers import Workers, enqueue, finish
 from tests.engine.helpers import wait_until
+from tests.support.patience import PATIENCE
 from tests.support.postgres import temporary_folder
 
 
@@ -119,7 +120,7 @@ def test_a_worker_that_is_asked_to_stop_finishes_what_is_in_hand(workers: Worker
         first = workers.start(PACE="0.5")
         wait_until(lambda: Path("ledger").exists() and len(workers.history()) == 4)
         first.send_signal(signal.SIGTERM)
-        first.communicate(timeout=20)
+        first.communicate(timeout=PATIENCE)
         assert (first.returncode, "stopping" in workers.logs()[0]) == (0, True)
         workers.living.remove(first)
         assert all(events[-1].what == "end" for events in workers.history().values())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from durable_swarm import DurableSwarm, Run
+from tests.support import programs
 
 TURNS = 4
 HURRY = 60.0
@@ -73,7 +74,7 @@ class Workers:
         """Start a worker, and wait until it works."""
         number = len(self.logs())
         with Path(f"log-{number}").open("w") as log:
-            process = subprocess.Popen(
+            process = programs.Program(
                 [sys.executable, "-m", "durable_swarm", "worker", target, "--database", self.url, *options],
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
                 stdout=subprocess.PIPE,

@@ -15,6 +15,7 @@ import pytest
 from durable_swarm import Agent, DurableSwarm
 from durable_swarm.testing import ScriptedModel, ScriptedServer, call, serve_scripted
 from tests.docs.pages import blocks_of, examples_of
+from tests.support import programs
 
 BLOCKS = [block.text for block in blocks_of("README.md", "python")]
 EVENTS = examples_of("docs/events.md")
@@ -38,7 +39,7 @@ def start(provider: ScriptedServer, folder: Path) -> subprocess.Popen[str]:
     """Start the example as a program."""
     environment = {**os.environ, "OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": provider.base_url}
     command = [sys.executable, "app.py"]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    return programs.Program(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def test_the_first_example_survives_a_kill(tmp_path: Path) -> None:

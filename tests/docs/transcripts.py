@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.docs.pages import Block, blocks_of
+from tests.support import programs
 
 TIMEOUT = 180.0
 ENDS = {"Killed": signal.SIGKILL, "^C": signal.SIGINT}
@@ -75,6 +76,19 @@ def pattern_of(expected: list[str]) -> re.Pattern[str]:
     return re.compile("".join(made))
 
 
+PLAIN = re.compile(r"[\w ./:,=@%+'\"?!-]*")
+"""A command that a shell only takes apart."""
+BIN = Path(sys.executable).parent
+
+
+def _in_words(text: str) -> list[str]:
+    """Return a command in words: as Python executes a program of this package, otherwise through a shell."""
+    first, *rest = shlex.split(text) if PLAIN.fullmatch(text) else [""]
+    if first in ("python", "python3"):
+        return [sys.executable, *rest]
+    return [sys.executable, str(BIN / first), *rest] if first == "durable-swarm" else ["bash", "-c", text]
+
+
 class Typed:
     """A command that was typed: its process, and the file of its output."""
 
@@ -82,8 +96,8 @@ class Typed:
         self.command = command
         self._output = folder / f".output-{command.line}"
         with self._output.open("w") as output:
-            self._process = subprocess.Popen(
-                ["bash", "-c", command.text.removesuffix("&")],
+            self._process = programs.Program(
+                _in_words(command.text.removesuffix("&")),
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -123,8 +137,7 @@ class Typed:
 
 def play(page: str, folder: Path, environment: dict[str, str]) -> None:
     """Write the files and type the commands of a page in a folder, in order."""
-    programs = Path(sys.executable).parent
-    path = f"{programs}:{os.environ['PATH']}"
+    path = f"{BIN}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "COLUMNS": "200", "PYTHONUNBUFFERED": "1", **environment}
     with contextlib.ExitStack() as stack:
         for block in blocks_of(page):

@@ -18,10 +18,10 @@ from typing import Any
 import sqlalchemy
 
 import durable_swarm
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
-"""Seconds after which something that should have happened counts as never happening."""
 
 TEXT_COLUMNS = {
     "workflow_input": ("inputs",),
@@ -108,16 +108,20 @@ def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
 
 
 class Program:
-    """A Python program in a file, run as real processes in the current directory."""
+    """A Python program in a file, run as real processes in the current directory.
 
-    def __init__(self, source: str, name: str = "program.py") -> None:
+    With `anew`, new interpreters execute it, because the order of imports, or what cannot be imported, is tried.
+    """
+
+    def __init__(self, source: str, name: str = "program.py", *, anew: bool = False) -> None:
         self.path = Path(name).resolve()
+        self._process: Callable[..., subprocess.Popen[str]] = subprocess.Popen if anew else programs.Program
         self.path.write_text(textwrap.dedent(source), encoding="utf-8")
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start the program; what it prints is kept."""
         paths = f"{Path(durable_swarm.__file__).parents[1]}:{ROOT}"
-        return subprocess.Popen(
+        return self._process(
             [sys.executable, "-W", "error::ResourceWarning", str(self.path), *arguments],
             env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,

@@ -13,6 +13,7 @@ import pytest
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound, Swarm, sleep, step, tool
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import stored_runs, user
+from tests.support.patience import PATIENCE
 
 NAN = float("nan")
 
@@ -211,7 +212,7 @@ def test_wrong_timeouts(url: str, timeout: Any) -> None:
         with pytest.raises(ConfigurationError) as caught:
             asyncio.run(later())
         assert_clear(caught.value, "timeout")
-        assert run.result(20).messages[-1]["content"] == "Hello"
+        assert run.result(PATIENCE).messages[-1]["content"] == "Hello"
 
 
 DECORATORS: list[tuple[str, Any]] = [

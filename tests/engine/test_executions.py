@@ -14,6 +14,7 @@ from durable_swarm.cli import main
 from durable_swarm.service import RunDetail, open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.helpers import Program, user, wait_until
+from tests.support.patience import PATIENCE
 
 DIES = """
     import sys, time
@@ -126,7 +127,7 @@ def test_a_process_that_is_closed_hands_its_runs_over(database_url: str, capsys:
     agent = Agent(name="Left Sleeper", functions=[hang])
     with DurableSwarm(ScriptedModel([[call("hang")]]), database=database_url) as swarm:
         swarm.start(agent, user(), run_id="killed")
-        assert begun.wait(60)
+        assert begun.wait(PATIENCE)
     may_end.set()
     [left] = wait_until(lambda: [one for one in detail(database_url).executions if one.end])
     assert (left.end, left.pid) == ("handed over", os.getpid())

@@ -33,6 +33,7 @@ from durable_swarm.service import import_run
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
 from tests.engine.helpers import stored_texts, unique, user
+from tests.support.patience import PATIENCE
 
 SECRET = "4111-1111"
 
@@ -93,7 +94,7 @@ def test_a_run_goes_from_database_to_database(database_url: str, tmp_path: Path)
         assert run.steps() == steps
         assert swarm.export("one") == document
         assert [run.id for run in swarm.runs(status="done")] == ["one"]
-        assert run.fork(1).result(timeout=20).messages[-1]["content"] == "And now?"
+        assert run.fork(1).result(timeout=PATIENCE).messages[-1]["content"] == "And now?"
     with DurableSwarm(database=f"sqlite:///{tmp_path}/third.sqlite", client=ScriptedModel([])) as swarm:
         assert swarm.import_run(document).steps() == steps
         assert swarm.recover() == []
@@ -119,7 +120,7 @@ def test_a_failed_run_keeps_its_error(database_url: str, tmp_path: Path) -> None
         assert run.steps() == steps
         agent.functions = [_named(lambda: "fine", "fail")]
         run.resume()
-        assert run.result(timeout=20).messages[-1]["content"] == "Mended."
+        assert run.result(timeout=PATIENCE).messages[-1]["content"] == "Mended."
 
 
 def _named(function: Any, name: str) -> Any:

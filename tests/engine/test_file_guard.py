@@ -161,7 +161,7 @@ def test_a_name_of_an_earlier_release_is_taken(tmp_path: Path) -> None:
         print("locked", flush=True)
         threading.Event().wait(60)
     """
-    old = Program(code, str(tmp_path / "old.py")).start(str(path))
+    old = Program(code, str(tmp_path / "old.py"), anew=True).start(str(path))
     try:
         assert old.stdout is not None
         assert old.stdout.readline() == "locked\n"
@@ -408,7 +408,7 @@ def test_windows_has_the_half_in_memory(tmp_path: Path, monkeypatch: pytest.Monk
     """Without what Windows lacks `Swarm` works, and what is durable says in one line what it needs."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "durable_swarm.sqlite").touch()
-    process = Program(WINDOWS).start()
+    process = Program(WINDOWS, anew=True).start()
     out, err = process.communicate(timeout=200)
     lines = out.splitlines()
     assert lines[0] == "done", err

@@ -17,6 +17,7 @@ from durable_swarm.testing import ScriptedModel
 from tests.crash.matrix import LONG
 from tests.engine.helpers import unique, user
 from tests.support.cuts import cutting
+from tests.support.patience import PATIENCE
 from tests.support.proxy import Plan, proxied
 
 STEP = 1 if LONG else 7
@@ -97,5 +98,5 @@ def test_connections_that_break_at_first_use(first: str, postgres_database: str)
             except (ConfigurationError, RunNotFound) as error:
                 refused += "cannot be used" in str(error)
             plan.cutting = False
-            assert swarm.start(agent, user()).result(30).messages[-1]["content"] == "Done."
+            assert swarm.start(agent, user()).result(PATIENCE).messages[-1]["content"] == "Done."
     assert refused

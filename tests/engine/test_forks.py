@@ -28,6 +28,7 @@ from durable_swarm.service import open_runs
 from durable_swarm.testing import ScriptedModel, call
 from tests.engine.conftest import Make
 from tests.engine.helpers import Program, stored_texts, unique, user, wait_until
+from tests.support.patience import PATIENCE
 
 
 class Shop:
@@ -86,7 +87,7 @@ def test_a_fork_keeps_the_turns_before(make_anywhere: Make) -> None:
     first = swarm.run(shop.clerk, user("A hat"), run_id="one")
     shop.called.clear()
     fork = swarm.get("one").fork(1, run_id="two")
-    response = fork.result(timeout=20)
+    response = fork.result(timeout=PATIENCE)
     assert shop.called == []
     assert contents(response.messages) == [["look", "price"], "hat is here", "5", "Not today."]
     assert response.messages[:3] == first.messages[:3]
@@ -106,7 +107,7 @@ def test_a_fork_takes_new_messages_and_another_agent(make: Make) -> None:
     swarm = make(model)
     swarm.run(shop.clerk, user("A hat"), run_id="one")
     fork = swarm.get("one").fork(1, agent=other, messages=user("Cheaper?"))
-    response = fork.result(timeout=20)
+    response = fork.result(timeout=PATIENCE)
     assert contents(response.messages)[-2:] == ["Cheaper?", "As you like."]
     assert response.agent is other
     assert (fork.agent, response.messages[-1]["sender"]) == (other.name, other.name)
@@ -114,7 +115,7 @@ def test_a_fork_takes_new_messages_and_another_agent(make: Make) -> None:
         *("system", "user", "assistant", "tool", "tool", "user")
     ]
     assert model.calls[-1]["messages"][0]["content"] == "Be brief."
-    assert swarm.get("one").fork(1, agent=other.name).result(timeout=20).messages[-1]["sender"] == other.name
+    assert swarm.get("one").fork(1, agent=other.name).result(timeout=PATIENCE).messages[-1]["sender"] == other.name
 
 
 def test_a_fork_at_turn_0_begins_anew(make: Make) -> None:
@@ -122,7 +123,7 @@ def test_a_fork_at_turn_0_begins_anew(make: Make) -> None:
     shop = Shop()
     swarm = make(shop.script("Hello."))
     swarm.run(shop.clerk, user("A hat"), {"who": "Ann"}, run_id="one")
-    response = swarm.get("one").fork(0, messages=user("Please.")).result(timeout=20)
+    response = swarm.get("one").fork(0, messages=user("Please.")).result(timeout=PATIENCE)
     assert contents(response.messages) == ["Please.", "Hello."]
     assert response.context_variables == {"who": "Ann"}
 
@@ -134,7 +135,7 @@ def test_a_fork_goes_on_after_the_end_with_messages(make: Make) -> None:
     swarm.run(shop.clerk, user("A hat"), run_id="one")
     with pytest.raises(ConfigurationError, match="ended with turn 2; give messages"):
         swarm.get("one").fork(3)
-    assert contents(swarm.get("one").fork(3, messages=user("Thanks")).result(timeout=20).messages)[-3:] == [
+    assert contents(swarm.get("one").fork(3, messages=user("Thanks")).result(timeout=PATIENCE).messages)[-3:] == [
         *("Bought.", "Thanks", "You are welcome.")
     ]
 
@@ -145,12 +146,12 @@ def test_a_fork_of_a_fork(make_anywhere: Make) -> None:
     swarm = make_anywhere(shop.script([call("pay")], "Second.", "Third.", "Fourth.", "Fifth."))
     swarm.run(shop.clerk, user("A hat"), run_id="one")
     second = swarm.get("one").fork(1, messages=user("M2"))
-    assert contents(second.result(timeout=20).messages)[3:] == ["M2", ["pay"], "paid", "Second."]
+    assert contents(second.result(timeout=PATIENCE).messages)[3:] == ["M2", ["pay"], "paid", "Second."]
     shop.called.clear()
     third = second.fork(2, messages=user("M3"))
-    assert contents(third.result(timeout=20).messages)[3:] == ["M2", ["pay"], "paid", "M3", "Third."]
-    assert contents(third.fork(1, messages=user("M4")).result(timeout=20).messages)[3:] == ["M4", "Fourth."]
-    assert contents(third.fork(1).result(timeout=20).messages)[3:] == ["M2", "Fifth."]
+    assert contents(third.result(timeout=PATIENCE).messages)[3:] == ["M2", ["pay"], "paid", "M3", "Third."]
+    assert contents(third.fork(1, messages=user("M4")).result(timeout=PATIENCE).messages)[3:] == ["M4", "Fourth."]
+    assert contents(third.fork(1).result(timeout=PATIENCE).messages)[3:] == ["M2", "Fifth."]
     assert shop.called == []
 
 
@@ -166,7 +167,7 @@ def test_the_agent_of_the_turn_goes_on(make: Make) -> None:
     swarm = make(ScriptedModel([[call("hand_over")], "Hi.", "Hi again."]))
     swarm.run(first, user(), run_id="one")
     fork = swarm.get("one").fork(1)
-    assert fork.result(timeout=20).messages[-1]["sender"] == target.name
+    assert fork.result(timeout=PATIENCE).messages[-1]["sender"] == target.name
     assert fork.agent == target.name
 
 
@@ -210,8 +211,8 @@ def test_a_fork_with_an_id_is_made_once(make_anywhere: Make) -> None:
     swarm = make_anywhere(shop.script("Once."))
     swarm.run(shop.clerk, user(), run_id="one")
     run = swarm.get("one")
-    assert contents(run.fork(1, run_id="two").result(timeout=20).messages)[-1] == "Once."
-    assert contents(run.fork(1, run_id="two").result(timeout=20).messages)[-1] == "Once."
+    assert contents(run.fork(1, run_id="two").result(timeout=PATIENCE).messages)[-1] == "Once."
+    assert contents(run.fork(1, run_id="two").result(timeout=PATIENCE).messages)[-1] == "Once."
     for other in ({"turn": 0}, {"turn": 1, "messages": user("More")}, {"turn": 1, "agent": "Somebody"}):
         with pytest.raises(RunConflict):
             run.fork(run_id="two", **other)  # type: ignore[arg-type]
@@ -226,7 +227,7 @@ def test_a_turn_whose_calls_were_not_made_is_not_kept(make: Make) -> None:
         for messages in (None, user("Go on")):
             with pytest.raises(ConfigurationError, match=r"were not made \(execute_tools=False\); take 0$"):
                 swarm.get(run_id).fork(1, messages=messages)
-    assert contents(swarm.get("told").fork(0).result(timeout=20).messages) == ["Hello."]
+    assert contents(swarm.get("told").fork(0).result(timeout=PATIENCE).messages) == ["Hello."]
 
 
 def _race(shop: Shop) -> Any:
@@ -267,7 +268,7 @@ def test_parallel_calls_of_one_step_keep_their_results(make: Make, background: b
         run.fork(1)
     shop.broken = False
     run.resume()
-    run.result(timeout=20)
+    run.result(timeout=PATIENCE)
     told = contents(run.messages())
     assert told[1:3] + told[4:] == ["1 is there", "hat is here", "2 is there", "5", "All there."]
     assert sorted(shop.called) == ["look hat", "price hat"]
@@ -279,7 +280,7 @@ def test_max_turns_counts_what_is_kept(make: Make) -> None:
     shop = Shop()
     swarm = make(ScriptedModel(lambda _: [call("pay")]))
     swarm.run(shop.clerk, user(), max_turns=4, run_id="one")
-    assert len(swarm.get("one").fork(1, messages=user("More")).result(timeout=20).messages) == 5
+    assert len(swarm.get("one").fork(1, messages=user("More")).result(timeout=PATIENCE).messages) == 5
     with pytest.raises(ConfigurationError, match="reached its max_turns of 4 messages"):
         swarm.get("one").fork(2)
 
@@ -296,7 +297,7 @@ def test_forks_of_runs_that_failed(make_anywhere: Make) -> None:
         swarm.get("one").fork(2)
     shop.broken = False
     fork = swarm.get("one").fork(1)
-    fork.result(timeout=20)
+    fork.result(timeout=PATIENCE)
     assert shop.called.count("look hat") == 1
     assert swarm.get("one").status == "failed"
 
@@ -319,9 +320,9 @@ def test_forks_of_runs_under_way_and_cancelled(make: Make) -> None:
     swarm = make(ScriptedModel([[call("note")], [call("wait")], "Fork.", "Run.", "Fork 2."]))
     run = swarm.start(agent, user(), run_id="one")
     going.wait(20)
-    assert contents(run.fork(1).result(timeout=20).messages) == [["note"], "noted", "Fork."]
+    assert contents(run.fork(1).result(timeout=PATIENCE).messages) == [["note"], "noted", "Fork."]
     go.set()
-    assert contents(run.result(timeout=20).messages)[-1] == "Run."
+    assert contents(run.result(timeout=PATIENCE).messages)[-1] == "Run."
     going.clear()
     go.clear()
 
@@ -340,7 +341,7 @@ def test_a_fork_waits_for_its_agent(make: Make, url: str) -> None:
     with pytest.raises(TimeoutError):
         run.result(timeout=0.3)
     later = Agent(name=name)
-    assert contents(run.result(timeout=20).messages)[-2:] == ["Go on", "Here."]
+    assert contents(run.result(timeout=PATIENCE).messages)[-2:] == ["Go on", "Here."]
     assert later.name == run.agent
     with open_runs(url) as opened:
         detail = opened.show("two")
@@ -355,7 +356,7 @@ def test_a_fork_on_the_event_loop(make: Make) -> None:
     async def main() -> list[Any]:
         await swarm.run_async(shop.clerk, user("A hat"), run_id="one")
         fork = await (await swarm.get_async("one")).fork_async(1)
-        return contents((await fork.result_async(timeout=20)).messages)
+        return contents((await fork.result_async(timeout=PATIENCE)).messages)
 
     assert asyncio.run(main())[-1] == "Async."
 
@@ -381,7 +382,7 @@ def test_a_tool_forks_a_run_once(make: Make) -> None:
         swarm.run(agent, user(), run_id="forking")
     run = swarm.get("forking")
     run.resume()
-    run.result(timeout=20)
+    run.result(timeout=PATIENCE)
     assert made[0] == made[1] == "forking/0.0/0"
 
 
@@ -404,7 +405,7 @@ def test_what_a_fork_keeps_passes_through_the_codec(make: Make, url: str) -> Non
     swarm = make(shop.script("Fine."), codec=Base64())
     swarm.run(shop.clerk, user("A hat"), run_id="one")
     fork = swarm.get("one").fork(1, messages=user("Cheaper"))
-    assert contents(fork.result(timeout=20).messages)[-2:] == ["Cheaper", "Fine."]
+    assert contents(fork.result(timeout=PATIENCE).messages)[-2:] == ["Cheaper", "Fine."]
     assert not [text for text in stored_texts(url) if "hat" in text or "Cheaper" in text]
 
 

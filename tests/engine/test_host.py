@@ -119,7 +119,7 @@ def check_work(found: dict[str, Any]) -> None:
 
 def test_runs_in_a_host(url: str) -> None:
     """Runs of every kind work beside the program's own workflows; our rows are JSON, the program's what they were."""
-    check_work(Program(HOST + WORK).run(url, "whole", "before"))
+    check_work(Program(HOST + WORK, anew=True).run(url, "whole", "before"))
     mine, others = _texts_of(url, mine=True), _texts_of(url, mine=False)
     assert len(mine) > 10
     assert [text for text in mine if not text.startswith(("{", "["))] == []
@@ -129,7 +129,7 @@ def test_runs_in_a_host(url: str) -> None:
 
 def test_runs_in_a_host_on_postgres(postgres_database: str) -> None:
     """The same on PostgreSQL, in a program that imports the package when its DBOS is launched already."""
-    check_work(Program(HOST + WORK).run(postgres_database, "whole", "after"))
+    check_work(Program(HOST + WORK, anew=True).run(postgres_database, "whole", "after"))
 
 
 def _texts_of(url: str, mine: bool) -> list[str]:
@@ -155,7 +155,7 @@ def _holds(url: str) -> bool:
 @pytest.mark.parametrize(("order", "life"), [("before", "recovered"), ("after", "repeated")])
 def test_a_killed_host(url: str, order: str, life: str) -> None:
     """After SIGKILL the program, started again, finishes its runs, and no finished tool is called again."""
-    program = Program(HOST + CRASH)
+    program = Program(HOST + CRASH, anew=True)
     program.run_and_kill(lambda: _holds(url), url, "killed", order)
     found = program.run(url, life, order)
     assert found["texts"] == [None, "4", "10", None, "held", "Done"]
@@ -165,7 +165,9 @@ def test_a_killed_host(url: str, order: str, life: str) -> None:
 
 def test_the_database_is_the_hosts(url: str, tmp_path: Path) -> None:
     """A program's DBOS says which database is used: another one is refused by name, the same or none is fine."""
-    found: dict[str, Any] = Program(HOST + OTHER).run(url, "whole", "before", f"sqlite:///{tmp_path}/other.sqlite")
+    found: dict[str, Any] = Program(HOST + OTHER, anew=True).run(
+        url, "whole", "before", f"sqlite:///{tmp_path}/other.sqlite"
+    )
     assert "other.sqlite" in found["refused"]
     assert "runs.sqlite" in found["refused"]
     assert (found["True"], found["False"]) == ("Hello", "Hello")

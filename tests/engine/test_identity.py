@@ -58,7 +58,7 @@ def test_a_process_lives_until_it_is_killed(me: Identity, database_url: str) -> 
     finally:
         process.kill()
         process.communicate()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while True:
         with me.alone():
             if me.is_dead("other"):

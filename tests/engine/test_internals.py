@@ -261,6 +261,7 @@ def test_an_import_changes_nothing_and_a_close_restores() -> None:
             assert not any(now == then for now, then in zip(changeable(), before))
         assert changeable() == before
         print("{}")
-        """
+        """,
+        anew=True,
     )
     program.run()

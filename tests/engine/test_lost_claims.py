@@ -47,7 +47,7 @@ def test_a_claim_whose_answer_was_lost_is_made_again(
     change(database_url, CLAIM + "WHERE workflow_uuid = 'r'", name=here.current().identity.name)
     wait_until(lambda: [row.status for row in rows(database_url, "status")] == ["SUCCESS"])
     assert next(failures, None) is None
-    assert run.result(20).messages[-1]["content"] == "Done."
+    assert run.result(PATIENCE).messages[-1]["content"] == "Done."
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_what_is_executed_is_left_alone(make_anywhere: Make, monkeypatch: pytest
     agent = Agent(name=unique(), functions=[work])
     other = swarm.start(agent, user("There"))
     assert swarm.run(agent, user("Here")).messages[-1]["content"] == "Done."
-    assert other.result(20).messages[-1]["content"] == "Done."
+    assert other.result(PATIENCE).messages[-1]["content"] == "Done."
     assert sorted(made) == ["Here", "There"]
 
 

@@ -22,6 +22,7 @@ from durable_swarm import (
 from durable_swarm.codec import mended_text
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import user
+from tests.support.patience import PATIENCE
 
 HALVES = ["a\ud800", "\udc00b", "a\0b"]
 signs = random.Random(7)
@@ -85,7 +86,7 @@ def test_the_longest_names_hold(database_url: str) -> None:
     with DurableSwarm(model, database=database_url, name=name) as swarm:
         run = swarm.start(Agent(name=name, functions=[ask]), user(), run_id=run_id)
         swarm.complete(name, "yes")
-        assert run.result(60).messages[-1]["content"] == "Done"
+        assert run.result(PATIENCE).messages[-1]["content"] == "Done"
         assert swarm.get(run_id).agent == name
 
 
@@ -125,4 +126,4 @@ def test_a_key_further_in(key: str, url: str) -> None:
     """Deeper in a value such a name is data, and half characters are mended as everywhere in values."""
     with DurableSwarm(ScriptedModel(["Done"]), database=url) as swarm:
         swarm.run(Agent(), user(), {"deep": {key: key}}, run_id="r")
-        assert swarm.get("r").result(60).context_variables == {"deep": {mended_text(key): mended_text(key)}}
+        assert swarm.get("r").result(PATIENCE).context_variables == {"deep": {mended_text(key): mended_text(key)}}

@@ -20,6 +20,7 @@ from durable_swarm.engine.processes import here
 from durable_swarm.testing import ScriptedModel
 from tests.engine.conftest import Make
 from tests.engine.helpers import connected, cut, user
+from tests.support.patience import PATIENCE
 
 
 def write_read_only(path: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_server_that_is_read_only_is_waited_for(
 
     model = ScriptedModel([[("pay", {"number": number})] for number in range(3)] + ["Paid."])
     swarm = make(model, database=postgres_database)
-    response = swarm.start(Agent(functions=[pay]), user(), run_id="r").result(timeout=40)
+    response = swarm.start(Agent(functions=[pay]), user(), run_id="r").result(timeout=PATIENCE)
     assert response.messages[-1]["content"] == "Paid."
     assert made == [0, 1, 2]
     told = [record.levelno for record in caplog.records if record.name == "durable_swarm"]
@@ -116,7 +117,7 @@ def test_a_connection_that_breaks_is_not_told(
 
     model = ScriptedModel([[("pay", {"number": number})] for number in range(2)] + ["Paid."])
     swarm = make(model, database=postgres_database)
-    response = swarm.start(Agent(functions=[pay]), user(), run_id="r").result(timeout=40)
+    response = swarm.start(Agent(functions=[pay]), user(), run_id="r").result(timeout=PATIENCE)
     assert response.messages[-1]["content"] == "Paid."
     assert made == [0, 1]
     assert not [record.message for record in caplog.records if "cannot be used" in record.message]
@@ -144,6 +145,6 @@ def test_a_connection_that_breaks_while_it_is_set_up_is_not_told(
 
     event.listen(engine, "connect", meet)
     cut(postgres_database)
-    assert swarm.start(agent, user()).result(timeout=40).messages[-1]["content"] == "Hello again."
+    assert swarm.start(agent, user()).result(timeout=PATIENCE).messages[-1]["content"] == "Hello again."
     assert killed
     assert not [record.message for record in caplog.records if "cannot be used" in record.message]

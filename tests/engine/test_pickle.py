@@ -242,7 +242,7 @@ HOSTED = ["output of a tool", "output of a model call", "output of an open tool'
 @pytest.mark.parametrize("column", HOSTED)
 def test_recovering_a_forged_run_in_a_host(url: str, trap: Path, column: str) -> None:
     """In a program whose DBOS pickles, rows of our runs are not unpickled either, and the program's own still are."""
-    host = Program(HOST)
+    host = Program(HOST, anew=True)
     host.run_and_kill(lambda: _is_held(url), url, "first")
     forge(url, column, trap)
     found = host.run(url, "second")

@@ -28,6 +28,7 @@ from durable_swarm.testing import ScriptedModel
 from tests.docs.pages import text_of
 from tests.engine.conftest import Make
 from tests.engine.helpers import user
+from tests.support.patience import PATIENCE
 from tests.support.postgres import running_server
 
 
@@ -119,7 +120,7 @@ def _use_tls(url: str) -> bytes:
         (data / name).chmod(0o600)
         os.chown(data / name, data.stat().st_uid, data.stat().st_gid)
     execute(url, "ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while execute(url, "SHOW ssl") != [("on",)]:
         assert time.monotonic() < deadline
     return certificate

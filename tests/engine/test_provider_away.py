@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from durable_swarm.models.provider_errors import MOST_TIME, retry_after
 from durable_swarm.testing import ScriptedModel, dropped, http_error, rate_limited, timed_out
 from tests.engine.conftest import Make
 from tests.engine.helpers import PATIENCE, ROOT, change, rows, unique, user, wait_until
+from tests.support import programs
 
 FAR = 3600
 """Seconds that a provider asks to wait: no try is due in a test unless the test says so."""
@@ -287,7 +287,7 @@ def test_other_models_do_not_wait(make: Make) -> None:
 def test_the_example_waits_and_reports(tmp_path: Path) -> None:
     """The example says what its run waits for, and ends with the report."""
     command = [sys.executable, str(ROOT / "examples" / "outage" / "main.py")]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    told = programs.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
     assert told[0] == "collecting the figures"
     assert told[1].startswith("waiting: the provider of model 'gpt-4o' has been away since ")
     assert told[-1] == "42 orders today."

@@ -116,7 +116,7 @@ def test_a_recorded_step_of_another_name(make: Make, url: str) -> None:
     model = ScriptedModel(["Done"])
     swarm = make(model)
     with pytest.raises(ReplayMismatch):
-        swarm.get("r").result(5)
+        swarm.get("r").result(PATIENCE)
     assert agent.name
     assert swarm.get("r").status == "running"
     assert model.calls == []
@@ -128,7 +128,7 @@ def test_a_newer_record_of_a_run_under_way(make: Make, url: str) -> None:
     rewrite(url, "model call", '"v":1', '"v":7')
     swarm = make(ScriptedModel(["Done"]))
     with pytest.raises(ConfigurationError, match="upgrade the package"):
-        swarm.get("r").result(5)
+        swarm.get("r").result(PATIENCE)
     assert swarm.get("r").status == "running"
     rewrite(url, "model call", '"v":7', '"v":1')
     swarm.close()

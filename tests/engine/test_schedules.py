@@ -20,6 +20,7 @@ from tests.crash.conftest import lives
 from tests.crash.lives import Lives, say
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
+from tests.support.patience import PATIENCE
 
 __all__ = ["lives"]
 
@@ -98,7 +99,7 @@ def test_a_time_comes(url: str) -> None:
         schedule = swarm.schedule("morning", agent, user("Report"), at=at)
         [run] = soon(schedule.runs)
         assert run.id.startswith("morning@")
-        assert run.result(30).messages[-1]["content"] == "Good morning"
+        assert run.result(PATIENCE).messages[-1]["content"] == "Good morning"
         soon(lambda: schedule.next is None)
         assert [one.name for one in swarm.schedules()] == ["morning"]
 
@@ -115,7 +116,9 @@ def test_a_time_that_has_passed_begins_once(url: str, ago: float, catch_up: Catc
         for _ in range(2):  # Made again, it is the same.
             schedule = swarm.schedule("morning", agent, user("Report"), at=at, catch_up=catch_up)
             soon(lambda schedule=schedule: schedule.next is None)
-            assert [run.result(30).messages[-1]["content"] for run in schedule.runs()] == ["Good morning"] * begins
+            assert [run.result(PATIENCE).messages[-1]["content"] for run in schedule.runs()] == [
+                "Good morning"
+            ] * begins
 
 
 def test_it_is_kept_paused_and_deleted(url: str) -> None:
@@ -132,7 +135,7 @@ def test_it_is_kept_paused_and_deleted(url: str) -> None:
         first.resume()
         assert first.next is not None
         run = first.trigger()
-        assert run.result(30).messages[-1]["content"] == "Hi"
+        assert run.result(PATIENCE).messages[-1]["content"] == "Hi"
         assert [one.id for one in first.runs()] == [run.id]
         first.delete()
         assert swarm.schedules() == []
@@ -210,7 +213,7 @@ def test_a_run_begins_later(url: str) -> None:
         far.cancel()
         soon_run = swarm.start(agent, user(), run_id="near", at=datetime.now(UTC) + timedelta(seconds=0.4))
         assert swarm.start(agent, user(), run_id="near", delay=9).id == "near"
-        assert soon_run.result(30).messages[-1]["content"] == "Hi"
+        assert soon_run.result(PATIENCE).messages[-1]["content"] == "Hi"
         for wrong in ({"delay": -1}, {"at": "now"}, {"delay": 1, "at": datetime.now(UTC)}):
             with pytest.raises(ConfigurationError):
                 swarm.start(agent, user(), **wrong)  # type: ignore[arg-type]
@@ -222,7 +225,7 @@ def delayed(url: str) -> str:
     with DurableSwarm(ScriptedModel(["Hi"]), database=url) as swarm:
         run = swarm.start(agent, user(), run_id="r1", delay=0.5)
         say("started")
-        return str(run.result(30).messages[-1]["content"])
+        return str(run.result(PATIENCE).messages[-1]["content"])
 
 
 def test_a_run_that_begins_later_survives(lives: Lives, url: str, tmp_path: Path) -> None:

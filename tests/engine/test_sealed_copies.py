@@ -12,6 +12,7 @@ from durable_swarm.encryption import EncryptionCodec, new_key
 from durable_swarm.service import import_run, open_runs
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import stored_texts, unique, user
+from tests.support.patience import PATIENCE
 
 SECRET = "a secret"
 
@@ -33,7 +34,7 @@ def test_no_fork_is_in_the_clear_unlike_its_source(url: str) -> None:
         sealed.run(clerk, user(SECRET), run_id="one")
         with pytest.raises(ConfigurationError, match="its fork would be stored in the clear, since swarm 'plain'"):
             plain.get("one").fork(1, messages=user(SECRET))
-        sealed.get("one").fork(1, messages=user(SECRET)).result(timeout=20)
+        sealed.get("one").fork(1, messages=user(SECRET)).result(timeout=PATIENCE)
         assert len(plain.runs()) == 2
     assert not any(SECRET in text for text in stored_texts(url))
 
@@ -51,7 +52,7 @@ def test_a_fork_from_outside_is_stored_as_its_source(url: str, monkeypatch: pyte
         assert opened.fork("one", 1, messages=user("more"), new_id="two").id == "two"
     assert any('"more"' in text for text in stored_texts(url)) is not sealed
     with DurableSwarm(ScriptedModel(["Done."]), **options) as swarm:
-        response = swarm.get("two").result(timeout=20)
+        response = swarm.get("two").result(timeout=PATIENCE)
         assert [message["content"] for message in response.messages] == [SECRET, "more", "Done."]
 
 

@@ -50,7 +50,7 @@ def check_continued(before: list[Told], run: Run) -> None:
         lost = one["type"].startswith("text.") and other["type"] == "text.reset"
         assert one == other or lost, f"{one} became {other}"
     behind = before + told(run, after=before[-1]["seq"])
-    messages = run.result(timeout=20).messages
+    messages = run.result(timeout=PATIENCE).messages
     for events in (later, behind):
         kept = [one for one in events if one["type"] not in ("run.failed", "run.cancelled")]
         renumbered = [{**one, "seq": number} for number, one in enumerate(kept, 1)]
@@ -65,11 +65,11 @@ def test_a_run_cancelled_while_it_speaks_goes_on_behind_that(make_anywhere: Make
     first = begun(run)
     run.cancel()
     with pytest.raises(errors.RunCancelled):
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
     events = first + told(run, after=first[-1]["seq"])
     assert (events[-1]["type"], told(run)[-1]) == ("run.cancelled", events[-1])
     run.resume()
-    run.result(timeout=20)
+    run.result(timeout=PATIENCE)
     check_continued(events, run)
     assert told(run)[len(events) - 1]["type"] == "run.cancelled"
 
@@ -82,12 +82,12 @@ def test_a_run_that_failed_while_it_spoke_goes_on_behind_that(make_anywhere: Mak
     events: list[Told] = []
     for ends in (1, 2):
         with pytest.raises(Exception, match="400"):
-            run.result(timeout=20)
+            run.result(timeout=PATIENCE)
         events += told(run, after=len(events))
         assert [one["type"] for one in events].count("run.failed") == ends
         assert (events[-1]["type"], told(run)) == ("run.failed", events)
         run.resume()
-    run.result(timeout=20)
+    run.result(timeout=PATIENCE)
     check_continued(events, run)
 
 
@@ -106,9 +106,9 @@ def test_a_fork_tells_what_it_keeps_under_numbers_of_its_own(make: Make) -> None
 
     agent = Agent(name=unique(), functions=[work])
     run = make(ScriptedModel(reply, pace=PACE)).start(agent, user())
-    run.result(timeout=20)
+    run.result(timeout=PATIENCE)
     fork = run.fork(1)
-    messages = fork.result(timeout=20).messages
+    messages = fork.result(timeout=PATIENCE).messages
     assert not wrongs_of("the run", told(run), run.result().messages)
     assert not wrongs_of("the fork", told(fork), messages)
     kinds = [one["type"] for one in told(fork)]
@@ -124,7 +124,7 @@ def test_a_swarm_closed_in_mid_reply_and_opened_again_goes_on(url: str) -> None:
         first = begun(run, 15)
     with DurableSwarm(model, database=url) as swarm:
         run = swarm.get(run.id)
-        run.result(timeout=20)
+        run.result(timeout=PATIENCE)
         check_continued(first, run)
 
 
@@ -185,7 +185,7 @@ def test_a_codec_that_fails_once_stops_no_later_row(make: Make) -> None:
     for number in range(2):
         run = swarm.start(agent, user(str(number)))
         live = [as_line(event) for event in run.events()]
-        assert not wrongs_of("a reader", live, run.result(timeout=20).messages)
+        assert not wrongs_of("a reader", live, run.result(timeout=PATIENCE).messages)
         assert live == told(run)
     assert codec.failures == 1
     assert sum(event.type == "text.delta" for event in run.events()) > 3, "no row was written"

@@ -24,6 +24,8 @@ from durable_swarm.engine.execution.transactions import Body
 from durable_swarm.engine.processes.here import current
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import connected, rows, unique, user
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 Tool = Callable[[sqlalchemy.Connection], str]
 Record = dict[str, Any]
@@ -160,11 +162,11 @@ def test_a_tool_cannot_end_its_transaction(ends: Tool, database_url: str) -> Non
     ):
         run = swarm.start(agent, user())
         with pytest.raises(errors.ConfigurationError, match="ended its transaction"):
-            run.result(20)
+            run.result(PATIENCE)
         assert paid(database_url) == []
         now[0] = mended
         run.resume()
-        run.result(20)
+        run.result(PATIENCE)
     assert paid(database_url) == [1]
 
 
@@ -184,7 +186,7 @@ def test_a_swallowed_error_fails_the_call(postgres_database: str) -> None:
     with DurableSwarm(model, database=postgres_database) as swarm:
         run = swarm.start(agent, user())
         with pytest.raises(errors.ConfigurationError, match="begin_nested"):
-            run.result(20)
+            run.result(PATIENCE)
 
 
 def test_a_savepoint_is_the_tools_own(database_url: str) -> None:
@@ -241,8 +243,8 @@ def test_others_write_meanwhile(database_url: str) -> None:
         open_one = pool.submit(called, in_thread, "call", slow)
         with DurableSwarm(ScriptedModel(["Hi."] * 5), database=database_url, name="b") as swarm:
             for run in [swarm.start(Agent(), user()) for _ in range(5)]:
-                run.result(20)
-        assert open_one.result(20) == {"text": "paid"}
+                run.result(PATIENCE)
+        assert open_one.result(PATIENCE) == {"text": "paid"}
     assert paid(database_url) == [1]
 
 
@@ -271,7 +273,7 @@ def test_killed_at_any_instant_the_rows_are_there_once(database_url: str) -> Non
     with opened(database_url):
         pass
     for _ in range(KILLS):
-        life = subprocess.Popen([sys.executable, "-c", PROGRAM, database_url], stdout=subprocess.PIPE)
+        life = programs.Program([sys.executable, "-c", PROGRAM, database_url], stdout=subprocess.PIPE)
         assert life.stdout is not None
         # At the second payment it enters, the first one is recorded: no call is in flight at three deaths in a row,
         # after which it would be given up.
@@ -284,7 +286,7 @@ def test_killed_at_any_instant_the_rows_are_there_once(database_url: str) -> Non
         with connected(database_url) as connection:
             amounts = [row[0] for row in connection.exec_driver_sql("SELECT amount FROM payments")]
         assert len(amounts) == len(set(amounts))
-    subprocess.run([sys.executable, "-c", PROGRAM, database_url], check=True, stdout=subprocess.PIPE)
+    programs.run([sys.executable, "-c", PROGRAM, database_url], check=True, stdout=subprocess.PIPE)
     assert landed, "no kill came before the end"
     assert paid(database_url) == list(range(20))
     assert len(rows(database_url, "workflow_uuid")) > 20

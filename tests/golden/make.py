@@ -16,7 +16,6 @@ import json
 import lzma
 import os
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,13 +30,14 @@ from durable_swarm import AgentChanged, DurableSwarm
 from durable_swarm.postgres import choose
 from tests.golden.agents import DEATH, KEY, LEDGER, ORDER, agent, effects, model, options
 from tests.golden.reading import Shown, shown
+from tests.support import programs
+from tests.support.patience import PATIENCE
 from tests.support.postgres import fresh_database, running_server
 
 FOLDER = Path(__file__).parent
 QUESTION = [{"role": "user", "content": "Please."}]
 CROWD = 18
 """How many runs wait at once in plain tools: two more than a process keeps in memory."""
-PATIENCE = 60.0
 
 
 def _swarm(name: str, url: str) -> DurableSwarm:
@@ -170,7 +170,7 @@ def _live(name: str, url: str, ledger: Path) -> None:
     for number, (_, _, death) in enumerate(LIVES[name]):
         environment = {**os.environ, LEDGER: str(ledger), DEATH: death, "DURABLE_SWARM_ENCRYPTION_KEYS": KEY}
         command = [sys.executable, "-m", "tests.golden.make", "--life", name, str(number), url]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+        ended = programs.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
         if ended.returncode not in (0, -9):
             raise SystemExit(f"{name}: the process ended with {ended.returncode}\n{ended.stderr}")
 
@@ -187,7 +187,7 @@ def _pack_sqlite(path: Path) -> bytes:
 def _dump(url: str) -> bytes:
     """Return the database as SQL that needs no psql."""
     command = [choose().folder / "pg_dump", "--inserts", "--no-owner", "--no-privileges", url]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = programs.run(command, capture_output=True, text=True, check=True).stdout
     lines = [line for line in text.splitlines() if not line.startswith(("\\", "--")) and line]
     return "\n".join([*lines, ""]).encode()
 

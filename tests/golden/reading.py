@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from durable_swarm.cli import main
+from tests.support import programs
 
 Shown = dict[str, Any]
 """`runs`, `inbox`, and by the run's id `show`, `export` and `events`, each as the command's JSON."""
@@ -54,7 +55,7 @@ def _events(url: str, run: dict[str, Any]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = command(url, "watch", run["id"], "--json")
         return found
     arguments = [sys.executable, "-m", "durable_swarm", "watch", run["id"], "--json", "--database", url]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with programs.Program(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         timer = threading.Timer(WATCHED, process.kill)
         timer.start()

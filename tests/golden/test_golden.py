@@ -20,10 +20,10 @@ from durable_swarm import DurableSwarm
 from tests.golden.agents import FUNCTIONS, KEY, LEDGER, agent, effects, model, options
 from tests.golden.make import FOLDER, LIVES
 from tests.golden.reading import Shown, command, missing, shown
+from tests.support.patience import PATIENCE
 
 VERSIONS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name[0].isdigit())
 DATABASES = [(version, name) for version in VERSIONS for name in LIVES]
-PATIENCE = 60.0
 REWORDED = re.compile(r"\.waits_for was .no process executes it; it goes on when ")
 """A sentence for people that says the same in other words now."""
 

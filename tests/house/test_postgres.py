@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from durable_swarm.postgres import NoPostgres, choose
+from tests.support.patience import PATIENCE
 from tests.support.postgres import fresh_database
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def test_the_server_ends_when_its_owner_is_killed() -> None:
 
 
 def _wait_until_gone(folder: Path) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while folder.exists():
         assert time.monotonic() < deadline, f"{folder} is still there"
         time.sleep(0.05)

@@ -18,6 +18,8 @@ from durable_swarm import Agent, ConfigurationError, Swarm
 from durable_swarm.testing import ScriptedModel, mock_model, serve_scripted
 from durable_swarm.testing.examples import Examples
 from durable_swarm.testing.mock import answer
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 SAID = "Please book 2 seats to Paris for ann@example.org on Friday, 'window' if possible"
 
@@ -209,14 +211,14 @@ def test_a_killed_program_continues_with_the_mock_model(tmp_path: Path) -> None:
     (tmp_path / "hold").touch()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI")}
     command = [sys.executable, "-m", "durable_swarm", "run", "--mock", "bot.py"]
-    first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    first = programs.Program(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert first.stdout.readline() == "confirming\n"
     first.send_signal(signal.SIGKILL)
     first.wait()
     first.stdout.close()
     (tmp_path / "hold").unlink()
-    second = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    second = programs.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert "The last tool said: confirmed" in second.stdout
     assert (tmp_path / "effects").read_text() == "Paris\n"
 
@@ -225,7 +227,7 @@ def test_a_killed_program_continues_with_the_mock_model(tmp_path: Path) -> None:
 def test_the_server_runs_until_it_is_interrupted(tmp_path: Path) -> None:
     """`durable-swarm mock` says how a program uses it, answers, and ends in good order on Ctrl+C."""
     command = [sys.executable, "-m", "durable_swarm", "mock", "--port", "0", "--fail", "503:1"]
-    server = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    server = programs.Program(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     server.stdout.readline()
     found = re.search(r"OPENAI_BASE_URL=(\S+) OPENAI_API_KEY=(\S+)", server.stdout.readline())
@@ -239,7 +241,7 @@ def test_the_server_runs_until_it_is_interrupted(tmp_path: Path) -> None:
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hi"}])
     assert met.value.status_code == 503
     server.send_signal(signal.SIGINT)
-    assert server.wait(20) == 0
+    assert server.wait(PATIENCE) == 0
     server.stdout.close()
 
 
@@ -247,5 +249,5 @@ def test_the_server_runs_until_it_is_interrupted(tmp_path: Path) -> None:
 def test_a_wrong_share_is_told(tmp_path: Path, text: str) -> None:
     """`--fail` says what it takes."""
     command = [sys.executable, "-m", "durable_swarm", "mock", "--fail", text]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = programs.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, "STATUS:SHARE" in done.stderr) == (2, True)

@@ -20,6 +20,8 @@ from tests.contract.helpers import tool_contents, user
 from tests.crash.lives import Lives, say
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 SHOP = str(Path(__file__).with_name("shop.py"))
 Call = tuple[str, dict[str, Any]]
@@ -40,7 +42,7 @@ def life(url: str, source: Any, call: Call, options: dict[str, Any], asks: bool)
         run = swarm.start(agent, user(), run_id="r1")
         if asks:
             say([(request.kind, request.question) for request in soon(run.requests)])
-        told = tool_contents(run.result(30))
+        told = tool_contents(run.result(PATIENCE))
     tools.close()
     return told
 
@@ -110,7 +112,7 @@ def test_a_server_that_dies_in_a_call_is_started_again(url: str, ledger: Path, t
             assert request.kind == "unknown_outcome"
             assert "was lost" in request.question
             run.approve()
-        assert tool_contents(run.result(30)) == ["saw exit", "saw more"]
+        assert tool_contents(run.result(PATIENCE)) == ["saw exit", "saw more"]
     assert ledger.read_text().splitlines() == ["look exit", "look exit", "look more"]
     tools.close()
 
@@ -118,7 +120,7 @@ def test_a_server_that_dies_in_a_call_is_started_again(url: str, ledger: Path, t
 @contextlib.contextmanager
 def serving(ledger: Path, port: int) -> Iterator[None]:
     """Run the shop as a server, and kill it."""
-    process = subprocess.Popen([sys.executable, SHOP, str(ledger), str(port)], stderr=subprocess.DEVNULL)
+    process = programs.Program([sys.executable, SHOP, str(ledger), str(port)], stderr=subprocess.DEVNULL)
     try:
         soon(lambda: _listens(port))
         yield

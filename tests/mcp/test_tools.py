@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.contract.helpers import MakeSwarm, tool_contents, user
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
 from tests.mcp.shop import shop
+from tests.support import programs
 
 __all__ = ["make_swarm"]
 
@@ -206,7 +206,7 @@ swarm = DurableSwarm(database="sqlite:///doctored.sqlite")
 """
     (tmp_path / "doctored.py").write_text(program)
     command = [sys.executable, "-m", "durable_swarm", "doctor", "doctored:swarm"]
-    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = programs.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert "4 tools: look, put, pay, book_seats" in done.stdout
     [told] = [line for line in done.stdout.splitlines() if "no-such-server" in line]

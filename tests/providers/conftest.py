@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from durable_swarm.background import background_loop
+from tests.support.patience import PATIENCE
 
 Opened = Callable[[Any], Any]
 """Takes a client, returns it, and closes it after the test."""
@@ -27,4 +28,4 @@ def opened() -> Iterator[Opened]:
     for client in clients:
         closed = client.close()
         if closed is not None:
-            asyncio.run_coroutine_threadsafe(closed, background_loop()).result(5)
+            asyncio.run_coroutine_threadsafe(closed, background_loop()).result(PATIENCE)

@@ -14,6 +14,7 @@ from durable_swarm import Agent, ConfigurationError, ModelError, Response, Swarm
 from durable_swarm.background import background_loop
 from durable_swarm.providers import AnyLLM, Fallback, Routes
 from durable_swarm.testing import ScriptedServer, call, http_error, rate_limited, serve_scripted
+from tests.support.patience import PATIENCE
 
 HI: list[Any] = [{"role": "user", "content": "Where is A1?"}]
 
@@ -41,7 +42,7 @@ def made() -> Iterator[Callable[..., AnyLLM]]:
 
     yield make
     for llm in [llm for client in clients for llm in vars(client)["_made"].values()]:
-        asyncio.run_coroutine_threadsafe(llm.client.close(), background_loop()).result(5)
+        asyncio.run_coroutine_threadsafe(llm.client.close(), background_loop()).result(PATIENCE)
 
 
 def run(client: Any, model: str, *, streamed: bool = False) -> Response:

@@ -12,6 +12,7 @@ from typing import Any
 
 from durable_swarm import providers
 from durable_swarm.testing import ScriptedServer, call, serve_scripted, slowly
+from tests.support import programs
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -34,7 +35,7 @@ def start(official: ScriptedServer, local: ScriptedServer, folder: Path) -> subp
     """Start the example with two providers."""
     command = [sys.executable, "-c", PROGRAM, str(ROOT / "examples" / "providers" / "main.py")]
     urls = [official.base_url, local.base_url]
-    return subprocess.Popen([*command, *urls], cwd=folder, stdout=subprocess.PIPE, text=True)
+    return programs.Program([*command, *urls], cwd=folder, stdout=subprocess.PIPE, text=True)
 
 
 def test_the_example_survives_a_kill_and_pays_once(tmp_path: Path) -> None:

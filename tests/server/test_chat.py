@@ -11,6 +11,7 @@ from durable_swarm.events import Event
 from durable_swarm.server.chat_shapes import without_void
 from tests.engine.helpers import unique
 from tests.server.conftest import Serve, pay
+from tests.support.patience import PATIENCE
 
 SHAPES: dict[str, dict[str, type]] = {
     "start": {"messageId": str},
@@ -120,7 +121,7 @@ def test_a_stream_that_is_read_on_begins_anew(serve: Serve) -> None:
     assert chunks_of(client.get(f"/api/chat/{agent.name}/c1/stream")) == first
     [request] = swarm.requests()
     swarm.approve(request.id)
-    swarm.get("m1").result(60)
+    swarm.get("m1").result(PATIENCE)
     assert client.get(f"/api/chat/{agent.name}/c1/stream").status_code == 204
 
 

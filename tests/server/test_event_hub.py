@@ -14,6 +14,7 @@ from durable_swarm.events import Event
 from durable_swarm.server.event_hub import EventHubs
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import unique
+from tests.support.patience import PATIENCE
 
 
 def begun(url: str, gate: threading.Event) -> tuple[DurableSwarm, Run, Agent]:
@@ -88,4 +89,4 @@ def test_a_server_that_ends_lets_its_readers_go(url: str) -> None:
         assert found
         assert run.status == "running"
         gate.set()
-        run.result(30)
+        run.result(PATIENCE)

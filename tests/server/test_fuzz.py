@@ -19,6 +19,7 @@ from durable_swarm.server.open_streams import OpenStreams
 from durable_swarm.testing import ScriptedModel
 from tests.engine.helpers import unique
 from tests.server.conftest import pay
+from tests.support.patience import PATIENCE
 
 WORDS = st.sampled_from(
     ["r1", "s1", "user", "assistant", "tool", "approve", "answer", "queue", "1", "true", "\ud800", "a\0b"]
@@ -51,7 +52,7 @@ class Served:
         self.known = {"agent": agent.name, "name": agent.name, "token": "t1", "id": "r1"}
         body = {"agent": agent.name, "message": "Hi", "run_id": "r1", "session": "s1"}
         assert client.post("/api/runs", json=body).status_code == 201
-        swarm.get("r1").result(60)
+        swarm.get("r1").result(PATIENCE)
         self.paths = client.get("/api/openapi.json").json()["paths"]
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from durable_swarm.server.ids import encode_id
 from tests.crash.test_requests import soon
+from tests.support import programs
 
 PROGRAM = """
 from durable_swarm import Agent, DurableSwarm, ask_human
@@ -39,7 +40,7 @@ def serving(folder: Path) -> Iterator[tuple[str, Any]]:
     """Serve the program, and kill the server; give its address and a way to ask it."""
     environment = {**os.environ, "DURABLE_SWARM_SERVER_TOKEN": "secret"}
     command = [sys.executable, "-m", "durable_swarm", "serve", "program:swarm", "--port", "0"]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    process = programs.Program(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         line = process.stdout.readline()

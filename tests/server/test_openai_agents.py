@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI
 
+from tests.support import programs
+
 pytest.importorskip("agents")
 
 PROGRAM = """
@@ -39,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     (folder / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "DURABLE_SWARM_SERVER_TOKEN": "secret"}
     command = [sys.executable, "-m", "durable_swarm", "serve", "program:swarm", "--port", "0", "--doors", "openai"]
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+    process = programs.Program(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
         yield process.stdout.readline().rpartition(" at ")[2].partition("/runs")[0] + "/v1"

@@ -13,6 +13,7 @@ from durable_swarm.server.ids import encode_id
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
 from tests.server.conftest import Serve, pay
+from tests.support.patience import PATIENCE
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_a_run_of_another_does_not_exist(people: People) -> None:
     assert olga.post(f"/api/requests/{request}", {"verdict": "approve"}).status_code == 200
     decided = [">r1</a>" in who.get("/inbox?state=decided").text for who in (anna, olga, bob)]
     assert decided == [True, True, False]
-    assert swarm.get("r1").result(60).messages[-1]["content"] == "Paid."
+    assert swarm.get("r1").result(PATIENCE).messages[-1]["content"] == "Paid."
     assert swarm.get("r1").requests(all=True)[0].answered_by == "olga"
 
 
@@ -100,7 +101,7 @@ def test_an_id_of_another_is_taken(people: People) -> None:
     swarm, anna, bob, _ = people(["Secret"])
     body = {"agent": agent.name, "message": "Hi", "run_id": "r1"}
     assert anna.post("/api/runs", body).status_code == 201
-    swarm.get("r1").result(60)
+    swarm.get("r1").result(PATIENCE)
     assert anna.post("/api/runs", body).status_code == 200
     refused = bob.post("/api/runs", body)
     assert refused.status_code == 409
@@ -115,7 +116,7 @@ def test_a_session_of_another_does_not_exist(people: People) -> None:
     swarm, anna, bob, olga = people(["One", "Two", "Three"])
     first = {"agent": agent.name, "message": "Hi", "session": "s1", "run_id": "r1"}
     assert anna.post("/api/runs", first).status_code == 201
-    swarm.get("r1").result(60)
+    swarm.get("r1").result(PATIENCE)
     more = {"agent": agent.name, "message": "More", "session": "s1"}
     assert bob.post("/api/runs", more).status_code == 404
     chat = {"model": agent.name, "messages": [{"role": "user", "content": "Hi"}], "metadata": {"session": "s1"}}
@@ -127,7 +128,7 @@ def test_a_session_of_another_does_not_exist(people: People) -> None:
     assert "s1" not in bob.get("/sessions").text
     assert olga.get("/sessions/s1").status_code == 200
     assert anna.post("/api/runs", {**more, "run_id": "r3"}).status_code == 201
-    assert swarm.get("r3").result(60).messages[-1]["content"] == "Two"
+    assert swarm.get("r3").result(PATIENCE).messages[-1]["content"] == "Two"
 
 
 def test_responses_and_tools_of_another_do_not_exist(people: People) -> None:
@@ -166,7 +167,7 @@ def test_what_a_run_starts_belongs_to_its_person(people: People) -> None:
     assert bob.get(f"/api/runs/{encode_id(request['run_id'])}").status_code == 404
     assert bob.get("/api/requests").json()["requests"] == []
     assert anna.post(f"/api/requests/{encode_id(request['id'])}", {"verdict": "approve"}).status_code == 200
-    swarm.get("r1").result(60)
+    swarm.get("r1").result(PATIENCE)
     assert olga.post("/api/runs/r1/fork", {"turn": 1, "run_id": "f1"}).status_code == 201
     assert bob.get("/api/runs/f1").status_code == 404
     assert anna.get("/api/runs/f1").status_code == 200
@@ -194,6 +195,6 @@ def test_without_authorize_all_see_all(serve: Serve) -> None:
     agent = Agent(name=unique())
     swarm, client = serve(["One"])
     client.post("/api/runs", json={"agent": agent.name, "message": "Hi", "run_id": "r1"})
-    swarm.get("r1").result(60)
+    swarm.get("r1").result(PATIENCE)
     assert client.get("/api/runs/r1").status_code == 200
     assert "belongs_to" not in json.dumps(swarm.export("r1"))

@@ -26,6 +26,8 @@ from durable_swarm.webhooks import Undelivered, is_public
 from tests.crash.test_requests import soon
 from tests.engine.helpers import unique
 from tests.server.conftest import pay
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -104,7 +106,7 @@ def test_requests_and_ends_are_told(url: str, receiver: Receiver) -> None:
         assert (asked["type"], asked["data"]["run_id"]) == ("request.opened", "r1")
         assert (asked["data"]["tool"], asked["data"]["arguments"]) == ("pay", {"amount": 5})
         swarm.approve(asked["data"]["request_id"])
-        run.result(60)
+        run.result(PATIENCE)
         with pytest.raises(ValueError, match="broken"):
             swarm.run(agent, [{"role": "user", "content": "Again"}], run_id="r2")
     later = {one["data"]["run_id"]: one for one in receiver.told()[1:]}
@@ -251,7 +253,7 @@ def _life(folder: Path, *arguments: str) -> Iterator[None]:
     """Run the program until it is ready, and kill it at the end."""
     address, *rest = arguments
     command = [sys.executable, "program.py", address, SECRET, *rest]
-    process = subprocess.Popen(
+    process = programs.Program(
         command, cwd=folder, env={**os.environ}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:

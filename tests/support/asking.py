@@ -9,9 +9,7 @@ from typing import Any
 
 from durable_swarm import Agent, DurableSwarm, Run, ask_human, later, tool
 from durable_swarm.testing import ScriptedModel, call
-
-PATIENCE = 60.0
-"""Seconds to wait for a request before the test fails."""
+from tests.support.patience import PATIENCE
 
 
 @tool(approval=lambda amount: amount > 100)

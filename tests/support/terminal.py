@@ -13,13 +13,12 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from typing import Self
 
-PATIENCE = 60.0
-"""Seconds to wait for a text or the end before the test fails."""
+from tests.support import programs
+from tests.support.patience import PATIENCE
 
 
 class Terminal:
@@ -27,7 +26,7 @@ class Terminal:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self._master, slave = pty.openpty()
-        self._process = subprocess.Popen(
+        self._process = programs.Program(
             command, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, **(env or {})}, start_new_session=True
         )
         os.close(slave)
