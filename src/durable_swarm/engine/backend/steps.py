@@ -4,7 +4,8 @@ Beyond DBOS's public interface:
 
 - `decorate_workflow`, `run_step`, `run_step_async` with a `DBOS` of our own view: the public decorators write step
   results with the serializer of the program that launched DBOS, which is pickle by default. They also record the result
-  of a child workflow twice, in its own row and in its parent's; our view of the database does not.
+  of a child workflow twice, in its own row and in its parent's; our view of the database does not. A tool call, a child
+  workflow to DBOS, has no row in our view as long as it needs none (`deferred_calls.py`).
 - `decorate_workflow` again: a workflow that exists in two forms (in the calling thread, on an event loop) has one name;
   the public decorator registers both, and warns.
 - `update_workflow_outcome`: when the success of an async workflow cannot be recorded (a full disk), DBOS records this
@@ -72,7 +73,7 @@ Status = Literal["PENDING", "SUCCESS", "ERROR", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
 
 
 class _Database:
-    """The launched DBOS's database, without a second record of a child workflow's result."""
+    """The launched DBOS's database, where a tool call is a workflow only if it needs records of its own."""
 
     def __init__(self, database: _sys_db.SystemDatabase) -> None:
         self._database = database

@@ -93,7 +93,7 @@ def _running_task() -> asyncio.Task[object] | None:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One undecorated tool call in progress, with the data that its child workflow needs."""
+    """One undecorated tool call in progress, with the data that its workflow needs."""
 
     run: Execution
     agent: AgentLike
@@ -112,7 +112,7 @@ class ToolCall:
 
 
 class PendingCalls:
-    """The exchange where a run places the data for its child workflows and they pick it up, in either order.
+    """The exchange where a run places the data for its undecorated calls, whose workflows pick it up, in either order.
 
     After a crash both are recovered at once, and a child may start before its run has reached the call again.
     """

@@ -15,8 +15,9 @@ Body = Callable[[Runtime], Awaitable[Record]]
 
 
 class Colour(Protocol):
-    """How steps and child workflows are run: in this thread, or on an event loop. Records pass through the run's codec.
+    """How steps and undecorated calls are run: in this thread, or on an event loop.
 
+    Records pass through the run's codec.
     Both methods draw the numbers by which DBOS recognises a step before they first suspend. So a batch begun in the
     model's order has the same numbers in every execution, regardless of the order in which its calls get their turn.
     """

@@ -1,4 +1,4 @@
-"""Performs the loop's effects as checkpoints: a model call is a step, a tool call a step or a child workflow.
+"""Performs the loop's effects as checkpoints: a model call is a step, a tool call a step or a workflow.
 
 Written once for both colours: `InThread` runs DBOS's steps in the calling thread, `OnEventLoop` awaits them.
 """

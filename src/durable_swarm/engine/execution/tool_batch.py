@@ -1,4 +1,4 @@
-"""The tool calls of one reply, made in order or together: each is a step or a child workflow."""
+"""The tool calls of one reply, made in order or together: each is a step or a workflow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CallServices:
     on_loop: Callable[[Execution], Colour]
     """Returns the colour for a batch that runs concurrently beside a blocked thread."""
     place_call: Callable[[str, ToolCall], None]
-    """Places an undecorated tool call where its child workflow finds it."""
+    """Places an undecorated tool call where its workflow finds it."""
     crash_guard: CallGuard
     """Counts the calls that are executed again after a crash."""
     people: Callable[[ToolCall, str], CallRequests]

@@ -1,4 +1,4 @@
-"""Makes the steps of an undecorated tool checkpoints of its child workflow."""
+"""Makes the steps of an undecorated tool checkpoints of its workflow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def _given(done: Done) -> object:
 
 
 class StepRecorder:
-    """Makes the steps of an undecorated tool checkpoints of its child workflow."""
+    """Makes the steps of an undecorated tool checkpoints of its workflow."""
 
     def __init__(self, run: Execution, key: str, people: CallRequests) -> None:
         self._run_id = run.run_id
