@@ -17,6 +17,7 @@ import pytest
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, step
 from durable_swarm.engine.database import connection, outages, urls
 from durable_swarm.engine.database.locks import FileLocks
+from durable_swarm.engine.records import names
 from durable_swarm.testing import ScriptedModel
 from faults import power
 from faults.disk import sweep
@@ -176,7 +177,9 @@ def test_a_database_that_is_taken_away_is_waited_for(tmp_path: Path, caplog: pyt
     with DurableSwarm(model, database=f"sqlite:///{file}") as swarm:
         assert swarm.run(Agent(functions=[look]), user(), run_id="r").messages[-1]["content"] == "Done."
     assert made == [0, 1, 2]
-    assert rows(f"sqlite:///{file}", "status") == [("SUCCESS",)] * 4
+    assert rows(f"sqlite:///{file}", "status") == [("SUCCESS",)]
+    recorded = [name for (name,) in rows(f"sqlite:///{file}", "function_name", "operation_outputs")]
+    assert recorded.count(names.TOOL) == 3
 
 
 def test_another_file_in_place_of_the_database_is_not_used(tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_a_step_that_begins_a_call_names_it(make: Make, url: str) -> None:
     """A step of a tool call without the call is refused: nobody could find its result."""
     document = made(url, bank())
     del next(step for step in document["steps"] if "call" in step)["call"]
-    with pytest.raises(ConfigurationError, match="begins no tool call and has no outcome"):
+    with pytest.raises(ConfigurationError, match="step 3 of run 'one' is not a record"):
         make(ScriptedModel([])).import_run(document)
 
 

@@ -20,8 +20,8 @@ from tests.support.cuts import cutting
 from tests.support.patience import PATIENCE
 from tests.support.proxy import Plan, proxied
 
-STEP = 1 if LONG else 7
-"""Which statements of the opening find their connection cut: each, or in the short form every seventh."""
+STEP = 1 if LONG else 4
+"""Which statements of the opening find their connection cut: each, or in the short form every fourth."""
 NEVER = 10**9
 
 

@@ -24,8 +24,11 @@ from tests.support.patience import PATIENCE
 
 VERSIONS = sorted(path.name for path in FOLDER.iterdir() if path.is_dir() and path.name[0].isdigit())
 DATABASES = [(version, name) for version in VERSIONS for name in LIVES]
-REWORDED = re.compile(r"\.waits_for was .no process executes it; it goes on when ")
-"""A sentence for people that says the same in other words now."""
+REWORDED = re.compile(
+    r"\.waits_for was .no process executes it; it goes on when |"
+    r"\.content was .Error: no result yet\.. and is .Error: no result yet; no running process owns the run\."
+)
+"""Sentences for people that say the same in other words now, or more."""
 
 OVER = re.compile(r"\.(runs|show|export)\S*\.(status|idle|waits_for) was")
 """What has changed of a run that slept, since its time is over: nothing but how it stands."""

@@ -56,13 +56,13 @@ def test_the_fixture_finds_and_passes(tmp_path: Path) -> None:
     shown = pytest_in(tmp_path)
     assert "1 failed, 1 passed" in shown, shown
     assert "tool `charge` ran twice" in shown
-    assert "crash test of good: 8 boundaries, 16 cases, 16 processes killed" in shown
+    assert "crash test of good: 7 boundaries, 14 cases, 14 processes killed" in shown
 
 
 def test_options_of_the_command_line(tmp_path: Path) -> None:
     """The options are those of the function, and `--help` names them."""
     shown = pytest_in(tmp_path, "--crash-random", "5", "--seed", "3", "--crash-workers", "2", "-k", "good")
-    assert "crash test of good: 8 boundaries, 5 cases" in shown, shown
+    assert "crash test of good: 7 boundaries, 5 cases" in shown, shown
     shown = pytest_in(tmp_path, "--help")
     assert "--crash-random=N" in shown
     assert "--crash-pairs" in shown

@@ -127,7 +127,7 @@ def _execute(how: str, arguments: list[str]) -> None:
         sys.argv, text, name = arguments, Path(arguments[0]).read_text(encoding="utf-8"), arguments[0]
         sys.path[:0] = [str(Path(arguments[0]).resolve().parent), *paths]
         main.__file__ = name
-    exec(compile(text, name, "exec"), vars(main))
+    exec(compile(text, name, "exec", dont_inherit=True), vars(main))
 
 
 def _show_own_frames(how: str, arguments: list[str]) -> None:

@@ -1,8 +1,9 @@
 """Tool calls that are workflows without a row: it is written before the first thing that needs it.
 
 Most tools have no steps of their own. Such a call is recorded as a step of its run when it has ended: one row, where a
-workflow has three, and its start as a step of the run is a fourth. A call that records a step, sleeps, or starts a run
-becomes a workflow with a row just before. So does one that uses DBOS itself, as soon as it draws a number of a step.
+workflow has three, and its start as a step of the run is a fourth. A call that records a step, sleeps, asks or starts a
+run becomes a workflow with a row just before. So does one that uses DBOS itself, as soon as it draws the number of a
+step.
 
 Beyond DBOS's public interface:
 

@@ -74,7 +74,9 @@ class CallRequests:
                 await in_thread(self.inbox.reopen, asked, self.made.run.swarm.name, problem, self.made.run.owner)
 
     async def open(self, asked: RequestSpec, kept: Record | None = None) -> Request:
-        """Open a request, unless it exists."""
+        """Open a request, unless it exists. A call that asks has a row, whose end closes what it has asked."""
+        if asked.kind == "question":
+            await in_thread(begin_workflow)
         try:
             request = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept, self.made.run.owner)
         except TokenTaken as error:
