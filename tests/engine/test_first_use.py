@@ -8,13 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from dbos._dbos import _get_or_create_dbos_registry
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm, RunNotFound
+from durable_swarm.engine.backend import launch
 from durable_swarm.engine.database import reconnecting
 from durable_swarm.engine.processes import opening
 from durable_swarm.engine.processes.process import Process
 from durable_swarm.testing import ScriptedModel
 from tests.crash.matrix import LONG
+from tests.engine.conftest import Make
 from tests.engine.helpers import unique, user
 from tests.support.cuts import cutting
 from tests.support.patience import PATIENCE
@@ -71,6 +74,21 @@ def test_a_server_that_is_away_is_not_waited_for(postgres_database: str, tries: 
         with cutting(1, NEVER), pytest.raises(ConfigurationError, match="Check that the server runs"):
             swarm.runs()
         assert len(tries) == 1
+
+
+def test_an_opening_that_fails_leaves_no_queue(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue of a process that did not open is not served by the next one, which would ask for it all the time."""
+
+    def fail(*_: object) -> None:
+        raise ConfigurationError("not now")
+
+    served = _get_or_create_dbos_registry().internal_queue_map
+    before = set(served)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "launch_dbos", fail)
+        with pytest.raises(ConfigurationError, match="not now"):
+            make(ScriptedModel([])).runs()
+    assert set(served) == before
 
 
 FIRST: dict[str, Callable[[DurableSwarm, Agent], Any]] = {

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from durable_swarm import Agent, ConfigurationError, DurableSwarm
 from durable_swarm.testing import CrashTestFailed, ScriptedModel, crash_test, effect
+from durable_swarm.testing.crash import program
 from tests.crash.matrix import LONG
 from tests.kit.faulty import FAULTS, QUESTION, doubled_charge, run
 from tests.kit.right import RIGHT, handoff, keyed_charge
@@ -282,3 +284,30 @@ def test_wrong_use(scenario: Any, options: dict[str, Any], text: str) -> None:
     """A scenario that cannot be tested, or an option that makes no sense, is told in one sentence."""
     with pytest.raises(ConfigurationError, match=text):
         crash_test(scenario, **options)
+
+
+def test_a_death_that_is_told_late_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process may be known to have ended a while after its connection has closed."""
+
+    class Late:
+        pid, log, answer = 0, "", Connection(os.open(os.devnull, os.O_RDONLY))
+
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def receive(self, _seconds: float) -> None:
+            """Return that there is no report."""
+
+        def gone(self, seconds: float) -> bool:
+            return seconds >= 1
+
+        def send(self, _number: int) -> None:
+            """Send nothing."""
+
+        def code(self) -> int:
+            return -signal.SIGKILL
+
+    monkeypatch.setattr(program, "Child", Late)
+    monkeypatch.setattr(os, "killpg", lambda *_: None)
+    task = program.Task(program.Scenario(__name__, __file__, "inner", takes_database=False), "sqlite:///x", tmp_path, 1)
+    assert program.live(task, timeout=60).how == "killed"

@@ -128,8 +128,9 @@ async def _failed(request: Request, error: Exception) -> Response:
     status, path = getattr(error, "status_code", 404), one_line(route_path(request.scope))[:200]
     if status == 404:
         return _deny(request, status, f"there is nothing at {path}; /api/openapi.json describes the routes")
-    allowed = (getattr(error, "headers", None) or {}).get("Allow", "")
-    return _deny(request, status, f"{path} does not take {request.method}; it takes {allowed}")
+    allowed = (getattr(error, "headers", None) or {}).get("Allow", "").split(", ")
+    takes = ", ".join(sorted(method for method in allowed if method != "HEAD"))
+    return _deny(request, status, f"{path} does not take {request.method}; it takes {takes}")
 
 
 def _refuse(request: Request, wrong: bool) -> Response:

@@ -143,20 +143,20 @@ class Process:
 
     def _launch(self, worker_id: str | None) -> None:
         locks = open_locks(self.url)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(locks.close)
+            undo.callback(patches.restore)
             self.identity = Identity(locks, DBOS.executor_id if self.hosted else worker_id)
             self.queue = names.QUEUE + self.identity.name
             self._private = queues.serve_queue(self.queue, FAST)
+            undo.callback(queues.forget_queue, self._private)  # Otherwise the next launch would serve it, too.
             patches.refuse_pickle(everywhere=not self.hosted)
             steps.note_claims()
             if not self.hosted:
                 launch.launch_dbos(self.url, self.store.engine, self.identity.name, 2 * IN_THREADS)
                 self.outage.watch(self.store.engine)
             admission.install()
-        except BaseException:
-            patches.restore()
-            locks.close()
-            raise
+            undo.pop_all()
 
     def close(self) -> None:
         """Release all resources. Runs in progress stay unfinished in the database."""

@@ -101,11 +101,13 @@ def live(task: Task, *, timeout: float) -> End:
     """Run one execution to its end; one that has not ended `timeout` seconds after its start hangs."""
     task.folder.mkdir(parents=True, exist_ok=True)
     child = Child(fork_server(PRELOAD), _live, (task,), task.log, daemon=False)
+    report, patience = None, timeout
     try:
         report = child.receive(timeout)
     except TimeoutError:
-        report = None
-    hung = report is None and not child.gone(0.2)
+        patience = 0.2
+    # A process without a report has ended, but on a busy machine its end may be known only later.
+    hung = report is None and not child.gone(patience)
     log = child.stacks() if hung else ""
     return _judged(report, _end(child), hung, log or child.log)
 
