@@ -111,10 +111,20 @@ def with_dbos_event() -> str:
     return "2"
 
 
+def with_dbos_patch() -> str:
+    """Ask DBOS which code to execute, whose record is written before its number is drawn."""
+    return "2" if DBOS.patch("new") else "1"
+
+
+async def with_dbos_patch_async() -> str:
+    """Ask DBOS which code to execute on the event loop."""
+    return "2" if await DBOS.patch_async("new") else "1"
+
+
 WITHOUT: list[Callable[..., Any]] = [plain, plain_async]
 WITH: list[Callable[..., Any]] = [
     with_step, with_step_async, with_steps_together, with_sleep, with_sleep_async, once, in_transaction, with_dbos,
-    with_dbos_async, with_dbos_event,
+    with_dbos_async, with_dbos_event, with_dbos_patch, with_dbos_patch_async,
 ]  # fmt: skip
 
 
@@ -181,6 +191,24 @@ def test_a_resumed_run_does_not_repeat_the_call(
     assert swarm.get("r").result().messages[-2]["content"] == "2"
     after = rows(database_url, "workflow_uuid, function_id, output, completed_at_epoch_ms", "operation_outputs")
     assert set(map(tuple, before)) <= set(map(tuple, after))
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["plain", "with-step"])
+def test_calls_after_one_that_has_failed_are_not_in_progress(early: bool, make_anywhere: Make) -> None:
+    """Calls are made in order: those after a call without a result have not begun, whether it is a workflow or not."""
+
+    def fails() -> str:
+        """Fail, before or after a step."""
+        if early:
+            noted(1)
+        raise ValueError("no such account")
+
+    swarm = make_anywhere(ScriptedModel([[call("plain"), call("fails"), call("plain")], "Done."]))
+    agent = Agent(name=unique(), functions=[plain, fails])
+    with pytest.raises(ValueError, match="no such account"):
+        swarm.run(agent, user(), run_id="r")
+    made = [(info.name, info.status) for info in swarm.get("r").steps() if info.kind == "tool"]
+    assert made == [("tool:plain", "done"), ("tool:fails", "failed")]
 
 
 @pytest.mark.parametrize("made", [plain, with_step], ids=lambda made: made.__name__)

@@ -2,13 +2,14 @@
 
 Most tools have no steps of their own. Such a call is recorded as a step of its run when it has ended: one row, where a
 workflow has three, and its start as a step of the run is a fourth. A call that records a step, sleeps, asks or starts a
-run becomes a workflow with a row just before. So does one that uses DBOS itself, as soon as it draws the number of a
+run becomes a workflow with a row just before. So does one that uses DBOS itself, as soon as it asks for the number of a
 step.
 
 Beyond DBOS's public interface:
 
-- `DBOSContext.function_id`: everything that DBOS records in a workflow draws a number by it, and no number is drawn for
-  anything else. There is no other place that all of DBOS's own functions pass.
+- `DBOSContext.function_id`: everything that DBOS records in a workflow reads it to draw a number, and it is read for
+  nothing else. `DBOS.patch` draws the number only when its record is written, so reading is what counts. There is no
+  other place that all of DBOS's own functions pass.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ _reserving: contextvars.ContextVar[bool] = contextvars.ContextVar("durable_swarm
 
 @contextlib.contextmanager
 def reserving() -> Iterator[None]:
-    """Draw numbers in this block without writing the row, which our own steps write off the event loop."""
+    """Draw or read numbers in this block without writing the row, which our own steps write off the event loop."""
     token = _reserving.set(True)
     try:
         yield
@@ -124,7 +125,7 @@ def reserving() -> Iterator[None]:
 
 
 class CallContext(_context.DBOSContext):
-    """DBOS's context of a tool call: whoever draws a number in it makes the call a workflow with a row."""
+    """DBOS's context of a tool call: whoever asks it for a number makes the call a workflow with a row."""
 
     call: DeferredCall
 
@@ -137,10 +138,10 @@ class CallContext(_context.DBOSContext):
     @property
     def function_id(self) -> int:
         """The last number drawn."""
+        if not _reserving.get():
+            self.call.begin_workflow()
         return int(self.__dict__["function_id"])
 
     @function_id.setter
     def function_id(self, number: int) -> None:
-        if number > self.function_id and not _reserving.get():
-            self.call.begin_workflow()
         self.__dict__["function_id"] = number

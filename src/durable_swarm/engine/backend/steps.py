@@ -353,7 +353,8 @@ def drawn() -> int:
     """Return how many numbers of steps the current workflow has drawn."""
     context = _context.get_local_dbos_context()
     assert context is not None  # As in every workflow.
-    return int(context.function_id)
+    with reserving():
+        return int(context.function_id)
 
 
 def place_of(reserved: Reserved | None, name: str) -> Place:

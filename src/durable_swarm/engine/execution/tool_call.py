@@ -74,8 +74,13 @@ class CallRequests:
                 await in_thread(self.inbox.reopen, asked, self.made.run.swarm.name, problem, self.made.run.owner)
 
     async def open(self, asked: RequestSpec, kept: Record | None = None) -> Request:
-        """Open a request, unless it exists. A call that asks has a row, whose end closes what it has asked."""
-        if asked.kind == "question":
+        """Open a request, unless it exists.
+
+        A call that asks, or is asked about because of a limit, has a row, whose end closes its requests: the tool may
+        leave its question by a timeout, and the limit may be extended otherwise. An approval, and what comes later, is
+        always waited for.
+        """
+        if asked.kind in ("question", "limit"):
             await in_thread(begin_workflow)
         try:
             request = await in_thread(self.inbox.open, asked, self.made.run.swarm.name, kept, self.made.run.owner)
@@ -180,6 +185,9 @@ class ToolCallExecution:
 
     async def _made(self) -> Record:
         call, outcome = self.made.call, await self._refused()
+        if outcome is not None and call.approval:
+            with engines_code(f"tool call {self.key!r}"):
+                await in_thread(self.people.inbox.withdraw, self.key)
         if outcome is None and call.approval:
             asked = await self._approval(call)
             call, outcome = await approved(asked, self.function, call, self.people, self.waits)

@@ -205,6 +205,8 @@ class LastReply:
     """What the others have returned, by index."""
     at: datetime | None = None
     """The time at which the next call has begun."""
+    open: bool = False
+    """True if a call that is a workflow has no result yet: none after it has begun, unless they are made together."""
 
     @classmethod
     def of(cls, reply: Reply, step: StepRow) -> LastReply:
@@ -225,13 +227,15 @@ class LastReply:
         if call is not None:
             self.texts[call.index] = fields.get("output")
         if not self.together:
+            self.open = self.open or fields["status"] == "running"
             self.at = fields.get("finished_at") or self.at
         return fields, call
 
     def rest(self, *, in_progress: bool) -> Iterator[StepWithCall]:
         """Yield the calls behind the last record: one after the other if the reply's calls are not made together."""
         if in_progress:
-            yield from self._in_progress(list(self.calls.values())[: None if self.together else 1])
+            begun = None if self.together else 0 if self.open else 1
+            yield from self._in_progress(list(self.calls.values())[:begun])
         yield from (_unmade(call, self.texts) for _, call in self.unmade)
 
     def _in_progress(self, calls: list[Call]) -> Iterator[StepWithCall]:

@@ -165,6 +165,13 @@ class Inbox(OwnTable):
             row = RequestRow(*connection.execute(select(rows).where(rows.c.id == request_id)).one())
         return self._request(row)
 
+    def withdraw(self, call: str) -> None:
+        """Close the request for the approval of a tool call that is not made."""
+        rows = self._rows
+        with self._writing() as connection:
+            asked = (rows.c.call == call) & (rows.c.kind == "approval") & (rows.c.state == "open")
+            connection.execute(update(rows).where(asked).values(state="expired", answered_at=now()))
+
     def reopen(self, asked: RequestSpec, swarm: str, why: str, owner: str | None = None) -> None:
         """Reopen a request whose decision does not fit: it shows the reason, and the current question."""
         rows, record = self._rows, {**asked_record(asked, None), "why": codec.encode(why)}
