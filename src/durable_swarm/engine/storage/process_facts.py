@@ -70,7 +70,6 @@ class ProcessTable(OwnTable):
 
     def write(self, facts: ProcessFacts) -> None:
         """Store the facts about a process, in place of earlier ones; drop those of processes gone long ago."""
-        self.create()
         rows = self._rows
         served = json.dumps(
             {"swarms": facts.swarms, "queues": facts.queues, "failing": facts.failing, "left_at": facts.left_at}

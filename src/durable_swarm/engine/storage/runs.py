@@ -145,7 +145,8 @@ class Store(RunRecords):
 
     def create_tables(self) -> None:
         """Create the tables and indexes of this package that do not exist."""
-        create_all([self.inbox, self.family, self.sessions, self.outages, self.ledger], self.mailbox.table)
+        own = [self.inbox, self.family, self.sessions, self.outages, self.ledger, self.processes]
+        create_all(own, self.mailbox.table)
         self._rows.create_indexes()
 
     def row(self, run_id: str, *, load_output: bool = True, waits: bool = False) -> RunRow | None:
