@@ -21,7 +21,7 @@ from durable_swarm.engine.history.story import step_infos, story
 from durable_swarm.engine.records import base, failures, runs
 from durable_swarm.engine.records import names as records_names
 from durable_swarm.engine.records.rows import RecordedError, RunRow, StepRow
-from durable_swarm.engine.records.turns import Rows, calls_of, numbered
+from durable_swarm.engine.records.turns import Rows, calls_of, is_outcome, numbered
 from durable_swarm.engine.storage.run_state import state_of
 from durable_swarm.engine.storage.runs import Store
 from durable_swarm.loop import NOT_MADE, Reply
@@ -154,7 +154,7 @@ class Exported:
     def _check_calls(self) -> None:
         """Refuse results of calls that no recorded reply makes: they would stay hidden until the run used them."""
         children, steps = _calls_made(self.data.start, self.data.steps)
-        outcomes = {step.number: step.name for step in self.data.steps if step.call is None and _is_of_tool(step)}
+        outcomes = {step.function_id: step.function_name for step in self.steps(self.data.id) if is_outcome(step)}
         for key in self.data.calls:
             if key not in children:
                 raise ValueError(f"no recorded reply makes the tool call {key}")
@@ -326,10 +326,6 @@ def _calls_made(start: base.Record, steps: list[StepData]) -> tuple[dict[str, in
                 names[number] = records_names.TOOL
                 keys[f"{turn}.{call.index}"] = number
     return keys, names
-
-
-def _is_of_tool(step: StepData) -> bool:
-    return step.name == records_names.TOOL or step.name.startswith("tool:")
 
 
 def _package() -> str | None:

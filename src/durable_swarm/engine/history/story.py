@@ -163,14 +163,14 @@ def _in_turns(steps: Iterator[StepWithCall], first: int) -> Iterator[StepWithCal
 def _recorded(store: Rows, row: RunRow, *, makes_calls: bool) -> Iterator[StepWithCall]:
     """Yield the steps that the run has begun itself, those inside a tool after it."""
     rows, children = store.steps(row.workflow_id), calls_of(store, row)
-    reply, blocked = LastReply(), False
+    reply, blocked = _LastReply(), False
     for step in rows:
         yield from reply.passed(step.function_id)
         call = reply.calls.pop(step.function_id, None)
         if step.function_name.startswith("model:"):
             record = _opened(store.step_record, step, row)
             readable = makes_calls and "message" in record
-            reply = LastReply.of(store.reply(step, row), step) if readable else LastReply()
+            reply = _LastReply.of(store.reply(step, row), step) if readable else _LastReply()
             yield _reply(step, record), None
         elif step.function_name.startswith(names.GUARDRAIL):
             record = _opened(store.step_record, step, row)
@@ -193,7 +193,7 @@ def _recorded(store: Rows, row: RunRow, *, makes_calls: bool) -> Iterator[StepWi
 
 
 @dataclass
-class LastReply:
+class _LastReply:
     """The calls of a run's last reply, as its steps are read one by one."""
 
     together: bool = False
@@ -209,7 +209,7 @@ class LastReply:
     """True if a call that is a workflow has no result yet: none after it has begun, unless they are made together."""
 
     @classmethod
-    def of(cls, reply: Reply, step: StepRow) -> LastReply:
+    def of(cls, reply: Reply, step: StepRow) -> _LastReply:
         """Return the calls of the reply that this step of the run has recorded."""
         placed = list(numbered(reply.calls, step.function_id))
         made = {at: call for call, at in placed if call.plan not in NOT_MADE}

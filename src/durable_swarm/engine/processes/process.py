@@ -137,8 +137,9 @@ class Process:
         self.webhooks = WebhookSender(self.store)
         self._unwatch = agents.watch(self.recovery.agent_defined)
         self.changes = ChangeWatch(self.identity.hears, lambda: self.store.changes.with_next(now()))
-        away = self.outage
-        self.maintenance = MaintenanceLoop(self._private, self._jobs(), self.changes, lambda: away.reason is not None)
+        self.maintenance = MaintenanceLoop(
+            self._private, self._jobs(), self.changes, lambda: self.outage.reason is not None
+        )
         background().hold()
 
     def _launch(self, worker_id: str | None) -> None:
